@@ -1,0 +1,86 @@
+"""Gather training text for the demo checkpoint: books, and the documentation strings of the Python packages at hand.
+
+Writes one text file per source into a folder that ``demo/train.py`` reads. Documents are separated by a line holding
+``<|endoftext|>``. The topics of ``pydoc_data`` are the held-out text: that package is never read, and any document that
+shares a run of twelve words with it is left out (some packages quote the language reference).
+
+    python demo/corpus.py OUT_DIR --books books.txt.gz
+"""
+
+import argparse
+import ast
+import gzip
+import inspect
+import re
+import sysconfig
+from collections.abc import Iterator
+from pathlib import Path
+
+SEPARATOR = "<|endoftext|>"
+SHINGLE = 12  # words
+
+
+def shingles(text: str) -> set[int]:
+    words = re.findall(r"\w+", text.lower())
+    return {hash(tuple(words[i : i + SHINGLE])) for i in range(len(words) - SHINGLE + 1)}
+
+
+def module_documentation(path: Path) -> str:
+    """All documentation strings of one source file, in order of appearance; empty where it does not parse."""
+    try:
+        tree = ast.parse(path.read_bytes())
+    except (SyntaxError, ValueError, RecursionError):
+        return ""
+    parts = []
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
+            doc = ast.get_docstring(node, clean=False)
+            if doc and len(doc) > 60:
+                parts.append(inspect.cleandoc(doc))
+    return "\n\n".join(parts)
+
+
+def documentation(roots: list[Path], banned: set[int]) -> Iterator[str]:
+    seen: set[int] = set()
+    for root in roots:
+        for path in sorted(root.rglob("*.py")):
+            inside = path.relative_to(root).parts
+            if "pydoc_data" in inside or "site-packages" in inside:
+                continue
+            kept = []
+            for part in module_documentation(path).split("\n\n"):
+                key = hash(part)
+                if key in seen or (len(part) > 80 and shingles(part) & banned):
+                    continue
+                seen.add(key)
+                kept.append(part)
+            text = "\n\n".join(kept)
+            if len(text) > 200:
+                yield text
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--books", type=Path, help="text file (.gz allowed), books separated by <|endoftext|>")
+    args = parser.parse_args()
+
+    from pydoc_data.topics import topics
+
+    banned = shingles("\n".join(topics.values()))
+    args.out.mkdir(parents=True, exist_ok=True)
+    paths = sysconfig.get_paths()
+    stdlib, site = Path(paths["stdlib"]), Path(paths["purelib"])
+    for name, roots in {"stdlib": [stdlib], "packages": [site]}.items():
+        with open(args.out / f"{name}.txt", "w", encoding="utf-8") as out:
+            size = 0
+            for text in documentation(roots, banned):
+                size += out.write(text + "\n" + SEPARATOR + "\n")
+        print(f"{name}: {size / 1e6:.1f} MB")
+    if args.books:
+        with gzip.open(args.books, "rt", encoding="utf-8") as source, open(args.out / "books.txt", "w") as out:
+            out.write(source.read())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,234 @@
+"""A committed conversion: a folder and its ``manifest.json``.
+
+The manifest is written last and the folder renamed into place when complete, so what has a manifest under its final name is
+whole. Besides the manifest a folder holds only what a rerun reproduces byte for byte; the manifest holds no times.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from quantize.checkpoint import sha256_file
+from quantize.errors import BadInput, StepFailed
+
+MANIFEST = "manifest.json"
+FORMAT_VERSION = 1
+
+
+class Frozen(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Note(Frozen):
+    """A fallback that was taken: ``what`` was done to ``tensor`` (or ``*``) and ``why``."""
+
+    tensor: str
+    what: str
+    why: str
+
+
+class FileEntry(Frozen):
+    sha256: str
+    size_bytes: int
+
+
+class Source(Frozen):
+    id: str
+    revision: str | None
+    digest: str
+    dtype: str
+    architecture: str
+    model_type: str
+    parameters: int
+    license: str | None = None
+    remote_code: bool = False
+
+
+class CalibrationRecord(Frozen):
+    source: str
+    sha256: str  # of the text that was used
+    ids_sha256: str
+    tokens: int
+    sequence_length: int
+    seed: int
+
+
+class Check(Frozen):
+    """One thing verified: ``value`` against ``tolerance`` where it is a number."""
+
+    name: str
+    passed: bool
+    value: float | None = None
+    tolerance: float | None = None
+    detail: str = ""
+
+
+class Verification(Frozen):
+    level: Literal["full", "tensors", "none"]
+    runtime: str = ""
+    reader: str = ""
+    checks: tuple[Check, ...] = ()
+
+    @property
+    def passed(self) -> bool:
+        return all(check.passed for check in self.checks)
+
+
+class Manifest(Frozen):
+    format_version: int = FORMAT_VERSION
+    recipe: dict[str, Any]
+    recipe_short: str
+    recipe_digest: str
+    source: Source
+    tool: dict[str, str]
+    engine: str
+    libraries: dict[str, str]
+    calibration: CalibrationRecord | None = None
+    run: dict[str, Any] = Field(default_factory=dict)
+    files: dict[str, FileEntry]
+    weight_bytes: int
+    bits_per_weight: float
+    notes: tuple[Note, ...] = ()
+    details: dict[str, Any] = Field(default_factory=dict)
+    runtime: str
+    loads_in: tuple[str, ...]
+    verification: Verification
+
+
+class Artifact:
+    """``folder`` and its parsed ``manifest``."""
+
+    def __init__(self, folder: Path, manifest: Manifest):
+        self.folder = folder
+        self.manifest = manifest
+
+    @classmethod
+    def load(cls, folder: Path | str) -> "Artifact":
+        """Errors: BadInput where the folder has no manifest, or a malformed one, or lacks a file that it names."""
+        folder = Path(folder)
+        path = folder / MANIFEST
+        if not path.is_file():
+            raise BadInput(f"{folder}: no {MANIFEST}, so not an artifact of quantwright; make one with `quantwright convert`")
+        try:
+            manifest = Manifest.model_validate_json(path.read_bytes())
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"]))
+            raise BadInput(f"{path}: malformed manifest: {where}: {first['msg']}; convert again with --force") from None
+        for name, entry in manifest.files.items():
+            file = folder / name
+            if not file.is_file() or file.stat().st_size != entry.size_bytes:
+                state = f"has {file.stat().st_size} bytes instead of {entry.size_bytes}" if file.is_file() else "is missing"
+                raise BadInput(f"{folder}: {name} {state}; convert again with --force")
+        return cls(folder, manifest)
+
+    @property
+    def digest(self) -> str:
+        """sha256 over file names and hashes and the recipe: equal for equal content, wherever and whenever it was made."""
+        content = {"recipe": self.manifest.recipe_digest, "files": {n: e.sha256 for n, e in sorted(self.manifest.files.items())}}
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(entry.size_bytes for entry in self.manifest.files.values())
+
+    @property
+    def bits_per_weight(self) -> float:
+        return self.manifest.bits_per_weight
+
+    @property
+    def verified(self) -> str:
+        """``full``, ``tensors`` or ``none``."""
+        return self.manifest.verification.level
+
+    @property
+    def gguf(self) -> Path | None:
+        """The (first) GGUF file, where the artifact is one."""
+        return next((self.folder / name for name in sorted(self.manifest.files) if name.endswith(".gguf")), None)
+
+    def check_files(self) -> None:
+        """Hash every file. Errors: BadInput naming the first that does not match."""
+        for name, entry in self.manifest.files.items():
+            if sha256_file(self.folder / name) != entry.sha256:
+                raise BadInput(f"{self.folder}: {name} does not match its sha256; convert again with --force")
+
+
+def hash_files(folder: Path) -> dict[str, FileEntry]:
+    return {
+        str(path.relative_to(folder)): FileEntry(sha256=sha256_file(path), size_bytes=path.stat().st_size)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != MANIFEST
+    }
+
+
+def claim_output(out: Path, force: bool) -> None:
+    """Errors: BadInput where ``out`` exists (unless ``force``) or its parent cannot be written."""
+    if out.exists() and not force:
+        raise BadInput(f"{out}: already exists; choose another -o, or pass --force to replace it")
+    parent = out.absolute().parent
+    existing = next(p for p in [parent, *parent.parents] if p.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise BadInput(f"{out}: cannot be written ({existing} is not a writable folder); choose another -o")
+
+
+@contextmanager
+def staging(out: Path) -> Iterator[Path]:
+    """A folder beside ``out`` that ``commit`` renames into place; removed, with parents made for it, if that does not happen."""
+    out = out.absolute()
+    made = [p for p in [out.parent, *out.parent.parents] if not p.exists()]
+    stage = out.parent / f".{out.name}.staging-{os.getpid()}"
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        if stage.exists():
+            shutil.rmtree(stage)
+        stage.mkdir()
+        yield stage
+    except OSError as error:
+        raise _disk_error(error, out) from error
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+        if not out.exists():
+            for parent in made:
+                try:
+                    parent.rmdir()
+                except OSError:
+                    break
+
+
+def _disk_error(error: OSError, out: Path) -> Exception:
+    import errno
+
+    if error.errno == errno.ENOSPC:
+        return StepFailed(f"{out}: the disk is full; free some space (`quantwright plan` says how much is needed) and run again")
+    if error.errno in (errno.EROFS, errno.EACCES, errno.EDQUOT):
+        return StepFailed(f"{out}: cannot be written: {error.strerror}")
+    return error
+
+
+def commit(stage: Path, out: Path, manifest: Manifest, force: bool) -> Artifact:
+    """Write the manifest into ``stage``, flush everything to disk, and rename the folder to ``out``."""
+    (stage / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    for path in stage.rglob("*"):
+        if path.is_file():
+            with open(path, "rb") as file:
+                os.fsync(file.fileno())
+    old = None
+    if out.exists() and force:
+        old = out.absolute().parent / f".{out.name}.old-{os.getpid()}"
+        os.rename(out, old)
+    try:
+        os.rename(stage, out)
+    except OSError:
+        if old is not None:
+            os.rename(old, out)
+        raise
+    if old is not None:
+        shutil.rmtree(old) if old.is_dir() else old.unlink()
+    return Artifact(out, manifest)

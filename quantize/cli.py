@@ -1,0 +1,79 @@
+"""The ``quantwright`` command. Holds lazy strings only: ``quantwright --help`` imports neither torch nor transformers."""
+
+import os
+import sys
+from importlib import import_module, metadata
+
+import click
+
+from quantize.errors import QuantwrightError
+
+# name -> (where its click command lives, the line shown by --help)
+COMMANDS = {
+    "demo": ("quantize.commands.demo:demo", "Convert, verify, measure and report the embedded checkpoint."),
+    "convert": ("quantize.commands.convert:convert", "Make quantized artifacts from a checkpoint."),
+    "eval": ("evals.command:evaluate", "Measure perplexity, divergence and task accuracy."),
+    "bench": ("benchmarks.command:bench", "Measure prefill and decode speed, time to first token and memory."),
+    "report": ("reports.command:report", "Compare runs: HTML, Markdown, CSV and JSON."),
+    "recommend": ("reports.command:recommend", "Name the artifact to ship for a memory, speed and loss budget."),
+    "publish": ("reports.command:publish", "Write or upload a Hub repository with a measured model card."),
+    "run": ("quantize.commands.jobs:run", "Run a job file: models x recipes x evaluations, resumable."),
+    "plan": ("quantize.commands.jobs:plan", "Say what a conversion or a job will cost before it starts."),
+    "check": ("quantize.commands.jobs:check", "Say which recipes a checkpoint can take, and why not."),
+    "methods": ("quantize.commands.methods:methods", "List every recipe, what it needs and whether it can run here."),
+    "doctor": ("quantize.commands.methods:doctor", "Check this installation."),
+}
+
+
+class LazyGroup(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name not in COMMANDS:
+            return None
+        module, _, attribute = COMMANDS[name][0].partition(":")
+        command: click.Command = getattr(import_module(module), attribute)
+        return command
+
+    def resolve_command(self, ctx: click.Context, args: list[str]):  # type: ignore[no-untyped-def]
+        import difflib
+
+        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+            close = difflib.get_close_matches(args[0], COMMANDS, n=1)
+            raise click.UsageError(f"no command {args[0]!r}" + (f" (did you mean {close[0]}?)" if close else ""))
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, summary) for name, (_, summary) in COMMANDS.items()])
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(metadata.version("quantwright"), prog_name="quantwright")
+def cli() -> None:
+    """Take a Hugging Face checkpoint through every quantization people deploy, measure each, publish the one you choose."""
+
+
+def main() -> None:
+    # Kernels built on first use (quanto, gptqmodel) look for ninja on PATH; `.venv/bin/quantwright` alone does not put it there.
+    os.environ["PATH"] = os.path.dirname(sys.executable) + os.pathsep + os.environ.get("PATH", "")
+    try:
+        code = cli.main(standalone_mode=False)
+        sys.exit(code if isinstance(code, int) else 0)
+    except click.exceptions.Abort:
+        click.echo("interrupted", err=True)
+        sys.exit(130)
+    except KeyboardInterrupt:
+        click.echo("interrupted", err=True)
+        sys.exit(130)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(2)
+    except QuantwrightError as error:
+        click.echo(f"quantwright: {error}", err=True)
+        sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    main()

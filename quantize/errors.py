@@ -1,0 +1,28 @@
+"""What can go wrong, and the exit code each kind ends the program with.
+
+Anything that is not a ``QuantwrightError`` is a bug of ours and keeps its traceback.
+"""
+
+
+class QuantwrightError(Exception):
+    """A message for the person: which thing, what was expected, what to do. One line."""
+
+    exit_code = 1
+
+
+class BadInput(QuantwrightError):
+    """What was given cannot be used: a file, an option, a value."""
+
+    exit_code = 2
+
+
+class Unsupported(QuantwrightError):
+    """The combination asked for cannot be made, and that is known before work starts."""
+
+    exit_code = 2
+
+
+class StepFailed(QuantwrightError):
+    """Work started and did not succeed."""
+
+    exit_code = 1

@@ -1,0 +1,58 @@
+"""From what a person types to a folder on disk: a local path (tried first) or a Hub id ``org/name[@revision]``.
+
+HF_HOME, HF_HUB_CACHE, HF_ENDPOINT, HF_HUB_OFFLINE and HF_TOKEN mean what they mean to huggingface_hub, which does the work.
+"""
+
+import re
+from pathlib import Path
+
+from quantize.errors import BadInput, StepFailed
+
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?")
+# Everything a conversion reads, and nothing else: no .bin beside safetensors, no original/ folder.
+WANTED = ["*.json", "*.safetensors", "tokenizer.model", "spiece.model", "*.txt", "*.jinja", "LICENSE*", "README.md"]
+UNWANTED = ["*/*"]
+
+
+def resolve_model(model: str) -> tuple[Path, str | None]:
+    """-> (folder, commit of a Hub model or None). Errors: BadInput; StepFailed where the Hub cannot be reached."""
+    path = Path(model).expanduser()
+    if path.is_dir():
+        return path, None
+    if path.exists():
+        raise BadInput(f"{model}: is a file; give the checkpoint's folder or a Hub id (org/name)")
+    if not HUB_ID.fullmatch(model) or model.startswith((".", "/", "~")):
+        raise BadInput(f"{model}: no such folder, and not a Hub id (org/name[@revision])")
+    return _snapshot(model)
+
+
+def _snapshot(model: str) -> tuple[Path, str]:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    name, _, revision = model.partition("@")
+    try:
+        folder = Path(snapshot_download(name, revision=revision or None, allow_patterns=WANTED, ignore_patterns=UNWANTED))
+    except GatedRepoError:
+        raise BadInput(f"{name}: a gated repository; accept its terms on the Hub and set HF_TOKEN") from None
+    except RevisionNotFoundError:
+        raise BadInput(f"{name}: has no revision {revision!r}") from None
+    except RepositoryNotFoundError:
+        raise BadInput(f"{name}: neither a local folder nor a repository on the Hub (or it is private: set HF_TOKEN)") from None
+    except HFValidationError as error:
+        raise BadInput(f"{model}: {str(error).splitlines()[0]}") from None
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled):
+        raise StepFailed(
+            f"{name}: no such local folder, not in the Hub cache, and the Hub cannot be reached "
+            "(no network, or HF_HUB_OFFLINE is set); connect, set HF_ENDPOINT to a mirror, or give a local path"
+        ) from None
+    except (OSError, RuntimeError) as error:
+        raise StepFailed(f"{name}: the Hub cannot be reached ({str(error).splitlines()[0] or type(error).__name__})") from None
+    return folder, folder.name

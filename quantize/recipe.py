@@ -1,0 +1,150 @@
+"""What is done to the weights: only what changes the bytes. How it is run (device, threads) is ``RunOptions``.
+
+A recipe is written short (``gptq-int4``, ``gguf-q4_k_m``, ``gptq:bits=3,group_size=64``, ``bnb-nf4:double_quant=true``) or as
+YAML (``{method: gptq, bits: 4}``); both parse to the same frozen object with the same digest.
+"""
+
+import difflib
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from quantize.errors import BadInput
+
+
+class Recipe(BaseModel):
+    """Base of every method's recipe. Subclasses fix ``method`` to a Literal and add their parameters."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    method: str
+    #: Whether the method looks at calibration text.
+    calibrated: ClassVar[bool] = False
+
+    @property
+    def canonical(self) -> dict[str, Any]:
+        return self.model_dump(mode="json")
+
+    @property
+    def digest(self) -> str:
+        """sha256 of the canonical JSON."""
+        return hashlib.sha256(json.dumps(self.canonical, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+    @property
+    def short(self) -> str:
+        """The shortest spelling that parses back to this recipe."""
+        from quantize.registry import presets
+
+        candidates = [(name, params) for name, params in presets().items() if params["method"] == self.method]
+        mine, best = self.canonical, ""
+        for name, params in candidates:
+            base = type(self).model_validate(params).canonical
+            changed = {key: value for key, value in mine.items() if base[key] != value}
+            spelled = name + (":" if changed else "") + ",".join(f"{key}={_spell(value)}" for key, value in changed.items())
+            if not best or len(spelled) < len(best):
+                best = spelled
+        return best
+
+    @property
+    def slug(self) -> str:
+        """``short`` as a folder name."""
+        return "".join(c if c.isalnum() or c in "-_." else "-" for c in self.short)
+
+
+class DenseRecipe(Recipe):
+    """The checkpoint unquantized, in one dtype: the baseline."""
+
+    method: Literal["dense"] = "dense"
+    dtype: Literal["float32", "float16", "bfloat16"] = "bfloat16"
+
+
+class CalibrationOptions(BaseModel):
+    """Which text calibrates: ``source`` is ``stdlib`` (built in), a text file, or a Hub dataset id."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    source: str = "stdlib"
+    tokens: int = Field(default=32_768, ge=128)
+    sequence_length: int = Field(default=512, ge=32)
+    seed: int = 0
+
+
+class RunOptions(BaseModel):
+    """How a step runs. Recorded; ``device`` and ``threads`` are part of a step's key, never of a recipe's digest."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    device: str = "auto"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    threads: int | None = Field(default=None, ge=1)
+    memory_bytes: int | None = None
+    scratch: Path | None = None
+    trust_remote_code: bool = False
+    progress: bool = True
+
+    @property
+    def resolved_device(self) -> str:
+        if self.device != "auto":
+            return self.device
+        import torch
+
+        return "cuda" if torch.cuda.is_available() else "cpu"
+
+    @property
+    def resolved_threads(self) -> int:
+        import os
+
+        return self.threads or len(os.sched_getaffinity(0))
+
+
+def _spell(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return ";".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+
+
+def parse_recipe(text: str | dict[str, Any] | Recipe) -> Recipe:
+    """Short spelling, mapping or Recipe -> Recipe. Errors: BadInput naming the part that is wrong, with the nearest known."""
+    from quantize.registry import METHODS, presets, recipe_class
+
+    if isinstance(text, Recipe):
+        return text
+    if isinstance(text, dict):
+        method = text.get("method")
+        if method not in METHODS:
+            raise BadInput(f"recipe {text}: unknown method {method!r}{_did_you_mean(str(method), METHODS)}")
+        return _validate(recipe_class(method), text, str(text))
+    name, _, rest = text.strip().partition(":")
+    known = presets()
+    base = known.get(name.lower())
+    if base is None and name.lower() in METHODS:
+        base = {"method": name.lower()}
+    if base is None:
+        raise BadInput(f"unknown recipe {name!r}{_did_you_mean(name.lower(), [*known, *METHODS])}; `quantwright methods` lists all")
+    cls = recipe_class(base["method"])
+    values = dict(base)
+    for pair in filter(None, rest.split(",")):
+        key, equals, value = pair.partition("=")
+        if not equals:
+            raise BadInput(f"recipe {text!r}: expected key=value after ':', got {pair!r}")
+        values[key.strip()] = value.split(";") if ";" in value else value.strip()
+    return _validate(cls, values, text)
+
+
+def _validate(cls: type[Recipe], values: dict[str, Any], spelled: str) -> Recipe:
+    try:
+        return cls.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"]) or "recipe"
+        hint = _did_you_mean(key, cls.model_fields) if first["type"] == "extra_forbidden" else ""
+        message = "is not a parameter of this method" if first["type"] == "extra_forbidden" else first["msg"]
+        raise BadInput(f"recipe {spelled!r}: {key}: {message[0].lower()}{message[1:]}{hint}") from None
+
+
+def _did_you_mean(text: str, known: Any) -> str:
+    close = difflib.get_close_matches(text, list(known), n=3, cutoff=0.5)
+    return f" (did you mean {' or '.join(close)}?)" if close else ""

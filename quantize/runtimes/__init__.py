@@ -1,0 +1,99 @@
+"""Programs that can open a model. Verification, evaluation and benchmarks go through this interface and no other.
+
+Logits are pushed chunk by chunk to a callback, so that nothing full-size is held.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from quantize.errors import BadInput
+from quantize.recipe import Recipe, RunOptions
+
+#: ``consume(row, first, logits)``: float32 logits (positions, vocabulary) of row ``row``, starting at position ``first``.
+#: The array is valid during the call only.
+Consume = Callable[[int, int, np.ndarray], None]
+
+RUNTIMES = {
+    "transformers": "quantize.runtimes.transformers:TransformersRuntime",
+    "llamacpp": "quantize.runtimes.llamacpp:LlamaCppRuntime",
+}
+
+
+class Runtime(ABC):
+    """One model, opened. Token ids are plain ints of the source's vocabulary."""
+
+    name: ClassVar[str]
+    vocabulary: int  # columns of the logits
+    context: int  # most tokens in one window
+
+    @abstractmethod
+    def logits(self, rows: np.ndarray, first: int, consume: Consume) -> None:
+        """Run every row of ``rows`` (n, length) from an empty cache; push logits of positions ``first``..length-1.
+
+        Position t's logits predict token t+1. Rows are independent of one another. Errors: BadInput where a row is longer
+        than ``context`` or an id is outside the vocabulary.
+        """
+
+    @abstractmethod
+    def start(self, ids: Sequence[int]) -> np.ndarray:
+        """Empty the cache, process ``ids`` in one go (prefill), return the last position's logits (vocabulary,) float32."""
+
+    @abstractmethod
+    def step(self, token: int) -> np.ndarray:
+        """Append one token to what ``start`` began (decode); return its logits (vocabulary,) float32."""
+
+    @abstractmethod
+    def tokenize(self, text: str, add_special: bool = True) -> list[int]:
+        """The runtime's own tokenizer."""
+
+    @abstractmethod
+    def describe(self) -> dict[str, Any]:
+        """What belongs to every result: backend, its version or revision, CPU features or GPU, dtype, threads."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Free the model."""
+
+    def generate(self, ids: Sequence[int], tokens: int) -> list[int]:
+        """Greedy continuation of ``ids`` by ``tokens`` tokens."""
+        out: list[int] = []
+        logits = self.start(ids)
+        while True:
+            out.append(int(logits.argmax()))
+            if len(out) == tokens:
+                return out
+            logits = self.step(out[-1])
+
+    def check_rows(self, rows: np.ndarray) -> None:
+        if rows.shape[1] > self.context:
+            raise BadInput(f"a window of {rows.shape[1]} tokens exceeds the model's context of {self.context}; use a shorter one")
+        if rows.size and (rows.min() < 0 or rows.max() >= self.vocabulary):
+            raise BadInput(
+                f"token id {int(rows.max() if rows.max() >= self.vocabulary else rows.min())} is outside the model's "
+                f"vocabulary of {self.vocabulary}: the ids were made by another tokenizer"
+            )
+
+    def __enter__(self) -> "Runtime":
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+def open_runtime(path: Path | str, run: RunOptions, *, load_as: Recipe | None = None, exact: bool = False, context: int = 0) -> Runtime:
+    """Open whatever lies at ``path``: an artifact folder, a .gguf file, or an HF folder or Hub id (quantized or not).
+
+    ``load_as`` quantizes on the fly (quanto, bnb). ``exact`` asks for the most exact arithmetic the runtime offers (llama.cpp:
+    F32 KV cache, flash attention off). ``context``: tokens per window that are needed; 0 takes the model's own.
+    """
+    path = Path(path)
+    gguf = path if path.suffix == ".gguf" else next(iter(sorted(path.glob("*.gguf"))), None) if path.is_dir() else None
+    target = RUNTIMES["llamacpp" if gguf else "transformers"]
+    module, _, attribute = target.partition(":")
+    runtime: Runtime = getattr(import_module(module), attribute)(gguf or path, run, load_as=load_as, exact=exact, context=context)
+    return runtime

@@ -68,6 +68,17 @@ class Subject:
     role: str = ""
 
 
+def results_path(run: Path, name: str, stage: str) -> Path:
+    """Where the results of ``stage`` (``convert``, ``eval``, ``bench``) for what the person typed as ``name`` go:
+    RUN/results/<slug>.<stage>.json. Different names give different slugs."""
+    slug = "".join(c if c.isalnum() or c in "-_." else "-" for c in name.strip("/")).lstrip(".-")
+    if len(slug) > 100 or not slug or "/" in name.strip("/"):
+        import hashlib
+
+        slug = f"{slug[-92:].lstrip('.-')}-{hashlib.sha256(name.encode()).hexdigest()[:6]}"
+    return run / "results" / f"{slug}.{stage}.json"
+
+
 def write_results(path: Path, subject: Subject, results: list[EvalResult]) -> None:
     """One file per subject and step; written under a temporary name and renamed."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -23,9 +23,7 @@ from torch import nn
 
 SEPARATOR = "<|endoftext|>"
 # The split pattern of Qwen2's tokenizer.json.
-SPLIT = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
+SPLIT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 
 
 @dataclass(frozen=True)
@@ -258,7 +256,10 @@ def main() -> None:
         if time.monotonic() - last_save > args.save_every * 60:
             last_save = time.monotonic()
             save(model, tokenizer, args.out, size)
-            print(f"held out: {bits_per_byte(model, tokenizer, topics[:60000], size.context, device):.4f} bits per byte (part)", flush=True)
+            print(
+                f"held out: {bits_per_byte(model, tokenizer, topics[:60000], size.context, device):.4f} bits per byte (part)",
+                flush=True,
+            )
     save(model, tokenizer, args.out, size)
     final = bits_per_byte(model.to(torch.bfloat16).float(), tokenizer, topics, size.context, device)
     record = {

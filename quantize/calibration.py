@@ -25,7 +25,9 @@ class Calibration:
     @property
     def summary(self) -> str:
         r = self.record
-        return f"calibration: {r.source}, {r.tokens} tokens in windows of {r.sequence_length}, seed {r.seed}, sha256 {r.sha256[:12]}"
+        return (
+            f"calibration: {r.source}, {r.tokens} tokens in windows of {r.sequence_length}, seed {r.seed}, sha256 {r.sha256[:12]}"
+        )
 
 
 def stdlib_documentation() -> str:
@@ -92,7 +94,9 @@ def _dataset_text(name: str) -> str:
     try:
         rows = load_dataset(dataset, config or None, split="train")
     except (OSError, RuntimeError, ValueError) as error:
-        raise StepFailed(f"calibration dataset {name}: cannot be loaded ({str(error).splitlines()[0]}); give a text file") from None
+        raise StepFailed(
+            f"calibration dataset {name}: cannot be loaded ({str(error).splitlines()[0]}); give a text file"
+        ) from None
     column = next((c for c in ("text", "content", "prompt") if c in rows.column_names), None)
     if column is None:
         raise BadInput(f"calibration dataset {name}: no text column among {', '.join(rows.column_names)}; give a text file")

@@ -223,7 +223,11 @@ class Checkpoint:
         import torch
 
         raw = np.array(self.read(name))
-        tensor = torch.from_numpy(raw.view(np.int16)).view(torch.bfloat16) if self.tensors[name].dtype == "BF16" else torch.from_numpy(raw)
+        tensor = (
+            torch.from_numpy(raw.view(np.int16)).view(torch.bfloat16)
+            if self.tensors[name].dtype == "BF16"
+            else torch.from_numpy(raw)
+        )
         if tensor.is_floating_point() and not torch.isfinite(tensor.sum(dtype=torch.float64)):
             self.read_float32(name)
         return tensor

@@ -123,7 +123,9 @@ def parse_recipe(text: str | dict[str, Any] | Recipe) -> Recipe:
     if base is None and name.lower() in METHODS:
         base = {"method": name.lower()}
     if base is None:
-        raise BadInput(f"unknown recipe {name!r}{_did_you_mean(name.lower(), [*known, *METHODS])}; `quantwright methods` lists all")
+        raise BadInput(
+            f"unknown recipe {name!r}{_did_you_mean(name.lower(), [*known, *METHODS])}; `quantwright methods` lists all"
+        )
     cls = recipe_class(base["method"])
     values = dict(base)
     for pair in filter(None, rest.split(",")):

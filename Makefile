@@ -1,0 +1,43 @@
+# Set-up and the two commands of the README. Needs Python 3.11 with headers, gcc, g++, cmake and make; the rest is installed
+# into .venv here, once: a second run installs nothing.
+
+PYTHON ?= python3
+BIN := .venv/bin
+# llama.cpp is compiled at install (llama-cpp-python ships sources only): the library alone, without its tools and server.
+LLAMA_CPP := -DLLAVA_BUILD=OFF -DLLAMA_BUILD_COMMON=OFF -DLLAMA_BUILD_TOOLS=OFF -DLLAMA_BUILD_SERVER=OFF
+
+.PHONY: demo test test-long lint setup clean
+
+demo: setup
+	$(BIN)/quantwright demo
+
+test: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/pytest
+
+test-long: setup
+	$(BIN)/pytest -m long
+
+lint: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+setup: .venv/installed
+
+.venv/installed: pyproject.toml constraints.txt
+	@echo "== 1/4 environment in .venv"
+	$(PYTHON) -c "import sys; sys.exit(sys.version_info[:2] < (3, 10) and 'Python 3.10 or newer is needed (3.11 is what the pins were tested with)')"
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --upgrade pip
+	@echo "== 2/4 PyTorch (about a minute)"
+	$(BIN)/python -m pip install -c constraints.txt torch
+	@echo "== 3/4 the other packages; llama.cpp is compiled here, which takes 4 to 10 minutes on 2 cores"
+	CMAKE_ARGS="$(LLAMA_CPP)" CMAKE_BUILD_PARALLEL_LEVEL=$$(nproc) $(BIN)/python -m pip install -c constraints.txt -e '.[dev]'
+	@echo "== 4/4 compute kernels of quanto and GPTQModel, compiled once (1 to 3 minutes)"
+	$(BIN)/python -m quantize.kernels
+	touch $@
+
+clean:
+	rm -rf .venv build *.egg-info

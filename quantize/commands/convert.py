@@ -1,0 +1,150 @@
+"""``quantwright convert``."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from quantize.commands import emit_json, log, run_options
+from quantize.errors import BadInput, QuantwrightError, StepFailed
+from quantize.recipe import CalibrationOptions, Recipe, RunOptions
+
+
+@click.command()
+@click.argument("model")
+@click.option("--to", "recipes", required=True, help="recipe, or several separated by commas (`quantwright methods` lists them)")
+@click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="the artifact's folder; must not exist")
+@click.option("--calibration", default="stdlib", show_default=True, help="text file, Hub dataset id, or the built-in stdlib text")
+@click.option("--calibration-tokens", type=click.IntRange(min=128), default=32_768, show_default=True)
+@click.option("--calibration-length", type=click.IntRange(min=32), default=512, show_default=True, help="tokens per window")
+@click.option("--seed", type=int, default=0, show_default=True, help="which windows of the calibration text are drawn")
+@click.option("--verify", type=click.Choice(["full", "tensors", "none"]), default="full", show_default=True)
+@click.option("--force", is_flag=True, help="replace what lies at --out")
+@run_options
+def convert(
+    model: str,
+    recipes: str,
+    out: Path,
+    calibration: str,
+    calibration_tokens: int,
+    calibration_length: int,
+    seed: int,
+    verify: str,
+    force: bool,
+    run: RunOptions,
+    as_json: bool,
+) -> int:
+    """Make quantized artifacts from MODEL: a local folder, or a Hub id (org/name[@revision]).
+
+    With several recipes each goes to OUT/<recipe>, each in a process of its own.
+    """
+    from quantize.recipe import parse_recipe
+
+    parsed = [parse_recipe(text) for text in split_recipes(recipes)]
+    options = CalibrationOptions(source=calibration, tokens=calibration_tokens, sequence_length=calibration_length, seed=seed)
+    if len(parsed) == 1:
+        document = convert_one(model, parsed[0], out, options, run, verify, force)
+        if as_json:
+            emit_json(document)
+        return 0
+    return _convert_each(model, parsed, out, force, run, as_json)
+
+
+def split_recipes(text: str) -> list[str]:
+    """``a,b:k=v,l=w,c`` -> [a, b:k=v,l=w, c]: a part with ``=`` but no ``:`` belongs to the recipe before it."""
+    parts: list[str] = []
+    for part in filter(None, (p.strip() for p in text.split(","))):
+        if "=" in part and ":" not in part and parts:
+            parts[-1] += "," + part
+        else:
+            parts.append(part)
+    if not parts:
+        raise BadInput("--to: no recipe given; `quantwright methods` lists them")
+    return parts
+
+
+def convert_one(
+    model: str, recipe: Recipe, out: Path, calibration: CalibrationOptions, run: RunOptions, verify: str, force: bool
+) -> dict[str, Any]:
+    from quantize.convert import convert as do_convert
+
+    log(f"{model} -> {recipe.short}")
+    if recipe.calibrated:
+        log(
+            f"calibration: {calibration.source}, {calibration.tokens} tokens in windows of {calibration.sequence_length}, "
+            f"seed {calibration.seed}"
+        )
+    artifact = do_convert(model, recipe, out, calibration=calibration, run=run, verify=verify, force=force)
+    manifest = artifact.manifest
+    for note in manifest.notes:
+        log(f"note: {note.tensor}: {note.what} ({note.why})")
+    click.echo(
+        f"{out}: {manifest.recipe_short}, {artifact.size_bytes / 1e6:.1f} MB, {artifact.bits_per_weight:.3f} bits per weight, "
+        f"verified: {artifact.verified}"
+    )
+    return {
+        "artifact": str(out),
+        "recipe": manifest.recipe_short,
+        "digest": artifact.digest,
+        "size_bytes": artifact.size_bytes,
+        "bits_per_weight": artifact.bits_per_weight,
+        "verified": artifact.verified,
+        "notes": [note.model_dump() for note in manifest.notes],
+    }
+
+
+def _convert_each(model: str, recipes: list[Recipe], out: Path, force: bool, run: RunOptions, as_json: bool) -> int:
+    """One child process per recipe, the same command line with that recipe alone; a failure costs only its own artifact."""
+    import json
+
+    from quantize.checkpoint import Checkpoint
+    from quantize.convert import check, require
+
+    checkpoint = Checkpoint.open(model, trust_remote_code=run.trust_remote_code)
+    problems: list[QuantwrightError] = []
+    for recipe in recipes:
+        try:
+            check(require(recipe), checkpoint, recipe)
+        except QuantwrightError as error:
+            problems.append(error)
+        if (out / recipe.slug).exists() and not force:
+            problems.append(BadInput(f"{out / recipe.slug}: already exists; choose another -o, or pass --force to replace it"))
+    if problems:
+        for problem in problems[1:]:
+            log(f"quantwright: {problem}")
+        raise problems[0]
+    documents, failed = [], []
+    for recipe in recipes:
+        command = [sys.executable, "-m", "quantize.cli", "convert", model, *_forwarded(recipe, out)]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+        lines = done.stdout.splitlines()
+        for line in lines[:-1]:
+            click.echo(line)
+        if done.returncode == 0:
+            documents.append(json.loads(lines[-1]))
+        elif done.returncode in (130, -2):
+            raise KeyboardInterrupt
+        else:
+            failed.append(recipe.short)
+    if as_json:
+        emit_json(documents)
+    if failed:
+        raise StepFailed(f"{len(failed)} of {len(recipes)} recipes failed: {', '.join(failed)}; the reasons are above")
+    return 0
+
+
+def _forwarded(recipe: Recipe, out: Path) -> list[str]:
+    """The options of this command line, for a child that converts one recipe."""
+    context = click.get_current_context()
+    arguments = ["--to", recipe.short, "-o", str(out / recipe.slug), "--json"]
+    for parameter in context.command.params:
+        name = parameter.name or ""
+        if isinstance(parameter, click.Option) and name not in ("recipes", "out", "as_json"):
+            value = context.params.get(name)
+            if parameter.is_flag and value:
+                arguments.append(parameter.opts[0])
+            elif not parameter.is_flag and value is not None:
+                arguments += [parameter.opts[0], str(value)]
+    return arguments

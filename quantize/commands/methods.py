@@ -1,0 +1,115 @@
+"""``quantwright methods`` and ``quantwright doctor``: what can run here, and if not, the command that makes it so."""
+
+import click
+
+from quantize.commands import emit_json
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="last line of stdout is one JSON document")
+def methods(as_json: bool) -> None:
+    """List every recipe, what it needs, and whether it can run here."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from quantize.convert import install_command, missing_packages
+    from quantize.recipe import parse_recipe
+    from quantize.registry import METHODS, method
+
+    table = Table("recipe", "needs", "here", "loads in", box=None, pad_edge=False)
+    document = []
+    for name in METHODS:
+        engine = method(name)
+        missing = missing_packages(engine)
+        needs = ", ".join(distribution for distribution, _ in engine.needs) or "nothing more"
+        state = "yes" if not missing else f"no: {install_command(engine)}"
+        for short in engine.presets:
+            recipe = parse_recipe(short)
+            calibrated = " + calibration text" if recipe.calibrated else ""
+            table.add_row(short, needs + calibrated, state, ", ".join(engine.loads_in))
+            document.append(
+                {
+                    "recipe": short,
+                    "method": name,
+                    "summary": engine.summary,
+                    "needs": [distribution for distribution, _ in engine.needs],
+                    "missing": missing,
+                    "available": not missing,
+                    "install": install_command(engine) if missing else None,
+                    "calibrated": recipe.calibrated,
+                    "parameters": recipe.canonical,
+                    "loads_in": list(engine.loads_in),
+                }
+            )
+    Console(width=None if Console().is_terminal else 160).print(table)
+    if as_json:
+        emit_json(document)
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="last line of stdout is one JSON document")
+def doctor(as_json: bool) -> int:
+    """Check this installation: packages, compiler, llama.cpp, GPU, disk, the Hub's cache."""
+    import platform
+    import shutil
+
+    checks: list[tuple[str, bool, str]] = []
+
+    def add(name: str, good: bool, detail: str) -> None:
+        checks.append((name, good, detail))
+
+    add("python", True, platform.python_version())
+    for distribution, extra in PACKAGES.items():
+        add(distribution, *_package(distribution, extra))
+    compiler = shutil.which("g++") or shutil.which("c++")
+    add("C++ compiler", compiler is not None, compiler or "missing: quanto's and gptqmodel's CPU kernels are built on first use")
+    ninja = shutil.which("ninja")
+    add("ninja", ninja is not None, ninja or "missing: pip install ninja")
+    add("llama.cpp", *_llamacpp())
+    import torch
+
+    gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "none (CPU only)"
+    add("GPU", True, gpu)
+    free = shutil.disk_usage(".").free
+    add("free disk here", free > 5e9, f"{free / 1e9:.1f} GB")
+    from huggingface_hub import constants
+
+    add("Hub", True, f"{constants.ENDPOINT}, cache {constants.HF_HUB_CACHE}" + (", offline" if constants.HF_HUB_OFFLINE else ""))
+    for name, good, detail in checks:
+        click.echo(f"{'ok ' if good else 'BAD'}  {name:20} {detail}")
+    if as_json:
+        emit_json([{"name": name, "ok": good, "detail": detail} for name, good, detail in checks])
+    return 0 if all(good for _, good, _ in checks) else 1
+
+
+PACKAGES = {
+    "torch": "",
+    "transformers": "",
+    "gguf": "",
+    "llama-cpp-python": "llamacpp",
+    "gptqmodel": "gptq",
+    "optimum": "gptq",
+    "optimum-quanto": "quanto",
+    "bitsandbytes": "bnb",
+    "lm-eval": "tasks",
+    "datasets": "tasks",
+    "peft": "adapters",
+    "matplotlib": "plots",
+}
+
+
+def _package(distribution: str, extra: str) -> tuple[bool, str]:
+    from importlib import metadata
+
+    try:
+        return True, metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return False, f"missing: pip install -c constraints.txt 'quantwright[{extra}]'" if extra else "missing"
+
+
+def _llamacpp() -> tuple[bool, str]:
+    try:
+        from quantize.gguf import llamacpp
+    except ImportError as error:
+        return False, str(error)
+    return True, ", ".join(f"{key} {value}" for key, value in llamacpp.describe().items())

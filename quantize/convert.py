@@ -1,0 +1,181 @@
+"""From a checkpoint and a recipe to a committed, verified artifact. The story of every conversion, whatever the method."""
+
+import shutil
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from quantize.artifact import (
+    Artifact,
+    Manifest,
+    Source,
+    Verification,
+    claim_output,
+    commit,
+    hash_files,
+    staging,
+)
+from quantize.calibration import Calibration, load_calibration
+from quantize.checkpoint import Checkpoint
+from quantize.errors import BadInput, StepFailed, Unsupported
+from quantize.methods import Conversion, Method
+from quantize.recipe import CalibrationOptions, Recipe, RunOptions, parse_recipe
+from quantize.registry import method as find_method
+
+VERIFY_LEVELS = ("full", "tensors", "none")
+
+
+def convert(
+    model: str | Path | Checkpoint,
+    to: str | dict[str, Any] | Recipe,
+    out: str | Path,
+    *,
+    calibration: CalibrationOptions | None = None,
+    run: RunOptions | None = None,
+    verify: str = "full",
+    force: bool = False,
+) -> Artifact:
+    """Convert ``model`` by the recipe ``to`` into the new folder ``out``, verify it, commit it.
+
+    ``verify``: ``full`` compares logits in the artifact's runtime with an independent reader's weights, ``tensors`` looks at
+    types, weights and tokenizer without a forward pass, ``none`` skips both.
+
+    Errors: BadInput or Unsupported before any work; StepFailed when work fails or the artifact does not verify. In every case
+    nothing is left under ``out``, nor beside it.
+    """
+    run = run or RunOptions()
+    out = Path(out)
+    if verify not in VERIFY_LEVELS:
+        raise BadInput(f"verify {verify!r}: expected one of {', '.join(VERIFY_LEVELS)}")
+    recipe = parse_recipe(to)
+    method = require(recipe)
+    claim_output(out, force)
+    checkpoint = model if isinstance(model, Checkpoint) else Checkpoint.open(model, trust_remote_code=run.trust_remote_code)
+    check(method, checkpoint, recipe)
+    text = load_calibration(checkpoint, calibration or CalibrationOptions()) if recipe.calibrated else None
+    with staging(out) as stage:
+        conversion = method.convert(checkpoint, recipe, stage, run, text)
+        if method.hf_folder:
+            _copy_companions(checkpoint, stage)
+        verification = _verify(method, recipe, stage, checkpoint, conversion, run, verify)
+        manifest = _manifest(method, recipe, stage, checkpoint, conversion, run, text, verification)
+        return commit(stage, out, manifest, force)
+
+
+def require(recipe: Recipe) -> Method:
+    """The recipe's method. Errors: Unsupported, with the command that mends it, where a package it needs is missing."""
+    method = find_method(recipe.method)
+    missing = missing_packages(method)
+    if missing:
+        raise Unsupported(f"{recipe.short}: needs {', '.join(missing)}; install with: {install_command(method)}")
+    return method
+
+
+def missing_packages(method: Method) -> list[str]:
+    from importlib.util import find_spec
+
+    return [distribution for distribution, module in method.needs if find_spec(module) is None]
+
+
+def install_command(method: Method) -> str:
+    return f"pip install -c constraints.txt 'quantwright[{method.extra}]'" if method.extra else "pip install quantwright"
+
+
+def check(method: Method, checkpoint: Checkpoint, recipe: Recipe) -> None:
+    """``method.check``, plus what no method can do without. Errors: Unsupported, BadInput."""
+    if "num_hidden_layers" not in checkpoint.config and "text_config" in checkpoint.config and recipe.method != "dense":
+        raise Unsupported(
+            f"{checkpoint.source}: {checkpoint.architecture} is a multimodal model; "
+            "only its text model can be quantized: save that alone first"
+        )
+    method.check(checkpoint, recipe)
+
+
+def _copy_companions(checkpoint: Checkpoint, stage: Path) -> None:
+    """Tokenizer, template and generation config are the source's own files, whatever the engine wrote of its own."""
+    from quantize.checkpoint import TOKENIZER_FILES
+
+    for name in TOKENIZER_FILES:
+        (stage / name).unlink(missing_ok=True)
+    for path in checkpoint.companion_files:
+        shutil.copyfile(path, stage / path.name)
+
+
+def _verify(
+    method: Method, recipe: Recipe, stage: Path, checkpoint: Checkpoint, conversion: Conversion, run: RunOptions, level: str
+) -> Verification:
+    if level == "none":
+        return Verification(level="none")
+    from quantize.verify import verify
+
+    verification = verify(method, recipe, stage, checkpoint, conversion, run, level)
+    failed = [check for check in verification.checks if not check.passed]
+    if failed:
+        first = failed[0]
+        numbers = f" ({first.value:.3g}, tolerance {first.tolerance:.3g})" if first.value is not None and first.tolerance else ""
+        detail = f": {first.detail}" if first.detail else ""
+        raise StepFailed(
+            f"{checkpoint.source} to {recipe.short}: verification failed at {first.name}{numbers}{detail}; nothing was written"
+        )
+    return verification
+
+
+def _manifest(
+    method: Method,
+    recipe: Recipe,
+    stage: Path,
+    checkpoint: Checkpoint,
+    conversion: Conversion,
+    run: RunOptions,
+    calibration: Calibration | None,
+    verification: Verification,
+) -> Manifest:
+    parameters = checkpoint.parameters
+    libraries = {name: metadata.version(name) for name in sorted({"numpy", *conversion.libraries})}
+    return Manifest(
+        recipe=recipe.canonical,
+        recipe_short=recipe.short,
+        recipe_digest=recipe.digest,
+        source=Source(
+            id=checkpoint.source,
+            revision=checkpoint.revision,
+            digest=checkpoint.digest,
+            dtype=checkpoint.dtype,
+            architecture=checkpoint.architecture,
+            model_type=checkpoint.model_type,
+            parameters=parameters,
+            license=source_license(checkpoint),
+            remote_code=checkpoint.trust_remote_code,
+        ),
+        tool={"name": "quantwright", "version": metadata.version("quantwright")},
+        engine=conversion.engine,
+        libraries=libraries,
+        calibration=calibration.record if calibration else None,
+        run={"device": run.resolved_device if method.needs else "cpu", "threads": run.resolved_threads},
+        files=hash_files(stage),
+        weight_bytes=conversion.weight_bytes,
+        bits_per_weight=8 * conversion.weight_bytes / parameters,
+        notes=tuple(conversion.notes),
+        details=conversion.details,
+        runtime=method.runtime,
+        loads_in=method.loads_in,
+        verification=verification,
+    )
+
+
+def source_license(checkpoint: Checkpoint) -> str | None:
+    """``license`` of the source's model card, where it has one."""
+    card = checkpoint.folder / "README.md"
+    if not card.is_file():
+        return None
+    import yaml
+
+    text = card.read_text(encoding="utf-8", errors="replace")
+    if not text.startswith("---"):
+        return None
+    try:
+        data = yaml.safe_load(text.split("---", 2)[1])
+    except (yaml.YAMLError, IndexError):
+        return None
+    value = data.get("license") if isinstance(data, dict) else None
+    return str(value) if value else None

@@ -1,0 +1,65 @@
+"""A Python child that dies with its parent, however the parent died: `kill -9` of a runner leaves nothing running.
+
+The child asks the kernel for a SIGKILL at its parent's death (PR_SET_PDEATHSIG) before it runs anything else. The kernel ties
+that to the *thread* that started the child, so children are started from threads that live as long as they are wanted.
+"""
+
+import ctypes
+import os
+import runpy
+import signal
+import sys
+
+PR_SET_PDEATHSIG = 1
+
+
+def child_command(module: str, *arguments: str) -> list[str]:
+    """The command line that runs ``python -m module arguments...`` as a child bound to this process."""
+    return [sys.executable, "-m", "quantize.process", str(os.getpid()), module, *arguments]
+
+
+def child_environment(**extra: str) -> dict[str, str]:
+    """This environment, with the interpreter's own bin on PATH (kernels built on first use look for ninja there) and without
+    the working directory on the import path (a folder of results may hold anything)."""
+    path = os.path.dirname(sys.executable) + os.pathsep + os.environ.get("PATH", "")
+    return {**os.environ, "PATH": path, "PYTHONSAFEPATH": "1", **extra}
+
+
+def die_with(parent: int) -> None:
+    """SIGKILL this process when ``parent``, which must be its parent, dies. On other systems than Linux: nothing."""
+    if not sys.platform.startswith("linux"):
+        return
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:  # it died before the call above
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def peak_rss_bytes(pid: int | None = None) -> int:
+    """VmHWM: the most physical memory that the process has held, mapped files included. 0 where it cannot be read.
+
+    Not ``ru_maxrss``, which a child inherits from the process that started it.
+    """
+    try:
+        with open(f"/proc/{pid or 'self'}/status", encoding="ascii", errors="replace") as status:
+            for line in status:
+                if line.startswith("VmHWM:"):
+                    return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    if pid is None:
+        import resource
+
+        unit = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return 0
+
+
+def main() -> None:
+    parent, module = int(sys.argv[1]), sys.argv[2]
+    die_with(parent)
+    sys.argv = [module, *sys.argv[3:]]
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,102 @@
+"""``quantwright bench``."""
+
+from pathlib import Path
+
+import click
+
+from quantize.commands import emit_json, log, run_options
+from quantize.errors import BadInput
+from quantize.recipe import RunOptions
+
+COLUMNS = ("pp_tokens_per_s", "tg_tokens_per_s", "ttft_ms", "load_ms", "peak_memory_bytes", "size_bytes")
+
+
+@click.command()
+@click.argument("artifacts", nargs=-1, required=True)
+@click.option("-o", "--out", type=click.Path(path_type=Path), help="run folder; results go to OUT/results")
+@click.option("--prefill", type=click.IntRange(min=1), default=512, show_default=True, help="tokens processed in one go (pp)")
+@click.option("--decode", type=click.IntRange(min=1), default=128, show_default=True, help="tokens generated one by one (tg)")
+@click.option("--repetitions", type=click.IntRange(min=1), default=5, show_default=True, help="samples per process")
+@click.option(
+    "--rounds", type=click.IntRange(min=1), default=1, show_default=True, help="go through all artifacts so often (A B A B)"
+)
+@click.option("--depth", "depths", default="0", show_default=True, help="tokens in the cache before decoding, e.g. 0,512")
+@click.option("--load-as", default="", help="quantize on the fly (quanto, bnb recipes)")
+@run_options
+def bench(
+    artifacts: tuple[str, ...],
+    out: Path | None,
+    prefill: int,
+    decode: int,
+    repetitions: int,
+    rounds: int,
+    depths: str,
+    load_as: str,
+    run: RunOptions,
+    as_json: bool,
+) -> int:
+    """Measure speed and memory of ARTIFACT...: artifact folders, .gguf files, Hugging Face folders or Hub ids.
+
+    Each is opened in a fresh process. pp512 and tg128 mean what they mean to llama-bench; peak memory is that of the process.
+    """
+    from benchmarks.speed import Workload
+    from benchmarks.speed import bench as do_bench
+    from benchmarks.targets import find_target
+    from evals.result import results_path, write_results
+
+    if len(set(artifacts)) < len(artifacts):
+        raise BadInput("bench: an artifact is listed twice; --rounds measures each several times")
+    found = [find_target(name, load_as) for name in artifacts]
+    workload = Workload(prefill, decode, repetitions, rounds, _depths(depths))
+    outcome = do_bench([target for target, _ in found], workload, run, log)
+    errors = []
+    rows = []
+    for target, subject in found:
+        measured = outcome[target.name]
+        if isinstance(measured, Exception):
+            errors.append(measured)
+            continue
+        rows += measured
+        if out is not None:
+            write_results(results_path(out, target.name, "bench"), subject, measured)
+    _table([target.name for target, _ in found], rows)
+    if as_json:
+        emit_json([row.to_json() for row in rows])
+    if errors:
+        raise errors[0]
+    return 0
+
+
+def _depths(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(sorted({int(part) for part in text.split(",")}))
+    except ValueError:
+        raise BadInput(f"--depth {text!r}: expected numbers of tokens separated by commas, e.g. 0,512") from None
+
+
+def _table(names: list[str], rows: list) -> None:  # type: ignore[type-arg]
+    """Median and half the width from least to greatest, per artifact."""
+    from rich.console import Console
+    from rich.table import Table
+
+    protocols = sorted({(COLUMNS.index(row.metric), row.protocol, row.metric) for row in rows if row.metric in COLUMNS})
+    table = Table("artifact", *[_heading(metric, protocol) for _, protocol, metric in protocols], box=None, pad_edge=False)
+    for name in names:
+        cells = {(row.metric, row.protocol): row for row in rows if row.artifact == name}
+        table.add_row(name, *[_cell(cells.get((metric, protocol))) for _, protocol, metric in protocols])
+    Console(width=None if Console().is_terminal else 160).print(table)
+
+
+def _heading(metric: str, protocol: str) -> str:
+    names = {"load_ms": "load ms", "peak_memory_bytes": "peak MB", "size_bytes": "disk MB", "ttft_ms": "first token ms"}
+    return names.get(metric, f"{protocol} tokens/s")
+
+
+def _cell(row) -> str:  # type: ignore[no-untyped-def]
+    if row is None or row.value is None:
+        return "-"
+    scale = 1e-6 if row.unit == "bytes" else 1.0
+    value = f"{row.value * scale:.1f}"
+    if row.metric in ("pp_tokens_per_s", "tg_tokens_per_s") and row.n > 1:
+        value += f" ± {(row.detail['max'] - row.detail['min']) / 2:.1f}"
+    return value

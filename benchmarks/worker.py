@@ -1,0 +1,138 @@
+"""One measurement in a process of its own: open a model, warm up, time prefill and decode, read the peak memory.
+
+``python -m benchmarks.worker SPEC OUT`` reads a JSON spec and writes JSON; ``benchmarks.speed`` starts it and knows the fields.
+"""
+
+import contextlib
+import json
+import os
+import sys
+import time
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from quantize.process import peak_rss_bytes
+from quantize.recipe import RunOptions, parse_recipe
+
+
+def measure(spec: dict[str, Any]) -> dict[str, Any]:
+    """Raw samples. Times are in seconds, memory in bytes."""
+    started = time.perf_counter()
+    run = RunOptions.model_validate(spec["run"])
+    if run.threads:
+        os.environ.setdefault("OMP_NUM_THREADS", str(run.threads))
+    _import_engine(Path(spec["path"]))
+    imported = time.perf_counter()
+    rss_before = _rss()
+    from quantize.runtimes import open_runtime
+
+    load_as = parse_recipe(spec["load_as"]) if spec.get("load_as") else None
+    depths: list[int] = spec["depths"]
+    needed = max(spec["prefill"], max(depths) + spec["decode"])
+    # A model whose context is unknown until it is open: ask for no more than it has.
+    limit = spec.get("context") or needed
+    with open_runtime(Path(spec["path"]), run, load_as=load_as, context=min(needed, limit)) as runtime:
+        loaded = time.perf_counter()
+        prefill = min(spec["prefill"], runtime.context)
+        rng = np.random.default_rng(0)
+        ids = rng.integers(0, runtime.vocabulary, needed).tolist()
+        if prefill:
+            runtime.start(ids[:prefill])  # warm-up, as llama-bench does
+        tests = []
+        for depth in depths:
+            decode = min(spec["decode"], runtime.context - depth)
+            if decode < 1:
+                continue
+            _decode(runtime, ids, depth, min(decode, 8))
+            tests.append({"depth": depth, "decode": decode, "step_seconds": []})
+        prefills, firsts = [], []
+        for _ in range(spec["repetitions"]):
+            if prefill:
+                begin = time.perf_counter()
+                logits = runtime.start(ids[:prefill])
+                end = time.perf_counter()
+                int(logits.argmax())
+                firsts.append(time.perf_counter() - begin)
+                prefills.append(end - begin)
+            for test in tests:
+                test["step_seconds"].append(_decode(runtime, ids, test["depth"], test["decode"]))
+        described = runtime.describe()
+        context = runtime.context
+        gpu = _gpu_bytes()
+    return {
+        "import_seconds": imported - started,
+        "load_seconds": loaded - imported,
+        "context": context,
+        "prefill": prefill,
+        "prefill_seconds": prefills,
+        "first_token_seconds": firsts,
+        "decodes": tests,
+        "peak_rss_bytes": peak_rss_bytes(),
+        "rss_before_load_bytes": rss_before,
+        "gpu_bytes": gpu,
+        "runtime": described,
+    }
+
+
+def _decode(runtime: Any, ids: list[int], depth: int, tokens: int) -> list[float]:
+    """Seconds of each of ``tokens`` one-token steps; at depth 0 the first of them begins from an empty cache."""
+    times = []
+    if depth:
+        runtime.start(ids[:depth])
+    else:
+        begin = time.perf_counter()
+        runtime.start(ids[:1])
+        times.append(time.perf_counter() - begin)
+    for token in ids[depth + len(times) : depth + tokens]:
+        begin = time.perf_counter()
+        runtime.step(token)
+        times.append(time.perf_counter() - begin)
+    return times
+
+
+def _import_engine(path: Path) -> None:
+    """Import what opening will need, so that the load time is the model's own."""
+    is_gguf = path.suffix == ".gguf" or (path.is_dir() and any(path.glob("*.gguf")))
+    for name in ("quantize.gguf.llamacpp", "llama_cpp") if is_gguf else ("torch", "transformers.modeling_utils"):
+        with contextlib.suppress(ImportError):  # opening says what is missing, and how to mend it
+            import_module(name)
+
+
+def _rss() -> int:
+    import psutil
+
+    return int(psutil.Process().memory_info().rss)
+
+
+def _gpu_bytes() -> int | None:
+    """Peak of torch's allocator, or what the driver says this process holds; None without a GPU."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
+        return int(sum(torch.cuda.max_memory_reserved(i) for i in range(torch.cuda.device_count())))
+    import shutil
+    import subprocess
+
+    if shutil.which("nvidia-smi") is None:
+        return None
+    query = ["nvidia-smi", "--query-compute-apps=pid,used_memory", "--format=csv,noheader,nounits"]
+    lines = subprocess.run(query, capture_output=True, text=True, check=False).stdout.splitlines()
+    mine = [line.split(",")[1] for line in lines if line.split(",")[0].strip() == str(os.getpid())]
+    return sum(int(mib) for mib in mine) << 20 if mine else None
+
+
+def main() -> None:
+    spec = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    from quantize.errors import QuantwrightError
+
+    try:
+        document = measure(spec)
+    except QuantwrightError as error:
+        document = {"error": str(error), "exit_code": error.exit_code}
+    Path(sys.argv[2]).write_text(json.dumps(document), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

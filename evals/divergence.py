@@ -1,0 +1,212 @@
+"""How far a candidate's next-token distribution lies from the reference's, token by token.
+
+With r and q the logits of reference and candidate and p the reference's probabilities, the divergence is taken from differences
+d = r - q rather than from two log-softmaxes, whose rounding (about 1e-7) would drown nearly equal models: with c = d - E_p[d],
+KL(p || q) = ln(1 + E_p[expm1(-c) + c]), a sum of terms that are zero where the two agree. Rows where a candidate gives a token
+vastly more than the reference does are taken in float64 as E_p[d] - (lse r - lse q).
+"""
+
+import itertools
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from evals.perplexity import Advance, as_tensor, blocks
+from evals.protocols import Windows
+from evals.reference import ReferenceRows
+from quantize.errors import BadInput
+from quantize.runtimes import Runtime
+
+if TYPE_CHECKING:
+    import torch
+
+KL_PERCENTILES = (50.0, 90.0, 95.0, 99.0, 99.9)
+CONFIDENCE_EDGES = (0.0, 0.25, 0.5, 0.75, 0.95, 1.0)
+LARGEST_EXPONENT = 60.0  # exp of more than 88 overflows float32
+
+
+@dataclass(frozen=True)
+class Divergences:
+    """Per scored token, float64 except ``same_top`` (bool): NaN where either model's logits were not finite."""
+
+    kl: np.ndarray
+    candidate: np.ndarray  # ln q(true token)
+    reference: np.ndarray  # ln p(true token)
+    same_top: np.ndarray
+    confidence: np.ndarray  # the reference's largest probability
+    offsets: np.ndarray
+
+    @property
+    def finite(self) -> np.ndarray:
+        return np.isfinite(self.kl) & np.isfinite(self.candidate) & np.isfinite(self.reference)
+
+    @property
+    def excluded(self) -> int:
+        return int((~self.finite).sum())
+
+    @property
+    def delta_p(self) -> np.ndarray:
+        """Change in the probability of the true token."""
+        return np.exp(self.candidate) - np.exp(self.reference)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """All that llama-perplexity --kl-divergence prints. Standard errors are its formulas: tokens taken as independent."""
+
+    tokens: int
+    excluded: int
+    kl_mean: float
+    kl_mean_stderr: float
+    kl_percentiles: dict[float, float]
+    kl_max: float
+    kl_min: float
+    top1_agreement: float
+    top1_agreement_stderr: float
+    delta_p_mean: float
+    delta_p_mean_stderr: float
+    delta_p_rms: float
+    delta_p_rms_stderr: float
+    ppl: float
+    ppl_reference: float
+    ppl_ratio: float
+    ppl_ratio_stderr: float
+    ppl_difference: float
+    ppl_difference_stderr: float
+    ln_ppl_correlation: float
+    buckets: tuple[dict[str, float], ...]
+
+
+def kl_rows(r: "torch.Tensor", q: "torch.Tensor") -> "tuple[torch.Tensor, torch.Tensor, torch.Tensor]":
+    """float32 logits (n, v) of reference and candidate -> float64 KL (n,), and each row's log-normalizers (n,) of r and q."""
+    import torch
+
+    r_top, q_top = r.amax(1, keepdim=True), q.amax(1, keepdim=True)
+    p = (r - r_top).exp_()
+    r_total = p.sum(1, dtype=torch.float64)
+    p.div_(r_total[:, None].float())
+    lse_r = r_top[:, 0].double() + r_total.log()
+    lse_q = q_top[:, 0].double() + (q - q_top).exp_().sum(1, dtype=torch.float64).log()
+    d = r - q
+    mean = (p * d).sum(1, dtype=torch.float64)
+    d.sub_(mean[:, None].float())
+    large = -d.amin(1) > LARGEST_EXPONENT
+    terms = torch.expm1(-d).add_(d).mul_(p)
+    kl = torch.log1p(terms.sum(1, dtype=torch.float64))
+    if bool(large.any()):
+        rows = large.nonzero()[:, 0]
+        wide_r, wide_q = r[rows].double(), q[rows].double()
+        exact = (torch.log_softmax(wide_r, 1).exp() * (wide_r - wide_q)).sum(1)
+        kl[rows] = exact - (torch.logsumexp(wide_r, 1) - torch.logsumexp(wide_q, 1))
+    return kl, lse_r, lse_q
+
+
+def compare(
+    reference: ReferenceRows, runtime: Runtime, windows: Windows, advance: Advance | None = None, name: str = "the candidate"
+) -> Divergences:
+    """One pass of the candidate over the windows. Errors: BadInput where the vocabularies differ in size."""
+    import torch
+
+    if runtime.vocabulary != reference.vocabulary:
+        raise BadInput(
+            f"{name}: gives logits for {runtime.vocabulary} tokens, the reference for {reference.vocabulary}: "
+            "not quantizations of one model; give the reference that it was made from"
+        )
+    total = windows.scored
+    kl, candidate, truth, confidence = (np.full(total, np.nan) for _ in range(4))
+    same = np.zeros(total, bool)
+
+    def consume(where: slice, logits: np.ndarray, targets: np.ndarray) -> None:
+        for part in blocks(*logits.shape):
+            place = slice(where.start + part.start, where.start + part.stop)
+            q = as_tensor(logits[part])
+            known = reference.rows(place)
+            r = known.logits
+            kl_part, _, lse_q = kl_rows(r, q)
+            index = torch.from_numpy(np.ascontiguousarray(targets[part]))[:, None]
+            kl[place] = kl_part.numpy()
+            candidate[place] = (q.gather(1, index)[:, 0].double() - lse_q).numpy()
+            truth[place] = known.true_log_probs
+            confidence[place] = known.confidence
+            same[place] = q.argmax(1).numpy() == known.top
+
+    reference.drive(runtime, windows, consume, advance)
+    for values in (kl, candidate, truth):
+        values[~np.isfinite(values)] = np.nan
+    return Divergences(kl, candidate, truth, same, confidence, windows.offsets)
+
+
+def summarize(d: Divergences) -> Summary | None:
+    """Figures over the tokens that are finite in both; None where there is none.
+
+    Source of every formula and of the percentiles' linear interpolation: llama.cpp tools/perplexity/perplexity.cpp.
+    """
+    keep = d.finite
+    n = int(keep.sum())
+    if not n:
+        return None
+    kl, a, b = d.kl[keep], -d.candidate[keep], -d.reference[keep]
+    same, confidence, dp = d.same_top[keep], d.confidence[keep], d.delta_p[keep]
+
+    def stderr(x: np.ndarray) -> float:
+        return math.sqrt(max(float((x**2).mean()) - float(x.mean()) ** 2, 0.0) / (n - 1)) if n > 1 else math.nan
+
+    mean_a, mean_b = float(a.mean()), float(b.mean())
+    se_a, se_b = stderr(a), stderr(b)
+    covariance = (float((a * b).mean()) - mean_a * mean_b) / (n - 1) if n > 1 else math.nan
+    ppl, ppl_ref = math.exp(min(mean_a, 700.0)), math.exp(min(mean_b, 700.0))
+    ratio = math.exp(min(mean_a - mean_b, 700.0))
+    rms = math.sqrt(float((dp**2).mean()))
+    top = float(same.mean())
+    return Summary(
+        tokens=n,
+        excluded=d.excluded,
+        kl_mean=float(kl.mean()),
+        kl_mean_stderr=stderr(kl),
+        kl_percentiles={percent: float(np.percentile(kl, percent)) for percent in KL_PERCENTILES},
+        kl_max=float(kl.max()),
+        kl_min=float(kl.min()),
+        top1_agreement=top,
+        top1_agreement_stderr=math.sqrt(top * (1 - top) / (n - 1)) if n > 1 else math.nan,
+        delta_p_mean=float(dp.mean()),
+        delta_p_mean_stderr=stderr(dp),
+        delta_p_rms=rms,
+        delta_p_rms_stderr=0.5 / rms * stderr(dp**2) if rms else 0.0,
+        ppl=ppl,
+        ppl_reference=ppl_ref,
+        ppl_ratio=ratio,
+        ppl_ratio_stderr=ratio * math.sqrt(max(se_a**2 + se_b**2 - 2 * covariance, 0.0)),
+        ppl_difference=ppl - ppl_ref,
+        ppl_difference_stderr=math.sqrt(max((ppl * se_a) ** 2 + (ppl_ref * se_b) ** 2 - 2 * ppl * ppl_ref * covariance, 0.0)),
+        ln_ppl_correlation=covariance / (se_a * se_b) if se_a * se_b else 1.0,
+        buckets=tuple(_buckets(kl, same, confidence)),
+    )
+
+
+def _buckets(kl: np.ndarray, same: np.ndarray, confidence: np.ndarray) -> list[dict[str, float]]:
+    """By the reference's largest probability: the last bucket includes 1."""
+    out = []
+    for low, high in itertools.pairwise(CONFIDENCE_EDGES):
+        inside = (confidence >= low) & ((confidence < high) if high < 1 else (confidence <= 1 + 1e-6))
+        count = int(inside.sum())
+        row = {"from": low, "to": high, "tokens": count}
+        if count:
+            row |= {"kl_mean": float(kl[inside].mean()), "top1_agreement": float(same[inside].mean())}
+        out.append(row)
+    return out
+
+
+def emulate_llamacpp_base(logits: np.ndarray) -> np.ndarray:
+    """What llama-perplexity keeps of the reference: float32 logits (n, v) -> float32 log-probabilities (n, v) in 16 bits,
+    everything more than 16 nats below the maximum set to that. Source: log_softmax(..., uint16_t *) in perplexity.cpp.
+    """
+    top = logits.max(1, keepdims=True)
+    low = np.maximum(logits.min(1, keepdims=True), top - np.float32(16))
+    total = np.exp(logits - top, dtype=np.float32).sum(1, dtype=np.float64, keepdims=True)
+    log_total = np.log(total).astype(np.float32)
+    scale = (top - low) / np.float32(65535)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        codes = np.where(logits > low, np.rint((logits - low) / scale), 0).astype(np.float32)
+    return np.asarray(scale * codes + (low - top - log_total), np.float32)

@@ -1,0 +1,452 @@
+"""Quality of any number of artifacts on the same token ids: perplexity, divergence from a reference, task accuracy.
+
+The reference runs once; its logits are kept compactly on disk (or, where that takes more than ``cache_limit``, it runs beside
+each candidate). Then the artifacts are opened one at a time.
+"""
+
+import platform
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from evals.divergence import compare
+from evals.perplexity import TokenScores, score
+from evals.protocols import TextProtocol, Tokenize, Windows, make_windows, parse_protocol
+from evals.reference import CachedReference, ReferenceRows, SideBySideReference, cache_bytes, cache_key, find_cache, write_cache
+from evals.result import EvalResult, Subject, results_path, write_results
+from evals.rows import Heading, divergence_rows, perplexity_rows
+from evals.subjects import Typed, guess_reference, resolve
+from quantize.calibration import held_out_text, read_text
+from quantize.commands import log
+from quantize.errors import BadInput, QuantwrightError, StepFailed
+from quantize.recipe import Recipe, RunOptions, parse_recipe
+from quantize.runtimes import Runtime, open_runtime
+from quantize.tokenizer import SourceTokenizer
+
+METRICS = ("perplexity", "divergence")
+HELD_OUT = "held-out"
+DEFAULT_PROTOCOL = "llamacpp-512"
+DEFAULT_CACHE_LIMIT = 4 << 30
+LIBRARIES = ("torch", "transformers", "numpy", "lm-eval")
+
+
+@dataclass
+class Outcome:
+    """Rows of the artifacts in the order they were given; what failed, with its reason; rows of what nobody listed."""
+
+    results: list[EvalResult] = field(default_factory=list)
+    failures: list[tuple[str, QuantwrightError]] = field(default_factory=list)
+    unlisted: list[EvalResult] = field(default_factory=list)
+
+
+def evaluate(
+    artifacts: Sequence[str | Path],
+    *,
+    reference: str | Path | None = None,
+    text: str | Path | None = None,
+    metrics: Sequence[str] | None = None,
+    protocol: str | Sequence[str] = DEFAULT_PROTOCOL,
+    ids: str = "source",
+    tasks: Sequence[str | Path] = (),
+    limit: int | None = None,
+    tokens: int | None = None,
+    load_as: str | Recipe | None = None,
+    run: RunOptions | None = None,
+    out: Path | str | None = None,
+    cache_limit: int = DEFAULT_CACHE_LIMIT,
+    floors: bool = False,
+    say: Callable[[str], None] = log,
+) -> list[EvalResult]:
+    """Measure ``artifacts``: artifact folders, .gguf files, Hugging Face folders or Hub ids.
+
+    ``metrics``: of ``perplexity`` and ``divergence`` (which needs a reference: the one given, or the source that the manifests
+    name); default: perplexity, with a reference both, with ``tasks`` alone neither. ``text``: a UTF-8 file; without one the
+    demo's held-out text. ``tokens``: only so many of its tokens. ``limit``: items of each task. ``out``: a run folder to which
+    the rows are written too, as ``out/results/*.json``, and in which the reference's logits are kept. ``floors``: add the rows
+    below which no difference means anything.
+
+    Returns one row per metric, protocol (or task) and artifact, in the order given. Errors: BadInput; StepFailed, after all
+    artifacts were tried, where one of them could not be measured.
+    """
+    outcome = Evaluation(
+        artifacts=[resolve(name, parse_recipe(load_as) if load_as else None) for name in artifacts],
+        reference=resolve(reference) if reference else None,
+        text=text,
+        metrics=choose_metrics(metrics, bool(reference), text, tasks),
+        protocols=[parse_protocol(name) for name in ([protocol] if isinstance(protocol, str) else protocol)],
+        ids=ids,
+        tasks=[str(task) for task in tasks],
+        limit=limit,
+        tokens=tokens,
+        run=run or RunOptions(),
+        out=Path(out) if out else None,
+        cache_limit=cache_limit,
+        floors=floors,
+        say=say,
+    ).measure()
+    if outcome.failures:
+        name, error = outcome.failures[0]
+        more = f" (and {len(outcome.failures) - 1} more)" if len(outcome.failures) > 1 else ""
+        raise StepFailed(f"{name}: {error}{more}") if error.exit_code == 1 else error
+    return outcome.results
+
+
+def choose_metrics(
+    metrics: Sequence[str] | None, with_reference: bool, text: str | Path | None, tasks: Sequence[str | Path]
+) -> tuple[str, ...]:
+    if metrics is None:
+        if tasks and text is None and not with_reference:
+            return ()
+        return METRICS if with_reference else ("perplexity",)
+    unknown = [m for m in metrics if m not in METRICS]
+    if unknown:
+        import difflib
+
+        close = difflib.get_close_matches(unknown[0], METRICS, n=1, cutoff=0.4)
+        hint = f" (did you mean {close[0]}?)" if close else ""
+        raise BadInput(f"unknown metric {unknown[0]!r}{hint}; known: {', '.join(METRICS)}")
+    return tuple(m for m in METRICS if m in metrics)
+
+
+@dataclass
+class Evaluation:
+    """One call of ``evaluate``, with everything resolved."""
+
+    artifacts: list[Typed]
+    reference: Typed | None
+    text: str | Path | None
+    metrics: tuple[str, ...]
+    protocols: list[TextProtocol]
+    ids: str
+    tasks: list[str]
+    limit: int | None
+    tokens: int | None
+    run: RunOptions
+    out: Path | None
+    cache_limit: int
+    floors: bool
+    say: Callable[[str], None]
+
+    def __post_init__(self) -> None:
+        if not self.artifacts:
+            raise BadInput("nothing to evaluate: give at least one artifact or model")
+        if self.ids not in ("source", "runtime"):
+            raise BadInput(f"--ids {self.ids!r}: expected source or runtime")
+        self.body = ""
+        self.environment: dict[str, Any] = {"python": platform.python_version(), "machine": platform.machine()}
+        self.environment |= {name: _version(name) for name in LIBRARIES if _version(name)}
+        self.environment["threads"] = self.run.resolved_threads
+        if self.tokens is not None:
+            self.environment["tokens_limit"] = self.tokens
+        self.reference_rows: dict[str, ReferenceRows] = {}
+        self.reference_results: list[EvalResult] = []
+        self.windows: dict[str, Windows] = {}
+        self._reference_runtime: Runtime | None = None
+        self._tokenizers: dict[Path, SourceTokenizer] = {}
+        self._said: set[str] = set()
+
+    def measure(self) -> Outcome:
+        outcome = Outcome()
+        if self.metrics:
+            self.body = self._read_text()
+            self._warn_of_calibration()
+        if "divergence" in self.metrics and self.reference is None:
+            self.reference = guess_reference(self.artifacts)
+            if self.reference is None:
+                raise BadInput(
+                    "divergence needs the model to diverge from: give --reference MODEL (the artifacts' source is not at hand)"
+                )
+            self.say(f"reference: {self.reference.name}, the source of what is measured")
+        parsed_tasks = self._parse_tasks()
+        try:
+            if self.reference and self.metrics:
+                self._run_reference(outcome)
+            for typed in self.artifacts:
+                try:
+                    self._one(typed, parsed_tasks, outcome)
+                except QuantwrightError as error:
+                    outcome.failures.append((typed.name, error))
+                    self._write_failure(typed, error)
+                    if len(self.artifacts) > 1:
+                        self.say(f"failed: {typed.name}: {error}")
+            self._pair_tasks(outcome)
+        finally:
+            self._close_reference()
+        return outcome
+
+    # -- text and ids ------------------------------------------------------------------------------------------------------
+
+    def _read_text(self) -> str:
+        if self.text is not None and str(self.text) != HELD_OUT:
+            self.environment["text"] = str(self.text)
+            return read_text(Path(self.text))
+        import hashlib
+
+        body = held_out_text()
+        digest = hashlib.sha256(body.encode()).hexdigest()
+        self.environment["text"] = f"{HELD_OUT} (topics of pydoc_data, Python {platform.python_version()})"
+        self.say(
+            f"text: the held-out text of the demo, pydoc_data.topics of Python {platform.python_version()}, "
+            f"sha256 {digest[:12]} (it differs by Python release)"
+        )
+        return body
+
+    def _warn_of_calibration(self) -> None:
+        import hashlib
+
+        digest = hashlib.sha256(self.body.encode()).hexdigest()
+        for typed in self.artifacts:
+            record = typed.manifest.calibration if typed.manifest else None
+            if record and record.sha256 == digest:
+                self.say(
+                    f"warning: {typed.name} was calibrated on this very text ({record.source}): its numbers here flatter it; "
+                    "evaluate on another text"
+                )
+
+    def _source_tokenizer(self, typed: Typed) -> SourceTokenizer | None:
+        """Of the reference if there is one, so that the ids are made once; else of the artifact's own source."""
+        for candidate in [self.reference, typed, *self.artifacts]:
+            folder = candidate.tokenizer_folder if candidate else None
+            if folder is not None:
+                if folder not in self._tokenizers:
+                    self._tokenizers[folder] = SourceTokenizer.open(folder)
+                return self._tokenizers[folder]
+        return None
+
+    def _windows(self, protocol: TextProtocol, runtime: Runtime, typed: Typed) -> Windows:
+        """Made once with source ids; with runtime ids, anew by every runtime's own tokenizer."""
+        tokenizer = self._source_tokenizer(typed) if self.ids == "source" else None
+        if tokenizer is None and self.ids == "source":
+            self._say_once(
+                f"{typed.name}: its source's tokenizer is not at hand (give --reference): token ids are made by the runtime's own"
+            )
+        if tokenizer is not None and protocol.requested in self.windows:
+            return self.windows[protocol.requested]
+        fitted = protocol.fit(runtime.context, self._say_once)
+        encode: Tokenize = tokenizer.encode if tokenizer else runtime.tokenize
+        windows = make_windows(
+            fitted,
+            self.body,
+            encode,
+            ids="source" if tokenizer else "runtime",
+            prefix=self._eos(typed, runtime),
+            tokens=self.tokens,
+        )
+        for remark in windows.remarks:
+            self._say_once(f"{fitted.name}: {remark}")
+        if tokenizer is not None:
+            self.windows[protocol.requested] = windows
+        return windows
+
+    def _eos(self, typed: Typed, runtime: Runtime) -> int | None:
+        """What lm-eval begins a document with: BOS where the model has one, else EOS."""
+        for candidate in (self.reference, typed):
+            config = candidate.config if candidate else {}
+            for key in ("bos_token_id", "eos_token_id"):
+                value = config.get(key)
+                value = value[0] if isinstance(value, list) and value else value
+                if isinstance(value, int):
+                    return value
+        special = runtime.describe().get("bos_token_id")
+        return special if isinstance(special, int) else None
+
+    def _say_once(self, message: str) -> None:
+        if message not in self._said:
+            self._said.add(message)
+            self.say(message)
+
+    # -- reference -----------------------------------------------------------------------------------------------------------
+
+    def _run_reference(self, outcome: Outcome) -> None:
+        assert self.reference is not None
+        listed = any(self.reference.same_as(a) for a in self.artifacts)
+        runtime = open_runtime(self.reference.path, self.run)
+        keep = False
+        try:
+            heading = self._heading(self.reference, runtime, "reference")
+            for protocol in self.protocols:
+                windows = self._windows(protocol, runtime, self.reference)
+                if "divergence" not in self.metrics:
+                    if listed:
+                        self._add_reference(self._score(runtime, windows, self.reference.name), windows, heading)
+                    continue
+                needed = cache_bytes(windows, runtime.vocabulary)
+                if needed > self.cache_limit:
+                    keep = True
+                    self.say(
+                        f"{windows.protocol.name}: the reference's logits take {needed / 2**30:.2f} GiB, more than the cache "
+                        f"limit of {self.cache_limit / 2**30:.2f} GiB: the reference runs again beside every candidate"
+                    )
+                    self.reference_rows[protocol.requested] = SideBySideReference(runtime)
+                    if listed:
+                        self._add_reference(self._score(runtime, windows, self.reference.name), windows, heading)
+                    continue
+                cached = self._cache(runtime, windows)
+                self.reference_rows[protocol.requested] = cached
+                self._add_reference(TokenScores(cached.true_log_probs, windows.offsets), windows, heading)
+            if self.floors and "divergence" in self.metrics:
+                from evals.floors import floor_rows
+
+                rows = floor_rows(
+                    self.reference, runtime, list(self._fitted_windows(runtime)), self.run, self.artifacts, heading, self.say
+                )
+                outcome.unlisted += rows
+            if self.out and not listed:
+                subject = self.reference.subject("reference")
+                write_results(
+                    results_path(self.out, self.reference.name, "eval"), subject, self.reference_results + outcome.unlisted
+                )
+        finally:
+            if keep:
+                self._reference_runtime = runtime
+            else:
+                runtime.close()
+
+    def _fitted_windows(self, runtime: Runtime) -> Iterator[Windows]:
+        assert self.reference is not None
+        for protocol in self.protocols:
+            yield self._windows(protocol, runtime, self.reference)
+
+    def _add_reference(self, scores: TokenScores, windows: Windows, heading: Heading) -> None:
+        self.reference_results += perplexity_rows(scores, windows, heading)
+
+    def _cache(self, runtime: Runtime, windows: Windows) -> CachedReference:
+        assert self.reference is not None
+        key = cache_key(windows, self.reference.digest, runtime.describe())
+        root = self.out / "cache" if self.out else None
+        found = find_cache(root, key) if root else None
+        if found:
+            self.say(f"{windows.protocol.name}: the reference's logits are at hand ({found.folder})")
+            return found
+        with self._progress(f"{self.reference.name} {windows.protocol.name}", windows.scored) as advance:
+            return write_cache(runtime, windows, key, root, advance)
+
+    def _close_reference(self) -> None:
+        for rows in self.reference_rows.values():
+            if isinstance(rows, CachedReference):
+                rows.close()
+        if self._reference_runtime is not None:
+            self._reference_runtime.close()
+            self._reference_runtime = None
+
+    # -- one artifact --------------------------------------------------------------------------------------------------------
+
+    def _one(self, typed: Typed, tasks: Any, outcome: Outcome) -> None:
+        is_reference = typed.same_as(self.reference)
+        rows: list[EvalResult] = []
+        with open_runtime(typed.path, self.run, load_as=typed.load_as) as runtime:
+            heading = self._heading(typed, runtime, "reference" if is_reference else "")
+            for protocol in self.protocols if self.metrics else ():
+                rows += self._measure_text(typed, protocol, runtime, heading, is_reference)
+            if tasks:
+                from evals.tasks import run_tasks
+
+                rows += run_tasks(
+                    runtime, tasks, self._source_tokenizer(typed), heading, self.limit, self.run.progress, self.say, typed.path
+                )
+        outcome.results += rows
+        if self.out:
+            write_results(
+                results_path(self.out, self._result_name(typed), "eval"), typed.subject("reference" if is_reference else ""), rows
+            )
+
+    def _measure_text(
+        self, typed: Typed, protocol: TextProtocol, runtime: Runtime, heading: Heading, is_reference: bool
+    ) -> list[EvalResult]:
+        windows = self._windows(protocol, runtime, typed)
+        known = self.reference_rows.get(protocol.requested)
+        name = windows.protocol.name
+        if known is None:
+            return perplexity_rows(self._score(runtime, windows, typed.name), windows, heading)
+        if self.ids == "runtime" and self.reference is not None and not is_reference:
+            self._same_ids(windows, protocol)
+        with self._progress(f"{typed.name} {name}", windows.scored) as advance:
+            divergences = compare(known, runtime, windows, advance, typed.name)
+        rows = []
+        if "perplexity" in self.metrics:
+            rows += perplexity_rows(TokenScores(divergences.candidate, windows.offsets), windows, heading)
+        return rows + divergence_rows(divergences, windows, heading)
+
+    def _same_ids(self, windows: Windows, protocol: TextProtocol) -> None:
+        mine = self._runtime_ids.setdefault(protocol.requested, windows.ids_sha256)
+        if mine != windows.ids_sha256:
+            raise BadInput(
+                "its runtime's own token ids differ from the reference's, so no token can be compared; use --ids source"
+            )
+
+    @property
+    def _runtime_ids(self) -> dict[str, str]:
+        if not hasattr(self, "_runtime_id_hashes"):
+            self._runtime_id_hashes: dict[str, str] = {}
+        return self._runtime_id_hashes
+
+    def _score(self, runtime: Runtime, windows: Windows, name: str) -> TokenScores:
+        with self._progress(f"{name} {windows.protocol.name}", windows.scored) as advance:
+            return score(runtime, windows, advance)
+
+    def _heading(self, typed: Typed, runtime: Runtime, role: str) -> Heading:
+        described = runtime.describe()
+        backend = str(described.get("backend", runtime.name))
+        environment = self.environment | {"runtime": described}
+        if self.reference and not typed.same_as(self.reference):
+            environment["reference"] = self.reference.name
+            environment["reference_digest"] = self.reference.digest
+        if typed.load_as:
+            environment["load_as"] = typed.load_as.short or typed.load_as.method
+        return Heading(typed.name, typed.digest, backend, environment, role)
+
+    def _result_name(self, typed: Typed) -> str:
+        return f"{typed.name}-as-{typed.load_as.short}" if typed.load_as else typed.name
+
+    def _write_failure(self, typed: Typed, error: QuantwrightError) -> None:
+        if not self.out:
+            return
+        try:
+            subject = typed.subject()
+        except QuantwrightError:
+            subject = Subject(name=typed.name, recipe=typed.path.name)
+        subject = replace(subject, status="unsupported" if error.exit_code == 2 else "failed", reason=str(error))
+        write_results(results_path(self.out, self._result_name(typed), "eval"), subject, [])
+
+    # -- tasks ---------------------------------------------------------------------------------------------------------------
+
+    def _parse_tasks(self) -> Any:
+        if not self.tasks:
+            return []
+        from evals.task_files import parse_tasks
+
+        return parse_tasks(self.tasks, self.say)
+
+    def _pair_tasks(self, outcome: Outcome) -> None:
+        if self.tasks and self.reference:
+            from evals.tasks import pair_with_reference
+
+            outcome.results = pair_with_reference(outcome.results)
+
+    @contextmanager
+    def _progress(self, what: str, total: int) -> Iterator[Callable[[int], None]]:
+        with progress_bar(what, total, self.run.progress) as advance:
+            yield advance
+
+
+@contextmanager
+def progress_bar(what: str, total: int, wanted: bool) -> Iterator[Callable[[int], None]]:
+    """A bar of tokens on stderr."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("tokens"), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not wanted) as bar:
+        task = bar.add_task(what, total=total)
+        yield lambda n: bar.advance(task, n)
+
+
+def _version(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return ""

@@ -1,0 +1,153 @@
+"""Log-probabilities of a text's own tokens, and the perplexities that protocols make of them.
+
+The softmax is taken from float32 logits as the runtime gives them: the maximum subtracted and exponentiated in float32, summed in
+float64. The log-probability of one token is then exact to about 1e-7, and a perplexity far closer than any tool prints it. Rows
+are taken in blocks, so that nothing of (all tokens x vocabulary) is ever held.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from evals.protocols import Windows
+from quantize.runtimes import Runtime
+
+if TYPE_CHECKING:
+    import torch
+
+BLOCK_ELEMENTS = 4_000_000  # of (rows, vocabulary) worked on at once: 16 MB in float32
+ROWS_PER_CALL_ELEMENTS = 1 << 16  # tokens handed to the runtime in one call, so that the progress bar moves
+
+Advance = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class TokenScores:
+    """``log_probs``: (scored tokens,) float64 of the true tokens, NaN where the model's logits were not finite."""
+
+    log_probs: np.ndarray
+    offsets: np.ndarray
+
+    @property
+    def finite(self) -> np.ndarray:
+        return np.isfinite(self.log_probs)
+
+    @property
+    def excluded(self) -> int:
+        return int((~self.finite).sum())
+
+
+@dataclass(frozen=True)
+class Perplexity:
+    """``stderr`` is llama-perplexity's: tokens taken as independent. ``chunk_nll``, ``chunk_tokens``: sums a window."""
+
+    value: float
+    stderr: float
+    nll: float  # nats a token
+    tokens: int
+    excluded: int
+    chunk_nll: np.ndarray
+    chunk_tokens: np.ndarray
+
+
+def blocks(rows: int, vocabulary: int) -> list[slice]:
+    """Row ranges of at most ``BLOCK_ELEMENTS`` elements."""
+    step = max(1, BLOCK_ELEMENTS // max(1, vocabulary))
+    return [slice(i, min(i + step, rows)) for i in range(0, rows, step)]
+
+
+def as_tensor(logits: np.ndarray) -> "torch.Tensor":
+    import warnings
+
+    import torch
+
+    with warnings.catch_warnings():  # a read-only view of another library's memory: it is only read here
+        warnings.filterwarnings("ignore", message=".*not writable.*")
+        return torch.from_numpy(np.ascontiguousarray(logits, np.float32))
+
+
+def target_log_probs(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """float32 logits (n, v), int64 targets (n,) -> float64 (n,) ln p(target); NaN where a row holds NaN or +inf."""
+    import torch
+
+    out = np.empty(len(targets))
+    for part in blocks(*logits.shape):
+        x = as_tensor(logits[part])
+        chosen = x.gather(1, torch.from_numpy(np.ascontiguousarray(targets[part]))[:, None])[:, 0].double()
+        top = x.amax(1, keepdim=True)
+        total = (x - top).exp_().sum(1, dtype=torch.float64)
+        out[part] = (chosen - top[:, 0].double() - total.log()).numpy()
+    out[~np.isfinite(out)] = np.nan
+    return out
+
+
+def run_windows(
+    runtime: Runtime, windows: Windows, consume: Callable[[slice, np.ndarray, np.ndarray], None], advance: Advance | None = None
+) -> None:
+    """Push the logits of every scored position through ``consume(where, logits, targets)``.
+
+    ``where``: range of the flat array of all scored tokens; logits (n, v) float32, valid during the call; targets (n,) int64.
+    """
+    offsets = windows.offsets
+    for members, rows, first in windows.groups():
+        step = max(1, ROWS_PER_CALL_ELEMENTS // rows.shape[1])
+        for begin in range(0, len(members), step):
+            part = members[begin : begin + step]
+
+            def take(row: int, position: int, logits: np.ndarray, part: np.ndarray = part, first: int = first) -> None:
+                index = int(part[row])
+                start = int(offsets[index]) + position - first
+                targets = windows.windows[index].tokens[position + 1 : position + 1 + len(logits)]
+                consume(slice(start, start + len(logits)), logits, targets)
+                if advance:
+                    advance(len(logits))
+
+            runtime.logits(rows[begin : begin + step], first, take)
+
+
+def score(runtime: Runtime, windows: Windows, advance: Advance | None = None) -> TokenScores:
+    """Errors: BadInput where a window exceeds the model's context or an id its vocabulary."""
+    out = np.full(windows.scored, np.nan)
+
+    def consume(where: slice, logits: np.ndarray, targets: np.ndarray) -> None:
+        out[where] = target_log_probs(logits, targets)
+
+    run_windows(runtime, windows, consume, advance)
+    return TokenScores(out, windows.offsets)
+
+
+def chunk_sums(values: np.ndarray, offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Sums and counts of the finite values of each chunk: float64 (chunks,), int64 (chunks,)."""
+    finite = np.isfinite(values)
+    running = np.concatenate([[0.0], np.cumsum(np.where(finite, values, 0.0))])
+    counts = np.concatenate([[0], np.cumsum(finite)])
+    return np.diff(running[offsets]), np.diff(counts[offsets])
+
+
+def perplexity(scores: TokenScores) -> Perplexity:
+    """exp of the mean negative log-probability over the scored tokens. Source of ``stderr``: llama.cpp tools/perplexity."""
+    nll = -scores.log_probs[scores.finite]
+    n = len(nll)
+    sums, counts = chunk_sums(-scores.log_probs, scores.offsets)
+    if not n:
+        return Perplexity(math.nan, math.nan, math.nan, 0, scores.excluded, sums, counts)
+    mean = float(nll.mean())
+    variance = (float((nll**2).mean()) - mean**2) / (n - 1) if n > 1 else math.nan
+    value = math.exp(min(mean, 700.0))
+    return Perplexity(value, value * math.sqrt(max(variance, 0.0)), mean, n, scores.excluded, sums, counts)
+
+
+def document_perplexities(scores: TokenScores, windows: Windows) -> dict[str, float]:
+    """lm-eval's wikitext figures: word_perplexity, byte_perplexity, bits_per_byte; empty where there is no whole document."""
+    if not windows.documents or scores.excluded:
+        return {}
+    total = float(scores.log_probs.sum())
+    words, size = (sum(column) for column in zip(*windows.documents, strict=True))
+    return {
+        "word_perplexity": math.exp(min(-total / words, 700.0)),
+        "byte_perplexity": math.exp(-total / size),
+        "bits_per_byte": -total / size / math.log(2),
+    }

@@ -1,0 +1,240 @@
+"""The reference's logits, run once for any number of candidates: a compact cache on disk, or recomputed side by side.
+
+The cache keeps 16 bits for each vocabulary entry: the log-probability on a grid from the row's maximum to 40 nats below it (or to
+its minimum, where that is nearer). What lies lower has a probability under 4e-18 and adds nothing that float64 could see. A grid
+step is at most 6.1e-4 nats, and the divergence of the reference from its own cache about step^2 / 24, 1.6e-8. Besides the codes
+a row keeps 20 bytes: its range, ln p of the true token in float32, its most probable token and that one's probability.
+"""
+
+import hashlib
+import json
+import shutil
+import tempfile
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from evals.perplexity import Advance, as_tensor, blocks, run_windows
+from evals.protocols import Windows
+from quantize.runtimes import Runtime
+
+if TYPE_CHECKING:
+    import torch
+
+RANGE_NATS = 40.0
+ROW_BYTES = 20
+HELD_BYTES = 256 << 20  # reference logits held at once where both models run side by side
+_HALF = 32768
+
+ROW = np.dtype([("top_log_prob", "<f4"), ("step", "<f4"), ("true_log_prob", "<f4"), ("top", "<i4"), ("confidence", "<f4")])
+assert ROW.itemsize == ROW_BYTES
+
+Consume = Callable[[slice, np.ndarray, np.ndarray], None]
+
+
+@dataclass(frozen=True)
+class KnownRows:
+    """Of some scored positions: float32 (n, v) log-probabilities (or logits: any constant a row may be added), float64 (n,)
+    ln p(true token), int (n,) most probable token, float (n,) its probability."""
+
+    logits: "torch.Tensor"
+    true_log_probs: np.ndarray
+    top: np.ndarray
+    confidence: np.ndarray
+
+
+class ReferenceRows(ABC):
+    vocabulary: int
+
+    @abstractmethod
+    def rows(self, where: slice) -> KnownRows:
+        """Of positions ``where`` of the flat array of scored tokens; valid until the next call."""
+
+    @abstractmethod
+    def drive(self, runtime: Runtime, windows: Windows, consume: Consume, advance: Advance | None) -> None:
+        """Run the candidate so that ``rows`` can answer for every position it pushes to ``consume``."""
+
+
+def cache_bytes(windows: Windows, vocabulary: int) -> int:
+    return windows.scored * (2 * vocabulary + ROW_BYTES)
+
+
+def analyse(logits: np.ndarray, targets: np.ndarray) -> "tuple[torch.Tensor, np.ndarray]":
+    """float32 logits (n, v) -> log-probabilities (n, v) float32 and what a row keeps besides codes."""
+    import torch
+
+    x = as_tensor(logits)
+    top, index = x.max(1)
+    total = (x - top[:, None]).exp_().sum(1, dtype=torch.float64)
+    normalizer = top.double() + total.log()
+    rows = np.empty(len(logits), ROW)
+    chosen = x.gather(1, torch.from_numpy(np.ascontiguousarray(targets))[:, None])[:, 0].double()
+    rows["true_log_prob"] = (chosen - normalizer).float().numpy()
+    rows["top"] = index.numpy()
+    rows["top_log_prob"] = (top.double() - normalizer).float().numpy()
+    rows["confidence"] = (1 / total).float().numpy()
+    return x - normalizer[:, None].float(), rows
+
+
+def encode(log_probs: "torch.Tensor", rows: np.ndarray) -> np.ndarray:
+    """-> int16 codes (n, v); fills ``rows['step']``. Non-finite rows get codes that decode to NaN."""
+    import torch
+
+    top = torch.from_numpy(rows["top_log_prob"].copy())
+    low = torch.maximum(log_probs.amin(1), top - RANGE_NATS)
+    step = (top - low).clamp_min(1e-30) / 65535
+    rows["step"] = step.numpy()
+    codes = ((log_probs - low[:, None]) / step[:, None]).clamp_(0, 65535).round_() - _HALF
+    return np.asarray(torch.nan_to_num(codes).to(torch.int16).numpy())
+
+
+def decode(codes: np.ndarray, rows: np.ndarray) -> "torch.Tensor":
+    """int16 codes (n, v) -> float32 (n, v) log-probabilities, within half a step."""
+    import torch
+
+    step = torch.from_numpy(rows["step"].copy())
+    low = torch.from_numpy(rows["top_log_prob"].copy()) - step * 65535
+    return torch.from_numpy(codes).float().add_(_HALF).mul_(step[:, None]).add_(low[:, None])
+
+
+class CachedReference(ReferenceRows):
+    """``folder``: codes.i16 (tokens, vocabulary), rows.bin, and what they were made from in cache.json, written last."""
+
+    def __init__(self, folder: Path, temporary: bool = False):
+        self.folder = folder
+        self.temporary = temporary
+        self.about: dict[str, Any] = json.loads((folder / "cache.json").read_text(encoding="utf-8"))
+        self.vocabulary = int(self.about["vocabulary"])
+        self._rows = np.fromfile(folder / "rows.bin", ROW)
+        self._codes = np.memmap(folder / "codes.i16", "<i2", "r", shape=(len(self._rows), self.vocabulary))
+
+    @property
+    def true_log_probs(self) -> np.ndarray:
+        """float64 (tokens,), exact to float32: the reference's own scores, so that its perplexity needs no second run."""
+        values = self._rows["true_log_prob"].astype(np.float64)
+        values[~np.isfinite(values)] = np.nan
+        return values
+
+    @property
+    def size_bytes(self) -> int:
+        return self._codes.nbytes + self._rows.nbytes
+
+    def rows(self, where: slice) -> KnownRows:
+        kept = self._rows[where]
+        return KnownRows(
+            decode(np.array(self._codes[where]), kept), kept["true_log_prob"].astype(np.float64), kept["top"], kept["confidence"]
+        )
+
+    def drive(self, runtime: Runtime, windows: Windows, consume: Consume, advance: Advance | None) -> None:
+        run_windows(runtime, windows, consume, advance)
+
+    def close(self) -> None:
+        del self._codes
+        if self.temporary:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+
+class SideBySideReference(ReferenceRows):
+    """Nothing is kept: some windows go through the reference, then through the candidate. Exact, and the reference runs again
+    for every candidate."""
+
+    def __init__(self, reference: Runtime):
+        self.reference = reference
+        self.vocabulary = reference.vocabulary
+        self._held: dict[int, tuple[int, np.ndarray, np.ndarray]] = {}
+        self._starts: np.ndarray = np.empty(0, np.int64)
+
+    def rows(self, where: slice) -> KnownRows:
+        window = int(np.searchsorted(self._starts, where.start, side="right")) - 1
+        start, logits, kept = self._held[window]
+        part = slice(where.start - start, where.stop - start)
+        rows = kept[part]
+        return KnownRows(as_tensor(logits[part]), rows["true_log_prob"].astype(np.float64), rows["top"], rows["confidence"])
+
+    def drive(self, runtime: Runtime, windows: Windows, consume: Consume, advance: Advance | None) -> None:
+        offsets = windows.offsets
+        self._starts = offsets[:-1]
+        for members, rows, first in windows.groups():
+            scored = rows.shape[1] - first
+            step = max(1, HELD_BYTES // (scored * self.vocabulary * 4))
+            for begin in range(0, len(members), step):
+                part = members[begin : begin + step]
+                self._held = {
+                    int(i): (int(offsets[i]), np.empty((scored, self.vocabulary), np.float32), np.empty(scored, ROW))
+                    for i in part
+                }
+
+                def keep(row: int, position: int, logits: np.ndarray, part: np.ndarray = part, first: int = first) -> None:
+                    index = int(part[row])
+                    _, held, kept = self._held[index]
+                    targets = windows.windows[index].tokens[position + 1 : position + 1 + len(logits)]
+                    place = slice(position - first, position - first + len(logits))
+                    held[place] = logits
+                    for block in blocks(*logits.shape):
+                        kept[place.start + block.start : place.start + block.stop] = analyse(logits[block], targets[block])[1]
+
+                def take(row: int, position: int, logits: np.ndarray, part: np.ndarray = part, first: int = first) -> None:
+                    index = int(part[row])
+                    start = int(offsets[index]) + position - first
+                    targets = windows.windows[index].tokens[position + 1 : position + 1 + len(logits)]
+                    consume(slice(start, start + len(logits)), logits, targets)
+                    if advance:
+                        advance(len(logits))
+
+                self.reference.logits(rows[begin : begin + step], first, keep)
+                runtime.logits(rows[begin : begin + step], first, take)
+        self._held = {}
+
+
+def cache_key(windows: Windows, reference_digest: str, describe: dict[str, Any]) -> str:
+    """Everything that could change the reference's logits: its files, the ids and scored positions, runtime, dtype, threads."""
+    content = {"format": 1, "ids": windows.ids_sha256, "reference": reference_digest, "runtime": describe}
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def find_cache(root: Path, key: str) -> CachedReference | None:
+    folder = root / f"reference-{key[:16]}"
+    try:
+        cached = CachedReference(folder)
+    except (OSError, ValueError, KeyError):
+        return None
+    return cached if cached.about.get("key") == key else None
+
+
+def write_cache(
+    reference: Runtime, windows: Windows, key: str, root: Path | None = None, advance: Advance | None = None
+) -> CachedReference:
+    """Run the reference once. ``root``: where caches are kept; without one it is temporary. Renamed into place when complete."""
+    if root:
+        root.mkdir(parents=True, exist_ok=True)
+    stage = Path(tempfile.mkdtemp(prefix=".reference-", dir=root))
+    try:
+        total, vocabulary = windows.scored, reference.vocabulary
+        codes = np.memmap(stage / "codes.i16", "<i2", "w+", shape=(total, vocabulary))
+        kept = np.empty(total, ROW)
+
+        def consume(where: slice, logits: np.ndarray, targets: np.ndarray) -> None:
+            for block in blocks(*logits.shape):
+                place = slice(where.start + block.start, where.start + block.stop)
+                log_probs, rows = analyse(logits[block], targets[block])
+                codes[place] = encode(log_probs, rows)
+                kept[place] = rows
+
+        run_windows(reference, windows, consume, advance)
+        codes.flush()
+        kept.tofile(stage / "rows.bin")
+        about = {"key": key, "vocabulary": vocabulary, "tokens": total, "protocol": windows.protocol.name}
+        (stage / "cache.json").write_text(json.dumps(about) + "\n", encoding="utf-8")
+        if root is None:
+            return CachedReference(stage, temporary=True)
+        folder = root / f"reference-{key[:16]}"
+        shutil.rmtree(folder, ignore_errors=True)
+        stage.rename(folder)
+        return CachedReference(folder)
+    except BaseException:
+        shutil.rmtree(stage, ignore_errors=True)
+        raise

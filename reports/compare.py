@@ -1,0 +1,354 @@
+"""Results -> a comparison: rows, reference, paired differences, what lies within noise, Pareto fronts. Pure functions."""
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from evals.result import EvalResult, Subject
+from reports.differences import Difference, accuracy_change, adjust, measured_change, perplexity_change
+from reports.format import heading
+from reports.load import Entry, protocol_key
+
+TASK_METRICS = ("accuracy", "accuracy_norm", "exact_match", "pass_at_1")
+#: (plot axis, whether smaller is better)
+AXES = {"size_bytes": True, "tg_tokens_per_s": False, "pp_tokens_per_s": False, "peak_memory_bytes": True}
+FAMILIES = (("gguf", "GGUF"), ("gptq", "GPTQ"), ("awq", "AWQ"), ("quanto", "quanto"), ("bnb", "bitsandbytes"))
+DENSE = ("float32", "float16", "bfloat16", "dense", "reference", "source")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One artifact. ``cells`` hold the results comparable across rows, by metric; ``tasks`` by task, then metric; ``others`` the rest."""
+
+    subject: Subject
+    label: str
+    family: str
+    cells: Mapping[str, EvalResult] = field(default_factory=dict)
+    tasks: Mapping[str, Mapping[str, EvalResult]] = field(default_factory=dict)
+    others: tuple[EvalResult, ...] = ()
+    failures: tuple[str, ...] = ()
+    perplexity_change: Difference | None = None  # relative to the reference, paired: 0.01 is 1 % worse
+    task_differences: Mapping[str, Difference] = field(default_factory=dict)
+    within_noise: bool | None = None  # None: no floor to compare with
+    noise_reason: str = ""
+    fronts: tuple[str, ...] = ()  # the axes on whose Pareto front against divergence it lies
+
+    def value(self, metric: str) -> float | None:
+        if metric in ("size_bytes", "bits_per_weight") and getattr(self.subject, metric) is not None:
+            return float(getattr(self.subject, metric))
+        result = self.cells.get(metric)
+        return None if result is None else result.value
+
+    def bounds(self, metric: str) -> tuple[float, float] | None:
+        return bounds(self.cells.get(metric))
+
+    @property
+    def task_accuracy(self) -> float | None:
+        """Mean over tasks of each task's headline accuracy."""
+        values = [head(metrics).value for metrics in self.tasks.values() if metrics]
+        known = [v for v in values if v is not None]
+        return sum(known) / len(known) if known and len(known) == len(values) else None
+
+
+@dataclass(frozen=True)
+class Group:
+    """Everything about one source model: only within it do numbers compare."""
+
+    model: str
+    rows: tuple[Row, ...]  # artifacts, smallest first; then those without results
+    reference: Row | None
+    reference_why: str
+    floors: tuple[Row, ...]
+    loss_metric: str  # what stands for loss in plots and on fronts: kl_mean, else perplexity
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def measured(self) -> tuple[Row, ...]:
+        return tuple(row for row in self.rows if row.cells or row.tasks)
+
+    @property
+    def all_rows(self) -> tuple[Row, ...]:
+        """Artifacts, then the reference where nobody listed it, then floors."""
+        extra = () if self.reference is None or self.reference in self.rows else (self.reference,)
+        return self.rows + extra + self.floors
+
+
+@dataclass(frozen=True)
+class Comparison:
+    groups: tuple[Group, ...]
+
+    @property
+    def rows(self) -> list[tuple[Group, Row]]:
+        return [(group, row) for group in self.groups for row in group.all_rows]
+
+
+def bounds(result: EvalResult | None) -> tuple[float, float] | None:
+    """The 95 % interval of a result: its own, else value ± 1.96 standard errors, else None."""
+    if result is None or result.value is None:
+        return None
+    if result.interval is not None:
+        return (float(result.interval[0]), float(result.interval[1]))
+    if result.stderr is not None:
+        return (result.value - 1.96 * result.stderr, result.value + 1.96 * result.stderr)
+    return None
+
+
+def head(metrics: Mapping[str, EvalResult]) -> EvalResult:
+    """The one number that stands for a task: plain accuracy where there is one."""
+    return next((metrics[name] for name in TASK_METRICS if name in metrics), next(iter(metrics.values())))
+
+
+def family(subject: Subject) -> str:
+    """Which method made it, from its recipe or file name."""
+    name = subject.recipe.lower()
+    for prefix, title in FAMILIES:
+        if name.startswith(prefix) or f"-{prefix}" in name or (prefix == "gguf" and name.endswith(".gguf")):
+            return title
+    return "unquantized" if name.startswith(DENSE) or subject.role == "reference" else "other"
+
+
+def compare(entries: Sequence[Entry]) -> Comparison:
+    """Group by source model, choose the protocol that most rows share, pair every row with the reference."""
+    return Comparison(tuple(_group(model, members) for model, members in _by_model(entries)))
+
+
+def _by_model(entries: Sequence[Entry]) -> list[tuple[str, list[Entry]]]:
+    """Entries that share a source, as their manifests name it or as the reference they were measured against."""
+    home: dict[str, str] = {}
+
+    def find(name: str) -> str:
+        while home.setdefault(name, name) != name:
+            name = home[name]
+        return name
+
+    keys = []
+    for entry in entries:
+        subject = entry.subject
+        names = [subject.model or subject.name]
+        if subject.role == "reference":
+            names.insert(0, subject.name)
+        for result in entry.results:
+            names += [str(result.environment[k]) for k in ("reference", "reference_digest") if result.environment.get(k)]
+        if subject.role == "reference" and subject.digest:
+            names.append(subject.digest)
+        names = list(dict.fromkeys(names))
+        for name in names[1:]:
+            home[find(name)] = find(names[0])
+        keys.append(names[0])
+    groups: dict[str, list[Entry]] = defaultdict(list)
+    for entry, key in zip(entries, keys, strict=True):
+        groups[find(key)].append(entry)
+    return [(_model_name(members), members) for members in groups.values()]
+
+
+def _model_name(entries: Sequence[Entry]) -> str:
+    """The reference's name, else the source that most artifacts name."""
+    for entry in entries:
+        if entry.subject.role == "reference":
+            return entry.subject.name
+    for entry in entries:
+        for result in entry.results:
+            if result.environment.get("reference"):
+                return str(result.environment["reference"])
+    return Counter(entry.subject.model or entry.subject.name for entry in entries).most_common(1)[0][0]
+
+
+def _group(model: str, entries: list[Entry]) -> Group:
+    chosen, warnings = _choose_protocols(entries)
+    labels = _labels([entry.subject for entry in entries])
+    rows = [_row(entry, label, chosen) for entry, label in zip(entries, labels, strict=True)]
+    floors = tuple(row for row in rows if row.subject.role == "floor")
+    candidates = [row for row in rows if row.subject.role != "floor"]
+    reference, why = _reference(candidates)
+    rows = [row for row in candidates if row is not reference or row.subject.role != "reference"]
+    if reference is not None:
+        paired = [_pair(row, reference) if row is not reference else row for row in rows]
+        rows = _holm(paired)
+    rows = [_noise(row, floors) for row in rows]
+    loss = next((m for m in ("kl_mean", "perplexity") if any(row.value(m) is not None for row in rows)), "kl_mean")
+    rows = _fronts(rows, loss)
+    rows.sort(key=lambda row: (not (row.cells or row.tasks), row.subject.size_bytes or 0, row.label))
+    if reference is not None and reference.subject.role != "reference":  # it may have changed since: keep identity
+        reference = next(row for row in rows if row.subject == reference.subject)
+    warnings += _warnings(rows)
+    return Group(model, tuple(rows), reference, why, floors, loss, tuple(warnings))
+
+
+def _choose_protocols(entries: list[Entry]) -> tuple[dict[tuple[str, str], tuple[Any, ...]], list[str]]:
+    """(metric, task) -> the key of the protocol that most entries share (of equals the shorter name), and a warning for each
+    metric that some entry has in other ways only."""
+    counts: dict[tuple[str, str], Counter[tuple[Any, ...]]] = defaultdict(Counter)
+    names: dict[tuple[Any, ...], str] = {}
+    for entry in entries:
+        for key, result in {protocol_key(r): r for r in entry.results if r.value is not None}.items():
+            counts[result.metric, result.task][key] += 1
+            names[key] = result.protocol
+    chosen, warnings = {}, []
+    for (metric, task), counter in counts.items():
+        best = max(counter, key=lambda key: (counter[key], -len(names[key])))
+        chosen[metric, task] = best
+        left_out = [
+            entry.subject.recipe
+            for entry in entries
+            if (keys := {protocol_key(r) for r in entry.results if (r.metric, r.task, r.value is None) == (metric, task, False)})
+            and best not in keys
+        ]
+        if left_out and metric in ("perplexity", "kl_mean", "tg_tokens_per_s", "pp_tokens_per_s", *TASK_METRICS):
+            warnings.append(
+                f"{heading(metric)}{f' of {task}' if task else ''} of {', '.join(left_out)} was measured on other data or by another "
+                f"protocol than {names[best]}, which the others share, so it is not in the table; see “All results”"
+            )
+    return chosen, warnings
+
+
+def _row(entry: Entry, label: str, chosen: Mapping[tuple[str, str], tuple[Any, ...]]) -> Row:
+    cells: dict[str, EvalResult] = {}
+    tasks: dict[str, dict[str, EvalResult]] = defaultdict(dict)
+    others = []
+    for result in entry.results:
+        if result.value is None or chosen.get((result.metric, result.task)) != protocol_key(result):
+            others.append(result)
+        elif result.task:
+            tasks[result.task][result.metric] = result
+        elif result.metric in cells:
+            others.append(result)
+        else:
+            cells[result.metric] = result
+    return Row(entry.subject, label, family(entry.subject), cells, dict(tasks), tuple(others), entry.failures)
+
+
+def _labels(subjects: Sequence[Subject]) -> list[str]:
+    """The recipe, with as much of the path as tells two with the same recipe apart."""
+    plain = [subject.recipe or subject.name for subject in subjects]
+    counts = Counter(plain)
+    return [p if counts[p] == 1 else f"{p} ({s.name})" if s.name != p else p for p, s in zip(plain, subjects, strict=True)]
+
+
+def _reference(rows: Sequence[Row]) -> tuple[Row | None, str]:
+    for row in rows:
+        if row.subject.role == "reference":
+            return row, "the source checkpoint, named as reference"
+    for row in rows:
+        if any(result.role == "reference" for result in row.cells.values()):
+            return row, "named as reference when it was measured"
+    measured = [row for row in rows if row.cells and row.subject.size_bytes]
+    if not measured:
+        return None, "nothing was measured that could serve as reference"
+    largest = max(measured, key=lambda row: row.subject.size_bytes or 0)
+    return largest, "no source was named, so the largest artifact stands in; losses are relative to it"
+
+
+def _pair(row: Row, reference: Row) -> Row:
+    differences = {}
+    for task, metrics in row.tasks.items():
+        theirs = reference.tasks.get(task, {})
+        mine = head(metrics)
+        if mine.metric in theirs and (difference := accuracy_change(mine, theirs[mine.metric])):
+            differences[task] = difference
+    change = None
+    if "ppl_ratio" in row.cells and "perplexity" in row.cells:
+        change = measured_change(row.cells["ppl_ratio"])
+    elif "perplexity" in row.cells and "perplexity" in reference.cells:
+        change = perplexity_change(row.cells["perplexity"], reference.cells["perplexity"])
+    return replace(row, perplexity_change=change, task_differences=differences)
+
+
+def _holm(rows: list[Row]) -> list[Row]:
+    """p-values of all rows on one thing, corrected for their number."""
+    have = [i for i, row in enumerate(rows) if row.perplexity_change is not None]
+    for i, change in zip(have, adjust([c for row in rows if (c := row.perplexity_change) is not None]), strict=True):
+        rows[i] = replace(rows[i], perplexity_change=change)
+    for task in {task for row in rows for task in row.task_differences}:
+        have = [i for i, row in enumerate(rows) if task in row.task_differences]
+        for i, difference in zip(have, adjust([rows[i].task_differences[task] for i in have]), strict=True):
+            rows[i] = replace(rows[i], task_differences={**rows[i].task_differences, task: difference})
+    return rows
+
+
+def _noise(row: Row, floors: Sequence[Row]) -> Row:
+    """Within noise: its mean divergence is not larger, by their intervals, than that of a floor measured with the same backend."""
+    mine = row.cells.get("kl_mean")
+    if mine is None or mine.value is None:
+        return row
+    usable = []
+    for floor in floors:
+        result = floor.cells.get("kl_mean")
+        if result is not None and result.value is not None and (not result.backend or same_backend(result.backend, mine.backend)):
+            limits = bounds(result)
+            usable.append((limits[1] if limits else result.value, floor.label))
+    if not usable:
+        return row
+    limit, name = max(usable)
+    limits = bounds(mine)
+    low = limits[0] if limits else mine.value
+    within = low <= limit
+    relation = "not above" if within else "above"
+    return replace(row, within_noise=within, noise_reason=f"lower end {low:.3g} is {relation} the floor “{name}” ({limit:.3g})")
+
+
+def same_backend(a: str, b: str) -> bool:
+    """Whether two backend descriptions name the same program (``llama.cpp b123 (AVX2)`` and ``llamacpp``)."""
+    return backend_name(a) == backend_name(b)
+
+
+def backend_name(text: str) -> str:
+    letters = "".join(c for c in text.lower() if c.isalnum())
+    return next((name for name in ("llamacpp", "transformers", "vllm") if letters.startswith(name)), letters)
+
+
+def _fronts(rows: list[Row], loss: str) -> list[Row]:
+    found: dict[int, list[str]] = defaultdict(list)
+    for axis, smaller in AXES.items():
+        indexed = [(i, row.value(axis), row.value(loss)) for i, row in enumerate(rows)]
+        points = [(i, x, y) for i, x, y in indexed if x is not None and y is not None]
+        for position in pareto([(x if smaller else -x, y) for _, x, y in points]):
+            found[points[position][0]].append(axis)
+    return [replace(row, fronts=tuple(found[i])) for i, row in enumerate(rows)]
+
+
+def pareto(points: Sequence[tuple[float, float]]) -> list[int]:
+    """Indices of the points that no other point beats, both coordinates to be small; ordered by the first coordinate."""
+    front: list[int] = []
+    best = float("inf")
+    for index in sorted(range(len(points)), key=lambda i: points[i]):
+        if points[index][1] < best:
+            front.append(index)
+            best = points[index][1]
+    return front
+
+
+def _warnings(rows: Iterable[Row]) -> list[str]:
+    rows = [row for row in rows if row.cells]
+    checks: tuple[tuple[str, Callable[[EvalResult], bool]], ...] = (
+        (
+            "Perplexity and divergence of {} rest on fewer than 100 chunks: a 95 % interval may cover less than it says.",
+            _few_chunks,
+        ),
+        ("Tokens whose logits were not finite are left out of the numbers of {}.", lambda r: r.excluded > 0),
+        (
+            "The speed of {} spread so much between repetitions that a comparison is worth nothing: measure again on a quiet machine.",
+            lambda r: bool(r.detail.get("worthless")),
+        ),
+    )
+    out = []
+    for text, test in checks:
+        hit = [row.label for row in rows if any(test(result) for result in row.cells.values())]
+        if hit:
+            out.append(text.format("all artifacts" if len(hit) == len(rows) > 1 else ", ".join(hit)))
+    loads = {x for row in rows for r in row.cells.values() if (x := _busy(r))}
+    if loads:
+        out.append(f"The machine was busy while speed was measured ({'; '.join(sorted(loads))}): speeds are too low.")
+    remarks = [remark for row in rows for r in row.cells.values() for remark in r.detail.get("remarks", ())]
+    return [*out, *dict.fromkeys(map(str, remarks))]
+
+
+def _few_chunks(result: EvalResult) -> bool:
+    return result.metric in ("perplexity", "kl_mean") and 0 < len(result.samples) < 100
+
+
+def _busy(result: EvalResult) -> str:
+    load, cores = result.environment.get("load_average"), result.environment.get("cores_usable")
+    if not result.metric.endswith("tokens_per_s") or not load or not cores or load <= 0.5 * cores:
+        return ""
+    return f"load average {load} on {cores} usable cores"

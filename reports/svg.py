@@ -1,0 +1,152 @@
+"""What charts are drawn with: escaped SVG elements, nice ticks, markers, labels that stay clear of one another."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from markupsafe import Markup, escape
+
+#: family -> (marker, colour on light, colour on dark). Hues of Okabe and Ito's palette, which colour-blind people can tell apart;
+#: the marker's shape says the same once more.
+STYLES: dict[str, tuple[str, str, str]] = {
+    "GGUF": ("circle", "#0072b2", "#56a8e0"),
+    "GPTQ": ("square", "#c45100", "#f08a3c"),
+    "AWQ": ("diamond", "#00805c", "#2fc496"),
+    "quanto": ("up", "#a8518a", "#e08cc3"),
+    "bitsandbytes": ("down", "#8a6d00", "#e0c040"),
+    "unquantized": ("cross", "#5c6470", "#a5adba"),
+    "other": ("hexagon", "#5c6470", "#a5adba"),
+}
+_MARKERS = {
+    "circle": "M-5.2 0a5.2 5.2 0 1 0 10.4 0a5.2 5.2 0 1 0 -10.4 0z",
+    "square": "M-4.7 -4.7h9.4v9.4h-9.4z",
+    "diamond": "M0 -6.6L6.6 0L0 6.6L-6.6 0z",
+    "up": "M0 -6.2L6 4.6H-6z",
+    "down": "M0 6.2L6 -4.6H-6z",
+    "cross": "M-5.5 -2h3.5v-3.5h4v3.5h3.5v4h-3.5v3.5h-4v-3.5h-3.5z",
+    "hexagon": "M-5.6 0L-2.8 -5h5.6L5.6 0L2.8 5h-5.6z",
+}
+CHARACTER_PX = 6.4  # mean advance of the label font at 12 px, measured generously
+
+
+def element(name: str, *children: Any, **attributes: Any) -> Markup:
+    """One SVG element. Attribute names: ``class_`` -> class, ``stroke_width`` -> stroke-width. All text is escaped."""
+    written = "".join(
+        f' {key.rstrip("_").replace("_", "-")}="{escape(_short(value))}"'
+        for key, value in attributes.items()
+        if value is not None
+    )
+    inner = Markup("").join(escape(child) for child in children)
+    return Markup(f"<{name}{written}>{inner}</{name}>" if children else f"<{name}{written}/>")
+
+
+def _short(value: Any) -> str:
+    return f"{value:.1f}".removesuffix(".0") if isinstance(value, float) else str(value)
+
+
+def css_class(family: str) -> str:
+    return "f-" + family.lower() if family in STYLES else "f-other"
+
+
+def marker(family: str, filled: bool = True, **attributes: Any) -> Markup:
+    shape = STYLES.get(family, STYLES["other"])[0]
+    return element("path", d=_MARKERS[shape], class_=f"mark {css_class(family)} {'solid' if filled else 'hollow'}", **attributes)
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Data -> pixels. ``reverse`` runs towards smaller pixels (the y axis)."""
+
+    low: float
+    high: float
+    start: float
+    end: float
+    log: bool = False
+
+    def __call__(self, value: float) -> float:
+        value = min(max(value, self.low), self.high)
+        if self.log:
+            share = math.log(value / self.low) / math.log(self.high / self.low)
+        else:
+            share = (value - self.low) / (self.high - self.low)
+        return self.start + share * (self.end - self.start)
+
+    @property
+    def ticks(self) -> list[float]:
+        return log_ticks(self.low, self.high) if self.log else linear_ticks(self.low, self.high)
+
+
+def make_scale(
+    values: Sequence[float], start: float, end: float, log: bool = False, zero: bool = False, pad: float = 0.08
+) -> Scale:
+    """A scale that holds ``values`` with some air. ``log`` is dropped where they span less than a factor of 5."""
+    positive = [v for v in values if v > 0]
+    if log and positive and max(positive) / min(positive) >= 5:
+        low, high = min(positive), max(positive)
+        air = (high / low) ** pad
+        return Scale(low / air, high * air, start, end, True)
+    low, high = (min(values), max(values)) if values else (0.0, 1.0)
+    if zero or (low > 0 and low < 0.35 * high):
+        low = min(0.0, low)
+    span = (high - low) or abs(high) or 1.0
+    return Scale(low if low == 0 else low - pad * span, high + pad * span, start, end)
+
+
+def linear_ticks(low: float, high: float, wanted: int = 5) -> list[float]:
+    raw = (high - low) / wanted
+    magnitude = 10.0 ** math.floor(math.log10(raw))
+    step = next(m * magnitude for m in (1, 2, 2.5, 5, 10) if m * magnitude >= raw * 0.999)
+    first = math.ceil(low / step - 1e-9)
+    return [round(i * step, 12) for i in range(first, math.floor(high / step + 1e-9) + 1)]
+
+
+def log_ticks(low: float, high: float) -> list[float]:
+    decades = math.log10(high / low)
+    factors = (1, 2, 5) if decades < 2.2 else (1, 3) if decades < 3.2 else (1,)
+    ticks = [f * 10.0**e for e in range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1) for f in factors]
+    return [t for t in ticks if low <= t <= high]
+
+
+@dataclass(frozen=True)
+class Box:
+    left: float
+    top: float
+    right: float
+    bottom: float
+
+    def overlap(self, other: "Box") -> float:
+        width = min(self.right, other.right) - max(self.left, other.left)
+        height = min(self.bottom, other.bottom) - max(self.top, other.top)
+        return max(0.0, width) * max(0.0, height)
+
+
+def place_labels(
+    points: Sequence[tuple[float, float]], texts: Sequence[str], area: Box, size: float = 12, obstacles: Sequence[Box] = ()
+) -> list[tuple[float, float, str] | None]:
+    """(x, y, text-anchor) per label, or None where there is no free place. Earlier points choose first. Pixels."""
+    taken = [Box(x - 7, y - 7, x + 7, y + 7) for x, y in points] + list(obstacles)
+    placed: list[tuple[float, float, str] | None] = []
+    for own, ((x, y), text) in enumerate(zip(points, texts, strict=True)):
+        width, best = len(text) * CHARACTER_PX * size / 12, None
+        for cost, dx, dy, anchor in _POSITIONS:
+            left = x + dx - (width if anchor == "end" else width / 2 if anchor == "middle" else 0)
+            box = Box(left - 2, y + dy - size * 0.85, left + width + 2, y + dy + size * 0.3)
+            outside = box.left < area.left or box.right > area.right or box.top < area.top or box.bottom > area.bottom
+            covered = sum(box.overlap(other) for i, other in enumerate(taken) if i != own)
+            if not outside and covered < 2 and (best is None or cost < best[0]):
+                best = (cost, x + dx, y + dy, anchor, box)
+        if best is None:
+            placed.append(None)
+        else:
+            placed.append((best[1], best[2], best[3]))
+            taken.append(best[4])
+    return placed
+
+
+#: (cost, dx, dy, anchor) of a label's place beside its point
+_POSITIONS = (
+    (0, 9, 4, "start"), (1, -9, 4, "end"), (2, 0, -10, "middle"), (3, 0, 19, "middle"), (4, 8, -8, "start"), (4, 8, 16, "start"),
+    (5, -8, -8, "end"), (5, -8, 16, "end"), (6, 0, -22, "middle"), (7, 0, 31, "middle"), (8, 14, -18, "start"), (8, 14, 26, "start"),
+    (9, -14, -18, "end"), (9, -14, 26, "end"),
+)  # fmt: skip

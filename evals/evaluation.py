@@ -21,7 +21,7 @@ from evals.rows import Heading, divergence_rows, perplexity_rows
 from evals.subjects import Typed, guess_reference, resolve
 from quantize.calibration import held_out_text, read_text
 from quantize.commands import log
-from quantize.errors import BadInput, QuantwrightError, StepFailed
+from quantize.errors import BadInput, QuantwrightError
 from quantize.recipe import Recipe, RunOptions, parse_recipe
 from quantize.runtimes import Runtime, open_runtime
 from quantize.tokenizer import SourceTokenizer
@@ -42,7 +42,26 @@ class Outcome:
     unlisted: list[EvalResult] = field(default_factory=list)
 
 
-def evaluate(
+def evaluate(artifacts: Sequence[str | Path], **options: Any) -> list[EvalResult]:
+    """Rows of ``measure``: one per metric, protocol (or task) and artifact, in the order given; the options are its options.
+
+    Errors: BadInput; StepFailed, after all artifacts were tried, where one of them could not be measured.
+    """
+    outcome = measure(artifacts, **options)
+    raise_failure(outcome)
+    return outcome.results
+
+
+def raise_failure(outcome: Outcome) -> None:
+    """Errors: the first failure's own kind, where an artifact could not be measured."""
+    if outcome.failures:
+        name, error = outcome.failures[0]
+        more = f" (and {len(outcome.failures) - 1} more)" if len(outcome.failures) > 1 else ""
+        text = str(error) if str(error).startswith(name) else f"{name}: {error}"
+        raise type(error)(text + more) from error
+
+
+def measure(
     artifacts: Sequence[str | Path],
     *,
     reference: str | Path | None = None,
@@ -59,7 +78,7 @@ def evaluate(
     cache_limit: int = DEFAULT_CACHE_LIMIT,
     floors: bool = False,
     say: Callable[[str], None] = log,
-) -> list[EvalResult]:
+) -> Outcome:
     """Measure ``artifacts``: artifact folders, .gguf files, Hugging Face folders or Hub ids.
 
     ``metrics``: of ``perplexity`` and ``divergence`` (which needs a reference: the one given, or the source that the manifests
@@ -68,10 +87,9 @@ def evaluate(
     the rows are written too, as ``out/results/*.json``, and in which the reference's logits are kept. ``floors``: add the rows
     below which no difference means anything.
 
-    Returns one row per metric, protocol (or task) and artifact, in the order given. Errors: BadInput; StepFailed, after all
-    artifacts were tried, where one of them could not be measured.
+    What fails costs its artifact's rows, not the others'. Errors: BadInput where something given cannot be used.
     """
-    outcome = Evaluation(
+    return Evaluation(
         artifacts=[resolve(name, parse_recipe(load_as) if load_as else None) for name in artifacts],
         reference=resolve(reference) if reference else None,
         text=text,
@@ -87,11 +105,6 @@ def evaluate(
         floors=floors,
         say=say,
     ).measure()
-    if outcome.failures:
-        name, error = outcome.failures[0]
-        more = f" (and {len(outcome.failures) - 1} more)" if len(outcome.failures) > 1 else ""
-        raise StepFailed(f"{name}: {error}{more}") if error.exit_code == 1 else error
-    return outcome.results
 
 
 def choose_metrics(
@@ -226,13 +239,14 @@ class Evaluation:
         if tokenizer is not None and protocol.requested in self.windows:
             return self.windows[protocol.requested]
         fitted = protocol.fit(runtime.context, self._say_once)
+        special = self._special(typed, runtime)
         encode: Tokenize = tokenizer.encode if tokenizer else runtime.tokenize
         windows = make_windows(
             fitted,
             self.body,
             encode,
             ids="source" if tokenizer else "runtime",
-            prefix=self._eos(typed, runtime),
+            prefix=special["bos"] if special["bos"] is not None else special["eos"],
             tokens=self.tokens,
         )
         for remark in windows.remarks:
@@ -241,17 +255,15 @@ class Evaluation:
             self.windows[protocol.requested] = windows
         return windows
 
-    def _eos(self, typed: Typed, runtime: Runtime) -> int | None:
-        """What lm-eval begins a document with: BOS where the model has one, else EOS."""
-        for candidate in (self.reference, typed):
-            config = candidate.config if candidate else {}
-            for key in ("bos_token_id", "eos_token_id"):
-                value = config.get(key)
-                value = value[0] if isinstance(value, list) and value else value
-                if isinstance(value, int):
-                    return value
-        special = runtime.describe().get("bos_token_id")
-        return special if isinstance(special, int) else None
+    def _special(self, typed: Typed, runtime: Runtime) -> dict[str, int | None]:
+        """BOS and EOS ids: of the reference's config, else of the artifact's own, else what the runtime says of itself."""
+        found: dict[str, int | None] = {}
+        configs = [c.config for c in (self.reference, typed) if c] + [runtime.describe()]
+        for name in ("bos", "eos"):
+            values = (config.get(f"{name}_token_id") for config in configs)
+            single = (value[0] if isinstance(value, list) and value else value for value in values)
+            found[name] = next((value for value in single if isinstance(value, int)), None)
+        return found
 
     def _say_once(self, message: str) -> None:
         if message not in self._said:
@@ -344,9 +356,9 @@ class Evaluation:
             if tasks:
                 from evals.tasks import run_tasks
 
-                rows += run_tasks(
-                    runtime, tasks, self._source_tokenizer(typed), heading, self.limit, self.run.progress, self.say, typed.path
-                )
+                source = self._source_tokenizer(typed) if self.ids == "source" else None
+                special = self._special(typed, runtime)
+                rows += run_tasks(runtime, tasks, source, heading, self.limit, self.run.progress, special)
         outcome.results += rows
         if self.out:
             write_results(

@@ -1,0 +1,149 @@
+"""``quantwright eval``."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from quantize.commands import emit_json, parse_size, run_options
+from quantize.errors import BadInput
+from quantize.recipe import RunOptions
+
+if TYPE_CHECKING:
+    from evals.result import EvalResult
+
+TABLE_METRICS = (
+    "perplexity",
+    "word_perplexity",
+    "bits_per_byte",
+    "kl_mean",
+    "kl_p99",
+    "top1_agreement",
+    "ppl_ratio",
+    "delta_p_rms",
+)
+
+
+@click.command()
+@click.argument("artifacts", nargs=-1, required=True)
+@click.option("--reference", help="the model to diverge from: folder, .gguf or Hub id (default: the source, where it is at hand)")
+@click.option("--text", help="UTF-8 text file to measure on (default: the demo's held-out text)")
+@click.option("--metrics", help="perplexity,divergence (default: both where there is a reference, else perplexity)")
+@click.option(
+    "--protocol",
+    default="llamacpp-512",
+    show_default=True,
+    help="how perplexity is taken, several with commas: llamacpp-N, gptq-N, lmeval-wikitext, strided-N-STRIDE, exl3-N",
+)
+@click.option(
+    "--ids",
+    type=click.Choice(["source", "runtime"]),
+    default="source",
+    show_default=True,
+    help="whose tokenizer makes the token ids: the source's own file, or each runtime's",
+)
+@click.option("--tasks", help="lm-eval names, .jsonl or .yaml files, or 'held-out', with commas")
+@click.option("--limit", type=click.IntRange(min=1), help="items of each task")
+@click.option("--tokens", type=click.IntRange(min=1), help="only so many tokens of the text")
+@click.option("--load-as", help="quantize the model on the fly (quanto and bnb recipes)")
+@click.option(
+    "--cache-limit", default="4GiB", show_default=True, help="disk space for the reference's logits; beyond, it runs again"
+)
+@click.option("--floors", is_flag=True, help="add rows that show below what a divergence means nothing")
+@click.option("-o", "--out", type=click.Path(path_type=Path, file_okay=False), help="run folder; results go to OUT/results")
+@run_options
+def evaluate(
+    artifacts: tuple[str, ...],
+    reference: str | None,
+    text: str | None,
+    metrics: str | None,
+    protocol: str,
+    ids: str,
+    tasks: str | None,
+    limit: int | None,
+    tokens: int | None,
+    load_as: str | None,
+    cache_limit: str,
+    floors: bool,
+    out: Path | None,
+    run: RunOptions,
+    as_json: bool,
+) -> None:
+    """Measure the quality of ARTIFACT...: artifact folders, .gguf files, Hugging Face folders or Hub ids.
+
+    Perplexity by a named protocol, divergence from a reference on the same token ids, and accuracy on tasks.
+    """
+    from evals.evaluation import measure, raise_failure
+
+    if len(set(artifacts)) < len(artifacts):
+        raise BadInput("eval: an artifact is listed twice")
+    outcome = measure(
+        artifacts,
+        reference=reference,
+        text=text,
+        metrics=_names(metrics, "--metrics") if metrics is not None else None,
+        protocol=_names(protocol, "--protocol"),
+        ids=ids,
+        tasks=_names(tasks, "--tasks") if tasks is not None else (),
+        limit=limit,
+        tokens=tokens,
+        load_as=load_as,
+        run=run,
+        out=out,
+        cache_limit=parse_size(cache_limit),
+        floors=floors,
+    )
+    rows = outcome.results + [row for row in outcome.unlisted if row.role == "floor"]
+    if rows:
+        _table(list(artifacts), rows)
+    if as_json:
+        emit_json([row.to_json() for row in rows])
+    raise_failure(outcome)
+
+
+def _names(text: str, option: str) -> list[str]:
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if not names:
+        raise BadInput(f"{option} {text!r}: expected at least one name")
+    return names
+
+
+def _table(artifacts: list[str], rows: "list[EvalResult]") -> None:
+    """One line per artifact and protocol (or task), the figures with their 95 % interval."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    text_rows = [row for row in rows if not row.task]
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=240)  # a file or a pipe: no column is cut
+    if text_rows:
+        metrics = [m for m in TABLE_METRICS if any(row.metric == m for row in text_rows)]
+        table = Table(title="on text", caption="± half the 95 % interval (chunks resampled)")
+        for column in ("artifact", "protocol", "ids", *metrics, "n", "excluded"):
+            table.add_column(column, justify="left" if column in ("artifact", "protocol", "ids") else "right")
+        for key in dict.fromkeys((row.artifact, row.protocol, row.role) for row in text_rows):
+            mine = [row for row in text_rows if (row.artifact, row.protocol, row.role) == key]
+            cells = {row.metric: _figure(row) for row in mine}
+            name = key[0] + (f" ({key[2]})" if key[2] else "")
+            table.add_row(
+                Text(name), key[1], mine[0].ids, *(cells.get(m, "") for m in metrics), str(mine[0].n), str(mine[0].excluded)
+            )
+        console.print(table)
+    task_rows = [row for row in rows if row.task]
+    if task_rows:
+        table = Table(title="tasks", caption="± half the 95 % interval")
+        for column in ("artifact", "task", "metric", "value", "n"):
+            table.add_column(column, justify="right" if column in ("value", "n") else "left")
+        for row in task_rows:
+            table.add_row(Text(row.artifact), Text(row.task), row.metric, _figure(row), str(row.n))
+        console.print(table)
+
+
+def _figure(row: "EvalResult") -> str:
+    if row.value is None:
+        return "n/a"
+    if not row.interval:
+        return f"{row.value:.5g}"
+    return f"{row.value:.5g} ±{(row.interval[1] - row.interval[0]) / 2:.2g}"

@@ -1,0 +1,201 @@
+"""A model class of lm-eval on our runtimes, so that one harness measures every format on the same token ids.
+
+Requests that share their input (context and all but the last token of the continuation) are run once; inputs are sorted by length
+and right-padded into batches, which a causal model does not notice. Source for what counts as context, how it is truncated and
+the rolling windows: lm_eval/models/huggingface.py.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from lm_eval import utils
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import TemplateLM
+from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs
+
+from evals.perplexity import as_tensor, blocks
+from quantize.errors import Unsupported
+from quantize.runtimes import Runtime
+from quantize.tokenizer import SourceTokenizer
+
+BATCH_TOKENS = 4096
+PADDING = 0.15  # of a batch's longest row, at most
+MAX_GENERATED = 256  # lm-eval's own default
+
+Advance = Callable[[int], None]
+Request = tuple[tuple[str, str], list[int], list[int]]
+
+
+class RuntimeLM(TemplateLM):
+    """``tokenizer_file`` None: the runtime's own tokenizer, and no generation. ``bos``/``eos``: ids, None where there is none."""
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        source: SourceTokenizer | None,
+        *,
+        bos: int | None,
+        eos: int | None,
+        advance: Callable[[str, int], Advance] | None = None,
+    ):
+        super().__init__()
+        self.runtime = runtime
+        self.source = source
+        self.bos = bos
+        self.eos = eos
+        self.advance = advance or (lambda what, total: lambda n: None)
+
+    @property
+    def eot_token_id(self) -> int:
+        if self.eos is None:
+            raise Unsupported("the model has no end-of-text token, which lm-eval needs here")
+        return self.eos
+
+    @property
+    def prefix_token_id(self) -> int:
+        return self.bos if self.bos is not None else self.eot_token_id
+
+    @property
+    def max_length(self) -> int:
+        return self.runtime.context
+
+    @property
+    def max_gen_toks(self) -> int:
+        return min(MAX_GENERATED, self.max_length // 2)
+
+    @property
+    def tokenizer_name(self) -> str:
+        return self.source.sha256 if self.source else self.runtime.name
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
+        encode = self.source.encode if self.source else self.runtime.tokenize
+        ids = encode(string, add_special=add_special_tokens is not False)
+        if add_special_tokens is None and len(ids) > 1 and ids[0] == ids[1] == self.bos:
+            return ids[1:]  # the text began with a BOS of its own
+        return ids
+
+    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        for request in requests:
+            context, continuation = request.args
+            if context and not context.strip():  # lm-eval asserts on a context of white space alone
+                request.arguments = ("", context + continuation)
+        return super().loglikelihood(requests, disable_tqdm=True)
+
+    def _loglikelihood_tokens(self, requests: list[Request], **kwargs: Any) -> list[tuple[float, bool]]:
+        rows: dict[tuple[int, ...], list[tuple[int, list[int]]]] = {}
+        for index, (_, context, continuation) in enumerate(requests):
+            whole = (context + continuation)[-(self.max_length + 1) :]
+            rows.setdefault(tuple(whole[:-1]), []).append((index, continuation[-(len(whole) - 1) :]))
+        sums = np.zeros(len(requests))
+        greedy = np.ones(len(requests), bool)
+        ordered = sorted(rows, key=lambda ids: (-len(ids), ids))
+        advance = self.advance("items", len(requests))
+        for batch in _batches(ordered):
+            self._run_batch(batch, [rows[ids] for ids in batch], sums, greedy)
+            advance(sum(len(rows[ids]) for ids in batch))
+        return [(float(s), bool(g)) for s, g in zip(sums, greedy, strict=True)]
+
+    def _run_batch(
+        self, batch: list[tuple[int, ...]], wanted: list[list[tuple[int, list[int]]]], sums: np.ndarray, greedy: np.ndarray
+    ) -> None:
+        """Adds the log-probability of every continuation token of every request of the batch to ``sums``."""
+        import torch
+
+        longest = len(batch[0])
+        padded = np.array([[*ids, *[ids[-1]] * (longest - len(ids))] for ids in batch], np.int64)
+        starts = [len(ids) - max(len(tokens) for _, tokens in members) for ids, members in zip(batch, wanted, strict=True)]
+
+        def consume(row: int, position: int, logits: np.ndarray) -> None:
+            length = len(batch[row])
+            begin, end = max(position, starts[row]), min(position + len(logits), length)
+            if begin >= end:
+                return
+            part = logits[begin - position : end - position]
+            for block in blocks(*part.shape):
+                x = as_tensor(part[block])
+                top, best = x.max(1)
+                normalizer = top.double() + (x - top[:, None]).exp_().sum(1, dtype=torch.float64).log()
+                at = np.arange(begin + block.start, begin + block.stop)
+                for index, tokens in wanted[row]:
+                    # Position length - n + i predicts token i of a continuation of n tokens.
+                    which = at - (length - len(tokens))
+                    keep = which >= 0
+                    if not keep.any():
+                        continue
+                    targets = np.asarray(tokens)[which[keep]]
+                    lines = np.flatnonzero(keep)
+                    chosen = x[torch.from_numpy(lines), torch.from_numpy(targets)].double()
+                    sums[index] += float((chosen - normalizer[torch.from_numpy(lines)]).sum())
+                    greedy[index] &= bool((best.numpy()[lines] == targets).all())
+
+        self.runtime.logits(padded, min(starts), consume)
+
+    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
+        windows: list[Request] = []
+        owners: list[int] = []
+        for index, request in enumerate(requests):
+            (text,) = request.args
+            pairs = utils.get_rolling_token_windows(
+                token_list=self.tok_encode(text), prefix_token=self.prefix_token_id, max_seq_len=self.max_length, context_len=1
+            )
+            for context, continuation in map(utils.make_disjoint_window, pairs):
+                windows.append((("", ""), context, continuation))
+                owners.append(index)
+        totals = np.zeros(len(requests))
+        for owner, (value, _) in zip(owners, self._loglikelihood_tokens(windows), strict=True):
+            totals[owner] += value
+        return [float(total) for total in totals]
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+        """Greedy. Errors: Unsupported where a task wants sampling, or the tokenizer's file is not at hand."""
+        if self.source is None:
+            raise Unsupported("a task that generates text needs the source's tokenizer; give --reference MODEL")
+        end = self.source.decode([self.eot_token_id]) if self.eos is not None else None
+        advance = self.advance("generations", len(requests))
+        out = []
+        for request in requests:
+            context, options = request.args
+            settings = normalize_gen_kwargs(options, self.max_gen_toks)
+            if settings.get("do_sample") or (settings.get("temperature") or 0) > 0:
+                raise Unsupported("the task wants sampling (do_sample, temperature); here generation is greedy")
+            stops = [stop for stop in handle_stop_sequences(settings.get("until"), eos=end) if stop]
+            limit = min(int(settings["max_gen_toks"]), max(1, self.max_length - 1))
+            ids = self.tok_encode(context)[-(self.max_length - limit) :]
+            out.append(self._generate(ids or [self.prefix_token_id], limit, stops))
+            advance(1)
+        return out
+
+    def _generate(self, ids: Sequence[int], limit: int, stops: list[str]) -> str:
+        assert self.source is not None
+        made: list[int] = []
+        logits = self.runtime.start(ids)
+        while True:
+            token = int(logits.argmax())
+            if token == self.eos:
+                break
+            made.append(token)
+            text = self._continuation(made)
+            if any(stop in text for stop in stops) or len(made) == limit:
+                break
+            logits = self.runtime.step(token)
+        text = self._continuation(made) if made else ""
+        for stop in stops:
+            text = text.split(stop)[0]
+        return text
+
+    def _continuation(self, made: list[int]) -> str:
+        assert self.source is not None
+        return self.source.decode(made)
+
+
+def _batches(ordered: list[tuple[int, ...]]) -> list[list[tuple[int, ...]]]:
+    """Rows sorted by falling length -> batches of rows nearly as long as their first, at most ``BATCH_TOKENS`` together."""
+    out: list[list[tuple[int, ...]]] = []
+    for ids in ordered:
+        batch = out[-1] if out else None
+        if batch and len(ids) >= len(batch[0]) * (1 - PADDING) and (len(batch) + 1) * len(batch[0]) <= BATCH_TOKENS:
+            batch.append(ids)
+        else:
+            out.append([ids])
+    return out

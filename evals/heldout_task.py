@@ -1,0 +1,62 @@
+"""The demo's task: choose the true continuation among four, made from any text, the same for the same text."""
+
+import hashlib
+import json
+import random
+import re
+from pathlib import Path
+from typing import Any
+
+from evals.task_files import LocalTask
+from quantize.errors import BadInput
+
+ITEMS = 200
+CONTEXT_WORDS = 32
+CHOICE_WORDS = 12
+CHOICES = 4
+NAME = "heldout"
+
+
+def make_items(text: str, items: int = ITEMS) -> list[dict[str, Any]]:
+    """Items of ``CONTEXT_WORDS`` words, the ``CHOICE_WORDS`` that follow, and three passages of as many words from elsewhere.
+
+    Errors: BadInput where the text gives fewer than four passages."""
+    words = re.findall(r"\S+", text)
+    span = CONTEXT_WORDS + CHOICE_WORDS
+    passages = len(words) // span
+    if passages < CHOICES:
+        raise BadInput(f"the text gives {passages} passages of {span} words; a task needs at least {CHOICES}: use a longer text")
+    rng = random.Random(int(hashlib.sha256(text.encode()).hexdigest()[:16], 16))
+    chosen = sorted(rng.sample(range(passages), min(items, passages)))
+
+    def part(passage: int) -> tuple[str, str]:
+        start = passage * span
+        return " ".join(words[start : start + CONTEXT_WORDS]), " ".join(words[start + CONTEXT_WORDS : start + span])
+
+    out = []
+    for passage in chosen:
+        query, truth = part(passage)
+        choices = [truth]
+        while len(choices) < CHOICES:
+            other = part(rng.randrange(passages))[1]
+            if other not in choices:
+                choices.append(other)
+            elif passages < 2 * CHOICES:
+                choices.append(f"{other} {len(choices)}")
+        rng.shuffle(choices)
+        out.append({"query": query, "choices": choices, "gold": choices.index(truth)})
+    return out
+
+
+def write_task(text: str, path: Path, items: int = ITEMS) -> int:
+    """Write the items as a ``.jsonl`` that ``eval --tasks`` reads; returns how many there are."""
+    made = make_items(text, items)
+    path.write_text("".join(json.dumps(item, ensure_ascii=False) + "\n" for item in made), encoding="utf-8")
+    return len(made)
+
+
+def held_out_task() -> LocalTask:
+    """The task of the demo's held-out text."""
+    from quantize.calibration import held_out_text
+
+    return LocalTask(NAME, Path(f"{NAME}.jsonl"), "choices", tuple(make_items(held_out_text())))

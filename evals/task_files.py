@@ -1,0 +1,254 @@
+"""Tasks as a person names them: lm-eval's own names, a YAML task of lm-eval, a local ``.jsonl``, or HellaSwag's text form.
+
+A ``.jsonl`` holds one item a line, all of one form:
+
+- ``{"query", "choices", "gold"}``: which choice follows the query;
+- ``{"context_options", "continuation", "gold"}``: which context makes the continuation likelier;
+- ``{"context", "continuation"}``: whether greedy decoding gives the continuation.
+
+``"delimiter"`` (default one space, the same in every item) stands between context and choice. Every file becomes a task of
+lm-eval, which counts; ``export_yaml`` writes that task down for plain lm-eval.
+"""
+
+import difflib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from quantize.errors import BadInput
+
+if TYPE_CHECKING:
+    from lm_eval.tasks import TaskManager
+
+FORMS: dict[str, dict[str, type | tuple[type, ...]]] = {
+    "choices": {"query": str, "choices": list, "gold": int},
+    "contexts": {"context_options": list, "continuation": str, "gold": int},
+    "continuation": {"context": str, "continuation": str},
+}
+HELD_OUT = "held-out"
+
+
+@dataclass(frozen=True)
+class LocalTask:
+    """``items`` hold the keys of their form and nothing else."""
+
+    name: str
+    path: Path
+    form: str
+    items: tuple[dict[str, Any], ...]
+    delimiter: str = " "
+
+    def config(self) -> dict[str, Any]:
+        """The lm-eval task, without its data."""
+        shared = {"task": self.name, "test_split": "test", "target_delimiter": self.delimiter, "metadata": {"version": 1.0}}
+        accuracy = {"metric": "acc", "aggregation": "mean", "higher_is_better": True}
+        normalized = {"metric": "acc_norm", "aggregation": "mean", "higher_is_better": True}
+        if self.form == "choices":
+            return shared | {
+                "output_type": "multiple_choice",
+                "doc_to_text": "query",
+                "doc_to_choice": "choices",
+                "doc_to_target": "gold",
+                "metric_list": [accuracy, normalized],
+            }
+        if self.form == "contexts":
+            # lm-eval's way for WinoGrande: doc_to_text gives the number of the right context, the choices are the contexts.
+            return shared | {
+                "output_type": "multiple_choice",
+                "doc_to_text": "gold",
+                "doc_to_choice": "context_options",
+                "doc_to_target": "continuation",
+                "metric_list": [accuracy],
+            }
+        return shared | {
+            "output_type": "loglikelihood",
+            "doc_to_text": "context",
+            "doc_to_target": "{{" + repr(self.delimiter) + " + continuation}}",
+            "metric_list": [accuracy, {"metric": "perplexity", "aggregation": "perplexity", "higher_is_better": False}],
+        }
+
+    def lm_eval_config(self) -> dict[str, Any]:
+        """The task with its items in memory."""
+        items = list(self.items)
+
+        def dataset(**_: Any) -> Any:
+            from datasets import Dataset, DatasetDict
+
+            return DatasetDict({"test": Dataset.from_list(items)})
+
+        return self.config() | {"custom_dataset": dataset}
+
+
+@dataclass(frozen=True)
+class HarnessTask:
+    """A task that lm-eval knows by name, or the path of a YAML task."""
+
+    name: str
+
+
+Task = LocalTask | HarnessTask
+
+
+def parse_tasks(names: Sequence[str], say: Callable[[str], None]) -> list[Task]:
+    """Errors: BadInput naming the file and line that is malformed, or for an unknown name the nearest known ones."""
+    found: list[Task] = []
+    for name in names:
+        path = Path(name).expanduser()
+        if name == HELD_OUT:
+            from evals.heldout_task import held_out_task
+
+            task: Task = held_out_task()
+            say("tasks: heldout, made from the demo's held-out text (it differs by Python release)")
+        elif path.suffix == ".jsonl":
+            task = read_jsonl(path)
+        elif path.suffix == ".txt":
+            task = read_hellaswag(path)
+        elif path.suffix in (".yaml", ".yml"):
+            task = read_yaml(path)
+        else:
+            task = known_task(name)
+        if task.name in {t.name for t in found}:
+            raise BadInput(f"--tasks: {task.name} is there twice; name the files differently or list it once")
+        found.append(task)
+    return found
+
+
+def _read_lines(path: Path) -> list[str]:
+    from quantize.calibration import read_text
+
+    return read_text(path).split("\n")
+
+
+def read_jsonl(path: Path) -> LocalTask:
+    """Errors: BadInput with the line that is malformed."""
+    items: list[dict[str, Any]] = []
+    form, delimiter = "", " "
+    for number, line in enumerate(_read_lines(path), 1):
+        if not line.strip():
+            continue
+        where = f"{path}:{number}"
+        try:
+            item = json.loads(line)
+        except ValueError as error:
+            raise BadInput(f"{where}: not JSON ({error}); expected one item a line") from None
+        if not isinstance(item, dict):
+            raise BadInput(f"{where}: expected an object, got {type(item).__name__}")
+        if not items:
+            form = _form_of(item, where)
+            delimiter = str(item.get("delimiter", " "))
+        _check_item(item, form, where)
+        if str(item.get("delimiter", " ")) != delimiter:
+            raise BadInput(f"{where}: delimiter {item.get('delimiter')!r} differs from {delimiter!r} above; one file has one")
+        items.append({key: item[key] for key in FORMS[form]})
+    if not items:
+        raise BadInput(f"{path}: holds no items; expected one JSON object a line")
+    return LocalTask(path.stem, path, form, tuple(items), delimiter)
+
+
+def _form_of(item: dict[str, Any], where: str) -> str:
+    for form, keys in FORMS.items():
+        if set(keys) <= set(item):
+            return form
+    expected = " or ".join("{" + ", ".join(keys) + "}" for keys in FORMS.values())
+    raise BadInput(f"{where}: has the keys {', '.join(item) or 'none'}; expected {expected}")
+
+
+def _check_item(item: dict[str, Any], form: str, where: str) -> None:
+    for key, kind in FORMS[form].items():
+        if key not in item:
+            raise BadInput(f"{where}: lacks {key!r}, which the first item has")
+        value = item[key]
+        if not isinstance(value, kind) or isinstance(value, bool):
+            raise BadInput(f"{where}: {key} must be {kind.__name__ if isinstance(kind, type) else kind}, is {value!r:.40}")
+    options = item.get("choices") if form == "choices" else item.get("context_options") if form == "contexts" else None
+    if options is None:
+        if not item["continuation"].strip():
+            raise BadInput(f"{where}: continuation is empty")
+        return
+    if len(options) < 2 or not all(isinstance(o, str) and o for o in options):
+        raise BadInput(f"{where}: expected at least two non-empty strings to choose from")
+    if not 0 <= item["gold"] < len(options):
+        raise BadInput(f"{where}: gold is {item['gold']}, expected 0 to {len(options) - 1}")
+
+
+def read_hellaswag(path: Path) -> LocalTask:
+    """The text form that llama-perplexity --hellaswag reads: six lines an item, query, gold, four endings."""
+    lines = _read_lines(path)
+    while lines and not lines[-1].strip():
+        lines.pop()
+    if len(lines) % 6:
+        raise BadInput(
+            f"{path}: has {len(lines)} lines, not a multiple of 6 (query, gold, four endings); use .jsonl for other forms"
+        )
+    items = []
+    for start in range(0, len(lines), 6):
+        gold = lines[start + 1].strip()
+        if gold not in ("0", "1", "2", "3"):
+            raise BadInput(f"{path}:{start + 2}: expected the number of the right ending (0 to 3), got {gold!r:.40}")
+        items.append({"query": lines[start], "choices": lines[start + 2 : start + 6], "gold": int(gold)})
+    return LocalTask(path.stem, path, "choices", tuple(items))
+
+
+def read_yaml(path: Path) -> HarnessTask:
+    import yaml
+
+    if not path.is_file():
+        raise BadInput(f"{path}: no such task file")
+    try:
+        document = yaml.load(path.read_text(encoding="utf-8"), Loader=_lenient_loader())
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f":{mark.line + 1}" if mark else ""
+        raise BadInput(f"{path}{line}: not YAML ({getattr(error, 'problem', error)})") from None
+    if not isinstance(document, dict) or not ({"task", "group", "include"} & set(document)):
+        raise BadInput(f"{path}: not a task of lm-eval (no 'task' key); see its docs, or use a .jsonl")
+    return HarnessTask(str(path))
+
+
+def _lenient_loader() -> Any:
+    """A safe YAML loader that takes lm-eval's own tags (!function) for None: they are its business."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        pass
+
+    Loader.add_constructor("!function", lambda loader, node: None)
+    return Loader
+
+
+@cache
+def task_manager() -> "TaskManager":
+    """Errors: BadInput where lm-eval is not installed."""
+    try:
+        from lm_eval.tasks import TaskManager
+    except ImportError:
+        raise BadInput("--tasks needs lm-eval: pip install 'quantwright[tasks]'") from None
+    return TaskManager()
+
+
+def known_task(name: str) -> HarnessTask:
+    known = task_manager().all_tasks
+    if name not in known:
+        if "/" in name or "." in name.split("/")[-1]:
+            hint = "; a local task is a .jsonl, a .yaml or HellaSwag's .txt"
+        else:
+            close = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
+            hint = f" (did you mean {' or '.join(close)}?)" if close else ""
+        raise BadInput(f"unknown task {name!r}{hint}; `lm-eval ls tasks` lists lm-eval's names")
+    return HarnessTask(name)
+
+
+def export_yaml(task: LocalTask, folder: Path) -> Path:
+    """Write ``<name>.yaml`` and ``<name>.jsonl`` with which plain lm-eval (--include_path) runs the same task."""
+    import yaml
+
+    folder.mkdir(parents=True, exist_ok=True)
+    data = folder / f"{task.name}.jsonl"
+    data.write_text("".join(json.dumps(item, ensure_ascii=False) + "\n" for item in task.items), encoding="utf-8")
+    source = {"dataset_path": "json", "dataset_kwargs": {"data_files": {"test": str(data.resolve())}}}
+    path = folder / f"{task.name}.yaml"
+    path.write_text(yaml.safe_dump(task.config() | source, sort_keys=False), encoding="utf-8")
+    return path

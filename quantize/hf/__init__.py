@@ -1,0 +1,1 @@
+"""What the methods and the runtime that go through transformers share: loading, quantizing on the fly, keeping quiet."""

@@ -1,0 +1,155 @@
+"""Open an HF folder as a transformers model, whatever its weights are stored as; or quantize one on the fly."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from quantize.errors import BadInput, StepFailed, Unsupported
+from quantize.hf.quiet import quiet
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+QUANTO_MAP = "quanto_qmap.json"
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """config.json as it stands. Errors: BadInput where there is none or it is not JSON."""
+    path = folder / "config.json"
+    if not path.is_file():
+        raise BadInput(f"{folder}: no config.json, so nothing transformers can open; give a checkpoint or an artifact folder")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise BadInput(f"{path}: not valid JSON ({error}); fetch the file again") from None
+    if not isinstance(config, dict):
+        raise BadInput(f"{path}: expected a JSON object; fetch the file again")
+    return config
+
+
+def storage_format(folder: Path, config: dict[str, Any]) -> str:
+    """``dense``, ``quanto``, or quant_method of the config: ``gptq``, ``awq``, ``bitsandbytes``, ..."""
+    if (folder / QUANTO_MAP).is_file():
+        return "quanto"
+    quantization = config.get("quantization_config")
+    return str(quantization.get("quant_method", "unknown")) if quantization else "dense"
+
+
+def torch_dtype(name: str) -> "torch.dtype":
+    import torch
+
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype
+
+
+def stored_dtype(config: dict[str, Any]) -> str:
+    """The dtype that config.json names, in either spelling; float32 where it names none."""
+    text = config.get("text_config") if isinstance(config.get("text_config"), dict) else {}
+    name = config.get("dtype") or config.get("torch_dtype") or (text or {}).get("dtype") or "float32"
+    return str(name) if name in ("float32", "float16", "bfloat16") else "float32"
+
+
+def load_model(folder: Path, dtype: str, device: str, *, trust_remote_code: bool = False, **options: Any) -> "PreTrainedModel":
+    """AutoModelForCausalLM in evaluation mode, every weight from the folder's safetensors.
+
+    ``dtype`` is the one computed in. ``options`` go to from_pretrained (``quantization_config``, ``device_map``).
+
+    Errors: Unsupported for an architecture that transformers lacks; BadInput for weights that do not fit the config: from_pretrained
+    would fill them with random numbers and say so in a log only.
+    """
+    config = read_config(folder)
+    with quiet():
+        from transformers import AutoModelForCausalLM
+
+        try:
+            model, info = AutoModelForCausalLM.from_pretrained(
+                folder,
+                dtype=torch_dtype(dtype),
+                use_safetensors=True,
+                local_files_only=True,
+                trust_remote_code=trust_remote_code,
+                output_loading_info=True,
+                **options,
+            )
+        except ImportError as error:
+            raise Unsupported(f"{folder}: {_first_line(error)}") from error
+        except (ValueError, KeyError, AttributeError) as error:
+            import transformers
+
+            raise Unsupported(
+                f"{folder}: transformers {transformers.__version__} cannot open {config.get('architectures') or 'it'} "
+                f"(model_type {config.get('model_type')!r}): {_first_line(error)}"
+            ) from error
+        except (OSError, RuntimeError) as error:
+            raise StepFailed(f"{folder}: transformers cannot load it: {_first_line(error)}") from error
+        if "device_map" not in options:
+            model = model.to(device)
+    missing = sorted(set(info["missing_keys"]) | {str(key[0]) for key in info.get("mismatched_keys") or ()})
+    if missing:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise BadInput(f"{folder}: holds no weights of the right shape for {missing[0]}{more}; fetch the whole checkpoint")
+    loaded: PreTrainedModel = model.eval()
+    return loaded
+
+
+def load_quanto(folder: Path, dtype: str, device: str) -> "PreTrainedModel":
+    """A saved optimum-quanto model. With a ``dtype`` other than the stored one, the same integers and scales computed with in it.
+
+    Does what the library's own from_pretrained does, except that scales are cast before tensors are made of them: in bfloat16 a
+    4-bit weight is turned into a kernel's own layout when it is loaded, which rounds its shift and cannot be undone.
+
+    Errors: Unsupported where optimum-quanto is not installed; StepFailed where the folder's tensors are not those of its map.
+    """
+    from quantize.kernels import ensure_kernel_environment
+
+    ensure_kernel_environment()
+    with quiet():
+        import torch
+        from accelerate import init_empty_weights
+        from transformers import AutoConfig, AutoModelForCausalLM
+
+        try:
+            from optimum.quanto import requantize
+        except ImportError:
+            raise Unsupported(
+                f"{folder}: is an optimum-quanto model; install with: pip install -c constraints.txt 'quantwright[quanto]'"
+            ) from None
+        try:
+            mapping = json.loads((folder / QUANTO_MAP).read_text(encoding="utf-8"))
+            with init_empty_weights():  # parameters only: buffers that no file holds (rotary frequencies) stay real
+                model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder), dtype=torch_dtype(dtype))
+            state = _read_state(folder, torch_dtype(dtype))
+            present = set(state)
+            requantize(model, state_dict=state, quantization_map=mapping, device=torch.device("cpu"))
+        except (ValueError, KeyError, TypeError, OSError, RuntimeError, AttributeError) as error:
+            raise StepFailed(f"{folder}: optimum-quanto cannot load it: {_first_line(error)}") from error
+        if model.config.get_text_config().tie_word_embeddings:
+            model.tie_weights()
+        # requantize loads with strict=False, and leaves uninitialized memory where a tensor is missing.
+        tied = (
+            set(getattr(model, "_tied_weights_keys", None) or ()) if model.config.get_text_config().tie_word_embeddings else set()
+        )
+        for name in model.state_dict():
+            if name not in present and name not in tied and not name.endswith(("input_scale", "output_scale")):
+                raise BadInput(f"{folder}: holds no weights for {name}; convert again")
+        loaded: PreTrainedModel = model.to(device).eval()
+        return loaded
+
+
+def _read_state(folder: Path, dtype: "torch.dtype") -> "dict[str, torch.Tensor]":
+    """Every tensor under ``folder``; the floating ones in ``dtype``, but quantized data (float8 too) as it is."""
+    from safetensors.torch import load_file
+
+    state: dict[str, Any] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        state.update(load_file(path))
+    return {
+        name: tensor.to(dtype) if tensor.is_floating_point() and not name.endswith("._data") else tensor
+        for name, tensor in state.items()
+    }
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -1,0 +1,94 @@
+"""What the kernels that libraries compile on first use (optimum-quanto, GPTQModel) need around them.
+
+torch's extension loader runs ``ninja`` from PATH and guards a build by a file called ``lock`` that it creates and removes. A
+process killed while it builds leaves that file, and every later load then waits for it, for ever.
+"""
+
+import contextlib
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+
+#: A lock whose folder has not been written to for this long belongs to nobody: the longest single compiler call of these
+#: kernels takes a minute or two, and ninja writes its log between calls.
+STALE_AFTER_SECONDS = 15 * 60
+
+
+def ensure_kernel_environment() -> None:
+    """Put the interpreter's own ``bin`` on PATH and remove locks that builds killed half-way left behind.
+
+    Call before the first use of a library that compiles kernels. Safe in several processes at once.
+    """
+    own = os.path.dirname(sys.executable)
+    path = os.environ.get("PATH", "")
+    if own not in path.split(os.pathsep):
+        os.environ["PATH"] = own + os.pathsep + path
+    with _file_lock():
+        for lock in stale_locks(extension_folders()):
+            with contextlib.suppress(OSError):
+                lock.unlink()
+
+
+def extension_folders() -> list[Path]:
+    """Where torch's loader builds extensions: its cache, and the folder inside optimum-quanto that this library uses."""
+    folders = []
+    configured = os.environ.get("TORCH_EXTENSIONS_DIR")
+    cache = (
+        Path(configured) if configured else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "torch_extensions"
+    )
+    folders.append(cache)
+    spec = find_spec("optimum")
+    for location in (spec.submodule_search_locations or ()) if spec else ():
+        folders.append(Path(location) / "quanto" / "library" / "extensions")
+    return folders
+
+
+def stale_locks(folders: list[Path]) -> list[Path]:
+    """Lock files of builds that no living process is working on."""
+    found = []
+    for folder in folders:
+        for lock in folder.rglob("lock") if folder.is_dir() else ():
+            if _abandoned(lock):
+                found.append(lock)
+    return found
+
+
+def _abandoned(lock: Path) -> bool:
+    """A build in progress keeps a compiler or a linker running with the folder's files on its command line or as its working
+    directory. Where processes cannot be looked at, age decides."""
+    import time
+
+    try:
+        newest = max(path.stat().st_mtime for path in [lock, *lock.parent.iterdir()])
+    except OSError:
+        return False
+    age = time.time() - newest
+    if age < 5:  # a build that has just begun and whose ninja is not up yet
+        return False
+    processes = Path("/proc")
+    if not (processes / "self").exists():
+        return age > STALE_AFTER_SECONDS
+    folder = str(lock.parent.resolve())
+    for process in processes.iterdir():
+        if process.name.isdigit():
+            with contextlib.suppress(OSError):
+                if os.readlink(process / "cwd") == folder or folder.encode() in (process / "cmdline").read_bytes():
+                    return False
+    return True
+
+
+@contextlib.contextmanager
+def _file_lock() -> Iterator[None]:
+    """One process at a time; released by the kernel when its holder dies, unlike torch's."""
+    try:
+        import fcntl
+    except ImportError:  # not POSIX
+        yield
+        return
+    path = Path(tempfile.gettempdir()) / f"quantwright-kernels-{os.getuid()}.lock"
+    with open(path, "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,203 @@
+"""transformers as a runtime: plain checkpoints, GPTQ, AWQ, quanto and bitsandbytes folders, Hub ids, and on-the-fly quantization.
+
+Arithmetic. A plain checkpoint on a CPU is computed in float32 whatever it is stored in, so that a baseline carries no rounding of
+its own; on a GPU in its stored dtype. A quantized folder is computed in what its format is made for. ``exact`` asks for float32
+wherever the format's kernels can do it. ``run.dtype`` overrides both.
+"""
+
+import inspect
+import platform
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from quantize.errors import BadInput, StepFailed
+from quantize.hf import load
+from quantize.hf.quiet import hush, no_warnings
+from quantize.hub import resolve_model
+from quantize.recipe import Recipe, RunOptions
+from quantize.runtimes import Consume, Runtime
+from quantize.tokenizer import SourceTokenizer
+
+#: Most bytes of float32 logits held at a time: 256 positions of a vocabulary of 262,144.
+LOGITS_BYTES = 256 * 1024 * 1024
+
+
+class TransformersRuntime(Runtime):
+    name: ClassVar[str] = "transformers"
+
+    def __init__(
+        self,
+        path: Path | str,
+        run: RunOptions,
+        *,
+        load_as: Recipe | None = None,
+        exact: bool = False,
+        context: int = 0,
+    ) -> None:
+        self.folder, self.revision = resolve_model(str(path))
+        hush()
+        self._run = run
+        self._load_as = load_as
+        self._device = run.resolved_device
+        config = load.read_config(self.folder)
+        self.format = load.storage_format(self.folder, config)
+        if run.threads:
+            import torch
+
+            torch.set_num_threads(run.threads)
+        if load_as is not None:
+            from quantize.hf.on_the_fly import load_quantized
+
+            if self.format != "dense":
+                raise BadInput(f"{path}: is stored as {self.format} already, so it cannot be loaded as {load_as.short}")
+            self.format = load_as.short
+            self.model = load_quantized(self.folder, load_as, run, exact=exact)
+        else:
+            self.model = self._open(config, exact)
+        text = self.model.config.get_text_config()
+        self.vocabulary = int(text.vocab_size)
+        own = int(getattr(text, "max_position_embeddings", 0) or 0)
+        self.context = own or context or 1 << 20
+        self._accepts_slice = "logits_to_keep" in inspect.signature(type(self.model).forward).parameters
+        self._sliceable = self._accepts_slice and self.model.base_model is not self.model
+        self._tokenizer: SourceTokenizer | None = None
+        self._cache: Any = None
+
+    def _open(self, config: dict[str, Any], exact: bool) -> Any:
+        stored = load.stored_dtype(config)
+        chosen = self._run.dtype
+        if self.format == "dense":
+            dtype = chosen if chosen != "auto" else "float32" if exact or self._device == "cpu" else stored
+            return load.load_model(self.folder, dtype, self._device, trust_remote_code=self._run.trust_remote_code)
+        if self.format == "quanto":
+            dtype = chosen if chosen != "auto" else "float32" if exact else stored
+            return load.load_quanto(self.folder, dtype, self._device)
+        if self.format == "bitsandbytes":
+            dtype = chosen if chosen != "auto" else "float32" if exact else stored
+            return load.load_bitsandbytes(self.folder, dtype, self._device)
+        if self.format in ("gptq", "awq"):
+            dtype = chosen if chosen != "auto" else stored
+            return load.load_gptqmodel(self.folder, dtype, self._device)
+        return load.load_model(self.folder, stored if chosen == "auto" else chosen, self._device)
+
+    def logits(self, rows: np.ndarray, first: int, consume: Consume) -> None:
+        import torch
+
+        self.check_rows(rows)
+        length = rows.shape[1]
+        step = max(1, LOGITS_BYTES // (4 * self.vocabulary))
+        with torch.inference_mode():
+            for row in range(rows.shape[0]):
+                ids = torch.as_tensor(np.asarray(rows[row : row + 1], dtype=np.int64), device=self._device)
+                body = self._body(ids) if self._sliceable else None
+                if body is None:
+                    whole = self._forward(input_ids=ids, use_cache=False).logits[0]
+                    for begin in range(first, length, step):
+                        consume(row, begin, _float32(whole[begin : min(begin + step, length)]))
+                    continue
+                for begin in range(first, length, step):
+                    kept = torch.arange(begin, min(begin + step, length), device=self._device)
+                    consume(row, begin, _float32(self._head(ids, body, kept)[0]))
+
+    def _body(self, ids: Any) -> Any:
+        with no_warnings():
+            return self.model.base_model(input_ids=ids, use_cache=False)
+
+    def _head(self, ids: Any, body: Any, kept: Any) -> Any:
+        """Logits of the positions ``kept`` from the body's outputs, by the model's own forward: soft-capping, scaling and whatever
+        else a family does to its logits is its own code, and the body, which ran already, is only asked for its result."""
+        base = self.model.base_model
+        base.forward = lambda *args, **kwargs: body
+        try:
+            return self._forward(input_ids=ids, use_cache=False, logits_to_keep=kept).logits
+        finally:
+            del base.forward
+
+    def _forward(self, **inputs: Any) -> Any:
+        with no_warnings():
+            return self.model(**inputs)
+
+    def start(self, ids: Sequence[int]) -> np.ndarray:
+        import torch
+
+        row = np.asarray([list(ids)], dtype=np.int64)
+        if row.size == 0:
+            raise BadInput("no tokens to start from; give at least one")
+        self.check_rows(row)
+        self._cache = None
+        return self._advance(torch.as_tensor(row, device=self._device))
+
+    def step(self, token: int) -> np.ndarray:
+        import torch
+
+        if self._cache is None:
+            raise RuntimeError("step() before start()")
+        return self._advance(torch.tensor([[token]], device=self._device))
+
+    def _advance(self, ids: Any) -> np.ndarray:
+        import torch
+
+        keep = {"logits_to_keep": 1} if self._accepts_slice else {}
+        with torch.inference_mode():
+            out = self._forward(input_ids=ids, past_key_values=self._cache, use_cache=True, **keep)
+        self._cache = out.past_key_values
+        return _float32(out.logits[0, -1])
+
+    def tokenize(self, text: str, add_special: bool = True) -> list[int]:
+        if self._tokenizer is None:
+            self._tokenizer = SourceTokenizer.open(self.folder)
+        return self._tokenizer.encode(text, add_special)
+
+    def describe(self) -> dict[str, Any]:
+        import torch
+        import transformers
+
+        on_gpu = self._device.startswith("cuda")
+        return {
+            "backend": "transformers",
+            "version": transformers.__version__,
+            "torch": torch.__version__,
+            "format": self.format,
+            "dtype": str(self.model.dtype).removeprefix("torch."),
+            "device": self._device,
+            "gpu": torch.cuda.get_device_name(self._device) if on_gpu else "",
+            "cpu_features": "" if on_gpu else torch.backends.cpu.get_cpu_capability(),
+            "machine": platform.machine(),
+            "threads": torch.get_num_threads(),
+            "attention": getattr(self.model.config, "_attn_implementation", None) or "",
+            "kernels": self._kernels(),
+        }
+
+    def _kernels(self) -> str:
+        """Class names of the layers (and of quanto's weights) that hold quantized weights."""
+        names = set()
+        for module in self.model.modules():
+            weight = getattr(module, "weight", None)
+            if type(module).__module__.split(".")[0] in ("gptqmodel", "bitsandbytes"):
+                names.add(type(module).__name__)
+            elif type(module).__module__.startswith("optimum.quanto") and weight is not None:
+                names.add(type(weight.data if type(weight).__name__ == "Parameter" else weight).__name__)
+        return ", ".join(sorted(names))
+
+    def close(self) -> None:
+        import gc
+
+        self._cache = None
+        self.__dict__.pop("model", None)
+        gc.collect()
+        if self._device.startswith("cuda"):
+            import torch
+
+            torch.cuda.empty_cache()
+
+
+def _float32(tensor: Any) -> np.ndarray:
+    values: np.ndarray = tensor.float().cpu().numpy()
+    if not np.isfinite(values[..., 0]).all():
+        raise StepFailed(
+            "the model gives NaN or Inf logits: the arithmetic overflows, or the weights are damaged; try --dtype float32"
+        )
+    return values

@@ -1,0 +1,93 @@
+"""From a checkpoint's headers to what its GGUF holds: tensor names and shapes, how each is built, and the hyperparameters.
+
+A family is a small file of data beside this one: rules that name tensors, key-values beyond the common ones, and exceptions.
+``decoder`` holds what is shared. Facts (names, keys, permutations) follow llama.cpp's own converter and its ``src/models``.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+from gguf import GGUFValueType
+
+from quantize.artifact import Note
+from quantize.checkpoint import Checkpoint
+from quantize.errors import StepFailed, Unsupported
+
+#: HF architecture class -> module of this package that knows it
+KNOWN: dict[str, str] = {
+    "LlamaForCausalLM": "llama",
+    "MistralForCausalLM": "llama",
+    "Qwen2ForCausalLM": "qwen",
+    "Qwen3ForCausalLM": "qwen",
+    "Gemma3ForCausalLM": "gemma",
+}
+
+
+@dataclass(frozen=True)
+class Mapped:
+    """One GGUF tensor. Shapes are in numpy order (rows first)."""
+
+    name: str
+    shape: tuple[int, ...]
+    sources: tuple[str, ...]  # HF tensors it is made from; none: a constant
+    #: source arrays, in the order of ``sources`` -> array of ``shape``; float32, or any dtype where ``pure``
+    build: Callable[[list[np.ndarray]], np.ndarray]
+    #: float32 array of ``shape`` -> float32 source arrays in order; where a source is spread over several GGUF tensors, what this
+    #: one does not hold is NaN (``restore`` joins them)
+    restore: Callable[[np.ndarray], list[np.ndarray]]
+    pure: bool  # build only moves or copies values: usable on raw bit patterns
+
+
+@dataclass(frozen=True)
+class FamilyPlan:
+    architecture: str  # llama.cpp's name: llama, qwen2, gemma3, ...
+    kvs: dict[str, tuple[Any, GGUFValueType]]  # hyperparameters as llama.cpp's converter writes them; arrays as (list, ARRAY)
+    tensors: list[Mapped]  # in the order in which llama.cpp's converter would write them
+    notes: list[Note]
+
+
+def plan(checkpoint: Checkpoint) -> FamilyPlan:
+    """What the GGUF of ``checkpoint`` holds; reads headers only.
+
+    Errors: Unsupported where the architecture is unknown (the message lists those known), where it uses something llama.cpp
+    cannot express, or where a tensor is left over or missing (named); BadInput where shapes contradict the config.
+    """
+    if checkpoint.architecture not in KNOWN:
+        raise Unsupported(
+            f"{checkpoint.source}: architecture {checkpoint.architecture} cannot be made into GGUF; known: {', '.join(sorted(KNOWN))}"
+        )
+    from quantize.gguf.families.decoder import make_plan
+
+    module = import_module(f"{__name__}.{KNOWN[checkpoint.architecture]}")
+    return make_plan(module.family(checkpoint), checkpoint)
+
+
+def restore(tensors: list[Mapped], read: Callable[[str], np.ndarray]) -> Iterator[tuple[str, np.ndarray]]:
+    """(HF name, float32 array of the source's shape) for every source tensor; ``read`` gives a GGUF tensor as float32 by its name.
+
+    Sources spread over several GGUF tensors are joined. Errors: StepFailed where a piece of one is missing.
+    """
+    left: dict[str, int] = {}
+    for mapped in tensors:
+        for source in mapped.sources:
+            left[source] = left.get(source, 0) + 1
+    spread = {source for source, count in left.items() if count > 1}
+    pieces: dict[str, np.ndarray] = {}
+    for mapped in tensors:
+        if not mapped.sources:
+            continue
+        for source, array in zip(mapped.sources, mapped.restore(read(mapped.name)), strict=True):
+            if source in spread:
+                if source in pieces:
+                    array = np.where(np.isnan(array), pieces[source], array)
+                left[source] -= 1
+                if left[source]:
+                    pieces[source] = array
+                    continue
+                pieces.pop(source, None)
+                if np.isnan(array).any():
+                    raise StepFailed(f"{source}: the GGUF tensors made from it do not cover all of it; please report this")
+            yield source, array

@@ -1,0 +1,87 @@
+"""A checkpoint's hyperparameters under one set of names, whatever transformers version wrote the config."""
+
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any
+
+from quantize.errors import BadInput
+
+
+class Hyperparameters:
+    """``config`` over ``defaults`` (those of the config class, for keys a config may leave out)."""
+
+    def __init__(self, config: Mapping[str, Any], defaults: Mapping[str, Any], source: str = "config.json"):
+        self.config = {**defaults, **{key: value for key, value in config.items() if value is not None or key not in defaults}}
+        self.source = source
+
+    def find(self, *names: str) -> Any:
+        """The first of ``names`` that the config has a value for, else None."""
+        return next((self.config[name] for name in names if self.config.get(name) is not None), None)
+
+    def need(self, *names: str) -> Any:
+        """As ``find``. Errors: BadInput where the config has none of them."""
+        value = self.find(*names)
+        if value is None:
+            raise BadInput(f"{self.source}: config.json has no {' nor '.join(names)}, which this architecture needs")
+        return value
+
+    def __getitem__(self, name: str) -> Any:
+        return self.need(name)
+
+    @cached_property
+    def layers(self) -> int:
+        return int(self.need("num_hidden_layers", "n_layer", "n_layers", "num_layers"))
+
+    @cached_property
+    def heads(self) -> int:
+        return int(self.need("num_attention_heads", "n_head", "n_heads"))
+
+    @cached_property
+    def kv_heads(self) -> int:
+        return int(self.find("num_key_value_heads", "n_kv_heads", "num_kv_heads") or self.heads)
+
+    @cached_property
+    def hidden(self) -> int:
+        return int(self.need("hidden_size", "n_embd"))
+
+    @cached_property
+    def head_dim(self) -> int:
+        return int(self.find("head_dim") or self.hidden // self.heads)
+
+    @cached_property
+    def experts(self) -> int:
+        return int(self.find("num_local_experts", "num_experts", "n_routed_experts") or 0)
+
+    @cached_property
+    def rope(self) -> dict[str, Any]:
+        """Parameters of the (global) rotary embedding: rope_theta, rope_type, factor, ... Accepts rope_parameters (transformers 5),
+        flat or by layer type, and rope_scaling with rope_theta beside it (older)."""
+        nested = self.find("rope_parameters", "rope_scaling") or {}
+        flat = dict(nested.get("full_attention", {} if "sliding_attention" in nested else nested))
+        flat.setdefault("rope_type", flat.pop("type", None) or "default")
+        flat["rope_type"] = {"su": "longrope"}.get(flat["rope_type"], flat["rope_type"])
+        for key, names in {
+            "rope_theta": ("global_rope_theta", "rope_theta", "rotary_emb_base"),
+            "partial_rotary_factor": ("partial_rotary_factor", "rotary_pct", "rope_pct", "rope_percent"),
+            "original_max_position_embeddings": ("original_max_position_embeddings",),
+        }.items():
+            if flat.get(key) is None and (value := self.find(*names)) is not None:
+                flat[key] = value
+        return flat
+
+    @cached_property
+    def rope_local(self) -> dict[str, Any]:
+        """Parameters of the rotary embedding of sliding-window layers, where they have their own."""
+        nested = self.find("rope_parameters", "rope_scaling") or {}
+        if "sliding_attention" in nested:
+            return dict(nested["sliding_attention"])
+        theta = self.find("rope_local_base_freq", "local_rope_theta", "swa_rope_theta")
+        return {"rope_theta": theta} if theta is not None else {}
+
+    @property
+    def rope_type(self) -> str:
+        return str(self.rope["rope_type"]).lower()
+
+    @property
+    def original_context(self) -> int:
+        return int(self.rope.get("original_max_position_embeddings") or self.need("max_position_embeddings"))

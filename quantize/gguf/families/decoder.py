@@ -1,0 +1,263 @@
+"""The generic decoder: rules that turn checkpoint tensors into GGUF tensors, and the key-values that all decoders share."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
+from gguf import GGUFValueType
+
+from quantize.artifact import Note
+from quantize.checkpoint import Checkpoint
+from quantize.errors import BadInput, Unsupported
+from quantize.gguf.families import FamilyPlan, Mapped
+from quantize.gguf.families.config import Hyperparameters
+from quantize.gguf.families.operations import COPY, Operation
+
+KVs = dict[str, tuple[Any, GGUFValueType]]
+U32, F32, BOOL, STRING, ARRAY = (
+    GGUFValueType.UINT32, GGUFValueType.FLOAT32, GGUFValueType.BOOL, GGUFValueType.STRING, GGUFValueType.ARRAY,
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Rule:
+    """``target`` and ``source`` are names without suffix; ``{i}`` is the layer, ``{x}`` in a source runs over the experts.
+
+    ``suffixes`` that a source must have; ``optional`` ones it may have (bias). ``op`` makes the operation from the config.
+    ``when`` says in which layers the rule applies.
+    """
+
+    target: str
+    source: str | tuple[str, ...]
+    op: Callable[[Hyperparameters], Operation] | None = None
+    suffixes: tuple[str, ...] = (".weight",)
+    optional: tuple[str, ...] = ()
+    when: Callable[[Hyperparameters, int], bool] | None = None
+    count: Callable[[Hyperparameters], int] | None = None  # how many ``{x}``; default: the experts
+
+
+def linear(target: str, source: str, op: Callable[[Hyperparameters], Operation] | None = None) -> Rule:
+    """A weight and, where the checkpoint has one, its bias."""
+    return Rule(target, source, op, optional=(".bias",))
+
+
+@dataclass(frozen=True)
+class OneOf:
+    """Layouts that the same tensors come in: the first one is used all of whose sources the checkpoint has."""
+
+    options: tuple[tuple[Rule, ...], ...]
+
+
+@dataclass(frozen=True)
+class Family:
+    """Data of one llama.cpp architecture as one kind of HF checkpoint gives it."""
+
+    architecture: str
+    layer: tuple[Rule | OneOf, ...]
+    ends: tuple[Rule | OneOf, ...]  # embeddings, last norm, output
+    kvs: Callable[[Hyperparameters], KVs]
+    constants: Callable[[Hyperparameters], dict[str, np.ndarray]] = lambda h: {}
+    defaults: Mapping[str, Any] = field(default_factory=dict)  # of config keys left out, as the config class has them
+    check: Callable[[Hyperparameters], list[Note]] = lambda h: []
+    prefix: str = ""  # of source names, that some checkpoints leave out
+    #: ends of names of tensors that carry nothing (buffers), and of those that llama.cpp has no use for
+    ignored: tuple[str, ...] = (".rotary_emb.inv_freq", ".attention.masked_bias", ".attn.masked_bias")
+    dropped: tuple[str, ...] = ()
+
+
+ENDS = (
+    Rule("token_embd", "model.embed_tokens"),
+    Rule("output_norm", "model.norm"),
+    Rule("output", "lm_head", suffixes=(), optional=(".weight",)),
+)
+NORMS = (
+    Rule("blk.{i}.attn_norm", "model.layers.{i}.input_layernorm"),
+    Rule("blk.{i}.ffn_norm", "model.layers.{i}.post_attention_layernorm"),
+)
+ATTENTION = (
+    linear("blk.{i}.attn_q", "model.layers.{i}.self_attn.q_proj"),
+    linear("blk.{i}.attn_k", "model.layers.{i}.self_attn.k_proj"),
+    linear("blk.{i}.attn_v", "model.layers.{i}.self_attn.v_proj"),
+    linear("blk.{i}.attn_output", "model.layers.{i}.self_attn.o_proj"),
+)
+QK_NORMS = (
+    Rule("blk.{i}.attn_q_norm", "model.layers.{i}.self_attn.q_norm"),
+    Rule("blk.{i}.attn_k_norm", "model.layers.{i}.self_attn.k_norm"),
+)
+MLP = (
+    linear("blk.{i}.ffn_gate", "model.layers.{i}.mlp.gate_proj"),
+    linear("blk.{i}.ffn_up", "model.layers.{i}.mlp.up_proj"),
+    linear("blk.{i}.ffn_down", "model.layers.{i}.mlp.down_proj"),
+)
+
+
+def common_kvs(h: Hyperparameters) -> KVs:
+    """Key-values of a decoder, without the ``{arch}.`` prefix, in the order in which llama.cpp's converter writes them."""
+    kvs: KVs = {"block_count": (h.layers, U32)}
+
+    def put(key: str, kind: GGUFValueType, *names: str) -> None:
+        value = h.find(*names)
+        if value is not None:
+            kvs[key] = (value, kind)
+
+    put(
+        "context_length",
+        U32,
+        "max_position_embeddings",
+        "n_ctx",
+        "n_positions",
+        "max_length",
+        "max_sequence_length",
+        "model_max_length",
+    )
+    put("embedding_length", U32, "hidden_size", "n_embd", "dim")
+    put("feed_forward_length", U32, "intermediate_size", "n_inner", "hidden_dim")
+    put("attention.head_count", U32, "num_attention_heads", "n_head", "n_heads")
+    put("attention.head_count_kv", U32, "num_key_value_heads", "n_kv_heads")
+    kvs |= rope_kvs(h)
+    put("attention.layer_norm_rms_epsilon", F32, "rms_norm_eps", "norm_eps")
+    put("attention.layer_norm_epsilon", F32, "layer_norm_eps", "layer_norm_epsilon", "norm_epsilon")
+    put("expert_count", U32, "num_local_experts", "num_experts", "n_routed_experts")
+    put("expert_used_count", U32, "num_experts_per_tok", "num_experts_per_token", "top_k_experts")
+    put("expert_group_count", U32, "n_group")
+    put("expert_group_used_count", U32, "topk_group")
+    gating = h.find("score_function", "scoring_func", "score_func")
+    if gating is not None:
+        known = {"softmax": 1, "sigmoid": 2}
+        if gating not in known:
+            raise Unsupported(f"{h.source}: expert scoring function {gating!r} is not one llama.cpp knows ({', '.join(known)})")
+        kvs["expert_gating_func"] = (known[gating], U32)
+    put("attention.key_length", U32, "head_dim")
+    put("attention.value_length", U32, "head_dim")
+    return kvs
+
+
+def rope_kvs(h: Hyperparameters) -> KVs:
+    """``rope.*``: scaling and bases. llama3's scaling is a tensor (``rope_freqs``), not a key."""
+    kvs: KVs = {}
+    rope = h.rope
+    kind, factor = h.rope_type, rope.get("factor")
+    if kind in ("linear", "yarn") and factor is not None:
+        kvs["rope.scaling.type"] = (kind, STRING)
+        kvs["rope.scaling.factor"] = (factor, F32)
+    if kind == "yarn" and factor is not None:
+        kvs["rope.scaling.original_context_length"] = (h.original_context, U32)
+        for key, names in {
+            "yarn_ext_factor": ("extrapolation_factor",),
+            "yarn_attn_factor": ("attention_factor", "attn_factor"),
+            "yarn_beta_fast": ("beta_fast",),
+            "yarn_beta_slow": ("beta_slow",),
+        }.items():
+            value = next((rope[name] for name in names if rope.get(name) is not None), None)
+            if value is not None:
+                kvs[f"rope.scaling.{key}"] = (value, F32)
+    if kind == "longrope":
+        kvs["rope.scaling.type"] = ("longrope", STRING)
+    if kind not in ("default", "linear", "yarn", "longrope", "llama3"):
+        raise Unsupported(
+            f"{h.source}: rope scaling of type {kind!r} cannot be expressed in GGUF (default, linear, yarn, longrope, llama3 can)"
+        )
+    if rope.get("rope_theta") is not None:
+        kvs["rope.freq_base"] = (rope["rope_theta"], F32)
+    if h.rope_local.get("rope_theta") is not None:
+        kvs["rope.freq_base_swa"] = (h.rope_local["rope_theta"], F32)
+    return kvs
+
+
+def make_plan(family: Family, checkpoint: Checkpoint) -> FamilyPlan:
+    """Apply ``family`` to the headers of ``checkpoint``. Errors: as ``families.plan``."""
+    h = Hyperparameters(checkpoint.config, family.defaults, checkpoint.source)
+    notes = list(family.check(h))
+    position = {name: index for index, name in enumerate(checkpoint.tensors)}
+    found: list[tuple[int, Mapped]] = [(-1, _constant(name, array)) for name, array in family.constants(h).items()]
+    used: set[str] = set()
+
+    def resolve(name: str) -> str:
+        short = name.removeprefix(family.prefix)
+        return short if family.prefix and name not in checkpoint.tensors and short in checkpoint.tensors else name
+
+    def names(rule: Rule, suffix: str, layer: int) -> tuple[str, ...]:
+        patterns = (rule.source,) if isinstance(rule.source, str) else rule.source
+        total = rule.count(h) if rule.count else h.experts
+        return tuple(
+            resolve(name)
+            for pattern in patterns
+            for x in (range(total) if "{x}" in pattern else (0,))
+            for name in [pattern.replace("{i}", str(layer)).replace("{x}", str(x)) + suffix]
+        )
+
+    def apply(rule: Rule, layer: int) -> None:
+        if rule.when and not rule.when(h, layer):
+            return
+        for suffix in (*rule.suffixes, *rule.optional):
+            sources = names(rule, suffix, layer)
+            missing = [name for name in sources if name not in checkpoint.tensors]
+            if missing and suffix in rule.optional and len(missing) == len(sources):
+                continue
+            if missing:
+                raise Unsupported(
+                    f"{checkpoint.source}: tensor {missing[0]} is missing ({checkpoint.architecture} needs it); fetch the whole checkpoint"
+                )
+            # A tensor whose source name carries no suffix (fused experts as a bare parameter) is a weight.
+            target = rule.target.replace("{i}", str(layer)) + (suffix or ".weight")
+            operation = rule.op(h) if rule.op else COPY
+            found.append((max(position[name] for name in sources), _mapped(target, sources, operation, checkpoint)))
+            used.update(sources)
+
+    def choose(one: OneOf, layer: int) -> tuple[Rule, ...]:
+        for rules in one.options:
+            needed = [n for r in rules if not r.when or r.when(h, layer) for s in r.suffixes for n in names(r, s, layer)]
+            if needed and all(name in checkpoint.tensors for name in needed):
+                return rules
+        return one.options[0]
+
+    for entry in family.ends:
+        for rule in (entry,) if isinstance(entry, Rule) else choose(entry, 0):
+            apply(rule, 0)
+    for layer in range(h.layers):
+        for entry in family.layer:
+            for rule in (entry,) if isinstance(entry, Rule) else choose(entry, layer):
+                apply(rule, layer)
+    for name in checkpoint.tensors:
+        if name in used or name.endswith(family.ignored):
+            continue
+        if not name.endswith(family.dropped):
+            raise Unsupported(
+                f"{checkpoint.source}: tensor {name} has no place in llama.cpp's {family.architecture} "
+                f"({h.layers} layers by the config); dropping it would change the model"
+            )
+        notes.append(Note(tensor=name, what="left out", why=f"llama.cpp's {family.architecture} does not use it"))
+    _check_embedding(h, checkpoint, found)
+    found.sort(key=lambda pair: pair[0])  # stable: tensors from one source stay in the order of the rules
+    kvs = {f"{family.architecture}.{key}": value for key, value in family.kvs(h).items()}
+    return FamilyPlan(family.architecture, kvs, [mapped for _, mapped in found], notes)
+
+
+def _mapped(target: str, sources: tuple[str, ...], operation: Operation, checkpoint: Checkpoint) -> Mapped:
+    shapes = [checkpoint.tensors[name].shape for name in sources]
+    try:
+        shape = operation.shape(shapes)
+    except (BadInput, IndexError, ValueError) as error:
+        raise BadInput(
+            f"{checkpoint.source}: tensor {sources[0]} of shape {list(shapes[0])} does not fit its config: {error}"
+        ) from None
+    return Mapped(target, shape, sources, operation.build, partial(_restore, operation, shapes), operation.pure)
+
+
+def _restore(operation: Operation, shapes: Sequence[tuple[int, ...]], array: np.ndarray) -> list[np.ndarray]:
+    return operation.restore(array, shapes)
+
+
+def _constant(name: str, array: np.ndarray) -> Mapped:
+    return Mapped(name, array.shape, (), lambda arrays: array, lambda restored: [], pure=False)
+
+
+def _check_embedding(h: Hyperparameters, checkpoint: Checkpoint, found: list[tuple[int, Mapped]]) -> None:
+    width = h.find("hidden_size", "n_embd")
+    for _, mapped in found:
+        if mapped.name == "token_embd.weight" and width and mapped.shape[-1] != width:
+            raise BadInput(
+                f"{checkpoint.source}: {mapped.sources[0]} has rows of {mapped.shape[-1]}, its config says hidden_size {width}"
+            )

@@ -1,0 +1,200 @@
+"""What happens to a tensor on its way from a checkpoint to GGUF, each operation with its inverse.
+
+An operation is *pure* if it only moves or copies values, so that it works on raw bit patterns of any dtype too. One that keeps a
+part of its source only (``Rows``) restores the full shape with NaN where it holds nothing; ``families.restore`` joins the parts.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from quantize.errors import BadInput
+
+Shape = tuple[int, ...]
+
+
+class Operation:
+    """One GGUF tensor from one or more source tensors. The base class copies its only source."""
+
+    pure = True
+
+    def shape(self, shapes: Sequence[Shape]) -> Shape:
+        """Shape of the result. Errors: BadInput where the sources' shapes do not fit the operation."""
+        return shapes[0]
+
+    def build(self, arrays: list[np.ndarray]) -> np.ndarray:
+        return arrays[0]
+
+    def restore(self, array: np.ndarray, shapes: Sequence[Shape]) -> list[np.ndarray]:
+        return [array]
+
+
+@dataclass(frozen=True)
+class RopePermutation(Operation):
+    """Rows of q and k: transformers rotates (i, i + d/2), llama.cpp's ``llama`` rotates (2i, 2i + 1) within each of ``heads``."""
+
+    heads: int
+
+    def shape(self, shapes: Sequence[Shape]) -> Shape:
+        if shapes[0][0] % (2 * self.heads):
+            raise BadInput(f"{shapes[0][0]} rows cannot be split among {self.heads} heads of even size")
+        return shapes[0]
+
+    def build(self, arrays: list[np.ndarray]) -> np.ndarray:
+        a = arrays[0]
+        return a.reshape(self.heads, 2, -1, *a.shape[1:]).swapaxes(1, 2).reshape(a.shape)
+
+    def restore(self, array: np.ndarray, shapes: Sequence[Shape]) -> list[np.ndarray]:
+        return [array.reshape(self.heads, -1, 2, *array.shape[1:]).swapaxes(1, 2).reshape(array.shape)]
+
+
+@dataclass(frozen=True)
+class Add(Operation):
+    """Gemma's norms: transformers multiplies by 1 + weight, llama.cpp by the stored weight."""
+
+    amount: float
+    pure = False
+
+    def build(self, arrays: list[np.ndarray]) -> np.ndarray:
+        return arrays[0] + np.float32(self.amount)
+
+    def restore(self, array: np.ndarray, shapes: Sequence[Shape]) -> list[np.ndarray]:
+        return [array - np.float32(self.amount)]
+
+
+@dataclass(frozen=True)
+class Transpose(Operation):
+    """Weights stored input-first (GPT-2's Conv1D)."""
+
+    def shape(self, shapes: Sequence[Shape]) -> Shape:
+        return shapes[0][::-1]
+
+    def build(self, arrays: list[np.ndarray]) -> np.ndarray:
+        return np.ascontiguousarray(arrays[0].T)
+
+    def restore(self, array: np.ndarray, shapes: Sequence[Shape]) -> list[np.ndarray]:
+        return [np.ascontiguousarray(array.T)]
+
+
+@dataclass(frozen=True)
+class Stack(Operation):
+    """Experts (or per-head norms) of their own tensors -> one tensor with them along a new first axis."""
+
+    def shape(self, shapes: Sequence[Shape]) -> Shape:
+        if len(set(shapes)) != 1:
+            raise BadInput(f"tensors of different shapes cannot be stacked: {sorted(set(shapes))}")
+        return (len(shapes), *shapes[0])
+
+    def build(self, arrays: list[np.ndarray]) -> np.ndarray:
+        return np.stack(arrays)
+
+    def restore(self, array: np.ndarray, shapes: Sequence[Shape]) -> list[np.ndarray]:
+        return list(array)
+
+
+@dataclass(frozen=True)
+class Concat(Operation):
+    """Sources one below the other, along the first axis."""
+
+    def shape(self, shapes: Sequence[Shape]) -> Shape:
+        return (sum(shape[0] for shape in shapes), *shapes[0][1:])
+
+    def build(self, arrays: list[np.ndarray]) -> np.ndarray:
+        return np.concatenate(arrays)
+
+    def restore(self, array: np.ndarray, shapes: Sequence[Shape]) -> list[np.ndarray]:
+        return np.split(array, np.cumsum([shape[0] for shape in shapes])[:-1].tolist())
+
+
+@dataclass(frozen=True)
+class Part(Operation):
+    """A piece of a fused source: the source seen as ``(*view, rest...)``, ``start:stop`` along ``axis`` of that, then ``then``.
+
+    ``view`` splits the source's first axis (``lead`` axes stay before it); the piece is flattened back to the source's number of
+    axes unless ``keep``.
+    """
+
+    view: Shape
+    axis: int
+    start: int
+    stop: int
+    then: Operation = Operation()
+    lead: int = 0
+    keep: bool = False
+
+    def _viewed(self, shape: Shape) -> Shape:
+        if math.prod(self.view) != shape[self.lead]:
+            raise BadInput(f"an axis of {shape[self.lead]} cannot be split as {self.view}")
+        return (*shape[: self.lead], *self.view, *shape[self.lead + 1 :])
+
+    def _piece(self, shape: Shape) -> Shape:
+        viewed = list(self._viewed(shape))
+        viewed[self.lead + self.axis] = self.stop - self.start
+        if self.keep:
+            return tuple(viewed)
+        split = self.lead + len(self.view)
+        return (*viewed[: self.lead], math.prod(viewed[self.lead : split]), *viewed[split:])
+
+    def _index(self) -> tuple[slice, ...]:
+        return (slice(None),) * (self.lead + self.axis) + (slice(self.start, self.stop),)
+
+    def shape(self, shapes: Sequence[Shape]) -> Shape:
+        return self.then.shape([self._piece(shapes[0])])
+
+    def build(self, arrays: list[np.ndarray]) -> np.ndarray:
+        shape = arrays[0].shape
+        return self.then.build([arrays[0].reshape(self._viewed(shape))[self._index()].reshape(self._piece(shape))])
+
+    def restore(self, array: np.ndarray, shapes: Sequence[Shape]) -> list[np.ndarray]:
+        shape = shapes[0]
+        piece = self.then.restore(array, [self._piece(shape)])[0]
+        whole = np.full(self._viewed(shape), np.nan, np.float32)
+        target = whole[self._index()]
+        target[...] = piece.reshape(target.shape)
+        return [whole.reshape(shape)]
+
+
+@dataclass(frozen=True)
+class SwapAxes(Operation):
+    """The last two axes exchanged."""
+
+    def shape(self, shapes: Sequence[Shape]) -> Shape:
+        *front, a, b = shapes[0]
+        return (*front, b, a)
+
+    def build(self, arrays: list[np.ndarray]) -> np.ndarray:
+        return np.ascontiguousarray(arrays[0].swapaxes(-1, -2))
+
+    def restore(self, array: np.ndarray, shapes: Sequence[Shape]) -> list[np.ndarray]:
+        return [np.ascontiguousarray(array.swapaxes(-1, -2))]
+
+
+@dataclass(frozen=True)
+class UngroupQkv(Operation):
+    """Fused q, k, v interleaved by group (each: ``queries`` query heads, one key, one value head) -> all q, all k, all v."""
+
+    groups: int
+    queries: int = 1
+
+    def shape(self, shapes: Sequence[Shape]) -> Shape:
+        if shapes[0][0] % (self.groups * (self.queries + 2)):
+            raise BadInput(f"{shapes[0][0]} rows of fused q, k, v cannot be split into {self.groups} groups")
+        return shapes[0]
+
+    def build(self, arrays: list[np.ndarray]) -> np.ndarray:
+        a = arrays[0]
+        grouped = a.reshape(self.groups, self.queries + 2, -1, *a.shape[1:])
+        parts = (grouped[:, :-2], grouped[:, -2], grouped[:, -1])
+        return np.concatenate([part.reshape(-1, *a.shape[1:]) for part in parts])
+
+    def restore(self, array: np.ndarray, shapes: Sequence[Shape]) -> list[np.ndarray]:
+        head = array.shape[0] // (self.groups * (self.queries + 2))
+        rest = array.shape[1:]
+        q, k, v = np.split(array, [self.groups * self.queries * head, self.groups * (self.queries + 1) * head])
+        grouped = [part.reshape(self.groups, -1, head, *rest) for part in (q, k, v)]
+        return [np.concatenate(grouped, axis=1).reshape(array.shape)]
+
+
+COPY = Operation()

@@ -180,6 +180,18 @@ def build(size: Size, seed: int):
     return LlamaForCausalLM(config)
 
 
+def read_model(folder: Path):
+    from transformers import LlamaForCausalLM
+
+    return LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32).train()
+
+
+def read_tokenizer(folder: Path):
+    from tokenizers import Tokenizer
+
+    return Tokenizer.from_file(str(folder / "tokenizer.json"))
+
+
 def save(model, tokenizer, out: Path, size: Size) -> None:
     import copy
 
@@ -204,6 +216,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=60.0)
     parser.add_argument("--tokens", type=int, help="stop after this many tokens instead of after --minutes")
     parser.add_argument("--weights", default="", help="share of each file: name=weight,... (default: all 1)")
+    parser.add_argument("--init", type=Path, help="go on from this checkpoint: its tokenizer and weights, a new optimizer")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--save-every", type=float, default=10.0, help="minutes between snapshots")
     args = parser.parse_args()
@@ -211,7 +224,7 @@ def main() -> None:
     size = SIZES[args.size]
     device = "cuda" if torch.cuda.is_available() else "cpu"
     sources = read_sources(args.text)
-    tokenizer = train_tokenizer(sources, size.vocabulary)
+    tokenizer = read_tokenizer(args.init) if args.init else train_tokenizer(sources, size.vocabulary)
     streams = {}
     for name, text in sources.items():
         streams[name] = encode(tokenizer, text)
@@ -220,13 +233,15 @@ def main() -> None:
     weights = {k: float(v) for k, v in (pair.split("=") for pair in args.weights.split(",") if pair)}
     sampler = Sampler(streams, weights, args.seed)
 
-    model = build(size, args.seed).to(device)
+    model = (read_model(args.init) if args.init else build(size, args.seed)).to(device)
     hidden = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
     other = [p for n, p in model.named_parameters() if p.ndim != 2 or "embed" in n]
     optimizers = [Muon(hidden, lr=size.muon_lr), torch.optim.AdamW(other, lr=size.adam_lr, betas=(0.9, 0.95), weight_decay=0.0)]
     peak = [group["lr"] for optimizer in optimizers for group in optimizer.param_groups]
     print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters on {device}", flush=True)
 
+    log = args.init / "training.json" if args.init else None
+    continued = json.loads(log.read_text()) if log and log.is_file() else None
     topics = held_out_text()
     start, last_save, tokens, step, loss_sum, loss_steps = time.monotonic(), time.monotonic(), 0, 0, 0.0, 0
     while True:
@@ -266,6 +281,7 @@ def main() -> None:
         "size": args.size,
         "parameters": sum(p.numel() for p in model.parameters()),
         "tokens_seen": tokens,
+        "continued_from": continued,
         "steps": step,
         "minutes": round((time.monotonic() - start) / 60, 1),
         "device": device,

@@ -5,6 +5,8 @@ Every case runs the command line in this process; what only a process of its own
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -96,7 +98,7 @@ CHECKPOINTS: dict[str, tuple[Break, str, int, tuple[str, ...]]] = {
     "config.json is not JSON": (lambda f: (f / "config.json").write_text("{"), "bfloat16", 2, ("config.json", "not valid JSON")),
     "config.json is a list": (lambda f: (f / "config.json").write_text("[]"), "bfloat16", 2, ("JSON object",)),
     "no tokenizer": (no_tokenizer, "bfloat16", 2, ("no tokenizer", "tokenizer.json")),
-    "truncated weights": (lambda f: truncate(f / "model.safetensors", 0.7), "gguf-q8_0", 2, ("truncated", "fetch the file again")),
+    "truncated weights": (lambda f: truncate(f / "model.safetensors", 0.7), "gguf-q8_0", 2, ("truncated", "fetch the file")),
     "truncated header": (lambda f: truncate(f / "model.safetensors", 0.0001), "gguf-q8_0", 2, ("truncated",)),
     "empty weights file": (lambda f: (f / "model.safetensors").write_bytes(b""), "bfloat16", 2, ("truncated",)),
     "weights are an HTML page": (
@@ -111,7 +113,7 @@ CHECKPOINTS: dict[str, tuple[Break, str, int, tuple[str, ...]]] = {
     "pickle weights only": (pickle_only, "bfloat16", 2, ("pickle", "safetensors")),
     "no weights at all": (lambda f: (f / "model.safetensors").unlink(), "bfloat16", 2, ("no .safetensors weights",)),
     "already quantized (GPTQ)": (
-        lambda f: write_config(f, quantization_config={"quant_method": "gptq", "bits": 4}), "bfloat16", 2, ("already quantized (gptq)",),
+        lambda f: write_config(f, quantization_config={"quant_method": "gptq", "bits": 4}), "bfloat16", 2, ("already quantized",),
     ),
     "already quantized (float8 tensors)": (float8_tensor, "gguf-q8_0", 2, ("already quantized", "F8_E4M3")),
     "needs remote code": (
@@ -119,7 +121,7 @@ CHECKPOINTS: dict[str, tuple[Break, str, int, tuple[str, ...]]] = {
         "bfloat16", 2, ("--trust-remote-code",),
     ),
     "unknown architecture to GGUF": (
-        lambda f: write_config(f, architectures=["MysteryForCausalLM"]), "gguf-q8_0", 2, ("MysteryForCausalLM", "LlamaForCausalLM"),
+        lambda f: write_config(f, architectures=["MysteryForCausalLM"]), "gguf-q8_0", 2, ("MysteryForCausalLM", "LlamaFor"),
     ),
     "a tensor that the architecture needs is missing (GGUF)": (drop_tensor, "gguf-q8_0", 2, ("layers.1.self_attn.q_proj",)),
     "NaN in a weight (GGUF)": (poison(float("nan")), "gguf-q8_0", 1, ("layers.1.mlp.down_proj", "NaN", "[3, 5]")),
@@ -281,3 +283,21 @@ def test_folder_that_cannot_be_written(good: Path, capsys: pytest.CaptureFixture
     code, message = run(["convert", str(good), "--to", "bfloat16", "-o", "/proc/nowhere/out"], capsys)
     assert code in (1, 2)
     assert "cannot be written" in message or "No such file" in message
+
+
+@pytest.mark.parametrize("recipe", ["gguf-f32", "float32", "quanto-int8", "bnb-int8"])
+def test_full_disk(recipe: str, good: Path, tmp_path: Path) -> None:
+    """On a real file system of 2 MB, in a mount namespace of the test's own."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    namespace = ["unshare", "--mount", "--map-root-user", "sh", "-c"]
+    mount = f"mount -t tmpfs -o size=2m none {disk}"
+    if shutil.which("unshare") is None or subprocess.run([*namespace, mount], capture_output=True).returncode:
+        pytest.skip("no mount namespaces here")
+    convert = f"{sys.executable} -m quantize.cli convert {good} --to {recipe} -o {disk}/a/out"
+    script = f"{mount} && {convert}; code=$?; ls -A {disk}; exit $code"
+    done = subprocess.run([*namespace, script], capture_output=True, text=True)
+    assert done.returncode == 1, done.stderr
+    assert "the disk is full" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+    assert done.stdout.strip() == ""

@@ -1,0 +1,75 @@
+"""What every recipe in the registry must do, whichever method it belongs to: run over all of them."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from quantize import Artifact, convert
+from quantize.artifact import MANIFEST
+from quantize.recipe import parse_recipe
+from quantize.registry import METHODS, method, presets
+
+# One recipe of each family goes through the whole conversion here; the others have tests of their own beside their method.
+FAMILIES = ["bfloat16", "gguf-q4_k_m", "quanto-int8", "bnb-nf4"]
+CALIBRATED = ["gptq-int4", "awq-int4"]
+
+
+@pytest.fixture(scope="session")
+def checkpoint(make_checkpoint: Callable[..., Path]) -> Path:
+    return make_checkpoint()
+
+
+@pytest.mark.parametrize("short", sorted(presets()))
+def test_spellings_round_trip(short: str) -> None:
+    recipe = parse_recipe(short)
+    assert parse_recipe(recipe.short) == recipe
+    assert parse_recipe(recipe.canonical) == recipe
+    assert parse_recipe(recipe.short).digest == recipe.digest
+    assert recipe.slug == Path(recipe.slug).name
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_presets_differ(name: str) -> None:
+    digests = [parse_recipe(short).digest for short in method(name).presets]
+    assert len(set(digests)) == len(digests)
+
+
+@pytest.mark.parametrize("short", FAMILIES + CALIBRATED)
+def test_whole_conversion(short: str, checkpoint: Path, tmp_path: Path) -> None:
+    artifact = convert(checkpoint, short, tmp_path / "one")
+    again = Artifact.load(tmp_path / "one")
+    again.check_files()
+    assert again.digest == artifact.digest
+    verification = again.manifest.verification
+    assert verification.level == "full"
+    assert verification.passed
+    assert any(check.tolerance is not None and check.value is not None for check in verification.checks)
+    assert {path.name for path in tmp_path.iterdir()} == {"one"}
+    assert MANIFEST not in again.manifest.files
+    tokenizer = (checkpoint / "tokenizer.json").read_bytes()
+    if method(parse_recipe(short).method).hf_folder:
+        assert (tmp_path / "one" / "tokenizer.json").read_bytes() == tokenizer
+    text = json.dumps(json.loads((tmp_path / "one" / MANIFEST).read_text()))
+    assert str(tmp_path / "one") not in text
+
+
+@pytest.mark.parametrize("short", FAMILIES + CALIBRATED)
+def test_same_checkpoint_and_recipe_give_the_same_bytes(short: str, checkpoint: Path, tmp_path: Path) -> None:
+    first = convert(checkpoint, short, tmp_path / "one", verify="none")
+    second = convert(checkpoint, short, tmp_path / "two", verify="none")
+    assert first.manifest.files == second.manifest.files
+    assert first.digest == second.digest
+
+
+def test_a_damaged_file_is_noticed(checkpoint: Path, tmp_path: Path) -> None:
+    from quantize.errors import BadInput
+
+    artifact = convert(checkpoint, "bfloat16", tmp_path / "one", verify="none")
+    path = tmp_path / "one" / "model.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-5] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(BadInput, match="does not match its sha256"):
+        artifact.check_files()

@@ -1,0 +1,157 @@
+"""The job file: YAML -> Job. An error names the file, the line, the key, and for a typo the nearest known key."""
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from quantize.errors import BadInput
+from quantize.jobs.spec import Job
+
+Place = tuple[str | int, ...]
+
+
+def load_job(path: Path, overrides: Sequence[str] = ()) -> Job:
+    """Errors: BadInput, one line, for anything that is not a valid job."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise BadInput(f"{path}: no such job file; `quantwright init` writes one to start from") from None
+    except (IsADirectoryError, UnicodeDecodeError):
+        raise BadInput(f"{path}: expected a YAML job file") from None
+    data, lines = _read_yaml(path, text)
+    if not isinstance(data, dict):
+        raise BadInput(f"{path}:1: expected a mapping with models: and recipes:; `quantwright init` writes one to start from")
+    changed = [_override(data, text) for text in overrides]
+    try:
+        return Job.model_validate(data)
+    except ValidationError as error:
+        raise BadInput(_explain(path, error, data, lines, changed)) from None
+
+
+def _read_yaml(path: Path, text: str) -> tuple[Any, dict[Place, int]]:
+    """Data, and the line (from 1) of every key and item."""
+    loader = yaml.SafeLoader(text)
+    try:
+        node = loader.get_single_node()
+        lines: dict[Place, int] = {}
+        if node is not None:
+            _walk(path, node, (), lines)
+        return (loader.construct_document(node) if node is not None else None), lines
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f":{mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise BadInput(f"{path}{where}: not valid YAML: {problem}") from None
+    finally:
+        loader.dispose()
+
+
+def _walk(path: Path, node: yaml.Node, place: Place, lines: dict[Place, int]) -> None:
+    lines.setdefault(place, node.start_mark.line + 1)
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            child = (*place, key.value)
+            if child in lines:
+                raise BadInput(f"{path}:{key.start_mark.line + 1}: {_spell(child)}: given twice (first in line {lines[child]})")
+            lines[child] = key.start_mark.line + 1
+            _walk(path, value, child, lines)
+    elif isinstance(node, yaml.SequenceNode):
+        for index, value in enumerate(node.value):
+            _walk(path, value, (*place, index), lines)
+
+
+def _override(data: dict[str, Any], text: str) -> Place:
+    """``evaluate.limit=20000`` sets that key; the value is YAML. Returns the key's place."""
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise BadInput(f"--set {text!r}: expected key=value, e.g. evaluate.limit=20000")
+    try:
+        parsed = yaml.safe_load(value) if value.strip() else None
+    except yaml.YAMLError:
+        raise BadInput(f"--set {text!r}: the value is not valid YAML") from None
+    place: Place = tuple(int(part) if part.isdigit() else part for part in key.strip().split("."))
+    here: Any = data
+    for part, following in zip(place, [*place[1:], None], strict=True):
+        if isinstance(here, list):
+            if not isinstance(part, int) or part >= len(here):
+                raise BadInput(f"--set {text!r}: {part} is not one of the {len(here)} items there (counted from 0)")
+        elif not isinstance(here, dict):
+            raise BadInput(f"--set {text!r}: {part} lies under a plain value; write that as a mapping in the job file first")
+        if following is None:
+            here[part] = parsed
+        else:
+            if isinstance(here, dict) and here.get(part) is None:
+                here[part] = {}
+            here = here[part]
+    return place
+
+
+def _explain(path: Path, error: ValidationError, data: Any, lines: dict[Place, int], changed: Sequence[Place]) -> str:
+    errors = error.errors()
+    # A typo explains a key said to be missing, so it comes first.
+    first = next((e for e in errors if e["type"] == "extra_forbidden"), errors[0])
+    place = _place_in(data, first["loc"])
+    given = next((p for p in changed if place[: len(p)] == p or p[: len(place)] == place), None)
+    where = f"--set {_spell(given)}" if given else f"{path}:{_line(place, lines)}"
+    name = _spell(place)
+    if first["type"] == "extra_forbidden":
+        message = f"unknown key{_nearest(place)}"
+    elif first["type"] == "missing":
+        message = "is missing"
+        name = _spell((*place, first["loc"][-1])) if not place or place[-1] != first["loc"][-1] else name
+    else:
+        message = str(first["msg"]).removeprefix("Value error, ").replace("Input should be", "should be")
+    more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
+    return f"{where}: {name + ': ' if name else ''}{message}{more}"
+
+
+def _place_in(data: Any, loc: tuple[Any, ...]) -> Place:
+    """The part of pydantic's location that exists in the data: it also names union branches and shorthand that is none."""
+    place: Place = ()
+    for part in loc:
+        if (isinstance(data, dict) and part in data) or (isinstance(data, list) and isinstance(part, int) and part < len(data)):
+            place, data = (*place, part), data[part]
+    return place
+
+
+def _line(place: Place, lines: dict[Place, int]) -> int:
+    while place and place not in lines:
+        place = place[:-1]
+    return lines.get(place, 1)
+
+
+def _nearest(place: Place) -> str:
+    """(did you mean ...?) among the keys known at that level."""
+    known = list(_fields_at(Job, place[:-1]))
+    close = difflib.get_close_matches(str(place[-1]), known, n=1, cutoff=0.5)
+    return f" (did you mean {close[0]}?)" if close else f"; known here: {', '.join(known)}"
+
+
+def _fields_at(model: type[BaseModel], place: Place) -> Sequence[str]:
+    """Field names of the model that ``place`` leads to."""
+    for part in place:
+        if isinstance(part, int):
+            continue
+        inner = _model_in(model.model_fields[part].annotation) if part in model.model_fields else None
+        if inner is None:
+            break
+        model = inner
+    return list(model.model_fields)
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    for argument in getattr(annotation, "__args__", ()):
+        found = _model_in(argument)
+        if found is not None:
+            return found
+    return None
+
+
+def _spell(place: Place) -> str:
+    return ".".join(str(part) for part in place)

@@ -1,0 +1,277 @@
+"""Runs a plan: every step in a process of its own, skipping those done already; a failure costs its row and nothing else.
+
+kill -9 this process, a step or the machine at any moment and run the same command: what is committed stays, the rest is done.
+"""
+
+import shutil
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from quantize.jobs.child import Child, last_lines
+from quantize.jobs.keys import FileHashes, step_key
+from quantize.jobs.outputs import Outputs
+from quantize.jobs.records import Record, Records, RunLock
+from quantize.jobs.spec import Job
+from quantize.jobs.steps import STAGE, Plan, Step, step_threads
+
+#: What a step says when a second attempt may succeed: the network, and nothing else.
+NETWORK = ("cannot be reached", "ConnectionError", "Connection reset", "timed out", "Temporary failure in name resolution")
+
+
+@dataclass
+class Summary:
+    """How it ended. ``report`` is the document that the report step printed."""
+
+    done: list[str] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)
+    blocked: list[str] = field(default_factory=list)
+    unsupported: list[str] = field(default_factory=list)
+    interrupted: bool = False
+    report: dict[str, Any] | None = None
+
+    @property
+    def exit_code(self) -> int:
+        return 130 if self.interrupted else 1 if self.failed or self.blocked else 0
+
+
+@dataclass
+class _Running:
+    step: Step
+    record: Record
+    child: Child
+    stage: Path
+
+
+class Runner:
+    """``run`` is the run folder. ``need_bytes``: step id -> memory that the plan says it takes."""
+
+    def __init__(self, job: Job, plan: Plan, run: Path, say: Callable[[str], None], need_bytes: dict[str, int] | None = None):
+        self.job, self.plan, self.run_folder, self.say = job, plan, run.absolute(), say
+        self.need_bytes = need_bytes or {}
+        self.records = Records(self.run_folder)
+        self.hashes = FileHashes(self.run_folder / "cache" / "hashes.json")
+        self.sources = {model.name: model.checkpoint for model in plan.models if model.checkpoint}
+        self.summary = Summary()
+        self.digests: dict[str, str] = {}  # of steps that are done
+        self.ended: set[str] = set()
+        self.running: list[_Running] = []
+        self.interrupts = 0
+
+    def run(self) -> Summary:
+        """Errors: BadInput where another runner works in the run folder, or it cannot be written."""
+        with RunLock(self.run_folder) as lock:
+            self.lock = lock
+            self.outputs = Outputs(self.run_folder)
+            self.outputs.clear_leftovers(self.plan)
+            for row in self.plan.rows:
+                self.outputs.write_row(row)
+                (self.summary.failed if row.status == "failed" else self.summary.unsupported).append(row.name)
+                self.say(f"{row.status}: {row.reason}")
+            handlers = {number: signal.signal(number, self._interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+            try:
+                self._loop()
+            finally:
+                for running in self.running:
+                    running.child.kill("the runner stopped")
+                for number, handler in handlers.items():
+                    signal.signal(number, handler)
+        return self.summary
+
+    def _interrupt(self, number: int, frame: Any) -> None:
+        self.interrupts += 2 if number == signal.SIGTERM else 1
+        self.summary.interrupted = True
+        if self.interrupts == 1 and self.running:
+            self.say("interrupted: finishing the running step; press Ctrl-C again to stop it")
+        elif self.interrupts > 1:
+            for running in self.running:
+                running.child.kill("interrupted")
+
+    # -- the loop ------------------------------------------------------------------------------------------------------------
+
+    def _loop(self) -> None:
+        pending = list(self.plan.steps)
+        memory = _available_bytes(self.job.resources.memory)
+        limit = self.job.resources.time_limit_minutes
+        while pending or self.running:
+            if self.summary.interrupted:
+                pending = []
+            self._start_ready(pending, memory)
+            if not self.running:
+                if pending and not any(self._is_ready(step) or self._is_blocked(step) for step in pending):
+                    raise AssertionError(f"steps wait for one another: {[step.id for step in pending]}")
+                continue
+            Child.wait([running.child for running in self.running], 0.2)
+            for running in list(self.running):
+                code = running.child.poll()
+                if code is None:
+                    running.child.enforce(_limit_bytes(self.job.resources.memory), limit * 60 if limit else None)
+                else:
+                    self.running.remove(running)
+                    self._finish(running, code)
+
+    def _start_ready(self, pending: list[Step], memory: int) -> None:
+        for step in list(pending):
+            if self._is_blocked(step):
+                pending.remove(step)
+                self.ended.add(step.id)
+                self.summary.blocked.append(step.id)
+                self._announce(step, f"not possible: {self._blocker(step)} failed")
+            elif self._is_ready(step) and self._fits(step, memory):
+                pending.remove(step)
+                self._begin(step)
+
+    def _is_ready(self, step: Step) -> bool:
+        return all(name in self.digests for name in step.after) and all(name in self.ended for name in step.prefers)
+
+    def _is_blocked(self, step: Step) -> bool:
+        return any(name in self.ended and name not in self.digests for name in step.after)
+
+    def _blocker(self, step: Step) -> str:
+        return next(name for name in step.after if name in self.ended and name not in self.digests)
+
+    def _fits(self, step: Step, memory: int) -> bool:
+        """Benchmarks and the report run alone; others as many at a time as the job allows and memory holds."""
+        if not self.running:
+            return True
+        if len(self.running) >= self.job.resources.parallel:
+            return False
+        alone = ("bench", "report")
+        if step.kind in alone or any(running.step.kind in alone for running in self.running):
+            return False
+        needed = sum(self.need_bytes.get(running.step.id, 0) for running in self.running) + self.need_bytes.get(step.id, 0)
+        return needed <= memory
+
+    # -- one step ------------------------------------------------------------------------------------------------------------
+
+    def _begin(self, step: Step) -> None:
+        try:
+            key = step_key(step, self.run_folder, self._inputs_of(step), self.hashes, self.sources)
+        except OSError as error:
+            self._give_up(step, Record(step.id, ""), f"{error.filename}: {error.strerror}")
+            return
+        record = self.records.read(step.slug)
+        digest = self.outputs.committed(step, key, record)
+        if digest is not None:
+            if record is None or record.status != "done":
+                adopted = record or Record(step.id, key)
+                adopted.status, adopted.digest, adopted.output = "done", digest, str(step.output)
+                self.records.write(step.slug, adopted)
+            self._mark_done(step, digest)
+            self.summary.skipped.append(step.id)
+            self._announce(step, "already done")
+            return
+        self._start(step, Record(step.id, key, output=str(step.output)))
+
+    def _start(self, step: Step, record: Record) -> None:
+        record.status, record.previous = "running", self.outputs.identity(step)
+        record.attempts += 1
+        record.started_at = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        record.log = f"logs/{step.slug}.log"
+        log = self.run_folder / record.log
+        if record.attempts == 1:
+            log.unlink(missing_ok=True)
+        stage = self.outputs.stage(step)
+        self.records.write(step.slug, record)
+        arguments = [str(stage.relative_to(self.run_folder)) if part == STAGE else part for part in step.arguments]
+        if step.kind == "convert" and (self.run_folder / step.output).exists():
+            arguments.append("--force")
+        child = Child(arguments, self.run_folder, log, stage / "stdout", [self.lock.fd], step_threads(self.job))
+        record.pid = child.pid
+        self.running.append(_Running(step, record, child, stage))
+        self._announce(step, "...")
+
+    def _finish(self, running: _Running, code: int) -> None:
+        step, record, child = running.step, running.record, running.child
+        record.wall_s, record.peak_rss_bytes, record.exit_code = round(child.wall_s, 3), child.peak_rss_bytes, code
+        if code == 0:
+            digest = self.outputs.commit(step, running.stage)
+            if digest is None:
+                self._give_up(step, record, f"ended well but left no {step.output}")
+                return
+            record.status, record.digest = "done", digest
+            if step.kind == "report":
+                record.detail = self.summary.report = self.outputs.printed(running.stage) or {}
+            self.records.write(step.slug, record)
+            self._clear(running.stage)
+            self._mark_done(step, digest)
+            self.summary.done.append(step.id)
+            self._announce(step, f"done in {record.wall_s:.1f} s, peak {record.peak_rss_bytes / 1e9:.2f} GB")
+            return
+        reason = _reason(child, code)
+        if child.killed_for == "interrupted" or (self.summary.interrupted and code in (130, -2)):
+            self.records.write(step.slug, record)  # stays "running": neither done nor failed
+            self.ended.add(step.id)
+            self._announce(step, "stopped")
+            return
+        if record.attempts <= self.job.resources.retries and any(mark in reason for mark in NETWORK) and not self.interrupts:
+            self._announce(step, f"{reason}; trying again")
+            time.sleep(min(2.0**record.attempts, 10))
+            self._start(step, record)
+            return
+        self._give_up(step, record, reason, running.stage)
+
+    def _give_up(self, step: Step, record: Record, reason: str, stage: Path | None = None) -> None:
+        record.status, record.reason = "failed", reason
+        self.records.write(step.slug, record)
+        self.outputs.write_failure(step, reason, stage)
+        if stage is not None:
+            self._clear(stage)
+        self.ended.add(step.id)
+        self.summary.failed.append(step.id)
+        self._announce(step, f"FAILED: {reason}" + (f" (log: {record.log})" if record.log else ""))
+
+    def _mark_done(self, step: Step, digest: str) -> None:
+        self.digests[step.id] = digest
+        self.ended.add(step.id)
+
+    def _inputs_of(self, step: Step) -> dict[str, str]:
+        """Digests of what the step reads; the report reads all results there are."""
+        if step.kind != "report":
+            return self.digests
+        return {}
+
+    def _announce(self, step: Step, what: str) -> None:
+        number = next(index for index, other in enumerate(self.plan.steps) if other.id == step.id) + 1
+        width = len(str(len(self.plan.steps)))
+        self.say(f"[{number:{width}}/{len(self.plan.steps)}] {step.id.replace(':', ' ')}: {what}")
+
+    @staticmethod
+    def _clear(stage: Path) -> None:
+        shutil.rmtree(stage, ignore_errors=True)
+
+
+def _reason(child: Child, code: int) -> str:
+    """Why a step ended badly, in one line."""
+    if child.killed_for:
+        return child.killed_for
+    lines = last_lines(child.log)
+    ours = [line.removeprefix("quantwright: ") for line in lines if line.startswith("quantwright: ")]
+    if ours:
+        return ours[-1]
+    if code < 0:
+        name = signal.Signals(-code).name
+        hint = ": the system was out of memory, or somebody killed it" if name == "SIGKILL" else ""
+        return f"killed by {name}{hint}" + (f"; last line: {lines[-1]}" if lines else "")
+    return f"exit code {code}" + (f": {lines[-1]}" if lines else "")
+
+
+def _limit_bytes(memory: str | None) -> int | None:
+    if memory is None:
+        return None
+    from quantize.commands import parse_size
+
+    return parse_size(memory)
+
+
+def _available_bytes(memory: str | None) -> int:
+    import psutil
+
+    limit = _limit_bytes(memory)
+    available = int(psutil.virtual_memory().available)
+    return min(limit, available) if limit else available

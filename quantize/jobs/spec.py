@@ -1,0 +1,132 @@
+"""What a job file may say. Every level is strict: an unknown key is an error. Paths are relative to the file."""
+
+from itertools import product
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from quantize.errors import BadInput
+from quantize.recipe import CalibrationOptions, Recipe, parse_recipe
+
+#: What ``text:`` and ``tasks:`` call the text that every Python carries, and the task made from it.
+HELD_OUT = "held-out"
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+
+def _as_list(value: Any) -> Any:
+    return [value] if isinstance(value, (str, dict)) else value
+
+
+def _source_alone(value: Any) -> Any:
+    return {"source": value} if isinstance(value, str) else value
+
+
+def _known_recipe(value: Any) -> Any:
+    """Parse early, so that the error carries the line of the recipe."""
+    entries = expand_recipe(value) if isinstance(value, (str, dict)) else []
+    if not entries:
+        raise ValueError("expected a recipe: a short spelling (gptq-int4) or a mapping with a method")
+    return value
+
+
+def expand_recipe(entry: str | dict[str, Any]) -> list[Recipe]:
+    """One entry of ``recipes:`` -> its recipes; ``matrix: {bits: [3, 4], group_size: [64, 128]}`` makes every combination.
+
+    Errors: ValueError with what is wrong, which pydantic turns into an error with its place.
+    """
+    try:
+        if isinstance(entry, str) or "matrix" not in entry:
+            return [parse_recipe(entry)]
+        matrix = entry["matrix"]
+        if not isinstance(matrix, dict) or not all(isinstance(v, list) and v for v in matrix.values()) or not matrix:
+            raise ValueError("matrix: expected parameters, each with a list of values, e.g. {bits: [3, 4]}")
+        fixed = {key: value for key, value in entry.items() if key != "matrix"}
+        return [parse_recipe({**fixed, **dict(zip(matrix, values, strict=True))}) for values in product(*matrix.values())]
+    except BadInput as error:
+        raise ValueError(str(error)) from None
+
+
+RecipeEntry = Annotated[str | dict[str, Any], BeforeValidator(_known_recipe)]
+Recipes = Annotated[list[RecipeEntry], BeforeValidator(_as_list)]
+Names = Annotated[list[str], BeforeValidator(_as_list)]
+Calibration = Annotated[CalibrationOptions, BeforeValidator(_source_alone)]
+
+
+class Model(Strict):
+    """``source``: local folder or Hub id, ``@revision`` in it or apart. ``recipes`` and ``calibration`` replace the job's own."""
+
+    source: str
+    revision: str | None = None
+    name: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][\w.-]*$")
+    recipes: Recipes | None = None
+    skip: Names = Field(default_factory=list)
+    calibration: Calibration | None = None
+    trust_remote_code: bool = False
+
+    @property
+    def id(self) -> str:
+        return f"{self.source}@{self.revision}" if self.revision else self.source
+
+
+class Evaluate(Strict):
+    """``text``: a file, or ``held-out``. ``limit``: tokens of the text, ``task_limit``: items of each task."""
+
+    text: str | None = None
+    metrics: list[Literal["perplexity", "divergence"]] = ["perplexity", "divergence"]
+    protocol: str | None = None
+    ids: Literal["source", "runtime"] = "source"
+    tasks: Names = Field(default_factory=list)
+    limit: int | None = Field(default=None, ge=1)
+    task_limit: int | None = Field(default=None, ge=1)
+    cache_limit: str | None = None
+    floors: bool = False
+
+
+class Benchmark(Strict):
+    prefill: int = Field(default=512, ge=1)
+    decode: int = Field(default=128, ge=1)
+    repetitions: int = Field(default=5, ge=1)
+    rounds: int = Field(default=1, ge=1)
+    depths: list[int] = [0]
+
+
+class Resources(Strict):
+    """How steps run. ``parallel``: steps at a time, as far as ``memory`` allows (benchmarks always run alone)."""
+
+    device: str = "auto"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    threads: int | None = Field(default=None, ge=1)
+    memory: str | None = None
+    parallel: int = Field(default=1, ge=1)
+    time_limit_minutes: float | None = Field(default=None, gt=0)
+    retries: int = Field(default=2, ge=0)
+
+
+class Job(Strict):
+    """A whole job file."""
+
+    models: Annotated[list[Annotated[Model, BeforeValidator(_source_alone)]], BeforeValidator(_as_list)] = Field(min_length=1)
+    recipes: Recipes = Field(default_factory=list)
+    calibration: Calibration = Field(default_factory=CalibrationOptions)
+    verify: Literal["full", "tensors", "none"] = "full"
+    evaluate: Evaluate | None = None
+    benchmark: Benchmark | None = None
+    report: bool = True
+    resources: Resources = Field(default_factory=Resources)
+
+    def recipes_of(self, model: Model) -> list[Recipe]:
+        """Expanded, each once, without those the model skips, in the order of the file."""
+        entries = model.recipes if model.recipes is not None else self.recipes
+        skipped = {recipe.digest for text in model.skip for recipe in expand_recipe(text)}
+        found = {recipe.digest: recipe for entry in entries for recipe in expand_recipe(entry)}
+        return [recipe for digest, recipe in found.items() if digest not in skipped]
+
+
+def resolve_path(text: str, base: Path) -> Path | None:
+    """``text`` as a path relative to the job file's folder, where something lies there."""
+    path = (base / Path(text).expanduser()).resolve()
+    return path if path.exists() else None

@@ -1,0 +1,338 @@
+"""What a job has to do: a list of steps, each one command line of this program, with what it needs and what it leaves behind."""
+
+import hashlib
+import importlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from quantize.calibration import held_out_text
+from quantize.checkpoint import Checkpoint
+from quantize.convert import check, require
+from quantize.errors import BadInput, QuantwrightError, Unsupported
+from quantize.jobs.spec import HELD_OUT, Job, Model, resolve_path
+from quantize.recipe import CalibrationOptions, Recipe, RunOptions
+
+KINDS = ("convert", "eval", "bench", "report")
+#: In arguments: the step's own folder, from which its results are moved into the run folder when it has succeeded.
+STAGE = "{stage}"
+
+
+@dataclass(frozen=True)
+class Step:
+    """``arguments`` are those of ``quantwright``, run with the run folder as working directory; ``output`` is relative to it.
+
+    ``after``: steps that must have ended well before; ``prefers``: steps that only go first where they can.
+    ``inputs`` (JSON), ``files`` (contents), the outputs of ``after`` and the versions of ``packages`` make its key.
+    """
+
+    id: str
+    kind: str
+    arguments: tuple[str, ...]
+    output: Path
+    name: str = ""  # the artifact or model as results name it
+    model: str = ""
+    recipe: str = ""
+    after: tuple[str, ...] = ()
+    prefers: tuple[str, ...] = ()
+    inputs: dict[str, Any] = field(default_factory=dict)
+    files: tuple[Path, ...] = ()
+    sources: tuple[str, ...] = ()  # names of models whose contents belong to the key
+    packages: tuple[str, ...] = ()
+
+    @property
+    def slug(self) -> str:
+        return self.id.replace(":", ".")
+
+
+@dataclass(frozen=True)
+class OpenModel:
+    """One model of the job: ``name`` for folders, ``id`` for command lines (an absolute path or a Hub id)."""
+
+    spec: Model
+    name: str
+    id: str
+    checkpoint: Checkpoint | None
+    problem: str = ""
+
+
+@dataclass(frozen=True)
+class Row:
+    """An artifact that cannot be made: ``status`` unsupported or failed."""
+
+    name: str
+    model: str
+    recipe: str
+    status: str
+    reason: str
+
+
+@dataclass
+class Plan:
+    """``rows``: combinations that no step will make, and why."""
+
+    steps: list[Step]
+    models: list[OpenModel]
+    rows: list[Row]
+    recipes: dict[str, Recipe] = field(default_factory=dict)  # convert step id -> recipe
+
+
+def open_models(job: Job, base: Path) -> list[OpenModel]:
+    """A Hub that cannot be reached costs its rows only. Errors: BadInput for a model that is not there or cannot be used."""
+    found: list[OpenModel] = []
+    names: set[str] = set()
+    for spec in job.models:
+        local = resolve_path(spec.source, base)
+        model_id = str(local) if local else spec.id
+        if local and spec.revision:
+            raise BadInput(f"model {spec.source}: is a local folder, which has no revision; take revision: out")
+        name = spec.name or Path(spec.source.split("@")[0]).name or "model"
+        unique, number = name, 2
+        while unique in names:
+            unique, number = f"{name}-{number}", number + 1
+        names.add(unique)
+        try:
+            checkpoint = Checkpoint.open(model_id, trust_remote_code=spec.trust_remote_code)
+            found.append(OpenModel(spec, unique, model_id, checkpoint))
+        except (BadInput, Unsupported):
+            raise
+        except QuantwrightError as error:
+            found.append(OpenModel(spec, unique, model_id, None, str(error)))
+    return found
+
+
+def build_plan(job: Job, base: Path, models: list[OpenModel] | None = None) -> Plan:
+    """``base``: the job file's folder. Runs every method's check on headers; nothing is converted."""
+    plan = Plan([], models if models is not None else open_models(job, base), [])
+    texts = _Texts(job, base)
+    for model in plan.models:
+        recipes = job.recipes_of(model.spec)
+        usable: list[Recipe] = []
+        for recipe in recipes:
+            problem = _problem(model, recipe)
+            if problem:
+                plan.rows.append(Row(_artifact_name(model, recipe), model.id, recipe.short, *problem))
+            else:
+                usable.append(recipe)
+        if model.checkpoint is not None:
+            _add_model(plan, job, model, usable, texts)
+    if job.report:
+        made = tuple(step.id for step in plan.steps)
+        plan.steps.append(
+            Step(
+                "report", "report", ("report", ".", "--json"), Path("report/index.html"), prefers=made, packages=("quantwright",)
+            )
+        )
+    return plan
+
+
+def _problem(model: OpenModel, recipe: Recipe) -> tuple[str, str] | None:
+    """(status, reason) where the recipe cannot be made of the model."""
+    if model.checkpoint is None:
+        return "failed", model.problem
+    try:
+        check(require(recipe), model.checkpoint, recipe)
+    except QuantwrightError as error:
+        return "unsupported", str(error)
+    return None
+
+
+def _artifact_name(model: OpenModel, recipe: Recipe) -> str:
+    return f"artifacts/{model.name}/{recipe.slug}"
+
+
+def _add_model(plan: Plan, job: Job, model: OpenModel, recipes: Sequence[Recipe], texts: "_Texts") -> None:
+    reference: tuple[str, ...] = ()
+    if job.evaluate:
+        step = _eval_step(job, model, None, texts, ())
+        plan.steps.append(step)
+        reference = (step.id,)
+    converts, evals, benches = [], [], []
+    for recipe in recipes:
+        convert = _convert_step(job, model, recipe, texts)
+        plan.recipes[convert.id] = recipe
+        converts.append(convert)
+        if job.evaluate:
+            evals.append(_eval_step(job, model, recipe, texts, reference))
+        if job.benchmark:
+            benches.append(_bench_step(job, model, recipe))
+    if job.benchmark:
+        benches.insert(0, _bench_step(job, model, None))
+    # Speeds are measured one after another, not hours apart.
+    pairs = [step for index, convert in enumerate(converts) for step in [convert, *evals[index : index + 1]]]
+    plan.steps += [*pairs, *benches]
+
+
+def _convert_step(job: Job, model: OpenModel, recipe: Recipe, texts: "_Texts") -> Step:
+    name = _artifact_name(model, recipe)
+    calibration = texts.calibration(model.spec.calibration or job.calibration)
+    arguments = ["convert", model.id, "--to", recipe.short, "-o", name, "--verify", job.verify]
+    inputs: dict[str, Any] = {"recipe": recipe.digest, "verify": job.verify, **_run_inputs(job)}
+    files: tuple[Path, ...] = ()
+    if recipe.calibrated:
+        arguments += ["--calibration", calibration.source, "--calibration-tokens", str(calibration.tokens)]
+        arguments += ["--calibration-length", str(calibration.sequence_length), "--seed", str(calibration.seed)]
+        inputs["calibration"] = calibration.model_dump(exclude={"source"})
+        path = Path(calibration.source)
+        if path.is_file():
+            files = (path,)
+        else:
+            inputs["calibration_source"] = calibration.source
+    method = require(recipe)
+    return Step(
+        id=f"convert:{model.name}:{recipe.slug}",
+        kind="convert",
+        arguments=(*arguments, *_run_arguments(job, model), "--json"),
+        output=Path(name),
+        name=name,
+        model=model.id,
+        recipe=recipe.short,
+        inputs=inputs,
+        files=files,
+        sources=(model.name,),
+        packages=("quantwright", "numpy", *[distribution for distribution, _ in method.needs]),
+    )
+
+
+def _eval_step(job: Job, model: OpenModel, recipe: Recipe | None, texts: "_Texts", reference: tuple[str, ...]) -> Step:
+    evaluate = job.evaluate
+    assert evaluate is not None
+    name = _artifact_name(model, recipe) if recipe else model.id
+    arguments = ["eval", name, "--reference", model.id, "-o", STAGE]
+    inputs: dict[str, Any] = {**evaluate.model_dump(exclude={"text", "tasks", "cache_limit"}), **_run_inputs(job)}
+    text, tasks = texts.text, texts.tasks
+    if HELD_OUT in (text, *tasks):
+        inputs["held_out"] = texts.held_out_sha256
+    files = [path for path in (text, *tasks) if isinstance(path, Path)]
+    if text is not None:
+        arguments += ["--text", str(text), "--metrics", ",".join(evaluate.metrics), "--ids", evaluate.ids]
+        if evaluate.protocol:
+            arguments += ["--protocol", evaluate.protocol]
+        if evaluate.limit:
+            arguments += ["--tokens", str(evaluate.limit)]
+        if evaluate.floors and recipe is None:
+            arguments.append("--floors")
+        if evaluate.cache_limit:
+            arguments += ["--cache-limit", evaluate.cache_limit]
+    if tasks:
+        arguments += ["--tasks", ",".join(map(str, tasks))]
+        inputs["tasks"] = [task if isinstance(task, str) else task.name for task in tasks]
+        if evaluate.task_limit:
+            arguments += ["--limit", str(evaluate.task_limit)]
+    suffix = recipe.slug if recipe else "reference"
+    return Step(
+        id=f"eval:{model.name}:{suffix}",
+        kind="eval",
+        arguments=(*arguments, *_run_arguments(job, model), "--json"),
+        output=results_path(name, "eval"),
+        name=name,
+        model=model.id,
+        recipe=recipe.short if recipe else "",
+        after=(f"convert:{model.name}:{suffix}",) if recipe else (),
+        prefers=reference,
+        inputs=inputs,
+        files=tuple(files),
+        sources=(model.name,),
+        packages=_runtime_packages(recipe) + (("lm-eval",) if tasks else ()),
+    )
+
+
+def _bench_step(job: Job, model: OpenModel, recipe: Recipe | None) -> Step:
+    benchmark = job.benchmark
+    assert benchmark is not None
+    name = _artifact_name(model, recipe) if recipe else model.id
+    suffix = recipe.slug if recipe else "reference"
+    arguments = ["bench", name, "-o", STAGE, "--prefill", str(benchmark.prefill), "--decode", str(benchmark.decode)]
+    arguments += ["--repetitions", str(benchmark.repetitions), "--rounds", str(benchmark.rounds)]
+    arguments += ["--depth", ",".join(map(str, benchmark.depths))]
+    return Step(
+        id=f"bench:{model.name}:{suffix}",
+        kind="bench",
+        arguments=(*arguments, *_run_arguments(job, model), "--json"),
+        output=results_path(name, "bench"),
+        name=name,
+        model=model.id,
+        recipe=recipe.short if recipe else "",
+        after=(f"convert:{model.name}:{suffix}",) if recipe else (),
+        inputs={**benchmark.model_dump(), **_run_inputs(job)},
+        sources=() if recipe else (model.name,),
+        packages=_runtime_packages(recipe),
+    )
+
+
+def results_path(name: str, stage: str) -> Path:
+    """Where eval and bench write their results, relative to the run folder."""
+    path: Path = importlib.import_module("evals.result").results_path(Path(), name, stage)
+    return path
+
+
+def _runtime_packages(recipe: Recipe | None) -> tuple[str, ...]:
+    if recipe is None:
+        return ("quantwright", "torch", "transformers")
+    method = require(recipe)
+    engine = tuple(distribution for distribution, _ in method.needs)
+    return ("quantwright", *(engine if method.runtime == "llamacpp" else ("torch", "transformers", *engine)))
+
+
+def _run_inputs(job: Job) -> dict[str, Any]:
+    """Options that can change numbers."""
+    resources = job.resources
+    return {"device": device(resources.device), "dtype": resources.dtype, "threads": step_threads(job)}
+
+
+def step_threads(job: Job) -> int:
+    return job.resources.threads or max(1, RunOptions().resolved_threads // job.resources.parallel)
+
+
+def device(asked: str) -> str:
+    """What ``auto`` will come to, without importing torch."""
+    if asked != "auto":
+        return asked
+    return "cuda" if Path("/dev/nvidia0").exists() else "cpu"
+
+
+def _run_arguments(job: Job, model: OpenModel) -> list[str]:
+    resources = job.resources
+    arguments = ["--threads", str(step_threads(job)), "--device", resources.device, "--dtype", resources.dtype]
+    if resources.memory:
+        arguments += ["--memory", resources.memory]
+    return [*arguments, "--trust-remote-code"] if model.spec.trust_remote_code else arguments
+
+
+class _Texts:
+    """The files that the job's texts and tasks stand for; ``held-out`` and names of lm-eval's tasks stay as they are."""
+
+    def __init__(self, job: Job, base: Path):
+        self.base = base
+        evaluate = job.evaluate
+        self.text: str | Path | None = self._text(evaluate.text) if evaluate and evaluate.text else None
+        self.tasks: list[str | Path] = [self._task(task) for task in evaluate.tasks] if evaluate else []
+        if evaluate and self.text is None and not self.tasks:
+            self.text = HELD_OUT
+
+    @property
+    def held_out_sha256(self) -> str:
+        return hashlib.sha256(held_out_text().encode()).hexdigest()
+
+    def _text(self, text: str) -> str | Path:
+        if text == HELD_OUT:
+            return HELD_OUT
+        path = resolve_path(text, self.base)
+        if path is None:
+            raise BadInput(
+                f"evaluate.text: {self.base / text}: no such file; give a text file, or {HELD_OUT} for the built-in text"
+            )
+        return path
+
+    def _task(self, task: str) -> str | Path:
+        if task == HELD_OUT:
+            return HELD_OUT
+        path = resolve_path(task, self.base)
+        if path is None and (task.endswith((".jsonl", ".yaml", ".yml")) or "/" in task):
+            raise BadInput(f"evaluate.tasks: {self.base / task}: no such file")
+        return path or task
+
+    def calibration(self, options: CalibrationOptions) -> CalibrationOptions:
+        path = resolve_path(options.source, self.base) if options.source != "stdlib" else None
+        return options.model_copy(update={"source": str(path)}) if path else options

@@ -1,0 +1,180 @@
+"""The one binding to llama.cpp: its block quantizers, its quantizer of whole files, its models. Through llama-cpp-python.
+
+ctypes releases the GIL around every call here, so block quantizers run on as many cores as there are Python threads.
+"""
+
+import ctypes
+import re
+from collections import deque
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from quantize.errors import StepFailed
+from quantize.gguf.types import LlamaFileType, Type, row_bytes
+
+_log: deque[str] = deque(maxlen=400)
+_callbacks: list[Any] = []  # llama.cpp keeps a pointer to the function: so must we
+
+
+@cache
+def library() -> Any:
+    """The ``llama_cpp`` module, its log caught. Errors: ImportError where llama-cpp-python is not installed."""
+    import llama_cpp
+
+    @llama_cpp.llama_log_callback
+    def keep(level: int, text: bytes, user_data: Any) -> None:
+        line = text.decode("utf-8", errors="replace")
+        if level == 5 and _log:  # GGML_LOG_LEVEL_CONT
+            _log[-1] += line
+        else:
+            _log.append(f"{level}{line}")
+
+    _callbacks.append(keep)
+    llama_cpp.llama_log_set(keep, ctypes.c_void_p(0))
+    llama_cpp.llama_backend_init()
+    return llama_cpp
+
+
+@cache
+def _ggml() -> Any:
+    """libggml with the signatures of the functions used here."""
+    library()
+    from llama_cpp._ggml import libggml as lib
+
+    i, n, p = ctypes.c_int, ctypes.c_int64, ctypes.c_void_p
+    for name, result, arguments in (
+        ("ggml_quantize_init", None, [i]),
+        ("ggml_quantize_chunk", ctypes.c_size_t, [i, p, p, n, n, n, p]),
+        ("ggml_validate_row_data", ctypes.c_bool, [i, p, ctypes.c_size_t]),
+        ("ggml_bf16_to_fp32_row", None, [p, p, n]),
+        ("ggml_fp16_to_fp32_row", None, [p, p, n]),
+        ("ggml_fp32_to_bf16_row_ref", None, [p, p, n]),
+        ("ggml_fp32_to_fp16_row", None, [p, p, n]),
+        ("ggml_commit", ctypes.c_char_p, []),
+        ("ggml_version", ctypes.c_char_p, []),
+    ):
+        function = getattr(lib, name)
+        function.restype, function.argtypes = result, arguments
+    return lib
+
+
+def clear_log() -> None:
+    library()
+    _log.clear()
+
+
+def log_lines() -> list[str]:
+    """What llama.cpp logged since ``clear_log`` (at most the last 400 messages)."""
+    return [line[1:].rstrip("\n") for line in _log if line[1:].strip()]
+
+
+def last_error() -> str:
+    """The reason in llama.cpp's own words: the error logged last that says more than that something failed."""
+    errors = [line[1:].strip() for line in _log if line[:1] == "4" and line[1:].strip()]
+    telling = [line for line in errors if not re.search(r"failed to load model$|unable to load model$", line)]
+    chosen = (telling or errors or log_lines() or ["no reason given"])[-1]
+    return re.sub(r"\s+", " ", chosen)
+
+
+def prepare(kind: Type) -> None:
+    """Build the tables that ``kind``'s quantizer needs; once, before threads use it."""
+    _ggml().ggml_quantize_init(int(kind))
+
+
+def quantize_rows(kind: Type, rows: np.ndarray, out: np.ndarray, importance: np.ndarray | None = None) -> None:
+    """Quantize ``rows`` (r, c) float32 into ``out`` (r, bytes of one row) uint8, by llama.cpp's own quantizer.
+
+    ``importance``: float32 (c,), one weight per column. Both arrays C-contiguous. Rows are independent of one another.
+    Errors: StepFailed where the result is not valid (a value that ``kind`` cannot hold).
+    """
+    count, columns = rows.shape
+    assert rows.dtype == np.float32
+    assert rows.flags.c_contiguous
+    assert out.flags.c_contiguous
+    assert out.nbytes == count * row_bytes(kind, columns)
+    lib = _ggml()
+    weights = importance.ctypes.data if importance is not None else None
+    written = lib.ggml_quantize_chunk(int(kind), rows.ctypes.data, out.ctypes.data, 0, count, columns, weights)
+    if written != out.nbytes:
+        raise StepFailed(f"llama.cpp wrote {written} bytes of {kind.name} where {out.nbytes} were expected")
+    if kind is not Type.F32 and not lib.ggml_validate_row_data(int(kind), out.ctypes.data, out.nbytes):
+        raise StepFailed(f"values up to {float(np.abs(rows).max()):.4g} do not fit into {kind.name}; use a type with more range")
+
+
+def widen(raw: np.ndarray, out: np.ndarray) -> None:
+    """bf16 bit patterns (uint16), float16, float32 or float64 ``raw`` -> float32 ``out`` (same size); exact but for float64."""
+    lib = _ggml()
+    raw = np.ascontiguousarray(raw)
+    if raw.dtype == np.uint16:
+        lib.ggml_bf16_to_fp32_row(raw.ctypes.data, out.ctypes.data, raw.size)
+    elif raw.dtype == np.float16:
+        lib.ggml_fp16_to_fp32_row(raw.ctypes.data, out.ctypes.data, raw.size)
+    else:
+        np.copyto(out.reshape(raw.shape), raw, casting="same_kind")
+
+
+def round_through(values: np.ndarray, kind: Type) -> None:
+    """Round float32 ``values`` in place to what ``kind`` (F16 or BF16) can hold, as a file of that type would."""
+    half = np.empty(values.size, np.uint16)
+    quantize_rows(kind, values.reshape(1, -1), half.view(np.uint8).reshape(1, -1))
+    widen(half if kind is Type.BF16 else half.view(np.float16), values.reshape(-1))
+
+
+def quantize_file(
+    source: Path,
+    target: Path,
+    file_type: LlamaFileType,
+    *,
+    threads: int = 0,
+    importance: dict[str, np.ndarray] | None = None,
+    tensor_types: tuple[tuple[str, Type], ...] = (),
+    pure: bool = False,
+    dry_run: bool = False,
+) -> None:
+    """``llama_model_quantize``: what the llama-quantize program calls. For golden tests and the peer benchmark.
+
+    Errors: StepFailed with llama.cpp's reason.
+    """
+    lib = library()
+    parameters = lib.llama_model_quantize_default_params()
+    parameters.ftype, parameters.nthread, parameters.pure, parameters.dry_run = int(file_type), threads, pure, dry_run
+    keep: list[Any] = []
+    if importance:
+        entries = (lib.llama_model_imatrix_data * (len(importance) + 1))()
+        for entry, (name, values) in zip(entries, importance.items(), strict=False):
+            array = np.ascontiguousarray(values, np.float32)
+            keep.append(array)
+            entry.name, entry.size = name.encode(), array.size
+            entry.data = array.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
+        parameters.imatrix = entries
+    if tensor_types:
+        overrides = (lib.llama_model_tensor_override * (len(tensor_types) + 1))()
+        for override, (pattern, kind) in zip(overrides, tensor_types, strict=False):
+            override.pattern, override.type = pattern.encode(), int(kind)
+        parameters.tt_overrides = overrides
+    clear_log()
+    if lib.llama_model_quantize(str(source).encode(), str(target).encode(), ctypes.byref(parameters)) != 0:
+        raise StepFailed(f"{source}: llama.cpp could not quantize it: {last_error()}")
+
+
+def revision() -> str:
+    return f"{_ggml().ggml_commit().decode()}"
+
+
+def cpu_features() -> list[str]:
+    """CPU features the installed build uses, as llama.cpp names them."""
+    return re.findall(r"(\w+) = 1", library().llama_print_system_info().decode())
+
+
+def describe() -> dict[str, str]:
+    """What belongs to every result that llama.cpp had a part in."""
+    return {
+        "binding": f"llama-cpp-python {metadata.version('llama-cpp-python')}",
+        "revision": revision(),
+        "ggml": _ggml().ggml_version().decode(),
+        "cpu_features": " ".join(cpu_features()),
+    }

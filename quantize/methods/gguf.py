@@ -1,0 +1,318 @@
+"""GGUF: one file with weights, tokenizer and metadata, read by llama.cpp and everything built on it.
+
+The checkpoint is read once, tensor by tensor; blocks are quantized by llama.cpp's own quantizers, so the tensors are those that
+llama-quantize would have written.
+"""
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from pydantic import Field, field_validator
+
+from quantize.artifact import MANIFEST, Note
+from quantize.calibration import Calibration
+from quantize.checkpoint import Checkpoint
+from quantize.errors import BadInput, Unsupported
+from quantize.methods import Conversion, Method
+from quantize.recipe import Recipe, RunOptions
+
+if TYPE_CHECKING:
+    from quantize.gguf.families import FamilyPlan, Mapped
+    from quantize.gguf.mixture import Choice, Overrides
+    from quantize.gguf.reader import GgufFile
+    from quantize.gguf.types import Type
+
+#: short spellings that are offered; the other types of ``quantize.gguf.types.FILE_TYPES`` want an importance matrix
+PRESET_TYPES = (
+    "f32", "f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q5_k_s", "q5_1", "q5_0", "q4_k_m", "q4_k_s", "q4_1", "q4_0",
+    "iq4_nl", "iq4_xs", "q3_k_l", "q3_k_m", "q3_k_s", "q2_k",
+)  # fmt: skip
+
+
+class GgufRecipe(Recipe):
+    """``type`` is the mixture, in llama-quantize's spelling. ``tensor_types``: ``regex=type`` overrides, the first match wins.
+
+    ``via``: round the weights to this type first, as a detour through a file of that type does (auto: no detour).
+    """
+
+    method: Literal["gguf"] = "gguf"
+    type: str = "q4_k_m"
+    via: Literal["auto", "f32", "f16", "bf16"] = "auto"
+    tensor_types: tuple[str, ...] = ()
+    output_type: str | None = None
+    token_embedding_type: str | None = None
+    pure: bool = False
+    pre_tokenizer: str | None = None
+    split_max_bytes: int | None = Field(default=None, ge=1 << 16)
+    quantized_by: str | None = "quantwright"
+
+    @field_validator("type")
+    @classmethod
+    def _known_file_type(cls, value: str) -> str:
+        from quantize.gguf.types import FILE_TYPES
+
+        if value.lower() not in FILE_TYPES:
+            raise ValueError(f"{value!r} is not a GGUF file type; known: {', '.join(FILE_TYPES)}")
+        return value.lower()
+
+    @field_validator("output_type", "token_embedding_type")
+    @classmethod
+    def _known_type(cls, value: str | None) -> str | None:
+        return value if value is None else _tensor_type(value)
+
+    @field_validator("tensor_types", mode="before")
+    @classmethod
+    def _overrides(cls, value: Any) -> Any:
+        entries = [value] if isinstance(value, str) else list(value)
+        out = []
+        for entry in entries:
+            pattern, equals, kind = str(entry).rpartition("=")
+            if not equals or not pattern:
+                raise ValueError(f"{entry!r}: expected REGEX=TYPE, e.g. ffn_down=q6_k")
+            out.append(f"{pattern}={_tensor_type(kind)}")
+        return tuple(out)
+
+
+def _tensor_type(name: str) -> str:
+    from quantize.gguf.types import TENSOR_TYPES
+
+    if name.lower() not in TENSOR_TYPES:
+        raise ValueError(f"{name!r} is not a tensor type; known: {', '.join(TENSOR_TYPES)}")
+    return name.lower()
+
+
+@dataclass(frozen=True)
+class _Work:
+    """Everything known from headers: the family's plan and the type of every tensor, in the order of writing."""
+
+    plan: "FamilyPlan"
+    choices: "dict[str, Choice]"
+    tensors: "list[Mapped]"
+
+
+class Gguf(Method):
+    recipe_class = GgufRecipe
+    presets = {f"gguf-{name}": {"type": name} for name in PRESET_TYPES}  # noqa: RUF012
+    summary = "one .gguf file for llama.cpp and what is built on it (Ollama, LM Studio, ...)"
+    needs = (("llama-cpp-python", "llama_cpp"), ("gguf", "gguf"))
+    extra = "llamacpp"
+    runtime = "llamacpp"
+    loads_in = ("llama.cpp", "Ollama", "LM Studio", "transformers")
+    hf_folder = False
+
+    def __init__(self) -> None:
+        self._sources: dict[Path, dict[str, tuple[str, ...]]] = {}
+
+    def check(self, checkpoint: Checkpoint, recipe: GgufRecipe) -> None:
+        from quantize.gguf.mixture import requires_imatrix
+        from quantize.gguf.tokenizer import tokenizer_metadata
+        from quantize.gguf.types import FILE_TYPES
+
+        work = _prepare(checkpoint, recipe)
+        for mapped in work.tensors:
+            kind = work.choices[mapped.name].kind
+            if requires_imatrix(mapped.name, kind, FILE_TYPES[recipe.type]):
+                raise Unsupported(f"{recipe.short}: {mapped.name} as {kind.name} needs an importance matrix; take a larger type")
+        tokenizer_metadata(checkpoint, pre=recipe.pre_tokenizer)
+
+    def convert(
+        self, checkpoint: Checkpoint, recipe: GgufRecipe, stage: Path, run: RunOptions, calibration: Calibration | None
+    ) -> Conversion:
+        from quantize.gguf import llamacpp, metadata
+        from quantize.gguf.tokenizer import tokenizer_metadata
+        from quantize.gguf.types import FILE_TYPES
+        from quantize.gguf.writer import write_gguf
+
+        file_type = FILE_TYPES[recipe.type]
+        work = _prepare(checkpoint, recipe)
+        tokenizer = tokenizer_metadata(checkpoint, pre=recipe.pre_tokenizer)
+        general = metadata.load_metadata(checkpoint, [(m.name, m.shape) for m in work.plan.tensors])
+        by = recipe.quantized_by if file_type.quantized else None
+        kvs = {**metadata.general_kvs(general, work.plan.architecture, quantized_by=by), **work.plan.kvs}
+        kinds = metadata.file_type_kvs(file_type)
+        # llama.cpp's converter writes the file type before the tokenizer, its quantizer moves it to the end.
+        kvs |= {**tokenizer.kvs, **kinds} if file_type.quantized else {**kinds, **tokenizer.kvs}
+        planned = [_planned(checkpoint, mapped, work.choices[mapped.name], recipe) for mapped in work.tensors]
+        path = stage / metadata.file_name(general, file_type)
+        with _progress(f"{checkpoint.name} to {recipe.type}", sum(int(np.prod(t.shape)) for t in planned), run) as progress:
+            written = write_gguf(
+                path,
+                kvs,
+                planned,
+                threads=run.resolved_threads,
+                split_max_bytes=recipe.split_max_bytes,
+                progress=progress,
+            )
+        self._sources[stage.absolute()] = {m.name: m.sources for m in work.tensors}
+        counts: dict[str, int] = {}
+        for tensor in planned:
+            counts[tensor.kind.name] = counts.get(tensor.kind.name, 0) + 1
+        return Conversion(
+            weight_bytes=written.data_bytes,
+            engine=f"llama.cpp {llamacpp.revision()} (ggml block quantizers)",
+            libraries=("gguf", "llama-cpp-python"),
+            notes=[*work.plan.notes, *tokenizer.notes, *_fallback_notes(work)],
+            details={
+                "llama.cpp": llamacpp.describe(),
+                "tensor_types": dict(sorted(counts.items())),
+                "sources": {m.name: list(m.sources) for m in work.tensors},
+            },
+        )
+
+    def quantized(self, stage: Path, recipe: GgufRecipe) -> dict[str, str]:
+        from quantize.gguf.types import UNQUANTIZED
+
+        sources = self._sources.get(stage.absolute()) or _recorded_sources(stage)
+        return {
+            source: tensor.kind.name
+            for name, tensor in _open(stage).tensors.items()
+            if tensor.kind not in UNQUANTIZED
+            for source in sources.get(name, ())
+        }
+
+    def expected(self, checkpoint: Checkpoint, recipe: GgufRecipe) -> set[str]:
+        from quantize.gguf.mixture import may_be_quantized
+        from quantize.gguf.types import FILE_TYPES, UNQUANTIZED
+
+        if not FILE_TYPES[recipe.type].quantized:
+            return set()
+        work = _prepare(checkpoint, recipe)
+        return {
+            source
+            for mapped in work.tensors
+            if may_be_quantized(mapped.name, mapped.shape) and work.choices[mapped.name].meant not in UNQUANTIZED
+            for source in mapped.sources
+        }
+
+    def dequantize(self, stage: Path, recipe: GgufRecipe, checkpoint: Checkpoint) -> Iterator[tuple[str, np.ndarray]]:
+        """By gguf-py's numpy reader of the block formats, and the families' way back; no code of llama.cpp's runs."""
+        from quantize.gguf.families import plan
+
+        file = _open(stage)
+        for mapped in plan(checkpoint).tensors:
+            if not mapped.sources:
+                continue
+            if mapped.name not in file.tensors or file.tensors[mapped.name].shape != mapped.shape:
+                found = file.tensors[mapped.name].shape if mapped.name in file.tensors else "no such tensor"
+                raise BadInput(f"{file.path}: {mapped.name}: expected shape {list(mapped.shape)}, found {found}")
+            yield from zip(mapped.sources, mapped.restore(file.dequantize(mapped.name)), strict=True)
+
+
+def _prepare(checkpoint: Checkpoint, recipe: GgufRecipe) -> _Work:
+    from quantize.gguf.families import plan
+    from quantize.gguf.mixture import ModelShape, Spec, choose_types, lossless_type
+    from quantize.gguf.types import FILE_TYPES
+
+    family = plan(checkpoint)
+    file_type = FILE_TYPES[recipe.type]
+    if not file_type.quantized and (recipe.tensor_types or recipe.output_type or recipe.token_embedding_type):
+        raise Unsupported(f"{recipe.short}: types of single tensors can be chosen in quantized files only")
+    specs = [Spec(m.name, m.shape, lossless_type(m.name, m.shape, _source_type(checkpoint, m, recipe))) for m in family.tensors]
+    shape = ModelShape.from_kvs({key: value for key, (value, _) in family.kvs.items()}, family.architecture)
+    choices = choose_types(specs, file_type, shape, overrides=_given(recipe))
+    by_name = {m.name: m for m in family.tensors}
+    # A lossless file has the converter's order, a quantized one llama-quantize's.
+    order = list(choices) if file_type.quantized else list(by_name)
+    return _Work(family, choices, [by_name[name] for name in order])
+
+
+def _given(recipe: GgufRecipe) -> "Overrides":
+    from quantize.gguf.mixture import Overrides
+    from quantize.gguf.types import TENSOR_TYPES
+
+    pairs = [entry.rpartition("=") for entry in recipe.tensor_types]
+    return Overrides(
+        tensor_types=tuple((pattern, TENSOR_TYPES[kind]) for pattern, _, kind in pairs),
+        output=TENSOR_TYPES[recipe.output_type] if recipe.output_type else None,
+        token_embedding=TENSOR_TYPES[recipe.token_embedding_type] if recipe.token_embedding_type else None,
+        pure=recipe.pure,
+    )
+
+
+def _source_type(checkpoint: Checkpoint, mapped: "Mapped", recipe: GgufRecipe) -> "Type":
+    """The type that holds the tensor without loss, or the one that the detour rounds it to."""
+    from quantize.gguf.types import SAME_BITS, Type
+
+    if recipe.via != "auto":
+        return Type[recipe.via.upper()]
+    dtypes = {checkpoint.tensors[name].dtype for name in mapped.sources}
+    return SAME_BITS.get(dtypes.pop(), Type.F32) if mapped.pure and len(dtypes) == 1 else Type.F32
+
+
+def _planned(checkpoint: Checkpoint, mapped: "Mapped", choice: "Choice", recipe: GgufRecipe) -> Any:
+    from quantize.gguf.mixture import lossless_type
+    from quantize.gguf.types import SAME_BITS, Type
+    from quantize.gguf.writer import Planned
+
+    detour = None
+    if recipe.via in ("f16", "bf16"):
+        through = lossless_type(mapped.name, mapped.shape, Type[recipe.via.upper()])
+        stored = {SAME_BITS.get(checkpoint.tensors[name].dtype) for name in mapped.sources}
+        detour = None if through is Type.F32 or stored == {through} else through
+
+    def load() -> np.ndarray:
+        dtypes = {checkpoint.tensors[name].dtype for name in mapped.sources}
+        raw = mapped.pure and len(dtypes) == 1 and dtypes <= set(SAME_BITS)
+        read: Callable[[str], np.ndarray] = checkpoint.read if raw else checkpoint.read_float32
+        built = np.asarray(mapped.build([np.asarray(read(name)) for name in mapped.sources]))
+        assert built.shape == mapped.shape, f"{mapped.name}: built {built.shape}, planned {mapped.shape}"
+        return built.reshape(-1, mapped.shape[-1])
+
+    def diagnose() -> None:
+        for name in mapped.sources:
+            checkpoint.read_float32(name)
+
+    return Planned(mapped.name, mapped.shape, choice.kind, load, diagnose, via=detour)
+
+
+def _fallback_notes(work: _Work) -> list[Note]:
+    from quantize.gguf.types import UNQUANTIZED
+
+    notes = []
+    for mapped in work.tensors:
+        choice = work.choices[mapped.name]
+        if not choice.why:
+            continue
+        # A tensor that ends up unquantized is named by each of its sources: they will be missed.
+        several = len(mapped.sources) > 1 and choice.kind not in UNQUANTIZED
+        for tensor in [mapped.name] if several else mapped.sources:
+            notes.append(Note(tensor=tensor, what=f"{choice.kind.name} instead of {choice.meant.name}", why=choice.why))
+    return notes
+
+
+def _open(stage: Path) -> "GgufFile":
+    from quantize.gguf.reader import read_gguf
+
+    files = sorted(stage.glob("*.gguf"))
+    if not files:
+        raise BadInput(f"{stage}: no .gguf file")
+    return read_gguf(files[0])
+
+
+def _recorded_sources(stage: Path) -> dict[str, tuple[str, ...]]:
+    manifest = stage / MANIFEST
+    if not manifest.is_file():
+        raise BadInput(f"{stage}: no {MANIFEST}, which says from which tensors of the source these were made")
+    details = json.loads(manifest.read_text(encoding="utf-8"))["details"]
+    return {name: tuple(sources) for name, sources in details["sources"].items()}
+
+
+@contextmanager
+def _progress(title: str, weights: int, run: RunOptions) -> Iterator[Callable[[int], None]]:
+    if not run.progress or not sys.stderr.isatty():
+        yield lambda done: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+    with Progress(
+        TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn(), console=Console(stderr=True)
+    ) as bar:
+        task = bar.add_task(title, total=weights)
+        yield lambda done: bar.advance(task, done)

@@ -27,7 +27,7 @@ def run(job: Path, out: Path | None, overrides: tuple[str, ...], strict: bool, a
     folder = out or Path("runs") / job_name(job)
     summary = run_job(job, folder, overrides, strict)
     document = report_document(folder, summary)
-    _print_outcome(summary, document)
+    print_outcome(summary, document)
     if as_json:
         emit_json(document)
     return int(summary.exit_code)
@@ -92,7 +92,7 @@ COLUMNS = {
 }
 
 
-def _print_outcome(summary: Any, document: dict[str, Any]) -> None:
+def print_outcome(summary: Any, document: dict[str, Any]) -> None:
     """The table and the report's path on stdout; how it went on stderr."""
     from rich.console import Console
     from rich.table import Table

@@ -1,0 +1,44 @@
+"""``quantwright demo``: the whole program on the embedded checkpoint."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from quantize.commands import emit_json, log
+from quantize.commands.jobs import print_outcome, report_document, run_job
+from quantize.errors import BadInput
+
+
+@click.command()
+@click.option(
+    "-o",
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("runs/demo"),
+    show_default=True,
+    help="run folder; run again with the same one and only what is missing is done",
+)
+@click.option(
+    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="override a key of demo/job.yaml, e.g. evaluate.limit=5000"
+)
+@click.option("--json", "as_json", is_flag=True, help="last line of stdout is one JSON document")
+def demo(out: Path, overrides: tuple[str, ...], as_json: bool) -> int:
+    """Convert the embedded checkpoint by every method, verify, measure and compare; print the table and the report's path."""
+    job = demo_folder() / "job.yaml"
+    if not job.is_file():
+        raise BadInput(f"{job}: missing; this installation of quantwright lacks its demo: install it again")
+    log("The embedded checkpoint goes through every family of quantization. This takes about ten minutes on two cores.")
+    summary: Any = run_job(job, out, overrides)
+    document = report_document(out, summary)
+    print_outcome(summary, document)
+    if as_json:
+        emit_json(document)
+    return int(summary.exit_code)
+
+
+def demo_folder() -> Path:
+    """Where the demo's job and checkpoint lie: beside the package, in a checkout and in an installation alike."""
+    import demo as package
+
+    return Path(package.__file__).resolve().parent

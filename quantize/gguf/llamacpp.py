@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from quantize.errors import StepFailed
+from quantize.errors import BadInput, StepFailed
 from quantize.gguf.types import LlamaFileType, Type, row_bytes
 
 _log: deque[str] = deque(maxlen=400)
@@ -178,3 +178,97 @@ def describe() -> dict[str, str]:
         "ggml": _ggml().ggml_version().decode(),
         "cpu_features": " ".join(cpu_features()),
     }
+
+
+class Model:
+    """A GGUF file opened by llama.cpp. Close it, or use it as a context manager."""
+
+    def __init__(self, path: Path, *, gpu: bool = False):
+        """Errors: BadInput, with llama.cpp's own words, where it refuses the file."""
+        lib = library()
+        parameters = lib.llama_model_default_params()
+        parameters.n_gpu_layers = -1 if gpu else 0
+        clear_log()
+        self.path = path
+        self._model = lib.llama_model_load_from_file(str(path).encode(), parameters)
+        if not self._model:
+            raise BadInput(f"{path}: llama.cpp refuses this file: {last_error()}")
+        self._vocab = lib.llama_model_get_vocab(self._model)
+        self.vocabulary: int = lib.llama_vocab_n_tokens(self._vocab)
+        self.trained_context: int = lib.llama_model_n_ctx_train(self._model)
+        self.size_bytes: int = lib.llama_model_size(self._model)
+
+    def tokenize(self, text: str, add_special: bool = True) -> list[int]:
+        """Special tokens in ``text`` are recognised, as the tokenizers library does. Errors: StepFailed."""
+        data = text.encode()
+        room = len(data) + 16
+        for _ in range(2):
+            ids = (ctypes.c_int32 * room)()
+            count = library().llama_tokenize(self._vocab, data, len(data), ids, room, add_special, True)
+            if count >= 0:
+                return list(ids[:count])
+            room = -count
+        raise StepFailed(f"{self.path}: llama.cpp cannot tokenize a text of {len(data)} bytes: {last_error()}")
+
+    def close(self) -> None:
+        if self._model:
+            library().llama_model_free(self._model)
+            self._model = None
+
+
+class Context:
+    """A KV cache over ``model`` for ``sequences`` windows of up to ``length`` tokens each.
+
+    ``exact``: F32 cache and no flash attention; otherwise llama.cpp's own defaults. At most ``outputs`` positions give logits in
+    one call of ``decode``.
+    """
+
+    def __init__(self, model: Model, length: int, *, sequences: int, batch: int, outputs: int, threads: int, exact: bool):
+        """Errors: StepFailed where llama.cpp cannot make it (memory)."""
+        lib = library()
+        parameters = lib.llama_context_default_params()
+        parameters.n_ctx, parameters.n_seq_max = length * sequences, sequences
+        parameters.n_batch, parameters.n_ubatch = batch, min(batch, parameters.n_ubatch)
+        parameters.n_outputs_max = outputs
+        parameters.n_threads = parameters.n_threads_batch = threads
+        if exact:
+            parameters.type_k = parameters.type_v = int(Type.F32)
+            parameters.flash_attn_type = 0
+        clear_log()
+        self.model, self.length, self.sequences, self.batch_size, self.outputs = model, length, sequences, batch, outputs
+        self._context = lib.llama_init_from_model(model._model, parameters)
+        if not self._context:
+            raise StepFailed(f"{model.path}: llama.cpp cannot make a context of {length * sequences} tokens: {last_error()}")
+        self._batch = lib.llama_batch_init(batch, 0, 1)
+
+    def clear(self) -> None:
+        lib = library()
+        lib.llama_memory_clear(lib.llama_get_memory(self._context), True)
+
+    def decode(self, tokens: np.ndarray, positions: np.ndarray, sequences: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+        """Process up to ``batch_size`` tokens; logits (number of ``wanted``, vocabulary) float32 of those wanted, in order.
+
+        The array is valid until the next call. Errors: StepFailed.
+        """
+        lib, batch, count = library(), self._batch, len(tokens)
+        batch.n_tokens = count
+        np.ctypeslib.as_array(batch.token, (count,))[:] = tokens
+        np.ctypeslib.as_array(batch.pos, (count,))[:] = positions
+        np.ctypeslib.as_array(batch.logits, (count,))[:] = wanted
+        for index, sequence in enumerate(sequences.tolist()):
+            batch.n_seq_id[index] = 1
+            batch.seq_id[index][0] = sequence
+        status = lib.llama_decode(self._context, batch)
+        if status != 0:
+            raise StepFailed(f"{self.model.path}: llama.cpp could not process {count} tokens (status {status}): {last_error()}")
+        rows = int(np.count_nonzero(wanted))
+        if rows == 0:
+            return np.empty((0, self.model.vocabulary), np.float32)
+        pointer = ctypes.cast(lib.llama_get_logits(self._context), ctypes.POINTER(ctypes.c_float))
+        return np.ctypeslib.as_array(pointer, (rows, self.model.vocabulary))
+
+    def close(self) -> None:
+        if self._context:
+            library().llama_batch_free(self._batch)
+            library().llama_free(self._context)
+            self._context = None

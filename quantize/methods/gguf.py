@@ -192,16 +192,15 @@ class Gguf(Method):
 
     def dequantize(self, stage: Path, recipe: GgufRecipe, checkpoint: Checkpoint) -> Iterator[tuple[str, np.ndarray]]:
         """By gguf-py's numpy reader of the block formats, and the families' way back; no code of llama.cpp's runs."""
-        from quantize.gguf.families import plan
+        from quantize.gguf.families import plan, restore
 
         file = _open(stage)
-        for mapped in plan(checkpoint).tensors:
-            if not mapped.sources:
-                continue
-            if mapped.name not in file.tensors or file.tensors[mapped.name].shape != mapped.shape:
-                found = file.tensors[mapped.name].shape if mapped.name in file.tensors else "no such tensor"
+        tensors = plan(checkpoint).tensors
+        for mapped in tensors:
+            found = file.tensors[mapped.name].shape if mapped.name in file.tensors else "no such tensor"
+            if mapped.sources and found != mapped.shape:
                 raise BadInput(f"{file.path}: {mapped.name}: expected shape {list(mapped.shape)}, found {found}")
-            yield from zip(mapped.sources, mapped.restore(file.dequantize(mapped.name)), strict=True)
+        yield from restore(tensors, file.dequantize)
 
 
 def _prepare(checkpoint: Checkpoint, recipe: GgufRecipe) -> _Work:

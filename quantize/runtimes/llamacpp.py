@@ -1,0 +1,149 @@
+"""GGUF files in llama.cpp, in process. The binding itself is ``quantize.gguf.llamacpp``."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from quantize.errors import BadInput
+from quantize.gguf import llamacpp
+from quantize.gguf.reader import read_gguf
+from quantize.recipe import Recipe, RunOptions
+from quantize.runtimes import Consume, Runtime
+
+LOGITS_BYTES = 1 << 28  # of one call's logits; a vocabulary of 262k tokens has 1 MB a position
+BATCH = 2048  # llama.cpp's default
+DECODE_ROOM = 2048  # tokens that ``step`` may append where nobody said how many
+
+
+class LlamaCppRuntime(Runtime):
+    """``exact``: F32 KV cache, flash attention off; otherwise llama.cpp's defaults. Quantized weights are multiplied by
+    activations that llama.cpp rounds to 8 bits (F16 and BF16 weights: to F16 and BF16), exact or not: that is its arithmetic."""
+
+    name = "llamacpp"
+
+    def __init__(
+        self, path: Path | str, run: RunOptions, *, load_as: Recipe | None = None, exact: bool = False, context: int = 0
+    ) -> None:
+        """Errors: BadInput where the file is damaged or llama.cpp refuses it."""
+        if load_as is not None:
+            raise BadInput(f"{path}: a GGUF file cannot be loaded as {load_as.short}; give the original checkpoint")
+        path = Path(path)
+        header = read_gguf(path)  # says clearly what is damaged; llama.cpp may abort on it
+        if "general.architecture" not in header.kvs:
+            raise BadInput(f"{path}: no general.architecture in its metadata, so not a language model's GGUF")
+        wanted = run.device.startswith("cuda")
+        if wanted and not llamacpp.library().llama_supports_gpu_offload():
+            raise BadInput("--device cuda: the installed llama.cpp was built without GPU support; use --device cpu")
+        self.gpu = wanted or (run.device == "auto" and bool(llamacpp.library().llama_supports_gpu_offload()))
+        self.exact, self.threads = exact, run.resolved_threads
+        self.model = llamacpp.Model(path, gpu=self.gpu)
+        self.vocabulary = self.model.vocabulary
+        self.context = context or self.model.trained_context
+        self._given_context = context
+        self._windows: llamacpp.Context | None = None
+        self._stream: llamacpp.Context | None = None
+        self._position = 0
+
+    def logits(self, rows: np.ndarray, first: int, consume: Consume) -> None:
+        self.check_rows(rows)
+        length = rows.shape[1]
+        if len(rows) == 0 or length == 0:
+            return
+        outputs = min(BATCH, max(16, LOGITS_BYTES // (4 * self.vocabulary)))
+        together = max(1, min(len(rows), min(BATCH, outputs) // length))
+        context = self._windows_context(length, together, outputs)
+        for start in range(0, len(rows), together):
+            self._run_together(context, rows[start : start + together], start, first, consume)
+
+    def _run_together(self, context: llamacpp.Context, rows: np.ndarray, start: int, first: int, consume: Consume) -> None:
+        """Rows side by side as sequences of their own; a row longer than one call goes through in pieces."""
+        context.clear()
+        length = rows.shape[1]
+        tokens = rows.reshape(-1)
+        positions = np.tile(np.arange(length), len(rows))
+        sequences = np.repeat(np.arange(len(rows)), length)
+        wanted = positions >= first
+        for begin in range(0, len(tokens), context.batch_size):
+            piece = slice(begin, begin + context.batch_size)
+            logits = context.decode(tokens[piece], positions[piece], sequences[piece], wanted[piece])
+            done = 0
+            for sequence in np.unique(sequences[piece]):
+                mine = (sequences[piece] == sequence) & wanted[piece]
+                count = int(mine.sum())
+                if count:
+                    consume(start + int(sequence), int(positions[piece][mine][0]), logits[done : done + count])
+                done += count
+
+    def _windows_context(self, length: int, sequences: int, outputs: int) -> llamacpp.Context:
+        old = self._windows
+        if old is not None and old.length == length and old.sequences == sequences:
+            return old
+        self._drop()
+        self._windows = self._new_context(length, sequences, outputs, outputs)
+        return self._windows
+
+    def _new_context(self, length: int, sequences: int, batch: int, outputs: int) -> llamacpp.Context:
+        batch = min(batch, length * sequences)
+        return llamacpp.Context(
+            self.model,
+            length,
+            sequences=sequences,
+            batch=batch,
+            outputs=min(batch, outputs),
+            threads=self.threads,
+            exact=self.exact,
+        )
+
+    def start(self, ids: Sequence[int]) -> np.ndarray:
+        tokens = np.asarray(ids, np.int64)
+        self.check_rows(tokens[None, :])
+        needed = self._given_context or min(self.context, len(tokens) + DECODE_ROOM)
+        if self._stream is None or self._stream.length < needed:
+            self._drop()
+            self._stream = self._new_context(needed, 1, BATCH, 1)
+        self._stream.clear()
+        self._position = 0
+        return self._append(tokens)
+
+    def step(self, token: int) -> np.ndarray:
+        if self._stream is None:
+            raise RuntimeError("step before start")
+        if self._position >= self._stream.length:
+            raise BadInput(f"more than {self._stream.length} tokens; open the model with a larger context")
+        return self._append(np.asarray([token], np.int64))
+
+    def _append(self, tokens: np.ndarray) -> np.ndarray:
+        assert self._stream is not None
+        size, logits = self._stream.batch_size, np.empty((0, self.vocabulary), np.float32)
+        for begin in range(0, len(tokens), size):
+            piece = tokens[begin : begin + size]
+            wanted = np.zeros(len(piece), bool)
+            wanted[-1] = begin + size >= len(tokens)
+            positions = np.arange(self._position, self._position + len(piece))
+            logits = self._stream.decode(piece, positions, np.zeros(len(piece), np.int64), wanted)
+            self._position += len(piece)
+        return logits[-1].copy()
+
+    def tokenize(self, text: str, add_special: bool = True) -> list[int]:
+        return self.model.tokenize(text, add_special)
+
+    def describe(self) -> dict[str, Any]:
+        return {
+            "backend": "llama.cpp",
+            **llamacpp.describe(),
+            "device": "gpu" if self.gpu else "cpu",
+            "dtype": "KV cache F32, flash attention off" if self.exact else "llama.cpp's defaults (KV cache F16)",
+            "threads": self.threads,
+        }
+
+    def _drop(self) -> None:
+        for context in (self._windows, self._stream):
+            if context is not None:
+                context.close()
+        self._windows = self._stream = None
+
+    def close(self) -> None:
+        self._drop()
+        self.model.close()

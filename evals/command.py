@@ -49,6 +49,7 @@ TABLE_METRICS = (
 @click.option(
     "--cache-limit", default="4GiB", show_default=True, help="disk space for the reference's logits; beyond, it runs again"
 )
+@click.option("--cache", type=click.Path(path_type=Path, file_okay=False), help="where those are kept (default: OUT/cache)")
 @click.option("--floors", is_flag=True, help="add rows that show below what a divergence means nothing")
 @click.option("-o", "--out", type=click.Path(path_type=Path, file_okay=False), help="run folder; results go to OUT/results")
 @run_options
@@ -64,6 +65,7 @@ def evaluate(
     tokens: int | None,
     load_as: str | None,
     cache_limit: str,
+    cache: Path | None,
     floors: bool,
     out: Path | None,
     run: RunOptions,
@@ -91,6 +93,7 @@ def evaluate(
         run=run,
         out=out,
         cache_limit=parse_size(cache_limit),
+        cache=cache,
         floors=floors,
     )
     rows = outcome.results + [row for row in outcome.unlisted if row.role == "floor"]

@@ -1,30 +1,23 @@
 """How far a candidate's next-token distribution lies from the reference's, token by token.
 
-With r and q the logits of reference and candidate and p the reference's probabilities, the divergence is taken from differences
-d = r - q rather than from two log-softmaxes, whose rounding (about 1e-7) would drown nearly equal models: with c = d - E_p[d],
-KL(p || q) = ln(1 + E_p[expm1(-c) + c]), a sum of terms that are zero where the two agree. Rows where a candidate gives a token
-vastly more than the reference does are taken in float64 as E_p[d] - (lse r - lse q).
+Tokens whose logits are not finite in either model are left out of every figure and counted.
 """
 
 import itertools
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from evals.perplexity import Advance, as_tensor, blocks
+from evals.kernels import as_tensor, blocks, kl_rows
+from evals.perplexity import Advance
 from evals.protocols import Windows
-from evals.reference import ReferenceRows
+from evals.reference import CachedReference, ReferenceRows
 from quantize.errors import BadInput
 from quantize.runtimes import Runtime
 
-if TYPE_CHECKING:
-    import torch
-
 KL_PERCENTILES = (50.0, 90.0, 95.0, 99.0, 99.9)
 CONFIDENCE_EDGES = (0.0, 0.25, 0.5, 0.75, 0.95, 1.0)
-LARGEST_EXPONENT = 60.0  # exp of more than 88 overflows float32
 
 
 @dataclass(frozen=True)
@@ -79,30 +72,6 @@ class Summary:
     buckets: tuple[dict[str, float], ...]
 
 
-def kl_rows(r: "torch.Tensor", q: "torch.Tensor") -> "tuple[torch.Tensor, torch.Tensor, torch.Tensor]":
-    """float32 logits (n, v) of reference and candidate -> float64 KL (n,), and each row's log-normalizers (n,) of r and q."""
-    import torch
-
-    r_top, q_top = r.amax(1, keepdim=True), q.amax(1, keepdim=True)
-    p = (r - r_top).exp_()
-    r_total = p.sum(1, dtype=torch.float64)
-    p.div_(r_total[:, None].float())
-    lse_r = r_top[:, 0].double() + r_total.log()
-    lse_q = q_top[:, 0].double() + (q - q_top).exp_().sum(1, dtype=torch.float64).log()
-    d = r - q
-    mean = (p * d).sum(1, dtype=torch.float64)
-    d.sub_(mean[:, None].float())
-    large = -d.amin(1) > LARGEST_EXPONENT
-    terms = torch.expm1(-d).add_(d).mul_(p)
-    kl = torch.log1p(terms.sum(1, dtype=torch.float64))
-    if bool(large.any()):
-        rows = large.nonzero()[:, 0]
-        wide_r, wide_q = r[rows].double(), q[rows].double()
-        exact = (torch.log_softmax(wide_r, 1).exp() * (wide_r - wide_q)).sum(1)
-        kl[rows] = exact - (torch.logsumexp(wide_r, 1) - torch.logsumexp(wide_q, 1))
-    return kl, lse_r, lse_q
-
-
 def compare(
     reference: ReferenceRows, runtime: Runtime, windows: Windows, advance: Advance | None = None, name: str = "the candidate"
 ) -> Divergences:
@@ -136,6 +105,14 @@ def compare(
     for values in (kl, candidate, truth):
         values[~np.isfinite(values)] = np.nan
     return Divergences(kl, candidate, truth, same, confidence, windows.offsets)
+
+
+def divergences_from_itself(cached: CachedReference, windows: Windows) -> Divergences | None:
+    """Of the reference from what its cache kept of it; None where the cache was not checked when it was written."""
+    if cached.self_kl is None:
+        return None
+    truth = cached.true_log_probs
+    return Divergences(cached.self_kl, truth, truth, np.ones(len(truth), bool), cached.confidence, windows.offsets)
 
 
 def summarize(d: Divergences) -> Summary | None:
@@ -196,17 +173,3 @@ def _buckets(kl: np.ndarray, same: np.ndarray, confidence: np.ndarray) -> list[d
             row |= {"kl_mean": float(kl[inside].mean()), "top1_agreement": float(same[inside].mean())}
         out.append(row)
     return out
-
-
-def emulate_llamacpp_base(logits: np.ndarray) -> np.ndarray:
-    """What llama-perplexity keeps of the reference: float32 logits (n, v) -> float32 log-probabilities (n, v) in 16 bits,
-    everything more than 16 nats below the maximum set to that. Source: log_softmax(..., uint16_t *) in perplexity.cpp.
-    """
-    top = logits.max(1, keepdims=True)
-    low = np.maximum(logits.min(1, keepdims=True), top - np.float32(16))
-    total = np.exp(logits - top, dtype=np.float32).sum(1, dtype=np.float64, keepdims=True)
-    log_total = np.log(total).astype(np.float32)
-    scale = (top - low) / np.float32(65535)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        codes = np.where(logits > low, np.rint((logits - low) / scale), 0).astype(np.float32)
-    return np.asarray(scale * codes + (low - top - log_total), np.float32)

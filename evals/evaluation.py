@@ -12,7 +12,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from evals.divergence import compare
+from evals.divergence import Divergences, compare, divergences_from_itself
 from evals.perplexity import TokenScores, score
 from evals.protocols import TextProtocol, Tokenize, Windows, make_windows, parse_protocol
 from evals.reference import CachedReference, ReferenceRows, SideBySideReference, cache_bytes, cache_key, find_cache, write_cache
@@ -76,6 +76,7 @@ def measure(
     run: RunOptions | None = None,
     out: Path | str | None = None,
     cache_limit: int = DEFAULT_CACHE_LIMIT,
+    cache: Path | str | None = None,
     floors: bool = False,
     say: Callable[[str], None] = log,
 ) -> Outcome:
@@ -84,8 +85,9 @@ def measure(
     ``metrics``: of ``perplexity`` and ``divergence`` (which needs a reference: the one given, or the source that the manifests
     name); default: perplexity, with a reference both, with ``tasks`` alone neither. ``text``: a UTF-8 file; without one the
     demo's held-out text. ``tokens``: only so many of its tokens. ``limit``: items of each task. ``out``: a run folder to which
-    the rows are written too, as ``out/results/*.json``, and in which the reference's logits are kept. ``floors``: add the rows
-    below which no difference means anything.
+    the rows are written too, as ``out/results/*.json``. ``cache``: where the reference's logits are kept for the next call
+    (default: ``out/cache``; without either they are thrown away). ``floors``: add the rows below which no difference means
+    anything.
 
     What fails costs its artifact's rows, not the others'. Errors: BadInput where something given cannot be used.
     """
@@ -102,6 +104,7 @@ def measure(
         run=run or RunOptions(),
         out=Path(out) if out else None,
         cache_limit=cache_limit,
+        cache=Path(cache) if cache else Path(out) / "cache" if out else None,
         floors=floors,
         say=say,
     ).measure()
@@ -140,6 +143,7 @@ class Evaluation:
     run: RunOptions
     out: Path | None
     cache_limit: int
+    cache: Path | None
     floors: bool
     say: Callable[[str], None]
 
@@ -155,6 +159,7 @@ class Evaluation:
         if self.tokens is not None:
             self.environment["tokens_limit"] = self.tokens
         self.reference_rows: dict[str, ReferenceRows] = {}
+        self.reference_ids: dict[str, str] = {}
         self.reference_results: list[EvalResult] = []
         self.windows: dict[str, Windows] = {}
         self._reference_runtime: Runtime | None = None
@@ -176,7 +181,7 @@ class Evaluation:
         parsed_tasks = self._parse_tasks()
         try:
             if self.reference and self.metrics:
-                self._run_reference(outcome)
+                self._run_reference(parsed_tasks, outcome)
             for typed in self.artifacts:
                 try:
                     self._one(typed, parsed_tasks, outcome)
@@ -272,74 +277,75 @@ class Evaluation:
 
     # -- reference -----------------------------------------------------------------------------------------------------------
 
-    def _run_reference(self, outcome: Outcome) -> None:
+    def _run_reference(self, tasks: Any, outcome: Outcome) -> None:
+        """Run the reference once: its logits kept, or the runtime kept open; its own rows made on the way."""
         assert self.reference is not None
         listed = any(self.reference.same_as(a) for a in self.artifacts)
-        runtime = open_runtime(self.reference.path, self.run)
-        keep = False
-        try:
-            heading = self._heading(self.reference, runtime, "reference")
-            for protocol in self.protocols:
-                windows = self._windows(protocol, runtime, self.reference)
-                if "divergence" not in self.metrics:
-                    if listed:
-                        self._add_reference(self._score(runtime, windows, self.reference.name), windows, heading)
-                    continue
-                needed = cache_bytes(windows, runtime.vocabulary)
-                if needed > self.cache_limit:
-                    keep = True
-                    self.say(
-                        f"{windows.protocol.name}: the reference's logits take {needed / 2**30:.2f} GiB, more than the cache "
-                        f"limit of {self.cache_limit / 2**30:.2f} GiB: the reference runs again beside every candidate"
-                    )
-                    self.reference_rows[protocol.requested] = SideBySideReference(runtime)
-                    if listed:
-                        self._add_reference(self._score(runtime, windows, self.reference.name), windows, heading)
-                    continue
-                cached = self._cache(runtime, windows)
-                self.reference_rows[protocol.requested] = cached
-                self._add_reference(TokenScores(cached.true_log_probs, windows.offsets), windows, heading)
-            if self.floors and "divergence" in self.metrics:
-                from evals.floors import floor_rows
-
-                rows = floor_rows(
-                    self.reference, runtime, list(self._fitted_windows(runtime)), self.run, self.artifacts, heading, self.say
-                )
-                outcome.unlisted += rows
-            if self.out and not listed:
-                subject = self.reference.subject("reference")
-                write_results(
-                    results_path(self.out, self.reference.name, "eval"), subject, self.reference_results + outcome.unlisted
-                )
-        finally:
-            if keep:
-                self._reference_runtime = runtime
-            else:
-                runtime.close()
-
-    def _fitted_windows(self, runtime: Runtime) -> Iterator[Windows]:
-        assert self.reference is not None
+        self._reference_runtime = runtime = open_runtime(self.reference.path, self.run)
+        heading = self._heading(self.reference, runtime, "reference")
         for protocol in self.protocols:
-            yield self._windows(protocol, runtime, self.reference)
+            windows = self._windows(protocol, runtime, self.reference)
+            if "divergence" not in self.metrics:
+                if listed:
+                    scores = self._score(runtime, windows, self.reference.name)
+                    self.reference_results += perplexity_rows(scores, windows, heading)
+                continue
+            known = self._keep_reference(runtime, windows, listed)
+            self.reference_rows[protocol.requested] = known
+            self.reference_ids[protocol.requested] = windows.ids_sha256
+            if listed:
+                divergences = self._divergences_of_reference(known, runtime, windows)
+                self.reference_results += self._text_rows(divergences, windows, heading)
+            elif isinstance(known, CachedReference):
+                self.reference_results += perplexity_rows(TokenScores(known.true_log_probs, windows.offsets), windows, heading)
+        if listed and tasks:
+            self.reference_results += self._task_rows(self.reference, tasks, runtime, heading)
+        if self.floors and "divergence" in self.metrics:
+            from evals.floors import floor_rows
 
-    def _add_reference(self, scores: TokenScores, windows: Windows, heading: Heading) -> None:
-        self.reference_results += perplexity_rows(scores, windows, heading)
+            shared = [self._windows(protocol, runtime, self.reference) for protocol in self.protocols]
+            outcome.unlisted += floor_rows(self.reference, runtime, shared, self.run, self.artifacts, heading, self.say)
+        if self.out:
+            rows = self.reference_results + outcome.unlisted
+            write_results(results_path(self.out, self.reference.name, "eval"), self.reference.subject("reference"), rows)
+        if not any(isinstance(rows, SideBySideReference) for rows in self.reference_rows.values()):
+            self._close_reference_runtime()
 
-    def _cache(self, runtime: Runtime, windows: Windows) -> CachedReference:
+    def _keep_reference(self, runtime: Runtime, windows: Windows, listed: bool) -> ReferenceRows:
+        needed = cache_bytes(windows, runtime.vocabulary)
+        if needed <= self.cache_limit:
+            return self._cached(runtime, windows, listed)
+        self.say(
+            f"{windows.protocol.name}: the reference's logits take {needed / 2**30:.2f} GiB, more than the cache limit of "
+            f"{self.cache_limit / 2**30:.2f} GiB: the reference runs again beside every candidate"
+        )
+        return SideBySideReference(runtime)
+
+    def _divergences_of_reference(self, known: ReferenceRows, runtime: Runtime, windows: Windows) -> Divergences:
+        found = divergences_from_itself(known, windows) if isinstance(known, CachedReference) else None
+        if found is not None:
+            return found
+        assert self.reference is not None
+        with self._progress(f"{self.reference.name} {windows.protocol.name}", windows.scored) as advance:
+            return compare(known, runtime, windows, advance, self.reference.name)
+
+    def _cached(self, runtime: Runtime, windows: Windows, listed: bool) -> CachedReference:
         assert self.reference is not None
         key = cache_key(windows, self.reference.digest, runtime.describe())
-        root = self.out / "cache" if self.out else None
-        found = find_cache(root, key) if root else None
+        found = find_cache(self.cache, key) if self.cache else None
         if found:
             self.say(f"{windows.protocol.name}: the reference's logits are at hand ({found.folder})")
             return found
         with self._progress(f"{self.reference.name} {windows.protocol.name}", windows.scored) as advance:
-            return write_cache(runtime, windows, key, root, advance)
+            return write_cache(runtime, windows, key, self.cache, advance, check_self=listed)
 
     def _close_reference(self) -> None:
         for rows in self.reference_rows.values():
             if isinstance(rows, CachedReference):
                 rows.close()
+        self._close_reference_runtime()
+
+    def _close_reference_runtime(self) -> None:
         if self._reference_runtime is not None:
             self._reference_runtime.close()
             self._reference_runtime = None
@@ -347,53 +353,44 @@ class Evaluation:
     # -- one artifact --------------------------------------------------------------------------------------------------------
 
     def _one(self, typed: Typed, tasks: Any, outcome: Outcome) -> None:
-        is_reference = typed.same_as(self.reference)
+        if self.metrics and typed.same_as(self.reference):
+            outcome.results += [replace(row, artifact=typed.name) for row in self.reference_results]
+            return
         rows: list[EvalResult] = []
         with open_runtime(typed.path, self.run, load_as=typed.load_as) as runtime:
-            heading = self._heading(typed, runtime, "reference" if is_reference else "")
+            heading = self._heading(typed, runtime, "reference" if typed.same_as(self.reference) else "")
             for protocol in self.protocols if self.metrics else ():
-                rows += self._measure_text(typed, protocol, runtime, heading, is_reference)
+                rows += self._measure_text(typed, protocol, runtime, heading)
             if tasks:
-                from evals.tasks import run_tasks
-
-                source = self._source_tokenizer(typed) if self.ids == "source" else None
-                special = self._special(typed, runtime)
-                rows += run_tasks(runtime, tasks, source, heading, self.limit, self.run.progress, special)
+                rows += self._task_rows(typed, tasks, runtime, heading)
         outcome.results += rows
         if self.out:
-            write_results(
-                results_path(self.out, self._result_name(typed), "eval"), typed.subject("reference" if is_reference else ""), rows
-            )
+            write_results(results_path(self.out, self._result_name(typed), "eval"), typed.subject(heading.role), rows)
 
-    def _measure_text(
-        self, typed: Typed, protocol: TextProtocol, runtime: Runtime, heading: Heading, is_reference: bool
-    ) -> list[EvalResult]:
+    def _measure_text(self, typed: Typed, protocol: TextProtocol, runtime: Runtime, heading: Heading) -> list[EvalResult]:
         windows = self._windows(protocol, runtime, typed)
         known = self.reference_rows.get(protocol.requested)
-        name = windows.protocol.name
         if known is None:
             return perplexity_rows(self._score(runtime, windows, typed.name), windows, heading)
-        if self.ids == "runtime" and self.reference is not None and not is_reference:
-            self._same_ids(windows, protocol)
-        with self._progress(f"{typed.name} {name}", windows.scored) as advance:
+        if self.reference_ids[protocol.requested] != windows.ids_sha256:
+            raise BadInput(
+                "its runtime's own token ids differ from the reference's, so no token can be compared; use --ids source"
+            )
+        with self._progress(f"{typed.name} {windows.protocol.name}", windows.scored) as advance:
             divergences = compare(known, runtime, windows, advance, typed.name)
+        return self._text_rows(divergences, windows, heading)
+
+    def _text_rows(self, divergences: Divergences, windows: Windows, heading: Heading) -> list[EvalResult]:
         rows = []
         if "perplexity" in self.metrics:
             rows += perplexity_rows(TokenScores(divergences.candidate, windows.offsets), windows, heading)
         return rows + divergence_rows(divergences, windows, heading)
 
-    def _same_ids(self, windows: Windows, protocol: TextProtocol) -> None:
-        mine = self._runtime_ids.setdefault(protocol.requested, windows.ids_sha256)
-        if mine != windows.ids_sha256:
-            raise BadInput(
-                "its runtime's own token ids differ from the reference's, so no token can be compared; use --ids source"
-            )
+    def _task_rows(self, typed: Typed, tasks: Any, runtime: Runtime, heading: Heading) -> list[EvalResult]:
+        from evals.tasks import run_tasks
 
-    @property
-    def _runtime_ids(self) -> dict[str, str]:
-        if not hasattr(self, "_runtime_id_hashes"):
-            self._runtime_id_hashes: dict[str, str] = {}
-        return self._runtime_id_hashes
+        source = self._source_tokenizer(typed) if self.ids == "source" else None
+        return run_tasks(runtime, tasks, source, heading, self.limit, self.run.progress, self._special(typed, runtime))
 
     def _score(self, runtime: Runtime, windows: Windows, name: str) -> TokenScores:
         with self._progress(f"{name} {windows.protocol.name}", windows.scored) as advance:

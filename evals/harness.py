@@ -14,13 +14,13 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs
 
-from evals.perplexity import as_tensor, blocks
+from evals.kernels import as_tensor, blocks
 from quantize.errors import Unsupported
 from quantize.runtimes import Runtime
 from quantize.tokenizer import SourceTokenizer
 
 BATCH_TOKENS = 4096
-PADDING = 0.15  # of a batch's longest row, at most
+PADDING = 0.0  # of a batch's longest row, at most: with none, no row is computed longer than it is
 MAX_GENERATED = 256  # lm-eval's own default
 
 Advance = Callable[[int], None]

@@ -1,24 +1,18 @@
 """Log-probabilities of a text's own tokens, and the perplexities that protocols make of them.
 
-The softmax is taken from float32 logits as the runtime gives them: the maximum subtracted and exponentiated in float32, summed in
-float64. The log-probability of one token is then exact to about 1e-7, and a perplexity far closer than any tool prints it. Rows
-are taken in blocks, so that nothing of (all tokens x vocabulary) is ever held.
+Logits are taken as they come, window by window, so that nothing of (all tokens x vocabulary) is ever held.
 """
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from evals.kernels import target_log_probs
 from evals.protocols import Windows
 from quantize.runtimes import Runtime
 
-if TYPE_CHECKING:
-    import torch
-
-BLOCK_ELEMENTS = 4_000_000  # of (rows, vocabulary) worked on at once: 16 MB in float32
 ROWS_PER_CALL_ELEMENTS = 1 << 16  # tokens handed to the runtime in one call, so that the progress bar moves
 
 Advance = Callable[[int], None]
@@ -51,37 +45,6 @@ class Perplexity:
     excluded: int
     chunk_nll: np.ndarray
     chunk_tokens: np.ndarray
-
-
-def blocks(rows: int, vocabulary: int) -> list[slice]:
-    """Row ranges of at most ``BLOCK_ELEMENTS`` elements."""
-    step = max(1, BLOCK_ELEMENTS // max(1, vocabulary))
-    return [slice(i, min(i + step, rows)) for i in range(0, rows, step)]
-
-
-def as_tensor(logits: np.ndarray) -> "torch.Tensor":
-    import warnings
-
-    import torch
-
-    with warnings.catch_warnings():  # a read-only view of another library's memory: it is only read here
-        warnings.filterwarnings("ignore", message=".*not writable.*")
-        return torch.from_numpy(np.ascontiguousarray(logits, np.float32))
-
-
-def target_log_probs(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """float32 logits (n, v), int64 targets (n,) -> float64 (n,) ln p(target); NaN where a row holds NaN or +inf."""
-    import torch
-
-    out = np.empty(len(targets))
-    for part in blocks(*logits.shape):
-        x = as_tensor(logits[part])
-        chosen = x.gather(1, torch.from_numpy(np.ascontiguousarray(targets[part]))[:, None])[:, 0].double()
-        top = x.amax(1, keepdim=True)
-        total = (x - top).exp_().sum(1, dtype=torch.float64)
-        out[part] = (chosen - top[:, 0].double() - total.log()).numpy()
-    out[~np.isfinite(out)] = np.nan
-    return out
 
 
 def run_windows(

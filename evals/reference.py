@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from evals.perplexity import Advance, as_tensor, blocks, run_windows
+from evals.kernels import as_tensor, blocks, kl_rows
+from evals.perplexity import Advance, run_windows
 from evals.protocols import Windows
 from quantize.runtimes import Runtime
 
@@ -110,6 +111,8 @@ class CachedReference(ReferenceRows):
         self.about: dict[str, Any] = json.loads((folder / "cache.json").read_text(encoding="utf-8"))
         self.vocabulary = int(self.about["vocabulary"])
         self._rows = np.fromfile(folder / "rows.bin", ROW)
+        #: divergence of each token of the reference from its own cache, where this process wrote it: (tokens,) float64
+        self.self_kl: np.ndarray | None = None
         self._codes = np.memmap(folder / "codes.i16", "<i2", "r", shape=(len(self._rows), self.vocabulary))
 
     @property
@@ -118,6 +121,11 @@ class CachedReference(ReferenceRows):
         values = self._rows["true_log_prob"].astype(np.float64)
         values[~np.isfinite(values)] = np.nan
         return values
+
+    @property
+    def confidence(self) -> np.ndarray:
+        """float64 (tokens,): the reference's largest probability."""
+        return self._rows["confidence"].astype(np.float64)
 
     @property
     def size_bytes(self) -> int:
@@ -206,9 +214,17 @@ def find_cache(root: Path, key: str) -> CachedReference | None:
 
 
 def write_cache(
-    reference: Runtime, windows: Windows, key: str, root: Path | None = None, advance: Advance | None = None
+    reference: Runtime,
+    windows: Windows,
+    key: str,
+    root: Path | None = None,
+    advance: Advance | None = None,
+    check_self: bool = False,
 ) -> CachedReference:
-    """Run the reference once. ``root``: where caches are kept; without one it is temporary. Renamed into place when complete."""
+    """Run the reference once. ``root``: where caches are kept; without one it is temporary. Renamed into place when complete.
+
+    ``check_self`` compares what was kept with what came, so that the reference's own row needs no second run.
+    """
     if root:
         root.mkdir(parents=True, exist_ok=True)
     stage = Path(tempfile.mkdtemp(prefix=".reference-", dir=root))
@@ -216,25 +232,30 @@ def write_cache(
         total, vocabulary = windows.scored, reference.vocabulary
         codes = np.memmap(stage / "codes.i16", "<i2", "w+", shape=(total, vocabulary))
         kept = np.empty(total, ROW)
+        self_kl = np.full(total, np.nan)
 
         def consume(where: slice, logits: np.ndarray, targets: np.ndarray) -> None:
             for block in blocks(*logits.shape):
                 place = slice(where.start + block.start, where.start + block.stop)
                 log_probs, rows = analyse(logits[block], targets[block])
-                codes[place] = encode(log_probs, rows)
-                kept[place] = rows
+                coded = encode(log_probs, rows)
+                codes[place], kept[place] = coded, rows
+                if check_self:
+                    self_kl[place] = kl_rows(decode(coded, rows), log_probs)[0].numpy()
 
         run_windows(reference, windows, consume, advance)
         codes.flush()
         kept.tofile(stage / "rows.bin")
         about = {"key": key, "vocabulary": vocabulary, "tokens": total, "protocol": windows.protocol.name}
         (stage / "cache.json").write_text(json.dumps(about) + "\n", encoding="utf-8")
-        if root is None:
-            return CachedReference(stage, temporary=True)
-        folder = root / f"reference-{key[:16]}"
-        shutil.rmtree(folder, ignore_errors=True)
-        stage.rename(folder)
-        return CachedReference(folder)
+        folder = stage
+        if root is not None:
+            folder = root / f"reference-{key[:16]}"
+            shutil.rmtree(folder, ignore_errors=True)
+            stage.rename(folder)
+        cached = CachedReference(folder, temporary=root is None)
+        cached.self_kl = self_kl if check_self else None
+        return cached
     except BaseException:
         shutil.rmtree(stage, ignore_errors=True)
         raise

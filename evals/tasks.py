@@ -1,7 +1,9 @@
 """Task accuracy through lm-eval, for whatever a runtime opens: rows with each item's outcome, for paired tests."""
 
+import contextlib
 import logging
 import math
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -155,7 +157,8 @@ def _quiet() -> Iterator[None]:
     shown = datasets.is_progress_bar_enabled() if hasattr(datasets, "is_progress_bar_enabled") else True
     datasets.disable_progress_bars()
     try:
-        yield
+        with contextlib.redirect_stdout(sys.stderr):  # lm-eval prints; stdout is for results
+            yield
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)

@@ -11,8 +11,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from bigram import Bigram, naive_log_probs, random_table
 
-from evals.divergence import compare, emulate_llamacpp_base, kl_rows, summarize
-from evals.perplexity import as_tensor, perplexity, score, target_log_probs
+from evals.divergence import compare, summarize
+from evals.kernels import as_tensor, emulate_llamacpp_base, kl_rows, target_log_probs
+from evals.perplexity import perplexity, score
 from evals.protocols import make_windows, parse_protocol
 from evals.reference import SideBySideReference, cache_bytes, find_cache, write_cache
 from quantize.errors import BadInput

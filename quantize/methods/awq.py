@@ -1,0 +1,136 @@
+"""AWQ: weights scaled by what their inputs look like, then rounded to 4 bits in groups. Engine: GPTQModel.
+
+Output: a checkpoint in the AutoAWQ GEMM format, which transformers, vLLM, SGLang and GPTQModel load.
+Source of the method: Lin et al., 2023, https://arxiv.org/abs/2306.00978.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+import numpy as np
+from pydantic import BeforeValidator, Field
+
+from quantize.calibration import Calibration
+from quantize.checkpoint import Checkpoint
+from quantize.errors import StepFailed
+from quantize.methods import Conversion, Method
+from quantize.methods.gptqmodel_layers import check_model_type, check_shapes, kept_notes, packed_layers, quantizable, whole
+from quantize.recipe import Recipe, RunOptions
+
+BITS = 4
+GROUP_SIZES = (32, 64, 128)
+#: the engine searches clipping bounds 64 outputs at a time
+OUTPUT_MULTIPLE = 64
+EXCLUDED = {
+    "gemma3_text": "the engine (GPTQModel 7.6) cannot run its layers alone, because of their two rotary embeddings; "
+    "use gptq-int4 or a gguf recipe"
+}
+
+
+class AwqRecipe(Recipe):
+    """``search_tokens``: at most this many of the calibration tokens, in whole windows, are used to search scales and clipping.
+
+    The search runs each layer 21 times over them, so they decide how long it takes; the AWQ paper found little to gain
+    beyond 16 sequences.
+    """
+
+    calibrated: ClassVar[bool] = True
+
+    method: Literal["awq"] = "awq"
+    bits: Annotated[Literal[4], BeforeValidator(whole)] = 4
+    group_size: Annotated[Literal[-1, 32, 64, 128], BeforeValidator(whole)] = 128
+    zero_point: bool = True
+    search_tokens: int = Field(default=16_384, ge=128)
+
+
+class Awq(Method):
+    recipe_class = AwqRecipe
+    presets: ClassVar[dict[str, dict[str, Any]]] = {"awq-int4": {}}
+    summary = "AWQ weights of 4 bits in groups, calibrated; for transformers, vLLM and SGLang"
+    needs = (("gptqmodel", "gptqmodel"), ("optimum", "optimum"), ("ninja", "ninja"))
+    extra = "gptq"
+    loads_in = ("transformers", "vllm", "sglang", "gptqmodel")
+
+    def check(self, checkpoint: Checkpoint, recipe: AwqRecipe) -> None:
+        check_model_type(checkpoint, "AWQ", EXCLUDED)
+        check_shapes(checkpoint, recipe.short, recipe.group_size, GROUP_SIZES, 8, OUTPUT_MULTIPLE)
+
+    def convert(
+        self, checkpoint: Checkpoint, recipe: AwqRecipe, stage: Path, run: RunOptions, calibration: Calibration | None
+    ) -> Conversion:
+        from quantize.methods import gptqmodel_engine as engine
+
+        if calibration is None:
+            raise StepFailed(f"{recipe.short}: no calibration text was given, and AWQ cannot do without")
+
+        def make_config(shared: dict[str, Any]) -> Any:
+            from gptqmodel.quantization.config import AWQConfig
+
+            return AWQConfig(bits=recipe.bits, group_size=recipe.group_size, sym=not recipe.zero_point, **shared)
+
+        rows = spread_rows(calibration.ids, recipe.search_tokens)
+        with engine.scratch_folder(stage, run) as scratch:
+            result = engine.quantize(checkpoint, make_config, rows, scratch, run, backend="AWQ_TORCH", title=recipe.short)
+            weight_bytes = engine.write_checkpoint(checkpoint, result, stage, quantization_config(recipe, result.config))
+        return Conversion(
+            weight_bytes=weight_bytes,
+            engine=engine.engine_name(),
+            libraries=engine.LIBRARIES,
+            notes=[*kept_notes(checkpoint), *result.notes],
+            details={"compute_dtype": engine.compute_dtype(run), "calibration_tokens_used": int(rows.size)},
+        )
+
+    def quantized(self, stage: Path, recipe: AwqRecipe) -> dict[str, str]:
+        from quantize.methods.gptqmodel_engine import stored_tensors
+
+        tensors = dict(stored_tensors(stage).tensors)
+        group = f" g{recipe.group_size}" if recipe.group_size > 0 else " per channel"
+        return {
+            f"{base}.weight": f"awq-int{BITS}{group}"
+            for base, qweight in packed_layers(tensors, BITS, along_inputs=False).items()
+            if tensors[f"{base}.scales"].shape[0] == (qweight.shape[0] // recipe.group_size if recipe.group_size > 0 else 1)
+        }
+
+    def expected(self, checkpoint: Checkpoint, recipe: AwqRecipe) -> set[str]:
+        return set(quantizable(checkpoint))
+
+    def dequantize(self, stage: Path, recipe: AwqRecipe, checkpoint: Checkpoint) -> Iterator[tuple[str, np.ndarray]]:
+        """Weights as stored: the scales that AWQ moved from a layer's inputs into the norm or layer before it stay there. So single
+        tensors differ from the source's by more than rounding; the model they make up does not."""
+        from quantize.methods.gptqmodel_engine import stored_tensors
+        from quantize.numerics.packing import dequantize_awq
+
+        stored = stored_tensors(stage)
+        for name in checkpoint.tensors:
+            if name in stored.tensors:
+                yield name, stored.read_float32(name)
+                continue
+            base = name.removesuffix(".weight")
+            scales = stored.read_float32(f"{base}.scales")
+            yield name, dequantize_awq(stored.read(f"{base}.qweight"), stored.read(f"{base}.qzeros"), scales, recipe.group_size)
+
+
+def spread_rows(ids: np.ndarray, tokens: int) -> np.ndarray:
+    """At most ``tokens`` tokens (but one window) of ``ids`` (rows, length), in whole windows spread evenly over the rows."""
+    wanted = min(len(ids), max(1, tokens // ids.shape[1]))
+    return ids[np.linspace(0, len(ids) - 1, wanted).round().astype(int)]
+
+
+def quantization_config(recipe: AwqRecipe, engine_config: dict[str, Any]) -> dict[str, Any]:
+    """What loaders read, in AutoAWQ's words, without what the engine adds of paths and of settings of its own run."""
+    meta = engine_config.get("meta", {})
+    return {
+        "quant_method": "awq",
+        "version": "gemm",
+        "format": "gemm",
+        "bits": recipe.bits,
+        "group_size": recipe.group_size,
+        "zero_point": recipe.zero_point,
+        "sym": not recipe.zero_point,
+        "desc_act": False,
+        "lm_head": False,
+        "pack_dtype": "int32",
+        "modules_to_not_convert": None,
+        "meta": {key: meta[key] for key in ("quantizer", "uri") if key in meta},
+    }

@@ -1,0 +1,371 @@
+"""Driving GPTQModel, the engine behind the GPTQ and AWQ methods: calibration windows in, a checkpoint in their formats out.
+
+What the engine does unasked is undone or reported here: it rounds to nearest where calibration fails (switched off, and a
+Hessian that cannot be factored stops the conversion), raises damping (noted), writes random paths and times into its output
+(the files are written anew from its tensors and the source's own config), and rewrites tokenizer files (not taken over).
+"""
+
+import contextlib
+import errno
+import gc
+import json
+import os
+import shutil
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from quantize.artifact import Note
+from quantize.checkpoint import Checkpoint, read_safetensors_header
+from quantize.errors import QuantwrightError, StepFailed
+from quantize.recipe import RunOptions
+
+if TYPE_CHECKING:
+    import torch
+
+#: windows that go through a layer at once: large enough that Python's share of the time is small
+BATCH_ROWS = 4
+#: models with more weights are loaded and packed layer by layer, through a scratch folder
+OFFLOAD_ABOVE_PARAMETERS = 1_500_000_000
+SHARD_BYTES = 4 << 30
+PACKED_SUFFIXES = ("qweight", "qzeros", "scales", "g_idx")
+#: loss that the engine reports for a layer that it rounded to nearest because its Hessian was unusable
+ROUNDED_LOSS = 999999999
+LIBRARIES = ("gptqmodel", "torch", "transformers")
+
+
+@dataclass
+class EngineRun:
+    """What came out: ``folder`` with the engine's own files, its log (one row a layer's linear), its quantization config."""
+
+    folder: Path
+    log: list[dict[str, Any]]
+    config: dict[str, Any]
+    notes: list[Note] = field(default_factory=list)
+
+
+def engine_name() -> str:
+    from importlib import metadata
+
+    return f"gptqmodel {metadata.version('gptqmodel')}"
+
+
+def compute_dtype(run: RunOptions) -> str:
+    """float32 on a CPU, where it is exact and, without bfloat16 instructions, ten times as fast; bfloat16 on an accelerator."""
+    if run.dtype != "auto":
+        return run.dtype
+    return "float32" if run.resolved_device == "cpu" else "bfloat16"
+
+
+@contextlib.contextmanager
+def scratch_folder(stage: Path, run: RunOptions) -> Iterator[Path]:
+    """A folder for the engine's files, under ``run.scratch`` or the staging folder, removed afterwards."""
+    folder = Path(tempfile.mkdtemp(prefix=".engine-", dir=run.scratch or stage))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def quantize(
+    checkpoint: Checkpoint,
+    make_config: Callable[[dict[str, Any]], Any],
+    rows: np.ndarray,
+    scratch: Path,
+    run: RunOptions,
+    *,
+    backend: str = "AUTO",
+    title: str = "quantizing",
+) -> EngineRun:
+    """Quantize the source in memory with ``rows`` (n, length) of token ids, save it under ``scratch``.
+
+    ``make_config`` gets the settings that every method shares and returns the engine's config.
+
+    Errors: StepFailed where a weight is not finite, a Hessian cannot be factored, no calibration token reached a layer, or the
+    engine gives up for a reason of its own.
+    """
+    checkpoint.check_finite()
+    _environment(run)
+    stderr = sys.stderr
+    from quantize.hf.quiet import quiet
+
+    with quiet(), _failures_named(checkpoint):
+        import torch
+        from gptqmodel import BACKEND, GPTQModel
+
+        if run.threads:
+            torch.set_num_threads(run.threads)
+        torch.manual_seed(0)
+        offload = checkpoint.parameters > OFFLOAD_ABOVE_PARAMETERS
+        config = make_config(
+            {
+                "fallback": None,
+                "offload_to_disk": offload,
+                "offload_to_disk_path": str(scratch / "offload") if offload else None,
+            }
+        )
+        model = GPTQModel.load(
+            str(checkpoint.folder),
+            config,
+            device=run.resolved_device,
+            dtype=getattr(torch, compute_dtype(run)),
+            trust_remote_code=checkpoint.trust_remote_code,
+        )
+        samples = [{"input_ids": row, "attention_mask": [1] * len(row)} for row in rows.tolist()]
+        with _watched_hessians() as floors, _float32_packing(), _progress(model, checkpoint, title, run, stderr):
+            log = model.quantize(samples, batch_size=BATCH_ROWS, backend=BACKEND[backend])
+        flat = [row for entries in log.values() for row in entries] if isinstance(log, dict) else list(log)
+        notes = _damping_notes(flat, config, floors)
+        folder = scratch / "saved"
+        model.save(str(folder))
+        saved = json.loads((folder / "config.json").read_text(encoding="utf-8"))["quantization_config"]
+        del model
+        gc.collect()
+    return EngineRun(folder, flat, saved, notes)
+
+
+def _environment(run: RunOptions) -> None:
+    """Must run before the engine is imported: it reads these once."""
+    from quantize.kernels import ensure_kernel_environment
+
+    ensure_kernel_environment()
+    os.environ.setdefault("GPTQMODEL_CPU_WORKERS", str(run.resolved_threads))
+    os.environ.setdefault("LOGBAR_ANIMATION", "0")
+
+
+@contextlib.contextmanager
+def _failures_named(checkpoint: Checkpoint) -> Iterator[None]:
+    """The engine's exceptions, whatever their class, as one line that names the layer where it was."""
+    try:
+        yield
+    except QuantwrightError:
+        raise
+    except OSError:
+        raise
+    except Exception as error:
+        text = str(error).strip()
+        if "os error 28" in text:  # safetensors' own exception for a full disk
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
+        lines = text.splitlines() or ["no scale gave a finite loss" if type(error) is Exception else type(error).__name__]
+        layer = _layer_at(error)
+        where = f" at layer {layer}" if layer is not None else ""
+        raise StepFailed(f"{checkpoint.source}: {engine_name()} failed{where}: {lines[0]}") from error
+
+
+def _layer_at(error: BaseException) -> int | None:
+    """The innermost ``layer_index`` among the local variables of the traceback: the engine's messages seldom name the layer."""
+    found = None
+    trace = error.__traceback__
+    while trace is not None:
+        values = trace.tb_frame.f_locals
+        index = values.get("layer_index", getattr(values.get("module"), "layer_index", None))
+        found = index if isinstance(index, int) else found
+        trace = trace.tb_next
+    return found
+
+
+@contextlib.contextmanager
+def _watched_hessians() -> Iterator[list[tuple[str, float]]]:
+    """Stop at a Hessian that cannot be factored; collect (layer, amount) where the engine added to its diagonal to factor it.
+
+    Left alone, the engine goes on and rounds such a layer to nearest.
+    """
+    import torch
+    from gptqmodel.quantization.gptq import GPTQ
+
+    floors: list[tuple[str, float]] = []
+    original = GPTQ.hessian_inverse
+    guard = threading.Lock()
+
+    def hessian_inverse(self: Any, hessian: "torch.Tensor") -> Any:
+        before = hessian.diagonal().clone()
+        if not bool(torch.isfinite(before).all()):
+            raise StepFailed(
+                f"{_name_of(self)}: its inputs overflow on the calibration text (the Hessian holds NaN or Inf); "
+                "check the model's weights, or compute in float32"
+            )
+        result = original(self, hessian)
+        if result[0] is None:
+            raise StepFailed(
+                f"{_name_of(self)}: its Hessian is not positive definite even with damping up to 1; "
+                "use more --calibration-tokens or a larger damp_percent"
+            )
+        added = float((hessian.diagonal() - before).max())
+        if added > 0:
+            with guard:
+                floors.append((_name_of(self), added))
+        return result
+
+    GPTQ.hessian_inverse = hessian_inverse
+    try:
+        yield floors
+    finally:
+        GPTQ.hessian_inverse = original
+
+
+def _name_of(worker: Any) -> str:
+    named = getattr(worker, "_named_module", None)
+    return str(getattr(named, "full_name", None) or getattr(worker, "name", "a layer"))
+
+
+@contextlib.contextmanager
+def _float32_packing() -> Iterator[None]:
+    """Let the AWQ packer take a model computed in float32: it stores float16 scales all the same, but refuses by dtype."""
+    import torch
+    from gptqmodel.nn_modules.qlinear.torch_awq import AwqTorchLinear
+
+    before = AwqTorchLinear.SUPPORTS_DTYPES
+    AwqTorchLinear.SUPPORTS_DTYPES = [*before, torch.float32]
+    try:
+        yield
+    finally:
+        AwqTorchLinear.SUPPORTS_DTYPES = before
+
+
+@contextlib.contextmanager
+def _progress(model: Any, checkpoint: Checkpoint, title: str, run: RunOptions, stderr: Any) -> Iterator[None]:
+    """A bar on stderr that advances with each finished layer."""
+    if not run.progress:
+        yield
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("layers"), TimeElapsedColumn()
+    with Progress(*columns, console=Console(file=stderr)) as bar:
+        task = bar.add_task(title, total=checkpoint.config.get("num_hidden_layers"))
+        finished: set[int] = set()
+
+        def layer_complete(*, layer_idx: int, submodule_finalized: bool) -> None:
+            finished.add(layer_idx)
+            bar.update(task, completed=len(finished))
+
+        model.layer_callback = layer_complete
+        yield
+
+
+def _damping_notes(log: list[dict[str, Any]], config: Any, floors: list[tuple[str, float]]) -> list[Note]:
+    """Notes of every layer whose Hessian needed help. Errors: StepFailed where one was rounded to nearest or saw no token."""
+    notes = []
+    wanted = getattr(config, "damp_percent", None)
+    for row in log:
+        name = f"layer {row['layer']} {row['module']}"
+        loss = str(row.get("loss", ""))
+        if str(row.get("samples", "1")) == "0" or "fallback" in loss or loss.startswith(str(ROUNDED_LOSS)):
+            raise StepFailed(
+                f"{name}: no calibration token reached it, so it could only be rounded to nearest; use more --calibration-tokens"
+            )
+        damp = row.get("damp")
+        if wanted is not None and damp is not None and abs(float(damp) - wanted) > 1e-5:
+            notes.append(
+                Note(
+                    tensor=name,
+                    what=f"damping raised from {wanted:g} to {float(damp):g}",
+                    why="its Hessian was not positive definite on the calibration text",
+                )
+            )
+    for name, amount in floors:
+        notes.append(
+            Note(
+                tensor=name,
+                what=f"{amount:.2e} added to its Hessian's diagonal (also for linears with the same input)",
+                why="the Hessian was not positive definite on the calibration text",
+            )
+        )
+    return sorted(notes, key=lambda note: (note.tensor, note.what))
+
+
+def write_checkpoint(
+    checkpoint: Checkpoint,
+    run: EngineRun,
+    stage: Path,
+    quantization: dict[str, Any],
+    repack: Callable[[str, "dict[str, torch.Tensor]"], "dict[str, torch.Tensor]"] | None = None,
+) -> int:
+    """Write config.json, quantize_config.json and model*.safetensors into ``stage``; return the bytes of tensor data.
+
+    Packed tensors come from the engine (through ``repack``, a linear at a time), all others are stored in the source's dtype.
+
+    Errors: StepFailed where a weight of the source is missing from what the engine saved.
+    """
+    import torch
+    from safetensors import safe_open
+
+    infos = {
+        name: info for path in sorted(run.folder.glob("*.safetensors")) for name, info in read_safetensors_header(path).items()
+    }
+    packed = {name.removesuffix(".qweight") for name in infos if name.endswith(".qweight")}
+    names = [name for name in sorted(infos) if name in checkpoint.tensors or name.rpartition(".")[0] in packed]
+    missing = sorted(set(checkpoint.tensors) - set(names) - {f"{base}.weight" for base in packed})
+    if missing:
+        raise StepFailed(f"{checkpoint.source}: {engine_name()} saved neither {missing[0]} nor a quantized form of it")
+    handles = {path: safe_open(path, "pt") for path in {info.file for info in infos.values()}}
+
+    def tensor(name: str) -> torch.Tensor:
+        value: torch.Tensor = handles[infos[name].file].get_tensor(name)
+        if name not in checkpoint.tensors:
+            return value
+        dtype = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+        return value.to(dtype.get(checkpoint.tensors[name].dtype, value.dtype))
+
+    config = {**checkpoint.config, "quantization_config": quantization}
+    for file, content in (("config.json", config), ("quantize_config.json", quantization)):
+        (stage / file).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    writer = _ShardWriter(stage)
+    for base in sorted(packed):
+        group = {f"{base}.{suffix}": tensor(f"{base}.{suffix}") for suffix in PACKED_SUFFIXES if f"{base}.{suffix}" in infos}
+        writer.add(repack(base, group) if repack else group)
+    for name in names:
+        if not (name.endswith(PACKED_SUFFIXES) and name.rpartition(".")[0] in packed):
+            writer.add({name: tensor(name)})
+    return writer.close()
+
+
+class _ShardWriter:
+    """Collects tensors into safetensors files of at most ``SHARD_BYTES``, named and indexed as transformers does."""
+
+    def __init__(self, stage: Path):
+        self.stage = stage
+        self.shards: list[list[str]] = []
+        self.pending: dict[str, torch.Tensor] = {}
+        self.bytes = self.total = 0
+
+    def add(self, tensors: "dict[str, torch.Tensor]") -> None:
+        size = sum(t.numel() * t.element_size() for t in tensors.values())
+        if self.pending and self.bytes + size > SHARD_BYTES:
+            self._flush()
+        self.pending |= {name: t.contiguous() for name, t in tensors.items()}
+        self.bytes += size
+
+    def _flush(self) -> None:
+        from safetensors.torch import save_file
+
+        save_file(self.pending, self.stage / f"shard-{len(self.shards)}", metadata={"format": "pt"})
+        self.shards.append(sorted(self.pending))
+        self.total += self.bytes
+        self.pending, self.bytes = {}, 0
+
+    def close(self) -> int:
+        self._flush()
+        count, weight_map = len(self.shards), {}
+        for index, names in enumerate(self.shards):
+            file = "model.safetensors" if count == 1 else f"model-{index + 1:05d}-of-{count:05d}.safetensors"
+            os.rename(self.stage / f"shard-{index}", self.stage / file)
+            shutil.copymode(self.stage / "config.json", self.stage / file)  # safetensors makes files only their owner can read
+            weight_map |= dict.fromkeys(names, file)
+        if count > 1:
+            content = {"metadata": {"total_size": self.total}, "weight_map": dict(sorted(weight_map.items()))}
+            (self.stage / "model.safetensors.index.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        return self.total
+
+
+def stored_tensors(stage: Path) -> Checkpoint:
+    """The safetensors under ``stage``, readable tensor by tensor, whatever else is or is not there yet."""
+    tensors = {name: info for path in sorted(stage.glob("*.safetensors")) for name, info in read_safetensors_header(path).items()}
+    return Checkpoint(stage, str(stage), None, {}, tensors)

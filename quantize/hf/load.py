@@ -1,6 +1,7 @@
 """Open an HF folder as a transformers model, whatever its weights are stored as; or quantize one on the fly."""
 
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,8 +56,8 @@ def load_model(folder: Path, dtype: str, device: str, *, trust_remote_code: bool
 
     ``dtype`` is the one computed in. ``options`` go to from_pretrained (``quantization_config``, ``device_map``).
 
-    Errors: Unsupported for an architecture that transformers lacks; BadInput for weights that do not fit the config: from_pretrained
-    would fill them with random numbers and say so in a log only.
+    Errors: Unsupported for an architecture that transformers lacks; BadInput for weights that do not fit the config:
+    from_pretrained would fill them with random numbers and say so in a log only.
     """
     config = read_config(folder)
     with quiet():
@@ -148,6 +149,44 @@ def _read_state(folder: Path, dtype: "torch.dtype") -> "dict[str, torch.Tensor]"
         name: tensor.to(dtype) if tensor.is_floating_point() and not name.endswith("._data") else tensor
         for name, tensor in state.items()
     }
+
+
+def load_bitsandbytes(folder: Path, dtype: str, device: str) -> "PreTrainedModel":
+    """A saved bitsandbytes model, computing in ``dtype``. Errors: Unsupported where bitsandbytes is not installed."""
+    model = load_model(folder, dtype, device, device_map={"": device})
+    bitsandbytes_compute_in(model, torch_dtype(dtype))
+    return model
+
+
+def bitsandbytes_compute_in(model: "torch.nn.Module", dtype: "torch.dtype") -> None:
+    """4-bit layers dequantize to ``dtype`` and multiply in it, whatever dtype the folder was made with.
+
+    In float32 the CPU kernel that multiplies in bfloat16 is kept out as well: it exists only where the processor has AVX512-BF16,
+    so that with it the same artifact gives different numbers on different machines.
+    """
+    import bitsandbytes
+    import torch
+
+    for module in model.modules():
+        if isinstance(module, bitsandbytes.nn.Linear4bit):
+            module.compute_dtype, module.compute_type_is_set = dtype, True
+            state = getattr(module.weight, "quant_state", None)
+            if state is not None:
+                state.dtype = dtype
+            if dtype == torch.float32:
+                module.support_avx512bf16_for_cpu = False
+
+
+def load_gptqmodel(folder: Path, dtype: str, device: str) -> "PreTrainedModel":
+    """A GPTQ or AWQ checkpoint through transformers, whose layers for them are GPTQModel's.
+
+    Errors: Unsupported where gptqmodel or optimum is not installed.
+    """
+    from quantize.kernels import ensure_kernel_environment
+
+    ensure_kernel_environment()
+    os.environ.setdefault("LOGBAR_ANIMATION", "0")
+    return load_model(folder, dtype, device, device_map={"": device})
 
 
 def _first_line(error: BaseException) -> str:

@@ -1,8 +1,8 @@
 """transformers as a runtime: plain checkpoints, GPTQ, AWQ, quanto and bitsandbytes folders, Hub ids, and on-the-fly quantization.
 
-Arithmetic. A plain checkpoint on a CPU is computed in float32 whatever it is stored in, so that a baseline carries no rounding of
-its own; on a GPU in its stored dtype. A quantized folder is computed in what its format is made for. ``exact`` asks for float32
-wherever the format's kernels can do it. ``run.dtype`` overrides both.
+Arithmetic. On a CPU everything is computed in float32, whatever dtype the folder names: a baseline then carries no rounding of
+its own, what a format loses is all that a comparison shows, and on processors without bfloat16 instructions it is the fastest. On
+a GPU the folder's own dtype is used, unless ``exact`` asks for float32. ``run.dtype`` overrides all of this.
 """
 
 import inspect
@@ -68,20 +68,16 @@ class TransformersRuntime(Runtime):
 
     def _open(self, config: dict[str, Any], exact: bool) -> Any:
         stored = load.stored_dtype(config)
-        chosen = self._run.dtype
-        if self.format == "dense":
-            dtype = chosen if chosen != "auto" else "float32" if exact or self._device == "cpu" else stored
-            return load.load_model(self.folder, dtype, self._device, trust_remote_code=self._run.trust_remote_code)
+        dtype = self._run.dtype
+        if dtype == "auto":
+            dtype = "float32" if exact or self._device == "cpu" else stored
         if self.format == "quanto":
-            dtype = chosen if chosen != "auto" else "float32" if exact else stored
             return load.load_quanto(self.folder, dtype, self._device)
         if self.format == "bitsandbytes":
-            dtype = chosen if chosen != "auto" else "float32" if exact else stored
             return load.load_bitsandbytes(self.folder, dtype, self._device)
         if self.format in ("gptq", "awq"):
-            dtype = chosen if chosen != "auto" else stored
             return load.load_gptqmodel(self.folder, dtype, self._device)
-        return load.load_model(self.folder, stored if chosen == "auto" else chosen, self._device)
+        return load.load_model(self.folder, dtype, self._device, trust_remote_code=self._run.trust_remote_code)
 
     def logits(self, rows: np.ndarray, first: int, consume: Consume) -> None:
         import torch
@@ -107,8 +103,8 @@ class TransformersRuntime(Runtime):
             return self.model.base_model(input_ids=ids, use_cache=False)
 
     def _head(self, ids: Any, body: Any, kept: Any) -> Any:
-        """Logits of the positions ``kept`` from the body's outputs, by the model's own forward: soft-capping, scaling and whatever
-        else a family does to its logits is its own code, and the body, which ran already, is only asked for its result."""
+        """Logits of the positions ``kept`` from the body's outputs, by the model's own forward: soft-capping, scaling and
+        whatever else a family does to its logits is its own code; the body, which ran already, is only asked for its result."""
         base = self.model.base_model
         base.forward = lambda *args, **kwargs: body
         try:

@@ -1,0 +1,106 @@
+"""Which tensors of a checkpoint become linear layers when transformers opens it, found without reading a weight."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from quantize.artifact import Note
+from quantize.checkpoint import Checkpoint
+from quantize.errors import Unsupported
+from quantize.hf.quiet import quiet
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+#: buffers that old checkpoints carry and transformers computes by itself
+IGNORED = ("rotary_emb.inv_freq", "rotary_pos_emb.inv_freq", ".attn.masked_bias", ".attn.bias", ".attention.masked_bias")
+
+
+@dataclass(frozen=True)
+class Layers:
+    """Module names of a model's linear layers, with (out, in); ``head`` is its output layer, or None where it has none.
+
+    ``source`` maps the names of parameters in the model to those in the checkpoint's files.
+    """
+
+    linear: dict[str, tuple[int, int]]
+    head: str | None
+    tied: bool
+    source: dict[str, str]
+
+    def tensor(self, module: str) -> str:
+        """The checkpoint's name of a layer's weight (of the embedding, for a tied head)."""
+        return self.source.get(f"{module}.weight", f"{module}.weight")
+
+
+def empty_model(checkpoint: Checkpoint) -> "PreTrainedModel":
+    """The architecture with parameters on the meta device. Errors: Unsupported where transformers lacks it."""
+    with quiet():
+        from accelerate import init_empty_weights
+        from transformers import AutoConfig, AutoModelForCausalLM, __version__
+
+        try:
+            config = AutoConfig.from_pretrained(checkpoint.folder, trust_remote_code=checkpoint.trust_remote_code)
+            with init_empty_weights():
+                model: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=checkpoint.trust_remote_code)
+        except (ValueError, KeyError, ImportError) as error:
+            line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise Unsupported(
+                f"{checkpoint.source}: transformers {__version__} has no causal language model for model_type "
+                f"{checkpoint.model_type!r} ({line}); GGUF recipes may take it"
+            ) from None
+    return model
+
+
+def find_layers(checkpoint: Checkpoint) -> Layers:
+    """Errors: Unsupported where transformers lacks the architecture, or its names or shapes are not those of the files."""
+    import torch
+
+    model = empty_model(checkpoint)
+    tied = bool(model.config.get_text_config().tie_word_embeddings)
+    output = model.get_output_embeddings()
+    linear, head = {}, None
+    for name, module in model.named_modules():
+        if module is output:
+            head = name
+        if isinstance(module, torch.nn.Linear):
+            linear[name] = (module.out_features, module.in_features)
+    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters(remove_duplicate=False)}
+    source = {}
+    prefix = f"{model.base_model_prefix}."
+    for name, info in checkpoint.tensors.items():
+        known = name if name in shapes else prefix + name if prefix + name in shapes else None
+        if known is None:
+            if name.endswith(IGNORED) or name in dict(model.named_buffers()):
+                continue
+            raise Unsupported(
+                f"{checkpoint.source}: tensor {name} has no place of that name in transformers' {type(model).__name__} "
+                "(it merges or renames tensors when it loads them); GGUF recipes may take it"
+            )
+        if shapes[known] != info.shape:
+            raise Unsupported(
+                f"{checkpoint.source}: tensor {name} has shape {list(info.shape)}, "
+                f"and its config.json means {list(shapes[known])}; fetch config and weights of the same model"
+            )
+        source[known] = name
+    if tied and head is not None and f"{head}.weight" not in source:
+        embedding = next((n for n, m in model.named_modules() if m is model.get_input_embeddings()), None)
+        if embedding is not None and f"{embedding}.weight" in source:
+            source[f"{head}.weight"] = source[f"{embedding}.weight"]
+    return Layers(linear, head, tied, source)
+
+
+def kept_notes(checkpoint: Checkpoint, quantized: set[str], layers: Layers, library: str) -> list[Note]:
+    """A note for every matrix that the library left in the source's precision, and why."""
+    notes = []
+    head = layers.tensor(layers.head) if layers.head else None
+    for name, info in checkpoint.tensors.items():
+        if name in quantized or len(info.shape) < 2:
+            continue
+        if name == head and layers.tied:
+            why = "the output layer is tied to the embedding, and a lookup needs its rows"
+        elif name == head:
+            why = "the output layer, which decides every token, is left alone"
+        else:
+            why = f"{library} quantizes linear layers only"
+        notes.append(Note(tensor=name, what=f"kept as {info.dtype}", why=why))
+    return notes

@@ -1,0 +1,78 @@
+"""Quantize a plain checkpoint in memory with optimum-quanto or bitsandbytes: what is saved, or run at once (``load_as``)."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from quantize.errors import BadInput
+from quantize.hf.load import bitsandbytes_compute_in, load_model, read_config, stored_dtype, torch_dtype
+from quantize.hf.quiet import quiet
+from quantize.recipe import Recipe, RunOptions
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+QUANTO_TYPES = {"int8": "qint8", "int4": "qint4", "int2": "qint2", "float8": "qfloat8_e4m3fn"}
+
+
+def load_quantized(folder: Path, recipe: Recipe, run: RunOptions, *, exact: bool = False) -> "PreTrainedModel":
+    """The plain checkpoint ``folder`` as ``recipe`` would quantize it, ready to run; nothing is saved.
+
+    Errors: BadInput for a recipe that needs a conversion (calibration, or another file format).
+    """
+    stored = stored_dtype(read_config(folder))
+    compute = run.dtype if run.dtype != "auto" else "float32" if exact or run.resolved_device == "cpu" else stored
+    if recipe.method == "dense":
+        return load_model(folder, str(getattr(recipe, "dtype", compute)), run.resolved_device)
+    if recipe.method == "quanto":
+        return quantize_quanto(folder, recipe, compute, run)
+    if recipe.method == "bnb":
+        model = quantize_bitsandbytes(folder, recipe, stored, run)
+        with quiet():
+            # Layers that stay unquantized, and what flows between layers.
+            for module in model.modules():
+                for parameter in module.parameters(recurse=False):
+                    if parameter.is_floating_point():
+                        parameter.data = parameter.data.to(torch_dtype(compute))
+        bitsandbytes_compute_in(model, torch_dtype(compute))
+        return model
+    raise BadInput(f"{recipe.short}: cannot be loaded as; only quanto and bnb recipes quantize on the fly: convert it first")
+
+
+def quantize_quanto(folder: Path, recipe: Any, dtype: str, run: RunOptions) -> "PreTrainedModel":
+    """Loaded in ``dtype``, quantized, frozen. optimum-quanto computes its scales in that dtype."""
+    from quantize.kernels import ensure_kernel_environment
+
+    ensure_kernel_environment()
+    model = load_model(folder, dtype, run.resolved_device, trust_remote_code=run.trust_remote_code)
+    with quiet():
+        from optimum.quanto import QuantizedModelForCausalLM
+
+        exclude = None if recipe.lm_head else _head_name(model)
+        wrapped = QuantizedModelForCausalLM.quantize(model, weights=QUANTO_TYPES[recipe.weights], exclude=exclude)
+        quantized: PreTrainedModel = wrapped._wrapped
+    return quantized
+
+
+def _head_name(model: "PreTrainedModel") -> str | None:
+    head = model.get_output_embeddings()
+    return next((name for name, module in model.named_modules() if module is head), None)
+
+
+def quantize_bitsandbytes(folder: Path, recipe: Any, dtype: str, run: RunOptions) -> "PreTrainedModel":
+    """Quantized while it loads, never run: its first forward pass on a CPU may repack the weights."""
+    with quiet():
+        from transformers import BitsAndBytesConfig
+
+        if recipe.weights == "int8":
+            config = BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=recipe.threshold)
+        else:
+            config = BitsAndBytesConfig(
+                load_in_4bit=True,
+                bnb_4bit_quant_type=recipe.weights,
+                bnb_4bit_use_double_quant=recipe.double_quant,
+                bnb_4bit_compute_dtype=torch_dtype(dtype),
+            )
+    device = run.resolved_device
+    return load_model(
+        folder, dtype, device, trust_remote_code=run.trust_remote_code, quantization_config=config, device_map={"": device}
+    )

@@ -1,0 +1,150 @@
+"""Safetensors folders, read and written by our own code: headers as JSON, data memory-mapped or streamed.
+
+The readers that verify artifacts use it, so that they share nothing with the libraries that wrote them.
+"""
+
+import json
+import struct
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from quantize.checkpoint import DTYPE_BYTES, TensorInfo, bfloat16_to_float32, read_safetensors_header
+
+if TYPE_CHECKING:
+    import torch
+
+SHARD_BYTES = 5 * 10**9
+INDEX = "model.safetensors.index.json"
+NUMPY_DTYPES = {
+    "F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": np.uint16, "I64": np.int64, "I32": np.int32, "I16": np.int16,
+    "I8": np.int8, "U8": np.uint8, "BOOL": np.bool_, "F8_E4M3": np.uint8, "F8_E5M2": np.uint8,
+}  # fmt: skip
+
+
+class StoredTensors:
+    """The tensors of every ``.safetensors`` under one folder."""
+
+    def __init__(self, folder: Path):
+        self.info: dict[str, TensorInfo] = {}
+        for path in sorted(folder.glob("*.safetensors")):
+            self.info.update(read_safetensors_header(path))
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.info
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.info)
+
+    def raw(self, name: str) -> np.ndarray:
+        """Stored bits: bfloat16 as uint16, float8 as uint8. Errors: KeyError."""
+        info = self.info[name]
+        dtype = NUMPY_DTYPES[info.dtype]
+        if info.parameters == 0:
+            return np.empty(info.shape, dtype)
+        return np.memmap(info.file, dtype=dtype, mode="r", offset=info.offset, shape=info.shape or (1,)).reshape(info.shape)
+
+    def float32(self, name: str) -> np.ndarray:
+        """A floating tensor's values, exact except for F64."""
+        info = self.info[name]
+        return bfloat16_to_float32(self.raw(name)) if info.dtype == "BF16" else self.raw(name).astype(np.float32)
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(info.size_bytes for info in self.info.values())
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One tensor to write: ``dtype`` is safetensors' name for it."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def size_bytes(self) -> int:
+        size = DTYPE_BYTES[self.dtype]
+        for axis in self.shape:
+            size *= axis
+        return size
+
+
+def write_folder(folder: Path, entries: Iterable[Entry], data: Callable[[str], Any], shard_bytes: int = SHARD_BYTES) -> int:
+    """Write ``model.safetensors``, or shards of at most ``shard_bytes`` with an index, one tensor in memory at a time.
+
+    ``data(name)`` gives a contiguous array of exactly the entry's bytes. Returns the bytes of tensor data. The same
+    entries and data give the same bytes.
+    """
+    shards: list[list[Entry]] = [[]]
+    for entry in entries:
+        if shards[-1] and sum(e.size_bytes for e in shards[-1]) + entry.size_bytes > shard_bytes:
+            shards.append([])
+        shards[-1].append(entry)
+    count = len(shards)
+    names = ["model.safetensors"] if count == 1 else [f"model-{i:05d}-of-{count:05d}.safetensors" for i in range(1, count + 1)]
+    for name, shard in zip(names, shards, strict=True):
+        _write_file(folder / name, shard, data)
+    total = sum(entry.size_bytes for shard in shards for entry in shard)
+    if count > 1:
+        weight_map = {entry.name: name for name, shard in zip(names, shards, strict=True) for entry in shard}
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        (folder / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    return total
+
+
+def _write_file(path: Path, entries: list[Entry], data: Callable[[str], Any]) -> None:
+    # The format wants no holes and readers want alignment: wider types first, as the safetensors library orders them.
+    ordered = sorted(entries, key=lambda entry: (-DTYPE_BYTES[entry.dtype], entry.name))
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for entry in ordered:
+        header[entry.name] = {
+            "dtype": entry.dtype,
+            "shape": list(entry.shape),
+            "data_offsets": [offset, offset + entry.size_bytes],
+        }
+        offset += entry.size_bytes
+    encoded = json.dumps(header, separators=(",", ":")).encode()
+    encoded += b" " * (-len(encoded) % 8)
+    with open(path, "wb") as file:
+        file.write(struct.pack("<Q", len(encoded)) + encoded)
+        for entry in ordered:
+            block = memoryview(np.ascontiguousarray(data(entry.name)).reshape(-1).view(np.uint8))
+            if len(block) != entry.size_bytes:
+                raise AssertionError(f"{entry.name}: {len(block)} bytes given for {entry.size_bytes}")
+            file.write(block)
+
+
+def torch_entry(name: str, tensor: "torch.Tensor") -> Entry:
+    import torch
+
+    names = {
+        torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
+        torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
+        torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2",
+    }  # fmt: skip
+    return Entry(name, names[tensor.dtype], tuple(tensor.shape))
+
+
+def torch_bytes(tensor: "torch.Tensor") -> np.ndarray:
+    """The tensor's bytes as uint8 (n,)."""
+    import torch
+
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    raw: np.ndarray = flat.view(torch.uint8).numpy()
+    return raw
+
+
+def write_state(folder: Path, state: "dict[str, torch.Tensor]", shard_bytes: int = SHARD_BYTES) -> int:
+    """``write_folder`` of a state dict, names in order."""
+    return write_folder(
+        folder, [torch_entry(n, state[n]) for n in sorted(state)], lambda name: torch_bytes(state[name]), shard_bytes
+    )
+
+
+def write_config(folder: Path, config: dict[str, Any]) -> None:
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,98 @@
+"""The checkpoint unquantized, in one dtype: the baseline that the others are compared with.
+
+Streamed tensor by tensor from the source's files; no model is built, so any architecture passes.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from quantize.artifact import Note
+from quantize.calibration import Calibration
+from quantize.checkpoint import FLOAT_DTYPES, Checkpoint
+from quantize.errors import StepFailed
+from quantize.methods import Conversion, Method
+from quantize.recipe import DenseRecipe, Recipe, RunOptions
+
+STORAGE = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+FLOAT16_MAX = 65504.0
+
+
+class Dense(Method):
+    recipe_class: ClassVar[type[Recipe]] = DenseRecipe
+    presets: ClassVar[dict[str, dict[str, Any]]] = {name: {"dtype": name} for name in STORAGE}
+    summary: ClassVar[str] = "the checkpoint as it is, in one dtype: the baseline"
+    loads_in: ClassVar[tuple[str, ...]] = ("transformers", "vllm", "sglang")
+
+    def check(self, checkpoint: Checkpoint, recipe: DenseRecipe) -> None:
+        """Any checkpoint can be stored in another dtype."""
+
+    def convert(
+        self, checkpoint: Checkpoint, recipe: DenseRecipe, stage: Path, run: RunOptions, calibration: Calibration | None
+    ) -> Conversion:
+        """Errors: StepFailed where a weight is NaN or Inf, or too large for float16."""
+        from quantize.hf.tensors import Entry, write_config, write_folder
+
+        storage = STORAGE[recipe.dtype]
+        notes: list[Note] = []
+        entries = []
+        for name, info in checkpoint.tensors.items():
+            if info.dtype in FLOAT_DTYPES:
+                entries.append(Entry(name, storage, info.shape))
+            else:
+                entries.append(Entry(name, info.dtype, info.shape))
+                notes.append(Note(tensor=name, what=f"kept as {info.dtype}", why="holds integers, not weights"))
+        rounded = {info.dtype for info in checkpoint.tensors.values() if info.dtype in FLOAT_DTYPES} - {storage}
+        if storage != "F32" and rounded:
+            kinds = ", ".join(sorted(rounded))
+            notes.append(Note(tensor="*", what=f"rounded from {kinds} to {storage}", why=f"the recipe asks for {recipe.dtype}"))
+
+        def data(name: str) -> np.ndarray:
+            if checkpoint.tensors[name].dtype not in FLOAT_DTYPES:
+                return np.array(checkpoint.read(name))
+            return _cast(checkpoint, name, recipe.dtype)
+
+        weight_bytes = write_folder(stage, entries, data)
+        config = {**checkpoint.config}
+        config.pop("torch_dtype", None)
+        config["dtype"] = recipe.dtype
+        for part in ("text_config", "vision_config", "audio_config"):
+            if isinstance(config.get(part), dict) and {"dtype", "torch_dtype"} & set(config[part]):
+                inner = {key: value for key, value in config[part].items() if key != "torch_dtype"}
+                config[part] = {**inner, "dtype": recipe.dtype}
+        write_config(stage, config)
+        return Conversion(weight_bytes, engine="quantwright", libraries=("torch",), notes=notes)
+
+    def quantized(self, stage: Path, recipe: DenseRecipe) -> dict[str, str]:
+        from quantize.hf.tensors import StoredTensors
+
+        return {name: info.dtype for name, info in StoredTensors(stage).info.items()}
+
+    def expected(self, checkpoint: Checkpoint, recipe: DenseRecipe) -> set[str]:
+        return set(checkpoint.tensors)
+
+    def dequantize(self, stage: Path, recipe: DenseRecipe, checkpoint: Checkpoint) -> Iterator[tuple[str, np.ndarray]]:
+        from quantize.hf.tensors import StoredTensors
+
+        stored = StoredTensors(stage)
+        for name in stored:
+            yield name, stored.float32(name)
+
+
+def _cast(checkpoint: Checkpoint, name: str, dtype: str) -> np.ndarray:
+    """Bytes of one tensor in ``dtype``, rounded to nearest even."""
+    import torch
+
+    from quantize.hf.tensors import torch_bytes
+
+    tensor = checkpoint.read_torch(name)
+    cast = tensor.to(getattr(torch, dtype))
+    if dtype == "float16" and tensor.dtype != torch.float16 and not torch.isfinite(cast).all():
+        largest = float(tensor.abs().max())
+        raise StepFailed(
+            f"{checkpoint.source}: tensor {name} holds values up to {largest:.4g}, and float16 ends at {FLOAT16_MAX:.0f}; "
+            "use bfloat16 or float32"
+        )
+    return torch_bytes(cast)

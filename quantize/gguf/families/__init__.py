@@ -18,11 +18,38 @@ from quantize.errors import StepFailed, Unsupported
 
 #: HF architecture class -> module of this package that knows it
 KNOWN: dict[str, str] = {
-    "LlamaForCausalLM": "llama",
-    "MistralForCausalLM": "llama",
-    "Qwen2ForCausalLM": "qwen",
-    "Qwen3ForCausalLM": "qwen",
+    "BaichuanForCausalLM": "baichuan",
+    "BaiChuanForCausalLM": "baichuan",
+    "BloomForCausalLM": "bloom",
+    "CohereForCausalLM": "cohere",
+    "Cohere2ForCausalLM": "cohere",
+    "DeepseekV2ForCausalLM": "deepseek2",
+    "FalconForCausalLM": "falcon",
+    "RWForCausalLM": "falcon",
+    "GemmaForCausalLM": "gemma",
+    "Gemma2ForCausalLM": "gemma",
     "Gemma3ForCausalLM": "gemma",
+    "GlmForCausalLM": "glm",
+    "Glm4ForCausalLM": "glm",
+    "GPT2LMHeadModel": "gpt2",
+    "GPTNeoXForCausalLM": "gptneox",
+    "GraniteForCausalLM": "granite",
+    "InternLM2ForCausalLM": "internlm2",
+    "LlamaForCausalLM": "llama",
+    "MiniCPMForCausalLM": "granite",
+    "MistralForCausalLM": "llama",
+    "MixtralForCausalLM": "mixtral",
+    "Olmo2ForCausalLM": "olmo2",
+    "PhiForCausalLM": "phi",
+    "Phi3ForCausalLM": "phi",
+    "Qwen2ForCausalLM": "qwen",
+    "Qwen2MoeForCausalLM": "qwen_moe",
+    "Qwen3ForCausalLM": "qwen",
+    "Qwen3MoeForCausalLM": "qwen_moe",
+    "SmolLM3ForCausalLM": "smollm3",
+    "StableLmForCausalLM": "stablelm",
+    "StableLMEpochForCausalLM": "stablelm",
+    "Starcoder2ForCausalLM": "starcoder2",
 }
 
 
@@ -57,7 +84,8 @@ def plan(checkpoint: Checkpoint) -> FamilyPlan:
     """
     if checkpoint.architecture not in KNOWN:
         raise Unsupported(
-            f"{checkpoint.source}: architecture {checkpoint.architecture} cannot be made into GGUF; known: {', '.join(sorted(KNOWN))}"
+            f"{checkpoint.source}: architecture {checkpoint.architecture} cannot be made into GGUF; "
+            f"known: {', '.join(sorted(KNOWN))}"
         )
     from quantize.gguf.families.decoder import make_plan
 
@@ -66,7 +94,7 @@ def plan(checkpoint: Checkpoint) -> FamilyPlan:
 
 
 def restore(tensors: list[Mapped], read: Callable[[str], np.ndarray]) -> Iterator[tuple[str, np.ndarray]]:
-    """(HF name, float32 array of the source's shape) for every source tensor; ``read`` gives a GGUF tensor as float32 by its name.
+    """(HF name, float32 array of the source's shape) for every source tensor; ``read`` gives a GGUF tensor by name as float32.
 
     Sources spread over several GGUF tensors are joined. Errors: StepFailed where a piece of one is missing.
     """

@@ -54,8 +54,10 @@ class Hyperparameters:
 
     @cached_property
     def rope(self) -> dict[str, Any]:
-        """Parameters of the (global) rotary embedding: rope_theta, rope_type, factor, ... Accepts rope_parameters (transformers 5),
-        flat or by layer type, and rope_scaling with rope_theta beside it (older)."""
+        """Parameters of the (global) rotary embedding: rope_theta, rope_type, factor, ...
+
+        Accepts rope_parameters (transformers 5), flat or by layer type, and rope_scaling with rope_theta beside it (older).
+        """
         nested = self.find("rope_parameters", "rope_scaling") or {}
         flat = dict(nested.get("full_attention", {} if "sliding_attention" in nested else nested))
         flat.setdefault("rope_type", flat.pop("type", None) or "default")

@@ -1,7 +1,7 @@
 """The generic decoder: rules that turn checkpoint tensors into GGUF tensors, and the key-values that all decoders share."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -38,6 +38,11 @@ class Rule:
     count: Callable[[Hyperparameters], int] | None = None  # how many ``{x}``; default: the experts
 
 
+def plain(target: str, source: str, **options: Any) -> Rule:
+    """A weight and a bias, both needed."""
+    return Rule(target, source, suffixes=(".weight", ".bias"), **options)
+
+
 def linear(target: str, source: str, op: Callable[[Hyperparameters], Operation] | None = None) -> Rule:
     """A weight and, where the checkpoint has one, its bias."""
     return Rule(target, source, op, optional=(".bias",))
@@ -65,6 +70,8 @@ class Family:
     #: ends of names of tensors that carry nothing (buffers), and of those that llama.cpp has no use for
     ignored: tuple[str, ...] = (".rotary_emb.inv_freq", ".attention.masked_bias", ".attn.masked_bias")
     dropped: tuple[str, ...] = ()
+    activations: tuple[str, ...] = ("silu",)  # the ones that llama.cpp's graph computes for this architecture
+    output_required: bool = False  # llama.cpp has no tied head here: the embedding is written a second time as the head
 
 
 ENDS = (
@@ -166,9 +173,15 @@ def rope_kvs(h: Hyperparameters) -> KVs:
     return kvs
 
 
+def unusual_rope(h: Hyperparameters) -> KVs:
+    """For architectures whose converter writes no ``rope.*`` keys: those that differ from what llama.cpp assumes without them."""
+    return {key: value for key, value in rope_kvs(h).items() if key != "rope.freq_base" or float(value[0]) != 10_000.0}
+
+
 def make_plan(family: Family, checkpoint: Checkpoint) -> FamilyPlan:
     """Apply ``family`` to the headers of ``checkpoint``. Errors: as ``families.plan``."""
     h = Hyperparameters(checkpoint.config, family.defaults, checkpoint.source)
+    _check_activation(family, h)
     notes = list(family.check(h))
     position = {name: index for index, name in enumerate(checkpoint.tensors)}
     found: list[tuple[int, Mapped]] = [(-1, _constant(name, array)) for name, array in family.constants(h).items()]
@@ -198,7 +211,8 @@ def make_plan(family: Family, checkpoint: Checkpoint) -> FamilyPlan:
                 continue
             if missing:
                 raise Unsupported(
-                    f"{checkpoint.source}: tensor {missing[0]} is missing ({checkpoint.architecture} needs it); fetch the whole checkpoint"
+                    f"{checkpoint.source}: tensor {missing[0]} is missing, which {checkpoint.architecture} needs; "
+                    "fetch the whole checkpoint"
                 )
             # A tensor whose source name carries no suffix (fused experts as a bare parameter) is a weight.
             target = rule.target.replace("{i}", str(layer)) + (suffix or ".weight")
@@ -229,6 +243,10 @@ def make_plan(family: Family, checkpoint: Checkpoint) -> FamilyPlan:
                 f"({h.layers} layers by the config); dropping it would change the model"
             )
         notes.append(Note(tensor=name, what="left out", why=f"llama.cpp's {family.architecture} does not use it"))
+    if family.output_required and not any(mapped.name == "output.weight" for _, mapped in found):
+        found.append(_tied_head(found, h))
+        why = f"llama.cpp's {family.architecture} needs output.weight, this model ties it to the embedding"
+        notes.append(Note(tensor="output.weight", what="the embedding written twice", why=why))
     _check_embedding(h, checkpoint, found)
     found.sort(key=lambda pair: pair[0])  # stable: tensors from one source stay in the order of the rules
     kvs = {f"{family.architecture}.{key}": value for key, value in family.kvs(h).items()}
@@ -252,6 +270,22 @@ def _restore(operation: Operation, shapes: Sequence[tuple[int, ...]], array: np.
 
 def _constant(name: str, array: np.ndarray) -> Mapped:
     return Mapped(name, array.shape, (), lambda arrays: array, lambda restored: [], pure=False)
+
+
+def _tied_head(found: list[tuple[int, Mapped]], h: Hyperparameters) -> tuple[int, Mapped]:
+    position, embedding = next(pair for pair in found if pair[1].name == "token_embd.weight")
+    if h.find("tie_word_embeddings") is False:
+        raise Unsupported(
+            f"{h.source}: tensor lm_head.weight is missing and the config says that it is not tied to the embedding"
+        )
+    return position, replace(embedding, name="output.weight")
+
+
+def _check_activation(family: Family, h: Hyperparameters) -> None:
+    name = h.find("hidden_activation", "hidden_act", "activation_function", "activation")
+    if name is not None and name not in family.activations:
+        known = " or ".join(family.activations)
+        raise Unsupported(f"{h.source}: activation {name!r}, but llama.cpp computes {known} in its {family.architecture}")
 
 
 def _check_embedding(h: Hyperparameters, checkpoint: Checkpoint, found: list[tuple[int, Mapped]]) -> None:

@@ -1,10 +1,10 @@
-"""Gemma, text only. transformers multiplies a normalised row by 1 + weight, llama.cpp by what is stored: the norms carry the 1."""
+"""Gemma 1 to 3, text only. transformers multiplies a normalised row by 1 + weight, llama.cpp by what is stored."""
 
 from quantize.artifact import Note
 from quantize.checkpoint import Checkpoint
 from quantize.errors import Unsupported
 from quantize.gguf.families.config import Hyperparameters
-from quantize.gguf.families.decoder import ARRAY, ATTENTION, F32, MLP, U32, Family, KVs, Rule, common_kvs
+from quantize.gguf.families.decoder import ARRAY, ATTENTION, F32, MLP, U32, Family, KVs, Rule, common_kvs, unusual_rope
 from quantize.gguf.families.operations import Add, Operation
 
 
@@ -65,9 +65,9 @@ def gemma3_check(h: Hyperparameters) -> list[Note]:
     return []
 
 
-def check_scale(h: Hyperparameters, layers_27b: int, layers_other: int = 0) -> None:
-    """llama.cpp scales queries by head_dim ** -0.5, and by (hidden / heads) ** -0.5 in the 27 B model, told by its layer count."""
-    expected = h.hidden // h.heads if h.layers in (layers_27b, layers_other) else h.head_dim
+def check_scale(h: Hyperparameters, layers_27b: int) -> None:
+    """llama.cpp scales queries by head_dim ** -0.5, but by (hidden / heads) ** -0.5 in the 27 B model, told by its layers."""
+    expected = h.hidden // h.heads if h.layers == layers_27b else h.head_dim
     if float(h["query_pre_attn_scalar"]) != expected:
         raise Unsupported(
             f"{h.source}: query_pre_attn_scalar {h['query_pre_attn_scalar']}, but llama.cpp scales the queries of a model with "
@@ -75,6 +75,57 @@ def check_scale(h: Hyperparameters, layers_27b: int, layers_other: int = 0) -> N
         )
 
 
+def gemma_kvs(h: Hyperparameters) -> KVs:
+    keys = (
+        "context_length", "embedding_length", "block_count", "feed_forward_length", "attention.head_count",
+        "attention.head_count_kv", "attention.layer_norm_rms_epsilon", "attention.key_length", "attention.value_length",
+    )  # fmt: skip
+    common = common_kvs(h)
+    return {key: common[key] for key in keys} | unusual_rope(h)
+
+
+def gemma2_kvs(h: Hyperparameters) -> KVs:
+    kvs = gemma_kvs(h)
+    for key in ("attn_logit_softcapping", "final_logit_softcapping"):
+        # llama.cpp caps by its own default where the key is absent; a cap this high changes nothing
+        kvs[key] = (h.config.get(key) or 1e9, F32)
+    return kvs | {"attention.sliding_window": (h["sliding_window"], U32)} | pattern_kv(h, 2)
+
+
+def gemma2_check(h: Hyperparameters) -> list[Note]:
+    check_scale(h, 46)
+    return []
+
+
+COMMON = {"head_dim": 256, "rms_norm_eps": 1e-6}
+TANH = ("gelu_pytorch_tanh", "gelu")  # early configs say gelu and mean the tanh form, as transformers assumes too
+GEMMA = Family(
+    architecture="gemma",
+    layer=(
+        Rule("blk.{i}.attn_norm", "model.layers.{i}.input_layernorm", one),
+        Rule("blk.{i}.ffn_norm", "model.layers.{i}.post_attention_layernorm", one),
+        *ATTENTION,
+        *MLP,
+    ),
+    ends=ENDS,
+    kvs=gemma_kvs,
+    defaults={**COMMON, "max_position_embeddings": 8192, "num_key_value_heads": 16, "rope_theta": 10_000.0},
+    dropped=("lm_head.weight",),
+    activations=TANH,
+)
+GEMMA2 = Family(
+    architecture="gemma2",
+    layer=(*SANDWICH, *ATTENTION, *MLP),
+    ends=ENDS,
+    kvs=gemma2_kvs,
+    defaults={
+        **COMMON, "max_position_embeddings": 8192, "num_key_value_heads": 4, "rope_theta": 10_000.0, "query_pre_attn_scalar": 256,
+        "sliding_window": 4096,
+    },
+    check=gemma2_check,
+    dropped=("lm_head.weight",),
+    activations=TANH,
+)  # fmt: skip
 GEMMA3 = Family(
     architecture="gemma3",
     layer=(*SANDWICH, *ATTENTION, *QK_NORMS, *MLP),
@@ -83,8 +134,9 @@ GEMMA3 = Family(
     defaults=GEMMA3_DEFAULTS,
     check=gemma3_check,
     dropped=("lm_head.weight",),
+    activations=TANH,
 )
 
 
 def family(checkpoint: Checkpoint) -> Family:
-    return GEMMA3
+    return {"GemmaForCausalLM": GEMMA, "Gemma2ForCausalLM": GEMMA2, "Gemma3ForCausalLM": GEMMA3}[checkpoint.architecture]

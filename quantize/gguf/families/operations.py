@@ -31,6 +31,9 @@ class Operation:
         return [array]
 
 
+COPY = Operation()
+
+
 @dataclass(frozen=True)
 class RopePermutation(Operation):
     """Rows of q and k: transformers rotates (i, i + d/2), llama.cpp's ``llama`` rotates (2i, 2i + 1) within each of ``heads``."""
@@ -120,7 +123,7 @@ class Part(Operation):
     axis: int
     start: int
     stop: int
-    then: Operation = Operation()
+    then: Operation = COPY
     lead: int = 0
     keep: bool = False
 
@@ -197,4 +200,13 @@ class UngroupQkv(Operation):
         return [np.concatenate(grouped, axis=1).reshape(array.shape)]
 
 
-COPY = Operation()
+@dataclass(frozen=True)
+class Normalise(Operation):
+    """Rows scaled to length one (Baichuan 2's head, which its own code normalises at every step). What comes back are those rows:
+    the model they make is the same."""
+
+    pure = False
+
+    def build(self, arrays: list[np.ndarray]) -> np.ndarray:
+        length = np.sqrt(np.square(arrays[0], dtype=np.float32).sum(axis=1, keepdims=True))
+        return np.asarray(arrays[0] / np.maximum(length, np.float32(1e-12)), np.float32)

@@ -1,0 +1,102 @@
+"""Qwen 2 MoE (1.5, 2: shared expert) and Qwen 3 MoE. Experts come one by one, or fused as transformers 5 holds them."""
+
+from quantize.artifact import Note
+from quantize.checkpoint import Checkpoint
+from quantize.errors import Unsupported
+from quantize.gguf.families.config import Hyperparameters
+from quantize.gguf.families.decoder import ATTENTION, ENDS, NORMS, QK_NORMS, U32, Family, KVs, OneOf, Rule, common_kvs
+from quantize.gguf.families.mixtral import stack
+from quantize.gguf.families.operations import Operation, Part
+from quantize.gguf.families.qwen import window_note
+
+
+def half(index: int) -> "HalfOf":
+    return HalfOf(index)
+
+
+class HalfOf:
+    """Rows of gate (0) or up (1) of fused experts (experts, 2 * ff, hidden)."""
+
+    def __init__(self, index: int):
+        self.index = index
+
+    def __call__(self, h: Hyperparameters) -> Operation:
+        return Part((2, int(h["moe_intermediate_size"])), 0, self.index, self.index + 1, lead=1)
+
+
+EXPERT = "model.layers.{i}.mlp.experts.{x}."
+EXPERTS = OneOf(
+    (
+        (
+            Rule("blk.{i}.ffn_down_exps", EXPERT + "down_proj", stack),
+            Rule("blk.{i}.ffn_gate_exps", EXPERT + "gate_proj", stack),
+            Rule("blk.{i}.ffn_up_exps", EXPERT + "up_proj", stack),
+        ),
+        (
+            Rule("blk.{i}.ffn_down_exps", "model.layers.{i}.mlp.experts.down_proj", suffixes=("",)),
+            Rule("blk.{i}.ffn_gate_exps", "model.layers.{i}.mlp.experts.gate_up_proj", half(0), suffixes=("",)),
+            Rule("blk.{i}.ffn_up_exps", "model.layers.{i}.mlp.experts.gate_up_proj", half(1), suffixes=("",)),
+        ),
+    )
+)
+ROUTER = Rule("blk.{i}.ffn_gate_inp", "model.layers.{i}.mlp.gate")
+SHARED = (
+    Rule("blk.{i}.ffn_gate_inp_shexp", "model.layers.{i}.mlp.shared_expert_gate"),
+    Rule("blk.{i}.ffn_gate_shexp", "model.layers.{i}.mlp.shared_expert.gate_proj"),
+    Rule("blk.{i}.ffn_up_shexp", "model.layers.{i}.mlp.shared_expert.up_proj"),
+    Rule("blk.{i}.ffn_down_shexp", "model.layers.{i}.mlp.shared_expert.down_proj"),
+)
+DEFAULTS = {"rms_norm_eps": 1e-6, "rope_theta": 10000.0, "max_position_embeddings": 32768, "norm_topk_prob": False}
+
+
+def kvs(h: Hyperparameters) -> KVs:
+    kvs = common_kvs(h) | {"expert_feed_forward_length": (h["moe_intermediate_size"], U32)}
+    if (shared := h.find("shared_expert_intermediate_size")) is not None:
+        kvs["expert_shared_feed_forward_length"] = (shared, U32)
+    return kvs
+
+
+def check(h: Hyperparameters, normalised: bool) -> list[Note]:
+    if h.find("mlp_only_layers") or (h.find("decoder_sparse_step") or 1) != 1:
+        raise Unsupported(
+            f"{h.source}: some layers have no experts (mlp_only_layers, decoder_sparse_step); llama.cpp wants them in all"
+        )
+    if bool(h.find("norm_topk_prob")) != normalised:
+        raise Unsupported(
+            f"{h.source}: norm_topk_prob is {h.find('norm_topk_prob')}; llama.cpp always computes this architecture with {normalised}"
+        )
+    return window_note(h)
+
+
+def check_qwen2(h: Hyperparameters) -> list[Note]:
+    return check(h, normalised=False)
+
+
+def check_qwen3(h: Hyperparameters) -> list[Note]:
+    return check(h, normalised=True)
+
+
+QWEN2_MOE = Family(
+    architecture="qwen2moe",
+    layer=(*NORMS, *ATTENTION, ROUTER, EXPERTS, *SHARED),
+    ends=ENDS,
+    kvs=kvs,
+    defaults={
+        **DEFAULTS, "num_key_value_heads": 16, "num_experts": 60, "num_experts_per_tok": 4, "moe_intermediate_size": 1408,
+        "shared_expert_intermediate_size": 5632,
+    },
+    check=check_qwen2,
+    output_required=True,
+)  # fmt: skip
+QWEN3_MOE = Family(
+    architecture="qwen3moe",
+    layer=(*NORMS, *ATTENTION, *QK_NORMS, ROUTER, EXPERTS),
+    ends=ENDS,
+    kvs=kvs,
+    defaults={**DEFAULTS, "num_key_value_heads": 4, "num_experts_per_tok": 8, "moe_intermediate_size": 768},
+    check=check_qwen3,
+)
+
+
+def family(checkpoint: Checkpoint) -> Family:
+    return QWEN2_MOE if checkpoint.architecture == "Qwen2MoeForCausalLM" else QWEN3_MOE

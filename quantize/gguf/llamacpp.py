@@ -16,7 +16,7 @@ import numpy as np
 from quantize.errors import BadInput, StepFailed
 from quantize.gguf.types import LlamaFileType, Type, row_bytes
 
-_log: deque[str] = deque(maxlen=400)
+_log: deque[str] = deque(maxlen=10_000)
 _callbacks: list[Any] = []  # llama.cpp keeps a pointer to the function: so must we
 
 
@@ -68,8 +68,8 @@ def clear_log() -> None:
 
 
 def log_lines() -> list[str]:
-    """What llama.cpp logged since ``clear_log`` (at most the last 400 messages)."""
-    return [line[1:].rstrip("\n") for line in _log if line[1:].strip()]
+    """What llama.cpp logged since ``clear_log`` (at most the last 10,000 messages)."""
+    return [line for line in "".join(entry[1:] for entry in _log).splitlines() if line.strip()]
 
 
 def last_error() -> str:

@@ -1,0 +1,60 @@
+"""Continuations of the same prompts side by side, each marked where it first departs from the source's."""
+
+from dataclasses import dataclass
+
+from reports.compare import Group
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """``same`` is the part that equals the source's, ``rest`` what follows the first difference."""
+
+    label: str
+    family: str
+    same: str
+    rest: str
+    identical: bool
+    tokens: int | None  # equal to the source's, where token ids were recorded
+
+
+@dataclass(frozen=True)
+class Prompt:
+    prompt: str
+    reference: str
+    continuations: tuple[Continuation, ...]
+
+
+def side_by_side(group: Group) -> list[Prompt]:
+    """From results of metric ``generations``, whose ``detail["items"]`` are ``{"prompt", "text", "ids"?}``; in the source's order."""
+    if group.reference is None:
+        return []
+    source = {item["prompt"]: item for item in _items(group, group.reference.label)}
+    out = []
+    for prompt, theirs in source.items():
+        found = []
+        for row in group.rows:
+            if row is group.reference:
+                continue
+            for item in _items(group, row.label):
+                if item["prompt"] == prompt:
+                    common = _common(item["text"], theirs["text"])
+                    equal = _common(item["ids"], theirs["ids"]) if item.get("ids") and theirs.get("ids") else None
+                    same = item["text"] == theirs["text"]
+                    found.append(Continuation(row.label, row.family, item["text"][:common], item["text"][common:], same, equal))
+        out.append(Prompt(prompt, theirs["text"], tuple(found)))
+    return out
+
+
+def _items(group: Group, label: str) -> list[dict]:  # type: ignore[type-arg]
+    row = next(row for row in group.all_rows if row.label == label)
+    results = [r for r in (*row.cells.values(), *row.others) if r.metric == "generations"]
+    return [item for r in results for item in r.detail.get("items", ())]
+
+
+def _common(a: str | list[int], b: str | list[int]) -> int:
+    count = 0
+    for x, y in zip(a, b, strict=False):
+        if x != y:
+            break
+        count += 1
+    return count

@@ -1,0 +1,184 @@
+"""The comparison in Markdown: what GitHub and a model card show. Charts are linked where their files lie beside it."""
+
+from collections.abc import Sequence
+
+from reports import format as text
+from reports.commands_used import reproduction
+from reports.compare import Comparison, Group, Row, bounds, head
+from reports.format import change, number, p_value
+from reports.plots import tasks_of
+from reports.recommend import Advice, Limits
+
+COLUMNS = (
+    "size_bytes",
+    "bits_per_weight",
+    "kl_mean",
+    "perplexity",
+    "top1_agreement",
+    "tg_tokens_per_s",
+    "pp_tokens_per_s",
+    "peak_memory_bytes",
+)
+
+
+def escape(words: object) -> str:
+    """Text inside a table cell: no markup, no HTML, no cell border of its own."""
+    out = str(words).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace("\\", "\\\\")
+    for character in "|*_`[]~":
+        out = out.replace(character, "\\" + character)
+    return " ".join(out.split())
+
+
+def code(words: object) -> str:
+    """In backticks, whatever it holds; inside a table a bar still has to be escaped."""
+    plain = " ".join(str(words).split()).replace("|", "\\|")
+    fence = "`" * (max((len(run) for run in _runs(plain)), default=0) + 1)
+    pad = " " if plain.startswith("`") or plain.endswith("`") else ""
+    return f"{fence}{pad}{plain}{pad}{fence}"
+
+
+def _runs(words: str) -> list[str]:
+    import re
+
+    return re.findall("`+", words)
+
+
+def limit_words(limits: Limits) -> str:
+    """The limits as the beginning of a sentence: ``For 8.59 GB and at most 1 % loss``."""
+    first = [f"For {text.size(limits.memory_bytes)}"] if limits.memory_bytes is not None else []
+    parts = []
+    if limits.context:
+        parts.append(f"{limits.context:,} tokens of context")
+    if limits.loss is not None:
+        parts.append(f"at most {100 * limits.loss:g} % loss (perplexity)")
+    if limits.divergence is not None:
+        parts.append(f"at most {limits.divergence:g} nats of divergence")
+    if limits.accuracy_drop is not None:
+        parts.append(f"at most {100 * limits.accuracy_drop:g} points of accuracy lost")
+    if limits.tokens_per_second is not None:
+        parts.append(f"at least {limits.tokens_per_second:g} tokens/s")
+    if limits.runtime:
+        parts.append(f"in {limits.runtime}")
+    sentence = " and ".join([*first, *parts]) or "Without any limit"
+    return sentence if sentence.startswith(("For", "Without")) else "For " + sentence
+
+
+def report_markdown(comparison: Comparison, advice: Sequence[Advice], plots: Sequence[Sequence[str]], version: str) -> str:
+    """``plots``: per model the chart files to link, relative to the Markdown file."""
+    out = ["# Quantization report", ""]
+    for group, found, files in zip(comparison.groups, advice, plots, strict=True):
+        out += [f"## {escape(group.model)}", "", answer(found), ""]
+        out += [*table(group), "", *footnotes(group), ""]
+        for file in files:
+            out += [f"![{escape(file.rpartition('/')[2].rpartition('.')[0])}]({file})", ""]
+        out += task_tables(group)
+        failed = [row for row in group.all_rows if row.subject.status != "ok" or row.failures]
+        if failed:
+            out += ["### Failures", ""]
+            out += [
+                f"- {code(row.label)} ({row.subject.status}): {escape('; '.join(row.failures) or row.subject.reason)}"
+                for row in failed
+            ]
+            out.append("")
+        noted = [(row, note) for row in group.all_rows for note in row.subject.notes]
+        if noted:
+            out += ["### Fallbacks and notes", ""]
+            out += [f"- {code(row.label)}: {code(n['tensor'])} {escape(n['what'])}: {escape(n['why'])}" for row, n in noted] + [
+                ""
+            ]
+    out += ["## Reproduction", "", "```sh"]
+    out += [command for part in reproduction(comparison) for command in part.commands]
+    return "\n".join([*out, "```", "", f"Written by Quantwright {version}.", ""])
+
+
+def answer(advice: Advice) -> str:
+    if advice.chosen:
+        why = "; ".join(check.arithmetic for check in advice.chosen.checks)
+        return f"**{limit_words(advice.limits)}: {code(advice.chosen.row.label)}.** The smallest that keeps within it: {escape(why)}."
+    if advice.nearest:
+        why = "; ".join(check.arithmetic for check in advice.nearest.missed)
+        return f"**{limit_words(advice.limits)}: none.** {code(advice.nearest.row.label)} comes nearest: {escape(why)}."
+    return "**Nothing was measured that could be recommended.**"
+
+
+def table(group: Group) -> list[str]:
+    columns = [c for c in COLUMNS if any(row.value(c) is not None for row in group.all_rows)]
+    titles = []
+    for column in columns:
+        protocols = {row.cells[column].protocol for row in group.all_rows if column in row.cells}
+        protocol = f" ({protocols.pop()})" if len(protocols) == 1 else ""
+        titles.append(f"{text.heading(column)}{', ' + text.unit(column) if text.unit(column) else ''}{protocol}")
+        if column == "perplexity":
+            titles.append("Change")
+    lines = ["| Artifact | " + " | ".join(escape(t) for t in titles) + " | Verified |", "|---|" + "---:|" * len(titles) + "---|"]
+    for row in group.all_rows:
+        cells = []
+        for column in columns:
+            cells.append(with_interval(row, column))
+            if column == "perplexity":
+                cells.append(_change(row))
+        state = escape(row.subject.verified or "–") if row.subject.status == "ok" else f"**{row.subject.status}**"
+        mark = " (source)" if row is group.reference else " (floor)" if row.subject.role == "floor" else ""
+        lines.append(f"| {code(row.label)}{mark} | " + " | ".join(cells) + f" | {state} |")
+    return lines
+
+
+def with_interval(row: Row, metric: str) -> str:
+    value = number(metric, row.value(metric))
+    limits = row.bounds(metric)
+    return f"{value} ({text.interval(metric, limits)})" if limits else value
+
+
+def _change(row: Row) -> str:
+    found = row.perplexity_change
+    if found is None:
+        return "–"
+    return change(found.value) + (f" ({change(found.interval[0])} to {change(found.interval[1])})" if found.interval else "")
+
+
+def footnotes(group: Group) -> list[str]:
+    """What the numbers rest on: protocol, text, tokens, backends, warnings."""
+    results = [r for row in group.all_rows for r in row.cells.values()]
+    quality = [r for r in results if r.metric in ("perplexity", "kl_mean")]
+    out = [
+        "In brackets: 95 % intervals. "
+        + f"Reference: {code(group.reference.label) if group.reference else 'none'}, {group.reference_why}."
+    ]
+    if quality:
+        texts = ", ".join(sorted({str(r.environment.get("text", "")) for r in quality} - {""}))
+        ids = " and ".join(sorted({r.ids for r in quality} - {""}))
+        out.append(
+            f"Quality: {', '.join(sorted({r.protocol for r in quality}))} on {max(r.n for r in quality):,} tokens"
+            + (f" of {escape(texts)}" if texts else "") + (f", {ids} token ids" if ids else "") + "."
+        )  # fmt: skip
+    backends = sorted({r.backend for r in results} - {""})
+    if backends:
+        out.append(f"Measured in {escape(', '.join(backends))}.")
+    return [" ".join(out), *(f"\n> {escape(warning)}" for warning in group.warnings)]
+
+
+def task_tables(group: Group) -> list[str]:
+    tasks = tasks_of(group)
+    if not tasks:
+        return []
+    out = ["### Tasks", "", "| Artifact | " + " | ".join(escape(task) for task in tasks) + " |", "|---|" + "---:|" * len(tasks)]
+    for row in group.all_rows:
+        if not row.tasks:
+            continue
+        cells = []
+        for task in tasks:
+            if task not in row.tasks:
+                cells.append("–")
+                continue
+            result = head(row.tasks[task])
+            cell = number(result.metric, result.value)
+            if limits := bounds(result):
+                cell += f" ({text.interval(result.metric, limits)})"
+            if difference := row.task_differences.get(task):
+                p = difference.holm if difference.holm is not None else difference.p_value
+                cell += f", {change(difference.value)}" + (f", {p_value(p)}" if p is not None else "")
+            cells.append(cell)
+        out.append(f"| {code(row.label)} | " + " | ".join(cells) + " |")
+    counts = {task: max(head(row.tasks[task]).n for row in group.all_rows if task in row.tasks) for task in tasks}
+    items = ", ".join(f"{escape(task)} {count:,}" for task, count in counts.items())
+    return [*out, "", f"Items: {items}. Differences are paired with the source; p by exact McNemar's test, Holm-corrected.", ""]

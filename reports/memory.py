@@ -1,0 +1,104 @@
+"""How much memory serving takes: the weights, the KV cache at a context, and what the program needs besides."""
+
+import json
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from quantize.errors import BadInput
+from reports.compare import Group, Row
+
+CACHE_BYTES = 2  # of an element: half precision, the default of llama.cpp, vLLM and a bf16 model in transformers
+ASSUMED_OVERHEAD = 512 << 20
+ASSUMED_SHARE = 0.10
+
+
+@dataclass(frozen=True)
+class KvShape:
+    """``layers``: (bytes a token, most tokens kept or None), summed over layers of one kind; ``context``: the model's own limit."""
+
+    layers: tuple[tuple[int, int | None], ...]
+    context: int | None = None
+    source: str = ""
+
+    def bytes_at(self, tokens: int) -> int:
+        """Of one sequence of ``tokens``; a layer with a sliding window keeps no more than the window."""
+        return sum(per_token * (tokens if cap is None else min(tokens, cap)) for per_token, cap in self.layers)
+
+    @property
+    def arithmetic(self) -> str:
+        parts = [f"{per_token:,} B a token" + (f" for at most {cap:,} tokens" if cap else "") for per_token, cap in self.layers]
+        return " + ".join(parts)
+
+
+def kv_shape(config: dict[str, Any], source: str = "") -> KvShape | None:
+    """From a model's config.json. None where it does not say how many layers and heads there are.
+
+    A layer stores 2 (keys and values) x KV heads x head dimension elements a token; with latent attention (``kv_lora_rank``)
+    the compressed vector and the rotary part.
+    """
+    text = config.get("text_config") or config
+    layers = text.get("num_hidden_layers")
+    heads = text.get("num_key_value_heads") or text.get("num_attention_heads")
+    if not isinstance(layers, int) or not isinstance(heads, int):
+        return None
+    if text.get("kv_lora_rank"):
+        elements = int(text["kv_lora_rank"]) + int(text.get("qk_rope_head_dim") or 0)
+    else:
+        size = text.get("head_dim") or text.get("hidden_size", 0) // text.get("num_attention_heads", heads)
+        if not size:
+            return None
+        elements = 2 * heads * int(size)
+    kinds = text.get("layer_types") or ["full_attention"] * layers
+    window = text.get("sliding_window")
+    caps = Counter(window if kind == "sliding_attention" and window else None for kind in kinds if "attention" in kind)
+    per_layer = elements * CACHE_BYTES
+    found = tuple((count * per_layer, cap) for cap, count in sorted(caps.items(), key=lambda pair: pair[0] or 0))
+    return KvShape(found, text.get("max_position_embeddings"), source)
+
+
+def find_shape(group: Group, row: Row | None = None, roots: Iterable[Path] = (Path(),)) -> KvShape | None:
+    """From the config.json of the artifact or of its source, where either still lies where it was measured."""
+    names = [row.subject.name, row.subject.model] if row else []
+    names += [group.model, *(r.subject.name for r in group.all_rows), *(r.subject.model for r in group.all_rows)]
+    for name in dict.fromkeys(filter(None, names)):
+        for root in roots:
+            path = root / name / "config.json"
+            try:
+                shape = kv_shape(json.loads(path.read_text(encoding="utf-8")), str(path)) if path.is_file() else None
+            except (OSError, ValueError):
+                continue
+            if shape:
+                return shape
+    return None
+
+
+def read_shape(model: Path) -> KvShape:
+    """Errors: BadInput where ``model`` holds no config.json that says what the cache takes."""
+    path = model / "config.json" if model.is_dir() else model
+    try:
+        shape = kv_shape(json.loads(path.read_text(encoding="utf-8")), str(path))
+    except (OSError, ValueError) as error:
+        raise BadInput(f"--model {model}: no readable config.json ({error}); give the folder of the source checkpoint") from None
+    if shape is None:
+        raise BadInput(f"{path}: does not say num_hidden_layers and heads; give --kv-bytes-per-token instead")
+    return shape
+
+
+def overhead(row: Row, shape: KvShape | None) -> tuple[int, str]:
+    """(bytes, how it was found): measured peak less weights and cache, or an assumption where no peak was measured."""
+    weights = row.subject.size_bytes or 0
+    for metric, title in (("gpu_memory_bytes", "GPU memory"), ("peak_memory_bytes", "peak memory")):
+        result = row.cells.get(metric)
+        if result is not None and result.value:
+            speed = row.cells.get("tg_tokens_per_s")
+            digits = "".join(c for c in (speed.protocol.split("@")[0] if speed else "") if c.isdigit())
+            tokens = int(digits or 0)
+            cache = shape.bytes_at(tokens) if shape else 0
+            rest = max(0, round(result.value - weights - cache))
+            return rest, f"measured {title} less weights and the cache of {tokens} tokens"
+    return round(
+        ASSUMED_OVERHEAD + ASSUMED_SHARE * weights
+    ), "assumed: 512 MiB and 10 % of the weights; `quantwright bench` measures it"

@@ -1,0 +1,196 @@
+"""Which charts a report has, made from a comparison; and the same charts as SVG and PNG files."""
+
+from pathlib import Path
+from typing import Any
+
+from reports.charts import Point, Scatter, Strip, StripChart, scatter, standalone, strips
+from reports.compare import Group, Row, bounds, head
+from reports.format import change, heading, interval, number, unit
+from reports.svg import STYLES
+
+MOST_STRIPS = 40  # more lines than this make a chart that nobody reads; the table has them all
+PROFILE = ("kl_median", "kl_p90", "kl_p95", "kl_p99", "kl_p99.9", "kl_max")
+SCATTERS = (
+    ("size", "Size against divergence", "size_bytes", "Size on disk"),
+    ("speed", "Decode speed against divergence", "tg_tokens_per_s", "Decode, tokens/s"),
+    ("prefill", "Prefill speed against divergence", "pp_tokens_per_s", "Prefill, tokens/s"),
+    ("memory", "Memory against divergence", "peak_memory_bytes", "Peak memory of the process"),
+)
+
+
+def loss_title(group: Group) -> str:
+    return "Mean KL divergence from the source, nats" if group.loss_metric == "kl_mean" else "Perplexity"
+
+
+def scatter_plots(group: Group, ids: dict[int, str] | None = None) -> list[Scatter]:
+    """Those for which at least two artifacts have both numbers. ``ids``: id(row) -> id of its line in the table."""
+    plots = []
+    floor = _floor(group)
+    loss = loss_title(group)
+    for key, title, metric, x_title in SCATTERS:
+        points = tuple(p for row in group.rows if (p := _point(group, row, metric, (ids or {}).get(id(row), ""))) is not None)
+        if len(points) < 2:
+            continue
+        if group.loss_metric != "kl_mean":
+            title = title.replace("divergence", "perplexity")
+        protocols = {row.cells[metric].protocol for row in group.rows if metric in row.cells}
+        if len(protocols) == 1 and metric.endswith("tokens_per_s"):
+            x_title += f" ({protocols.pop()})"
+        better = "lower right is better" if metric.endswith("tokens_per_s") else "lower left is better"
+        reference = group.reference.value(metric) if group.reference and group.reference not in group.rows else None
+        plots.append(Scatter(key, title, metric, group.loss_metric, x_title, loss, better, points, floor, reference))
+    return plots
+
+
+def _floor(group: Group) -> float | None:
+    values = [limits[1] for row in group.floors if (limits := bounds(row.cells.get(group.loss_metric)))]
+    values += [v for row in group.floors if (v := row.value(group.loss_metric)) is not None]
+    return max(values) if values and group.loss_metric == "kl_mean" else None
+
+
+def _point(group: Group, row: Row, metric: str, row_id: str) -> Point | None:
+    x, y = row.value(metric), row.value(group.loss_metric)
+    if x is None or y is None:
+        return None
+    return Point(
+        label=row.label,
+        family=row.family,
+        x=x,
+        y=y,
+        x_bounds=row.bounds(metric),
+        y_bounds=row.bounds(group.loss_metric),
+        front=metric in row.fronts,
+        lines=tuple(_tooltip(row)),
+        row=row_id,
+    )
+
+
+def _tooltip(row: Row) -> list[str]:
+    out = []
+    for metric in ("size_bytes", "kl_mean", "perplexity", "top1_agreement", "tg_tokens_per_s", "peak_memory_bytes"):
+        value = row.value(metric)
+        if value is not None:
+            limits = row.bounds(metric)
+            between = f" ({interval(metric, limits)})" if limits else ""
+            out.append(f"{heading(metric)} {number(metric, value)} {unit(metric)}".rstrip() + between)
+    if row.perplexity_change is not None:
+        out.append(f"Perplexity {change(row.perplexity_change.value)} against the source")
+    return out
+
+
+def profile_chart(group: Group, ids: dict[int, str] | None = None) -> StripChart | None:
+    """Percentiles of the divergence over tokens: how bad the bad tokens are."""
+    rows = sorted((row for row in group.rows if row.value("kl_mean")), key=lambda row: row.value("kl_mean") or 0)
+    found = []
+    for row in rows[:MOST_STRIPS]:
+        named = [("mean", row.value("kl_mean"))] + [(metric.removeprefix("kl_"), row.value(metric)) for metric in PROFILE]
+        marks = tuple((name, value) for name, value in named if value is not None and value > 0)
+        if len(marks) > 1:
+            found.append(Strip(row.label, row.family, marks, None, (ids or {}).get(id(row), "")))
+    names = tuple(dict.fromkeys(name for strip in found for name, _ in strip.marks))
+    axis = "KL divergence per token, nats"
+    return StripChart("profile", "Divergence profile", "kl_mean", axis, tuple(found), None, True, names) if found else None
+
+
+def task_charts(group: Group, ids: dict[int, str] | None = None) -> list[tuple[str, StripChart]]:
+    """Per task: accuracy with its interval, artifacts in order, a line at the source's."""
+    charts = []
+    for index, task in enumerate(tasks_of(group)):
+        found, reference = [], None
+        for row in (*group.rows, *([group.reference] if group.reference and group.reference not in group.rows else [])):
+            if task not in row.tasks:
+                continue
+            result = head(row.tasks[task])
+            if result.value is None:
+                continue
+            if row is group.reference:
+                reference = result.value
+            found.append(
+                Strip(
+                    row.label, row.family, ((heading(result.metric), result.value),), bounds(result), (ids or {}).get(id(row), "")
+                )
+            )
+        if found:
+            metric = head(next(row.tasks[task] for row in group.all_rows if task in row.tasks)).metric
+            chart = StripChart(
+                f"task-{index}",
+                f"{task}: {heading(metric).lower()}",
+                metric,
+                heading(metric),
+                tuple(found[:MOST_STRIPS]),
+                reference,
+            )
+            charts.append((task, chart))
+    return charts
+
+
+def tasks_of(group: Group) -> list[str]:
+    return list(dict.fromkeys(task for row in group.all_rows for task in row.tasks))
+
+
+def write_plots(group: Group, folder: Path, prefix: str = "") -> list[Path]:
+    """Write every chart of ``group`` as an SVG file; the files in the order of the report."""
+    folder.mkdir(parents=True, exist_ok=True)
+    plots = scatter_plots(group)
+    drawn = [(p.key, standalone(scatter(p))) for p in plots]
+    if profile := profile_chart(group):
+        drawn.append((profile.key, standalone(strips(profile))))
+    drawn += [(chart.key, standalone(strips(chart))) for _, chart in task_charts(group)]
+    files = []
+    for key, svg in drawn:
+        files.append(folder / f"{prefix}{key}.svg")
+        files[-1].write_text(svg, encoding="utf-8")
+    return files
+
+
+def write_pngs(group: Group, folder: Path, prefix: str = "") -> tuple[list[Path], str]:
+    """The scatter plots as PNG, for places that show no SVG. Returns (files, remark): without matplotlib none, and why."""
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError:
+        return (
+            [],
+            "no PNG files: matplotlib is not installed (pip install 'quantwright[plots]'); the SVG files hold the same plots",
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    files = []
+    for plot in scatter_plots(group):
+        figure = Figure(figsize=(7.2, 5.2), dpi=150, layout="constrained")
+        FigureCanvasAgg(figure)
+        _draw(figure.subplots(), plot)
+        files.append(folder / f"{prefix}{plot.key}.png")
+        figure.savefig(files[-1], metadata={"Software": None})
+    return files, ""
+
+
+_MATPLOTLIB_MARKERS = {"circle": "o", "square": "s", "diamond": "D", "up": "^", "down": "v", "cross": "P", "hexagon": "h"}
+
+
+def _draw(axes: Any, plot: Scatter) -> None:
+    scale = 1e6 if plot.x_metric.endswith("bytes") else 1.0
+    for family in dict.fromkeys(p.family for p in plot.points):
+        shape, colour, _ = STYLES.get(family, STYLES["other"])
+        for p in (p for p in plot.points if p.family == family):
+            spread = [[p.y - p.y_bounds[0]], [p.y_bounds[1] - p.y]] if p.y_bounds else None
+            across = [[(p.x - p.x_bounds[0]) / scale], [(p.x_bounds[1] - p.x) / scale]] if p.x_bounds else None
+            axes.errorbar(
+                p.x / scale, p.y, yerr=spread, xerr=across, fmt=_MATPLOTLIB_MARKERS[shape], color=colour, elinewidth=1,
+                markerfacecolor=colour if p.front else "white", label=family,
+            )  # fmt: skip
+            axes.annotate(p.label, (p.x / scale, p.y), xytext=(6, 5), textcoords="offset points", fontsize=8, parse_math=False)
+    front = sorted((p.x / scale, p.y) for p in plot.points if p.front)
+    axes.plot(*zip(*front, strict=True), linestyle="--", color="#667085", linewidth=1, zorder=0)
+    if plot.floor is not None:
+        axes.axhline(plot.floor, linestyle=":", color="#667085")
+    positive = [p.y for p in plot.points if p.y > 0]
+    if positive and max(positive) / min(positive) >= 5:
+        axes.set_yscale("log")
+    axes.set_xlabel(plot.x_title + (", MB" if scale != 1 else ""))
+    axes.set_ylabel(plot.y_title)
+    axes.set_title(f"{plot.title} ({plot.better})", fontsize=11)
+    handles, labels = axes.get_legend_handles_labels()
+    unique = dict(zip(labels, handles, strict=True))
+    axes.legend(unique.values(), unique.keys(), fontsize=8, frameon=False)
+    axes.grid(color="#e3e6eb", linewidth=0.6)
+    axes.spines[["top", "right"]].set_visible(False)

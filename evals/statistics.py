@@ -5,8 +5,9 @@ are always paired, chunk by chunk or item by item. All intervals are two-sided.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -53,13 +54,25 @@ def bootstrap_levels(chunks: int, confidence: float = 0.95) -> tuple[float, floa
     return tail, 100 - tail
 
 
-def resampled_weights(chunks: int, resamples: int, seed: int) -> "list[Array]":
+def resampled_weights(chunks: int, resamples: int, seed: int) -> Iterator[Array]:
     """How often each chunk is drawn: float64 arrays (some resamples, chunks) that together make ``resamples`` rows."""
+    if chunks * resamples <= _BATCH_ELEMENTS:
+        yield _weights(chunks, resamples, seed)
+        return
     rng = np.random.default_rng(seed)
     step = max(1, _BATCH_ELEMENTS // max(1, chunks))
-    sizes = [min(step, resamples - i) for i in range(0, resamples, step)]
-    probabilities = np.full(chunks, 1 / chunks)
-    return [rng.multinomial(chunks, probabilities, size).astype(np.float64) for size in sizes]
+    for begin in range(0, resamples, step):
+        yield _draw(rng, chunks, min(step, resamples - begin))
+
+
+@lru_cache(maxsize=4)
+def _weights(chunks: int, resamples: int, seed: int) -> Array:
+    """Kept, since every figure of one measurement resamples the same chunks."""
+    return _draw(np.random.default_rng(seed), chunks, resamples)
+
+
+def _draw(rng: np.random.Generator, chunks: int, resamples: int) -> Array:
+    return rng.multinomial(chunks, np.full(chunks, 1 / chunks), resamples).astype(np.float64)
 
 
 def block_bootstrap(

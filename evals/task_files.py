@@ -84,9 +84,10 @@ class LocalTask:
 
 @dataclass(frozen=True)
 class HarnessTask:
-    """A task that lm-eval knows by name, or the path of a YAML task."""
+    """A task that lm-eval knows by name, or the path of a YAML task. ``known``: it needs lm-eval's own tasks to be read."""
 
     name: str
+    known: bool = True
 
 
 Task = LocalTask | HarnessTask
@@ -205,7 +206,7 @@ def read_yaml(path: Path) -> HarnessTask:
         raise BadInput(f"{path}{line}: not YAML ({getattr(error, 'problem', error)})") from None
     if not isinstance(document, dict) or not ({"task", "group", "include"} & set(document)):
         raise BadInput(f"{path}: not a task of lm-eval (no 'task' key); see its docs, or use a .jsonl")
-    return HarnessTask(str(path))
+    return HarnessTask(str(path), known=isinstance(document.get("task"), list) or "group" in document)
 
 
 def _lenient_loader() -> Any:
@@ -220,23 +221,25 @@ def _lenient_loader() -> Any:
 
 
 @cache
-def task_manager() -> "TaskManager":
-    """Errors: BadInput where lm-eval is not installed."""
+def task_manager(names: bool) -> "TaskManager":
+    """lm-eval's loader of tasks; with ``names`` it knows lm-eval's own, whose thousands of files it reads first (some 10 s).
+
+    Errors: BadInput where lm-eval is not installed.
+    """
     try:
         from lm_eval.tasks import TaskManager
     except ImportError:
         raise BadInput("--tasks needs lm-eval: pip install 'quantwright[tasks]'") from None
-    return TaskManager()
+    return TaskManager(include_defaults=names)
 
 
 def known_task(name: str) -> HarnessTask:
-    known = task_manager().all_tasks
+    if "/" in name or "." in name:
+        raise BadInput(f"unknown task {name!r}; a local task is a .jsonl, a .yaml or HellaSwag's .txt")
+    known = task_manager(True).all_tasks
     if name not in known:
-        if "/" in name or "." in name.split("/")[-1]:
-            hint = "; a local task is a .jsonl, a .yaml or HellaSwag's .txt"
-        else:
-            close = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
-            hint = f" (did you mean {' or '.join(close)}?)" if close else ""
+        close = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
+        hint = f" (did you mean {' or '.join(close)}?)" if close else ""
         raise BadInput(f"unknown task {name!r}{hint}; `lm-eval ls tasks` lists lm-eval's names")
     return HarnessTask(name)
 

@@ -16,7 +16,7 @@ import numpy as np
 from evals import statistics
 from evals.result import EvalResult
 from evals.rows import Heading, interval, number
-from evals.task_files import LocalTask, Task, task_manager
+from evals.task_files import HarnessTask, LocalTask, Task, task_manager
 from quantize.errors import QuantwrightError, StepFailed
 from quantize.runtimes import Runtime
 from quantize.tokenizer import SourceTokenizer
@@ -53,10 +53,11 @@ def _one_task(model: Any, task: Task, heading: Heading, limit: int | None, ids: 
     from lm_eval import simple_evaluate
 
     spec = task.lm_eval_config() if isinstance(task, LocalTask) else task.name
+    manager = task_manager(isinstance(task, HarnessTask) and task.known)
     with _quiet():
         try:
             outcome = simple_evaluate(
-                model=model, tasks=[spec], limit=limit, bootstrap_iters=BOOTSTRAP_ITERATIONS, task_manager=task_manager()
+                model=model, tasks=[spec], limit=limit, bootstrap_iters=BOOTSTRAP_ITERATIONS, task_manager=manager
             )
         except QuantwrightError:
             raise

@@ -1,0 +1,152 @@
+"""lm-eval on a model whose probabilities are known exactly."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("lm_eval")
+sys.path.insert(0, str(Path(__file__).parent))
+
+from bigram import Bigram, naive_log_probs, random_table
+
+from evals.harness import RuntimeLM
+from evals.rows import Heading
+from evals.task_files import LocalTask
+from evals.tasks import pair_with_reference, run_tasks
+from quantize.errors import Unsupported
+
+HEADING = Heading("model", "digest", "bigram", {})
+WORDS = ["stone", "river", "cloud", "tree", "sand", "wind", "rain", "snow"]
+
+
+def letters_model(seed: int = 0) -> Bigram:
+    return Bigram(random_table(60, seed=seed), context=48, bos=0)
+
+
+def naive_score(model: Bigram, context: str, continuation: str) -> tuple[float, bool]:
+    ids = model.tokenize(context + continuation)
+    start = len(model.tokenize(context))
+    total, greedy = 0.0, True
+    for i in range(start, len(ids)):
+        log_probs = naive_log_probs(model.table[ids[i - 1]])
+        total += log_probs[ids[i]]
+        greedy &= int(log_probs.argmax()) == ids[i]
+    return total, greedy
+
+
+def make_task(form: str, n: int = 30) -> LocalTask:
+    rng = np.random.default_rng(1)
+    items = []
+    for _ in range(n):
+        words = [str(w) for w in rng.permutation(WORDS)]
+        gold = int(rng.integers(3))
+        if form == "choices":
+            items.append({"query": " ".join(words[:2]), "choices": [words[3], f"{words[4]} {words[5]}", words[6]], "gold": gold})
+        else:
+            items.append({"context_options": words[:3], "continuation": words[4], "gold": gold})
+    return LocalTask("mine", Path("mine.jsonl"), form, tuple(items))
+
+
+def test_multiple_choice_equals_a_naive_loop() -> None:
+    model, task = letters_model(), make_task("choices")
+    rows = {row.metric: row for row in run_tasks(model, [task], None, HEADING, None, False, {"bos": 0, "eos": 0})}
+    plain, normalized = [], []
+    for item in task.items:
+        scores = [naive_score(model, item["query"], " " + choice)[0] for choice in item["choices"]]
+        plain.append(float(np.argmax(scores) == item["gold"]))
+        per_character = [score / len(choice) for score, choice in zip(scores, item["choices"], strict=True)]
+        normalized.append(float(np.argmax(per_character) == item["gold"]))
+    assert plain != normalized
+    assert rows["accuracy"].samples == tuple(plain)
+    assert rows["accuracy_norm"].samples == tuple(normalized)
+    assert rows["accuracy"].value == pytest.approx(np.mean(plain))
+    assert rows["accuracy"].stderr == pytest.approx(np.std(plain, ddof=1) / np.sqrt(30))
+    low, high = rows["accuracy"].interval or (0, 0)
+    assert low < np.mean(plain) < high
+    assert (rows["accuracy"].task, rows["accuracy"].n, rows["accuracy"].ids) == ("mine", 30, "runtime")
+
+
+def test_context_options_equal_a_naive_loop() -> None:
+    model, task = letters_model(), make_task("contexts")
+    (row,) = run_tasks(model, [task], None, HEADING, None, False, {"bos": 0, "eos": 0})
+    want = []
+    for item in task.items:
+        scores = [naive_score(model, context, " " + item["continuation"])[0] for context in item["context_options"]]
+        want.append(float(np.argmax(scores) == item["gold"]))
+    assert row.samples == tuple(want)
+
+
+def requests_of(pairs: list[tuple[str, ...]]) -> list:  # type: ignore[type-arg]
+    from lm_eval.api.instance import Instance
+
+    return [Instance("loglikelihood", {}, pair, i) for i, pair in enumerate(pairs)]
+
+
+def test_loglikelihood_and_greediness_with_shared_and_truncated_inputs() -> None:
+    model = letters_model()
+    lm = RuntimeLM(model, None, bos=0, eos=0)
+    best = chr(int(model.table[model.tokenize("x", False)[0]].argmax()) - 1 + 59)  # some text whose one token is that id
+    assert model.tokenize(best, False) == [int(model.table[model.tokenize("x", False)[0]].argmax())]
+    pairs = [("ab", "c"), ("ab", "d"), ("ab", "cd"), ("x", best), ("  ", "ab"), ("", "ab"), ("q" * 100, "rs")]
+    got = lm.loglikelihood(requests_of(pairs))
+    assert model.runs == 6  # "ab" + c and "ab" + d share one input
+    for (context, continuation), (value, greedy) in zip(pairs, got, strict=True):
+        if not context.strip():
+            continuation, context = context + continuation, ""
+        want = naive_score(model, context, continuation)
+        assert value == pytest.approx(want[0], rel=1e-6)
+        assert greedy == want[1]
+    assert got[3][1] is True
+
+
+def test_rolling_scores_every_token_once_in_windows() -> None:
+    model = letters_model()
+    lm = RuntimeLM(model, None, bos=0, eos=0)
+    text = "the quick brown fox jumps over the lazy dog and runs far away from here, then returns"
+    ids = model.tokenize(text)
+    assert len(ids) > model.context
+    want = sum(naive_log_probs(model.table[a])[b] for a, b in zip([0, *ids[:-1]], ids, strict=True))
+    assert lm.loglikelihood_rolling(requests_of([(text,), ("ab",)]))[0] == pytest.approx(want, rel=1e-6)
+
+
+def test_generation_needs_a_tokenizer_and_is_greedy(make_checkpoint) -> None:  # type: ignore[no-untyped-def]
+    from quantize.tokenizer import SourceTokenizer
+
+    with pytest.raises(Unsupported, match="needs the source's tokenizer"):
+        RuntimeLM(letters_model(), None, bos=0, eos=0).generate_until(requests_of([("a", {"until": ["b"]})]))
+    source = SourceTokenizer.open(make_checkpoint())
+    rng = np.random.default_rng(0)
+    table = np.zeros((4096, 4096), np.float32)
+    successor = rng.integers(300, 4096, 4096)
+    table[np.arange(4096), successor] = 5
+    model = Bigram(table, context=128)
+    lm = RuntimeLM(model, source, bos=0, eos=0)
+    ids = source.encode("Hello there")
+    want, token = [], ids[-1]
+    for _ in range(12):
+        token = int(successor[token])
+        want.append(token)
+    text = source.decode(want)
+    assert lm.generate_until(requests_of([("Hello there", {"until": [], "max_gen_toks": 12})])) == [text]
+    stop = text[5:8]
+    assert lm.generate_until(requests_of([("Hello there", {"until": [stop], "max_gen_toks": 12})])) == [text.split(stop)[0]]
+    with pytest.raises(Unsupported, match="sampling"):
+        lm.generate_until(requests_of([("a", {"until": ["b"], "do_sample": True, "temperature": 0.7})]))
+
+
+def test_candidates_are_paired_with_the_reference() -> None:
+    from dataclasses import replace
+
+    task = make_task("choices", 60)
+    special = {"bos": 0, "eos": 0}
+    reference = run_tasks(letters_model(), [task], None, replace(HEADING, role="reference"), None, False, special)
+    others = [run_tasks(letters_model(seed), [task], None, HEADING, None, False, special) for seed in (1, 2)]
+    rows = pair_with_reference([*reference, *others[0], *others[1]])
+    assert "vs_reference" not in rows[0].detail
+    for row in rows[2:]:
+        paired = row.detail["vs_reference"]
+        base = next(r for r in reference if r.metric == row.metric)
+        assert paired["difference"] == pytest.approx(row.value - base.value)
+        assert paired["p_mcnemar"] <= paired["p_holm"] <= 1

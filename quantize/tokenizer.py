@@ -1,9 +1,11 @@
 """The source's own tokenizer: its file, read by the library that defines it (tokenizers, or SentencePiece).
 
-Not transformers' classes, which can depart from the file they are given.
+Not transformers' classes, which can depart from the file they are given; they are asked only where there is no such file
+(vocab.json and merges.txt alone, which hold no split pattern: the class is the definition).
 """
 
 import json
+import re
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -11,14 +13,19 @@ from typing import Any
 from quantize.checkpoint import sha256_file
 from quantize.errors import BadInput
 
+SENTENCEPIECE_FILES = ("tokenizer.model", "spiece.model")
+
 
 class SourceTokenizer:
-    """Text -> token ids exactly as the file says. ``file`` is tokenizer.json or the SentencePiece model that was read."""
+    """Text -> token ids exactly as the file says. ``file`` is tokenizer.json, the SentencePiece model or vocab.json.
+
+    ``backend`` is the ``tokenizers.Tokenizer`` or the ``SentencePieceProcessor``.
+    """
 
     def __init__(self, folder: Path, file: Path, backend: Any):
         self.folder = folder
         self.file = file
-        self._backend = backend
+        self.backend = backend
 
     @classmethod
     def open(cls, folder: Path) -> "SourceTokenizer":
@@ -31,16 +38,16 @@ class SourceTokenizer:
                 return cls(folder, path, Tokenizer.from_file(str(path)))
             except Exception as error:  # the library raises bare Exception
                 raise BadInput(f"{path}: not a tokenizer the tokenizers library can read ({error}); fetch it again") from None
-        for name in ("tokenizer.model", "spiece.model"):
+        for name in SENTENCEPIECE_FILES:
             path = folder / name
             if path.is_file():
-                from sentencepiece import SentencePieceProcessor
-
-                try:
-                    return cls(folder, path, SentencePieceProcessor(model_file=str(path)))
-                except RuntimeError as error:
-                    raise BadInput(f"{path}: not a SentencePiece model ({error}); fetch it again") from None
-        raise BadInput(f"{folder}: no tokenizer.json and no SentencePiece model; copy the base model's tokenizer files there")
+                return cls(folder, path, open_sentencepiece(path))
+        if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
+            return cls(folder, folder / "vocab.json", _from_class(folder))
+        raise BadInput(
+            f"{folder}: no tokenizer.json, no SentencePiece model, no vocab.json with merges.txt; "
+            "copy the base model's tokenizer files there"
+        )
 
     @property
     def is_sentencepiece(self) -> bool:
@@ -48,24 +55,113 @@ class SourceTokenizer:
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        path = self.folder / "tokenizer_config.json"
-        data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        return _read_json(self.folder / "tokenizer_config.json")
+
+    @cached_property
+    def definition(self) -> dict[str, Any]:
+        """tokenizer.json as parsed (for a folder without one, what the tokenizers library would write). {} for SentencePiece.
+
+        Errors: BadInput where it has no vocabulary model.
+        """
+        if self.is_sentencepiece:
+            return {}
+        data: dict[str, Any] = _read_json(self.file) if self.file.name == "tokenizer.json" else json.loads(self.backend.to_str())
+        if not isinstance(data.get("model"), dict) or "vocab" not in data["model"]:
+            raise BadInput(f"{self.file}: has no vocabulary (model.vocab); fetch it again")
         return data
 
-    def encode(self, text: str, add_special: bool = True) -> list[int]:
-        """Token ids; with ``add_special`` the file's post-processor (or add_bos_token / add_eos_token) has its say."""
+    @cached_property
+    def added_tokens(self) -> dict[str, int]:
+        """Tokens that are found in the text before anything else looks at it: text -> id."""
         if not self.is_sentencepiece:
-            ids: list[int] = self._backend.encode(text, add_special_tokens=add_special).ids
+            return {token.content: number for number, token in self.backend.get_added_tokens_decoder().items()}
+        declared = {text: number for number, (text, _) in sentencepiece_added_tokens(self.folder).items()}
+        model = self.backend
+        for number in range(model.vocab_size()):
+            if model.is_control(number) or model.is_unknown(number):
+                declared.setdefault(model.id_to_piece(number), number)
+        return declared
+
+    @property
+    def vocab_size(self) -> int:
+        """One more than the largest id, added tokens included."""
+        if not self.is_sentencepiece:
+            return 1 + max(self.backend.get_vocab(with_added_tokens=True).values(), default=-1)
+        return max([self.backend.vocab_size(), *(number + 1 for number in self.added_tokens.values())])
+
+    def piece(self, number: int) -> str | None:
+        """The token's text as the file spells it, or None for an id that has none."""
+        if not self.is_sentencepiece:
+            text: str | None = self.backend.id_to_token(number)
+            return text
+        if number < self.backend.vocab_size():
+            return str(self.backend.id_to_piece(number))
+        return next((text for text, known in self.added_tokens.items() if known == number), None)
+
+    def id_of(self, text: str) -> int | None:
+        """The id of the token spelled ``text``, or None."""
+        if not self.is_sentencepiece:
+            number: int | None = self.backend.token_to_id(text)
+            return number
+        if text in self.added_tokens:
+            return self.added_tokens[text]
+        known = int(self.backend.piece_to_id(text))
+        return known if self.backend.id_to_piece(known) == text else None
+
+    def encode(self, text: str, add_special: bool = True) -> list[int]:
+        """Token ids; with ``add_special`` the file's post-processor (or add_bos_token / add_eos_token) has its say.
+
+        A SentencePiece model does not look for control tokens in the text; every loader of such a folder does, and so does
+        this, for the model's own control pieces and for the added tokens that the folder declares.
+        """
+        if not self.is_sentencepiece:
+            ids: list[int] = self.backend.encode(text, add_special_tokens=add_special).ids
             return ids
-        ids = list(self._backend.encode(text))
-        if add_special and self.config.get("add_bos_token", True) and self._backend.bos_id() >= 0:
-            ids.insert(0, self._backend.bos_id())
-        if add_special and self.config.get("add_eos_token", False) and self._backend.eos_id() >= 0:
-            ids.append(self._backend.eos_id())
+        ids = []
+        added = self.added_tokens
+        for part in self._added_pattern.split(text) if self._added_pattern else [text]:
+            if part in added:
+                ids.append(added[part])
+            elif part:
+                ids += self.backend.encode(part)
+        if add_special and self.adds_bos and (bos := self._special("bos", self.backend.bos_id())) >= 0:
+            ids.insert(0, bos)
+        if add_special and self.adds_eos and (eos := self._special("eos", self.backend.eos_id())) >= 0:
+            ids.append(eos)
         return ids
 
+    @property
+    def adds_bos(self) -> bool:
+        """Of a SentencePiece folder: add_bos_token, true where nothing says otherwise (as Llama's class has it)."""
+        return bool(self.config.get("add_bos_token", True))
+
+    @property
+    def adds_eos(self) -> bool:
+        default = str(self.config.get("tokenizer_class", "")).startswith(("T5", "MT5", "Pegasus"))
+        return bool(self.config.get("add_eos_token", default))
+
+    @cached_property
+    def _added_pattern(self) -> re.Pattern[str] | None:
+        texts = sorted(filter(None, self.added_tokens), key=len, reverse=True)
+        return re.compile("(" + "|".join(map(re.escape, texts)) + ")") if texts else None
+
+    def _special(self, kind: str, default: int) -> int:
+        text = token_text(self.config.get(f"{kind}_token"))
+        number = self.id_of(text) if text else None
+        return default if number is None else number
+
     def decode(self, ids: list[int]) -> str:
-        return str(self._backend.decode(ids) if self.is_sentencepiece else self._backend.decode(ids, skip_special_tokens=False))
+        if not self.is_sentencepiece:
+            return str(self.backend.decode(ids, skip_special_tokens=False))
+        model, named, parts, run = self.backend, {n: t for t, n in self.added_tokens.items()}, [], list[int]()
+        for number in [*ids, -1]:
+            if number == -1 or number in named:
+                parts.append(model.decode(run) if run else "")
+                parts.append(named.get(number, ""))
+                run = []
+            else:
+                run.append(number)
+        return "".join(parts)
 
     @cached_property
     def bos_id(self) -> int | None:
@@ -76,3 +172,69 @@ class SourceTokenizer:
     @property
     def sha256(self) -> str:
         return sha256_file(self.file)
+
+
+def open_sentencepiece(path: Path) -> Any:
+    """Errors: BadInput where it is not a SentencePiece model."""
+    from sentencepiece import SentencePieceProcessor
+
+    try:
+        return SentencePieceProcessor(model_file=str(path))
+    except RuntimeError as error:
+        raise BadInput(f"{path}: not a SentencePiece model ({error}); fetch it again") from None
+
+
+def token_text(entry: Any) -> str | None:
+    """The text of a token as tokenizer_config.json gives it: a string, or an object with ``content``."""
+    text = entry.get("content") if isinstance(entry, dict) else entry
+    return text if isinstance(text, str) and text else None
+
+
+def sentencepiece_added_tokens(folder: Path) -> dict[int, tuple[str, bool]]:
+    """What the folder of a SentencePiece model adds to it: id -> (text, special). Ids of plain pieces are left alone.
+
+    From added_tokens.json, then tokenizer_config.json's added_tokens_decoder, which knows more.
+    Errors: BadInput for an id that is not a number.
+    """
+    added: dict[int, tuple[str, bool]] = {}
+    for text, number in _read_json(folder / "added_tokens.json").items():
+        added[_token_id(folder / "added_tokens.json", number)] = (text, False)
+    path = folder / "tokenizer_config.json"
+    for number, entry in (_read_json(path).get("added_tokens_decoder") or {}).items():
+        text = token_text(entry)
+        if text is not None:
+            added[_token_id(path, number)] = (text, bool(isinstance(entry, dict) and entry.get("special")))
+    return added
+
+
+def _token_id(path: Path, number: Any) -> int:
+    try:
+        return int(number)
+    except (TypeError, ValueError):
+        raise BadInput(f"{path}: {number!r} is not a token id; fetch the file again") from None
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, UnicodeDecodeError) as error:
+        raise BadInput(f"{path}: not valid JSON ({error}); fetch the file again") from None
+    if not isinstance(data, dict):
+        raise BadInput(f"{path}: expected a JSON object; fetch the file again")
+    return data
+
+
+def _from_class(folder: Path) -> Any:
+    """vocab.json and merges.txt through the transformers class that the folder names. Errors: BadInput where there is none."""
+    from transformers import AutoTokenizer
+
+    try:
+        backend = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False).backend_tokenizer
+    except Exception as error:
+        raise BadInput(
+            f"{folder}: vocab.json and merges.txt do not say how text is split, and transformers cannot tell "
+            f"({type(error).__name__}: {error}); add the base model's tokenizer.json"
+        ) from None
+    return backend

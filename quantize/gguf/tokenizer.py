@@ -1,0 +1,70 @@
+"""A checkpoint's tokenizer as GGUF metadata: the ``tokenizer.*`` keys that make llama.cpp give the source's ids."""
+
+from dataclasses import dataclass, field
+
+from gguf import GGUFValueType, Keys
+
+from quantize.artifact import Note
+from quantize.checkpoint import Checkpoint
+from quantize.gguf.tokenizer_special import Kvs, chat_templates, special_kvs, template_kvs
+from quantize.gguf.tokenizer_vocabulary import Vocabulary, read_vocabulary
+from quantize.tokenizer import SourceTokenizer
+
+EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "tok_embeddings.weight", "embed_in.weight",
+              "embedding.weight")  # fmt: skip
+
+
+@dataclass
+class TokenizerMetadata:
+    """``kvs`` in the order they are written: key -> (value, type); arrays are lists (``bytes`` for an array of uint8)."""
+
+    kvs: Kvs
+    notes: list[Note] = field(default_factory=list)
+
+
+def tokenizer_metadata(checkpoint: Checkpoint, *, pre: str | None = None) -> TokenizerMetadata:
+    """All ``tokenizer.*`` metadata of ``checkpoint``, the vocabulary filled up to its embedding's rows.
+
+    ``pre``: llama.cpp's name of the pre-tokenizer, for a split that is not recognised.
+    Errors: Unsupported where llama.cpp has no such tokenizer; BadInput for damaged files or an unknown ``pre``.
+    """
+    source = SourceTokenizer.open(checkpoint.folder)
+    vocabulary = read_vocabulary(source, embedding_rows(checkpoint), pre=pre, model_type=checkpoint.model_type)
+    kvs = _vocabulary_kvs(vocabulary)
+    special, notes = special_kvs(checkpoint, source, vocabulary)
+    kvs |= special
+    kvs |= template_kvs(chat_templates(checkpoint, source))
+    return TokenizerMetadata(kvs, [*vocabulary.notes, *notes])
+
+
+def check_tokenizer(checkpoint: Checkpoint, *, pre: str | None = None) -> None:
+    """Look at the tokenizer's files before work starts. Errors: as of ``tokenizer_metadata``."""
+    tokenizer_metadata(checkpoint, pre=pre)
+
+
+def embedding_rows(checkpoint: Checkpoint) -> int | None:
+    """Rows of the input embedding, or config.json's vocab_size where no tensor has a name of one."""
+    for ending in EMBEDDINGS:
+        for name, info in checkpoint.tensors.items():
+            if (name == ending or name.endswith("." + ending)) and len(info.shape) == 2 and "position" not in name:
+                return info.shape[0]
+    nested = checkpoint.config.get("text_config")
+    size = checkpoint.config.get("vocab_size", nested.get("vocab_size") if isinstance(nested, dict) else None)
+    return size if isinstance(size, int) else None
+
+
+def _vocabulary_kvs(vocabulary: Vocabulary) -> Kvs:
+    t, string, array = Keys.Tokenizer, GGUFValueType.STRING, GGUFValueType.ARRAY
+    kvs: Kvs = {
+        t.MODEL: (vocabulary.model, string),
+        t.PRE: (vocabulary.pre, string),
+        t.LIST: (vocabulary.tokens, array),
+    }
+    if vocabulary.scores is not None:
+        kvs[t.SCORES] = (vocabulary.scores, array)
+    kvs[t.TOKEN_TYPE] = (vocabulary.types, array)
+    if vocabulary.merges is not None:
+        kvs[t.MERGES] = (vocabulary.merges, array)
+    for flag, value in vocabulary.flags.items():
+        kvs[f"tokenizer.ggml.{flag}"] = (value, array if isinstance(value, bytes) else GGUFValueType.BOOL)
+    return kvs

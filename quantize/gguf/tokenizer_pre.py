@@ -1,0 +1,160 @@
+"""Which of llama.cpp's pre-tokenizers a tokenizer.json asks for, found by what its own split does to probe texts.
+
+Not by the ids of one string, which change with every vocabulary, and not by comparing patterns as text, which are written in
+many ways: the file's own normalizer and pre-tokenizer cut the probes, llama.cpp's ways of cutting (``llamacpp_split``) cut them
+too, and the one that agrees on every probe is taken. Some probes are beyond what llama.cpp's regexes can follow (case outside
+ASCII, combining marks): they only decide between those that agree on all the others.
+"""
+
+import copy
+import json
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from quantize.errors import Unsupported
+from quantize.gguf.llamacpp_split import split
+from quantize.gguf.pretokenizers import BY_NAME, FAMILY_NAMES, PRES, Pre
+from quantize.tokenizer import SourceTokenizer
+
+PROBES = (
+    "Hello world, this is a test.",
+    "I'll say it's what they've done; we'd see, I'm sure you're 'told don't",
+    "IT'S HE'LL WE'VE They'D I'M YOU'RE 'S 'T x'Ll y'Re z'Ve",
+    "İstanbul'da Ankara'dan Ali'nin",
+    "1 12 123 1234 12345 123456 1234567 12345678 a1 1a 12ab34 3.14159 1,234,567.89 x123y 7",
+    " 1 22  333   4444    55555",
+    "a b  c   d    e     f      g       h        i",
+    " leading", "  two leading", "trailing ", "trailing  ", "   ", " ", "\n", "\n\n", "\n\n\n\n", "\t", "\t\t\tx", " \n ", "a\n",
+    "a\n\n",
+    "line one\nline two\n\nline four\n \n  indented\n\ttab\n\n\n  end\n",
+    "dos\r\nline\r\n\r\nend\r", "x \r\n y", "a  \n  b", "a\n  \n b", "a \t\n\t b", "word.\n\nNext", "end!\n", "(a)\n\n(b)",
+    "def f(x):\n    return x**2 + 1  # comment\n\n\nclass A:\n        pass\n",
+    "if (a[0] != b->c && d::e) { return !f; } /* ok */ // done\n/usr/local/bin\n",
+    "path/to/file.txt\n/next", "x/\n/y", "http://example.com/a?b=c&d=e#f", "a/b //c ///\n",
+    "!Abc #def $ghi _jkl __init__ snake_case kebab-case dotted.name @user <tag> </tag> {x} [y] \\cmd",
+    "`code` ```block``` ~tilde~ ^caret^ |pipe| +plus+ =equal= <less> $5 $$ a+b=c x<y>z",
+    "Wait... what?! No!!! -- yes -- (maybe) [or] {not} \"quoted\" 'single'",
+    "camelCase PascalCase HTTPServer XMLHttpRequest iPhone eBay getHTTPResponse aB Ab AB ABc aBC",
+    "naïve café résumé über Straße garçon",
+    "Привет мир как дела", "Ελληνικά κείμενο", "中文字符测试，你好。", "我在apple工作1314天", 
+    "日本語のテキスト、カタカナとひらがな。",
+    "한국어 문장 테스트", "ㄱㄴㄷ ㅏㅑ", "中文abc日本 123한글",
+    "emoji 😀 test 👍🎉 ok 😶 x", "→ ← ∑ ∞ ≈ € £ ¥ © ™", "§1 №2 «quoted» „low“ “curly” ‘it’s’ — dash – en…",
+    "，。！？；：（）【】", "a，b。c！", "a, b. c! d? e… f | g (h) i", "x,y.z!w?v", " ,a .b !c ?d",
+    "\xa0nbsp\xa0here \u3000wide\u3000", "a\x0bb\x0cc",
+    "²³ ½ Ⅷ ① 1²", "१२३ ٣٤٥",
+    "IMGIMGABZ <sentinel:12>", "    four\n\n    again",
+    " " * 5 + "x", " " * 9 + "x", " " * 17, " " * 33 + "y", " " * 130 + "z", " " * 260, " " * 600 + "w",
+)  # fmt: skip
+
+# Texts on which llama.cpp departs from some of the patterns it means to follow.
+HARD_PROBES = (
+    "ÉCOLE École éCOLE ПРИВЕТ Привет приВЕТ ΑΒΓ Αβγ",
+    "हिन्दी में पाठ", "العربيّة نصٌّ", "ภาษาไทยสวัสดี", "e\u0301tude a\u0300 n\u0303", "বাংলা লেখা", "தமிழ் உரை", "עִבְרִית",
+    "ǅ ǈ ʰ ˢ ª º", "😶\u200d🌫️ 👨‍👩‍👧 ❤️", "a\u200bb\u200cc\ufeff", "\u0085next\u0085", "\x1c\x1d", "कान्छा១២៣",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Recognition:
+    """``name``: what goes into ``tokenizer.ggml.pre``. ``departs``: hard probes on which llama.cpp cuts otherwise.
+
+    ``prefix_space``: the file puts a space before the text, which llama.cpp's byte-level BPE does not.
+    ``merges_whole``: the file's ``ignore_merges``, ``honoured`` by the pre-tokenizer chosen.
+    """
+
+    name: str
+    pre: Pre
+    departs: tuple[str, ...]
+    prefix_space: bool
+    merges_whole: bool
+
+    @property
+    def honoured(self) -> bool:
+        return self.pre.ignore_merges == self.merges_whole
+
+
+def known_names() -> list[str]:
+    return sorted(BY_NAME)
+
+
+def recognize(source: SourceTokenizer, model_type: str = "") -> Recognition:
+    """The pre-tokenizer of a byte-level BPE. Errors: Unsupported, naming the nearest and --pre-tokenizer, where none agrees."""
+    definition = source.definition
+    cutter = Cutter(definition)
+    whole = bool(definition["model"].get("ignore_merges"))
+    wanted = {text: cutter.pieces(text) for text in PROBES + HARD_PROBES}
+    kinds = {pre.split for pre in PRES if pre.byte_level}
+    missed = {kind: [text for text in PROBES if _words(kind, cutter.normalized(text)) != wanted[text]] for kind in kinds}
+    hard = {kind: tuple(t for t in HARD_PROBES if _words(kind, cutter.normalized(t)) != wanted[t]) for kind in kinds}
+    fitting = [pre for pre in PRES if pre.byte_level and not missed[pre.split]]
+    if not fitting:
+        nearest = min((pre for pre in PRES if pre.byte_level), key=lambda pre: len(missed[pre.split]))
+        text = min(missed[nearest.split], key=len)
+        raise Unsupported(
+            f"{source.file}: llama.cpp has no pre-tokenizer that splits text as this file does (nearest: {nearest.names[0]}, "
+            f"which differs on {len(missed[nearest.split])} of {len(PROBES)} probes, {text!r} for one); name the one to use with "
+            f"--pre-tokenizer NAME, of: {', '.join(known_names())}"
+        )
+    order = list(PRES)
+    best = min(fitting, key=lambda pre: (len(hard[pre.split]), pre.ignore_merges != whole, order.index(pre)))
+    name = FAMILY_NAMES.get(model_type, "")
+    return Recognition(name if BY_NAME.get(name) is best else best.names[0], best, hard[best.split], cutter.prefix_space, whole)
+
+
+@cache
+def _words(kind: str, text: str) -> tuple[str, ...]:
+    return tuple(split(kind, text))
+
+
+class Cutter:
+    """A tokenizer.json's normalizer and pre-tokenizer alone, the prefix space left out: text -> words as plain text."""
+
+    def __init__(self, definition: dict[str, Any]):
+        from tokenizers import Tokenizer
+
+        pre = copy.deepcopy(definition.get("pre_tokenizer"))
+        self.prefix_space = _drop_prefix_space(pre)
+        empty = {"type": "BPE", "vocab": {}, "merges": []}
+        backend = Tokenizer.from_str(
+            json.dumps({"version": "1.0", "normalizer": definition.get("normalizer"), "pre_tokenizer": pre, "model": empty})
+        )
+        self._normalizer, self._pre = backend.normalizer, backend.pre_tokenizer
+
+    def normalized(self, text: str) -> str:
+        return str(self._normalizer.normalize_str(text)) if self._normalizer else text
+
+    def pieces(self, text: str) -> tuple[str, ...]:
+        text = self.normalized(text)
+        if self._pre is None:
+            return (text,)
+        return tuple(word for word in (unbyte(piece) for piece, _ in self._pre.pre_tokenize_str(text)) if word)
+
+
+def _drop_prefix_space(node: Any) -> bool:
+    """Set add_prefix_space of every ByteLevel under ``node`` to false; whether one was true."""
+    if isinstance(node, list):
+        return [_drop_prefix_space(child) for child in node].count(True) > 0
+    if not isinstance(node, dict):
+        return False
+    found = node.get("type") == "ByteLevel" and node.get("add_prefix_space", False)
+    if found:
+        node["add_prefix_space"] = False
+    return any([found, _drop_prefix_space(node.get("pretokenizers"))])
+
+
+@cache
+def byte_alphabet() -> dict[str, int]:
+    """GPT-2's alphabet: character -> the byte it stands for."""
+    plain = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    rest = [byte for byte in range(256) if byte not in set(plain)]
+    return {chr(byte): byte for byte in plain} | {chr(256 + i): byte for i, byte in enumerate(rest)}
+
+
+def unbyte(piece: str) -> str:
+    """A piece in GPT-2's byte alphabet -> the text it stands for."""
+    alphabet = byte_alphabet()
+    if not all(character in alphabet for character in piece):
+        return piece
+    return bytes(alphabet[character] for character in piece).decode("utf-8", errors="replace")

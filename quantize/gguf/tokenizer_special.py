@@ -1,0 +1,182 @@
+"""Special token ids, what is added around a text, and chat templates, as ``tokenizer.*`` metadata."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from gguf import GGUFValueType, Keys
+
+from quantize.artifact import Note
+from quantize.checkpoint import Checkpoint
+from quantize.errors import BadInput
+from quantize.gguf.tokenizer_vocabulary import Vocabulary
+from quantize.tokenizer import SourceTokenizer, token_text
+
+Kvs = dict[str, tuple[Any, GGUFValueType]]
+U32, BOOL, STRING, ARRAY = GGUFValueType.UINT32, GGUFValueType.BOOL, GGUFValueType.STRING, GGUFValueType.ARRAY
+T = Keys.Tokenizer
+
+# Tokens that have a role by their text alone: no file of a checkpoint says so. The first that the vocabulary has is taken
+# (llama.cpp, left to itself, takes whichever its hash table yields first).
+BY_TEXT: dict[str, tuple[str, ...]] = {
+    T.EOT_ID: ("<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<EOT>", "_<EOT>", "▁<EOT>", "[EOT]", "<end_of_utterance>",
+               "<|endoftext|>", "<|end_of_text|>", "<｜end▁of▁sentence｜>"),
+    T.EOM_ID: ("<|eom_id|>",),
+    T.FIM_PRE_ID: ("<|fim_prefix|>", "<fim-prefix>", "<fim_prefix>", "<｜fim▁begin｜>", "<PRE>", "▁<PRE>", "<|code_prefix|>",
+                   "<|prefix|>"),
+    T.FIM_SUF_ID: ("<|fim_suffix|>", "<fim-suffix>", "<fim_suffix>", "<｜fim▁hole｜>", "<SUF>", "▁<SUF>", "<|code_suffix|>",
+                   "<|suffix|>"),
+    T.FIM_MID_ID: ("<|fim_middle|>", "<fim-middle>", "<fim_middle>", "<｜fim▁end｜>", "<MID>", "▁<MID>", "<|code_middle|>",
+                   "<|middle|>"),
+    T.FIM_PAD_ID: ("<|fim_pad|>", "<fim-pad>", "<fim_pad>", "<PAD>", "[PAD]"),
+    T.FIM_REP_ID: ("<|fim_repo|>", "<|repo_name|>", "<fim-repo>", "<REPO>", "<reponame>"),
+    T.FIM_SEP_ID: ("<|file_sep|>",),
+}  # fmt: skip
+_ROLES = {"bos": T.BOS_ID, "eos": T.EOS_ID, "unk": T.UNK_ID, "sep": T.SEP_ID, "pad": T.PAD_ID, "mask": T.MASK_ID}
+
+
+def special_kvs(checkpoint: Checkpoint, source: SourceTokenizer, vocabulary: Vocabulary) -> tuple[Kvs, list[Note]]:
+    """Ids of special tokens and the add_bos, add_eos flags. Ids outside the vocabulary are left out."""
+    notes: list[Note] = []
+    ids = {role: number for role in _ROLES if (number := _role_id(checkpoint, source, role)) is not None}
+    if "unk" not in ids and vocabulary.unknown is not None:
+        ids["unk"] = vocabulary.unknown
+    if source.is_sentencepiece:
+        for role in ("bos", "eos"):
+            number = getattr(source.backend, f"{role}_id")()
+            if number >= 0:
+                ids.setdefault(role, number)
+    before, after = _added_around(source)
+    if len(before) > 1 or len(after) > 1:
+        notes.append(
+            Note(
+                tensor="*",
+                what="tokenizer: nothing is put " + ("before" if len(before) > 1 else "after") + " a text by llama.cpp",
+                why=f"the source adds the tokens {[source.piece(n) for n in (before if len(before) > 1 else after)]}; "
+                "llama.cpp can add one before and one after",
+            )
+        )
+    for role, around in (("bos", before), ("eos", after)):
+        if len(around) == 1 and ids.get(role) != around[0]:
+            if role in ids:
+                was = source.piece(ids[role])
+                notes.append(
+                    Note(
+                        tensor="*",
+                        what=f"tokenizer: {source.piece(around[0])} is written as {role}_token_id instead of {was}",
+                        why="the tokenizer's own post-processor adds it, and llama.cpp adds the token of that id",
+                    )
+                )
+            ids[role] = around[0]
+    declared = source.config.get("add_bos_token")
+    if isinstance(declared, bool) and declared != (len(before) == 1) and not source.is_sentencepiece:
+        notes.append(
+            Note(
+                tensor="*",
+                what=f"tokenizer: add_bos_token is {str(len(before) == 1).lower()}",
+                why=f"{source.file.name}'s post-processor decides; tokenizer_config.json says {str(declared).lower()}",
+            )
+        )
+    size = len(vocabulary.tokens)
+    kvs: Kvs = {_ROLES[role]: (ids[role], U32) for role in _ROLES if role in ids and 0 <= ids[role] < size}
+    known = {text: number for number, text in enumerate(vocabulary.tokens)}
+    eos_ids = _listed_eos(checkpoint)
+    for key, texts in BY_TEXT.items():
+        number = next((known[text] for text in texts if text in known), None)
+        if key == T.EOT_ID and number is None:  # a second end token that generation_config.json names
+            number = next((n for n in eos_ids if n != ids.get("eos") and 0 <= n < size), None)
+        if number is not None:
+            kvs[key] = (number, U32)
+    kvs[T.ADD_BOS] = (len(before) == 1, BOOL)
+    kvs[T.ADD_EOS] = (len(after) == 1, BOOL)
+    return kvs, notes
+
+
+def _role_id(checkpoint: Checkpoint, source: SourceTokenizer, role: str) -> int | None:
+    """The text in tokenizer_config.json, then in special_tokens_map.json, then the id in config.json, generation_config.json."""
+    for text in (
+        token_text(source.config.get(f"{role}_token")),
+        token_text(_json(checkpoint.folder / "special_tokens_map.json").get(f"{role}_token")),
+    ):
+        if text is not None and (number := source.id_of(text)) is not None:
+            return number
+    nested = checkpoint.config.get("text_config")
+    for config in (checkpoint.config, nested if isinstance(nested, dict) else {}, _generation(checkpoint)):
+        value = config.get(f"{role}_token_id")
+        if isinstance(value, list) and value:
+            value = value[0]
+        if isinstance(value, int) and value >= 0:
+            return value
+    return None
+
+
+def _listed_eos(checkpoint: Checkpoint) -> list[int]:
+    value = _generation(checkpoint).get("eos_token_id", checkpoint.config.get("eos_token_id"))
+    return [n for n in (value if isinstance(value, list) else [value]) if isinstance(n, int)]
+
+
+def _generation(checkpoint: Checkpoint) -> dict[str, Any]:
+    return _json(checkpoint.folder / "generation_config.json")
+
+
+def _added_around(source: SourceTokenizer) -> tuple[list[int], list[int]]:
+    """Ids that the source puts before and after a text, seen on one."""
+    plain, whole = source.encode("a", add_special=False), source.encode("a")
+    for start in range(len(whole) - len(plain) + 1):
+        if whole[start : start + len(plain)] == plain:
+            return whole[:start], whole[start + len(plain) :]
+    return [], []
+
+
+def chat_templates(checkpoint: Checkpoint, source: SourceTokenizer) -> dict[str, str]:
+    """Name -> template, ``default`` first. A chat_template.jinja goes before tokenizer_config.json, as transformers has it.
+
+    Errors: BadInput where tokenizer_config.json's templates are neither a text nor a list of named texts.
+    """
+    folder = checkpoint.folder
+    templates: dict[str, str] = {}
+    value = source.config.get("chat_template")
+    if value is None:
+        value = _json(folder / "chat_template.json").get("chat_template")
+    if isinstance(value, str):
+        templates["default"] = value
+    elif isinstance(value, list):
+        for entry in value:
+            if (
+                not isinstance(entry, dict)
+                or not isinstance(entry.get("name"), str)
+                or not isinstance(entry.get("template"), str)
+            ):
+                raise BadInput(f"{folder / 'tokenizer_config.json'}: chat_template: expected objects with name and template")
+            templates[entry["name"]] = entry["template"]
+    elif value is not None:
+        raise BadInput(f"{folder / 'tokenizer_config.json'}: chat_template: expected a text or a list of named ones")
+    if (folder / "chat_template.jinja").is_file():
+        templates["default"] = (folder / "chat_template.jinja").read_text(encoding="utf-8")
+    for path in sorted((folder / "additional_chat_templates").glob("*.jinja")):
+        templates[path.stem] = path.read_text(encoding="utf-8")
+    return dict(sorted(templates.items(), key=lambda item: item[0] != "default"))
+
+
+def template_kvs(templates: dict[str, str]) -> Kvs:
+    """Named templates go under names of letters, digits and underscores, as the GGUF specification has them."""
+    kvs: Kvs = {}
+    named = {re.sub(r"[^A-Za-z0-9]", "_", name): text for name, text in templates.items() if name != "default"}
+    for name, text in named.items():
+        kvs[T.CHAT_TEMPLATE_N.format(name=name)] = (text, STRING)
+    if named:
+        kvs[T.CHAT_TEMPLATES] = (list(named), ARRAY)
+    if "default" in templates:
+        kvs[T.CHAT_TEMPLATE] = (templates["default"], STRING)
+    return kvs
+
+
+def _json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, UnicodeDecodeError) as error:
+        raise BadInput(f"{path}: not valid JSON ({error}); fetch the file again") from None
+    return data if isinstance(data, dict) else {}

@@ -10,6 +10,7 @@ import os
 import shutil
 import struct
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -65,6 +66,7 @@ class Planned:
 class Written:
     files: tuple[Path, ...]
     data_bytes: int  # of tensors, without padding
+    quantizer_seconds: float  # inside llama.cpp's block quantizers, summed over threads
 
 
 def write_gguf(
@@ -86,6 +88,7 @@ def write_gguf(
     if shutil.disk_usage(path.parent).free < total:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     files: list[Path] = []
+    clock = _Clock()
     for kind in {t.kind for t in tensors}:
         llamacpp.prepare(kind)
     with ThreadPoolExecutor(threads, thread_name_prefix="quantize") as pool:
@@ -94,11 +97,11 @@ def write_gguf(
                 files.append(path if len(parts) == 1 else part_path(path, index, len(parts)))
                 with open(files[-1], "wb", buffering=1 << 20) as file:
                     file.write(header(_part_kvs(kvs, index, len(parts), len(tensors)), part))
-                    _write_data(file, part, pool, progress)
+                    _write_data(file, part, pool, clock, progress)
         except BaseException:
             pool.shutdown(wait=True, cancel_futures=True)
             raise
-    return Written(tuple(files), sum(t.size_bytes for t in tensors))
+    return Written(tuple(files), sum(t.size_bytes for t in tensors), clock.seconds)
 
 
 def split(tensors: Sequence[Planned], max_bytes: int | None) -> list[list[Planned]]:
@@ -177,7 +180,25 @@ class _NotFinite(Exception):
     pass
 
 
-def _write_data(file: BinaryIO, tensors: Iterable[Planned], pool: ThreadPoolExecutor, progress: Callable[[int], None]) -> None:
+class _Clock:
+    """Seconds spent in one kind of work by all threads together."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self._lock = threading.Lock()
+
+    def add(self, seconds: float) -> None:
+        with self._lock:
+            self.seconds += seconds
+
+
+def _write_data(
+    file: BinaryIO,
+    tensors: Iterable[Planned],
+    pool: ThreadPoolExecutor,
+    clock: _Clock,
+    progress: Callable[[int], None],
+) -> None:
     waiting: deque[tuple[Planned, Future[np.ndarray], int, int]] = deque()  # tensor, chunk, weights, padding after it
     in_flight = 0
 
@@ -205,7 +226,7 @@ def _write_data(file: BinaryIO, tensors: Iterable[Planned], pool: ThreadPoolExec
             while waiting and in_flight + size > IN_FLIGHT_BYTES:
                 write_one()
             importance = tensor.importance[first // tensor.shape[-2]] if tensor.importance is not None else None
-            waiting.append((tensor, pool.submit(_make, rows, tensor, importance), rows.size, end_padding))
+            waiting.append((tensor, pool.submit(_make, rows, tensor, importance, clock), rows.size, end_padding))
             in_flight += size
         del values
     while waiting:
@@ -228,7 +249,7 @@ def _chunks(tensor: Planned) -> Iterable[tuple[int, int]]:
 _scratch = threading.local()
 
 
-def _make(rows: np.ndarray, tensor: Planned, importance: np.ndarray | None) -> np.ndarray:
+def _make(rows: np.ndarray, tensor: Planned, importance: np.ndarray | None, clock: _Clock) -> np.ndarray:
     """One chunk as the bytes of ``tensor.kind``: (rows, bytes of a row) uint8. Runs in a thread of the pool."""
     kind = tensor.kind
     out = np.empty((rows.shape[0], row_bytes(kind, rows.shape[1])), np.uint8)
@@ -249,7 +270,9 @@ def _make(rows: np.ndarray, tensor: Planned, importance: np.ndarray | None) -> n
     _widen(rows, values)
     if tensor.via is not None:
         llamacpp.round_through(values, tensor.via)
+    begun = time.perf_counter()
     llamacpp.quantize_rows(kind, values, out, importance)
+    clock.add(time.perf_counter() - begun)
     return out
 
 

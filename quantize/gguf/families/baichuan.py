@@ -2,6 +2,7 @@
 
 from quantize.artifact import Note
 from quantize.checkpoint import Checkpoint
+from quantize.errors import Unsupported
 from quantize.gguf.families.config import Hyperparameters
 from quantize.gguf.families.decoder import MLP, NORMS, STRING, U32, Family, KVs, Rule, common_kvs
 from quantize.gguf.families.llama import DEFAULTS, permute_k, permute_q
@@ -34,6 +35,8 @@ def head(h: Hyperparameters) -> Operation:
 
 
 def check(h: Hyperparameters) -> list[Note]:
+    if h.layers not in (32, 40):
+        raise Unsupported(f"{h.source}: {h.layers} layers; llama.cpp's baichuan knows 32 (rotated) and 40 (ALiBi), no others")
     if not second(h):
         return []
     why = "Baichuan 2's own code does that at every step; llama.cpp's converter leaves it out"

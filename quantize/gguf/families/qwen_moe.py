@@ -63,7 +63,7 @@ def check(h: Hyperparameters, normalised: bool) -> list[Note]:
         )
     if bool(h.find("norm_topk_prob")) != normalised:
         raise Unsupported(
-            f"{h.source}: norm_topk_prob is {h.find('norm_topk_prob')}; llama.cpp always computes this architecture with {normalised}"
+            f"{h.source}: norm_topk_prob is {h.find('norm_topk_prob')}; llama.cpp computes this family with {normalised}"
         )
     return window_note(h)
 

@@ -1,0 +1,44 @@
+"""The page on families, from the differences that the tests saw."""
+
+from collections.abc import Mapping, Sequence
+
+from family_cases import TABLE, TIGHT, Case
+
+HEAD = """# Families that convert to GGUF
+
+This page is written by a run of `tests/integration/gguf/test_families.py` in which every family passed:
+
+    QUANTWRIGHT_FAMILY_TABLE=docs/gguf-families.md pytest tests/integration/gguf/test_families.py
+
+For each family a small model is made from transformers' own config class, every weight, norm and bias random. Its F32 GGUF
+runs in llama.cpp (KV cache in F32, flash attention off), the model itself in transformers in float32, on the same rows of ids.
+*Seen* is the largest difference of any logit over the standard deviation of the logits, *tolerance* the limit of the test:
+{tight:g} where llama.cpp computes in float32 throughout, {table:g} where the activation is GELU, which it looks up in a table of
+half-precision values (more for models of many layers).
+
+| family | HF architecture | GGUF architecture | seen | tolerance | compared with |
+|---|---|---|---|---|---|
+"""
+TAIL = """
+What llama.cpp cannot express is said before work starts: a note in the manifest where the file is right up to some
+length (sliding windows of Mistral, Qwen, Phi-3, StarCoder 2), a refusal where it would be wrong (another activation,
+ALiBi in Falcon, a rotation pattern that is built into its code). An architecture that is not in this table is refused,
+with the list of those that are. A separate, longer test (`pytest -m long`) writes each file once per tensor with that
+tensor's rows in another order, and sees to it that the comparison notices.
+
+Where these files differ from llama.cpp's own converter: Baichuan 2's head is normalised (its own code does that at
+every step; the converter leaves it out); GLM-4 of 2024 has its config's context length, epsilon and rope base (the
+converter writes the hidden size, 1e-5 and 10000); Falcon and GPT-NeoX have `rope.freq_base` where it is not 10000, and
+Falcon its real context length; StableLM, OLMo 2, GPT-NeoX and Qwen2-MoE with a tied head get `output.weight`, without
+which llama.cpp does not load them; Gemma 3 has its sliding pattern where it is not one global layer in six; DeepSeek-V2
+without low-rank queries says so where its layer count does not.
+"""
+
+
+def table(cases: Sequence[Case], seen: Mapping[str, float]) -> str:
+    cells = [
+        (case.name, case.hf_class, case.gguf_architecture, f"{seen[case.name]:.1e}", f"{case.tolerance:g}", case.reference)
+        for case in cases
+    ]
+    lines = [f"| {' | '.join(row)} |" for row in cells]
+    return HEAD.format(tight=TIGHT, table=TABLE) + "\n".join(lines) + "\n" + TAIL

@@ -2,7 +2,7 @@
 
 from benchmarks.speed import Target
 from evals.result import Subject
-from evals.subjects import resolve
+from evals.subjects import Typed, resolve
 from quantize.recipe import parse_recipe
 
 
@@ -12,6 +12,15 @@ def find_target(name: str, load_as: str = "") -> tuple[Target, Subject]:
     subject = typed.subject()
     files = [path for path in typed.path.iterdir() if path.is_file()] if typed.path.is_dir() else [typed.path]
     size = subject.size_bytes or sum(path.stat().st_size for path in files)
+    return Target(name, typed.path, size, typed.digest, load_as, trained_context(typed)), subject
+
+
+def trained_context(typed: Typed) -> int:
+    """Tokens that the model was made for; 0 where its files do not say."""
+    if typed.gguf:
+        from quantize.gguf.reader import read_gguf
+
+        values = read_gguf(typed.gguf).kvs
+        return int(values.get(f"{values.get('general.architecture')}.context_length") or 0)
     config = typed.config.get("text_config") or typed.config
-    context = int(config.get("max_position_embeddings") or 0)
-    return Target(name, typed.path, size, typed.digest, load_as, context), subject
+    return int(config.get("max_position_embeddings") or 0)

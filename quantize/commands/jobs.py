@@ -36,6 +36,7 @@ def run(job: Path, out: Path | None, overrides: tuple[str, ...], strict: bool, a
 def run_job(path: Path, out: Path, overrides: tuple[str, ...] = (), strict: bool = False) -> Any:
     """-> quantize.jobs.runner.Summary. Errors: BadInput, Unsupported (with ``strict``) before anything runs."""
     from quantize.errors import Unsupported
+    from quantize.jobs.estimate import estimate_plan, refuse_what_cannot_fit
     from quantize.jobs.load import load_job
     from quantize.jobs.runner import Runner
     from quantize.jobs.steps import build_plan
@@ -47,8 +48,10 @@ def run_job(path: Path, out: Path, overrides: tuple[str, ...] = (), strict: bool
         for row in refused[1:]:
             log(f"quantwright: {row.reason}")
         raise Unsupported(f"{refused[0].reason} (--strict: nothing was run)")
+    cost = estimate_plan(spec, plan, out)
+    refuse_what_cannot_fit(cost, out)
     log(f"{path}: {len(plan.steps)} steps, run folder {out}")
-    return Runner(spec, plan, out, log).run()
+    return Runner(spec, plan, out, log, cost.steps).run()
 
 
 def job_name(path: Path) -> str:
@@ -128,11 +131,132 @@ def _cell(key: str, value: Any) -> str:
 
 @click.command()
 @click.argument("target")
-def plan(target: str) -> None:
-    raise BadInput("not yet")
+@click.option("--to", "recipes", help="recipes for a MODEL, separated by commas")
+@click.option("-o", "--out", type=click.Path(path_type=Path, file_okay=False), help="run folder that the job would use")
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="override a key of the job file")
+@click.option("--json", "as_json", is_flag=True, help="last line of stdout is one JSON document")
+def plan(target: str, recipes: str | None, out: Path | None, overrides: tuple[str, ...], as_json: bool) -> int:
+    """Say what TARGET, a job file or a model, will cost: output sizes, disk, memory and time. Reads headers only."""
+    from quantize.jobs.estimate import estimate_plan, refuse_what_cannot_fit
+    from quantize.jobs.steps import build_plan
+
+    spec, base, name = _target(target, recipes, overrides)
+    folder = out or Path("runs") / name
+    made = build_plan(spec, base)
+    cost = estimate_plan(spec, made, folder)
+    _print_plan(made, cost)
+    if as_json:
+        emit_json(_plan_document(made, cost))
+    refuse_what_cannot_fit(cost, folder)
+    return 0
+
+
+def _target(target: str, recipes: str | None, overrides: tuple[str, ...]) -> tuple[Any, Path, str]:
+    """-> (job, the folder that its paths are relative to, a name for its run folder)."""
+    from quantize.jobs.load import job_of, load_job
+
+    path = Path(target)
+    if path.suffix in (".yaml", ".yml"):
+        if recipes:
+            raise BadInput("--to is for a model; a job file names its own recipes (or use --set recipes=[...])")
+        return load_job(path, overrides), path.absolute().parent, job_name(path)
+    from quantize.commands.convert import split_recipes
+
+    if not recipes:
+        raise BadInput(f"{target}: give --to RECIPE[,RECIPE...], or a job file (.yaml)")
+    return job_of({"models": [target], "recipes": split_recipes(recipes), "report": False}), Path.cwd(), path.name
+
+
+def _print_plan(plan: Any, cost: Any) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from quantize.jobs.estimate import spell, spell_seconds
+
+    table = Table("step", "output", "peak memory", "time", "known from", box=None, pad_edge=False)
+    for step in plan.steps:
+        its = cost.steps[step.id]
+        size = spell(its.size_bytes) if its.size_bytes else spell(its.cache_bytes) + " cache" if its.cache_bytes else "-"
+        time = f"{spell_seconds(its.time.low_s)} to {spell_seconds(its.time.high_s)}"
+        table.add_row(step.id.replace(":", " "), size, spell(its.memory_bytes), time, its.time.source)
+    Console(width=None if Console().is_terminal else 160).print(table)
+    for row in plan.rows:
+        click.echo(f"{row.status}: {row.reason}")
+    click.echo(
+        f"disk: {spell(cost.disk_bytes)} at the worst moment, {spell(cost.free_bytes)} free; "
+        f"memory: {spell(cost.memory_bytes)} of {spell(cost.available_bytes)}; "
+        f"time: {spell_seconds(cost.low_s)} to {spell_seconds(cost.high_s)}, one step after another"
+    )
+
+
+def _plan_document(plan: Any, cost: Any) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    return {
+        "steps": [asdict(cost.steps[step.id]) for step in plan.steps],
+        "rows": [asdict(row) for row in plan.rows],
+        "disk_bytes": cost.disk_bytes,
+        "free_bytes": cost.free_bytes,
+        "memory_bytes": cost.memory_bytes,
+        "low_s": cost.low_s,
+        "high_s": cost.high_s,
+    }
 
 
 @click.command()
-@click.argument("model")
-def check(model: str) -> None:
-    raise BadInput("not yet")
+@click.argument("target")
+@click.option("--to", "recipes", help="only these recipes, separated by commas (default: every short spelling)")
+@click.option("--trust-remote-code", is_flag=True, help="accept a checkpoint whose architecture is defined by its own code")
+@click.option("--strict", is_flag=True, help="exit code 2 where one of them cannot be made")
+@click.option("--json", "as_json", is_flag=True, help="last line of stdout is one JSON document")
+def check(target: str, recipes: str | None, trust_remote_code: bool, strict: bool, as_json: bool) -> int:
+    """Say which recipes TARGET, a model or a job file, can take, and why not. Looks at headers only."""
+    rows = _check_job(Path(target)) if target.endswith((".yaml", ".yml")) else _check_model(target, recipes, trust_remote_code)
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table("model", "recipe", "possible", "why not", box=None, pad_edge=False)
+    for row in rows:
+        table.add_row(Text(row["model"]), row["recipe"], "yes" if row["possible"] else "no", Text(row["reason"]))
+    Console(width=None if Console().is_terminal else 200).print(table)
+    if as_json:
+        emit_json(rows)
+    return 2 if strict and not all(row["possible"] for row in rows) else 0
+
+
+def _check_model(model: str, recipes: str | None, trust_remote_code: bool) -> list[dict[str, Any]]:
+    from quantize.checkpoint import Checkpoint
+    from quantize.commands.convert import split_recipes
+    from quantize.recipe import parse_recipe
+    from quantize.registry import presets
+
+    checkpoint = Checkpoint.open(model, trust_remote_code=trust_remote_code)
+    parsed = [parse_recipe(text) for text in (split_recipes(recipes) if recipes else presets())]
+    return [_check_one(checkpoint, recipe) for recipe in parsed]
+
+
+def _check_one(checkpoint: Any, recipe: Any) -> dict[str, Any]:
+    from quantize.convert import check as check_method
+    from quantize.convert import require
+    from quantize.errors import QuantwrightError
+
+    reason = ""
+    try:
+        check_method(require(recipe), checkpoint, recipe)
+    except QuantwrightError as error:
+        reason = str(error).removeprefix(f"{checkpoint.source}: ")
+    return {"model": checkpoint.source, "recipe": recipe.short, "possible": not reason, "reason": reason}
+
+
+def _check_job(path: Path) -> list[dict[str, Any]]:
+    from quantize.jobs.load import load_job
+    from quantize.jobs.steps import build_plan
+
+    plan = build_plan(load_job(path), path.absolute().parent)
+    possible = [
+        {"model": step.model, "recipe": step.recipe, "possible": True, "reason": ""}
+        for step in plan.steps
+        if step.kind == "convert"
+    ]
+    return possible + [{"model": r.model, "recipe": r.recipe, "possible": False, "reason": r.reason} for r in plan.rows]

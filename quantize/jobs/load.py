@@ -32,6 +32,15 @@ def load_job(path: Path, overrides: Sequence[str] = ()) -> Job:
         raise BadInput(_explain(path, error, data, lines, changed)) from None
 
 
+def job_of(data: dict[str, Any]) -> Job:
+    """A job made on the command line. Errors: BadInput."""
+    try:
+        return Job.model_validate(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise BadInput(str(first["msg"]).removeprefix("Value error, ")) from None
+
+
 def _read_yaml(path: Path, text: str) -> tuple[Any, dict[Place, int]]:
     """Data, and the line (from 1) of every key and item."""
     loader = yaml.SafeLoader(text)

@@ -6,15 +6,17 @@ kill -9 this process, a step or the machine at any moment and run the same comma
 import shutil
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from quantize.jobs.child import Child, last_lines
+from quantize.jobs.estimate import StepCost
 from quantize.jobs.keys import FileHashes, step_key
 from quantize.jobs.outputs import Outputs
+from quantize.jobs.rates import Sample, add_sample
 from quantize.jobs.records import Record, Records, RunLock
 from quantize.jobs.spec import Job
 from quantize.jobs.steps import STAGE, Plan, Step, step_threads
@@ -49,11 +51,11 @@ class _Running:
 
 
 class Runner:
-    """``run`` is the run folder. ``need_bytes``: step id -> memory that the plan says it takes."""
+    """``run`` is the run folder. ``costs``: step id -> what the plan says it takes."""
 
-    def __init__(self, job: Job, plan: Plan, run: Path, say: Callable[[str], None], need_bytes: dict[str, int] | None = None):
+    def __init__(self, job: Job, plan: Plan, run: Path, say: Callable[[str], None], costs: Mapping[str, StepCost] | None = None):
         self.job, self.plan, self.run_folder, self.say = job, plan, run.absolute(), say
-        self.need_bytes = need_bytes or {}
+        self.costs = costs or {}
         self.records = Records(self.run_folder)
         self.hashes = FileHashes(self.run_folder / "cache" / "hashes.json")
         self.sources = {model.name: model.checkpoint for model in plan.models if model.checkpoint}
@@ -144,8 +146,8 @@ class Runner:
         alone = ("bench", "report")
         if step.kind in alone or any(running.step.kind in alone for running in self.running):
             return False
-        needed = sum(self.need_bytes.get(running.step.id, 0) for running in self.running) + self.need_bytes.get(step.id, 0)
-        return needed <= memory
+        together = [step.id, *(running.step.id for running in self.running)]
+        return sum(self.costs[name].memory_bytes for name in together if name in self.costs) <= memory
 
     # -- one step ------------------------------------------------------------------------------------------------------------
 
@@ -200,6 +202,7 @@ class Runner:
             self.records.write(step.slug, record)
             self._clear(running.stage)
             self._mark_done(step, digest)
+            self._learn(step, record)
             self.summary.done.append(step.id)
             self._announce(step, f"done in {record.wall_s:.1f} s, peak {record.peak_rss_bytes / 1e9:.2f} GB")
             return
@@ -225,6 +228,13 @@ class Runner:
         self.ended.add(step.id)
         self.summary.failed.append(step.id)
         self._announce(step, f"FAILED: {reason}" + (f" (log: {record.log})" if record.log else ""))
+
+    def _learn(self, step: Step, record: Record) -> None:
+        """What the next plan on this machine will estimate from."""
+        cost = self.costs.get(step.id)
+        if cost is not None:
+            threads = step_threads(self.job)
+            add_sample(Sample(cost.rate_kind, cost.work, record.wall_s, record.peak_rss_bytes, threads))
 
     def _mark_done(self, step: Step, digest: str) -> None:
         self.digests[step.id] = digest

@@ -1,0 +1,152 @@
+"""What a plan will cost, before anything is spent: output sizes, disk at the worst moment, memory, time. Reads headers only."""
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from quantize.checkpoint import Checkpoint
+from quantize.errors import BadInput
+from quantize.jobs.rates import Estimate, Sample, estimate_seconds, read_samples
+from quantize.jobs.sizes import output_bytes
+from quantize.jobs.spec import Job
+from quantize.jobs.steps import Plan, Step, step_threads
+
+GIB = 1 << 30
+#: A process with torch and transformers loaded; gptqmodel brings more.
+BASE_BYTES = {"gguf": 250 << 20, "dense": 420 << 20, "gptq": 900 << 20, "awq": 900 << 20, "quanto": 650 << 20, "bnb": 650 << 20}
+BASE_DEFAULT = 650 << 20
+#: Copies of the checkpoint's weights in float32 that are held at once. GGUF streams.
+COPIES = {"gguf": 0.0, "dense": 0.0, "gptq": 1.6, "awq": 1.8, "quanto": 1.2, "bnb": 1.2}
+REPORT_BYTES = 200 << 20
+TEXT_TOKENS = 70_000  # where no limit is given: the held-out text of the demo has about so many
+CACHE_LIMIT = 4 * GIB
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """``size_bytes``: of the output; ``cache_bytes``: of what stays in RUN/cache; ``stage_bytes`` while it runs."""
+
+    id: str
+    kind: str
+    size_bytes: int | None
+    cache_bytes: int
+    memory_bytes: int
+    time: Estimate
+    work: float
+    rate_kind: str
+
+
+@dataclass
+class PlanCost:
+    steps: dict[str, StepCost] = field(default_factory=dict)
+    disk_bytes: int = 0
+    free_bytes: int = 0
+    memory_bytes: int = 0
+    available_bytes: int = 0
+
+    @property
+    def low_s(self) -> float:
+        return sum(cost.time.low_s for cost in self.steps.values())
+
+    @property
+    def high_s(self) -> float:
+        return sum(cost.time.high_s for cost in self.steps.values())
+
+
+def estimate_plan(job: Job, plan: Plan, run: Path, samples: list[Sample] | None = None) -> PlanCost:
+    """``run``: the run folder, which need not exist."""
+    import psutil
+
+    from quantize.commands import parse_size
+
+    samples = read_samples() if samples is None else samples
+    sources = {model.name: model.checkpoint for model in plan.models if model.checkpoint}
+    cost = PlanCost()
+    for step in plan.steps:
+        cost.steps[step.id] = _step_cost(job, plan, step, sources, samples)
+    outputs = [c for c in cost.steps.values() if c.size_bytes]
+    # Each output is staged beside its place and renamed, so none is on disk twice; engines that save before we rewrite
+    # (gptq, awq) hold one more copy of theirs for a while.
+    largest = max((c.size_bytes or 0 for c in outputs if c.rate_kind in ("convert:gptq", "convert:awq")), default=0)
+    cost.disk_bytes = sum(c.size_bytes or 0 for c in outputs) + sum(c.cache_bytes for c in cost.steps.values()) + largest
+    existing = next(path for path in [run.absolute(), *run.absolute().parents] if path.exists())
+    cost.free_bytes = shutil.disk_usage(existing).free + _already(run, plan)
+    cost.memory_bytes = max((c.memory_bytes for c in cost.steps.values()), default=0)
+    limit = parse_size(job.resources.memory) if job.resources.memory else None
+    total = int(psutil.virtual_memory().total)
+    cost.available_bytes = min(limit, total) if limit else total
+    return cost
+
+
+def refuse_what_cannot_fit(cost: PlanCost, run: Path) -> None:
+    """Errors: BadInput, before any work, where disk or memory are too small for what the plan needs."""
+    if cost.disk_bytes > cost.free_bytes:
+        raise BadInput(
+            f"{run}: the job needs {spell(cost.disk_bytes)} of disk and {spell(cost.free_bytes)} are free; "
+            "free some, choose another -o, or take recipes out"
+        )
+    for step in cost.steps.values():
+        if step.memory_bytes > cost.available_bytes:
+            raise BadInput(
+                f"{step.id.replace(':', ' ')} needs about {spell(step.memory_bytes)} of memory, and "
+                f"{spell(cost.available_bytes)} are allowed or installed; raise resources.memory, or take this recipe out"
+            )
+
+
+def _already(run: Path, plan: Plan) -> int:
+    """Bytes that an earlier run of the same job has put there: they are part of what the job needs."""
+    folders = [run / step.output for step in plan.steps if step.kind == "convert"] + [run / "cache"]
+    return sum(path.stat().st_size for folder in folders if folder.is_dir() for path in folder.rglob("*") if path.is_file())
+
+
+def _step_cost(job: Job, plan: Plan, step: Step, sources: Mapping[str, Checkpoint], samples: list[Sample]) -> StepCost:
+    threads = step_threads(job)
+    if step.kind == "report":
+        time = estimate_seconds("report", 1.0, threads, samples)
+        return StepCost(step.id, step.kind, None, 0, REPORT_BYTES, time, 1.0, "report")
+    checkpoint = sources[step.id.split(":")[1]]
+    convert_id = step.id.replace(f"{step.kind}:", "convert:", 1)
+    recipe = plan.recipes.get(convert_id)
+    method = recipe.method if recipe else "dense"
+    weights = checkpoint.parameters
+    if step.kind == "convert":
+        assert recipe is not None
+        kind, work = f"convert:{method}", weights / 1e6
+        memory = conversion_memory(checkpoint, method)
+        time = estimate_seconds(kind, work, threads, samples)
+        return StepCost(step.id, step.kind, output_bytes(checkpoint, recipe), 0, memory, time, work, kind)
+    served = BASE_DEFAULT + (output_bytes(checkpoint, recipe) or 4 * weights if recipe and method == "gguf" else 4 * weights)
+    if step.kind == "bench":
+        kind, work = f"bench:{method}", weights / 1e6
+        return StepCost(step.id, step.kind, None, 0, served, estimate_seconds(kind, work, threads, samples), work, kind)
+    tokens = (job.evaluate.limit if job.evaluate else None) or TEXT_TOKENS
+    vocabulary = int(checkpoint.config.get("vocab_size") or 32_000)
+    cache = min(tokens // 2 * (2 * vocabulary + 20), CACHE_LIMIT) if recipe is None else 0
+    kind, work = f"eval:{method}", weights / 1e6 * tokens / 1e3
+    logits = 512 * vocabulary * 4 * 3
+    memory = served + logits
+    return StepCost(step.id, step.kind, None, cache, memory, estimate_seconds(kind, work, threads, samples), work, kind)
+
+
+def conversion_memory(checkpoint: Checkpoint, method: str) -> int:
+    """Peak of the converting process, verification included, which goes layer by layer."""
+    largest = max((info.parameters for info in checkpoint.tensors.values()), default=0)
+    layers = int(checkpoint.config.get("num_hidden_layers") or 1)
+    layer = checkpoint.parameters // max(layers, 1)
+    copies = COPIES.get(method, 1.5)
+    return int(BASE_BYTES.get(method, BASE_DEFAULT) + 4 * (copies * checkpoint.parameters + 3 * max(largest, layer)))
+
+
+def spell(size: float) -> str:
+    """Bytes for people: decimal units, as disks are sold."""
+    for unit, factor in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if size >= factor:
+            return f"{size / factor:.1f} {unit}"
+    return f"{size:.0f} B"
+
+
+def spell_seconds(seconds: float) -> str:
+    if seconds >= 5400:
+        return f"{seconds / 3600:.1f} h"
+    return f"{seconds / 60:.1f} min" if seconds >= 90 else f"{seconds:.0f} s"

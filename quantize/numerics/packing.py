@@ -110,9 +110,8 @@ def dequantize_awq(qweight: np.ndarray, qzeros: np.ndarray, scales: np.ndarray, 
     inputs, outputs = codes.shape
     size = group_size if group_size > 0 else inputs
     if inputs % size or scales.shape != (inputs // size, outputs) or zeros.shape != scales.shape:
-        raise ValueError(
-            f"scales {scales.shape} and zero points {zeros.shape} do not fit {inputs} inputs in groups of {size}, {outputs} outputs"
-        )
+        wanted = f"{inputs} inputs in groups of {size} and {outputs} outputs"
+        raise ValueError(f"scales {scales.shape} and zero points {zeros.shape} do not fit {wanted}")
     difference = codes.reshape(-1, size, outputs).astype(np.float32) - zeros[:, None].astype(np.float32)
     weights = (difference * scales[:, None].astype(np.float32)).reshape(inputs, outputs)
     return np.ascontiguousarray(weights.T)

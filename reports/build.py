@@ -14,14 +14,14 @@ from reports.document import report_csv, report_json
 from reports.html import default_limits, render
 from reports.load import load
 from reports.markdown import report_markdown
-from reports.memory import find_shape
+from reports.memory import find_shapes
 from reports.plots import write_plots, write_pngs
 from reports.recommend import recommend
 
 SCHEMA = Path(__file__).parent / "report.schema.json"
 
 
-def build(runs: list[Path], out: Path | None = None) -> dict[str, Any]:
+def build(runs: list[Path], out: Path | None = None, png: bool = False) -> dict[str, Any]:
     """See ``reports.build``."""
     comparison = compare(load(runs))
     out = out or runs[0] / "report"
@@ -33,7 +33,7 @@ def build(runs: list[Path], out: Path | None = None) -> dict[str, Any]:
     try:
         shutil.rmtree(stage, ignore_errors=True)
         stage.mkdir(parents=True)
-        document = _write(comparison, runs, stage)
+        document = _write(comparison, runs, stage, png)
         if out.exists():
             shutil.rmtree(out)
         stage.rename(out)
@@ -45,16 +45,16 @@ def build(runs: list[Path], out: Path | None = None) -> dict[str, Any]:
     return {"report": str(out / "index.html"), "rows": document["rows"]}
 
 
-def _write(comparison: Comparison, runs: list[Path], folder: Path) -> dict[str, Any]:
+def _write(comparison: Comparison, runs: list[Path], folder: Path, png: bool) -> dict[str, Any]:
     version = metadata.version("quantwright")
     advice, plots, remarks = [], [], []
     for index, group in enumerate(comparison.groups):
         prefix = f"{index + 1}-" if len(comparison.groups) > 1 else ""
-        shapes = {row.label: find_shape(group, row, [Path(), *runs]) for row in group.rows}
+        shapes = find_shapes(group, [Path(), *runs])
         advice.append(recommend(group, default_limits(group), shapes))
         files = write_plots(group, folder / "plots", prefix)
         plots.append([f"plots/{file.name}" for file in files])
-        _, remark = write_pngs(group, folder / "plots", prefix)
+        remark = write_pngs(group, folder / "plots", prefix)[1] if png else ""
         if remark:
             remarks.append(remark)
     document = report_json(comparison, [str(run) for run in runs], version)

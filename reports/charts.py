@@ -9,7 +9,7 @@ from reports.format import number, unit
 from reports.svg import STYLES, Box, Scale, css_class, element, make_scale, marker, place_labels
 
 WIDTH, HEIGHT = 540, 400
-LEFT, RIGHT, TOP, BOTTOM = 62, 14, 16, 48
+LEFT, RIGHT, TOP, BOTTOM = 56, 14, 34, 48
 
 
 @dataclass(frozen=True)
@@ -95,17 +95,24 @@ def _axes(plot: Scatter, x: Scale, y: Scale) -> list[Markup]:
     out = []
     for tick in x.ticks:
         out.append(element("line", x1=x(tick), x2=x(tick), y1=TOP, y2=HEIGHT - BOTTOM, class_="grid"))
-        text = number(plot.x_metric, tick) if tick else "0"
+        text = tick_text(plot.x_metric, tick)
         out.append(element("text", text, x=x(tick), y=HEIGHT - BOTTOM + 17, text_anchor="middle", class_="tick"))
     for tick in y.ticks:
         out.append(element("line", x1=LEFT, x2=WIDTH - RIGHT, y1=y(tick), y2=y(tick), class_="grid"))
         out.append(element("text", f"{tick:g}", x=LEFT - 8, y=y(tick) + 4, text_anchor="end", class_="tick"))
     out.append(element("line", x1=LEFT, x2=WIDTH - RIGHT, y1=HEIGHT - BOTTOM, y2=HEIGHT - BOTTOM, class_="axis"))
     out.append(element("text", plot.x_title, x=WIDTH - RIGHT, y=HEIGHT - 8, text_anchor="end", class_="axis-title"))
-    out.append(
-        element("text", plot.y_title, x=-TOP, y=15, transform="rotate(-90)", text_anchor="end", class_="axis-title"),
-    )
+    out.append(element("text", plot.y_title, x=4, y=15, class_="axis-title"))
     return out
+
+
+def tick_text(metric: str, value: float) -> str:
+    """``3 MB`` where a table would say ``3.00 MB``."""
+    if value == 0:
+        return "0"
+    words = number(metric, value)
+    figure, space, unit_name = words.partition(" ")
+    return (figure.rstrip("0").rstrip(".") if "." in figure else figure) + space + unit_name
 
 
 def _guides(plot: Scatter, x: Scale, y: Scale) -> list[Markup]:
@@ -138,9 +145,10 @@ def _error_bars(p: Point, x: Scale, y: Scale) -> Markup:
 
 def _point(p: Point, place: tuple[float, float], first: bool) -> Markup:
     words = "; ".join((p.label, *p.lines, *(("on the Pareto front",) if p.front else ())))
+    title, hit = element("title", "\n".join((p.label, *p.lines))), element("circle", r=13, class_="hit")
     return element(
-        "g", element("title", "\n".join((p.label, *p.lines))), element("circle", r=13, class_="hit"), marker(p.family, filled=p.front),
-        class_="point", transform=f"translate({place[0]:.1f} {place[1]:.1f})", role="img", aria_label=words, data_row=p.row,
+        "g", title, hit, marker(p.family, filled=p.front), class_="point", role="img", aria_label=words, data_row=p.row,
+        transform=f"translate({place[0]:.1f} {place[1]:.1f})",
         tabindex="0" if first else "-1",
     )  # fmt: skip
 
@@ -161,7 +169,7 @@ def strips(chart: StripChart) -> Markup:
     body = []
     for tick in x.ticks:
         body.append(element("line", x1=x(tick), x2=x(tick), y1=4, y2=bottom, class_="grid"))
-        text = f"{tick:g}" if chart.log else number(chart.metric, tick)
+        text = f"{tick:g}" if chart.log else tick_text(chart.metric, tick)
         body.append(element("text", text, x=x(tick), y=bottom + 16, text_anchor="middle", class_="tick"))
     if chart.reference is not None:
         at = x(chart.reference)
@@ -170,8 +178,8 @@ def strips(chart: StripChart) -> Markup:
         body.append(_strip(chart, strip, x, 10 + STRIP_HEIGHT * (index + 0.5) - 2, first=index == 0))
     body.append(element("text", chart.axis, x=WIDTH - 24, y=bottom + 36, text_anchor="end", class_="axis-title"))
     return element(
-        "svg", *body, xmlns="http://www.w3.org/2000/svg", viewBox=f"0 0 {WIDTH} {bottom + 44}", class_="chart strips", role="group",
-        aria_label=chart.title, id=f"plot-{chart.key}",
+        "svg", *body, xmlns="http://www.w3.org/2000/svg", viewBox=f"0 0 {WIDTH} {bottom + 44}", class_="chart strips",
+        role="group", aria_label=chart.title, id=f"plot-{chart.key}",
     )  # fmt: skip
 
 
@@ -203,8 +211,8 @@ def standalone(svg: Markup) -> str:
     dark = "".join(f".{css_class(name)}{{--c:{style[2]}}}" for name, style in STYLES.items())
     rules = (
         "svg{--ink:#1d2430;--soft:#667085;--line:#e3e6eb;--paper:#fff;background:var(--paper);font-family:system-ui,sans-serif}"
-        + light + "@media(prefers-color-scheme:dark){svg{--ink:#e8eaee;--soft:#9aa3b2;--line:#2c323d;--paper:#14171c}" + dark + "}"
-        + CHART_RULES
+        + light + "@media(prefers-color-scheme:dark){svg{--ink:#e8eaee;--soft:#9aa3b2;--line:#2c323d;--paper:#14171c}" + dark
+        + "}" + CHART_RULES
     )  # fmt: skip
     opening, rest = str(svg).split(">", 1)
     return f"{opening}><style>{rules}</style>{rest}\n"
@@ -212,7 +220,7 @@ def standalone(svg: Markup) -> str:
 
 CHART_RULES = (
     ".grid{stroke:var(--line)}.axis{stroke:var(--soft)}.tick{fill:var(--soft);font-size:11px}.axis-title{fill:var(--soft);font-size:12px}"
-    ".label{fill:var(--ink);font-size:12px}.guide{fill:var(--soft);font-size:11px;font-style:italic}"
+    ".label{fill:var(--ink);font-size:12px;paint-order:stroke;stroke:var(--paper);stroke-width:3px;stroke-linejoin:round}.guide{fill:var(--soft);font-size:11px;font-style:italic}"
     ".floor{stroke:var(--soft);stroke-dasharray:2 3}.noise{fill:var(--soft);opacity:.08}"
     ".front{fill:none;stroke:var(--soft);stroke-width:1.5;stroke-dasharray:5 4;opacity:.75}"
     ".bars line{stroke:var(--c);stroke-width:1.4;opacity:.55}.mark{stroke:var(--c);stroke-width:1.8}"

@@ -3,6 +3,7 @@
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 from evals.result import EvalResult, Subject
@@ -19,7 +20,7 @@ DENSE = ("float32", "float16", "bfloat16", "dense", "reference", "source")
 
 @dataclass(frozen=True)
 class Row:
-    """One artifact. ``cells`` hold the results comparable across rows, by metric; ``tasks`` by task, then metric; ``others`` the rest."""
+    """One artifact. ``cells`` hold the results comparable across rows, by metric; ``tasks`` by task, then metric; ``others`` all else."""
 
     subject: Subject
     label: str
@@ -67,10 +68,10 @@ class Group:
     def measured(self) -> tuple[Row, ...]:
         return tuple(row for row in self.rows if row.cells or row.tasks)
 
-    @property
+    @cached_property
     def all_rows(self) -> tuple[Row, ...]:
         """Artifacts, then the reference where nobody listed it, then floors."""
-        extra = () if self.reference is None or self.reference in self.rows else (self.reference,)
+        extra = () if self.reference is None or any(row is self.reference for row in self.rows) else (self.reference,)
         return self.rows + extra + self.floors
 
 
@@ -78,7 +79,7 @@ class Group:
 class Comparison:
     groups: tuple[Group, ...]
 
-    @property
+    @cached_property
     def rows(self) -> list[tuple[Group, Row]]:
         return [(group, row) for group in self.groups for row in group.all_rows]
 
@@ -196,8 +197,8 @@ def _choose_protocols(entries: list[Entry]) -> tuple[dict[tuple[str, str], tuple
         ]
         if left_out and metric in ("perplexity", "kl_mean", "tg_tokens_per_s", "pp_tokens_per_s", *TASK_METRICS):
             warnings.append(
-                f"{heading(metric)}{f' of {task}' if task else ''} of {', '.join(left_out)} was measured on other data or by another "
-                f"protocol than {names[best]}, which the others share, so it is not in the table; see “All results”"
+                f"{heading(metric)}{f' of {task}' if task else ''} of {', '.join(left_out)} was measured on other data or by "
+                f"another protocol than {names[best]}, which the others share, so it is not in the table; see “All results”"
             )
     return chosen, warnings
 
@@ -267,7 +268,7 @@ def _holm(rows: list[Row]) -> list[Row]:
 
 
 def _noise(row: Row, floors: Sequence[Row]) -> Row:
-    """Within noise: its mean divergence is not larger, by their intervals, than that of a floor measured with the same backend."""
+    """Within noise: its mean divergence is not larger, by their intervals, than a floor's of the same backend."""
     mine = row.cells.get("kl_mean")
     if mine is None or mine.value is None:
         return row
@@ -327,7 +328,7 @@ def _warnings(rows: Iterable[Row]) -> list[str]:
         ),
         ("Tokens whose logits were not finite are left out of the numbers of {}.", lambda r: r.excluded > 0),
         (
-            "The speed of {} spread so much between repetitions that a comparison is worth nothing: measure again on a quiet machine.",
+            "The speed of {} spread so much between repetitions that a comparison is worth nothing: measure again, undisturbed.",
             lambda r: bool(r.detail.get("worthless")),
         ),
     )

@@ -9,6 +9,8 @@ import numpy as np
 from evals import statistics
 from evals.result import EvalResult
 
+RESAMPLES = 1000
+
 
 @dataclass(frozen=True)
 class Difference:
@@ -48,8 +50,9 @@ def perplexity_change(mine: EvalResult, reference: EvalResult) -> Difference | N
     if len(counts) != len(mine.samples) or mine.excluded != reference.excluded:
         return None
     a, b = np.asarray(mine.samples) * counts, np.asarray(reference.samples) * counts
-    found = statistics.paired_mean_difference(a, b, counts, resamples=1000)
-    bounds = None if math.isnan(found.interval[0]) else (math.expm1(found.interval[0]), math.expm1(found.interval[1]))
+    found = statistics.paired_mean_difference(a, b, counts, resamples=RESAMPLES)
+    low, high = found.interval
+    bounds = None if math.isnan(low) else (math.expm1(low), math.expm1(high))
     return Difference(math.expm1(found.value), bounds, found.p_value, n=found.n)
 
 
@@ -62,14 +65,24 @@ def measured_change(ratio: EvalResult) -> Difference | None:
 
 
 def accuracy_change(mine: EvalResult, reference: EvalResult) -> Difference | None:
-    """Difference of accuracies in the same items: interval by paired bootstrap, p by exact McNemar. None where they do not pair."""
+    """Difference of accuracies in the same items: interval by paired bootstrap, p by exact McNemar.
+
+    None where they do not pair. What was computed when they were measured is taken as it is.
+    """
+    known = mine.detail.get("vs_reference")
+    if known and known.get("interval"):
+        low, high = known["interval"]
+        return Difference(known["difference"], (low, high), known.get("p_mcnemar"), n=mine.n)
     if not mine.samples or len(mine.samples) != len(reference.samples):
         return None
     for name in ("items_sha256", "task_sha256"):
         if mine.environment.get(name, mine.detail.get(name)) != reference.environment.get(name, reference.detail.get(name)):
             return None
-    found = statistics.accuracy_difference(np.asarray(mine.samples), np.asarray(reference.samples), resamples=1000)
-    return Difference(found.value, found.interval, found.p_value, n=found.n)
+    a, b = np.asarray(mine.samples), np.asarray(reference.samples)
+    right_or_wrong = set(mine.samples) | set(reference.samples) <= {0.0, 1.0}
+    p = statistics.mcnemar(a, b) if right_or_wrong else None
+    interval = statistics.mean_interval(a - b, np.ones(len(a)), resamples=RESAMPLES)
+    return Difference(float((a - b).mean()), interval, p, n=len(a))
 
 
 def adjust(differences: Sequence[Difference]) -> list[Difference]:

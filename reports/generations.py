@@ -25,7 +25,7 @@ class Prompt:
 
 
 def side_by_side(group: Group) -> list[Prompt]:
-    """From results of metric ``generations``, whose ``detail["items"]`` are ``{"prompt", "text", "ids"?}``; in the source's order."""
+    """From results of metric ``generations``, whose ``detail["items"]`` are ``{"prompt", "text"}`` with, perhaps, ``"ids"``."""
     if group.reference is None:
         return []
     source = {item["prompt"]: item for item in _items(group, group.reference.label)}

@@ -2,7 +2,7 @@
 
 import base64
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -19,7 +19,7 @@ from reports.compare import Comparison, Group, Row, bounds, head
 from reports.differences import Difference
 from reports.generations import side_by_side
 from reports.markdown import limit_words
-from reports.memory import KvShape, find_shape, overhead
+from reports.memory import KvShape, find_shapes, overhead
 from reports.plots import profile_chart, scatter_plots, task_charts, tasks_of
 from reports.recommend import Advice, Limits, recommend
 from reports.svg import STYLES, css_class, marker
@@ -54,15 +54,16 @@ def render(comparison: Comparison, runs: Iterable[Path], version: str, remarks: 
     ids = {id(row): f"r{index}" for index, (_, row) in enumerate(comparison.rows)}
     sections = [_section(group, ids, roots, index) for index, group in enumerate(comparison.groups)]
     script = (TEMPLATES / "report.js").read_text(encoding="utf-8")
+    columns = _columns(comparison)
     page = _environment().get_template("report.html")
     return page.render(
         sections=sections,
-        columns=_columns(comparison),
-        table=[_table_row(group, row, ids, _columns(comparison), len(comparison.groups) > 1) for group, row in comparison.rows],
+        columns=columns,
+        table=[_table_row(group, row, ids, columns, len(comparison.groups) > 1) for group, row in comparison.rows],
         families=[f for f in STYLES if any(row.family == f for _, row in comparison.rows)],
         several=len(comparison.groups) > 1,
-        style=Markup(_style()),  # noqa: S704 - our own file
-        script=Markup(script),  # noqa: S704 - our own file
+        style=Markup(_style()),
+        script=Markup(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         environments=environments(comparison),
         reproduction=reproduction(comparison),
@@ -116,6 +117,7 @@ class Section:
     key: str
     group: Group
     advice: Advice
+    families: list[str]
     charts: list[tuple[Any, Markup]]
     profile: Markup | None
     profile_names: tuple[str, ...]
@@ -127,13 +129,14 @@ class Section:
 
 
 def _section(group: Group, ids: dict[int, str], roots: list[Path], index: int) -> Section:
-    shapes = {row.label: find_shape(group, row, roots) for row in group.rows}
+    shapes = find_shapes(group, roots)
     limits = default_limits(group)
     profile = profile_chart(group, ids)
     return Section(
         key=f"m{index}",
         group=group,
         advice=recommend(group, limits, shapes),
+        families=[f for f in STYLES if any(row.family == f for row in group.measured)],
         charts=[(plot, scatter(plot)) for plot in scatter_plots(group, ids)],
         profile=strips(profile) if profile else None,
         profile_names=profile.names if profile else (),
@@ -277,7 +280,7 @@ def _tasks(group: Group, ids: dict[int, str]) -> list[dict[str, Any]]:
                 result = head(row.tasks[task])
                 rows.append({"row": row, "result": result, "bounds": bounds(result), "change": row.task_differences.get(task)})
         chart = charts.get(task)
-        protocol = next((r["result"].protocol for r in rows), "")
+        protocol = head(next(row.tasks[task] for row in group.all_rows if task in row.tasks)).protocol
         out.append({"task": task, "rows": rows, "chart": strips(chart) if chart else None, "protocol": protocol})
     return out
 

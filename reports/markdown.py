@@ -94,7 +94,9 @@ def report_markdown(comparison: Comparison, advice: Sequence[Advice], plots: Seq
 def answer(advice: Advice) -> str:
     if advice.chosen:
         why = "; ".join(check.arithmetic for check in advice.chosen.checks)
-        return f"**{limit_words(advice.limits)}: {code(advice.chosen.row.label)}.** The smallest that keeps within it: {escape(why)}."
+        return (
+            f"**{limit_words(advice.limits)}: {code(advice.chosen.row.label)}.** The smallest that keeps within: {escape(why)}."
+        )
     if advice.nearest:
         why = "; ".join(check.arithmetic for check in advice.nearest.missed)
         return f"**{limit_words(advice.limits)}: none.** {code(advice.nearest.row.label)} comes nearest: {escape(why)}."

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ ASSUMED_SHARE = 0.10
 
 @dataclass(frozen=True)
 class KvShape:
-    """``layers``: (bytes a token, most tokens kept or None), summed over layers of one kind; ``context``: the model's own limit."""
+    """``layers``: (bytes a token, most tokens kept or None), summed over layers of one kind; ``context``: the model's limit."""
 
     layers: tuple[tuple[int, int | None], ...]
     context: int | None = None
@@ -59,11 +59,14 @@ def kv_shape(config: dict[str, Any], source: str = "") -> KvShape | None:
     return KvShape(found, text.get("max_position_embeddings"), source)
 
 
-def find_shape(group: Group, row: Row | None = None, roots: Iterable[Path] = (Path(),)) -> KvShape | None:
-    """From the config.json of the artifact or of its source, where either still lies where it was measured."""
-    names = [row.subject.name, row.subject.model] if row else []
-    names += [group.model, *(r.subject.name for r in group.all_rows), *(r.subject.model for r in group.all_rows)]
-    for name in dict.fromkeys(filter(None, names)):
+def find_shapes(group: Group, roots: Sequence[Path] = (Path(),)) -> dict[str, KvShape | None]:
+    """Row label -> from the config.json of the artifact, else of its source, where either still lies where it was measured."""
+    common = _first_shape([group.model, *dict.fromkeys(r.subject.model or r.subject.name for r in group.all_rows)], roots)
+    return {row.label: _first_shape([row.subject.name], roots) or common for row in group.rows}
+
+
+def _first_shape(names: Iterable[str], roots: Sequence[Path]) -> KvShape | None:
+    for name in filter(None, names):
         for root in roots:
             path = root / name / "config.json"
             try:

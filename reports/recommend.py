@@ -1,4 +1,4 @@
-"""The smallest artifact that keeps within limits of loss, memory and speed, each judged by the unfavourable end of its interval."""
+"""The smallest artifact that keeps within limits of loss, memory and speed, each judged by the worse end of its interval."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ RUNTIME_ALIASES = {"gguf": "llamacpp", "ollama": "llamacpp", "hf": "transformers
 
 @dataclass(frozen=True)
 class Limits:
-    """What a deployment asks for; None: no limit. ``divergence`` in nats, ``loss`` and ``accuracy_drop`` as shares (0.01 is 1 %)."""
+    """What a deployment asks for; None: no limit. ``divergence`` in nats, ``loss`` and ``accuracy_drop`` as shares (0.01: 1 %)."""
 
     memory_bytes: int | None = None
     context: int | None = None
@@ -60,6 +60,18 @@ class Advice:
     chosen: Candidate | None
     nearest: Candidate | None
     candidates: tuple[Candidate, ...]  # smallest first
+
+    @property
+    def smaller(self) -> Candidate | None:
+        """The next smaller than the chosen one, with what it misses."""
+        index = self.candidates.index(self.chosen) if self.chosen else 0
+        return self.candidates[index - 1] if index > 0 else None
+
+    @property
+    def larger(self) -> Candidate | None:
+        """The next larger that fits too."""
+        index = self.candidates.index(self.chosen) if self.chosen else len(self.candidates)
+        return next((c for c in self.candidates[index + 1 :] if c.fits), None)
 
 
 def recommend(group: Group, limits: Limits, shapes: Mapping[str, KvShape | None], shape: KvShape | None = None) -> Advice:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from markupsafe import Markup, escape
 
 #: family -> (marker, colour on light, colour on dark). Hues of Okabe and Ito's palette, which colour-blind people can tell apart;
@@ -27,7 +28,7 @@ _MARKERS = {
     "cross": "M-5.5 -2h3.5v-3.5h4v3.5h3.5v4h-3.5v3.5h-4v-3.5h-3.5z",
     "hexagon": "M-5.6 0L-2.8 -5h5.6L5.6 0L2.8 5h-5.6z",
 }
-CHARACTER_PX = 6.4  # mean advance of the label font at 12 px, measured generously
+CHARACTER_PX = 7.2  # mean advance at 12 px of the widest of the usual system fonts (DejaVu Sans)
 
 
 def element(name: str, *children: Any, **attributes: Any) -> Markup:
@@ -93,7 +94,7 @@ def make_scale(
     return Scale(low if low == 0 else low - pad * span, high + pad * span, start, end)
 
 
-def linear_ticks(low: float, high: float, wanted: int = 5) -> list[float]:
+def linear_ticks(low: float, high: float, wanted: int = 6) -> list[float]:
     raw = (high - low) / wanted
     magnitude = 10.0 ** math.floor(math.log10(raw))
     step = next(m * magnitude for m in (1, 2, 2.5, 5, 10) if m * magnitude >= raw * 0.999)
@@ -115,38 +116,34 @@ class Box:
     right: float
     bottom: float
 
-    def overlap(self, other: "Box") -> float:
-        width = min(self.right, other.right) - max(self.left, other.left)
-        height = min(self.bottom, other.bottom) - max(self.top, other.top)
-        return max(0.0, width) * max(0.0, height)
-
 
 def place_labels(
-    points: Sequence[tuple[float, float]], texts: Sequence[str], area: Box, size: float = 12, obstacles: Sequence[Box] = ()
+    points: Sequence[tuple[float, float]], texts: Sequence[str], area: Box, size: float = 12
 ) -> list[tuple[float, float, str] | None]:
     """(x, y, text-anchor) per label, or None where there is no free place. Earlier points choose first. Pixels."""
-    taken = [Box(x - 7, y - 7, x + 7, y + 7) for x, y in points] + list(obstacles)
+    taken: Any = np.array([(x - 7, y - 7, x + 7, y + 7) for x, y in points], np.float64).reshape(-1, 4)
     placed: list[tuple[float, float, str] | None] = []
     for own, ((x, y), text) in enumerate(zip(points, texts, strict=True)):
-        width, best = len(text) * CHARACTER_PX * size / 12, None
-        for cost, dx, dy, anchor in _POSITIONS:
+        width, found = len(text) * CHARACTER_PX * size / 12, None
+        others = np.delete(taken, own, axis=0)
+        for dx, dy, anchor in _POSITIONS:
             left = x + dx - (width if anchor == "end" else width / 2 if anchor == "middle" else 0)
-            box = Box(left - 2, y + dy - size * 0.85, left + width + 2, y + dy + size * 0.3)
-            outside = box.left < area.left or box.right > area.right or box.top < area.top or box.bottom > area.bottom
-            covered = sum(box.overlap(other) for i, other in enumerate(taken) if i != own)
-            if not outside and covered < 2 and (best is None or cost < best[0]):
-                best = (cost, x + dx, y + dy, anchor, box)
-        if best is None:
-            placed.append(None)
-        else:
-            placed.append((best[1], best[2], best[3]))
-            taken.append(best[4])
+            box = (left - 2, y + dy - size * 0.85, left + width + 2, y + dy + size * 0.3)
+            if box[0] < area.left or box[2] > area.right or box[1] < area.top or box[3] > area.bottom:
+                continue
+            across = np.minimum(others[:, 2], box[2]) - np.maximum(others[:, 0], box[0])
+            down = np.minimum(others[:, 3], box[3]) - np.maximum(others[:, 1], box[1])
+            if float((np.maximum(across, 0) * np.maximum(down, 0)).sum()) < 2:
+                found = (x + dx, y + dy, anchor)
+                taken = np.vstack([taken, box])
+                break
+        placed.append(found)
     return placed
 
 
-#: (cost, dx, dy, anchor) of a label's place beside its point
+#: (dx, dy, anchor) of a label's place beside its point, the best first
 _POSITIONS = (
-    (0, 9, 4, "start"), (1, -9, 4, "end"), (2, 0, -10, "middle"), (3, 0, 19, "middle"), (4, 8, -8, "start"), (4, 8, 16, "start"),
-    (5, -8, -8, "end"), (5, -8, 16, "end"), (6, 0, -22, "middle"), (7, 0, 31, "middle"), (8, 14, -18, "start"), (8, 14, 26, "start"),
-    (9, -14, -18, "end"), (9, -14, 26, "end"),
+    (9, 4, "start"), (-9, 4, "end"), (0, -10, "middle"), (0, 19, "middle"), (8, -8, "start"), (8, 16, "start"), (-8, -8, "end"),
+    (-8, 16, "end"), (0, -22, "middle"), (0, 31, "middle"), (14, -18, "start"), (14, 26, "start"), (-14, -18, "end"),
+    (-14, 26, "end"),
 )  # fmt: skip

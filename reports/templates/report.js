@@ -133,6 +133,15 @@
       }
       verdict.replaceChildren(line("p", "lead", "Within these limits, ship"), pick,
         line("p", "why", chosen ? `It is the smallest that keeps within them: ${bytes(chosen.row.size)} on disk.` : `${nearest.row.label} comes nearest:`), list);
+      if (!chosen) return;
+      const place = judged.indexOf(chosen), smaller = judged[place - 1], larger = judged.slice(place + 1).find((j) => !j.missed.length);
+      const beside = (title, j, checks) => {
+        const words = line("p", "next", "");
+        words.append(line("b", "", title), ` ${j.row.label}, ${bytes(j.row.size)}: ${checks.map((c) => c.words).join("; ")}`);
+        verdict.append(words);
+      };
+      if (smaller) beside("Next smaller:", smaller, smaller.missed);
+      if (larger) beside("Next larger:", larger, larger.checks);
     };
     form.addEventListener("input", answer);
     form.addEventListener("submit", (event) => event.preventDefault());

@@ -1,0 +1,103 @@
+"""Tables and advice on the terminal."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from reports import format as text
+from reports.markdown import limit_words
+from reports.recommend import Advice, Candidate
+
+#: (key of a row, heading)
+COLUMNS = (
+    ("size_bytes", "size"),
+    ("bits_per_weight", "bits/w"),
+    ("perplexity", "perplexity"),
+    ("kl_mean", "KL, nats"),
+    ("top1_agreement", "top-1"),
+    ("task_accuracy", "tasks"),
+    ("pp_tokens_per_s", "prefill t/s"),
+    ("tg_tokens_per_s", "decode t/s"),
+    ("peak_memory_bytes", "peak mem."),
+)
+
+
+def _console() -> Console:
+    return Console() if Console().is_terminal else Console(width=160)
+
+
+def print_rows(rows: Sequence[dict[str, Any]]) -> None:
+    """One line an artifact, numbers with half the width of their 95 % interval."""
+    shown = [(key, title) for key, title in COLUMNS if any(row[key] is not None for row in rows)]
+    several = len({row["model"] for row in rows}) > 1
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for title in [*(["model"] if several else []), "recipe"]:
+        table.add_column(title)
+    for _, title in shown:
+        table.add_column(title, justify="right", no_wrap=True)
+    table.add_column("verified")
+    for row in rows:
+        role = f" ({row['role']})" if row["role"] else ""
+        name = [escape(row["model"])] if several else []
+        state = row["verified"] or "–" if row["status"] == "ok" else f"[yellow]{row['status']}[/]"
+        table.add_row(*name, escape(row["label"]) + role, *(_cell(row, key) for key, _ in shown), state)
+    console = _console()
+    console.print(table)
+    for row in rows:
+        if row["reason"]:
+            console.print(f"{row['label']}: {row['status']}: {row['reason']}", markup=False, highlight=False)
+
+
+def _cell(row: dict[str, Any], key: str) -> str:
+    value = row[key]
+    if value is None:
+        return "–"
+    interval = (row["uncertainty"].get(key) or {}).get("interval")
+    shown = text.number(key, value)
+    if interval is None or key.endswith("_bytes"):
+        return shown
+    half = (interval[1] - interval[0]) / 2
+    return f"{shown} ±{f'{100 * half:.2f}' if key == 'top1_agreement' else text.significant(half, 2)}"
+
+
+def print_advice(advice: Advice, several: bool = False) -> None:
+    """The answer, the arithmetic of what was chosen (or comes nearest), and in a line each why smaller ones were not."""
+    console = _console()
+    if several:
+        console.print(f"[bold]{escape(advice.model)}[/]")
+    if advice.chosen:
+        console.print(f"{limit_words(advice.limits)}: [bold green]{escape(advice.chosen.row.label)}[/]", highlight=False)
+        _checks(console, advice.chosen)
+    elif advice.nearest:
+        console.print(f"{limit_words(advice.limits)}: [bold red]none[/]", highlight=False)
+        console.print(f"nearest: {escape(advice.nearest.row.label)}", highlight=False)
+        _checks(console, advice.nearest)
+    else:
+        console.print("none: nothing was measured that could be recommended")
+    for candidate in advice.candidates:
+        if candidate is advice.chosen:
+            break
+        if candidate is advice.nearest:
+            continue
+        why = "; ".join(check.arithmetic for check in candidate.missed)
+        console.print(f"  not {candidate.row.label}: {why}", markup=False, highlight=False)
+
+
+def _checks(console: Console, candidate: Candidate) -> None:
+    for check in candidate.checks:
+        mark = "[green]✓[/]" if check.met else "[red]✗[/]"
+        console.print(f"  {mark} {check.name}: {escape(check.arithmetic)}", highlight=False)
+
+
+def print_changes(found: Sequence[dict[str, Any]], since: Path) -> None:
+    console = _console()
+    if not found:
+        console.print(f"nothing changed since {since}", markup=False)
+        return
+    console.print(f"changed since {since}:", markup=False, highlight=False)
+    for change in found:
+        console.print(f"  {change['text']}", markup=False, highlight=False)

@@ -1,0 +1,347 @@
+"""`quantwright eval` on small real checkpoints: the contract, agreement with plain loops and with lm-eval, bad input."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+
+from evals import evaluate
+from evals.result import EvalResult, read_results
+from quantize.calibration import stdlib_documentation
+from quantize.cli import cli
+from quantize.errors import BadInput, QuantwrightError
+from quantize.recipe import RunOptions
+
+RUN = RunOptions(threads=1, progress=False)
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """English text of some 5,000 tokens."""
+    path = tmp_path_factory.mktemp("text") / "text.txt"
+    path.write_text(stdlib_documentation()[40_000:58_000], encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def checkpoint(make_checkpoint: Callable[..., Path]) -> Path:
+    return make_checkpoint()
+
+
+@pytest.fixture(scope="module")
+def candidate(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The checkpoint with its weights disturbed."""
+    import torch
+    from transformers import LlamaForCausalLM
+
+    folder = tmp_path_factory.mktemp("candidate") / "model"
+    shutil.copytree(checkpoint, folder)
+    model = LlamaForCausalLM.from_pretrained(checkpoint, dtype=torch.bfloat16)
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 2:
+                parameter.add_(torch.randn_like(parameter) * parameter.std() * 0.05)
+    model.save_pretrained(folder)
+    return folder
+
+
+def by_metric(rows: list[EvalResult], artifact: Path, protocol: str) -> dict[str, EvalResult]:
+    return {row.metric: row for row in rows if row.artifact == str(artifact) and row.protocol == protocol}
+
+
+def token_ids(checkpoint: Path, body: str) -> list[int]:
+    from tokenizers import Tokenizer
+
+    ids: list[int] = Tokenizer.from_file(str(checkpoint / "tokenizer.json")).encode(body).ids
+    return ids
+
+
+def test_perplexity_equals_a_ten_line_loop(checkpoint: Path, text: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    rows = evaluate([checkpoint], text=text, protocol=["llamacpp-128", "gptq-128"], run=RUN)
+    model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
+    ids = torch.tensor(token_ids(checkpoint, text.read_text().removesuffix("\n")))
+    halves, wholes = [], []
+    for i in range(len(ids) // 128):
+        window = ids[i * 128 : (i + 1) * 128]
+        with torch.no_grad():
+            logits = model(window[None]).logits[0].double()
+        loss = torch.nn.functional.cross_entropy(logits[:-1], window[1:], reduction="none")
+        halves.append(loss[64:])
+        wholes.append(loss)
+    for protocol, losses in (("llamacpp-128", halves), ("gptq-128", wholes)):
+        row = by_metric(rows, checkpoint, protocol)["perplexity"]
+        flat = torch.cat(losses)
+        assert row.value == pytest.approx(float(flat.mean().exp()), rel=1e-5)
+        assert row.n == len(flat)
+        assert row.stderr == pytest.approx(float(flat.mean().exp() * flat.std(correction=0) / (len(flat) - 1) ** 0.5), rel=1e-4)
+        assert row.samples == pytest.approx([float(x.mean()) for x in losses], rel=1e-4)
+
+
+def test_divergence_from_the_reference_and_from_itself(checkpoint: Path, candidate: Path, text: Path, tmp_path: Path) -> None:
+    said: list[str] = []
+    settings = {"reference": checkpoint, "text": text, "protocol": "llamacpp-128", "tokens": 2000, "run": RUN, "say": said.append}
+    cached = evaluate([candidate, checkpoint], out=tmp_path, **settings)  # type: ignore[arg-type]
+    assert [row.artifact for row in cached] == sorted([row.artifact for row in cached], key=lambda a: a == str(checkpoint))
+    itself = by_metric(cached, checkpoint, "llamacpp-128")
+    assert itself["perplexity"].role == itself["kl_mean"].role == "reference"
+    assert itself["kl_max"].value is not None
+    assert 0 <= itself["kl_max"].value < 1e-5
+    assert itself["top1_agreement"].value == 1
+    moved = by_metric(cached, candidate, "llamacpp-128")
+    assert moved["kl_mean"].value is not None
+    assert moved["kl_mean"].value > 1e-4
+    low, high = moved["kl_mean"].interval or (0, 0)
+    assert low < moved["kl_mean"].value < high
+    assert moved["ppl_ratio"].value == pytest.approx(moved["perplexity"].value / itself["perplexity"].value, rel=1e-5)
+    expected = {"perplexity", "bits_per_byte", "kl_mean", "kl_median", "kl_p90", "kl_p95", "kl_p99", "kl_p99.9", "kl_max"}
+    expected |= {"top1_agreement", "ppl_ratio", "ppl_difference", "delta_p_mean", "delta_p_rms"}
+    assert expected - {"bits_per_byte"} <= set(moved)
+    assert {row.environment["ids_sha256"] for row in cached} == {moved["kl_mean"].environment["ids_sha256"]}
+    assert {row.ids for row in cached} == {"source"}
+
+    beside = evaluate([candidate, checkpoint], cache_limit=1000, **settings)  # type: ignore[arg-type]
+    assert any("runs again beside every candidate" in line for line in said)
+    exact = by_metric(beside, candidate, "llamacpp-128")
+    for metric in ("kl_mean", "kl_p99", "ppl_ratio", "delta_p_rms", "top1_agreement", "perplexity"):
+        assert moved[metric].value == pytest.approx(exact[metric].value, rel=1e-3, abs=1e-6)
+    assert by_metric(beside, checkpoint, "llamacpp-128")["kl_max"].value == 0
+
+    again = evaluate([candidate], out=tmp_path, **settings)  # type: ignore[arg-type]
+    assert any("are at hand" in line for line in said)
+    assert by_metric(again, candidate, "llamacpp-128")["kl_mean"].value == moved["kl_mean"].value
+    written = {subject.name: (subject, rows) for subject, rows in read_results(tmp_path)}
+    assert written[str(candidate)][1] == again
+    assert written[str(checkpoint)][0].role == "reference"
+    assert not list(tmp_path.glob("cache/.reference-*"))
+
+
+def test_tasks_agree_with_lm_eval_item_by_item(checkpoint: Path, tmp_path: Path) -> None:
+    lm_eval = pytest.importorskip("lm_eval")
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
+
+    from evals.heldout_task import make_items
+    from evals.task_files import LocalTask, export_yaml
+
+    items = make_items(stdlib_documentation()[:200_000], 16)
+    contexts = [{"context_options": i["choices"][:2], "continuation": i["query"][:40], "gold": 1} for i in items]
+    plain = [{"context": i["query"], "continuation": i["choices"][0].split()[0]} for i in items]
+    tasks = [
+        LocalTask("choose", tmp_path / "choose.jsonl", "choices", tuple(items)),
+        LocalTask("which", tmp_path / "which.jsonl", "contexts", tuple(contexts)),
+        LocalTask("next", tmp_path / "next.jsonl", "continuation", tuple(plain)),
+    ]
+    yamls = [export_yaml(task, tmp_path) for task in tasks]
+    ours = evaluate([checkpoint], tasks=[tmp_path / f"{task.name}.jsonl" for task in tasks], run=RUN)
+    by_yaml = evaluate([checkpoint], tasks=[yamls[0]], run=RUN)
+    theirs = lm_eval.simple_evaluate(
+        HFLM(pretrained=str(checkpoint), dtype="float32", batch_size=4, device="cpu"),
+        tasks=[str(path) for path in yamls],
+        bootstrap_iters=10,
+        task_manager=TaskManager(include_defaults=False),
+    )
+    names = {"accuracy": "acc", "accuracy_norm": "acc_norm", "perplexity": "perplexity"}
+    assert {(row.task, row.metric) for row in ours} >= {
+        ("choose", "accuracy_norm"),
+        ("which", "accuracy"),
+        ("next", "perplexity"),
+    }
+    for row in [*ours, *by_yaml]:
+        samples = sorted(theirs["samples"][row.task], key=lambda s: s["doc_id"])
+        assert row.samples == pytest.approx([float(s[names[row.metric]]) for s in samples], rel=1e-4)
+        assert row.value == pytest.approx(theirs["results"][row.task][f"{names[row.metric]},none"], rel=1e-4)
+    accuracy = next(row for row in ours if (row.task, row.metric) == ("choose", "accuracy"))
+    assert accuracy.stderr == pytest.approx(theirs["results"]["choose"]["acc_stderr,none"])
+
+
+def test_lmeval_wikitext_agrees_with_lm_eval(checkpoint: Path, tmp_path: Path) -> None:
+    lm_eval = pytest.importorskip("lm_eval")
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
+    from lm_eval.tasks.wikitext import preprocess_wikitext
+
+    from evals.protocols import wikitext_pages
+
+    page = (
+        " \n Some text of {0} , with @-@ marks . It has 3 @.@ 5 parts ( {0} ) and goes on .\n \n = = Part = = \n \n"
+        + " More words , and so on . " * 80
+    )
+    body = "".join(f" \n = Title {n} = \n {page.format(n)} \n" for n in range(3))
+    (tmp_path / "wiki.txt").write_text(body, encoding="utf-8")
+    rows = evaluate([checkpoint], text=tmp_path / "wiki.txt", protocol="lmeval-wikitext", run=RUN)
+    pages = [{"page": p} for p in wikitext_pages(body)]
+
+    def dataset(**_: object):  # type: ignore[no-untyped-def]
+        from datasets import Dataset, DatasetDict
+
+        return DatasetDict({"test": Dataset.from_list(pages)})
+
+    task = {
+        "task": "wiki",
+        "custom_dataset": dataset,
+        "test_split": "test",
+        "output_type": "loglikelihood_rolling",
+        "doc_to_text": "",
+        "doc_to_target": preprocess_wikitext.wikitext_detokenizer,
+        "process_results": preprocess_wikitext.process_results,
+        "metric_list": [{"metric": m} for m in ("word_perplexity", "byte_perplexity", "bits_per_byte")],
+    }
+    theirs = lm_eval.simple_evaluate(
+        HFLM(pretrained=str(checkpoint), dtype="float32", batch_size=1, device="cpu"),
+        tasks=[task],
+        bootstrap_iters=0,
+        task_manager=TaskManager(include_defaults=False),
+    )["results"]["wiki"]
+    for metric, row in by_metric(rows, checkpoint, "lmeval-wikitext").items():
+        if metric != "perplexity":
+            assert row.value == pytest.approx(theirs[f"{metric},none"], rel=1e-5)
+    assert len(rows) == 4
+
+
+def invoke(*arguments: object) -> Result:
+    return CliRunner().invoke(cli, ["eval", *map(str, arguments), "--threads", "1"])
+
+
+def test_json_is_the_last_line_of_stdout(checkpoint: Path, candidate: Path, text: Path, tmp_path: Path) -> None:
+    task = tmp_path / "t.jsonl"
+    task.write_text('{"query": "One and", "choices": ["two", "elephants"], "gold": 0}\n' * 3, encoding="utf-8")
+    done = invoke(
+        candidate, checkpoint, "--reference", checkpoint, "--text", text, "--tokens", 1000, "--protocol", "gptq-64,llamacpp-64",
+        "--tasks", task, "--json",
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    rows = json.loads(done.stdout.strip().splitlines()[-1])
+    assert all({"metric", "protocol", "value", "stderr", "artifact"} <= set(row) for row in rows)
+    assert all(isinstance(row["protocol"], str) and isinstance(row["value"], float) for row in rows)
+    keys = [(row["artifact"], row["protocol"], row["task"], row["metric"]) for row in rows]
+    assert len(keys) == len(set(keys))
+    order = list(dict.fromkeys((row["artifact"], row["protocol"]) for row in rows))
+    protocols = ["gptq-64", "llamacpp-64", "lm-eval"]
+    assert order == [(str(artifact), protocol) for artifact in (candidate, checkpoint) for protocol in protocols]
+    assert {row["metric"] for row in rows if row["task"]} == {"accuracy", "accuracy_norm"}
+    assert {row["role"] for row in rows} == {"", "reference"}
+
+
+def test_the_default_text_is_said_out_loud(checkpoint: Path) -> None:
+    said: list[str] = []
+    rows = evaluate([checkpoint], tokens=600, protocol="llamacpp-128", run=RUN, say=said.append)
+    assert any("held-out text" in line and "sha256" in line for line in said)
+    assert "pydoc_data" in rows[0].environment["text"]
+
+
+def test_calibration_text_is_warned_of(checkpoint: Path, candidate: Path, text: Path, tmp_path: Path) -> None:
+    import hashlib
+
+    from quantize.artifact import CalibrationRecord, Manifest, Source, Verification, hash_files
+
+    folder = tmp_path / "artifact"
+    shutil.copytree(candidate, folder)
+    digest = hashlib.sha256(text.read_text().encode()).hexdigest()
+    manifest = Manifest(
+        recipe={"method": "dense"}, recipe_short="bfloat16", recipe_digest="0", tool={}, engine="native", libraries={},
+        source=Source(
+            id=str(checkpoint), revision=None, digest="", dtype="BF16", architecture="", model_type="llama", parameters=1
+        ),
+        calibration=CalibrationRecord(source="mine.txt", sha256=digest, ids_sha256="", tokens=1, sequence_length=1, seed=0),
+        files=hash_files(folder), weight_bytes=1, bits_per_weight=16.0, runtime="transformers", loads_in=("transformers",),
+        verification=Verification(level="none"),
+    )  # fmt: skip
+    (folder / "manifest.json").write_text(manifest.model_dump_json(), encoding="utf-8")
+    said: list[str] = []
+    rows = evaluate(
+        [folder], metrics=["perplexity", "divergence"], text=text, tokens=600, protocol="gptq-64", run=RUN, say=said.append
+    )
+    assert any("was calibrated on this very text (mine.txt)" in line for line in said)
+    assert any(line.startswith(f"reference: {checkpoint}") for line in said)  # the manifest names it
+    assert any(row.metric == "kl_mean" for row in rows)
+
+
+BAD: list[tuple[list[str], str]] = [
+    (["--protocol", "lamacpp-512"], "did you mean llamacpp-512"),
+    (["--metrics", "perplexty"], "did you mean perplexity"),
+    (["--metrics", "divergence"], "give --reference MODEL"),
+    (["--text", "{tmp}/none.txt"], "no such text file"),
+    (["--text", "{tmp}/empty.txt"], "is empty"),
+    (["--text", "{tmp}/short.txt", "--protocol", "llamacpp-128"], "needs a text of at least 256 tokens"),
+    (["--text", "{tmp}/latin.txt"], "not UTF-8"),
+    (["--tasks", "{tmp}/bad.jsonl"], "bad.jsonl:2: not JSON"),
+    (["--tasks", ","], "expected at least one name"),
+    (["--load-as", "no-such-recipe"], "unknown recipe"),
+    (["--reference", "{tmp}/nothing"], "no such folder"),
+]
+
+
+@pytest.mark.parametrize(("options", "expected"), BAD, ids=[" ".join(o) for o, _ in BAD])
+def test_bad_input(checkpoint: Path, tmp_path: Path, options: list[str], expected: str) -> None:
+    (tmp_path / "empty.txt").write_text(" \n", encoding="utf-8")
+    (tmp_path / "short.txt").write_text("Too short.", encoding="utf-8")
+    (tmp_path / "latin.txt").write_bytes(b"caf\xe9 " * 50)
+    (tmp_path / "bad.jsonl").write_text('{"query": "a", "choices": ["b", "c"], "gold": 0}\n{', encoding="utf-8")
+    out = tmp_path / "run"
+    done = invoke(checkpoint, *[option.format(tmp=tmp_path) for option in options], "-o", out)
+    assert isinstance(done.exception, QuantwrightError)
+    assert done.exception.exit_code == 2
+    assert expected in str(done.exception)
+    assert "\n" not in str(done.exception)
+
+
+def test_bad_artifacts(checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "fake.gguf").write_bytes(b"not gguf at all")
+    (tmp_path / "empty").mkdir()
+    for name, expected in (
+        ("fake.gguf", "not a GGUF file"),
+        ("none.gguf", "no such file"),
+        ("empty", "neither manifest.json, config.json"),
+    ):
+        with pytest.raises(BadInput, match=expected):
+            evaluate([tmp_path / name], run=RUN)
+    with pytest.raises(BadInput, match="listed twice"):
+        CliRunner().invoke(cli, ["eval", str(checkpoint), str(checkpoint)], catch_exceptions=False)
+
+
+def test_another_vocabulary_is_a_clear_error_and_costs_one_artifact(
+    checkpoint: Path, candidate: Path, make_checkpoint: Callable[..., Path], text: Path, tmp_path: Path
+) -> None:
+    other = make_checkpoint(vocab_size=4160)
+    said: list[str] = []
+    with pytest.raises(BadInput, match="logits for 4160 tokens, the reference for 4096"):
+        evaluate(
+            [other, candidate],
+            reference=checkpoint,
+            text=text,
+            tokens=600,
+            protocol="gptq-64",
+            run=RUN,
+            out=tmp_path,
+            say=said.append,
+        )
+    written = {subject.name: (subject, rows) for subject, rows in read_results(tmp_path)}
+    assert written[str(other)][0].status == "unsupported"
+    assert "4160" in written[str(other)][0].reason
+    assert len(written[str(candidate)][1]) > 10
+    assert any(line.startswith(f"failed: {other}") for line in said)
+
+
+def test_a_longer_window_than_the_context_adapts_out_loud(checkpoint: Path, text: Path) -> None:
+    said: list[str] = []
+    (row, *_) = evaluate([checkpoint], text=text, tokens=1200, run=RUN, say=said.append)
+    assert row.protocol == "llamacpp-256"
+    assert any("measuring llamacpp-256 instead" in line for line in said)
+
+
+def test_numbers_do_not_depend_on_the_block_size(checkpoint: Path, text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from evals import kernels
+
+    settings = {"text": text, "tokens": 800, "protocol": "gptq-100", "run": RUN}
+    whole = evaluate([checkpoint], **settings)
+    monkeypatch.setattr(kernels, "BLOCK_ELEMENTS", 3 * 4096)
+    pieces = evaluate([checkpoint], **settings)
+    assert np.array(whole[0].samples) == pytest.approx(np.array(pieces[0].samples), rel=1e-9)

@@ -131,7 +131,9 @@ class _Parser:
         self.elements = 2 * MAX_ELEMENTS  # of all arrays together
 
     def fail(self, what: str) -> BadInput:
-        return BadInput(f"{self.path}: damaged GGUF: {what}; fetch the file again")
+        # ``what`` may quote the file: keep it to one printable line.
+        line = "".join(c if c.isprintable() else "?" for c in what)[:300]
+        return BadInput(f"{self.path}: damaged GGUF: {line}; fetch the file again")
 
     def need(self, count: int, what: str) -> int:
         """Claim ``count`` bytes; returns where they start."""

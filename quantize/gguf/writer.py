@@ -168,6 +168,7 @@ def pack_value(key: str, value: Any, kind: GGUFValueType) -> bytes:
         if kind is not GGUFValueType.ARRAY:
             return struct.pack("<" + _PACKING[kind], value)
         element = GGUFValueType.get_type(value[0]) if len(value) else GGUFValueType.STRING
+        element = GGUFValueType.UINT8 if isinstance(value, bytes) else element
         start = struct.pack("<IQ", element, len(value))
         if element is GGUFValueType.STRING:
             return start + b"".join(map(_string, value))

@@ -20,6 +20,9 @@ COMMANDS = {
     "run": ("quantize.commands.jobs:run", "Run a job file: models x recipes x evaluations, resumable."),
     "plan": ("quantize.commands.jobs:plan", "Say what a conversion or a job will cost before it starts."),
     "check": ("quantize.commands.jobs:check", "Say which recipes a checkpoint can take, and why not."),
+    "init": ("quantize.commands.run_folder:init", "Write a commented job file to start from."),
+    "status": ("quantize.commands.run_folder:status", "Show how far the job of a run folder is."),
+    "clean": ("quantize.commands.run_folder:clean", "Remove from a run folder what no job refers to."),
     "methods": ("quantize.commands.methods:methods", "List every recipe, what it needs and whether it can run here."),
     "doctor": ("quantize.commands.methods:doctor", "Check this installation."),
 }

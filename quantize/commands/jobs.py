@@ -51,7 +51,7 @@ def run_job(path: Path, out: Path, overrides: tuple[str, ...] = (), strict: bool
     cost = estimate_plan(spec, plan, out)
     refuse_what_cannot_fit(cost, out)
     log(f"{path}: {len(plan.steps)} steps, run folder {out}")
-    return Runner(spec, plan, out, log, cost.steps).run()
+    return Runner(path, spec, plan, out, log, cost.steps).run()
 
 
 def job_name(path: Path) -> str:

@@ -54,9 +54,10 @@ class Child:
         return time.monotonic() - self.started
 
     def poll(self) -> int | None:
-        """Exit code, negative for a signal; None while it runs."""
+        """Exit code, negative for a signal; None while it runs. Notes the most memory that one of its processes has held."""
         if self.process.returncode is None:
-            self.peak_rss_bytes = max(self.peak_rss_bytes, peak_rss_bytes(self.pid))
+            family = [self.pid, *descendants(self.pid)]
+            self.peak_rss_bytes = max(self.peak_rss_bytes, *(peak_rss_bytes(pid) for pid in family))
         code = self.process.poll()
         if code is not None and self._pidfd >= 0:
             os.close(self._pidfd)
@@ -85,6 +86,27 @@ class Child:
             select.select(fds, [], [], timeout_s)
         else:
             time.sleep(min(timeout_s, 0.02))
+
+
+def descendants(pid: int) -> list[int]:
+    """Process ids of all children and theirs, from /proc; empty where there is none."""
+    found: list[int] = []
+    waiting = [pid]
+    while waiting:
+        parent = waiting.pop()
+        try:
+            threads = os.listdir(f"/proc/{parent}/task")
+        except OSError:
+            continue
+        for thread in threads:
+            try:
+                with open(f"/proc/{parent}/task/{thread}/children", encoding="ascii") as file:
+                    children = [int(part) for part in file.read().split()]
+            except OSError:
+                continue
+            found += children
+            waiting += children
+    return found
 
 
 def tree_rss_bytes(pid: int) -> int:

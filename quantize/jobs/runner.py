@@ -14,6 +14,7 @@ from typing import Any
 
 from quantize.jobs.child import Child, last_lines
 from quantize.jobs.estimate import StepCost
+from quantize.jobs.folder import register
 from quantize.jobs.keys import FileHashes, step_key
 from quantize.jobs.outputs import Outputs
 from quantize.jobs.rates import Sample, add_sample
@@ -51,10 +52,18 @@ class _Running:
 
 
 class Runner:
-    """``run`` is the run folder. ``costs``: step id -> what the plan says it takes."""
+    """``path`` is the job file, ``run`` the run folder. ``costs``: step id -> what the plan says it takes."""
 
-    def __init__(self, job: Job, plan: Plan, run: Path, say: Callable[[str], None], costs: Mapping[str, StepCost] | None = None):
-        self.job, self.plan, self.run_folder, self.say = job, plan, run.absolute(), say
+    def __init__(
+        self,
+        path: Path,
+        job: Job,
+        plan: Plan,
+        run: Path,
+        say: Callable[[str], None],
+        costs: Mapping[str, StepCost] | None = None,
+    ):
+        self.path, self.job, self.plan, self.run_folder, self.say = path, job, plan, run.absolute(), say
         self.costs = costs or {}
         self.records = Records(self.run_folder)
         self.hashes = FileHashes(self.run_folder / "cache" / "hashes.json")
@@ -71,6 +80,7 @@ class Runner:
             self.lock = lock
             self.outputs = Outputs(self.run_folder)
             self.outputs.clear_leftovers(self.plan)
+            register(self.run_folder, self.path, self.plan)
             for row in self.plan.rows:
                 self.outputs.write_row(row)
                 (self.summary.failed if row.status == "failed" else self.summary.unsupported).append(row.name)

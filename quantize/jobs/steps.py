@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -286,15 +287,14 @@ def step_threads(job: Job) -> int:
 
 
 def device(asked: str) -> str:
-    """What ``auto`` will come to, without importing torch."""
-    if asked != "auto":
-        return asked
-    return "cuda" if Path("/dev/nvidia0").exists() else "cpu"
+    """``auto`` is the CPU where the system has no GPU; said outright, it spares steps that need no torch the import of it."""
+    has_gpu = any(Path(name).exists() for name in ("/dev/nvidia0", "/dev/nvidiactl", "/dev/kfd", "/dev/dxg"))
+    return "cpu" if asked == "auto" and not has_gpu and sys.platform.startswith("linux") else asked
 
 
 def _run_arguments(job: Job, model: OpenModel) -> list[str]:
     resources = job.resources
-    arguments = ["--threads", str(step_threads(job)), "--device", resources.device, "--dtype", resources.dtype]
+    arguments = ["--threads", str(step_threads(job)), "--device", device(resources.device), "--dtype", resources.dtype]
     if resources.memory:
         arguments += ["--memory", resources.memory]
     return [*arguments, "--trust-remote-code"] if model.spec.trust_remote_code else arguments

@@ -1,0 +1,146 @@
+"""``quantwright status``, ``clean`` and ``init``."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from quantize.commands import emit_json, log
+from quantize.errors import BadInput
+
+TEMPLATE = """\
+# A job: every model by every recipe, evaluated, benchmarked and reported.
+#   quantwright plan {name}      what it will cost
+#   quantwright run {name}       do it; run it again and only what is missing is done
+# Paths are relative to this file. A misspelled key is an error that names the line.
+
+models:
+  - path/to/checkpoint # a local folder, or a Hub id
+  # - source: org/name
+  #   revision: main # pinned to a commit in the manifest
+  #   skip: [awq-int4] # recipes that this model leaves out
+  #   recipes: [gguf-q4_k_m] # or recipes of its own, in place of those below
+
+# `quantwright methods` lists the short spellings; `quantwright check MODEL` says which of them a model can take.
+recipes:
+  - gguf-q4_k_m
+  - gptq-int4
+  # - gptq:bits=3,group_size=64
+  # - {{method: gptq, matrix: {{bits: [3, 4], group_size: [64, 128]}}}} # every combination
+
+# calibration: {{source: calibration.txt, tokens: 32768, sequence_length: 512, seed: 0}} # default: built-in text
+# verify: full # or tensors, none
+
+evaluate:
+  text: held-out # a text file, or the built-in text
+  limit: 20000 # tokens of it
+  metrics: [perplexity, divergence]
+  # protocol: llamacpp-512
+  # tasks: [arc_easy, tasks/mine.jsonl]
+  # task_limit: 200
+
+benchmark: {{prefill: 512, decode: 128, repetitions: 5}}
+
+# resources: {{threads: 8, memory: 64GiB, parallel: 2, time_limit_minutes: 240}}
+"""
+
+
+@click.command()
+@click.argument("job", type=click.Path(path_type=Path), default=Path("job.yaml"))
+@click.option("--force", is_flag=True, help="replace what lies there")
+def init(job: Path, force: bool) -> None:
+    """Write a commented JOB file to start from."""
+    if job.exists() and not force:
+        raise BadInput(f"{job}: already exists; choose another name, or pass --force to replace it")
+    if not job.absolute().parent.is_dir():
+        raise BadInput(f"{job.parent}: no such folder")
+    job.write_text(TEMPLATE.format(name=job), encoding="utf-8")
+    click.echo(f"{job}: written; edit models and recipes, then: quantwright plan {job}")
+
+
+@click.command()
+@click.argument("run", type=click.Path(path_type=Path, file_okay=False))
+@click.option("--once", is_flag=True, help="print the table once, also on a terminal")
+@click.option("--json", "as_json", is_flag=True, help="last line of stdout is one JSON document")
+def status(run: Path, once: bool, as_json: bool) -> None:
+    """How far the jobs of the run folder RUN are; on a terminal the table follows them until they end."""
+    import sys
+    import time
+    from dataclasses import asdict
+
+    from rich.console import Console
+    from rich.live import Live
+
+    from quantize.jobs.folder import is_running, states
+
+    found = states(run)
+    console = Console(width=None if Console().is_terminal else 160)
+    if sys.stdout.isatty() and not once and not as_json:
+        with Live(_table(found, is_running(run)), console=console, refresh_per_second=2) as live:
+            while (pid := is_running(run)) is not None:
+                time.sleep(0.5)
+                live.update(_table(states(run), pid))
+            live.update(_table(states(run), None))
+        return
+    console.print(_table(found, is_running(run)))
+    if as_json:
+        emit_json({"runner": is_running(run), "steps": [asdict(state) for state in found]})
+
+
+def _table(found: list[Any], runner: int | None) -> Any:
+    from datetime import datetime, timezone
+
+    from rich.table import Table
+    from rich.text import Text
+
+    counts: dict[str, int] = {}
+    for state in found:
+        counts[state.status] = counts.get(state.status, 0) + 1
+    title = ", ".join(f"{number} {name}" for name, number in counts.items())
+    title += f"; process {runner} is working" if runner else "; nobody is working on it"
+    table = Table("step", "status", "time", "peak memory", "remark", box=None, pad_edge=False, title=title, title_justify="left")
+    for state in found:
+        seconds = state.wall_s
+        if state.status == "running" and state.started_at:
+            # A clock that was set back must not show as negative time.
+            seconds = max(0.0, (datetime.now(timezone.utc) - datetime.fromisoformat(state.started_at)).total_seconds())
+        table.add_row(
+            state.id.replace(":", " "),
+            state.status,
+            f"{seconds:.1f} s" if seconds else "",
+            f"{state.peak_rss_bytes / 1e9:.2f} GB" if state.peak_rss_bytes else "",
+            Text(state.reason or (state.log if state.status == "running" else "")),
+        )
+    return table
+
+
+@click.command()
+@click.argument("run", type=click.Path(path_type=Path, file_okay=False))
+@click.option("-y", "--yes", is_flag=True, help="do not ask")
+def clean(run: Path, yes: bool) -> int:
+    """Remove from the run folder RUN what no job refers to any more: artifacts, results, logs, leftovers. Asks first."""
+    import shutil
+
+    from quantize.jobs.folder import read_jobs, size_bytes, unused
+    from quantize.jobs.records import RunLock
+
+    if not read_jobs(run):
+        raise BadInput(f"{run}: not the run folder of a job, so nothing in it is known to be unused")
+    with RunLock(run):
+        paths = list(unused(run))
+        for path in paths:
+            click.echo(f"{size_bytes(path) / 1e6:10.1f} MB  {path}")
+        if not paths:
+            click.echo(f"{run}: nothing to remove")
+            return 0
+        total = sum(size_bytes(path) for path in paths) / 1e6
+        if not yes and not click.confirm(f"remove these {len(paths)} ({total:.1f} MB)?", default=False):
+            log("nothing removed")
+            return 0
+        for path in paths:
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+        click.echo(f"removed {len(paths)}, {total:.1f} MB")
+    return 0

@@ -1,0 +1,234 @@
+"""The job runner with real steps: what is done stays done, a failure costs its row, kill -9 at any moment loses nothing."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+
+from evals.result import read_results
+from quantize.artifact import Artifact
+from quantize.jobs.rates import read_samples
+
+JOB = """\
+models: [checkpoint]
+recipes: [{recipes}]
+verify: none
+report: false
+resources: {{threads: 1}}
+"""
+MADE = ["gguf-f16", "gguf-q8_0", "gguf-q4_0"]
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests neither read nor write the person's measured rates."""
+    monkeypatch.setenv("QUANTWRIGHT_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
+@pytest.fixture(scope="module")
+def checkpoint(make_checkpoint: Callable[..., Path]) -> Path:
+    """One weight is too large for float16; everything else can be made, but GPTQ's groups of 128 do not divide 320."""
+    folder = make_checkpoint(intermediate_size=320, num_hidden_layers=1)
+    path = folder / "model.safetensors"
+    data = bytearray(path.read_bytes())
+    header = int.from_bytes(data[:8], "little")
+    offset = json.loads(data[8 : 8 + header])["model.norm.weight"]["data_offsets"][0]
+    data[8 + header + offset : 8 + header + offset + 2] = (np.float32(1e6).view(np.uint32) >> 16).astype("<u2").tobytes()
+    path.write_bytes(data)
+    return folder
+
+
+def write_job(folder: Path, checkpoint: Path, recipes: list[str]) -> Path:
+    folder.mkdir(exist_ok=True)
+    (folder / "checkpoint").symlink_to(checkpoint)
+    path = folder / "job.yaml"
+    path.write_text(JOB.format(recipes=", ".join(recipes)), encoding="utf-8")
+    return path
+
+
+def command(job: Path, run: Path, *more: str) -> list[str]:
+    return [sys.executable, "-m", "quantize.cli", "run", str(job), "-o", str(run), *more]
+
+
+def run_job(job: Path, run: Path, *more: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command(job, run, *more), capture_output=True, text=True, timeout=300, check=False)
+
+
+def tree(run: Path) -> dict[str, str]:
+    """What a run has made: digest of every artifact, contents of every results file but for measured times."""
+    artifacts = {str(path.parent.relative_to(run)): Artifact.load(path.parent).digest for path in run.rglob("manifest.json")}
+    results = {path.name: path.read_text(encoding="utf-8") for path in (run / "results").glob("*.json")}
+    return artifacts | results
+
+
+def leftovers(run: Path) -> list[Path]:
+    """Files and folders that no finished run has."""
+    return [path for path in run.rglob(".*") if path.name not in (".lock", ".work")] + list((run / ".work").iterdir())
+
+
+def steps_of(pid: int) -> Iterator[psutil.Process]:
+    """Step processes that a runner, living or dead, started."""
+    for process in psutil.process_iter(["cmdline"]):
+        line = process.info["cmdline"] or []
+        if "quantize.process" in line and str(pid) in line:
+            yield process
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path) -> tuple[Path, Path, Any]:
+    folder = tmp_path_factory.mktemp("jobs")
+    job = write_job(folder, checkpoint, [*MADE, "float16", "gptq-int4"])
+    return job, folder / "run", run_job(job, folder / "run", "--json")
+
+
+def test_a_failed_step_and_an_impossible_one_cost_their_rows_only(finished: tuple[Path, Path, Any]) -> None:
+    _job, run, done = finished
+    assert done.returncode == 1, done.stderr
+    rows = {subject.recipe: subject for subject, _ in read_results(run)}
+    assert {recipe: rows[recipe].status for recipe in rows} == {
+        **dict.fromkeys(MADE, "ok"),
+        "float16": "failed",
+        "gptq-int4": "unsupported",
+    }
+    assert "float16 ends at" in rows["float16"].reason
+    assert "128" in rows["gptq-int4"].reason
+    document = json.loads(done.stdout.splitlines()[-1])
+    assert document["failed"] == ["convert:checkpoint:float16"]
+    assert leftovers(run) == []
+    for recipe in MADE:
+        artifact = Artifact.load(run / "artifacts" / "checkpoint" / recipe)
+        artifact.check_files()
+        assert rows[recipe].digest == artifact.digest
+
+
+def test_run_again_does_only_what_is_missing(finished: tuple[Path, Path, Any], tmp_path: Path) -> None:
+    job, first, _ = finished
+    run = tmp_path / "run"
+    shutil.copytree(first, run)
+    before = tree(run)
+    damaged = next((run / "artifacts" / "checkpoint" / "gguf-q8_0").glob("*.gguf"))
+    with open(damaged, "r+b") as file:
+        file.truncate(1000)
+    again = run_job(job, run)
+    assert again.returncode == 1
+    assert again.stderr.count("already done") == 2
+    assert again.stderr.count("done in") == 1
+    assert tree(run) == before
+
+
+def test_strict_refuses_before_anything_runs(finished: tuple[Path, Path, Any], tmp_path: Path) -> None:
+    done = run_job(finished[0], tmp_path / "run", "--strict")
+    assert done.returncode == 2
+    assert "gptq-int4" in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_cannot_fit_is_refused_before_anything_runs(finished: tuple[Path, Path, Any], tmp_path: Path) -> None:
+    done = run_job(finished[0], tmp_path / "run", "--set", "resources.memory=10MB")
+    assert done.returncode == 2
+    assert "memory" in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_step_that_takes_too_long_is_stopped(checkpoint: Path, tmp_path: Path) -> None:
+    job = write_job(tmp_path / "job", checkpoint, ["gguf-f16"])
+    done = run_job(job, tmp_path / "run", "--set", "resources.time_limit_minutes=0.002")
+    assert done.returncode == 1
+    assert "took longer than its limit" in read_results(tmp_path / "run")[0][0].reason
+    assert leftovers(tmp_path / "run") == []
+
+
+def start(job: Path, run: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(command(job, run), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for_step(run: Path, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 60
+    while not list((run / "steps").glob("*.json")):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_two_runners_on_one_folder(checkpoint: Path, tmp_path: Path) -> None:
+    job, run = write_job(tmp_path / "job", checkpoint, ["gguf-f16"]), tmp_path / "run"
+    first = start(job, run)
+    wait_for_step(run, first)
+    second = run_job(job, run)
+    assert second.returncode == 2
+    assert f"process {first.pid} is running a job here" in second.stderr
+    assert first.wait(120) == 0
+
+
+def test_ctrl_c_once_finishes_the_running_step(checkpoint: Path, tmp_path: Path) -> None:
+    job, run = write_job(tmp_path / "job", checkpoint, MADE), tmp_path / "run"
+    process = start(job, run)
+    wait_for_step(run, process)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(120) == 130
+    assert [path.name for path in (run / "artifacts" / "checkpoint").iterdir()] == MADE[:1]
+
+
+def test_ctrl_c_twice_stops(checkpoint: Path, tmp_path: Path) -> None:
+    job, run = write_job(tmp_path / "job", checkpoint, MADE), tmp_path / "run"
+    process = start(job, run)
+    wait_for_step(run, process)
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(5) == 130
+    assert list(steps_of(process.pid)) == []
+
+
+def kill_until_done(job: Path, run: Path, seed: int, kills: int, longest_s: float) -> int:
+    """Start the job, kill -9 its runner or a step at a random moment, again and again; then let it finish. Returns the kills."""
+    rng = random.Random(seed)
+    killed = 0
+    for _ in range(kills):
+        process = start(job, run)
+        time.sleep(rng.uniform(0.0, longest_s))
+        victims = [process.pid, *[step.pid for step in steps_of(process.pid)]]
+        victim = rng.choice(victims)
+        if process.poll() is not None:
+            break
+        os.kill(victim, signal.SIGKILL)
+        killed += 1
+        if victim == process.pid:
+            process.wait(10)
+            deadline = time.monotonic() + 5
+            while list(steps_of(process.pid)):
+                assert time.monotonic() < deadline, "a step outlived its runner"
+                time.sleep(0.01)
+        else:
+            process.wait(300)
+    return killed
+
+
+@pytest.mark.parametrize(("seed", "kills"), [(1, 4), pytest.param(2, 150, marks=[pytest.mark.long, pytest.mark.timeout(7200)])])
+def test_killed_at_random_moments_it_ends_as_if_undisturbed(checkpoint: Path, tmp_path: Path, seed: int, kills: int) -> None:
+    print(f"seed {seed}, {kills} kills")
+    job = write_job(tmp_path / "job", checkpoint, MADE)
+    assert run_job(job, tmp_path / "undisturbed").returncode == 0
+    expected = tree(tmp_path / "undisturbed")
+    samples = read_samples()
+    longest = 1.5 * sum(sample.wall_s for sample in samples) / len(samples) + 1.0
+    total, attempt = 0, 0
+    while total < kills:
+        run = tmp_path / f"killed{attempt}"
+        total += kill_until_done(job, run, seed + attempt, kills - total, longest)
+        final = run_job(job, run)
+        assert final.returncode == 0, final.stderr
+        assert tree(run) == expected
+        assert leftovers(run) == []
+        attempt += 1

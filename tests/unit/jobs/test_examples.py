@@ -1,0 +1,58 @@
+"""Every job file that ships is valid, planned, and accepted by the schema that editors use."""
+
+import json
+from pathlib import Path
+
+import jsonschema
+import pytest
+import yaml
+
+from quantize.commands.run_folder import TEMPLATE
+from quantize.jobs.load import load_job
+from quantize.jobs.schema import job_schema
+from quantize.jobs.steps import build_plan
+
+ROOT = Path(__file__).resolve().parents[3]
+EXAMPLES = [ROOT / "demo" / "job.yaml", *sorted((ROOT / "jobs").glob("*.yaml"))]
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
+def test_example_is_planned_whole(path: Path) -> None:
+    job = load_job(path)
+    plan = build_plan(job, path.parent)
+    converts = [step for step in plan.steps if step.kind == "convert"]
+    assert len(converts) == sum(len(job.recipes_of(model)) for model in job.models)
+    assert plan.rows == []
+    assert len({step.id for step in plan.steps}) == len(plan.steps)
+    known = {step.id for step in plan.steps}
+    assert all({*step.after, *step.prefers} <= known for step in plan.steps)
+    if job.evaluate:
+        assert sum(step.kind == "eval" for step in plan.steps) == len(converts) + len(job.models)
+    if job.benchmark:
+        assert sum(step.kind == "bench" for step in plan.steps) == len(converts) + len(job.models)
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
+def test_example_satisfies_the_schema(path: Path) -> None:
+    jsonschema.validate(yaml.safe_load(path.read_text(encoding="utf-8")), job_schema())
+
+
+def test_schema_refuses_a_typo() -> None:
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate({"models": ["a"], "recipes": ["float32"], "evaluate": {"metrcs": []}}, job_schema())
+
+
+def test_schema_in_docs_is_current() -> None:
+    assert json.loads((ROOT / "docs" / "job.schema.json").read_text(encoding="utf-8")) == job_schema()
+
+
+def test_template_is_valid(tmp_path: Path) -> None:
+    path = tmp_path / "job.yaml"
+    path.write_text(TEMPLATE.format(name="job.yaml"), encoding="utf-8")
+    job = load_job(path)
+    assert [recipe.short for recipe in job.recipes_of(job.models[0])] == ["gguf-q4_k_m", "gptq-int4"]
+    uncommented = path.read_text(encoding="utf-8").replace("  # - source", "  - source").replace("  #   ", "    ")
+    path.write_text(
+        uncommented.replace("\n# calibration", "\ncalibration").replace("\n# resources", "\nresources"), encoding="utf-8"
+    )
+    assert load_job(path).models[1].skip == ["awq-int4"]

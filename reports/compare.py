@@ -20,7 +20,7 @@ DENSE = ("float32", "float16", "bfloat16", "dense", "reference", "source")
 
 @dataclass(frozen=True)
 class Row:
-    """One artifact. ``cells`` hold the results comparable across rows, by metric; ``tasks`` by task, then metric; ``others`` all else."""
+    """One artifact. ``cells``: the results comparable across rows, by metric; ``tasks``: by task, then metric; ``others``: the rest."""
 
     subject: Subject
     label: str

@@ -12,7 +12,7 @@ RUNTIME_ALIASES = {"gguf": "llamacpp", "ollama": "llamacpp", "hf": "transformers
 
 @dataclass(frozen=True)
 class Limits:
-    """What a deployment asks for; None: no limit. ``divergence`` in nats, ``loss`` and ``accuracy_drop`` as shares (0.01: 1 %)."""
+    """What serving asks for; None: no limit. ``divergence`` in nats, ``loss`` and ``accuracy_drop`` as shares (0.01: 1 %)."""
 
     memory_bytes: int | None = None
     context: int | None = None

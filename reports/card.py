@@ -1,0 +1,275 @@
+"""The README.md of a published repository: metadata the Hub reads, and the measured numbers with what they rest on."""
+
+import re
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from quantize.artifact import Artifact
+from quantize.errors import BadInput
+from reports.compare import Group, Row, head
+from reports.format import heading, size
+from reports.markdown import code, escape, footnotes, table, task_tables
+
+if TYPE_CHECKING:
+    from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+LIBRARIES = {"gguf": "gguf"}  # by method; all others load in transformers
+METHOD_TAGS = {"gguf": "gguf", "gptq": "gptq", "awq": "awq", "quanto": "quanto", "bnb": "bitsandbytes"}
+#: Path in the repository -> the artifact it comes from and its name there.
+Files = dict[str, tuple[Artifact, str]]
+BITS = re.compile(r"(?:int|nf|fp|float|q|iq|tq)(\d+)")
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+@dataclass(frozen=True)
+class CardOptions:
+    """What the person says of the repository; None takes it from the artifacts."""
+
+    repo: str
+    base_model: str | None = None
+    license: str | None = None
+    quantized_by: str | None = None
+
+
+def check_repo_id(repo: str) -> None:
+    """Errors: BadInput where ``repo`` is not ``user/name`` as the Hub allows it."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(repo)
+    except HFValidationError as error:
+        raise BadInput(f"--repo {repo!r}: {error}") from None
+    if repo.count("/") != 1:
+        raise BadInput(f"--repo {repo!r}: expected user/name")
+
+
+def base_model_of(artifacts: Sequence[Artifact], options: CardOptions) -> str | None:
+    """The Hub id that the artifacts come from; None where they come from a local folder and none was given."""
+    if options.base_model:
+        if not HUB_ID.fullmatch(options.base_model):
+            raise BadInput(f"--base-model {options.base_model!r}: expected a Hub id, org/name")
+        return options.base_model
+    source = artifacts[0].manifest.source.id.partition("@")[0]
+    return source if HUB_ID.fullmatch(source) and not Path(source).exists() else None
+
+
+def source_name(artifacts: Sequence[Artifact], base_model: str | None) -> str:
+    """What the card calls the source: never a path of the machine that it was made on."""
+    return base_model or Path(artifacts[0].manifest.source.id.partition("@")[0]).name
+
+
+def license_of(artifacts: Sequence[Artifact], options: CardOptions) -> str | None:
+    return options.license or artifacts[0].manifest.source.license
+
+
+def model_card(artifacts: Sequence[Artifact], files: Files, options: CardOptions, group: Group | None) -> "ModelCard":
+    """``files``: see ``Files``. ``group``: measured numbers of exactly these artifacts."""
+    from huggingface_hub import ModelCard
+
+    base = base_model_of(artifacts, options)
+    metadata = card_data(artifacts, options, group)
+    body = [f"# {escape(options.repo.partition('/')[2])}", "", *_introduction(artifacts, base), ""]
+    body += ["## Files", "", *_files(files), ""]
+    if group is not None:
+        body += ["## Measured", "", *table(group), "", *footnotes(group), "", *task_tables(group)]
+    else:
+        body += [
+            "## Measured",
+            "",
+            "Nothing was measured of these files yet: `quantwright eval` and `--results RUN` put numbers here.",
+            "",
+        ]
+    body += [*_use(artifacts, files, options), *_made(artifacts, base), *_notes(artifacts), *_reproduction(artifacts, base)]
+    return ModelCard(f"---\n{metadata.to_yaml()}\n---\n\n" + "\n".join(body).rstrip() + "\n")
+
+
+def card_data(artifacts: Sequence[Artifact], options: CardOptions, group: Group | None) -> "ModelCardData":
+    from huggingface_hub import ModelCardData
+
+    methods = list(dict.fromkeys(str(a.manifest.recipe["method"]) for a in artifacts))
+    tags = ["quantized", "quantwright", *(METHOD_TAGS[m] for m in methods if m in METHOD_TAGS)]
+    bits = {
+        m.group(1) for a in artifacts if (m := BITS.search(a.manifest.recipe_short)) and a.manifest.recipe["method"] != "dense"
+    }
+    tags += [f"{b}-bit" for b in sorted(bits)]
+    results = _eval_results(group) if group is not None else []
+    base = base_model_of(artifacts, options)
+    return ModelCardData(
+        base_model=base,
+        base_model_relation="quantized" if base else None,
+        quantized_by=options.quantized_by or options.repo.partition("/")[0],
+        license=license_of(artifacts, options),
+        library_name=LIBRARIES.get(methods[0], "transformers"),
+        pipeline_tag="text-generation",
+        tags=tags,
+        model_name=options.repo.partition("/")[2] if results else None,
+        eval_results=results or None,
+    )
+
+
+def _eval_results(group: Group) -> "list[EvalResult]":
+    """Perplexity, divergence and accuracy for the Hub's model-index; several artifacts are told apart in the metric's name."""
+    from huggingface_hub import EvalResult
+
+    out = []
+    several = len(group.measured) > 1
+    for row in group.measured:
+        suffix = f" ({row.label})" if several else ""
+        for metric in ("perplexity", "kl_mean", "top1_agreement"):
+            result = row.cells.get(metric)
+            if result is not None and result.value is not None:
+                text = str(result.environment.get("text") or "text").partition(" (")[0]
+                name = Path(text).name
+                out.append(
+                    EvalResult(
+                        task_type="text-generation",
+                        dataset_type=re.sub(r"[^a-z0-9-]+", "-", name.lower()).strip("-") or "text",
+                        dataset_name=name,
+                        metric_type=metric,
+                        metric_value=_digits(result.value),
+                        metric_name=f"{heading(metric)}, {result.protocol}{suffix}",
+                    )
+                )
+        for task, metrics in row.tasks.items():
+            found = head(metrics)
+            if found.value is not None:
+                out.append(
+                    EvalResult(
+                        task_type="text-generation",
+                        dataset_type=task,
+                        dataset_name=task,
+                        metric_type=found.metric,
+                        metric_value=_digits(found.value),
+                        metric_name=f"{heading(found.metric)}{suffix}",
+                    )
+                )
+    return out
+
+
+def _digits(value: float) -> float:
+    return float(f"{value:.6g}")
+
+
+def _introduction(artifacts: Sequence[Artifact], base: str | None) -> list[str]:
+    source = artifacts[0].manifest.source
+    name = f"[{escape(base)}](https://huggingface.co/{base})" if base else code(source_name(artifacts, base))
+    recipes = ", ".join(code(a.manifest.recipe_short) for a in artifacts)
+    revision = f" at revision {code(source.revision)}" if source.revision else ""
+    version = escape(artifacts[0].manifest.tool.get("version", ""))
+    return [
+        f"{name}{revision} ({source.parameters:,} parameters, {escape(source.dtype)}), quantized to {recipes} by Quantwright {version}."
+    ]
+
+
+def _files(files: Files) -> list[str]:
+    lines = ["| File | Recipe | Size | Bits/weight | sha256 |", "|---|---|---:|---:|---|"]
+    for path, (artifact, name) in files.items():
+        if Path(name).suffix in (".gguf", ".safetensors"):
+            entry, recipe = artifact.manifest.files[name], artifact.manifest.recipe_short
+            bits = f"{artifact.bits_per_weight:.2f}"
+            lines.append(f"| {code(path)} | {code(recipe)} | {size(entry.size_bytes)} | {bits} | `{entry.sha256}` |")
+    return lines
+
+
+def _use(artifacts: Sequence[Artifact], files: Files, options: CardOptions) -> list[str]:
+    out = ["## Use", ""]
+    gguf = next((path for path in files if path.endswith(".gguf")), None)
+    if gguf:
+        tag = Path(gguf).name
+        out += ["```sh", f"llama-cli -hf {shlex.quote(options.repo)} -hff {shlex.quote(tag)}", "```", ""]
+    else:
+        out += [
+            "```python",
+            "from transformers import AutoModelForCausalLM, AutoTokenizer",
+            "",
+            f"model = AutoModelForCausalLM.from_pretrained({options.repo!r})",
+            f"tokenizer = AutoTokenizer.from_pretrained({options.repo!r})",
+            "```",
+            "",
+        ]
+        method = str(artifacts[0].manifest.recipe["method"])
+        if method == "quanto":
+            out = [
+                *out[:2], "```python", "from huggingface_hub import snapshot_download",
+                "from optimum.quanto import QuantizedModelForCausalLM", "",
+                f"model = QuantizedModelForCausalLM.from_pretrained(snapshot_download({options.repo!r}))", "```", "",
+            ]  # fmt: skip
+    loads = list(dict.fromkeys(name for a in artifacts for name in a.manifest.loads_in))
+    return [*out, f"Loads in {escape(', '.join(loads))}.", ""] if loads else out
+
+
+def _made(artifacts: Sequence[Artifact], base: str | None) -> list[str]:
+    out = ["## How it was made and checked", ""]
+    for artifact in artifacts:
+        m = artifact.manifest
+        out.append(
+            f"- {code(m.recipe_short)}: {escape(m.engine)}; recipe digest `{m.recipe_digest[:16]}`, artifact digest `{artifact.digest}`."
+        )
+        v = m.verification
+        if v.level == "none":
+            out.append("  Not verified.")
+        else:
+            how = f"Verified ({v.level}) by reopening it in {escape(v.runtime or m.runtime)}"
+            how += f" against {escape(v.reader)}" if v.reader else ""
+            checks = []
+            for check in v.checks:
+                number = (
+                    f" {check.value:.3g} (tolerance {check.tolerance:.3g})"
+                    if check.value is not None and check.tolerance is not None
+                    else ""
+                )
+                checks.append(f"{escape(check.name)}{number} {'passed' if check.passed else 'FAILED'}")
+            out.append(f"  {how}: {'; '.join(checks)}.")
+        if m.calibration:
+            c = m.calibration
+            text = escape(Path(c.source).name or c.source)
+            out.append(
+                f"  Calibrated on {c.tokens:,} tokens of {text} (sequences of {c.sequence_length}, seed {c.seed}, sha256 `{c.sha256}`)."
+            )
+    first = artifacts[0].manifest
+    out += ["", f"Source: {code(source_name(artifacts, base))}, content sha256 `{first.source.digest}`.", ""]
+    libraries = sorted(
+        {f"{name} {version}" for a in artifacts for name, version in {**a.manifest.tool, **a.manifest.libraries}.items()}
+    )
+    out += [f"Made with {escape(', '.join(libraries))}.", ""]
+    if any(a.manifest.source.remote_code for a in artifacts):
+        out += ["Code from the source checkpoint was run to make it (`--trust-remote-code`).", ""]
+    return out
+
+
+def _notes(artifacts: Sequence[Artifact]) -> list[str]:
+    notes = [(a.manifest.recipe_short, note) for a in artifacts for note in a.manifest.notes]
+    if not notes:
+        return []
+    lines = [f"- {code(recipe)}: {code(n.tensor)} {escape(n.what)}: {escape(n.why)}" for recipe, n in notes[:60]]
+    more = [f"- and {len(notes) - 60} more, in the manifest"] if len(notes) > 60 else []
+    return ["## Fallbacks and notes", "", *lines, *more, ""]
+
+
+def _reproduction(artifacts: Sequence[Artifact], base: str | None) -> list[str]:
+    """The conversion, with the source named as the card names it."""
+    lines = ["## Reproduce", "", "```sh"]
+    revision = artifacts[0].manifest.source.revision
+    source = source_name(artifacts, base) + (f"@{revision}" if base and revision else "")
+    for artifact in artifacts:
+        m = artifact.manifest
+        words = ["quantwright", "convert", source, "--to", m.recipe_short, "-o", "OUT"]
+        if m.calibration:
+            given = m.calibration.source
+            words += ["--calibration", given if given == "stdlib" or HUB_ID.fullmatch(given) else Path(given).name]
+            words += ["--calibration-tokens", str(m.calibration.tokens), "--seed", str(m.calibration.seed)]
+        lines.append(" ".join(shlex.quote(word) for word in words))
+    return [*lines, "```", ""]
+
+
+def published(group: Group, artifacts: Sequence[Artifact]) -> Group | None:
+    """The rows of exactly these artifacts, by digest, and the reference; None where none was measured."""
+    from dataclasses import replace
+
+    wanted = {a.digest for a in artifacts}
+    rows: tuple[Row, ...] = tuple(row for row in group.rows if row.subject.digest in wanted and (row.cells or row.tasks))
+    return replace(group, rows=rows, floors=(), model=group.model) if rows else None

@@ -1,0 +1,195 @@
+"""A Hub repository of verified artifacts: put together, written to a folder, uploaded."""
+
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from quantize.artifact import MANIFEST, Artifact, claim_output, staging
+from quantize.errors import BadInput, StepFailed
+from reports.card import CardOptions, base_model_of, check_repo_id, license_of, model_card, published, source_name
+from reports.compare import Group, compare
+from reports.load import load
+
+Say = Callable[[str], None]
+
+
+def _silent(_: str) -> None:
+    pass
+
+
+@dataclass(frozen=True)
+class Repository:
+    """``files``: path in the repository -> a file on disk, or the bytes themselves."""
+
+    repo: str
+    files: dict[str, Path | bytes]
+    recipes: tuple[str, ...]
+
+
+def prepare(
+    folders: Sequence[Path],
+    runs: Sequence[Path],
+    options: CardOptions,
+    *,
+    allow_unverified: bool = False,
+    say: Say = _silent,
+) -> Repository:
+    """Check everything, hashes too, before a byte is written or sent.
+
+    Errors: BadInput where the repository's name is bad, an artifact is not verified or does not match its hashes, or the artifacts
+    do not go into one repository.
+    """
+    check_repo_id(options.repo)
+    artifacts = [Artifact.load(folder) for folder in folders]
+    _check(artifacts, allow_unverified)
+    groups = compare(load(list(runs))).groups if runs else ()
+    for artifact in artifacts:
+        artifact.check_files()
+    files, belongs = _layout(artifacts, options)
+    group = _measured(groups, artifacts)
+    if not runs:
+        say("no --results: the model card will show no measured numbers")
+    else:
+        known = {row.subject.digest for row in group.rows} if group else set()
+        for artifact in artifacts:
+            if artifact.digest not in known:
+                say(f"{artifact.folder}: {', '.join(map(str, runs))} holds no numbers of it (digest {artifact.digest[:12]})")
+    if license_of(artifacts, options) is None:
+        say("the source names no licence, so neither does the card: give --license")
+    if base_model_of(artifacts, options) is None:
+        say("the source is a local folder, so the card names no base model: give --base-model org/name where it is on the Hub")
+    card = model_card(artifacts, belongs, options, group)
+    files["README.md"] = str(card).encode()
+    return Repository(options.repo, files, tuple(a.manifest.recipe_short for a in artifacts))
+
+
+def _check(artifacts: Sequence[Artifact], allow_unverified: bool) -> None:
+    for artifact in artifacts:
+        verification = artifact.manifest.verification
+        if not verification.passed:
+            failed = next(check.name for check in verification.checks if not check.passed)
+            raise BadInput(f"{artifact.folder}: its verification failed ({failed}); it is not published")
+        if verification.level == "none" and not allow_unverified:
+            raise BadInput(
+                f"{artifact.folder}: was not verified; convert again without --verify none, or pass --allow-unverified "
+                "(the card says so)"
+            )
+    sources = {artifact.manifest.source.digest for artifact in artifacts}
+    if len(sources) > 1:
+        names = ", ".join(sorted({artifact.manifest.source.id for artifact in artifacts}))
+        raise BadInput(f"publish: the artifacts come from different sources ({names}); one repository holds one model")
+    folders = [artifact for artifact in artifacts if artifact.gguf is None]
+    if folders and len(artifacts) > 1:
+        raise BadInput(
+            f"publish: {folders[0].folder} is a Hugging Face folder, which fills a repository alone; publish it by itself "
+            "(several GGUF files can share one)"
+        )
+    recipes = [artifact.manifest.recipe_digest for artifact in artifacts]
+    if len(set(recipes)) < len(recipes):
+        raise BadInput("publish: the same recipe is listed twice")
+
+
+def _layout(
+    artifacts: Sequence[Artifact], options: CardOptions
+) -> tuple[dict[str, Path | bytes], dict[str, tuple[Artifact, str]]]:
+    """Where each file goes, and which file of which artifact it is. One artifact keeps its layout; GGUF files of several stand side by
+    side under names that tell them apart, their manifests in ``manifests/``."""
+    files: dict[str, Path | bytes] = {}
+    belongs: dict[str, tuple[Artifact, str]] = {}
+    alone = len(artifacts) == 1
+    for artifact in artifacts:
+        recipe = artifact.manifest.recipe_short
+        slug = "".join(c if c.isalnum() or c in "-_." else "-" for c in recipe)
+        for name in artifact.manifest.files:
+            path = artifact.folder / name
+            target = name
+            if target in files:
+                other = files[target]
+                if isinstance(other, Path) and other.read_bytes() == path.read_bytes():
+                    continue
+                target = f"{Path(name).stem}-{slug}{Path(name).suffix}" if name.endswith(".gguf") else f"{slug}/{name}"
+            files[target] = path
+            belongs[target] = (artifact, name)
+        files[MANIFEST if alone else f"manifests/{slug}.json"] = _public_manifest(artifact, artifacts, options)
+    return files, belongs
+
+
+def _public_manifest(artifact: Artifact, artifacts: Sequence[Artifact], options: CardOptions) -> bytes:
+    """The manifest, with paths of this machine taken out."""
+    m = artifact.manifest
+    name = source_name(artifacts, base_model_of(artifacts, options))
+    changes: dict[str, object] = {"source": m.source.model_copy(update={"id": name})}
+    if m.calibration is not None and os.path.sep in m.calibration.source and Path(m.calibration.source).exists():
+        changes["calibration"] = m.calibration.model_copy(update={"source": Path(m.calibration.source).name})
+    run = {key: value for key, value in m.run.items() if not (isinstance(value, str) and os.path.isabs(value))}
+    return (m.model_copy(update={**changes, "run": run}).model_dump_json(indent=2) + "\n").encode()
+
+
+def _measured(groups: Sequence[Group], artifacts: Sequence[Artifact]) -> Group | None:
+    return next((found for group in groups if (found := published(group, artifacts)) is not None), None)
+
+
+def write_repository(repository: Repository, out: Path, force: bool = False) -> None:
+    """Write every file as it would be uploaded; whole or not at all. Errors: BadInput where ``out`` exists, unless ``force``."""
+    claim_output(out, force)
+    with staging(out) as stage:
+        for name, content in repository.files.items():
+            target = stage / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if isinstance(content, bytes):
+                target.write_bytes(content)
+            else:
+                shutil.copyfile(content, target)
+        if out.exists():
+            shutil.rmtree(out) if out.is_dir() else out.unlink()
+        stage.rename(out.absolute())
+
+
+def upload(
+    repository: Repository,
+    *,
+    private: bool = False,
+    revision: str | None = None,
+    message: str | None = None,
+    say: Say = _silent,
+) -> str:
+    """One commit with everything; the repository is created where it does not exist. Returns its address.
+
+    Errors: BadInput where the Hub refuses the card; StepFailed where it cannot be reached or refuses the token.
+    """
+    import httpx
+    from huggingface_hub import CommitOperationAdd, HfApi, ModelCard
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
+    card = repository.files["README.md"]
+    assert isinstance(card, bytes)
+    api = HfApi(endpoint=os.environ.get("HF_ENDPOINT"), library_name="quantwright")
+    try:
+        try:
+            ModelCard(card.decode()).validate()
+        except ValueError as error:
+            raise BadInput(f"{repository.repo}: the Hub refuses the model card: {' '.join(str(error).split())}") from None
+        url = api.create_repo(repository.repo, private=private or None, exist_ok=True)
+        total = sum(len(c) if isinstance(c, bytes) else c.stat().st_size for c in repository.files.values())
+        say(f"uploading {len(repository.files)} files, {total / 1e6:,.1f} MB, to {url}")
+        operations = [
+            CommitOperationAdd(name, str(c) if isinstance(c, Path) else c) for name, c in sorted(repository.files.items())
+        ]
+        title = message or f"Quantized by Quantwright: {', '.join(repository.recipes)}"
+        api.create_commit(repository.repo, operations, commit_message=title, revision=revision)
+    except OfflineModeIsEnabled:
+        raise StepFailed(
+            f"{repository.repo}: HF_HUB_OFFLINE is set, so nothing can be uploaded; unset it, or use --dry-run"
+        ) from None
+    except HfHubHTTPError as error:
+        status = error.response.status_code if error.response is not None else 0
+        reason = {401: "the token is missing or wrong (set HF_TOKEN)", 403: "the token may not write there"}.get(status)
+        words = reason or " ".join(str(error).split())[:300]
+        raise StepFailed(f"{repository.repo}: the Hub refused the upload: {words}") from error
+    except httpx.HTTPError as error:
+        raise StepFailed(
+            f"{repository.repo}: the Hub cannot be reached ({type(error).__name__}); nothing was published"
+        ) from error
+    return str(url)

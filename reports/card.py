@@ -160,9 +160,9 @@ def _introduction(artifacts: Sequence[Artifact], base: str | None) -> list[str]:
     recipes = ", ".join(code(a.manifest.recipe_short) for a in artifacts)
     revision = f" at revision {code(source.revision)}" if source.revision else ""
     version = escape(artifacts[0].manifest.tool.get("version", ""))
-    return [
-        f"{name}{revision} ({source.parameters:,} parameters, {escape(source.dtype)}), quantized to {recipes} by Quantwright {version}."
-    ]
+    version = escape(artifacts[0].manifest.tool.get("version", ""))
+    size_words = f"{source.parameters:,} parameters, {escape(source.dtype)}"
+    return [f"{name}{revision} ({size_words}), quantized to {recipes} by Quantwright {version}."]
 
 
 def _files(files: Files) -> list[str]:
@@ -206,39 +206,35 @@ def _made(artifacts: Sequence[Artifact], base: str | None) -> list[str]:
     out = ["## How it was made and checked", ""]
     for artifact in artifacts:
         m = artifact.manifest
-        out.append(
-            f"- {code(m.recipe_short)}: {escape(m.engine)}; recipe digest `{m.recipe_digest[:16]}`, artifact digest `{artifact.digest}`."
-        )
-        v = m.verification
-        if v.level == "none":
-            out.append("  Not verified.")
-        else:
-            how = f"Verified ({v.level}) by reopening it in {escape(v.runtime or m.runtime)}"
-            how += f" against {escape(v.reader)}" if v.reader else ""
-            checks = []
-            for check in v.checks:
-                number = (
-                    f" {check.value:.3g} (tolerance {check.tolerance:.3g})"
-                    if check.value is not None and check.tolerance is not None
-                    else ""
-                )
-                checks.append(f"{escape(check.name)}{number} {'passed' if check.passed else 'FAILED'}")
-            out.append(f"  {how}: {'; '.join(checks)}.")
+        out.append(f"- {code(m.recipe_short)}: {escape(m.engine)}; artifact digest `{artifact.digest}`.")
+        out.append("  " + _verification(artifact))
         if m.calibration:
             c = m.calibration
-            text = escape(Path(c.source).name or c.source)
-            out.append(
-                f"  Calibrated on {c.tokens:,} tokens of {text} (sequences of {c.sequence_length}, seed {c.seed}, sha256 `{c.sha256}`)."
-            )
+            how = f"sequences of {c.sequence_length}, seed {c.seed}, sha256 `{c.sha256}`"
+            out.append(f"  Calibrated on {c.tokens:,} tokens of {escape(Path(c.source).name)} ({how}).")
     first = artifacts[0].manifest
     out += ["", f"Source: {code(source_name(artifacts, base))}, content sha256 `{first.source.digest}`.", ""]
-    libraries = sorted(
-        {f"{name} {version}" for a in artifacts for name, version in {**a.manifest.tool, **a.manifest.libraries}.items()}
-    )
+    tool = f"{first.tool.get('name', 'quantwright')} {first.tool.get('version', '')}".strip()
+    libraries = [tool, *sorted({f"{name} {version}" for a in artifacts for name, version in a.manifest.libraries.items()})]
     out += [f"Made with {escape(', '.join(libraries))}.", ""]
     if any(a.manifest.source.remote_code for a in artifacts):
         out += ["Code from the source checkpoint was run to make it (`--trust-remote-code`).", ""]
     return out
+
+
+def _verification(artifact: Artifact) -> str:
+    v = artifact.manifest.verification
+    if v.level == "none":
+        return "Not verified."
+    reader = f" against {escape(v.reader)}" if v.reader else ""
+    checks = []
+    for check in v.checks:
+        words = escape(check.name) + (f" {check.value:.3g}" if check.value is not None else "")
+        words += f" (tolerance {check.tolerance:.3g})" if check.tolerance is not None else ""
+        checks.append(f"{words} {'passed' if check.passed else 'FAILED'}")
+    return (
+        f"Verified ({v.level}) by reopening it in {escape(v.runtime or artifact.manifest.runtime)}{reader}: {'; '.join(checks)}."
+    )
 
 
 def _notes(artifacts: Sequence[Artifact]) -> list[str]:

@@ -20,7 +20,7 @@ DENSE = ("float32", "float16", "bfloat16", "dense", "reference", "source")
 
 @dataclass(frozen=True)
 class Row:
-    """One artifact. ``cells``: the results comparable across rows, by metric; ``tasks``: by task, then metric; ``others``: the rest."""
+    """One artifact. ``cells``: what compares across rows, by metric; ``tasks``: by task, then metric; ``others``: the rest."""
 
     subject: Subject
     label: str

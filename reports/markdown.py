@@ -59,7 +59,7 @@ def limit_words(limits: Limits) -> str:
         parts.append(f"at least {limits.tokens_per_second:g} tokens/s")
     if limits.runtime:
         parts.append(f"in {limits.runtime}")
-    sentence = " and ".join([*first, *parts]) or "Without any limit"
+    sentence = ", ".join([*first, *parts]) or "Without any limit"
     return sentence if sentence.startswith(("For", "Without")) else "For " + sentence
 
 

@@ -61,7 +61,8 @@ def kv_shape(config: dict[str, Any], source: str = "") -> KvShape | None:
 
 def find_shapes(group: Group, roots: Sequence[Path] = (Path(),)) -> dict[str, KvShape | None]:
     """Row label -> from the config.json of the artifact, else of its source, where either still lies where it was measured."""
-    common = _first_shape([group.model, *dict.fromkeys(r.subject.model or r.subject.name for r in group.all_rows)], roots)
+    names = [r.subject.model for r in group.all_rows] + [r.subject.name for r in group.all_rows if r.subject.status == "ok"]
+    common = _first_shape(dict.fromkeys([group.model, *names]), roots)
     return {row.label: _first_shape([row.subject.name], roots) or common for row in group.rows}
 
 

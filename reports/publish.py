@@ -38,8 +38,8 @@ def prepare(
 ) -> Repository:
     """Check everything, hashes too, before a byte is written or sent.
 
-    Errors: BadInput where the repository's name is bad, an artifact is not verified or does not match its hashes, or the artifacts
-    do not go into one repository.
+    Errors: BadInput where the repository's name is bad, an artifact is not verified or does not match its hashes, or the
+    artifacts do not go into one repository.
     """
     check_repo_id(options.repo)
     artifacts = [Artifact.load(folder) for folder in folders]
@@ -94,8 +94,8 @@ def _check(artifacts: Sequence[Artifact], allow_unverified: bool) -> None:
 def _layout(
     artifacts: Sequence[Artifact], options: CardOptions
 ) -> tuple[dict[str, Path | bytes], dict[str, tuple[Artifact, str]]]:
-    """Where each file goes, and which file of which artifact it is. One artifact keeps its layout; GGUF files of several stand side by
-    side under names that tell them apart, their manifests in ``manifests/``."""
+    """Where each file goes, and which file of which artifact it is. One artifact keeps its layout; GGUF files of several stand
+    side by side under names that tell them apart, their manifests in ``manifests/``."""
     files: dict[str, Path | bytes] = {}
     belongs: dict[str, tuple[Artifact, str]] = {}
     alone = len(artifacts) == 1

@@ -83,7 +83,7 @@ def recommend(group: Group, limits: Limits, shapes: Mapping[str, KvShape | None]
     chosen = next((c for c in found if c.fits), None)
     nearest = None
     if chosen is None and found:
-        nearest = min(found, key=lambda c: (len(c.missed) and max(check.gap for check in c.missed), len(c.missed)))
+        nearest = min(found, key=lambda c: (max(check.gap for check in c.missed), len(c.missed)))
     return Advice(group.model, limits, chosen, nearest, tuple(found))
 
 
@@ -91,6 +91,8 @@ def checks(row: Row, group: Group, limits: Limits, shape: KvShape | None) -> tup
     out = []
     if limits.runtime:
         out.append(_runtime(row, limits.runtime))
+        if not out[0].met:  # nothing else about it matters then
+            return tuple(out)
     if limits.divergence is not None:
         out.append(_divergence(row, limits.divergence))
     if limits.loss is not None:
@@ -161,13 +163,11 @@ def _memory(row: Row, limits: Limits, shape: KvShape | None) -> Check:
     assert limits.memory_bytes is not None
     weights = row.subject.size_bytes or 0
     rest, how = overhead(row, shape)
-    tokens = limits.context or (shape.context if shape else None) or 0
     if shape is None:
-        if limits.context:
-            return _unknown("memory", "what its KV cache takes is not known: give --model FOLDER or --kv-bytes-per-token")
-        cache, words = 0, "KV cache not known and left out"
-    else:
-        cache, words = shape.bytes_at(tokens), f"KV cache {size(shape.bytes_at(tokens))} ({tokens:,} tokens x {shape.arithmetic})"
+        return _unknown("memory", "what its KV cache takes is not known: give --model FOLDER or --kv-bytes-per-token")
+    tokens = limits.context or shape.context or 0
+    cache = shape.bytes_at(tokens)
+    words = f"KV cache {size(cache)} ({tokens:,} tokens x {shape.arithmetic})"
     total = weights + cache + rest
     text = f"weights {size(weights)} + {words} + overhead {size(rest)} ({how}) = {size(total)}; limit {size(limits.memory_bytes)}"
     return Check("memory", total <= limits.memory_bytes, text, total / limits.memory_bytes - 1)

@@ -101,10 +101,11 @@
     if (limit.loss !== null) row.loss === null ? check(false, "perplexity paired with the source’s was not measured", Infinity)
       : check(row.loss <= limit.loss, `perplexity at most ${percent(row.loss)}; limit ${percent(limit.loss)}`, row.loss / limit.loss - 1);
     if (limit.memory !== null) {
-      const tokens = limit.context ?? 0;
+      const tokens = limit.context ?? row.context ?? 0;
       const cache = row.kv ? row.kv.reduce((sum, [each, cap]) => sum + each * Math.min(tokens, cap ?? tokens), 0) : 0;
       const total = row.size + cache + row.overhead;
-      check(total <= limit.memory, `weights ${bytes(row.size)} + ${row.kv ? `KV cache ${bytes(cache)} (${tokens.toLocaleString("en-US")} tokens)` : "KV cache not known and left out"} + overhead ${bytes(row.overhead)} (${row.how}) = ${bytes(total)}; limit ${bytes(limit.memory)}`, total / limit.memory - 1);
+      if (!row.kv) check(false, "what its KV cache takes is not known", Infinity);
+      else check(total <= limit.memory, `weights ${bytes(row.size)} + KV cache ${bytes(cache)} (${tokens.toLocaleString("en-US")} tokens) + overhead ${bytes(row.overhead)} (${row.how}) = ${bytes(total)}; limit ${bytes(limit.memory)}`, total / limit.memory - 1);
     }
     if (limit.tg !== null) row.tg === null ? check(false, "decode speed with an interval was not measured", Infinity)
       : check(row.tg >= limit.tg, `decode at least ${digits(row.tg)} tokens/s; limit ${limit.tg}`, limit.tg / row.tg - 1);

@@ -201,9 +201,9 @@ def sentencepiece_added_tokens(folder: Path) -> dict[int, tuple[str, bool]]:
         added[_token_id(folder / "added_tokens.json", number)] = (text, False)
     path = folder / "tokenizer_config.json"
     for number, entry in (_read_json(path).get("added_tokens_decoder") or {}).items():
-        text = token_text(entry)
-        if text is not None:
-            added[_token_id(path, number)] = (text, bool(isinstance(entry, dict) and entry.get("special")))
+        content = token_text(entry)
+        if content is not None:
+            added[_token_id(path, number)] = (content, bool(isinstance(entry, dict) and entry.get("special")))
     return added
 
 

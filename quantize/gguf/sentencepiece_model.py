@@ -4,16 +4,19 @@ The sentencepiece package does not tell, and its generated protobuf classes need
 Source: google/sentencepiece, src/sentencepiece_model.proto (field numbers).
 """
 
+import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from quantize.errors import BadInput
 
-UNIGRAM, BPE, WORD, CHAR = 1, 2, 3, 4
+UNIGRAM, BPE, WORD, CHAR = 1, 2, 3, 4  # TrainerSpec.ModelType
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6  # SentencePiece.Type; GGUF's numbers are the same
+_PIECE = 1
 _TRAINER, _NORMALIZER = 2, 3  # fields of ModelProto
 _MODEL_TYPE, _SUFFIX = 3, 24  # fields of TrainerSpec
-_NAME, _CHARSMAP, _DUMMY_PREFIX, _EXTRA_SPACES, _ESCAPE = 1, 2, 3, 4, 5  # fields of NormalizerSpec
+_CHARSMAP, _DUMMY_PREFIX, _EXTRA_SPACES = 2, 3, 4  # fields of NormalizerSpec
 
 
 @dataclass(frozen=True)
@@ -25,19 +28,23 @@ class Spec:
     dummy_prefix: bool
     remove_extra_spaces: bool
     suffix: bool
+    pieces: tuple[tuple[str, float, int], ...]  # text, score, type
 
 
 def read_spec(path: Path) -> Spec:
     """Errors: BadInput where the file is cut off or not protobuf."""
     trainer: dict[int, int | bytes] = {}
     normalizer: dict[int, int | bytes] = {}
+    pieces = []
     try:
-        for number, value, _ in _fields(path.read_bytes()):
-            if number == _TRAINER and isinstance(value, bytes):
-                trainer = {n: v for n, v, _ in _fields(value)}
+        for number, value in _fields(path.read_bytes()):
+            if number == _PIECE and isinstance(value, bytes):
+                pieces.append(_piece(value))
+            elif number == _TRAINER and isinstance(value, bytes):
+                trainer = dict(_fields(value))
             elif number == _NORMALIZER and isinstance(value, bytes):
-                normalizer = {n: v for n, v, _ in _fields(value)}
-    except (IndexError, ValueError):
+                normalizer = dict(_fields(value))
+    except (IndexError, ValueError, struct.error):
         raise BadInput(f"{path}: not a SentencePiece model (cut off or damaged); fetch it again") from None
     charsmap = normalizer.get(_CHARSMAP, b"")
     return Spec(
@@ -46,27 +53,26 @@ def read_spec(path: Path) -> Spec:
         dummy_prefix=bool(normalizer.get(_DUMMY_PREFIX, 1)),
         remove_extra_spaces=bool(normalizer.get(_EXTRA_SPACES, 1)),
         suffix=bool(trainer.get(_SUFFIX, 0)),
+        pieces=tuple(pieces),
     )
 
 
-def without_normalization(data: bytes) -> bytes:
-    """The model with its character map and its collapsing of spaces taken out; the dummy prefix stays as it is."""
-    out = bytearray()
-    for number, value, raw in _fields(data):
-        if number != _NORMALIZER or not isinstance(value, bytes):
-            out += raw
-            continue
-        kept = b"".join(raw for n, _, raw in _fields(value) if n not in (_NAME, _CHARSMAP, _EXTRA_SPACES))
-        kept += bytes([_NAME << 3 | 2, 8]) + b"identity" + bytes([_EXTRA_SPACES << 3, 0])
-        out += bytes([_NORMALIZER << 3 | 2]) + _varint(len(kept)) + kept
-    return bytes(out)
+def _piece(data: bytes) -> tuple[str, float, int]:
+    text, score, kind = "", 0.0, NORMAL
+    for number, value in _fields(data):
+        if number == 1 and isinstance(value, bytes):
+            text = value.decode("utf-8")
+        elif number == 2 and isinstance(value, bytes):
+            (score,) = struct.unpack("<f", value)
+        elif number == 3 and isinstance(value, int):
+            kind = value
+    return text, score, kind
 
 
-def _fields(data: bytes) -> Iterator[tuple[int, int | bytes, bytes]]:
-    """(field number, value, its bytes with the tag) of a message, in order. Errors: ValueError, IndexError."""
+def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
+    """(field number, value) of a message, in order. Errors: ValueError, IndexError."""
     at = 0
     while at < len(data):
-        start = at
         tag, at = _read_varint(data, at)
         kind = tag & 7
         value: int | bytes
@@ -82,7 +88,7 @@ def _fields(data: bytes) -> Iterator[tuple[int, int | bytes, bytes]]:
             raise ValueError(kind)
         if at > len(data):
             raise ValueError("cut off")
-        yield tag >> 3, value, data[start:at]
+        yield tag >> 3, value
 
 
 def _read_varint(data: bytes, at: int) -> tuple[int, int]:
@@ -96,12 +102,3 @@ def _read_varint(data: bytes, at: int) -> tuple[int, int]:
         shift += 7
         if shift > 63:
             raise ValueError("varint")
-
-
-def _varint(value: int) -> bytes:
-    out = bytearray()
-    while value >= 0x80:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    out.append(value)
-    return bytes(out)

@@ -7,8 +7,11 @@ from gguf import GGUFValueType, Keys
 from quantize.artifact import Note
 from quantize.checkpoint import Checkpoint
 from quantize.gguf.tokenizer_special import Kvs, chat_templates, special_kvs, template_kvs
+from quantize.gguf.tokenizer_verify import Mismatch, TokenizerReport, verify_tokenizer
 from quantize.gguf.tokenizer_vocabulary import Vocabulary, read_vocabulary
 from quantize.tokenizer import SourceTokenizer
+
+__all__ = ["Mismatch", "TokenizerMetadata", "TokenizerReport", "check_tokenizer", "tokenizer_metadata", "verify_tokenizer"]
 
 EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "tok_embeddings.weight", "embed_in.weight",
               "embedding.weight")  # fmt: skip

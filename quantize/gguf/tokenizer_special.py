@@ -47,7 +47,7 @@ def special_kvs(checkpoint: Checkpoint, source: SourceTokenizer, vocabulary: Voc
             number = getattr(source.backend, f"{role}_id")()
             if number >= 0:
                 ids.setdefault(role, number)
-    before, after = _added_around(source)
+    before, after = added_around(source)
     if len(before) > 1 or len(after) > 1:
         notes.append(
             Note(
@@ -120,7 +120,7 @@ def _generation(checkpoint: Checkpoint) -> dict[str, Any]:
     return _json(checkpoint.folder / "generation_config.json")
 
 
-def _added_around(source: SourceTokenizer) -> tuple[list[int], list[int]]:
+def added_around(source: SourceTokenizer) -> tuple[list[int], list[int]]:
     """Ids that the source puts before and after a text, seen on one."""
     plain, whole = source.encode("a", add_special=False), source.encode("a")
     for start in range(len(whole) - len(plain) + 1):

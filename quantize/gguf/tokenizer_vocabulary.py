@@ -16,7 +16,7 @@ from quantize.errors import BadInput, Unsupported
 from quantize.gguf import sentencepiece_model as sp
 from quantize.gguf.pretokenizers import BY_NAME
 from quantize.gguf.tokenizer_pre import Cutter, known_names, recognize
-from quantize.tokenizer import SENTENCEPIECE_FILES, SourceTokenizer, open_sentencepiece, sentencepiece_added_tokens
+from quantize.tokenizer import SENTENCEPIECE_FILES, SourceTokenizer, sentencepiece_added_tokens
 
 SPACE = "▁"
 SPECIAL_SCORE = -1000.0  # llama.cpp's converter gives it to added tokens; its tokenizer does not look at it
@@ -159,39 +159,28 @@ def _unigram(source: SourceTokenizer) -> Vocabulary:
 
 def _from_sentencepiece(folder: Path, path: Path) -> Vocabulary:
     spec = sp.read_spec(path)
-    model = open_sentencepiece(path)
     if spec.model_type not in (sp.BPE, sp.UNIGRAM):
         raise Unsupported(f"{path}: a SentencePiece word or character model; llama.cpp has BPE and unigram only")
-    tokens, types, scores = [], [], []
-    for number in range(model.vocab_size()):
-        tokens.append(model.id_to_piece(number))
-        scores.append(model.get_score(number))
-        types.append(
-            TokenType.UNKNOWN if model.is_unknown(number)
-            else TokenType.CONTROL if model.is_control(number)
-            else TokenType.UNUSED if model.is_unused(number)
-            else TokenType.BYTE if model.is_byte(number)
-            else TokenType.NORMAL
-        )  # fmt: skip
+    tokens = [text.replace(SPACE, " ") if kind == sp.USER_DEFINED else text for text, _, kind in spec.pieces]
+    scores = [score for _, score, _ in spec.pieces]
+    types = [kind for _, _, kind in spec.pieces]
     for number, (text, special) in sorted(sentencepiece_added_tokens(folder).items()):
         while len(tokens) <= number:
             tokens.append(f"[PAD{len(tokens)}]")
             scores.append(PADDING_SCORE)
-            types.append(TokenType.UNUSED)
+            types.append(sp.UNUSED)
         control = special or looks_special(text)
         tokens[number] = text if control else text.replace(SPACE, " ")
         scores[number] = SPECIAL_SCORE
-        types[number] = TokenType.CONTROL if control else TokenType.USER_DEFINED
+        types[number] = sp.CONTROL if control else sp.USER_DEFINED
     flags: dict[str, Any] = {"add_space_prefix": spec.dummy_prefix}
     if spec.model_type == sp.UNIGRAM:
         flags["remove_extra_whitespaces"] = spec.remove_extra_spaces
         if spec.charsmap:
             flags["precompiled_charsmap"] = spec.charsmap
-    unknown = model.unk_id()
-    return Vocabulary(
-        "llama" if spec.model_type == sp.BPE else "t5", "default", tokens, [int(t) for t in types], scores=scores, flags=flags,
-        unknown=unknown if unknown >= 0 else None,
-    )  # fmt: skip
+    unknown = next((number for number, (_, _, kind) in enumerate(spec.pieces) if kind == sp.UNKNOWN), None)
+    model = "llama" if spec.model_type == sp.BPE else "t5"
+    return Vocabulary(model, "default", tokens, types, scores=scores, flags=flags, unknown=unknown)
 
 
 def looks_special(text: str) -> bool:

@@ -1,0 +1,155 @@
+"""Whether llama.cpp, given the written file, gives the source's own token ids; and where not, whether anything would."""
+
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from quantize.checkpoint import Checkpoint
+from quantize.errors import Unsupported
+from quantize.gguf.awkward_texts import awkward_texts
+from quantize.gguf.llamacpp_split import split
+from quantize.gguf.llamacpp_tokenize import Oracle
+from quantize.gguf.pretokenizers import BY_NAME, PRES
+from quantize.gguf.tokenizer_pre import Cutter, recognize
+from quantize.gguf.tokenizer_special import added_around
+from quantize.gguf.tokenizer_vocabulary import SPACE, Vocabulary, read_vocabulary
+from quantize.tokenizer import SourceTokenizer
+
+
+@dataclass(frozen=True)
+class Mismatch:
+    """A text on which the ids differ. ``fixable``: a file written otherwise would mend it."""
+
+    text: str
+    source_ids: list[int]
+    llamacpp_ids: list[int]
+    cause: str
+    fixable: bool
+
+
+@dataclass
+class TokenizerReport:
+    compared: int = 0
+    mismatches: list[Mismatch] = field(default_factory=list)
+
+    @property
+    def fixable(self) -> list[Mismatch]:
+        return [mismatch for mismatch in self.mismatches if mismatch.fixable]
+
+    @property
+    def inexpressible(self) -> list[Mismatch]:
+        return [mismatch for mismatch in self.mismatches if not mismatch.fixable]
+
+    def summary(self) -> str:
+        """One line: how many texts, how many differ, why."""
+        if not self.mismatches:
+            return f"{self.compared} texts, all alike"
+        causes = Counter(mismatch.cause for mismatch in self.mismatches)
+        return f"{self.compared} texts, {len(self.mismatches)} differ: " + "; ".join(
+            f"{c} ({n})" for c, n in causes.most_common()
+        )
+
+
+def verify_tokenizer(
+    checkpoint: Checkpoint, tokenize: Callable[[str], list[int]], *, pre: str | None = None, texts: Iterable[str] | None = None
+) -> TokenizerReport:
+    """Compare ``tokenize`` (llama.cpp's on the written file, adding and parsing special tokens) with the source's ids.
+
+    ``texts``: a few hundred awkward ones where not given. ``pre``: the name given with --pre-tokenizer, if one was.
+    """
+    from quantize.gguf.tokenizer import embedding_rows
+
+    source = SourceTokenizer.open(checkpoint.folder)
+    report = TokenizerReport()
+    differing = []
+    for text in awkward_texts(source) if texts is None else texts:
+        report.compared += 1
+        wanted, got = source.encode(text), tokenize(text)
+        if wanted != got:
+            differing.append((text, wanted, got))
+    if differing:
+        vocabulary = read_vocabulary(source, embedding_rows(checkpoint), pre=pre, model_type=checkpoint.model_type)
+        judge = _Judge(source, vocabulary, _better_pre(source, vocabulary, pre, [text for text, _, _ in differing]))
+        report.mismatches = [Mismatch(text, wanted, got, *judge(text, wanted, got)) for text, wanted, got in differing]
+    return report
+
+
+class _Judge:
+    def __init__(self, source: SourceTokenizer, vocabulary: Vocabulary, better: str | None):
+        self._source, self._vocabulary, self._better = source, vocabulary, better
+        before, after = added_around(source)
+        self._oracle = Oracle(source, vocabulary, before if len(before) == 1 else [], after if len(after) == 1 else [])
+        self._around = len(before), len(after)
+        self._cutter = None if source.is_sentencepiece else Cutter(source.definition)
+
+    def __call__(self, text: str, wanted: list[int], got: list[int]) -> tuple[str, bool]:
+        """(cause, whether a file written otherwise would mend it)."""
+        if any(number >= len(self._vocabulary.tokens) for number in wanted):
+            return "a token that the embedding has no row for", False
+        if self._better is not None:
+            return f"another pre-tokenizer splits as the source does: {self._better}", True
+        if got == self._oracle.encode(text):
+            return self._limit(text), False
+        if got[1:] == wanted or wanted[1:] == got:
+            return "add_bos_token or its id", True
+        if got[:-1] == wanted or wanted[:-1] == got:
+            return "add_eos_token or its id", True
+        return (
+            "pre-tokenizer, merges or token types" if self._vocabulary.model == "gpt2" else "scores, flags or token types"
+        ), True
+
+    def _limit(self, text: str) -> str:
+        """What of llama.cpp's own keeps it from the source's ids on ``text``; several where several apply."""
+        causes = []
+        if max(self._around) > 1:
+            causes.append("more than one token added around a text")
+        if any(token in text for token in self._oracle.overridden):
+            causes.append("token types that llama.cpp overrides")
+        if change := self._normalization(text):
+            causes.append(change)
+        if self._vocabulary.model == "gpt2" and self._cutter is not None:
+            if self._cutter.prefix_space:
+                causes.append("a space put before the text")
+            if any(
+                tuple(self._oracle.words(self._cutter.normalized(part))) != self._cutter.pieces(part)
+                for part in self._oracle.partition(text)
+                if isinstance(part, str)
+            ):
+                causes.append("its split code")
+        if not causes and self._source.definition.get("model", {}).get("ignore_merges"):
+            causes.append("ignore_merges")
+        if not causes and any(token in text for token in self._source.added_tokens):
+            causes.append("how added tokens are found and what follows them")
+        if not causes and SPACE in text:
+            causes.append(f"{SPACE} in the text itself")
+        if not causes:
+            causes.append("spaces at the start" if text.startswith((" ", SPACE)) else "merges that scores cannot express")
+        return ", ".join(causes)
+
+    def _normalization(self, text: str) -> str:
+        """What the source's normalizer does to the text beyond turning spaces into U+2581 and putting one before; or ""."""
+        result = self._source.backend.normalize(text) if self._cutter is None else self._cutter.normalized(text)
+        if self._vocabulary.model != "gpt2":
+            result, text = result.replace(SPACE, " "), text.replace(SPACE, " ")
+        if result in (text, " " + text):
+            return ""
+        return "stripping or collapsing of spaces" if result.split() == text.split() else "normalization"
+
+
+def _better_pre(source: SourceTokenizer, vocabulary: Vocabulary, pre: str | None, texts: list[str]) -> str | None:
+    """A name other than the ``pre`` that was given, if it splits as the source does, or nearer to it on ``texts``."""
+    if pre is None or vocabulary.model != "gpt2":
+        return None
+    try:
+        found = recognize(source)
+    except Unsupported:
+        cutter = Cutter(source.definition)
+        wanted = {text: cutter.pieces(text) for text in texts}
+
+        def missed(kind: str) -> int:
+            return sum(tuple(split(kind, cutter.normalized(text))) != pieces for text, pieces in wanted.items())
+
+        best = min((p for p in PRES if p.byte_level), key=lambda p: missed(p.split))
+        return best.names[0] if missed(best.split) < missed(BY_NAME[pre].split) else None
+    same = found.pre.split == BY_NAME[pre].split and found.pre.ignore_merges == BY_NAME[pre].ignore_merges
+    return None if same else found.name

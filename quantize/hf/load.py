@@ -159,7 +159,7 @@ def load_bitsandbytes(folder: Path, dtype: str, device: str) -> "PreTrainedModel
 
 
 def bitsandbytes_compute_in(model: "torch.nn.Module", dtype: "torch.dtype") -> None:
-    """4-bit layers dequantize to ``dtype`` and multiply in it, whatever dtype the folder was made with.
+    """4-bit layers dequantize to ``dtype`` and multiply in it, and unquantized ones are of it, whatever the folder was made with.
 
     In float32 the CPU kernel that multiplies in bfloat16 is kept out as well: it exists only where the processor has AVX512-BF16,
     so that with it the same artifact gives different numbers on different machines.
@@ -168,6 +168,9 @@ def bitsandbytes_compute_in(model: "torch.nn.Module", dtype: "torch.dtype") -> N
     import torch
 
     for module in model.modules():
+        for parameter in module.parameters(recurse=False):
+            if parameter.is_floating_point():
+                parameter.data = parameter.data.to(dtype)
         if isinstance(module, bitsandbytes.nn.Linear4bit):
             module.compute_dtype, module.compute_type_is_set = dtype, True
             state = getattr(module.weight, "quant_state", None)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from quantize.artifact import Note
 from quantize.checkpoint import Checkpoint
 from quantize.errors import Unsupported
+from quantize.hf.load import torch_dtype
 from quantize.hf.quiet import quiet
 
 if TYPE_CHECKING:
@@ -32,16 +33,23 @@ class Layers:
         return self.source.get(f"{module}.weight", f"{module}.weight")
 
 
-def empty_model(checkpoint: Checkpoint) -> "PreTrainedModel":
-    """The architecture with parameters on the meta device. Errors: Unsupported where transformers lacks it."""
+def empty_model(checkpoint: Checkpoint, dtype: str = "float32", tied: bool | None = None) -> "PreTrainedModel":
+    """The architecture with parameters on the meta device, buffers real; ``tied`` overrides the config's tie_word_embeddings.
+
+    Errors: Unsupported where transformers lacks it.
+    """
     with quiet():
         from accelerate import init_empty_weights
         from transformers import AutoConfig, AutoModelForCausalLM, __version__
 
         try:
             config = AutoConfig.from_pretrained(checkpoint.folder, trust_remote_code=checkpoint.trust_remote_code)
+            if tied is not None:
+                config.tie_word_embeddings = config.get_text_config().tie_word_embeddings = tied
             with init_empty_weights():
-                model: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=checkpoint.trust_remote_code)
+                model: PreTrainedModel = AutoModelForCausalLM.from_config(
+                    config, dtype=torch_dtype(dtype), trust_remote_code=checkpoint.trust_remote_code
+                )
         except (ValueError, KeyError, ImportError) as error:
             line = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise Unsupported(

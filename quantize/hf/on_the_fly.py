@@ -27,12 +27,6 @@ def load_quantized(folder: Path, recipe: Recipe, run: RunOptions, *, exact: bool
         return quantize_quanto(folder, recipe, compute, run)
     if recipe.method == "bnb":
         model = quantize_bitsandbytes(folder, recipe, stored, run)
-        with quiet():
-            # Layers that stay unquantized, and what flows between layers.
-            for module in model.modules():
-                for parameter in module.parameters(recurse=False):
-                    if parameter.is_floating_point():
-                        parameter.data = parameter.data.to(torch_dtype(compute))
         bitsandbytes_compute_in(model, torch_dtype(compute))
         return model
     raise BadInput(f"{recipe.short}: cannot be loaded as; only quanto and bnb recipes quantize on the fly: convert it first")

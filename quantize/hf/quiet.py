@@ -24,10 +24,10 @@ def hush() -> None:
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Nothing that Python code inside prints, logs or warns of is seen. Exceptions pass; a failure is an exception."""
-    hush()
     sink = io.StringIO()
     with warnings.catch_warnings(), contextlib.redirect_stdout(sink), contextlib.redirect_stderr(sink):
         warnings.simplefilter("ignore")
+        hush()
         yield
 
 

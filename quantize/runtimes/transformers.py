@@ -36,7 +36,12 @@ class TransformersRuntime(Runtime):
         load_as: Recipe | None = None,
         exact: bool = False,
         context: int = 0,
+        model: Any = None,
     ) -> None:
+        """``model``: one that was loaded from ``path`` already, on ``run.device``.
+
+        Errors: BadInput, Unsupported and StepFailed as ``quantize.hf.load`` raises them.
+        """
         self.folder, self.revision = resolve_model(str(path))
         hush()
         self._run = run
@@ -56,7 +61,7 @@ class TransformersRuntime(Runtime):
             self.format = load_as.short
             self.model = load_quantized(self.folder, load_as, run, exact=exact)
         else:
-            self.model = self._open(config, exact)
+            self.model = self._open(config, exact) if model is None else model
         text = self.model.config.get_text_config()
         self.vocabulary = int(text.vocab_size)
         own = int(getattr(text, "max_position_embeddings", 0) or 0)
@@ -85,7 +90,7 @@ class TransformersRuntime(Runtime):
         self.check_rows(rows)
         length = rows.shape[1]
         step = max(1, LOGITS_BYTES // (4 * self.vocabulary))
-        with torch.inference_mode():
+        with torch.no_grad():  # not inference_mode: quanto's 4-bit weights cannot be transposed in it
             for row in range(rows.shape[0]):
                 ids = torch.as_tensor(np.asarray(rows[row : row + 1], dtype=np.int64), device=self._device)
                 body = self._body(ids) if self._sliceable else None
@@ -106,11 +111,15 @@ class TransformersRuntime(Runtime):
         """Logits of the positions ``kept`` from the body's outputs, by the model's own forward: soft-capping, scaling and
         whatever else a family does to its logits is its own code; the body, which ran already, is only asked for its result."""
         base = self.model.base_model
+        own = base.__dict__.get("forward")  # hooks of accelerate are set this way
         base.forward = lambda *args, **kwargs: body
         try:
             return self._forward(input_ids=ids, use_cache=False, logits_to_keep=kept).logits
         finally:
-            del base.forward
+            if own is None:
+                del base.forward
+            else:
+                base.forward = own
 
     def _forward(self, **inputs: Any) -> Any:
         with no_warnings():
@@ -137,7 +146,7 @@ class TransformersRuntime(Runtime):
         import torch
 
         keep = {"logits_to_keep": 1} if self._accepts_slice else {}
-        with torch.inference_mode():
+        with torch.no_grad():
             out = self._forward(input_ids=ids, past_key_values=self._cache, use_cache=True, **keep)
         self._cache = out.past_key_values
         return _float32(out.logits[0, -1])

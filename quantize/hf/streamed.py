@@ -1,0 +1,57 @@
+"""A model whose weights are read, module by module, as the forward pass needs them: bounded memory for any size."""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from quantize.checkpoint import Checkpoint
+from quantize.hf.names import empty_model, find_layers
+from quantize.hf.quiet import quiet
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+
+class _Weights(Mapping[str, "torch.Tensor"]):
+    """Parameter name -> float32 tensor, read when asked for and kept by nobody."""
+
+    def __init__(self, names: dict[str, str], read: Callable[[str], np.ndarray]):
+        self._names, self._read = names, read
+
+    def __getitem__(self, name: str) -> "torch.Tensor":
+        import torch
+
+        return torch.from_numpy(np.array(self._read(self._names[name]), dtype=np.float32))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+def streamed_model(
+    checkpoint: Checkpoint, read: Callable[[str], np.ndarray], extra: frozenset[str] = frozenset()
+) -> "PreTrainedModel":
+    """The source architecture in float32 on the CPU, on weights that ``read(name)`` gives by their names in the checkpoint.
+
+    Buffers that no file holds (rotary frequencies, an embedding's scale) are real from the start. ``extra`` names parameters that
+    ``read`` knows though the checkpoint does not hold them: ``lm_head.weight`` where a tied one was stored apart.
+
+    Errors: Unsupported where transformers lacks the architecture, or merges or renames tensors when it loads them.
+    """
+    names = {**find_layers(checkpoint).source, **{name: name for name in extra}}
+    model = empty_model(checkpoint, dtype="float32", tied=False if extra else None)
+    missing = [name for name, _ in model.named_parameters(remove_duplicate=False) if name not in names]
+    if missing:
+        from quantize.errors import BadInput
+
+        raise BadInput(f"{checkpoint.source}: holds no weights for {missing[0]}; fetch the whole checkpoint")
+    with quiet():
+        from accelerate import cpu_offload
+
+        weights: Any = _Weights(names, read)
+        streamed: PreTrainedModel = cpu_offload(model.eval(), execution_device="cpu", offload_buffers=False, state_dict=weights)
+    return streamed

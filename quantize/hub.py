@@ -19,8 +19,12 @@ def resolve_model(model: str) -> tuple[Path, str | None]:
     path = Path(model).expanduser()
     if path.is_dir():
         return path, None
+    if path.is_file() and path.suffix == ".gguf":
+        from quantize.gguf.back import materialise
+
+        return materialise(path), None
     if path.exists():
-        raise BadInput(f"{model}: is a file; give the checkpoint's folder or a Hub id (org/name)")
+        raise BadInput(f"{model}: is a file; give the checkpoint's folder, a .gguf file or a Hub id (org/name)")
     if not HUB_ID.fullmatch(model) or model.startswith((".", "/", "~")):
         raise BadInput(f"{model}: no such folder, and not a Hub id (org/name[@revision])")
     return _snapshot(model)

@@ -30,7 +30,7 @@ class Rule:
     """
 
     target: str
-    source: str | tuple[str, ...]
+    source: str
     op: Callable[[Hyperparameters], Operation] | None = None
     suffixes: tuple[str, ...] = (".weight",)
     optional: tuple[str, ...] = ()
@@ -192,14 +192,7 @@ def make_plan(family: Family, checkpoint: Checkpoint) -> FamilyPlan:
         return short if family.prefix and name not in checkpoint.tensors and short in checkpoint.tensors else name
 
     def names(rule: Rule, suffix: str, layer: int) -> tuple[str, ...]:
-        patterns = (rule.source,) if isinstance(rule.source, str) else rule.source
-        total = rule.count(h) if rule.count else h.experts
-        return tuple(
-            resolve(name)
-            for pattern in patterns
-            for x in (range(total) if "{x}" in pattern else (0,))
-            for name in [pattern.replace("{i}", str(layer)).replace("{x}", str(x)) + suffix]
-        )
+        return tuple(resolve(name) for name in source_names(rule, suffix, layer, h))
 
     def apply(rule: Rule, layer: int) -> None:
         if rule.when and not rule.when(h, layer):
@@ -214,8 +207,7 @@ def make_plan(family: Family, checkpoint: Checkpoint) -> FamilyPlan:
                     f"{checkpoint.source}: tensor {missing[0]} is missing, which {checkpoint.architecture} needs; "
                     "fetch the whole checkpoint"
                 )
-            # A tensor whose source name carries no suffix (fused experts as a bare parameter) is a weight.
-            target = rule.target.replace("{i}", str(layer)) + (suffix or ".weight")
+            target = target_name(rule, suffix, layer)
             operation = rule.op(h) if rule.op else COPY
             found.append((max(position[name] for name in sources), _mapped(target, sources, operation, checkpoint)))
             used.update(sources)
@@ -251,6 +243,17 @@ def make_plan(family: Family, checkpoint: Checkpoint) -> FamilyPlan:
     found.sort(key=lambda pair: pair[0])  # stable: tensors from one source stay in the order of the rules
     kvs = {f"{family.architecture}.{key}": value for key, value in family.kvs(h).items()}
     return FamilyPlan(family.architecture, kvs, [mapped for _, mapped in found], notes)
+
+
+def source_names(rule: Rule, suffix: str, layer: int, h: Hyperparameters) -> tuple[str, ...]:
+    """HF names of what the rule's tensor with ``suffix`` is made of in one layer."""
+    total = (rule.count(h) if rule.count else h.experts) if "{x}" in rule.source else 1
+    return tuple(rule.source.replace("{i}", str(layer)).replace("{x}", str(x)) + suffix for x in range(total))
+
+
+def target_name(rule: Rule, suffix: str, layer: int) -> str:
+    # A tensor whose source name carries no suffix (fused experts as a bare parameter) is a weight.
+    return rule.target.replace("{i}", str(layer)) + (suffix or ".weight")
 
 
 def _mapped(target: str, sources: tuple[str, ...], operation: Operation, checkpoint: Checkpoint) -> Mapped:

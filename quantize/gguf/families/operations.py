@@ -30,6 +30,12 @@ class Operation:
     def restore(self, array: np.ndarray, shapes: Sequence[Shape]) -> list[np.ndarray]:
         return [array]
 
+    def source_shapes(self, shape: Shape, count: int) -> list[Shape]:
+        """Shapes of the ``count`` sources of a result of ``shape``. Errors: NotImplementedError where it does not tell."""
+        if count != 1:
+            raise NotImplementedError
+        return [shape]
+
 
 COPY = Operation()
 
@@ -95,6 +101,11 @@ class Stack(Operation):
 
     def restore(self, array: np.ndarray, shapes: Sequence[Shape]) -> list[np.ndarray]:
         return list(array)
+
+    def source_shapes(self, shape: Shape, count: int) -> list[Shape]:
+        if shape[0] != count:
+            raise BadInput(f"{shape[0]} along the first axis, {count} expected")
+        return [shape[1:]] * count
 
 
 @dataclass(frozen=True)

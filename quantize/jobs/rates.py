@@ -21,7 +21,7 @@ BUILT_IN: dict[str, tuple[float, float]] = {
     "convert:awq": (25, 20.0),
     "convert:quanto": (15, 0.1),
     "convert:bnb": (15, 0.1),
-    "eval": (15, 1.0),
+    "eval": (15, 0.1),
     "bench": (15, 0.5),
     "report": (3, 0.0),
 }

@@ -89,8 +89,7 @@ class Runner:
             try:
                 self._loop()
             finally:
-                for running in self.running:
-                    running.child.kill("the runner stopped")
+                self._stop_all("the runner stopped")
                 for number, handler in handlers.items():
                     signal.signal(number, handler)
         return self.summary
@@ -101,8 +100,11 @@ class Runner:
         if self.interrupts == 1 and self.running:
             self.say("interrupted: finishing the running step; press Ctrl-C again to stop it")
         elif self.interrupts > 1:
-            for running in self.running:
-                running.child.kill("interrupted")
+            self._stop_all("interrupted")
+
+    def _stop_all(self, why: str) -> None:
+        for running in self.running:
+            running.child.kill(why)
 
     # -- the loop ------------------------------------------------------------------------------------------------------------
 
@@ -113,9 +115,15 @@ class Runner:
         while pending or self.running:
             if self.summary.interrupted:
                 pending = []
+            if self.interrupts > 1:  # the second Ctrl-C may have come while a step was being started
+                self._stop_all("interrupted")
             self._start_ready(pending, memory)
             if not self.running:
-                if pending and not any(self._is_ready(step) or self._is_blocked(step) for step in pending):
+                if (
+                    pending
+                    and not self.summary.interrupted
+                    and not any(self._is_ready(step) or self._is_blocked(step) for step in pending)
+                ):
                     raise AssertionError(f"steps wait for one another: {[step.id for step in pending]}")
                 continue
             Child.wait([running.child for running in self.running], 0.2)
@@ -129,6 +137,8 @@ class Runner:
 
     def _start_ready(self, pending: list[Step], memory: int) -> None:
         for step in list(pending):
+            if self.summary.interrupted:
+                return
             if self._is_blocked(step):
                 pending.remove(step)
                 self.ended.add(step.id)

@@ -122,7 +122,7 @@ def test_run_again_does_only_what_is_missing(finished: tuple[Path, Path, Any], t
         file.truncate(1000)
     again = run_job(job, run)
     assert again.returncode == 1
-    assert again.stderr.count("already done") == 2
+    assert again.stderr.count(": already done") == 2
     assert again.stderr.count("done in") == 1
     assert tree(run) == before
 
@@ -187,7 +187,7 @@ def test_ctrl_c_twice_stops(checkpoint: Path, tmp_path: Path) -> None:
     process.send_signal(signal.SIGINT)
     time.sleep(0.1)
     process.send_signal(signal.SIGINT)
-    assert process.wait(5) == 130
+    assert process.wait(20) == 130
     assert list(steps_of(process.pid)) == []
 
 
@@ -215,7 +215,7 @@ def kill_until_done(job: Path, run: Path, seed: int, kills: int, longest_s: floa
     return killed
 
 
-@pytest.mark.parametrize(("seed", "kills"), [(1, 4), pytest.param(2, 150, marks=[pytest.mark.long, pytest.mark.timeout(7200)])])
+@pytest.mark.parametrize(("seed", "kills"), [(1, 3), pytest.param(2, 150, marks=[pytest.mark.long, pytest.mark.timeout(7200)])])
 def test_killed_at_random_moments_it_ends_as_if_undisturbed(checkpoint: Path, tmp_path: Path, seed: int, kills: int) -> None:
     print(f"seed {seed}, {kills} kills")
     job = write_job(tmp_path / "job", checkpoint, MADE)

@@ -1,0 +1,103 @@
+"""`quantwright bench` on a real model: contract of its rows, sizes cut to the context out loud, memory of the process alone."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from evals.result import read_results
+from quantize.process import child_command, child_environment
+
+
+def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "quantize.cli", "bench", *arguments, "--threads", "1"]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+
+
+def test_rows_and_clamping(make_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+    model = make_checkpoint(num_hidden_layers=1, max_position_embeddings=64)
+    done = bench(str(model), "-o", str(tmp_path / "run"), "--decode", "4", "--repetitions", "3", "--depth", "0,62", "--json")
+    assert done.returncode == 0, done.stderr
+    rows = {(row["metric"], row["protocol"]): row for row in json.loads(done.stdout.splitlines()[-1])}
+    # 512 tokens do not fit 64, and after 62 there is room for two.
+    assert set(rows) >= {
+        ("pp_tokens_per_s", "pp64"),
+        ("ttft_ms", "pp64"),
+        ("tg_tokens_per_s", "tg4"),
+        ("tg_tokens_per_s", "tg2@d62"),
+        ("load_ms", "open"),
+        ("peak_memory_bytes", "VmHWM"),
+        ("size_bytes", "disk"),
+    }
+    assert "prefill measured with 64 instead of 512" in done.stderr
+    assert "decode measured with 2 instead of 4 after 62" in done.stderr
+    for row in rows.values():
+        assert row["artifact"] == str(model)
+        assert row["value"] > 0
+        assert row["n"] == len(row["samples"])
+    prefill = rows["pp_tokens_per_s", "pp64"]
+    assert prefill["n"] == 3
+    assert prefill["value"] == sorted(prefill["samples"])[1]
+    assert rows["ttft_ms", "pp64"]["value"] >= 64 / max(prefill["samples"]) * 1e3
+    # The weights are in memory, and so is little else beside the libraries.
+    peak = rows["peak_memory_bytes", "VmHWM"]
+    assert 0 < peak["value"] - peak["detail"]["rss_before_load_bytes"] < 500e6
+    ((subject, written),) = read_results(tmp_path / "run")
+    assert subject.name == str(model)
+    assert subject.size_bytes == rows["size_bytes", "disk"]["value"]
+    assert len(written) == len(rows)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["nothing-here"], "nothing-here"),
+        (["{model}", "{model}"], "listed twice"),
+        (["{model}", "--depth", "a"], "--depth"),
+        (["{model}", "--prefill", "0"], "--prefill"),
+        (["{model}", "--load-as", "bnb-nf5"], "bnb-nf5"),
+    ],
+)
+def test_bad_input(make_checkpoint: Callable[..., Path], arguments: list[str], expected: str, tmp_path: Path) -> None:
+    config = tmp_path / "config.json"
+    config.write_text('{"model_type": "llama", "max_position_embeddings": 64}')
+    done = bench(*[part.format(model=tmp_path) for part in arguments])
+    assert done.returncode == 2, done.stderr
+    assert expected in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_peak_memory_is_not_inherited_from_the_parent() -> None:
+    ballast = bytearray(300 << 20)
+    ballast[:: 1 << 12] = b"x" * len(ballast[:: 1 << 12])
+    code = "import quantize.process as p; print(p.peak_rss_bytes())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 200 << 20
+    assert len(ballast) == 300 << 20
+
+
+def test_a_child_dies_with_its_parent(tmp_path: Path) -> None:
+    module = "http.server"  # runs until it is stopped
+    code = (
+        "import os, subprocess, sys; from quantize.process import *;"
+        f"p = subprocess.Popen(child_command({module!r}, '0', '--bind', '127.0.0.1'), env=child_environment(), "
+        "stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True);"
+        "p.stdout.readline(); print(p.pid, flush=True); os.kill(os.getpid(), 9)"
+    )
+    environment = child_environment(PYTHONUNBUFFERED="1")
+    parent = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False, timeout=60
+    )
+    import time
+
+    import psutil
+
+    child = int(parent.stdout)
+    deadline = time.monotonic() + 5
+    while psutil.pid_exists(child) and psutil.Process(child).status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert child_command("x")[-1] == "x"

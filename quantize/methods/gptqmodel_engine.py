@@ -99,6 +99,8 @@ def quantize(
         import torch
         from gptqmodel import BACKEND, GPTQModel
 
+        from quantize.methods.gptqmodel_awq import awq_search
+
         if run.threads:
             torch.set_num_threads(run.threads)
         torch.manual_seed(0)
@@ -118,7 +120,7 @@ def quantize(
             trust_remote_code=checkpoint.trust_remote_code,
         )
         samples = [{"input_ids": row, "attention_mask": [1] * len(row)} for row in rows.tolist()]
-        with _watched_hessians() as floors, _float32_awq(), _progress(model, checkpoint, title, run, stderr):
+        with _watched_hessians() as floors, awq_search(), _progress(model, checkpoint, title, run, stderr):
             log = model.quantize(samples, batch_size=BATCH_ROWS, backend=BACKEND[backend])
         flat = [row for entries in log.values() for row in entries] if isinstance(log, dict) else list(log)
         notes = _damping_notes(flat, config, floors)
@@ -212,44 +214,6 @@ def _watched_hessians() -> Iterator[list[tuple[str, float]]]:
 def _name_of(worker: Any) -> str:
     named = getattr(worker, "_named_module", None)
     return str(getattr(named, "full_name", None) or getattr(worker, "name", "a layer"))
-
-
-@contextlib.contextmanager
-def _float32_awq() -> Iterator[None]:
-    """Make the engine's AWQ work on a model computed in float32 on a CPU; it was written for half precision.
-
-    Its packer stores float16 scales whatever it gets, but refuses float32 by name. Its scale search keeps "a float32 copy on the
-    CPU" of each weight to restore it after every trial; for a float32 weight on the CPU that is no copy but the weight itself, so
-    the trials pile up and the model is destroyed, without an error. During the search the weights hand out copies.
-    """
-    import torch
-    from gptqmodel.looper.awq_processor import AWQProcessor
-    from gptqmodel.nn_modules.qlinear.torch_awq import AwqTorchLinear
-
-    class Copied(torch.nn.Parameter):
-        def detach(self) -> torch.Tensor:
-            return super().detach().clone()
-
-    dtypes, search = AwqTorchLinear.SUPPORTS_DTYPES, AWQProcessor._compute_best_scale
-
-    def compute_best_scale(
-        self: Any, x: Any, w_mean: Any, x_mean: Any, module: Any, linears: Any, reference: Any, kwargs: Any = None
-    ) -> Any:
-        weights = [linear.weight for linear in linears]
-        for linear in linears:
-            linear.weight = Copied(linear.weight.data, requires_grad=False)
-        try:
-            return search(self, x, w_mean, x_mean, module, linears, reference, kwargs or {})
-        finally:
-            for linear, weight in zip(linears, weights, strict=True):
-                linear.weight = weight
-
-    AwqTorchLinear.SUPPORTS_DTYPES = [*dtypes, torch.float32]
-    AWQProcessor._compute_best_scale = compute_best_scale
-    try:
-        yield
-    finally:
-        AwqTorchLinear.SUPPORTS_DTYPES, AWQProcessor._compute_best_scale = dtypes, search
 
 
 @contextlib.contextmanager

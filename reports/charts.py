@@ -69,8 +69,9 @@ def scatter(plot: Scatter) -> Markup:
     if plot.reference_x is not None and plot.reference_x <= 1.7 * max(xs):
         xs.append(plot.reference_x)
     # An interval that reaches to (almost) nothing must not stretch a logarithmic axis: it is cut at the frame instead.
-    smallest = min((p.y for p in points if p.y > 0), default=1.0)
-    ys = [p.y for p in points] + [v for p in points for v in (p.y_bounds or ()) if v > smallest / 3]
+    # Nor must what equals the source but for rounding (1e-9 nats): it lies on the frame's lower edge.
+    smallest = max(min((p.y for p in points if p.y > 0), default=1.0), max(p.y for p in points) / 5000)
+    ys = [max(p.y, smallest) for p in points] + [v for p in points for v in (p.y_bounds or ()) if v > smallest / 3]
     if plot.floor is not None and plot.floor > smallest / 100:
         ys.append(plot.floor)
     x = make_scale(xs, LEFT, WIDTH - RIGHT)
@@ -99,11 +100,20 @@ def _axes(plot: Scatter, x: Scale, y: Scale) -> list[Markup]:
         out.append(element("text", text, x=x(tick), y=HEIGHT - BOTTOM + 17, text_anchor="middle", class_="tick"))
     for tick in y.ticks:
         out.append(element("line", x1=LEFT, x2=WIDTH - RIGHT, y1=y(tick), y2=y(tick), class_="grid"))
-        out.append(element("text", f"{tick:g}", x=LEFT - 8, y=y(tick) + 4, text_anchor="end", class_="tick"))
+        out.append(element("text", log_text(tick), x=LEFT - 8, y=y(tick) + 4, text_anchor="end", class_="tick"))
     out.append(element("line", x1=LEFT, x2=WIDTH - RIGHT, y1=HEIGHT - BOTTOM, y2=HEIGHT - BOTTOM, class_="axis"))
     out.append(element("text", plot.x_title, x=WIDTH - RIGHT, y=HEIGHT - 8, text_anchor="end", class_="axis-title"))
     out.append(element("text", plot.y_title, x=4, y=15, class_="axis-title"))
     return out
+
+
+def log_text(value: float) -> str:
+    """0.003 as it is, 3e-06 as 3·10⁻⁶."""
+    if value == 0 or abs(value) >= 1e-4:
+        return f"{value:g}"
+    factor, _, exponent = f"{value:e}".partition("e")
+    power = "10" + str(int(exponent)).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+    return power if float(factor) == 1 else f"{float(factor):g}·{power}"
 
 
 def tick_text(metric: str, value: float) -> str:
@@ -169,7 +179,7 @@ def strips(chart: StripChart) -> Markup:
     body = []
     for tick in x.ticks:
         body.append(element("line", x1=x(tick), x2=x(tick), y1=4, y2=bottom, class_="grid"))
-        text = f"{tick:g}" if chart.log else tick_text(chart.metric, tick)
+        text = log_text(tick) if chart.log else tick_text(chart.metric, tick)
         body.append(element("text", text, x=x(tick), y=bottom + 16, text_anchor="middle", class_="tick"))
     if chart.reference is not None:
         at = x(chart.reference)

@@ -102,9 +102,9 @@ def head(metrics: Mapping[str, EvalResult]) -> EvalResult:
 
 def family(subject: Subject) -> str:
     """Which method made it, from its recipe or file name."""
-    name = subject.recipe.lower()
+    name, name_of_file = subject.recipe.lower(), subject.name.lower()
     for prefix, title in FAMILIES:
-        if name.startswith(prefix) or f"-{prefix}" in name or (prefix == "gguf" and name.endswith(".gguf")):
+        if name.startswith(prefix) or f"-{prefix}" in name or (prefix == "gguf" and name_of_file.endswith(".gguf")):
             return title
     return "unquantized" if name.startswith(DENSE) or subject.role == "reference" else "other"
 
@@ -166,7 +166,7 @@ def _group(model: str, entries: list[Entry]) -> Group:
     if reference is not None:
         paired = [_pair(row, reference) if row is not reference else row for row in rows]
         rows = _holm(paired)
-    rows = [_noise(row, floors) for row in rows]
+    rows = [_noise(row, (*floors, reference) if reference is not None else floors) for row in rows]
     loss = next((m for m in ("kl_mean", "perplexity") if any(row.value(m) is not None for row in rows)), "kl_mean")
     rows = _fronts(rows, loss)
     rows.sort(key=lambda row: (not (row.cells or row.tasks), row.subject.size_bytes or 0, row.label))
@@ -337,9 +337,11 @@ def _warnings(rows: Iterable[Row]) -> list[str]:
         hit = [row.label for row in rows if any(test(result) for result in row.cells.values())]
         if hit:
             out.append(text.format("all artifacts" if len(hit) == len(rows) > 1 else ", ".join(hit)))
-    loads = {x for row in rows for r in row.cells.values() if (x := _busy(r))}
+    loads = [x for row in rows for r in row.cells.values() if (x := _busy(r)) is not None]
     if loads:
-        out.append(f"The machine was busy while speed was measured ({'; '.join(sorted(loads))}): speeds are too low.")
+        low, high = min(loads), max(loads)
+        words = f"{low:g}" if low == high else f"{low:g} to {high:g}"
+        out.append(f"The machine was busy while speed was measured (load average {words} a usable core): speeds are too low.")
     remarks = [remark for row in rows for r in row.cells.values() for remark in r.detail.get("remarks", ())]
     return [*out, *dict.fromkeys(map(str, remarks))]
 
@@ -348,8 +350,9 @@ def _few_chunks(result: EvalResult) -> bool:
     return result.metric in ("perplexity", "kl_mean") and 0 < len(result.samples) < 100
 
 
-def _busy(result: EvalResult) -> str:
+def _busy(result: EvalResult) -> float | None:
+    """Processes a core that wanted to run beside the measurement, where that is too many."""
     load, cores = result.environment.get("load_average"), result.environment.get("cores_usable")
     if not result.metric.endswith("tokens_per_s") or not load or not cores or load <= 0.5 * cores:
-        return ""
-    return f"load average {load} on {cores} usable cores"
+        return None
+    return round(float(load) / float(cores), 1)

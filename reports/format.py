@@ -88,7 +88,14 @@ def interval(metric: str, bounds: Sequence[float] | None) -> str:
 
 def change(value: float) -> str:
     """A relative change: 0.0123 -> +1.23 %."""
-    return f"{'+' if value >= 0 else '−'}{abs(100 * value):.2f} %"
+    percent = f"{abs(100 * value):.2f}"
+    sign = "" if float(percent) == 0 else "+" if value > 0 else "−"
+    return f"{sign}{percent} %"
+
+
+def points(value: float) -> str:
+    """A difference of shares: 0.0123 -> +1.23 points."""
+    return change(value).replace(" %", " points")
 
 
 def p_value(value: float) -> str:

@@ -85,7 +85,13 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    env.filters |= {"size": text.size, "change": text.change, "p_value": text.p_value, "css_class": css_class}
+    env.filters |= {
+        "size": text.size,
+        "change": text.change,
+        "points": text.points,
+        "p_value": text.p_value,
+        "css_class": css_class,
+    }
     env.globals |= {
         "limit_words": limit_words,
         "number": text.number,

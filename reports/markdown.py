@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from reports import format as text
 from reports.commands_used import reproduction
 from reports.compare import Comparison, Group, Row, bounds, head
-from reports.format import change, number, p_value
+from reports.format import change, number, p_value, points
 from reports.plots import tasks_of
 from reports.recommend import Advice, Limits
 
@@ -178,7 +178,7 @@ def task_tables(group: Group) -> list[str]:
                 cell += f" ({text.interval(result.metric, limits)})"
             if difference := row.task_differences.get(task):
                 p = difference.holm if difference.holm is not None else difference.p_value
-                cell += f", {change(difference.value)}" + (f", {p_value(p)}" if p is not None else "")
+                cell += f", {points(difference.value)}" + (f", {p_value(p)}" if p is not None else "")
             cells.append(cell)
         out.append(f"| {code(row.label)} | " + " | ".join(cells) + " |")
     counts = {task: max(head(row.tasks[task]).n for row in group.all_rows if task in row.tasks) for task in tasks}

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from reports.compare import Group, Row, backend_name, bounds
-from reports.format import change, number, significant, size
+from reports.format import change, number, points, significant, size
 from reports.memory import KvShape, overhead
 
 RUNTIME_ALIASES = {"gguf": "llamacpp", "ollama": "llamacpp", "hf": "transformers"}
@@ -155,7 +155,7 @@ def _accuracy(row: Row, limit: float) -> Check:
     if worst.interval is None:
         return _unknown("accuracy", f"the difference in {task} has no interval")
     drop = -worst.interval[0]
-    text = f"{task} {change(worst.value)} points, a drop of at most {100 * max(drop, 0):.2f}; limit {100 * limit:.2f}"
+    text = f"{task} {points(worst.value)}, a drop of at most {100 * max(drop, 0):.2f}; limit {100 * limit:.2f}"
     return Check("accuracy", drop <= limit, text, drop / limit - 1 if limit else float("inf"))
 
 

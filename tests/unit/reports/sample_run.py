@@ -133,7 +133,9 @@ def write_run(run: Path, recipes: dict[str, tuple] | None = None, tasks: tuple[s
             rows += task(s, name, 0.62, flips=4 + 3 * index)
         write_results(results_path(run, s.name, "eval"), s, rows)
         write_results(results_path(run, s.name, "bench"), s, speed(s, decode, backend, seed=index + 40))
-    failed = Subject("artifacts/small-llama/gptq-int2", "gptq-int2", MODEL, status="failed", reason="killed by signal 9 (out of memory)")
+    failed = Subject(
+        "artifacts/small-llama/gptq-int2", "gptq-int2", MODEL, status="failed", reason="killed by signal 9 (out of memory)"
+    )
     write_results(results_path(run, failed.name, "convert"), failed, [])
     unsupported = Subject("artifacts/small-llama/quanto-int2", "quanto-int2", MODEL, status="unsupported", reason="hidden size 60 is no multiple of 32")  # fmt: skip
     write_results(results_path(run, unsupported.name, "convert"), unsupported, [])

@@ -61,8 +61,9 @@ def init(job: Path, force: bool) -> None:
 @click.command()
 @click.argument("run", type=click.Path(path_type=Path, file_okay=False))
 @click.option("--once", is_flag=True, help="print the table once, also on a terminal")
+@click.option("--planned", is_flag=True, help="beside each figure what the plan had said")
 @click.option("--json", "as_json", is_flag=True, help="last line of stdout is one JSON document")
-def status(run: Path, once: bool, as_json: bool) -> None:
+def status(run: Path, once: bool, planned: bool, as_json: bool) -> None:
     """How far the jobs of the run folder RUN are; on a terminal the table follows them until they end."""
     import sys
     import time
@@ -75,14 +76,14 @@ def status(run: Path, once: bool, as_json: bool) -> None:
 
     found = states(run)
     console = Console(width=None if Console().is_terminal else 160)
-    if sys.stdout.isatty() and not once and not as_json:
+    if sys.stdout.isatty() and not (once or planned or as_json):
         with Live(_table(found, is_running(run)), console=console, refresh_per_second=2) as live:
             while (pid := is_running(run)) is not None:
                 time.sleep(0.5)
                 live.update(_table(states(run), pid))
             live.update(_table(states(run), None))
         return
-    console.print(_table(found, is_running(run)))
+    console.print(_planned_table(found) if planned else _table(found, is_running(run)))
     if as_json:
         emit_json({"runner": is_running(run), "steps": [asdict(state) for state in found]})
 
@@ -111,6 +112,30 @@ def _table(found: list[Any], runner: int | None) -> Any:
             f"{state.peak_rss_bytes / 1e9:.2f} GB" if state.peak_rss_bytes else "",
             Text(state.reason or (state.log if state.status == "running" else "")),
         )
+    return table
+
+
+def _planned_table(found: list[Any]) -> Any:
+    """Plan against actual, for the steps that are done."""
+    from rich.table import Table
+
+    from quantize.jobs.estimate import spell, spell_seconds
+
+    table = Table(box=None, pad_edge=False)
+    for heading in ("step", "size", "planned", "peak memory", "planned", "time", "planned"):
+        table.add_column(heading, justify="left" if heading == "step" else "right")
+    for state in found:
+        if state.status == "done" and state.planned:
+            said = state.planned
+            table.add_row(
+                state.id.replace(":", " "),
+                f"{state.size_bytes:,}" if state.size_bytes else "",
+                f"{said['size_bytes']:,}" if said.get("size_bytes") else "",
+                spell(state.peak_rss_bytes),
+                spell(said["memory_bytes"]),
+                f"{state.wall_s:.1f} s",
+                f"{spell_seconds(said['low_s'])} to {spell_seconds(said['high_s'])}",
+            )
     return table
 
 

@@ -3,7 +3,7 @@
 import fcntl
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +59,8 @@ class StepState:
     reason: str
     log: str
     started_at: str
+    size_bytes: int | None = None
+    planned: dict[str, Any] = field(default_factory=dict)
 
 
 def states(run: Path) -> list[StepState]:
@@ -75,7 +77,19 @@ def states(run: Path) -> list[StepState]:
             found.append(StepState(step, "waiting", 0.0, 0, "", "", ""))
             continue
         status = "stopped" if record.status == "running" and running is None else record.status
-        found.append(StepState(step, status, record.wall_s, record.peak_rss_bytes, record.reason, record.log, record.started_at))
+        found.append(
+            StepState(
+                step,
+                status,
+                record.wall_s,
+                record.peak_rss_bytes,
+                record.reason,
+                record.log,
+                record.started_at,
+                record.size_bytes,
+                record.planned,
+            )
+        )
     return found
 
 

@@ -60,6 +60,10 @@ class Outputs:
         except (BadInput, OSError):
             return None
 
+    def size_bytes(self, step: Step) -> int | None:
+        """Of an artifact's files, the manifest left out; None for other steps."""
+        return Artifact.load(self.run / step.output).size_bytes if step.kind == "convert" else None
+
     def _results_digest(self) -> str:
         """The report shows all results: its digest is theirs, so that it is made anew when one has changed."""
         whole = hashlib.sha256()

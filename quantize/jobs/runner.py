@@ -205,6 +205,14 @@ class Runner:
             arguments.append("--force")
         child = Child(arguments, self.run_folder, log, stage / "stdout", [self.lock.fd], step_threads(self.job))
         record.pid = child.pid
+        cost = self.costs.get(step.id)
+        if cost is not None:
+            record.planned = {
+                "size_bytes": cost.size_bytes,
+                "memory_bytes": cost.memory_bytes,
+                "low_s": round(cost.time.low_s, 1),
+                "high_s": round(cost.time.high_s, 1),
+            }
         self.running.append(_Running(step, record, child, stage))
         self._announce(step, "...")
 
@@ -217,6 +225,7 @@ class Runner:
                 self._give_up(step, record, f"ended well but left no {step.output}")
                 return
             record.status, record.digest = "done", digest
+            record.size_bytes = self.outputs.size_bytes(step)
             if step.kind == "report":
                 record.detail = self.summary.report = self.outputs.printed(running.stage) or {}
             self.records.write(step.slug, record)

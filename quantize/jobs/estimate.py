@@ -63,8 +63,13 @@ def estimate_plan(job: Job, plan: Plan, run: Path, samples: list[Sample] | None 
     samples = read_samples() if samples is None else samples
     sources = {model.name: model.checkpoint for model in plan.models if model.checkpoint}
     cost = PlanCost()
+    sizes = {
+        step.id: output_bytes(sources[step.id.split(":")[1]], plan.recipes[step.id])
+        for step in plan.steps
+        if step.kind == "convert"
+    }
     for step in plan.steps:
-        cost.steps[step.id] = _step_cost(job, plan, step, sources, samples)
+        cost.steps[step.id] = _step_cost(job, plan, step, sources, samples, sizes)
     outputs = [c for c in cost.steps.values() if c.size_bytes]
     # Each output is staged beside its place and renamed, so none is on disk twice; engines that save before we rewrite
     # (gptq, awq) hold one more copy of theirs for a while.
@@ -100,7 +105,14 @@ def _already(run: Path, plan: Plan) -> int:
     return sum(path.stat().st_size for folder in folders if folder.is_dir() for path in folder.rglob("*") if path.is_file())
 
 
-def _step_cost(job: Job, plan: Plan, step: Step, sources: Mapping[str, Checkpoint], samples: list[Sample]) -> StepCost:
+def _step_cost(
+    job: Job,
+    plan: Plan,
+    step: Step,
+    sources: Mapping[str, Checkpoint],
+    samples: list[Sample],
+    sizes: Mapping[str, int | None],
+) -> StepCost:
     threads = step_threads(job)
     if step.kind == "report":
         time = estimate_seconds("report", 1.0, threads, samples)
@@ -115,8 +127,9 @@ def _step_cost(job: Job, plan: Plan, step: Step, sources: Mapping[str, Checkpoin
         kind, work = f"convert:{method}", weights / 1e6
         memory = conversion_memory(checkpoint, method)
         time = estimate_seconds(kind, work, threads, samples)
-        return StepCost(step.id, step.kind, output_bytes(checkpoint, recipe), 0, memory, time, work, kind)
-    served = BASE_DEFAULT + (output_bytes(checkpoint, recipe) or 4 * weights if recipe and method == "gguf" else 4 * weights)
+        return StepCost(step.id, step.kind, sizes[step.id], 0, memory, time, work, kind)
+    # llama.cpp maps the file; transformers holds float32 on a CPU, whatever was stored.
+    served = BASE_DEFAULT + ((sizes.get(convert_id) if method == "gguf" else None) or 4 * weights)
     if step.kind == "bench":
         kind, work = f"bench:{method}", weights / 1e6
         return StepCost(step.id, step.kind, None, 0, served, estimate_seconds(kind, work, threads, samples), work, kind)

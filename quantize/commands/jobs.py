@@ -1,5 +1,7 @@
 """``quantwright run``, ``plan`` and ``check``."""
 
+import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +53,28 @@ def run_job(path: Path, out: Path, overrides: tuple[str, ...] = (), strict: bool
     cost = estimate_plan(spec, plan, out)
     refuse_what_cannot_fit(cost, out)
     log(f"{path}: {len(plan.steps)} steps, run folder {out}")
-    return Runner(path, spec, plan, out, log, cost.steps).run()
+    terminal = Terminal()
+    try:
+        return Runner(path, spec, plan, out, terminal.say, terminal.show, cost.steps).run()
+    finally:
+        terminal.show("")
+
+
+class Terminal:
+    """stderr: lines that stay, and on a terminal below them one that says what is going on."""
+
+    def __init__(self) -> None:
+        self.live = sys.stderr.isatty()
+
+    def say(self, message: str) -> None:
+        self.show("")
+        log(message)
+
+    def show(self, text: str) -> None:
+        if self.live:
+            width = shutil.get_terminal_size().columns
+            sys.stderr.write(f"\r\x1b[K{text[: width - 1]}")
+            sys.stderr.flush()
 
 
 def job_name(path: Path) -> str:

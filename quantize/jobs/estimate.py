@@ -79,8 +79,7 @@ def estimate_plan(job: Job, plan: Plan, run: Path, samples: list[Sample] | None 
     cost.free_bytes = shutil.disk_usage(existing).free + _already(run, plan)
     cost.memory_bytes = max((c.memory_bytes for c in cost.steps.values()), default=0)
     limit = parse_size(job.resources.memory) if job.resources.memory else None
-    total = int(psutil.virtual_memory().total)
-    cost.available_bytes = min(limit, total) if limit else total
+    cost.available_bytes = limit or int(psutil.virtual_memory().total)
     return cost
 
 

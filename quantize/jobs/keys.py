@@ -30,7 +30,7 @@ def step_key(step: Step, run: Path, digests: Mapping[str, str], hashes: "FileHas
         "format": 1,
         "kind": step.kind,
         "inputs": step.inputs,
-        "files": {path.name: hashes.sha256(run / path) for path in step.files},
+        "files": [[path.name, hashes.sha256(run / path)] for path in step.files],
         "sources": [hashes.checkpoint(sources[name]) for name in step.sources],
         "after": [digests[name] for name in step.after],
         "packages": {name: version(name) for name in sorted(set(step.packages))},

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from quantize.jobs.child import Child, last_lines
-from quantize.jobs.estimate import StepCost
+from quantize.jobs.estimate import StepCost, spell, spell_seconds
 from quantize.jobs.folder import register
 from quantize.jobs.keys import FileHashes, step_key
 from quantize.jobs.outputs import Outputs
@@ -52,7 +52,8 @@ class _Running:
 
 
 class Runner:
-    """``path`` is the job file, ``run`` the run folder. ``costs``: step id -> what the plan says it takes."""
+    """``path`` is the job file, ``run`` the run folder. ``say`` gets what stays to be read, ``show`` a line that the next one
+    replaces. ``costs``: step id -> what the plan says it takes."""
 
     def __init__(
         self,
@@ -61,9 +62,11 @@ class Runner:
         plan: Plan,
         run: Path,
         say: Callable[[str], None],
+        show: Callable[[str], None] = lambda text: None,
         costs: Mapping[str, StepCost] | None = None,
     ):
         self.path, self.job, self.plan, self.run_folder, self.say = path, job, plan, run.absolute(), say
+        self.show = show
         self.costs = costs or {}
         self.records = Records(self.run_folder)
         self.hashes = FileHashes(self.run_folder / "cache" / "hashes.json")
@@ -127,6 +130,7 @@ class Runner:
                     raise AssertionError(f"steps wait for one another: {[step.id for step in pending]}")
                 continue
             Child.wait([running.child for running in self.running], 0.2)
+            self.show("; ".join(self._state_of(running) for running in self.running))
             for running in list(self.running):
                 code = running.child.poll()
                 if code is None:
@@ -134,6 +138,12 @@ class Runner:
                 else:
                     self.running.remove(running)
                     self._finish(running, code)
+
+    def _state_of(self, running: _Running) -> str:
+        its = running.child
+        expected = self.costs.get(running.step.id)
+        known = f" of {spell_seconds(expected.time.low_s)} to {spell_seconds(expected.time.high_s)}" if expected else ""
+        return f"{running.step.id.replace(':', ' ')}: {spell_seconds(its.wall_s)}{known}, peak {spell(its.peak_rss_bytes)}"
 
     def _start_ready(self, pending: list[Step], memory: int) -> None:
         for step in list(pending):
@@ -233,7 +243,7 @@ class Runner:
             self._mark_done(step, digest)
             self._learn(step, record)
             self.summary.done.append(step.id)
-            self._announce(step, f"done in {record.wall_s:.1f} s, peak {record.peak_rss_bytes / 1e9:.2f} GB")
+            self._announce(step, f"done in {record.wall_s:.1f} s, peak {spell(record.peak_rss_bytes)}")
             return
         reason = _reason(child, code)
         if child.killed_for == "interrupted" or (self.summary.interrupted and code in (130, -2)):

@@ -104,7 +104,10 @@ def open_models(job: Job, base: Path) -> list[OpenModel]:
 
 
 def build_plan(job: Job, base: Path, models: list[OpenModel] | None = None) -> Plan:
-    """``base``: the job file's folder. Runs every method's check on headers; nothing is converted."""
+    """``base``: the job file's folder. Runs every method's check on headers; nothing is converted.
+
+    Errors: BadInput for a model, text or task that is not there, and for a job with nothing to do.
+    """
     plan = Plan([], models if models is not None else open_models(job, base), [])
     texts = _Texts(job, base)
     for model in plan.models:
@@ -118,6 +121,8 @@ def build_plan(job: Job, base: Path, models: list[OpenModel] | None = None) -> P
                 usable.append(recipe)
         if model.checkpoint is not None:
             _add_model(plan, job, model, usable, texts)
+    if not plan.steps and not plan.rows:
+        raise BadInput("nothing to do: the job names no recipes, nothing to evaluate and no benchmark")
     if job.report:
         made = tuple(step.id for step in plan.steps)
         plan.steps.append(

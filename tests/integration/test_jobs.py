@@ -62,7 +62,7 @@ def command(job: Path, run: Path, *more: str) -> list[str]:
 
 
 def run_job(job: Path, run: Path, *more: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command(job, run, *more), capture_output=True, text=True, timeout=300, check=False)
+    return subprocess.run(command(job, run, *more), capture_output=True, text=True, timeout=1200, check=False)
 
 
 def tree(run: Path) -> dict[str, str]:
@@ -211,18 +211,28 @@ def kill_until_done(job: Path, run: Path, seed: int, kills: int, longest_s: floa
                 assert time.monotonic() < deadline, "a step outlived its runner"
                 time.sleep(0.01)
         else:
-            process.wait(300)
+            process.wait(1200)
     return killed
 
 
-@pytest.mark.parametrize(("seed", "kills"), [(1, 3), pytest.param(2, 150, marks=[pytest.mark.long, pytest.mark.timeout(7200)])])
-def test_killed_at_random_moments_it_ends_as_if_undisturbed(checkpoint: Path, tmp_path: Path, seed: int, kills: int) -> None:
-    print(f"seed {seed}, {kills} kills")
-    job = write_job(tmp_path / "job", checkpoint, MADE)
-    assert run_job(job, tmp_path / "undisturbed").returncode == 0
+LONG = [pytest.mark.long, pytest.mark.timeout(4 * 3600)]
+HEAVY = ["gptq-int4:group_size=64", "gguf-q4_k_m", "quanto-int8"]  # 320 is no multiple of 128
+
+
+@pytest.mark.parametrize(
+    ("seed", "kills", "recipes"),
+    [(1, 3, MADE), pytest.param(2, 150, MADE, marks=LONG), pytest.param(1000, 50, HEAVY, marks=LONG)],
+)
+def test_killed_at_random_moments_it_ends_as_if_undisturbed(
+    checkpoint: Path, tmp_path: Path, seed: int, kills: int, recipes: list[str]
+) -> None:
+    print(f"seed {seed}, {kills} kills, {recipes}")
+    job = write_job(tmp_path / "job", checkpoint, recipes)
+    undisturbed = run_job(job, tmp_path / "undisturbed")
+    assert undisturbed.returncode == 0, undisturbed.stderr
     expected = tree(tmp_path / "undisturbed")
     samples = read_samples()
-    longest = 1.5 * sum(sample.wall_s for sample in samples) / len(samples) + 1.0
+    longest = 1.5 * max(sample.wall_s for sample in samples) + 1.0
     total, attempt = 0, 0
     while total < kills:
         run = tmp_path / f"killed{attempt}"

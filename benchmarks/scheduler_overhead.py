@@ -1,0 +1,53 @@
+"""What the job runner adds to each step beyond starting its process: ``python -m benchmarks.scheduler_overhead [STEPS]``.
+
+The same command (``quantwright --version``) as steps of a real run, and started one after another with nothing else around it;
+in turns, so that a change in the machine's load meets both.
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from quantize.jobs.runner import Runner
+from quantize.jobs.spec import Job
+from quantize.jobs.steps import Plan, Step
+from quantize.process import child_command, child_environment
+
+BLOCK = 25
+
+
+def measure(steps: int) -> dict[str, float]:
+    """Seconds a step: in the runner, bare, and the difference in ms."""
+    job = Job.model_validate({"models": ["none"], "report": False})
+    in_runner = bare = 0.0
+    with tempfile.TemporaryDirectory(prefix="quantwright-overhead-") as folder:
+        run = Path(folder) / "run"
+        done = 0
+        while done < steps:
+            count = min(BLOCK, steps - done)
+            # The lock file is there in every run: a file that needs no making stands for the output.
+            made = [Step(f"report:{done + i}", "report", ("--version",), Path(".lock")) for i in range(count)]
+            begin = time.perf_counter()
+            summary = Runner(Path(folder) / "job.yaml", job, Plan(made, [], []), run, lambda text: None).run()
+            in_runner += time.perf_counter() - begin
+            assert len(summary.done) == count, summary
+            begin = time.perf_counter()
+            for _ in range(count):
+                subprocess.run(
+                    child_command("quantize.cli", "--version"), env=child_environment(), stdout=subprocess.DEVNULL, check=True
+                )
+            bare += time.perf_counter() - begin
+            done += count
+    return {
+        "steps": steps,
+        "runner_s": in_runner / steps,
+        "bare_s": bare / steps,
+        "overhead_ms": 1e3 * (in_runner - bare) / steps,
+    }
+
+
+if __name__ == "__main__":
+    print(json.dumps(measure(int(sys.argv[1]) if len(sys.argv) > 1 else 300)))

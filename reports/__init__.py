@@ -11,6 +11,6 @@ def build(run_folders: list[Path], out: Path | None = None, png: bool = False) -
     Returns ``{"report": path of index.html, "rows": [...]}`` with one row an artifact, as ``quantwright report --json`` prints.
     Errors: BadInput where a run is missing or malformed, or ``out`` is not a folder; StepFailed where it cannot be written.
     """
-    from reports.build import build as do_build
+    from reports.write import write_report
 
-    return do_build([Path(run) for run in run_folders], out, png)
+    return write_report([Path(run) for run in run_folders], out, png)

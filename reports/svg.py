@@ -105,7 +105,7 @@ def linear_ticks(low: float, high: float, wanted: int = 6) -> list[float]:
 def log_ticks(low: float, high: float) -> list[float]:
     decades = math.log10(high / low)
     factors = (1, 2, 5) if decades < 2.2 else (1, 3) if decades < 3.2 else (1,)
-    ticks = [f * 10.0**e for e in range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1) for f in factors]
+    ticks = [float(f"{f}e{e}") for e in range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1) for f in factors]
     return [t for t in ticks if low <= t <= high]
 
 

@@ -21,7 +21,7 @@ from reports.recommend import recommend
 SCHEMA = Path(__file__).parent / "report.schema.json"
 
 
-def build(runs: list[Path], out: Path | None = None, png: bool = False) -> dict[str, Any]:
+def write_report(runs: list[Path], out: Path | None = None, png: bool = False) -> dict[str, Any]:
     """See ``reports.build``."""
     comparison = compare(load(runs))
     out = out or runs[0] / "report"

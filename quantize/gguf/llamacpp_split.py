@@ -32,18 +32,21 @@ _KIMI = re.compile(
 )
 
 
-def split(kind: str, text: str) -> list[str]:
-    """Words of ``text`` as llama.cpp cuts them for a pre-tokenizer that splits by ``SPLITS[kind]``; joined they give ``text``."""
+def split(kind: str, text: str, *, meant: bool = False) -> list[str]:
+    """Words of ``text`` as llama.cpp cuts them for a pre-tokenizer that splits by ``SPLITS[kind]``; joined they give ``text``.
+
+    ``meant``: as its code for digits means to cut. (It leaves the text before a number on the number's first digits.)
+    """
     pieces = [text]
     for pattern in SPLITS[kind]:
-        pieces = [word for piece in pieces for word in _apply(pattern, piece)]
+        if pattern in (r"\p{AFMoE_digits}", r"\d{1,3}(?=(?:\d{3})*\b)"):
+            pieces = [word for piece in pieces for word in _digits_from_the_right(piece, glued=not meant)]
+        else:
+            pieces = [word for piece in pieces for word in _apply(pattern, piece)]
     return pieces
 
 
 def _apply(pattern: str, text: str) -> Iterator[str]:
-    if pattern in (r"\p{AFMoE_digits}", r"\d{1,3}(?=(?:\d{3})*\b)"):
-        yield from _digits_from_the_right(text)
-        return
     if pattern == r"\p{Han}+":
         compiled, seen = _KIMI, _collapse(text, han=True)
     elif _CATEGORY.search(pattern):
@@ -110,16 +113,16 @@ def is_han(code: int) -> bool:
     )
 
 
-def _digits_from_the_right(text: str) -> Iterator[str]:
-    """Runs of digits in threes counted from the right, the rest in between left whole."""
+def _digits_from_the_right(text: str, glued: bool) -> Iterator[str]:
+    """Runs of digits in threes counted from the right; the text before a run whole, or ``glued`` to its first digits."""
     start = 0
     for run in re.finditer("[0-9\xd1]+", _collapse(text)):
-        if run.start() > start:
+        if run.start() > start and not glued:
             yield text[start : run.start()]
-        at = run.start()
-        for size in [len(run[0]) % 3] * bool(len(run[0]) % 3) + [3] * (len(run[0]) // 3):
-            yield text[at : at + size]
-            at += size
-        start = run.end()
+            start = run.start()
+        end = run.start() + (len(run[0]) % 3 or 3)
+        while end <= run.end():
+            yield text[start:end]
+            start, end = end, end + 3
     if start < len(text):
         yield text[start:]

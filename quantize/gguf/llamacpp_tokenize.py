@@ -14,7 +14,7 @@ from gguf import TokenType
 
 from quantize.gguf.llamacpp_split import split
 from quantize.gguf.pretokenizers import BY_NAME
-from quantize.gguf.tokenizer_pre import byte_alphabet
+from quantize.gguf.tokenizer_pre import to_bytes
 from quantize.gguf.tokenizer_special import BY_TEXT
 from quantize.gguf.tokenizer_vocabulary import SPACE, Vocabulary
 from quantize.tokenizer import SourceTokenizer
@@ -91,7 +91,7 @@ class Oracle:
         try:
             if not pre.byte_level:
                 return [t.id for word in self.words(text.replace(" ", SPACE)) for t in model.tokenize(word)]
-            return [token.id for word in self.words(text) for token in model.tokenize(_bytes_of(word))]
+            return [token.id for word in self.words(text) for token in model.tokenize(to_bytes(word))]
         finally:
             model.ignore_merges = was
 
@@ -145,8 +145,3 @@ class Oracle:
 
         data = self._vocabulary.flags.get("precompiled_charsmap")
         return Precompiled(data) if data else None
-
-
-def _bytes_of(word: str) -> str:
-    letters = {byte: character for character, byte in byte_alphabet().items()}
-    return "".join(letters[byte] for byte in word.encode())

@@ -8,6 +8,7 @@ ASCII, combining marks): they only decide between those that agree on all the ot
 
 import copy
 import json
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -35,9 +36,8 @@ PROBES = (
     "!Abc #def $ghi _jkl __init__ snake_case kebab-case dotted.name @user <tag> </tag> {x} [y] \\cmd",
     "`code` ```block``` ~tilde~ ^caret^ |pipe| +plus+ =equal= <less> $5 $$ a+b=c x<y>z",
     "Wait... what?! No!!! -- yes -- (maybe) [or] {not} \"quoted\" 'single'",
-    "camelCase PascalCase HTTPServer XMLHttpRequest iPhone eBay getHTTPResponse aB Ab AB ABc aBC",
     "naïve café résumé über Straße garçon",
-    "Привет мир как дела", "Ελληνικά κείμενο", "中文字符测试，你好。", "我在apple工作1314天", 
+    "Привет мир как дела", "Ελληνικά κείμενο", "中文字符测试，你好。", "我在apple工作131天", 
     "日本語のテキスト、カタカナとひらがな。",
     "한국어 문장 테스트", "ㄱㄴㄷ ㅏㅑ", "中文abc日本 123한글",
     "emoji 😀 test 👍🎉 ok 😶 x", "→ ← ∑ ∞ ≈ € £ ¥ © ™", "§1 №2 «quoted» „low“ “curly” ‘it’s’ — dash – en…",
@@ -50,6 +50,7 @@ PROBES = (
 
 # Texts on which llama.cpp departs from some of the patterns it means to follow.
 HARD_PROBES = (
+    "camelCase PascalCase HTTPServer XMLHttpRequest iPhone eBay getHTTPResponse aB Ab AB ABc aBC", "我在apple工作1314天",
     "ÉCOLE École éCOLE ПРИВЕТ Привет приВЕТ ΑΒΓ Αβγ",
     "हिन्दी में पाठ", "العربيّة نصٌّ", "ภาษาไทยสวัสดี", "e\u0301tude a\u0300 n\u0303", "বাংলা লেখা", "தமிழ் உரை", "עִבְרִית",
     "ǅ ǈ ʰ ˢ ª º", "😶\u200d🌫️ 👨‍👩‍👧 ❤️", "a\u200bb\u200cc\ufeff", "\u0085next\u0085", "\x1c\x1d", "कान्छा១២៣",
@@ -80,42 +81,72 @@ def known_names() -> list[str]:
 
 
 def recognize(source: SourceTokenizer, model_type: str = "") -> Recognition:
-    """The pre-tokenizer of a byte-level BPE. Errors: Unsupported, naming the nearest and --pre-tokenizer, where none agrees."""
+    """The pre-tokenizer of a byte-level BPE. Errors: Unsupported, naming the nearest and --pre-tokenizer, where none agrees.
+
+    Where none cuts all probes into the same words, one that gives the same ids with this vocabulary will do (digits cut apart or
+    not are one thing to a vocabulary that joins none).
+    """
     definition = source.definition
     cutter = Cutter(definition)
     whole = bool(definition["model"].get("ignore_merges"))
+    candidates = [pre for pre in PRES if pre.byte_level]
     wanted = {text: cutter.pieces(text) for text in PROBES + HARD_PROBES}
-    kinds = {pre.split for pre in PRES if pre.byte_level}
-    missed = {kind: [text for text in PROBES if _words(kind, cutter.normalized(text)) != wanted[text]] for kind in kinds}
-    hard = {kind: tuple(t for t in HARD_PROBES if _words(kind, cutter.normalized(t)) != wanted[t]) for kind in kinds}
-    fitting = [pre for pre in PRES if pre.byte_level and not missed[pre.split]]
+    texts = {text: cutter.normalized(text) for text in wanted}
+
+    def missed(pre: Pre, probes: tuple[str, ...], same: Callable[[tuple[str, ...], tuple[str, ...]], bool]) -> tuple[str, ...]:
+        return tuple(text for text in probes if not same(cutter.spelled(_words(pre.split, texts[text])), wanted[text]))
+
+    def same_ids(words: tuple[str, ...], others: tuple[str, ...]) -> bool:
+        return words == others or _ids(source, words) == _ids(source, others)
+
+    same: Callable[[tuple[str, ...], tuple[str, ...]], bool] = tuple.__eq__
+    fitting = [pre for pre in candidates if not missed(pre, PROBES, same)]
     if not fitting:
-        nearest = min((pre for pre in PRES if pre.byte_level), key=lambda pre: len(missed[pre.split]))
-        text = min(missed[nearest.split], key=len)
+        same = same_ids
+        fitting = [pre for pre in candidates if not missed(pre, PROBES, same)]
+    if not fitting:
+        nearest = min(candidates, key=lambda pre: len(missed(pre, PROBES, same)))
+        differing = missed(nearest, PROBES, same)
         raise Unsupported(
             f"{source.file}: llama.cpp has no pre-tokenizer that splits text as this file does (nearest: {nearest.names[0]}, "
-            f"which differs on {len(missed[nearest.split])} of {len(PROBES)} probes, {text!r} for one); name the one to use with "
-            f"--pre-tokenizer NAME, of: {', '.join(known_names())}"
+            f"which differs on {len(differing)} of {len(PROBES)} probes, {min(differing, key=len)!r} for one); name the one to "
+            f"use with --pre-tokenizer NAME, of: {', '.join(known_names())}"
         )
-    order = list(PRES)
-    best = min(fitting, key=lambda pre: (len(hard[pre.split]), pre.ignore_merges != whole, order.index(pre)))
+    departs = {pre: missed(pre, HARD_PROBES, same) for pre in fitting}
+    best = min(fitting, key=lambda pre: (len(departs[pre]), pre.ignore_merges != whole, PRES.index(pre)))
+    if best.ignore_merges and not whole and not _merges_reach_all(source):
+        best = min(fitting, key=lambda pre: (pre.ignore_merges != whole, len(departs[pre]), PRES.index(pre)))
     name = FAMILY_NAMES.get(model_type, "")
-    return Recognition(name if BY_NAME.get(name) is best else best.names[0], best, hard[best.split], cutter.prefix_space, whole)
+    return Recognition(name if BY_NAME.get(name) is best else best.names[0], best, departs[best], cutter.prefix_space, whole)
+
+
+def _merges_reach_all(source: SourceTokenizer) -> bool:
+    """Whether merges make every token of the vocabulary, so that taking a word whole that is a token changes nothing."""
+    model, added = source.backend.model, source.added_tokens
+    return all(text in added or len(model.tokenize(text)) == 1 for text in source.backend.get_vocab(with_added_tokens=False))
+
+
+def _ids(source: SourceTokenizer, words: tuple[str, ...]) -> list[int]:
+    return [token.id for word in words for token in source.backend.model.tokenize(word)]
 
 
 @cache
 def _words(kind: str, text: str) -> tuple[str, ...]:
-    return tuple(split(kind, text))
+    return tuple(split(kind, text, meant=True))
 
 
 class Cutter:
-    """A tokenizer.json's normalizer and pre-tokenizer alone, the prefix space left out: text -> words as plain text."""
+    """A tokenizer.json's normalizer and pre-tokenizer alone, the prefix space left out.
+
+    ``byte_level``: words come in GPT-2's byte alphabet (cuts may fall inside a character).
+    """
 
     def __init__(self, definition: dict[str, Any]):
         from tokenizers import Tokenizer
 
         pre = copy.deepcopy(definition.get("pre_tokenizer"))
         self.prefix_space = _drop_prefix_space(pre)
+        self.byte_level = '"ByteLevel"' in json.dumps(pre)
         empty = {"type": "BPE", "vocab": {}, "merges": []}
         backend = Tokenizer.from_str(
             json.dumps({"version": "1.0", "normalizer": definition.get("normalizer"), "pre_tokenizer": pre, "model": empty})
@@ -126,10 +157,13 @@ class Cutter:
         return str(self._normalizer.normalize_str(text)) if self._normalizer else text
 
     def pieces(self, text: str) -> tuple[str, ...]:
+        """The words of ``text`` as the model of the tokenizer gets them."""
         text = self.normalized(text)
-        if self._pre is None:
-            return (text,)
-        return tuple(word for word in (unbyte(piece) for piece, _ in self._pre.pre_tokenize_str(text)) if word)
+        return tuple(word for word, _ in self._pre.pre_tokenize_str(text) if word) if self._pre else (text,)
+
+    def spelled(self, words: Iterable[str]) -> tuple[str, ...]:
+        """Words of plain text as ``pieces`` would spell them."""
+        return tuple(map(to_bytes, words)) if self.byte_level else tuple(words)
 
 
 def _drop_prefix_space(node: Any) -> bool:
@@ -152,9 +186,12 @@ def byte_alphabet() -> dict[str, int]:
     return {chr(byte): byte for byte in plain} | {chr(256 + i): byte for i, byte in enumerate(rest)}
 
 
-def unbyte(piece: str) -> str:
-    """A piece in GPT-2's byte alphabet -> the text it stands for."""
-    alphabet = byte_alphabet()
-    if not all(character in alphabet for character in piece):
-        return piece
-    return bytes(alphabet[character] for character in piece).decode("utf-8", errors="replace")
+def to_bytes(word: str) -> str:
+    """Text -> GPT-2's byte alphabet."""
+    letters = _letters()
+    return "".join([letters[byte] for byte in word.encode()])
+
+
+@cache
+def _letters() -> dict[int, str]:
+    return {byte: character for character, byte in byte_alphabet().items()}

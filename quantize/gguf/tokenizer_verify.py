@@ -62,14 +62,15 @@ def verify_tokenizer(
     source = SourceTokenizer.open(checkpoint.folder)
     report = TokenizerReport()
     differing = []
-    for text in awkward_texts(source) if texts is None else texts:
-        report.compared += 1
+    texts = list(awkward_texts(source) if texts is None else texts)
+    report.compared = len(texts)
+    for text in texts:
         wanted, got = source.encode(text), tokenize(text)
         if wanted != got:
             differing.append((text, wanted, got))
     if differing:
         vocabulary = read_vocabulary(source, embedding_rows(checkpoint), pre=pre, model_type=checkpoint.model_type)
-        judge = _Judge(source, vocabulary, _better_pre(source, vocabulary, pre, [text for text, _, _ in differing]))
+        judge = _Judge(source, vocabulary, _better_pre(source, vocabulary, pre, texts))
         report.mismatches = [Mismatch(text, wanted, got, *judge(text, wanted, got)) for text, wanted, got in differing]
     return report
 
@@ -111,7 +112,7 @@ class _Judge:
             if self._cutter.prefix_space:
                 causes.append("a space put before the text")
             if any(
-                tuple(self._oracle.words(self._cutter.normalized(part))) != self._cutter.pieces(part)
+                self._cutter.spelled(self._oracle.words(self._cutter.normalized(part))) != self._cutter.pieces(part)
                 for part in self._oracle.partition(text)
                 if isinstance(part, str)
             ):
@@ -147,7 +148,7 @@ def _better_pre(source: SourceTokenizer, vocabulary: Vocabulary, pre: str | None
         wanted = {text: cutter.pieces(text) for text in texts}
 
         def missed(kind: str) -> int:
-            return sum(tuple(split(kind, cutter.normalized(text))) != pieces for text, pieces in wanted.items())
+            return sum(cutter.spelled(split(kind, cutter.normalized(text))) != pieces for text, pieces in wanted.items())
 
         best = min((p for p in PRES if p.byte_level), key=lambda p: missed(p.split))
         return best.names[0] if missed(best.split) < missed(BY_NAME[pre].split) else None

@@ -21,6 +21,7 @@ from quantize.tokenizer import SENTENCEPIECE_FILES, SourceTokenizer, sentencepie
 SPACE = "▁"
 SPECIAL_SCORE = -1000.0  # llama.cpp's converter gives it to added tokens; its tokenizer does not look at it
 PADDING_SCORE = -10000.0
+RAW_BPE = "sarvam-moe"  # merges over raw text, spaces as U+2581, nothing put before it
 
 
 @dataclass
@@ -125,13 +126,22 @@ def _byte_level(source: SourceTokenizer, pre: str | None, model_type: str) -> Vo
 
 
 def _sentencepiece_bpe(source: SourceTokenizer) -> Vocabulary:
-    """Scores from the merges: what is merged first has the highest score. Pieces that no merge makes come last."""
+    """Scores from the merges: what is merged first has the highest score. Pieces that no merge makes come last.
+
+    Scores join any two pieces that make a token, merges only the pairs that are listed. The two agree where every way to cut a
+    token is listed, as for vocabularies that came from SentencePiece; others are written as merges over raw text, which
+    llama.cpp can read where no space is put before the text.
+    """
     tokens, types = _tokens_of(source, byte_tokens=True, spaces=True)
+    flags = _space_flags(source)
+    pairs = list(_merges(source))
+    if not flags["add_space_prefix"] and not _every_split_merges(pairs):
+        merges = [f"{left} {right}" for left, right in pairs if " " not in left and " " not in right]
+        return Vocabulary("gpt2", RAW_BPE, tokens, types, merges=merges, unknown=_unknown_id(source))
     ranks: dict[str, int] = {}
-    count = 0
-    for left, right in _merges(source):
-        ranks.setdefault(left + right, count)
-        count += 1
+    for rank, (left, right) in enumerate(pairs):
+        ranks.setdefault(left + right, rank)
+    count = len(pairs)
     scores = []
     for number, (text, kind) in enumerate(zip(tokens, types, strict=True)):
         if kind in (TokenType.CONTROL, TokenType.USER_DEFINED):
@@ -142,6 +152,20 @@ def _sentencepiece_bpe(source: SourceTokenizer) -> Vocabulary:
         else:
             scores.append(-float(ranks.get(text, count)))
     return Vocabulary("llama", "default", tokens, types, scores=scores, flags=_space_flags(source), unknown=_unknown_id(source))
+
+
+def _every_split_merges(pairs: list[tuple[str, str]]) -> bool:
+    """Whether (nearly) every cut of a token into two tokens that merges make is itself a merge."""
+    listed = set(pairs)
+    made = {left + right for left, right in pairs}
+    cuts = present = 0
+    for text in list(made)[:: max(1, len(made) // 2000)]:
+        for at in range(1, len(text)):
+            left, right = text[:at], text[at:]
+            if (len(left) == 1 or left in made) and (len(right) == 1 or right in made):
+                cuts += 1
+                present += (left, right) in listed
+    return present >= 0.9 * cuts
 
 
 def _unigram(source: SourceTokenizer) -> Vocabulary:

@@ -14,20 +14,18 @@ from typing import Any
 
 from evals.divergence import Divergences, compare, divergences_from_itself
 from evals.perplexity import TokenScores, score
-from evals.protocols import TextProtocol, Tokenize, Windows, make_windows, parse_protocol
+from evals.protocols import TextProtocol, Windows, parse_protocol
 from evals.reference import CachedReference, ReferenceRows, SideBySideReference, cache_bytes, cache_key, find_cache, write_cache
-from evals.result import EvalResult, Subject, results_path, write_results
+from evals.result import EvalResult, Subject, merge_results, results_path
 from evals.rows import Heading, divergence_rows, perplexity_rows
 from evals.subjects import Typed, guess_reference, resolve
-from quantize.calibration import held_out_text, read_text
+from evals.text import MeasuredText
 from quantize.commands import log
 from quantize.errors import BadInput, QuantwrightError
 from quantize.recipe import Recipe, RunOptions, parse_recipe
 from quantize.runtimes import Runtime, open_runtime
-from quantize.tokenizer import SourceTokenizer
 
 METRICS = ("perplexity", "divergence")
-HELD_OUT = "held-out"
 DEFAULT_PROTOCOL = "llamacpp-512"
 DEFAULT_CACHE_LIMIT = 4 << 30
 LIBRARIES = ("torch", "transformers", "numpy", "lm-eval")
@@ -152,7 +150,6 @@ class Evaluation:
             raise BadInput("nothing to evaluate: give at least one artifact or model")
         if self.ids not in ("source", "runtime"):
             raise BadInput(f"--ids {self.ids!r}: expected source or runtime")
-        self.body = ""
         self.environment: dict[str, Any] = {"python": platform.python_version(), "machine": platform.machine()}
         self.environment |= {name: _version(name) for name in LIBRARIES if _version(name)}
         self.environment["threads"] = self.run.resolved_threads
@@ -161,16 +158,10 @@ class Evaluation:
         self.reference_rows: dict[str, ReferenceRows] = {}
         self.reference_ids: dict[str, str] = {}
         self.reference_results: list[EvalResult] = []
-        self.windows: dict[str, Windows] = {}
         self._reference_runtime: Runtime | None = None
-        self._tokenizers: dict[Path, SourceTokenizer] = {}
-        self._said: set[str] = set()
 
     def measure(self) -> Outcome:
         outcome = Outcome()
-        if self.metrics:
-            self.body = self._read_text()
-            self._warn_of_calibration()
         if "divergence" in self.metrics and self.reference is None:
             self.reference = guess_reference(self.artifacts)
             if self.reference is None:
@@ -178,6 +169,9 @@ class Evaluation:
                     "divergence needs the model to diverge from: give --reference MODEL (the artifacts' source is not at hand)"
                 )
             self.say(f"reference: {self.reference.name}, the source of what is measured")
+        self.measured = MeasuredText(self.artifacts, self.reference, self.ids, self.tokens, self.say)
+        if self.metrics:
+            self.environment["text"] = self.measured.read(self.text)
         parsed_tasks = self._parse_tasks()
         try:
             if self.reference and self.metrics:
@@ -195,86 +189,6 @@ class Evaluation:
             self._close_reference()
         return outcome
 
-    # -- text and ids ------------------------------------------------------------------------------------------------------
-
-    def _read_text(self) -> str:
-        if self.text is not None and str(self.text) != HELD_OUT:
-            self.environment["text"] = str(self.text)
-            return read_text(Path(self.text))
-        import hashlib
-
-        body = held_out_text()
-        digest = hashlib.sha256(body.encode()).hexdigest()
-        self.environment["text"] = f"{HELD_OUT} (topics of pydoc_data, Python {platform.python_version()})"
-        self.say(
-            f"text: the held-out text of the demo, pydoc_data.topics of Python {platform.python_version()}, "
-            f"sha256 {digest[:12]} (it differs by Python release)"
-        )
-        return body
-
-    def _warn_of_calibration(self) -> None:
-        import hashlib
-
-        digest = hashlib.sha256(self.body.encode()).hexdigest()
-        for typed in self.artifacts:
-            record = typed.manifest.calibration if typed.manifest else None
-            if record and record.sha256 == digest:
-                self.say(
-                    f"warning: {typed.name} was calibrated on this very text ({record.source}): its numbers here flatter it; "
-                    "evaluate on another text"
-                )
-
-    def _source_tokenizer(self, typed: Typed) -> SourceTokenizer | None:
-        """Of the reference if there is one, so that the ids are made once; else of the artifact's own source."""
-        for candidate in [self.reference, typed, *self.artifacts]:
-            folder = candidate.tokenizer_folder if candidate else None
-            if folder is not None:
-                if folder not in self._tokenizers:
-                    self._tokenizers[folder] = SourceTokenizer.open(folder)
-                return self._tokenizers[folder]
-        return None
-
-    def _windows(self, protocol: TextProtocol, runtime: Runtime, typed: Typed) -> Windows:
-        """Made once with source ids; with runtime ids, anew by every runtime's own tokenizer."""
-        tokenizer = self._source_tokenizer(typed) if self.ids == "source" else None
-        if tokenizer is None and self.ids == "source":
-            self._say_once(
-                f"{typed.name}: its source's tokenizer is not at hand (give --reference): token ids are made by the runtime's own"
-            )
-        if tokenizer is not None and protocol.requested in self.windows:
-            return self.windows[protocol.requested]
-        fitted = protocol.fit(runtime.context, self._say_once)
-        special = self._special(typed, runtime)
-        encode: Tokenize = tokenizer.encode if tokenizer else runtime.tokenize
-        windows = make_windows(
-            fitted,
-            self.body,
-            encode,
-            ids="source" if tokenizer else "runtime",
-            prefix=special["bos"] if special["bos"] is not None else special["eos"],
-            tokens=self.tokens,
-        )
-        for remark in windows.remarks:
-            self._say_once(f"{fitted.name}: {remark}")
-        if tokenizer is not None:
-            self.windows[protocol.requested] = windows
-        return windows
-
-    def _special(self, typed: Typed, runtime: Runtime) -> dict[str, int | None]:
-        """BOS and EOS ids: of the reference's config, else of the artifact's own, else what the runtime says of itself."""
-        found: dict[str, int | None] = {}
-        configs = [c.config for c in (self.reference, typed) if c] + [runtime.describe()]
-        for name in ("bos", "eos"):
-            values = (config.get(f"{name}_token_id") for config in configs)
-            single = (value[0] if isinstance(value, list) and value else value for value in values)
-            found[name] = next((value for value in single if isinstance(value, int)), None)
-        return found
-
-    def _say_once(self, message: str) -> None:
-        if message not in self._said:
-            self._said.add(message)
-            self.say(message)
-
     # -- reference -----------------------------------------------------------------------------------------------------------
 
     def _run_reference(self, tasks: Any, outcome: Outcome) -> None:
@@ -284,7 +198,7 @@ class Evaluation:
         self._reference_runtime = runtime = open_runtime(self.reference.path, self.run)
         heading = self._heading(self.reference, runtime, "reference")
         for protocol in self.protocols:
-            windows = self._windows(protocol, runtime, self.reference)
+            windows = self.measured.windows(protocol, runtime, self.reference)
             if "divergence" not in self.metrics:
                 if listed:
                     scores = self._score(runtime, windows, self.reference.name)
@@ -303,11 +217,11 @@ class Evaluation:
         if self.floors and "divergence" in self.metrics:
             from evals.floors import floor_rows
 
-            shared = [self._windows(protocol, runtime, self.reference) for protocol in self.protocols]
-            outcome.unlisted += floor_rows(self.reference, runtime, shared, self.run, self.artifacts, heading, self.say)
+            shared = [self.measured.windows(protocol, runtime, self.reference) for protocol in self.protocols]
+            outcome.unlisted += floor_rows(self.reference, runtime, shared, self.run, heading, self.say)
         if self.out:
             rows = self.reference_results + outcome.unlisted
-            write_results(results_path(self.out, self.reference.name, "eval"), self.reference.subject("reference"), rows)
+            merge_results(results_path(self.out, self.reference.name, "eval"), self.reference.subject("reference"), rows)
         if not any(isinstance(rows, SideBySideReference) for rows in self.reference_rows.values()):
             self._close_reference_runtime()
 
@@ -363,12 +277,16 @@ class Evaluation:
                 rows += self._measure_text(typed, protocol, runtime, heading)
             if tasks:
                 rows += self._task_rows(typed, tasks, runtime, heading)
+        if typed.gguf and typed.manifest and self.reference_rows:
+            from evals.floors import weights_only_rows
+
+            rows += weights_only_rows(typed, self.reference, self._known(), self.run, heading, self.say)
         outcome.results += rows
         if self.out:
-            write_results(results_path(self.out, self._result_name(typed), "eval"), typed.subject(heading.role), rows)
+            merge_results(results_path(self.out, self._result_name(typed), "eval"), typed.subject(heading.role), rows)
 
     def _measure_text(self, typed: Typed, protocol: TextProtocol, runtime: Runtime, heading: Heading) -> list[EvalResult]:
-        windows = self._windows(protocol, runtime, typed)
+        windows = self.measured.windows(protocol, runtime, typed)
         known = self.reference_rows.get(protocol.requested)
         if known is None:
             return perplexity_rows(self._score(runtime, windows, typed.name), windows, heading)
@@ -380,6 +298,11 @@ class Evaluation:
             divergences = compare(known, runtime, windows, advance, typed.name)
         return self._text_rows(divergences, windows, heading)
 
+    def _known(self) -> list[tuple[Windows, ReferenceRows]]:
+        """The windows of each protocol with what is known of the reference there (source ids only)."""
+        found = ((self.measured.made.get(p.requested), self.reference_rows.get(p.requested)) for p in self.protocols)
+        return [(windows, rows) for windows, rows in found if windows and rows]
+
     def _text_rows(self, divergences: Divergences, windows: Windows, heading: Heading) -> list[EvalResult]:
         rows = []
         if "perplexity" in self.metrics:
@@ -389,8 +312,8 @@ class Evaluation:
     def _task_rows(self, typed: Typed, tasks: Any, runtime: Runtime, heading: Heading) -> list[EvalResult]:
         from evals.tasks import run_tasks
 
-        source = self._source_tokenizer(typed) if self.ids == "source" else None
-        return run_tasks(runtime, tasks, source, heading, self.limit, self.run.progress, self._special(typed, runtime))
+        source = self.measured.tokenizer(typed)
+        return run_tasks(runtime, tasks, source, heading, self.limit, self.run.progress, self.measured.special(typed, runtime))
 
     def _score(self, runtime: Runtime, windows: Windows, name: str) -> TokenScores:
         with self._progress(f"{name} {windows.protocol.name}", windows.scored) as advance:
@@ -418,7 +341,7 @@ class Evaluation:
         except QuantwrightError:
             subject = Subject(name=typed.name, recipe=typed.path.name)
         subject = replace(subject, status="unsupported" if error.exit_code == 2 else "failed", reason=str(error))
-        write_results(results_path(self.out, self._result_name(typed), "eval"), subject, [])
+        merge_results(results_path(self.out, self._result_name(typed), "eval"), subject, [])
 
     # -- tasks ---------------------------------------------------------------------------------------------------------------
 

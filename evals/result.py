@@ -88,6 +88,23 @@ def write_results(path: Path, subject: Subject, results: list[EvalResult]) -> No
     temporary.replace(path)
 
 
+def merge_results(path: Path, subject: Subject, results: list[EvalResult]) -> None:
+    """``write_results``, keeping what the file holds of the same bytes by another protocol, on another text or task."""
+    kept: list[EvalResult] = []
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        if subject.digest and document["subject"]["digest"] == subject.digest:
+            kept = [EvalResult.from_json(row) for row in document["results"]]
+    except (OSError, ValueError, KeyError, TypeError):
+        pass  # nothing there, or nothing that could be kept
+    new = {_measurement(row) for row in results}
+    write_results(path, subject, results + [row for row in kept if _measurement(row) not in new])
+
+
+def _measurement(row: EvalResult) -> tuple[object, ...]:
+    return (row.artifact, row.metric, row.protocol, row.task, row.role, row.ids, row.environment.get("text_sha256", ""))
+
+
 def read_results(run: Path) -> list[tuple[Subject, list[EvalResult]]]:
     """Everything under ``run``/results. Errors: BadInput where nothing lies there or a file is malformed."""
     paths = sorted((run / "results").glob("*.json"))

@@ -140,7 +140,8 @@ def resolve(name: str | Path, load_as: Recipe | None = None) -> Typed:
                 raise BadInput(f"{typed}: not a GGUF file (its first bytes are not 'GGUF'); fetch it again")
         if load_as:
             raise BadInput(f"{typed}: --load-as quantizes a Hugging Face checkpoint on the fly; a .gguf is opened as it is")
-        return Typed(typed, path)
+        artifact = Artifact.load(path.parent) if (path.parent / MANIFEST).is_file() else None
+        return Typed(typed, path, artifact if artifact and path.name in artifact.manifest.files else None)
     if not path.exists():
         from quantize.hub import resolve_model
 

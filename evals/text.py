@@ -1,0 +1,106 @@
+"""The text that is measured, and its token ids: made once, by the source's own tokenizer, for every artifact alike."""
+
+import hashlib
+import platform
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from evals.protocols import TextProtocol, Tokenize, Windows, make_windows
+from evals.subjects import Typed
+from quantize.calibration import held_out_text, read_text
+from quantize.runtimes import Runtime
+from quantize.tokenizer import SourceTokenizer
+
+HELD_OUT = "held-out"
+
+
+class MeasuredText:
+    """``ids``: ``source`` or ``runtime``. ``tokens``: only so many of the text's. ``made``: windows by protocol as typed."""
+
+    def __init__(
+        self, artifacts: Sequence[Typed], reference: Typed | None, ids: str, tokens: int | None, say: Callable[[str], None]
+    ):
+        self.artifacts = artifacts
+        self.reference = reference
+        self.ids = ids
+        self.tokens = tokens
+        self.body = ""
+        self.made: dict[str, Windows] = {}
+        self._say = say
+        self._said: set[str] = set()
+        self._tokenizers: dict[Path, SourceTokenizer] = {}
+
+    def read(self, text: str | Path | None) -> str:
+        """Read a file, or without one the demo's held-out text; returns what to call it. Errors: BadInput."""
+        if text is not None and str(text) != HELD_OUT:
+            self.body, name = read_text(Path(text)), str(text)
+        else:
+            self.body = held_out_text()
+            release = f"pydoc_data.topics of Python {platform.python_version()}"
+            digest = hashlib.sha256(self.body.encode()).hexdigest()
+            self._say(f"text: the demo's held-out text, {release}, sha256 {digest[:12]} (it differs by Python release)")
+            name = f"{HELD_OUT} ({release})"
+        self._warn_of_calibration()
+        return name
+
+    def _warn_of_calibration(self) -> None:
+        digest = hashlib.sha256(self.body.encode()).hexdigest()
+        for typed in self.artifacts:
+            record = typed.manifest.calibration if typed.manifest else None
+            if record and record.sha256 == digest:
+                self._say(
+                    f"warning: {typed.name} was calibrated on this very text ({record.source}): its numbers here flatter it; "
+                    "evaluate on another text"
+                )
+
+    def tokenizer(self, typed: Typed) -> SourceTokenizer | None:
+        """The source's, of the reference if there is one, so that all share it; None with runtime ids or where it is missing."""
+        if self.ids != "source":
+            return None
+        for candidate in (self.reference, typed, *self.artifacts):
+            folder = candidate.tokenizer_folder if candidate else None
+            if folder is not None:
+                if folder not in self._tokenizers:
+                    self._tokenizers[folder] = SourceTokenizer.open(folder)
+                return self._tokenizers[folder]
+        self._say_once(
+            f"{typed.name}: its source's tokenizer is not at hand (give --reference): token ids are made by the runtime's own"
+        )
+        return None
+
+    def windows(self, protocol: TextProtocol, runtime: Runtime, typed: Typed) -> Windows:
+        """Made once with source ids; with runtime ids, anew by every runtime's own tokenizer."""
+        tokenizer = self.tokenizer(typed)
+        if tokenizer is not None and protocol.requested in self.made:
+            return self.made[protocol.requested]
+        fitted = protocol.fit(runtime.context, self._say_once)
+        special = self.special(typed, runtime)
+        encode: Tokenize = tokenizer.encode if tokenizer else runtime.tokenize
+        windows = make_windows(
+            fitted,
+            self.body,
+            encode,
+            ids="source" if tokenizer else "runtime",
+            prefix=special["bos"] if special["bos"] is not None else special["eos"],
+            tokens=self.tokens,
+        )
+        for remark in windows.remarks:
+            self._say_once(f"{fitted.name}: {remark}")
+        if tokenizer is not None:
+            self.made[protocol.requested] = windows
+        return windows
+
+    def special(self, typed: Typed, runtime: Runtime) -> dict[str, int | None]:
+        """BOS and EOS ids: of the reference's config, else of the artifact's own, else what the runtime says of itself."""
+        found: dict[str, int | None] = {}
+        configs = [c.config for c in (self.reference, typed) if c] + [runtime.describe()]
+        for name in ("bos", "eos"):
+            values = (config.get(f"{name}_token_id") for config in configs)
+            single = (value[0] if isinstance(value, list) and value else value for value in values)
+            found[name] = next((value for value in single if isinstance(value, int)), None)
+        return found
+
+    def _say_once(self, message: str) -> None:
+        if message not in self._said:
+            self._said.add(message)
+            self._say(message)

@@ -15,6 +15,7 @@ from gguf import TokenType
 from quantize.errors import BadInput, Unsupported
 from quantize.gguf.pretokenizers import BY_NAME, SPLITS
 from quantize.gguf.reader import GgufFile
+from quantize.gguf.tokenizer_vocabulary import SPECIAL_SCORE
 
 SPACE = "▁"
 # llama.cpp adds the bos token unasked with these pre-tokenizers and with SentencePiece-style vocabularies
@@ -68,7 +69,12 @@ class Vocabulary:
     def added(self) -> dict[int, TokenType]:
         """Ids of control and user-defined tokens."""
         wanted = (TokenType.CONTROL, TokenType.USER_DEFINED)
-        return {number: TokenType(kind) for number, kind in enumerate(self.types) if kind in wanted}
+        found = {number: TokenType(kind) for number, kind in enumerate(self.types) if kind in wanted}
+        if self.model != "llama":
+            return found
+        # One with a score of its own was in the SentencePiece model itself, and is there again.
+        scores = self.scores()
+        return {number: kind for number, kind in found.items() if scores[number] == SPECIAL_SCORE}
 
     def unused(self, number: int) -> bool:
         return self.types[number] == TokenType.UNUSED and self.tokens[number] == f"[PAD{number}]"

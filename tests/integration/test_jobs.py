@@ -176,7 +176,7 @@ def test_ctrl_c_once_finishes_the_running_step(checkpoint: Path, tmp_path: Path)
     process = start(job, run)
     wait_for_step(run, process)
     process.send_signal(signal.SIGINT)
-    assert process.wait(120) == 130
+    assert process.wait(120) == 130, process.stderr.read()
     assert [path.name for path in (run / "artifacts" / "checkpoint").iterdir()] == MADE[:1]
 
 

@@ -206,6 +206,11 @@ def save(model, tokenizer, out: Path, size: Size) -> None:
         model_max_length=size.context,
         clean_up_tokenization_spaces=False,
     ).save_pretrained(out)
+    # The class name that every release of transformers reads.
+    path = out / "tokenizer_config.json"
+    config = json.loads(path.read_text()) | {"tokenizer_class": "PreTrainedTokenizerFast"}
+    config.pop("backend", None)
+    path.write_text(json.dumps(config, indent=2) + "\n")
 
 
 def main() -> None:

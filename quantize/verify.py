@@ -17,41 +17,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Literal, cast
 
 import numpy as np
 
 from quantize.artifact import Check, Note, Verification
 from quantize.checkpoint import FLOAT_DTYPES, TOKENIZER_FILES, Checkpoint
-from quantize.errors import QuantwrightError, StepFailed, Unsupported
+from quantize.errors import QuantwrightError
 from quantize.methods import Conversion, Method
 from quantize.numerics.resemblance import compare
 from quantize.recipe import Recipe, RunOptions
 from quantize.runtimes import Runtime, open_runtime
+from quantize.verify_logits import WINDOW_TOKENS, compare_logits
+from quantize.verify_logits import WINDOW_TOKENS
 
-WINDOWS, WINDOW_TOKENS = 2, 64
-#: What is fed to both sides: prose and code, so that a tokenizer of either finds words of its own.
-TEXT = (
-    "The river had risen in the night, and by morning the lower fields were under water. Two men stood on the bridge and argued "
-    'about the price of hay. "It will be worth double by Easter," said the older one, and he was right, though not for the '
-    "reason he gave. In 1894, 37 of the 112 farms along the valley changed hands.\n\n"
-    "def mean(values):\n    total = 0.0\n    for value in values:\n        total += value\n    return total / len(values)\n\n"
-    "Water boils at 100 degrees Celsius at sea level, and at about 71 on the top of Mount Everest. Why? Because the air is "
-    "thinner there, its pressure is lower, and a bubble of steam has less to push against. The "
-    "same holds in a kitchen in Mexico City.\n"
-)
-
-# How far a runtime's logits may be from the second reader's: mean Kullback-Leibler divergence in nats, (reader || runtime).
-# float32 on both sides: only the order of additions differs (1e-12 to 1e-10 seen).
-KL_FLOAT32 = 1e-7
-# What each runtime and format adds of its own, beyond float32's.
-KL_TOLERANCES = {
-    "transformers": KL_FLOAT32,
-    # LLM.int8() rounds activations to 8 bits by row, in every mode; the second reader's side does not.
-    "bnb-int8": 5e-3,
-    # llama.cpp rounds activations to 8 bits in blocks of 32 or 256 wherever weights are quantized, exact or not.
-    "llamacpp": 2e-2,
-}
 # Weights: direction and size against the source, as a bug would change them and rounding does not. A row at 4 bits and more keeps
 # a cosine above 0.9 with its source and a tensor its size to a percent; at 2 bits an outlier in a group can double what rounding
 # leaves of the rest.
@@ -81,8 +60,8 @@ def verify(
     """Check the artifact in ``stage``; ``level`` ``tensors`` leaves the logits out. Never raises for a damaged artifact: a failed
     check says what is wrong. ``level`` of the result is ``tensors`` too where transformers cannot run the source's architecture.
 
-    A method may bring checks of its own as ``verify_extra(stage, recipe, checkpoint, runtime) -> Iterable[Check]``, and its own
-    tolerance as ``kl_tolerance(recipe) -> float``.
+    A method may bring checks of its own as ``verify_extra(stage, recipe, checkpoint, runtime) -> Iterable[Check]``, its own
+    tolerance as ``kl_tolerance(recipe) -> float``, and which types its tensors may have as ``fits(recipe, kind) -> bool``.
     """
     if level == "none":
         return Verification(level="none")
@@ -104,7 +83,9 @@ def verify(
             checks.append(Check(name="opens", passed=True, detail=_backend(runtime)))
             checks += _tokenizer(method, recipe, stage, checkpoint, runtime)
             if level == "full":
-                found, level = _logits(method, recipe, checkpoint, weights, runtime)
+                assert weights.spill is not None
+                read, extra = weights.spill.read, frozenset(weights.extra)
+                found, level = compare_logits(method, recipe, stage, checkpoint, read, extra, runtime)
                 checks += found
     return _result(level, method, checks)
 
@@ -136,7 +117,7 @@ def _types(method: Method, recipe: Recipe, stage: Path, checkpoint: Checkpoint, 
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         return Check(name="types", passed=False, detail=f"{missing[0]}{more} should be quantized and is not")
     fits = getattr(method, "fits", None)
-    wrong = sorted(name for name, kind in found.items() if fits is not None and not fits(recipe, kind))
+    wrong = sorted(name for name, kind in found.items() if fits is not None and name in expected and not fits(recipe, kind))
     if wrong:
         return Check(name="types", passed=False, detail=f"{wrong[0]} is stored as {found[wrong[0]]}")
     kinds: dict[str, int] = {}
@@ -168,8 +149,25 @@ def _same_bytes(a: Path, b: Path) -> bool:
 
 
 def _tokenizer(method: Method, recipe: Recipe, stage: Path, checkpoint: Checkpoint, runtime: Runtime) -> list[Check]:
+    """Where the tokenizer is not the source's own files: what the runtime makes of awkward texts."""
+    checks = []
+    gguf = next(iter(sorted(stage.glob("*.gguf"))), None)
+    if gguf is not None:
+        from quantize.gguf.reader import read_gguf
+        from quantize.gguf.tokenizer import verify_tokenizer
+
+        report = verify_tokenizer(checkpoint, runtime.tokenize, pre=getattr(recipe, "pre_tokenizer", None))
+        detail = report.summary()
+        if report.fixable:
+            first = report.fixable[0]
+            detail = (
+                f"{first.text[:40]!r} gives {first.llamacpp_ids[:6]}, its source {first.source_ids[:6]} ({first.cause}); {detail}"
+            )
+        checks.append(Check(name="tokenizer", passed=not report.fixable, value=float(len(report.mismatches)), detail=detail))
+        same = (read_gguf(gguf).kvs.get("tokenizer.chat_template") or None) == (checkpoint.chat_template or None)
+        checks.append(Check(name="chat template", passed=same, detail="" if same else "not the source's"))
     extra = getattr(method, "verify_extra", None)
-    return list(extra(stage, recipe, checkpoint, runtime)) if extra else []
+    return checks + (list(extra(stage, recipe, checkpoint, runtime)) if extra else [])
 
 
 def _weights(method: Method, recipe: Recipe, stage: Path, checkpoint: Checkpoint, spill: Path | None) -> _Weights:
@@ -256,135 +254,6 @@ class _Spill:
             return np.empty(shape, np.float32)
         mapped: np.ndarray = np.memmap(self.folder / f"{number}.f32", np.float32, "r", shape=shape or (1,))
         return mapped.reshape(shape)
-
-
-def _logits(
-    method: Method, recipe: Recipe, checkpoint: Checkpoint, weights: _Weights, runtime: Runtime
-) -> tuple[list[Check], str]:
-    """(checks, level): the runtime against the second reader's weights, and both against the source."""
-    assert weights.spill is not None
-    rows = fixed_rows(checkpoint, min(runtime.context, WINDOW_TOKENS))
-    try:
-        read = _run_reference(checkpoint, weights.spill.read, rows, frozenset(weights.extra))
-    except Unsupported as error:
-        kept = Check(name="logits", passed=True, detail=f"not compared: {error}")
-        return [kept, *_runs(runtime, rows)], "tensors"
-    width = min(read.shape[-1], runtime.vocabulary)
-    served = _Comparison(read, width)
-    try:
-        runtime.logits(rows, 0, served.add)
-    except StepFailed as error:
-        return [Check(name="logits", passed=False, detail=str(error))], "full"
-    tolerance = kl_tolerance(method, recipe)
-    checks = [
-        Check(
-            name="logits",
-            passed=served.kl_mean <= tolerance,
-            value=served.kl_mean,
-            tolerance=tolerance,
-            detail=f"mean KL divergence from the second reader's weights, {rows.size} positions",
-        ),
-        Check(
-            name="largest difference",
-            passed=True,
-            value=served.largest,
-            detail="of a log-probability above 1e-4, same positions; recorded",
-        ),
-    ]
-    source = _Comparison(read, width, reverse=True)
-    _run_streamed(checkpoint, checkpoint.read_float32, rows, frozenset(), source.add)
-    checks.append(
-        Check(
-            name="distance to source",
-            passed=True,
-            value=source.kl_mean,
-            detail="mean KL divergence of the second reader's weights from the source's; recorded: what the recipe costs",
-        )
-    )
-    return checks, "full"
-
-
-def fixed_rows(checkpoint: Checkpoint, length: int) -> np.ndarray:
-    """Token ids (WINDOWS, length) of a fixed text, repeated where it is too short."""
-    from quantize.tokenizer import SourceTokenizer
-
-    ids = np.asarray(SourceTokenizer.open(checkpoint.folder).encode(TEXT, add_special=False), dtype=np.int64)
-    return np.resize(ids, (WINDOWS, length))
-
-
-def kl_tolerance(method: Method, recipe: Recipe) -> float:
-    own = getattr(method, "kl_tolerance", None)
-    if own is not None:
-        return float(own(recipe))
-    name = f"{recipe.method}-{getattr(recipe, 'weights', '')}"
-    return KL_TOLERANCES.get(name, KL_TOLERANCES.get(method.runtime, KL_FLOAT32))
-
-
-class _Comparison:
-    """Mean KL divergence between logits kept (rows, positions, vocabulary) and logits pushed in pieces.
-
-    (kept || pushed), or the other way round with ``reverse``. Columns beyond ``width`` (padding that one side adds) are left out.
-    """
-
-    def __init__(self, kept: np.ndarray, width: int, reverse: bool = False):
-        self._kept, self._width, self._reverse = kept, width, reverse
-        self._sum, self._count, self.largest = 0.0, 0, 0.0
-
-    def add(self, row: int, first: int, logits: np.ndarray) -> None:
-        for begin in range(0, len(logits), 16):  # double precision of 262k columns takes 2 MB a position
-            part = logits[begin : begin + 16, : self._width]
-            kept = self._kept[row, first + begin : first + begin + len(part), : self._width]
-            p, q = _log_softmax(kept), _log_softmax(part)
-            if self._reverse:
-                p, q = q, p
-            self._sum += float((np.exp(p) * (p - q)).sum())
-            self._count += len(part)
-            likely = p > np.log(1e-4)
-            self.largest = max(self.largest, float(np.abs(p - q)[likely].max(initial=0)))
-
-    @property
-    def kl_mean(self) -> float:
-        """Rounding can make a sum of nothing slightly negative."""
-        return max(0.0, self._sum / max(1, self._count))
-
-
-def _log_softmax(logits: np.ndarray) -> np.ndarray:
-    x = logits.astype(np.float64)
-    x -= x.max(-1, keepdims=True)
-    x -= np.log(np.exp(x).sum(-1, keepdims=True))
-    return x
-
-
-def _run_reference(checkpoint: Checkpoint, read: Any, rows: np.ndarray, extra: frozenset[str]) -> np.ndarray:
-    """All logits (rows, positions, vocabulary): a window of 64 positions and 262k columns is 67 MB."""
-    kept: list[np.ndarray] = []
-
-    def keep(row: int, first: int, logits: np.ndarray) -> None:
-        kept.append(logits.copy())
-
-    _run_streamed(checkpoint, read, rows, extra, keep)
-    return np.concatenate(kept).reshape(*rows.shape, -1)
-
-
-def _run_streamed(checkpoint: Checkpoint, read: Any, rows: np.ndarray, extra: frozenset[str], consume: Any) -> None:
-    from quantize.hf.streamed import streamed_model
-    from quantize.runtimes.transformers import TransformersRuntime
-
-    model = streamed_model(checkpoint, read, extra)
-    with TransformersRuntime(checkpoint.folder, RunOptions(device="cpu", dtype="float32"), model=model) as runtime:
-        runtime.logits(rows, 0, consume)
-
-
-def _runs(runtime: Runtime, rows: np.ndarray) -> list[Check]:
-    """That the runtime computes at all, where there is nothing to compare with."""
-    finite = True
-
-    def look(row: int, first: int, logits: np.ndarray) -> None:
-        nonlocal finite
-        finite = finite and bool(np.isfinite(logits).all())
-
-    runtime.logits(rows, 0, look)
-    return [Check(name="runs", passed=finite, detail="" if finite else "its logits are not finite")]
 
 
 def _backend(runtime: Runtime) -> str:

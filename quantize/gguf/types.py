@@ -13,6 +13,21 @@ NEEDS_IMATRIX = (Type.IQ3_XXS, Type.IQ2_XXS, Type.IQ2_XS, Type.IQ2_S, Type.IQ1_M
 SAME_BITS = {"F32": Type.F32, "F16": Type.F16, "BF16": Type.BF16}
 
 
+#: what ggml's CPU backend rounds the other side of a product to (``vec_dot_type`` in ggml-cpu.c)
+ACTIVATIONS = {
+    Type.F16: "f16",
+    Type.BF16: "bf16",
+    **dict.fromkeys((Type.Q8_0, Type.Q4_0, Type.Q4_1, Type.Q5_0, Type.Q5_1, Type.IQ4_NL), "q8_0"),
+    **dict.fromkeys(
+        (
+            Type.Q2_K, Type.Q3_K, Type.Q4_K, Type.Q5_K, Type.Q6_K, Type.IQ4_XS, Type.IQ3_S, Type.IQ3_XXS, Type.IQ2_S,
+            Type.IQ2_XS, Type.IQ2_XXS, Type.IQ1_M, Type.IQ1_S, Type.TQ1_0, Type.TQ2_0,
+        ),
+        "q8_k",
+    ),
+}  # fmt: skip
+
+
 @dataclass(frozen=True)
 class FileType:
     """``default`` is the type that most tensors of such a file get; ``value`` goes into ``general.file_type``."""

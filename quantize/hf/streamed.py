@@ -55,3 +55,16 @@ def streamed_model(
         weights: Any = _Weights(names, read)
         streamed: PreTrainedModel = cpu_offload(model.eval(), execution_device="cpu", offload_buffers=False, state_dict=weights)
     return streamed
+
+
+def round_inputs(model: "PreTrainedModel", checkpoint: Checkpoint, kinds: dict[str, str]) -> None:
+    """Round what enters each linear layer whose tensor ``kinds`` names, as the runtime does (``round_activations``)."""
+    from quantize.numerics.activations import round_activations
+
+    layers = find_layers(checkpoint)
+    for module in [*layers.linear, *([layers.head] if layers.head else [])]:
+        kind = kinds.get(layers.tensor(module))
+        if kind is not None:
+            model.get_submodule(module).register_forward_pre_hook(
+                lambda _, inputs, kind=kind: (round_activations(inputs[0], kind), *inputs[1:])
+            )

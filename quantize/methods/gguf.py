@@ -176,6 +176,18 @@ class Gguf(Method):
             for source in sources.get(name, ())
         }
 
+    def activation_types(self, stage: Path, recipe: GgufRecipe) -> dict[str, str]:
+        """Source name -> how llama.cpp rounds, on CPU, the activations that meet that tensor; float32 ones are left out."""
+        from quantize.gguf.types import ACTIVATIONS
+
+        sources = self._sources.get(stage.absolute()) or _recorded_sources(stage)
+        return {
+            source: ACTIVATIONS[tensor.kind]
+            for name, tensor in _open(stage).tensors.items()
+            if tensor.kind in ACTIVATIONS
+            for source in sources.get(name, ())
+        }
+
     def expected(self, checkpoint: Checkpoint, recipe: GgufRecipe) -> set[str]:
         from quantize.gguf.mixture import may_be_quantized
         from quantize.gguf.types import FILE_TYPES, UNQUANTIZED

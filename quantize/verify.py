@@ -29,7 +29,6 @@ from quantize.numerics.resemblance import compare
 from quantize.recipe import Recipe, RunOptions
 from quantize.runtimes import Runtime, open_runtime
 from quantize.verify_logits import WINDOW_TOKENS, compare_logits
-from quantize.verify_logits import WINDOW_TOKENS
 
 # Weights: direction and size against the source, as a bug would change them and rounding does not. A row at 4 bits and more keeps
 # a cosine above 0.9 with its source and a tensor its size to a percent; at 2 bits an outlier in a group can double what rounding

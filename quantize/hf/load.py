@@ -64,7 +64,7 @@ def load_model(folder: Path, dtype: str, device: str, *, trust_remote_code: bool
         from transformers import AutoModelForCausalLM
 
         try:
-            model, info = AutoModelForCausalLM.from_pretrained(
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
                 folder,
                 dtype=torch_dtype(dtype),
                 use_safetensors=True,
@@ -84,14 +84,15 @@ def load_model(folder: Path, dtype: str, device: str, *, trust_remote_code: bool
             ) from error
         except (OSError, RuntimeError) as error:
             raise StepFailed(f"{folder}: transformers cannot load it: {_first_line(error)}") from error
+        model, info = loaded
         if "device_map" not in options:
             model = model.to(device)
     missing = sorted(set(info["missing_keys"]) | {str(key[0]) for key in info.get("mismatched_keys") or ()})
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise BadInput(f"{folder}: holds no weights of the right shape for {missing[0]}{more}; fetch the whole checkpoint")
-    loaded: PreTrainedModel = model.eval()
-    return loaded
+    ready: PreTrainedModel = model.eval()
+    return ready
 
 
 def load_quanto(folder: Path, dtype: str, device: str) -> "PreTrainedModel":

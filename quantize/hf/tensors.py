@@ -113,10 +113,10 @@ def _write_file(path: Path, entries: list[Entry], data: Callable[[str], Any]) ->
     with open(path, "wb") as file:
         file.write(struct.pack("<Q", len(encoded)) + encoded)
         for entry in ordered:
-            block = memoryview(np.ascontiguousarray(data(entry.name)).reshape(-1).view(np.uint8))
+            block = np.ascontiguousarray(data(entry.name)).reshape(-1).view(np.uint8)
             if len(block) != entry.size_bytes:
                 raise AssertionError(f"{entry.name}: {len(block)} bytes given for {entry.size_bytes}")
-            file.write(block)
+            file.write(block.data)
 
 
 def torch_entry(name: str, tensor: "torch.Tensor") -> Entry:

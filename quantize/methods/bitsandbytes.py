@@ -127,6 +127,9 @@ class BitsAndBytes(Method):
         layers = find_layers(checkpoint)
         return {f"{name}.weight" for name in layers.linear if name != layers.head}
 
+    def fits(self, recipe: BnbRecipe, kind: str) -> bool:
+        return kind == recipe.weights + (" double" if recipe.double_quant else "")
+
     def dequantize(self, stage: Path, recipe: BnbRecipe, checkpoint: Checkpoint) -> Iterator[tuple[str, np.ndarray]]:
         """Errors: StepFailed where a folder's own codebook is not the one its type means."""
         from quantize.hf.names import find_layers

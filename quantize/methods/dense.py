@@ -71,7 +71,10 @@ class Dense(Method):
         return {name: info.dtype for name, info in StoredTensors(stage).info.items()}
 
     def expected(self, checkpoint: Checkpoint, recipe: DenseRecipe) -> set[str]:
-        return set(checkpoint.tensors)
+        return {name for name, info in checkpoint.tensors.items() if info.dtype in FLOAT_DTYPES}
+
+    def fits(self, recipe: DenseRecipe, kind: str) -> bool:
+        return kind == STORAGE[recipe.dtype]
 
     def dequantize(self, stage: Path, recipe: DenseRecipe, checkpoint: Checkpoint) -> Iterator[tuple[str, np.ndarray]]:
         from quantize.hf.tensors import StoredTensors

@@ -122,6 +122,9 @@ class Quanto(Method):
         layers = find_layers(checkpoint)
         return {f"{name}.weight" for name in layers.linear if recipe.lm_head or name != layers.head}
 
+    def fits(self, recipe: QuantoRecipe, kind: str) -> bool:
+        return kind.split()[0] == recipe.weights
+
     def dequantize(self, stage: Path, recipe: QuantoRecipe, checkpoint: Checkpoint) -> Iterator[tuple[str, np.ndarray]]:
         """Besides the source's weights ``lm_head.weight``, where a tied one was quantized and so stored apart."""
         from quantize.hf.names import find_layers

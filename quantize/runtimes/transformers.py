@@ -73,7 +73,7 @@ class TransformersRuntime(Runtime):
 
     def _open(self, config: dict[str, Any], exact: bool) -> Any:
         stored = load.stored_dtype(config)
-        dtype = self._run.dtype
+        dtype: str = self._run.dtype
         if dtype == "auto":
             dtype = "float32" if exact or self._device == "cpu" else stored
         if self.format == "quanto":

@@ -1,0 +1,199 @@
+"""Logits of an artifact's runtime against those of the source architecture on weights read by a second reader."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from quantize.artifact import Check
+from quantize.checkpoint import Checkpoint
+from quantize.errors import StepFailed, Unsupported
+from quantize.methods import Method
+from quantize.recipe import Recipe, RunOptions
+from quantize.runtimes import Consume, Runtime
+
+#: name of a tensor in the checkpoint -> float32 array
+Read = Callable[[str], np.ndarray]
+
+WINDOWS, WINDOW_TOKENS = 2, 64
+#: What is fed to both sides: prose and code, so that a tokenizer of either finds words of its own.
+TEXT = (
+    "The river had risen in the night, and by morning the lower fields were under water. Two men stood on the bridge and argued "
+    'about the price of hay. "It will be worth double by Easter," said the older one, and he was right, though not for the '
+    "reason he gave. In 1894, 37 of the 112 farms along the valley changed hands.\n\n"
+    "def mean(values):\n    total = 0.0\n    for value in values:\n        total += value\n    return total / len(values)\n\n"
+    "Water boils at 100 degrees Celsius at sea level, and at about 71 on the top of Mount Everest. Why? Because the air is "
+    "thinner there, its pressure is lower, and a bubble of steam has less to push against. The "
+    "same holds in a kitchen in Mexico City.\n"
+)
+
+# How far a runtime's logits may be from the second reader's: mean Kullback-Leibler divergence in nats, (reader || runtime).
+# float32 on both sides: only the order of additions differs (1e-12 to 1e-10 seen).
+KL_FLOAT32 = 1e-7
+# What each runtime and format adds of its own, beyond float32's.
+KL_TOLERANCES = {
+    "transformers": KL_FLOAT32,
+    # LLM.int8() rounds activations to 8 bits by row, in every mode; the second reader's side does not.
+    "bnb-int8": 5e-3,
+    # llama.cpp rounds activations to 8 bits in blocks of 32 or 256 wherever weights are quantized, exact or not:
+    # 1e-4 to 2e-3 seen.
+    "llamacpp": 2e-2,
+    # It rounds them to the weights' own type where that is F16 (1e-7 seen) or BF16 (as bfloat16 arithmetic does: 7e-5).
+    "gguf-f32": 1e-6,
+    "gguf-f16": 1e-4,
+    "gguf-bf16": 5e-3,
+}
+
+
+def compare_logits(
+    method: Method,
+    recipe: Recipe,
+    stage: Path,
+    checkpoint: Checkpoint,
+    read: Read,
+    extra: frozenset[str],
+    runtime: Runtime,
+) -> tuple[list[Check], str]:
+    """(checks, level reached): the runtime against the weights that ``read`` gives by source name, and those against the source.
+
+    ``extra``: parameters that ``read`` knows though the source does not hold them. The level is ``tensors`` where transformers
+    cannot run the source's architecture tensor by tensor; that the runtime runs at all is checked then.
+    """
+    rows = fixed_rows(checkpoint, min(runtime.context, WINDOW_TOKENS))
+    try:
+        reference = _run_reference(checkpoint, read, rows, extra, _activations(method, recipe, stage))
+    except Unsupported as error:
+        kept = Check(name="logits", passed=True, detail=f"not compared: {error}")
+        return [kept, *_runs(runtime, rows)], "tensors"
+    width = min(reference.shape[-1], runtime.vocabulary)
+    served = _Comparison(reference, width)
+    try:
+        runtime.logits(rows, 0, served.add)
+    except StepFailed as error:
+        return [Check(name="logits", passed=False, detail=str(error))], "full"
+    tolerance = kl_tolerance(method, recipe)
+    checks = [
+        Check(
+            name="logits",
+            passed=served.kl_mean <= tolerance,
+            value=served.kl_mean,
+            tolerance=tolerance,
+            detail=f"mean KL divergence from the second reader's weights, {rows.size} positions",
+        ),
+        Check(
+            name="largest difference",
+            passed=True,
+            value=served.largest,
+            detail="of a log-probability above 1e-4, same positions; recorded",
+        ),
+    ]
+    source = _Comparison(reference, width, reverse=True)
+    _run_streamed(checkpoint, checkpoint.read_float32, rows, frozenset(), source.add)
+    checks.append(
+        Check(
+            name="distance to source",
+            passed=True,
+            value=source.kl_mean,
+            detail="mean KL divergence of the second reader's weights from the source's; recorded: what the recipe costs",
+        )
+    )
+    return checks, "full"
+
+
+def fixed_rows(checkpoint: Checkpoint, length: int) -> np.ndarray:
+    """Token ids (WINDOWS, length) of a fixed text, repeated where it is too short."""
+    from quantize.tokenizer import SourceTokenizer
+
+    ids = np.asarray(SourceTokenizer.open(checkpoint.folder).encode(TEXT, add_special=False), dtype=np.int64)
+    return np.resize(ids, (WINDOWS, length))
+
+
+def kl_tolerance(method: Method, recipe: Recipe) -> float:
+    own = getattr(method, "kl_tolerance", None)
+    if own is not None:
+        return float(own(recipe))
+    name = f"{recipe.method}-{getattr(recipe, 'weights', getattr(recipe, 'type', ''))}"
+    return KL_TOLERANCES.get(name, KL_TOLERANCES.get(method.runtime, KL_FLOAT32))
+
+
+class _Comparison:
+    """Mean KL divergence between logits kept (rows, positions, vocabulary) and logits pushed in pieces.
+
+    (kept || pushed), or the other way round with ``reverse``. Columns beyond ``width`` (padding that one side adds) are left out.
+    """
+
+    def __init__(self, kept: np.ndarray, width: int, reverse: bool = False):
+        self._kept, self._width, self._reverse = kept, width, reverse
+        self._sum, self._count, self.largest = 0.0, 0, 0.0
+
+    def add(self, row: int, first: int, logits: np.ndarray) -> None:
+        for begin in range(0, len(logits), 16):  # double precision of 262k columns takes 2 MB a position
+            part = logits[begin : begin + 16, : self._width]
+            kept = self._kept[row, first + begin : first + begin + len(part), : self._width]
+            p, q = _log_softmax(kept), _log_softmax(part)
+            if self._reverse:
+                p, q = q, p
+            self._sum += float((np.exp(p) * (p - q)).sum())
+            self._count += len(part)
+            likely = p > np.log(1e-4)
+            self.largest = max(self.largest, float(np.abs(p - q)[likely].max(initial=0)))
+
+    @property
+    def kl_mean(self) -> float:
+        """Rounding can make a sum of nothing slightly negative."""
+        return max(0.0, self._sum / max(1, self._count))
+
+
+def _log_softmax(logits: np.ndarray) -> np.ndarray:
+    x = logits.astype(np.float64)
+    x -= x.max(-1, keepdims=True)
+    x -= np.log(np.exp(x).sum(-1, keepdims=True))
+    return x
+
+
+def _activations(method: Method, recipe: Recipe, stage: Path) -> dict[str, str]:
+    """How the runtime rounds what meets each tensor, where the method knows (``activation_types``)."""
+    known = getattr(method, "activation_types", None)
+    return dict(known(stage, recipe)) if known else {}
+
+
+def _run_reference(
+    checkpoint: Checkpoint, read: Read, rows: np.ndarray, extra: frozenset[str], activations: dict[str, str]
+) -> np.ndarray:
+    """All logits (rows, positions, vocabulary): a window of 64 positions and 262k columns is 67 MB."""
+    kept: list[np.ndarray] = []
+
+    def keep(row: int, first: int, logits: np.ndarray) -> None:
+        kept.append(logits.copy())
+
+    _run_streamed(checkpoint, read, rows, extra, keep, activations)
+    return np.concatenate(kept).reshape(*rows.shape, -1)
+
+
+def _run_streamed(
+    checkpoint: Checkpoint,
+    read: Read,
+    rows: np.ndarray,
+    extra: frozenset[str],
+    consume: Consume,
+    activations: dict[str, str] | None = None,
+) -> None:
+    from quantize.hf.streamed import round_inputs, streamed_model
+    from quantize.runtimes.transformers import TransformersRuntime
+
+    model = streamed_model(checkpoint, read, extra)
+    round_inputs(model, checkpoint, activations or {})
+    with TransformersRuntime(checkpoint.folder, RunOptions(device="cpu", dtype="float32"), model=model) as runtime:
+        runtime.logits(rows, 0, consume)
+
+
+def _runs(runtime: Runtime, rows: np.ndarray) -> list[Check]:
+    """That the runtime computes at all, where there is nothing to compare with."""
+    finite = True
+
+    def look(row: int, first: int, logits: np.ndarray) -> None:
+        nonlocal finite
+        finite = finite and bool(np.isfinite(logits).all())
+
+    runtime.logits(rows, 0, look)
+    return [Check(name="runs", passed=finite, detail="" if finite else "its logits are not finite")]

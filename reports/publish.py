@@ -1,5 +1,6 @@
 """A Hub repository of verified artifacts: put together, written to a folder, uploaded."""
 
+import json
 import os
 import shutil
 from collections.abc import Callable, Sequence
@@ -159,7 +160,6 @@ def upload(
 
     Errors: BadInput where the Hub refuses the card; StepFailed where it cannot be reached or refuses the token.
     """
-    import httpx
     from huggingface_hub import CommitOperationAdd, HfApi, ModelCard
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
@@ -167,10 +167,10 @@ def upload(
     assert isinstance(card, bytes)
     api = HfApi(endpoint=os.environ.get("HF_ENDPOINT"), library_name="quantwright")
     try:
-        try:
+        try:  # before the repository is created, not after
             ModelCard(card.decode()).validate()
         except ValueError as error:
-            raise BadInput(f"{repository.repo}: the Hub refuses the model card: {' '.join(str(error).split())}") from None
+            raise BadInput(f"{repository.repo}: the Hub refuses the model card: {_yaml_errors(str(error))}") from None
         url = api.create_repo(repository.repo, private=private or None, exist_ok=True)
         total = sum(len(c) if isinstance(c, bytes) else c.stat().st_size for c in repository.files.values())
         say(f"uploading {len(repository.files)} files, {total / 1e6:,.1f} MB, to {url}")
@@ -188,8 +188,19 @@ def upload(
         reason = {401: "the token is missing or wrong (set HF_TOKEN)", 403: "the token may not write there"}.get(status)
         words = reason or " ".join(str(error).split())[:300]
         raise StepFailed(f"{repository.repo}: the Hub refused the upload: {words}") from error
-    except httpx.HTTPError as error:
+    except Exception as error:
+        # huggingface_hub lets through what its HTTP library raises, and which library that is differs by version.
+        if type(error).__module__.partition(".")[0] not in ("httpx", "httpx2", "requests", "httpcore"):
+            raise
         raise StepFailed(
             f"{repository.repo}: the Hub cannot be reached ({type(error).__name__}); nothing was published"
         ) from error
     return str(url)
+
+
+def _yaml_errors(answer: str) -> str:
+    """The messages in what the Hub's validation answers, on one line."""
+    try:
+        return "; ".join(error["message"] for error in json.loads(answer)["errors"])
+    except (ValueError, KeyError, TypeError):
+        return " ".join(answer.split())

@@ -269,7 +269,13 @@ def test_a_hundred_results_take_seconds(tmp_path: Path) -> None:
     recipes = {}
     for index in range(98):
         name, (bits, kl, decode, backend, loads) = list(RECIPES.items())[index % 9]
-        recipes[f"{name.partition('-')[0]}:v={index}"] = (bits + index / 50, kl * (1 + index / 40), decode + index, backend, loads)
+        recipes[f"{name.partition('-')[0]}:v={index}"] = (
+            bits + index / 50,
+            kl * (1 + index / 40),
+            decode + index,
+            backend,
+            loads,
+        )
     RECIPES.update(recipes)
     try:
         write_run(tmp_path, recipes)

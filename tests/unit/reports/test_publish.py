@@ -1,0 +1,227 @@
+"""Model cards and repositories, from small artifacts committed the way convert commits them."""
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from huggingface_hub import ModelCard, ModelCardData
+from sample_run import quality, speed, subject, task, write_run
+
+from evals.result import results_path, write_results
+from quantize.artifact import (
+    Artifact,
+    CalibrationRecord,
+    Check,
+    Manifest,
+    Note,
+    Source,
+    Verification,
+    commit,
+    hash_files,
+    staging,
+)
+from quantize.errors import BadInput
+from reports.card import CardOptions
+from reports.publish import prepare, write_repository
+
+
+def make_artifact(folder: Path, recipe: str = "gguf-q4_k_m", **changes: Any) -> Artifact:
+    """A committed folder with a few bytes for weights: publishing looks at manifest, names and hashes only."""
+    method = recipe.partition("-")[0]
+    with staging(folder) as stage:
+        if method == "gguf":
+            (stage / f"small-{recipe[5:].upper()}.gguf").write_bytes(b"GGUF" + recipe.encode())
+        else:
+            (stage / "model.safetensors").write_bytes(recipe.encode())
+            (stage / "config.json").write_text("{}")
+        fields: dict[str, Any] = {
+            "recipe": {"method": method}, "recipe_short": recipe, "recipe_digest": recipe.encode().hex().ljust(64, "0"),
+            "source": Source(id="org/small", revision="abc123", digest="12" * 32, dtype="BF16", architecture="LlamaForCausalLM",
+                             model_type="llama", parameters=4_200_000, license="apache-2.0"),
+            "tool": {"name": "quantwright", "version": "0.1.0"}, "engine": "engine 1.0", "libraries": {"torch": "2.13.0"},
+            "files": hash_files(stage), "weight_bytes": 12, "bits_per_weight": 4.9, "runtime": "llamacpp", "loads_in": ("llama.cpp",),
+            "notes": (Note(tensor="a.weight", what="kept as F32", why="its rows are <short>"),),
+            "verification": Verification(level="full", runtime="llamacpp", reader="gguf (numpy)",
+                                         checks=(Check(name="logits", passed=True, value=0.001, tolerance=0.02),)),
+        }  # fmt: skip
+        return commit(stage, folder, Manifest(**{**fields, **changes}), force=False)
+
+
+def run_for(folder: Path, artifacts: list[Artifact]) -> Path:
+    run = write_run(folder, {})
+    for artifact in artifacts:
+        s = replace(
+            subject("gguf-q4_k_m"), name=str(artifact.folder), recipe=artifact.manifest.recipe_short, digest=artifact.digest
+        )
+        rows = [*quality(s, 0.013, "llama.cpp"), *task(s, "held-out-choice", 0.6), *speed(s, 100, "llama.cpp")]
+        write_results(results_path(run, s.name, "eval"), s, rows)
+    return run
+
+
+def card_of(folder: Path) -> ModelCard:
+    return ModelCard.load(folder / "README.md")
+
+
+def test_card_round_trips_and_says_what_was_measured(tmp_path: Path) -> None:
+    artifact = make_artifact(tmp_path / "q4")
+    run = run_for(tmp_path / "run", [artifact])
+    said: list[str] = []
+    repository = prepare([artifact.folder], [run], CardOptions("me/small-GGUF"), say=said.append)
+    write_repository(repository, tmp_path / "out")
+    card = card_of(tmp_path / "out")
+    data = card.data.to_dict()
+    assert data["base_model"] == "org/small"
+    assert data["base_model_relation"] == "quantized"
+    assert data["quantized_by"] == "me"
+    assert data["license"] == "apache-2.0"
+    assert data["library_name"] == "gguf"
+    assert data["pipeline_tag"] == "text-generation"
+    assert {"gguf", "quantized", "4-bit"} <= set(data["tags"])
+    again = ModelCard(str(card))
+    assert again.data.to_dict() == data
+    assert ModelCardData(**{k: v for k, v in data.items()}).to_dict() == data
+    results = {(r.dataset_name, r.metric_type): r.metric_value for r in card.data.eval_results}
+    expected = next(r for r in quality(subject("gguf-q4_k_m"), 0.013, "llama.cpp") if r.metric == "perplexity").value
+    assert results["held-out.txt", "perplexity"] == pytest.approx(expected, rel=1e-5)
+    assert ("held-out-choice", "accuracy") in results
+    for words in (artifact.digest, "llamacpp-512", "95 % intervals", "logits 0.001 (tolerance 0.02) passed", "kept as F32",
+                  "quantwright convert org/small@abc123 --to gguf-q4\\_k\\_m".replace("\\", ""), "&lt;short&gt;", "bfloat16"):  # fmt: skip
+        assert words in card.text, words
+    entry = next(iter(artifact.manifest.files.values()))
+    assert entry.sha256 in card.text
+    assert said == []
+
+
+def test_repository_is_the_artifact(tmp_path: Path) -> None:
+    artifact = make_artifact(tmp_path / "gptq", "gptq-int4")
+    write_repository(prepare([artifact.folder], [], CardOptions("me/x")), tmp_path / "out")
+    written = {str(p.relative_to(tmp_path / "out")) for p in (tmp_path / "out").rglob("*") if p.is_file()}
+    assert written == {"README.md", "manifest.json", *artifact.manifest.files}
+    for name in artifact.manifest.files:
+        assert (tmp_path / "out" / name).read_bytes() == (artifact.folder / name).read_bytes()
+    assert Artifact.load(tmp_path / "out").digest == artifact.digest  # it is an artifact still
+    assert card_of(tmp_path / "out").data.library_name == "transformers"
+    assert "Nothing was measured" in card_of(tmp_path / "out").text
+
+
+def test_several_gguf_share_a_repository(tmp_path: Path) -> None:
+    made = [make_artifact(tmp_path / r, r) for r in ("gguf-q4_k_m", "gguf-q8_0")]
+    run = run_for(tmp_path / "run", made)
+    write_repository(prepare([a.folder for a in made], [run], CardOptions("me/small-GGUF")), tmp_path / "out")
+    written = {str(p.relative_to(tmp_path / "out")) for p in (tmp_path / "out").rglob("*") if p.is_file()}
+    assert written == {
+        "README.md",
+        "small-Q4_K_M.gguf",
+        "small-Q8_0.gguf",
+        "manifests/gguf-q4_k_m.json",
+        "manifests/gguf-q8_0.json",
+    }
+    card = card_of(tmp_path / "out")
+    assert len([r for r in card.data.eval_results if r.metric_type == "perplexity"]) == 2
+    assert card.text.count("| `gguf-q8_0` |") >= 2
+
+
+def test_same_file_name_in_two_artifacts(tmp_path: Path) -> None:
+    first, second = make_artifact(tmp_path / "a"), make_artifact(tmp_path / "b", "gguf-q8_0")
+    (second.folder / "small-Q8_0.gguf").rename(second.folder / "small-Q4_K_M.gguf")
+    manifest = second.manifest.model_copy(update={"files": hash_files(second.folder)})
+    (second.folder / "manifest.json").write_text(manifest.model_dump_json())
+    repository = prepare([first.folder, second.folder], [], CardOptions("me/x"))
+    assert {"small-Q4_K_M.gguf", "small-Q4_K_M-gguf-q8_0.gguf"} <= set(repository.files)
+    assert "small-Q4_K_M-gguf-q8_0.gguf" in repository.files["README.md"].decode()  # type: ignore[union-attr]
+
+
+def test_only_numbers_of_these_bytes_count(tmp_path: Path) -> None:
+    artifact = make_artifact(tmp_path / "q4")
+    run = run_for(tmp_path / "run", [make_artifact(tmp_path / "other", "gguf-q8_0")])
+    said: list[str] = []
+    repository = prepare([artifact.folder], [run], CardOptions("me/x"), say=said.append)
+    assert "holds no numbers of it" in " ".join(said)
+    assert b"Nothing was measured" in repository.files["README.md"]  # type: ignore[operator]
+
+
+def test_nothing_of_this_machine_leaves(tmp_path: Path) -> None:
+    source = tmp_path / "home" / "somebody" / "my-model"
+    source.mkdir(parents=True)
+    text = tmp_path / "home" / "somebody" / "letters.txt"
+    text.write_text("x")
+    base = make_artifact(tmp_path / "tmp").manifest
+    artifact = make_artifact(
+        tmp_path / "q4", source=base.source.model_copy(update={"id": str(source), "license": None}),
+        calibration=CalibrationRecord(source=str(text), sha256="0" * 64, ids_sha256="0" * 64, tokens=10, sequence_length=5, seed=0),
+        run={"device": "cpu", "scratch": str(tmp_path)},
+    )  # fmt: skip
+    said: list[str] = []
+    write_repository(
+        prepare([artifact.folder], [run_for(tmp_path / "run", [artifact])], CardOptions("me/x"), say=said.append),
+        tmp_path / "out",
+    )
+    for path in (tmp_path / "out").rglob("*"):
+        if path.is_file():
+            assert b"somebody" not in path.read_bytes(), path.name
+            assert str(tmp_path).encode() not in path.read_bytes(), path.name
+    data = card_of(tmp_path / "out").data.to_dict()
+    assert "license" not in data
+    assert "base_model" not in data
+    assert any("--license" in words for words in said)
+    assert any("--base-model" in words for words in said)
+    named = prepare([artifact.folder], [], CardOptions("me/x", base_model="org/base", license="mit", quantized_by="Us"))
+    card = ModelCard(named.files["README.md"].decode())  # type: ignore[union-attr]
+    assert (card.data.base_model, card.data.license, card.data.quantized_by) == ("org/base", "mit", "Us")
+
+
+@pytest.mark.parametrize(
+    ("case", "words"),
+    [
+        ("unverified", "--allow-unverified"), ("failed", "verification failed"), ("changed", "does not match its sha256"),
+        ("sources", "different sources"), ("folders", "fills a repository alone"), ("twice", "listed twice"),
+        ("no slash", "user/name"), ("bad id", "--repo"), ("three parts", "--repo"), ("base", "--base-model"), ("not one", "manifest.json"),
+        ("no run", "no such folder"), ("exists", "already exists"),
+    ],
+)  # fmt: skip
+def test_refusals(case: str, words: str, tmp_path: Path) -> None:
+    changes: dict[str, Any] = {}
+    if case == "unverified":
+        changes["verification"] = Verification(level="none")
+    if case == "failed":
+        changes["verification"] = Verification(level="full", checks=(Check(name="logits", passed=False),))
+    artifact = make_artifact(tmp_path / "a", **changes)
+    folders = [artifact.folder]
+    repo = {"no slash": "small", "bad id": "me/a b", "three parts": "a/b/c"}.get(case, "me/small")
+    if case == "changed":
+        path = artifact.folder / next(iter(artifact.manifest.files))
+        path.write_bytes(path.read_bytes()[:-1] + b"?")
+    if case == "sources":
+        folders.append(
+            make_artifact(
+                tmp_path / "b", "gguf-q8_0", source=artifact.manifest.source.model_copy(update={"digest": "9" * 64})
+            ).folder
+        )
+    if case == "folders":
+        folders.append(make_artifact(tmp_path / "b", "gptq-int4").folder)
+    if case == "twice":
+        folders.append(folders[0])
+    if case == "not one":
+        folders = [tmp_path]
+    runs = [tmp_path / "absent"] if case == "no run" else []
+    if case == "exists":
+        (tmp_path / "out").mkdir()
+    options = CardOptions(repo, base_model="nonsense id" if case == "base" else None)
+    with pytest.raises(BadInput, match=words) as caught:
+        write_repository(prepare(folders, runs, options), tmp_path / "out")
+    assert "\n" not in str(caught.value)
+    assert case == "exists" or not (tmp_path / "out").exists()
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_unverified_says_so_on_the_card(tmp_path: Path) -> None:
+    artifact = make_artifact(tmp_path / "a", verification=Verification(level="none"))
+    repository = prepare([artifact.folder], [], CardOptions("me/x"), allow_unverified=True)
+    assert b"Not verified." in repository.files["README.md"]  # type: ignore[operator]
+    assert json.loads(repository.files["manifest.json"])["verification"]["level"] == "none"  # type: ignore[arg-type]

@@ -135,7 +135,8 @@ def print_outcome(summary: Any, document: dict[str, Any]) -> None:
         "not possible": summary.blocked,
         "unsupported": summary.unsupported,
     }
-    log(", ".join(f"{len(names)} {what}" for what, names in counts.items() if names) or "nothing to do")
+    told = ", ".join(f"{len(names)} {what}" for what, names in counts.items() if names) or "nothing done"
+    log(told + ("; interrupted: the same command goes on from here" if summary.interrupted else ""))
     if document["report"]:
         click.echo(f"report: {document['report']}")
 

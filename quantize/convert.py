@@ -34,11 +34,13 @@ def convert(
     run: RunOptions | None = None,
     verify: str = "full",
     force: bool = False,
+    adapter: str | Path | None = None,
 ) -> Artifact:
     """Convert ``model`` by the recipe ``to`` into the new folder ``out``, verify it, commit it.
 
     ``verify``: ``full`` compares logits in the artifact's runtime with an independent reader's weights, ``tensors`` looks at
-    types, weights and tokenizer without a forward pass, ``none`` skips both.
+    types, weights and tokenizer without a forward pass, ``none`` skips both. ``adapter``: folder of a PEFT LoRA,
+    merged into the model first.
 
     Errors: BadInput or Unsupported before any work; StepFailed when work fails or the artifact does not verify. In every case
     nothing is left under ``out``, nor beside it.
@@ -52,6 +54,10 @@ def convert(
     claim_output(out, force)
     checkpoint = model if isinstance(model, Checkpoint) else Checkpoint.open(model, trust_remote_code=run.trust_remote_code)
     check(method, checkpoint, recipe)
+    if adapter is not None:
+        from quantize.adapters import merge_adapter
+
+        checkpoint = merge_adapter(checkpoint, adapter)
     text = load_calibration(checkpoint, calibration or CalibrationOptions()) if recipe.calibrated else None
     with staging(out) as stage:
         conversion = method.convert(checkpoint, recipe, stage, run, text)

@@ -22,6 +22,7 @@ from quantize.recipe import CalibrationOptions, Recipe, RunOptions
 @click.option("--seed", type=int, default=0, show_default=True, help="which windows of the calibration text are drawn")
 @click.option("--verify", type=click.Choice(["full", "tensors", "none"]), default="full", show_default=True)
 @click.option("--force", is_flag=True, help="replace what lies at --out")
+@click.option("--adapter", type=click.Path(path_type=Path), help="folder of a PEFT LoRA, merged into the model first")
 @run_options
 def convert(
     model: str,
@@ -33,6 +34,7 @@ def convert(
     seed: int,
     verify: str,
     force: bool,
+    adapter: Path | None,
     run: RunOptions,
     as_json: bool,
 ) -> int:
@@ -45,11 +47,11 @@ def convert(
     parsed = [parse_recipe(text) for text in split_recipes(recipes)]
     options = CalibrationOptions(source=calibration, tokens=calibration_tokens, sequence_length=calibration_length, seed=seed)
     if len(parsed) == 1:
-        document = convert_one(model, parsed[0], out, options, run, verify, force)
+        document = convert_one(model, parsed[0], out, options, run, verify, force, adapter)
         if as_json:
             emit_json(document)
         return 0
-    return _convert_each(model, parsed, out, force, run, as_json)
+    return _convert_each(model, parsed, out, force, run, as_json, adapter)
 
 
 def split_recipes(text: str) -> list[str]:
@@ -66,7 +68,14 @@ def split_recipes(text: str) -> list[str]:
 
 
 def convert_one(
-    model: str, recipe: Recipe, out: Path, calibration: CalibrationOptions, run: RunOptions, verify: str, force: bool
+    model: str,
+    recipe: Recipe,
+    out: Path,
+    calibration: CalibrationOptions,
+    run: RunOptions,
+    verify: str,
+    force: bool,
+    adapter: Path | None = None,
 ) -> dict[str, Any]:
     from quantize.convert import convert as do_convert
 
@@ -76,7 +85,7 @@ def convert_one(
             f"calibration: {calibration.source}, {calibration.tokens} tokens in windows of {calibration.sequence_length}, "
             f"seed {calibration.seed}"
         )
-    artifact = do_convert(model, recipe, out, calibration=calibration, run=run, verify=verify, force=force)
+    artifact = do_convert(model, recipe, out, calibration=calibration, run=run, verify=verify, force=force, adapter=adapter)
     manifest = artifact.manifest
     for note in manifest.notes:
         log(f"note: {note.tensor}: {note.what} ({note.why})")
@@ -95,7 +104,9 @@ def convert_one(
     }
 
 
-def _convert_each(model: str, recipes: list[Recipe], out: Path, force: bool, run: RunOptions, as_json: bool) -> int:
+def _convert_each(
+    model: str, recipes: list[Recipe], out: Path, force: bool, run: RunOptions, as_json: bool, adapter: Path | None
+) -> int:
     """One child process per recipe, the same command line with that recipe alone; a failure costs only its own artifact."""
     import json
 
@@ -104,6 +115,10 @@ def _convert_each(model: str, recipes: list[Recipe], out: Path, force: bool, run
 
     checkpoint = Checkpoint.open(model, trust_remote_code=run.trust_remote_code)
     problems: list[QuantwrightError] = []
+    if adapter is not None:
+        from quantize.adapters import open_adapter
+
+        open_adapter(adapter, checkpoint)
     for recipe in recipes:
         try:
             check(require(recipe), checkpoint, recipe)

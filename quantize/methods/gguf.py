@@ -165,6 +165,10 @@ class Gguf(Method):
             },
         )
 
+    def kl_tolerance(self, recipe: GgufRecipe) -> float:
+        """llama.cpp rounds activations to the weights' own type (F16, BF16), or to 8 bits where they are quantized."""
+        return {"f32": 1e-7, "f16": 1e-5, "bf16": 5e-4}.get(recipe.type, 2e-2)
+
     def quantized(self, stage: Path, recipe: GgufRecipe) -> dict[str, str]:
         from quantize.gguf.types import UNQUANTIZED
 

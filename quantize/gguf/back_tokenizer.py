@@ -211,6 +211,10 @@ def sentencepiece_model(vocabulary: Vocabulary) -> bytes:
     """
     out = bytearray()
     seen: set[str] = set()
+    # A converter that found <unk> among the added tokens made it a control token; a SentencePiece model has exactly one unknown.
+    unknown = vocabulary.types.index(TokenType.UNKNOWN) if TokenType.UNKNOWN in vocabulary.types else vocabulary.id_of("unknown")
+    if unknown is None or vocabulary.types.count(TokenType.UNKNOWN) > 1:
+        raise BadInput(f"{vocabulary.file.path}: expected exactly one unknown token; no SentencePiece model can be made")
     for number, (text, score, kind) in enumerate(zip(vocabulary.tokens, vocabulary.scores(), vocabulary.types, strict=True)):
         piece = text.replace(" ", SPACE) if kind == TokenType.USER_DEFINED else text
         if piece in seen or not piece:
@@ -218,13 +222,13 @@ def sentencepiece_model(vocabulary: Vocabulary) -> bytes:
                 f"{vocabulary.file.path}: token {number} ({piece!r}) is empty or there twice; no SentencePiece model can be made"
             )
         seen.add(piece)
-        body = _bytes(1, piece.encode("utf-8", errors="surrogateescape")) + b"\x15" + struct.pack("<f", score) + _number(3, kind)
+        stored = int(TokenType.UNKNOWN) if number == unknown else kind
+        body = (
+            _bytes(1, piece.encode("utf-8", errors="surrogateescape")) + b"\x15" + struct.pack("<f", score) + _number(3, stored)
+        )
         out += _bytes(1, body)
-    unknown = [number for number, kind in enumerate(vocabulary.types) if kind == TokenType.UNKNOWN]
-    if len(unknown) != 1:
-        raise BadInput(f"{vocabulary.file.path}: {len(unknown)} tokens of type unknown, a SentencePiece model has exactly one")
     trainer = _number(3, 2) + _number(4, len(vocabulary.tokens)) + _number(35, int(TokenType.BYTE in vocabulary.types))
-    trainer += _number(40, unknown[0]) + _bytes(45, vocabulary.tokens[unknown[0]].encode())
+    trainer += _number(40, unknown) + _bytes(45, vocabulary.tokens[unknown].encode())
     for field, role in ((41, "bos"), (42, "eos"), (43, "padding")):
         special = vocabulary.id_of(role)
         if special is None or vocabulary.types[special] != TokenType.CONTROL:

@@ -166,7 +166,7 @@ def _group(model: str, entries: list[Entry]) -> Group:
     if reference is not None:
         paired = [_pair(row, reference) if row is not reference else row for row in rows]
         rows = _holm(paired)
-    rows = [_noise(row, (*floors, reference) if reference is not None else floors) for row in rows]
+    rows = [_noise(row, floors, reference) for row in rows]
     loss = next((m for m in ("kl_mean", "perplexity") if any(row.value(m) is not None for row in rows)), "kl_mean")
     rows = _fronts(rows, loss)
     rows.sort(key=lambda row: (not (row.cells or row.tasks), row.subject.size_bytes or 0, row.label))
@@ -267,15 +267,21 @@ def _holm(rows: list[Row]) -> list[Row]:
     return rows
 
 
-def _noise(row: Row, floors: Sequence[Row]) -> Row:
-    """Within noise: its mean divergence is not larger, by their intervals, than a floor's of the same backend."""
+def _noise(row: Row, floors: Sequence[Row], reference: Row | None) -> Row:
+    """Within noise: its mean divergence is not larger, by their intervals, than a floor's.
+
+    Floors count that were measured in the reference's own runtime (the source again, rounded otherwise), and in the row's (the
+    unquantized model there).
+    """
     mine = row.cells.get("kl_mean")
     if mine is None or mine.value is None:
         return row
+    home = [r.backend for r in reference.cells.values()] if reference is not None else []
+    counting = {backend_name(name) for name in (mine.backend, *home[:1], "")}
     usable = []
-    for floor in floors:
+    for floor in (*floors, *([reference] if reference is not None else [])):
         result = floor.cells.get("kl_mean")
-        if result is not None and result.value is not None and (not result.backend or same_backend(result.backend, mine.backend)):
+        if result is not None and result.value is not None and backend_name(result.backend) in counting:
             limits = bounds(result)
             usable.append((limits[1] if limits else result.value, floor.label))
     if not usable:
@@ -288,12 +294,8 @@ def _noise(row: Row, floors: Sequence[Row]) -> Row:
     return replace(row, within_noise=within, noise_reason=f"lower end {low:.3g} is {relation} the floor “{name}” ({limit:.3g})")
 
 
-def same_backend(a: str, b: str) -> bool:
-    """Whether two backend descriptions name the same program (``llama.cpp b123 (AVX2)`` and ``llamacpp``)."""
-    return backend_name(a) == backend_name(b)
-
-
 def backend_name(text: str) -> str:
+    """Which program a backend's description names: ``llama.cpp b123 (AVX2)`` and ``llamacpp`` are the same."""
     letters = "".join(c for c in text.lower() if c.isalnum())
     return next((name for name in ("llamacpp", "transformers", "vllm") if letters.startswith(name)), letters)
 

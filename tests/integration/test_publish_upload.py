@@ -97,7 +97,8 @@ def hub() -> Iterator[Hub]:
 
 
 def publish(folder: Path, endpoint: str, token: str = "hf_good", *args: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "HF_ENDPOINT": endpoint, "HF_TOKEN": token, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_TELEMETRY": "1",
+    environment = {**os.environ, "HF_ENDPOINT": endpoint, "HF_TOKEN": token, "HF_HUB_OFFLINE": "0",
+                   "HF_HUB_DISABLE_TELEMETRY": "1",
                    "HF_HOME": str(folder.parent / "hf"), "NO_PROXY": "*", "no_proxy": "*"}  # fmt: skip
     command = [sys.executable, "-m", "quantize.cli", "publish", str(folder), "--repo", "me/small", *args]
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)

@@ -9,6 +9,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -192,7 +193,8 @@ def test_filters_table_and_plots(opened: Browser) -> None:
     opened.type("#filter", "gguf q8")
     assert column(opened, 0) == ["gguf-q8_0"]
     assert opened.run("return document.querySelector('#count').textContent") == f"1 of {everything} shown"
-    visible = "return [...document.querySelectorAll('#plot-size .point')].filter(p => p.style.display !== 'none').map(p => p.getAttribute('aria-label').split(';')[0])"
+    visible = """return [...document.querySelectorAll('#plot-size .point')].filter(p => p.style.display !== 'none')
+        .map(p => p.getAttribute('aria-label').split(';')[0])"""
     assert opened.run(visible) == ["gguf-q8_0"]
     opened.run("const f = document.querySelector('#filter'); f.value = ''; f.dispatchEvent(new Event('input'))")
     opened.click("input[name=family][value=GGUF]")
@@ -262,7 +264,8 @@ def test_nothing_overflows_and_labels_do_not_collide(opened: Browser, width: int
               boxes.forEach(([name, a], i) => {
                 if (a.right > frame.right + 1 || a.left < frame.left - 1) out.push(name + ' leaves ' + svg.id);
                 boxes.slice(i + 1).forEach(([other, b]) => {
-                  const w = Math.min(a.right, b.right) - Math.max(a.left, b.left), h = Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top);
+                  const w = Math.min(a.right, b.right) - Math.max(a.left, b.left);
+                  const h = Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top);
                   if (w > 2 && h > 4) out.push(name + ' covers ' + other + ' in ' + svg.id);
                 });
               });
@@ -275,13 +278,14 @@ def test_nothing_overflows_and_labels_do_not_collide(opened: Browser, width: int
 
 def test_every_control_has_a_name(opened: Browser) -> None:
     script = """
-        const nameless = e => !(e.getAttribute('aria-label') || e.textContent.trim() || e.labels?.length || e.getAttribute('title'));
-        return [...document.querySelectorAll('button, input, a[href], [role=img], [role=region]')].filter(nameless).map(e => e.outerHTML)"""
+        const named = e => e.getAttribute('aria-label') || e.textContent.trim() || e.labels?.length || e.title;
+        return [...document.querySelectorAll('button, input, a[href], [role=img], [role=region]')]
+            .filter(e => !named(e)).map(e => e.outerHTML)"""
     assert opened.run(script) == []
     assert opened.run("return document.documentElement.lang") == "en"
     levels = opened.run("return [...document.querySelectorAll('h1, h2, h3')].map(h => Number(h.tagName[1]))")
     assert levels[0] == 1
-    assert all(b <= a + 1 for a, b in zip(levels, levels[1:], strict=False))
+    assert all(b <= a + 1 for a, b in pairwise(levels))
 
 
 def test_prints_unfolded_and_light(opened: Browser) -> None:

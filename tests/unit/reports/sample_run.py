@@ -24,13 +24,17 @@ RECIPES = {
     "bnb-nf4": (4.2, 0.029, 37.0, "transformers", ("transformers",)),
 }
 PARAMETERS = 4_200_000
-ENVIRONMENT = {"python": "3.11.2", "machine": "x86_64", "torch": "2.13.0", "threads": 2, "text": "held-out.txt", "text_sha256": "ab" * 32, "ids_sha256": "cd" * 32}  # fmt: skip
+ENVIRONMENT = {
+    "python": "3.11.2", "machine": "x86_64", "torch": "2.13.0", "threads": 2, "text": "held-out.txt",
+    "text_sha256": "ab" * 32, "ids_sha256": "cd" * 32,
+}  # fmt: skip
 
 
 def subject(recipe: str, **changes: object) -> Subject:
     bits = RECIPES.get(recipe, (16.0,))[0]
     fields: dict[str, object] = {
-        "name": f"artifacts/small-llama/{recipe}", "recipe": recipe, "model": MODEL, "digest": hashlib.sha256(recipe.encode()).hexdigest(),
+        "name": f"artifacts/small-llama/{recipe}", "recipe": recipe, "model": MODEL,
+        "digest": hashlib.sha256(recipe.encode()).hexdigest(),
         "verified": "full", "size_bytes": round(PARAMETERS * bits / 8), "bits_per_weight": bits, "parameters": PARAMETERS,
         "loads_in": RECIPES[recipe][4] if recipe in RECIPES else ("transformers",),
     }  # fmt: skip
@@ -86,7 +90,8 @@ def task(s: Subject, name: str, accuracy: float, role: str = "", items: int = 30
     return [
         EvalResult(
             artifact=s.name, metric=metric, protocol="lm-eval", value=value, stderr=math.sqrt(value * (1 - value) / (items - 1)),
-            interval=statistics.accuracy_interval(correct), n=items, task=name, role=role, backend="lm-eval", samples=tuple(correct.tolist()),
+            interval=statistics.accuracy_interval(correct), n=items, task=name, role=role, backend="lm-eval",
+            samples=tuple(correct.tolist()),
             environment={"reference": MODEL} if role != "reference" else {}, protocol_parameters={"num_fewshot": 0},
         )
         for metric in ("accuracy", "accuracy_norm")
@@ -99,9 +104,11 @@ def speed(s: Subject, decode: float, backend: str, seed: int = 3) -> list[EvalRe
 
     def row(metric: str, protocol: str, samples: np.ndarray) -> EvalResult:
         return EvalResult(
-            artifact=s.name, metric=metric, protocol=protocol, value=float(np.median(samples)), interval=(float(samples.min()), float(samples.max())),
-            stderr=float(samples.std(ddof=1) / math.sqrt(len(samples))), n=len(samples), backend=backend, artifact_digest=s.digest,
-            samples=tuple(samples.tolist()), environment=environment, protocol_parameters={"prefill": 512, "repetitions": 5},
+            artifact=s.name, metric=metric, protocol=protocol, value=float(np.median(samples)),
+            interval=(float(samples.min()), float(samples.max())),
+            stderr=float(samples.std(ddof=1) / math.sqrt(len(samples))), n=len(samples), backend=backend,
+            artifact_digest=s.digest, samples=tuple(samples.tolist()),
+            environment=environment, protocol_parameters={"prefill": 512, "repetitions": 5},
         )  # fmt: skip
 
     peak = (s.size_bytes or 0) + (60e6 if backend == "llama.cpp" else 420e6)
@@ -116,7 +123,8 @@ def speed(s: Subject, decode: float, backend: str, seed: int = 3) -> list[EvalRe
 def write_run(run: Path, recipes: dict[str, tuple] | None = None, tasks: tuple[str, ...] = ("held-out-choice",)) -> Path:  # type: ignore[type-arg]
     """A whole run: reference, floor, artifacts in two files each, one failure, one unsupported."""
     recipes = RECIPES if recipes is None else recipes
-    source = Subject(name=MODEL, recipe="bfloat16", model=MODEL, digest="ef" * 32, size_bytes=PARAMETERS * 2, bits_per_weight=16.0,
+    source = Subject(name=MODEL, recipe="bfloat16", model=MODEL, digest="ef" * 32, size_bytes=PARAMETERS * 2,
+                     bits_per_weight=16.0,
                      parameters=PARAMETERS, loads_in=("transformers",), role="reference")  # fmt: skip
     rows = quality(source, 0.0, "transformers", "reference", seed=0)
     for name in tasks:
@@ -126,7 +134,8 @@ def write_run(run: Path, recipes: dict[str, tuple] | None = None, tasks: tuple[s
     write_results(results_path(run, source.name, "eval"), source, rows)
     for index, (recipe, (_, divergence, decode, backend, *_rest)) in enumerate(recipes.items()):
         s = subject(recipe)
-        notes = ({"tensor": "model.layers.0.mlp.down_proj.weight", "what": "kept in 8 bits", "why": "width 640 is not a multiple of 256"},) if index == 1 else ()  # fmt: skip
+        why = "width 640 is not a multiple of 256"
+        notes = ({"tensor": "model.layers.0.mlp.down_proj.weight", "what": "kept in 8 bits", "why": why},) if index == 1 else ()
         s = Subject(**{**s.__dict__, "notes": notes})
         rows = quality(s, divergence, backend, seed=index + 20)
         for name in tasks:
@@ -137,6 +146,7 @@ def write_run(run: Path, recipes: dict[str, tuple] | None = None, tasks: tuple[s
         "artifacts/small-llama/gptq-int2", "gptq-int2", MODEL, status="failed", reason="killed by signal 9 (out of memory)"
     )
     write_results(results_path(run, failed.name, "convert"), failed, [])
-    unsupported = Subject("artifacts/small-llama/quanto-int2", "quanto-int2", MODEL, status="unsupported", reason="hidden size 60 is no multiple of 32")  # fmt: skip
+    reason = "hidden size 60 is no multiple of 32"
+    unsupported = Subject("artifacts/small-llama/quanto-int2", "quanto-int2", MODEL, status="unsupported", reason=reason)
     write_results(results_path(run, unsupported.name, "convert"), unsupported, [])
     return run

@@ -116,7 +116,8 @@ def test_accuracy_drop(group: Group) -> None:
 @pytest.mark.parametrize(
     ("config", "tokens", "expected"),
     [
-        ({"num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 64}, 1000, 4 * 2 * 2 * 64 * 2 * 1000),
+        ({"num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 64},
+         1000, 4 * 2 * 2 * 64 * 2 * 1000),
         ({"num_hidden_layers": 2, "num_attention_heads": 8, "hidden_size": 512}, 10, 2 * 2 * 8 * 64 * 2 * 10),
         (
             {"num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 1, "head_dim": 256, "sliding_window": 512,

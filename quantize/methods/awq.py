@@ -95,6 +95,10 @@ class Awq(Method):
     def expected(self, checkpoint: Checkpoint, recipe: AwqRecipe) -> set[str]:
         return set(quantizable(checkpoint))
 
+    def kl_tolerance(self, recipe: AwqRecipe) -> float:
+        """Of the runtime's logits against this file's reader: the kernels round scales and activations to bfloat16 or float16."""
+        return 1e-3
+
     def dequantize(self, stage: Path, recipe: AwqRecipe, checkpoint: Checkpoint) -> Iterator[tuple[str, np.ndarray]]:
         """Weights as stored: scales that AWQ moved from a layer's inputs into the norm or layer before it stay there. So single
         tensors differ from the source's by more than rounding; the model they make up does not."""

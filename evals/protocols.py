@@ -103,7 +103,8 @@ class Windows:
     ids: str  # "source" or "runtime"
     text_sha256: str
     text_bytes: int
-    text_tokens: int
+    text_tokens: int  # of those used
+    whole_tokens: int  # of the whole text
     documents: tuple[tuple[int, int], ...] = ()  # (words, bytes) of each original document, for lmeval-wikitext
     bos: int | None = None
     remarks: tuple[str, ...] = field(default=())
@@ -195,7 +196,7 @@ def make_windows(
             windows += _document_windows(ids_of_page, prefix_id, protocol.window, len(used))
             used.append((len(re.split(r"\s+", page)), len(page.encode())))
             total += len(ids_of_page)
-        documents = tuple(used)
+        documents, whole = tuple(used), total
         if tokens is not None and total == tokens:
             documents = ()  # the last document may be cut: no count of its words or bytes
     else:
@@ -207,6 +208,7 @@ def make_windows(
         else:
             body = text
         stream = np.asarray(tokenize(body, add_special=protocol.family != "exl3"), np.int64)
+        whole = len(stream)
         stream = stream[:tokens]
         total = len(stream)
         windows = _stream_windows(protocol, stream, bos)
@@ -217,6 +219,7 @@ def make_windows(
         text_sha256=hashlib.sha256(text.encode()).hexdigest(),
         text_bytes=len(text.encode()),
         text_tokens=total,
+        whole_tokens=whole,
         documents=documents,
         bos=bos,
         remarks=tuple(remarks),

@@ -87,10 +87,10 @@ def perplexity_rows(scores: TokenScores, windows: Windows, heading: Heading) -> 
         value, per_nat = documents["bits_per_byte"], documents["bits_per_byte"] / p.nll if p.nll else math.nan
     else:
         how = "mean over the scored tokens times the whole text's tokens a byte"
-        per_nat = windows.text_tokens / windows.text_bytes / math.log(2) if windows.text_bytes else math.nan
+        per_nat = windows.whole_tokens / windows.text_bytes / math.log(2) if windows.text_bytes else math.nan
         value = p.nll * per_nat
     low, high = (math.log(b) * per_nat if b > 0 else math.nan for b in bounds)
-    if "tokens_limit" not in heading.environment or documents:
+    if documents or windows.protocol.family != "lmeval-wikitext":
         rows.append(
             replace(
                 base,

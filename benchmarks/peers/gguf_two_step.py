@@ -224,7 +224,7 @@ def write_checkpoint(folder: Path, layers: int, tokenizer: Path) -> None:
             filled = 0
         shards[-1][name] = tensor
         filled += 2 * count
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for number, shard in enumerate(shards, 1):
         file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         save_file(shard, partial / file, metadata={"format": "pt"})

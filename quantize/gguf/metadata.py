@@ -5,6 +5,7 @@ The heuristics are gguf-py's own (``gguf.Metadata``), which llama.cpp's converte
 
 import re
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import gguf
@@ -32,7 +33,7 @@ def load_metadata(checkpoint: Checkpoint, shapes: Iterable[tuple[str, tuple[int,
             f"{checkpoint.folder / 'README.md'}: its front matter is not YAML ({_line(error)}); mend or remove it"
         ) from None
     # Only the last part of the name: where a folder lies on this machine is nobody's business.
-    metadata = gguf.Metadata.apply_metadata_heuristic(gguf.Metadata(), card, checkpoint.config, _Named(checkpoint.name), total)
+    metadata = gguf.Metadata.apply_metadata_heuristic(gguf.Metadata(), card, checkpoint.config, Path(checkpoint.name), total)
     generation = gguf.Metadata.load_generation_config(checkpoint.folder)
     for field, key in (("temp", "temperature"), ("top_k", "top_k"), ("top_p", "top_p"), ("min_p", "min_p")):
         value = generation.get(key)
@@ -47,13 +48,6 @@ def load_metadata(checkpoint: Checkpoint, shapes: Iterable[tuple[str, tuple[int,
         url = f"https://huggingface.co/{organization}/{name}"
         metadata.base_models = [{"name": _title(name), "organization": _title(organization), "repo_url": url}]
     return metadata
-
-
-class _Named:
-    """Stands for a path of which gguf-py uses the name only."""
-
-    def __init__(self, name: str):
-        self.name = name
 
 
 def _title(identifier: str) -> str:

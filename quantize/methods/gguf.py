@@ -252,22 +252,22 @@ def _given(recipe: GgufRecipe) -> "Overrides":
 
 def _source_type(checkpoint: Checkpoint, mapped: "Mapped", recipe: GgufRecipe) -> "Type":
     """The type that holds the tensor without loss, or the one that the detour rounds it to."""
-    from quantize.gguf.types import SAME_BITS, Type
+    from quantize.gguf.types import SAME_BITS, TENSOR_TYPES, Type
 
     if recipe.via != "auto":
-        return Type[recipe.via.upper()]
+        return TENSOR_TYPES[recipe.via]
     dtypes = {checkpoint.tensors[name].dtype for name in mapped.sources}
     return SAME_BITS.get(dtypes.pop(), Type.F32) if mapped.pure and len(dtypes) == 1 else Type.F32
 
 
 def _planned(checkpoint: Checkpoint, mapped: "Mapped", choice: "Choice", recipe: GgufRecipe) -> Any:
     from quantize.gguf.mixture import lossless_type
-    from quantize.gguf.types import SAME_BITS, Type
+    from quantize.gguf.types import SAME_BITS, TENSOR_TYPES, Type
     from quantize.gguf.writer import Planned
 
     detour = None
     if recipe.via in ("f16", "bf16"):
-        through = lossless_type(mapped.name, mapped.shape, Type[recipe.via.upper()])
+        through = lossless_type(mapped.name, mapped.shape, TENSOR_TYPES[recipe.via])
         stored = {SAME_BITS.get(checkpoint.tensors[name].dtype) for name in mapped.sources}
         detour = None if through is Type.F32 or stored == {through} else through
 

@@ -61,7 +61,7 @@ class Row:
 
 
 def paragraphs(files: list[Path], limit: int) -> Iterator[str]:
-    """Paragraphs (of .jsonl and .csv: lines) of the files in turn, until ``limit`` bytes: an equal share of each, if it has it."""
+    """Paragraphs (of .jsonl and .csv: lines) of the files in turn, up to ``limit`` bytes, shared out equally."""
     left = limit
     for number, path in enumerate(sorted(files, key=lambda p: p.stat().st_size)):
         share, used = left // (len(files) - number), 0

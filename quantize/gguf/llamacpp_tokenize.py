@@ -8,7 +8,7 @@ the overrides of token types in ``load``).
 """
 
 import heapq
-from typing import Any
+import math
 
 from gguf import TokenType
 
@@ -38,6 +38,9 @@ class Oracle:
         parsed = [
             text for number, text in enumerate(vocabulary.tokens) if vocabulary.types[number] in _PARSED or text in OVERRIDDEN
         ]
+        kinds = (TokenType.NORMAL, TokenType.USER_DEFINED, TokenType.UNUSED)
+        self._matched = {text: number for text, number in self._ids.items() if vocabulary.types[number] in kinds}
+        self._longest = max(map(len, self._matched), default=1)
         self._parsed = sorted(parsed, key=lambda text: -len(text.encode()))
         self.overridden = {
             text for text in OVERRIDDEN | given if text in self._ids and vocabulary.types[self._ids[text]] == TokenType.NORMAL
@@ -81,7 +84,7 @@ class Oracle:
         prefix = " " if self._vocabulary.flags.get("add_space_prefix") and after_special else ""
         if self._vocabulary.model == "llama":
             return self._by_scores((prefix + text).replace(" ", SPACE))
-        return self._unigram(text, prefix)
+        return self._unigram(text)
 
     def _byte_level(self, text: str) -> list[int]:
         pre = BY_NAME[self._vocabulary.pre]
@@ -127,21 +130,51 @@ class Oracle:
                 out += [ids.get(f"<0x{byte:02X}>", self._vocabulary.unknown or 0) for byte in symbol.encode()]
         return out
 
-    def _unigram(self, text: str, prefix: str) -> list[int]:
-        """The source's own Viterbi on the text as llama.cpp normalizes it."""
-        if self._source.is_sentencepiece:
-            ids: list[int] = self._source.backend.encode(text)
-            return ids
-        normalizer = self._charsmap()
-        text = normalizer.normalize_str(text) if normalizer else text
-        if self._vocabulary.flags.get("remove_extra_whitespaces"):
-            text = prefix + " ".join(word for word in text.split(" ") if word)
-        else:
-            text = prefix + text
-        return [token.id for token in self._source.backend.model.tokenize(text.replace(" ", SPACE))]
+    def _unigram(self, text: str) -> list[int]:
+        """The best-scored cut of the text as llama.cpp normalizes it; scores are summed in double precision, a tie goes to the
+        cut found first, unknown characters in a row are one token."""
+        normalized = self._spaced(text)
+        scores, types, unknown = self._vocabulary.scores or [], self._vocabulary.types, self._vocabulary.unknown or 0
+        plain = [score for score, kind in zip(scores, types, strict=True) if kind == TokenType.NORMAL]
+        lost = min(plain, default=0.0) - 10.0
+        best: list[tuple[float, int, int]] = [(-math.inf, unknown, 0)] * (len(normalized) + 1)
+        best[0] = (0.0, unknown, 0)
+        for start in range(len(normalized)):
+            base, single = best[start][0], False
+            for end in range(start + 1, min(len(normalized), start + self._longest) + 1):
+                number = self._matched.get(normalized[start:end])
+                if number is not None:
+                    single = single or end == start + 1
+                    score = base + (0.0 if types[number] == TokenType.USER_DEFINED else scores[number])
+                    if score > best[end][0]:
+                        best[end] = (score, number, start)
+            if not single and base + lost > best[start + 1][0]:
+                best[start + 1] = (base + lost, unknown, start)
+        ids: list[int] = []
+        at = len(normalized)
+        while at > 0:
+            _, number, at = best[at]
+            if not (ids and number == unknown == ids[-1]):
+                ids.append(number)
+        return ids[::-1]
 
-    def _charsmap(self) -> Any:
-        from tokenizers.normalizers import Precompiled
+    def _spaced(self, text: str) -> str:
+        flags = self._vocabulary.flags
+        if charsmap := flags.get("precompiled_charsmap"):
+            from tokenizers.normalizers import Precompiled
 
-        data = self._vocabulary.flags.get("precompiled_charsmap")
-        return Precompiled(data) if data else None
+            text = Precompiled(charsmap).normalize_str(text)
+        merge, prepend = bool(flags.get("remove_extra_whitespaces")), bool(flags.get("add_space_prefix"))
+        out, in_word, prepended = [], False, False
+        for character in text:
+            if character == " ":
+                in_word = False
+                if not merge:
+                    out.append(SPACE)
+                continue
+            if not in_word and (merge or (prepend and not prepended)):
+                out.append(SPACE)
+                prepended = True
+            in_word = True
+            out.append(character)
+        return "".join(out)

@@ -123,6 +123,8 @@ class _Judge:
             causes.append("how added tokens are found and what follows them")
         if not causes and SPACE in text:
             causes.append(f"{SPACE} in the text itself")
+        if not causes and self._vocabulary.model == "t5":
+            causes.append("spaces alone" if not text.strip() else "cuts with equal scores")
         if not causes:
             causes.append("spaces at the start" if text.startswith((" ", SPACE)) else "merges that scores cannot express")
         return ", ".join(causes)

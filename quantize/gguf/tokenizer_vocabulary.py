@@ -84,6 +84,7 @@ def _from_json(source: SourceTokenizer, pre: str | None, model_type: str) -> Voc
             vocabulary = _from_sentencepiece(source.folder, source.folder / name)
             if vocabulary.model == "llama" and _agrees(vocabulary, source):
                 vocabulary.flags = _space_flags(source)
+                _add_declared(vocabulary, source)
                 return vocabulary
     return _sentencepiece_bpe(source)
 
@@ -165,7 +166,7 @@ def _every_split_merges(pairs: list[tuple[str, str]]) -> bool:
             if (len(left) == 1 or left in made) and (len(right) == 1 or right in made):
                 cuts += 1
                 present += (left, right) in listed
-    return present >= 0.9 * cuts
+    return present >= 0.999 * cuts
 
 
 def _unigram(source: SourceTokenizer) -> Vocabulary:
@@ -265,12 +266,28 @@ def _merges(source: SourceTokenizer) -> Iterable[tuple[str, str]]:
 
 def _agrees(vocabulary: Vocabulary, source: SourceTokenizer) -> bool:
     """Whether the .model beside a tokenizer.json spells its plain pieces as that does, so that its scores may be taken."""
-    plain = (TokenType.NORMAL, TokenType.BYTE)
-    return len(vocabulary.tokens) <= source.vocab_size + 1 and all(
-        source.piece(number) in (None, text)
-        for number, (text, kind) in enumerate(zip(vocabulary.tokens, vocabulary.types, strict=True))
-        if kind in plain
-    )
+    added = source.backend.get_added_tokens_decoder()
+    for number, (text, kind) in enumerate(zip(vocabulary.tokens, vocabulary.types, strict=True)):
+        if kind in (sp.NORMAL, sp.BYTE) and source.piece(number) not in (None, text):
+            return False
+        if kind == sp.USER_DEFINED and number not in added:  # to the tokenizer.json it is a piece like others
+            return False
+    return True
+
+
+def _add_declared(vocabulary: Vocabulary, source: SourceTokenizer) -> None:
+    """Give a .model's vocabulary the added tokens that only tokenizer.json beside it knows."""
+    scores = vocabulary.scores or []
+    for number, token in sorted(source.backend.get_added_tokens_decoder().items()):
+        while len(vocabulary.tokens) <= number:
+            vocabulary.tokens.append(f"[PAD{len(vocabulary.tokens)}]")
+            vocabulary.types.append(sp.UNUSED)
+            scores.append(PADDING_SCORE)
+        if vocabulary.types[number] in (sp.NORMAL, sp.UNUSED):
+            control = token.special or looks_special(token.content)
+            vocabulary.tokens[number] = token.content if control else token.content.replace(SPACE, " ")
+            vocabulary.types[number] = sp.CONTROL if control else sp.USER_DEFINED
+            scores[number] = SPECIAL_SCORE
 
 
 def _space_flags(source: SourceTokenizer) -> dict[str, Any]:
@@ -304,7 +321,7 @@ def _fit(vocabulary: Vocabulary, rows: int | None, source: SourceTokenizer) -> N
     """Fill up to ``rows`` with unused tokens, or drop those that the embedding has no row for. Token texts become unique."""
     have = len(vocabulary.tokens)
     if rows is not None and rows < have:
-        dropped = [text for text, kind in zip(vocabulary.tokens[rows:], vocabulary.types[rows:], strict=True)]
+        dropped = vocabulary.tokens[rows:]
         vocabulary.tokens, vocabulary.types = vocabulary.tokens[:rows], vocabulary.types[:rows]
         if vocabulary.scores:
             vocabulary.scores = vocabulary.scores[:rows]
@@ -320,10 +337,10 @@ def _fit(vocabulary: Vocabulary, rows: int | None, source: SourceTokenizer) -> N
         vocabulary.types.append(int(TokenType.UNUSED))
         if vocabulary.scores is not None:
             vocabulary.scores.append(PADDING_SCORE)
-    # llama.cpp aborts on two tokens with one text.
-    first: dict[str, int] = {}
+    # llama.cpp aborts on two tokens with one text, and has no use for an empty one.
+    seen: set[str] = set()
     for number, text in enumerate(vocabulary.tokens):
-        if text in first or text == "":
-            vocabulary.tokens[number] = f"[PAD{number}]"
-            vocabulary.types[number] = int(TokenType.UNUSED)
-        first[vocabulary.tokens[number]] = number
+        if text in seen or not text:
+            text = next(t for t in (f"[PAD{number}]", *(f"[PAD{number}_{n}]" for n in range(have))) if t not in seen)
+            vocabulary.tokens[number], vocabulary.types[number] = text, int(TokenType.UNUSED)
+        seen.add(text)

@@ -1,0 +1,49 @@
+"""Locks that a killed build leaves behind."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from quantize.kernels import ensure_kernel_environment, stale_locks
+
+
+def make_lock(folder: Path, age_s: float) -> Path:
+    folder.mkdir(parents=True)
+    for name in ("build.ninja", "lock"):
+        (folder / name).touch()
+        os.utime(folder / name, (time.time() - age_s,) * 2)
+    return folder / "lock"
+
+
+def test_an_abandoned_lock_goes_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lock = make_lock(tmp_path / "py311_cpu" / "quanto_cpp", age_s=3600)
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    ensure_kernel_environment()
+    assert not lock.exists()
+    assert (lock.parent / "build.ninja").exists()
+
+
+def test_a_lock_just_made_stays(tmp_path: Path) -> None:
+    make_lock(tmp_path / "x", age_s=0)
+    assert stale_locks([tmp_path]) == []
+
+
+def test_a_lock_of_a_build_that_runs_stays(tmp_path: Path) -> None:
+    lock = make_lock(tmp_path / "x", age_s=3600)
+    builder = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], cwd=lock.parent)
+    try:
+        assert stale_locks([tmp_path]) == []
+    finally:
+        builder.kill()
+        builder.wait()
+    assert stale_locks([tmp_path]) == [lock]
+
+
+def test_the_interpreters_own_programs_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/usr/bin")
+    ensure_kernel_environment()
+    assert os.environ["PATH"].split(os.pathsep)[0] == os.path.dirname(sys.executable)

@@ -59,8 +59,20 @@ def empty_model(checkpoint: Checkpoint, dtype: str = "float32", tied: bool | Non
     return model
 
 
+_last: list[tuple[Checkpoint, Layers]] = []
+
+
 def find_layers(checkpoint: Checkpoint) -> Layers:
-    """Errors: Unsupported where transformers lacks the architecture, or its names or shapes are not those of the files."""
+    """Remembers the last answer: a conversion asks several times about one checkpoint.
+
+    Errors: Unsupported where transformers lacks the architecture, or its names or shapes are not those of the files.
+    """
+    if not _last or _last[0][0] is not checkpoint:
+        _last[:] = [(checkpoint, _find_layers(checkpoint))]
+    return _last[0][1]
+
+
+def _find_layers(checkpoint: Checkpoint) -> Layers:
     import torch
 
     model = empty_model(checkpoint)

@@ -30,6 +30,9 @@ TEXT = (
 # How far a runtime's logits may be from the second reader's: mean Kullback-Leibler divergence in nats, (reader || runtime).
 # float32 on both sides: only the order of additions differs (1e-12 to 1e-10 seen).
 KL_FLOAT32 = 1e-7
+# Two models that round activations alike still round different values once the order of additions differs, and a model with
+# outliers (Gemma 3 270M: 0.03 nats) amplifies each flip: what rounding moves it by, times this, is the least that is asked.
+ROUNDING_MARGIN = 4.0
 # What each runtime and format adds of its own, beyond float32's.
 KL_TOLERANCES = {
     "transformers": KL_FLOAT32,
@@ -61,24 +64,33 @@ def compare_logits(
     """
     rows = fixed_rows(checkpoint, min(runtime.context, WINDOW_TOKENS))
     try:
-        reference = _run_reference(checkpoint, read, rows, extra, _activations(method, recipe, stage))
+        exact = _run_reference(checkpoint, read, rows, extra, None)
+        rounding = _activations(method, recipe, stage)
+        reference = exact if rounding is None else _run_reference(checkpoint, read, rows, extra, rounding)
     except Unsupported as error:
         kept = Check(name="logits", passed=True, detail=f"not compared: {error}")
         return [kept, *_runs(runtime, rows)], "tensors"
-    width = min(reference.shape[-1], runtime.vocabulary)
+    width = min(exact.shape[-1], runtime.vocabulary)
     served = _Comparison(reference, width)
     try:
         runtime.logits(rows, 0, served.add)
     except StepFailed as error:
         return [Check(name="logits", passed=False, detail=str(error))], "full"
     tolerance = kl_tolerance(method, recipe)
+    detail = f"mean KL divergence from the second reader's weights, {rows.size} positions"
+    if rounding is not None:
+        moved = _Comparison(exact, width)
+        for row, logits in enumerate(reference):
+            moved.add(row, 0, logits)
+        tolerance = max(tolerance, ROUNDING_MARGIN * moved.kl_mean)
+        detail += f"; the runtime's rounding of activations, done alike on both sides, moves this model by {moved.kl_mean:.2g}"
     checks = [
         Check(
             name="logits",
             passed=served.kl_mean <= tolerance,
             value=served.kl_mean,
             tolerance=tolerance,
-            detail=f"mean KL divergence from the second reader's weights, {rows.size} positions",
+            detail=detail,
         ),
         Check(
             name="largest difference",
@@ -87,7 +99,7 @@ def compare_logits(
             detail="of a log-probability above 1e-4, same positions; recorded",
         ),
     ]
-    source = _Comparison(reference, width, reverse=True)
+    source = _Comparison(exact, width, reverse=True)
     _run_streamed(checkpoint, checkpoint.read_float32, rows, frozenset(), source.add)
     checks.append(
         Check(
@@ -151,14 +163,14 @@ def _log_softmax(logits: np.ndarray) -> np.ndarray:
     return x
 
 
-def _activations(method: Method, recipe: Recipe, stage: Path) -> dict[str, str]:
-    """How the runtime rounds what meets each tensor, where the method knows (``activation_types``)."""
+def _activations(method: Method, recipe: Recipe, stage: Path) -> dict[str, str] | None:
+    """How the runtime rounds what meets each tensor, where the method knows (``activation_types``); None: not at all."""
     known = getattr(method, "activation_types", None)
-    return dict(known(stage, recipe)) if known else {}
+    return dict(known(stage, recipe)) if known else None
 
 
 def _run_reference(
-    checkpoint: Checkpoint, read: Read, rows: np.ndarray, extra: frozenset[str], activations: dict[str, str]
+    checkpoint: Checkpoint, read: Read, rows: np.ndarray, extra: frozenset[str], activations: dict[str, str] | None
 ) -> np.ndarray:
     """All logits (rows, positions, vocabulary): a window of 64 positions and 262k columns is 67 MB."""
     kept: list[np.ndarray] = []
@@ -178,11 +190,12 @@ def _run_streamed(
     consume: Consume,
     activations: dict[str, str] | None = None,
 ) -> None:
-    from quantize.hf.streamed import round_inputs, streamed_model
+    from quantize.hf.streamed import round_like_llamacpp, streamed_model
     from quantize.runtimes.transformers import TransformersRuntime
 
     model = streamed_model(checkpoint, read, extra)
-    round_inputs(model, checkpoint, activations or {})
+    if activations is not None:
+        round_like_llamacpp(model, checkpoint, activations)
     with TransformersRuntime(checkpoint.folder, RunOptions(device="cpu", dtype="float32"), model=model) as runtime:
         runtime.logits(rows, 0, consume)
 

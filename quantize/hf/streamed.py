@@ -57,9 +57,16 @@ def streamed_model(
     return streamed
 
 
-def round_inputs(model: "PreTrainedModel", checkpoint: Checkpoint, kinds: dict[str, str]) -> None:
-    """Round what enters each linear layer whose tensor ``kinds`` names, as the runtime does (``round_activations``)."""
+def round_like_llamacpp(model: "PreTrainedModel", checkpoint: Checkpoint, kinds: dict[str, str]) -> None:
+    """Round what enters each linear layer whose tensor ``kinds`` names (``round_activations``), and what a GELU takes and gives:
+    ggml looks that function up in a table of float16 between -10 and 10."""
+    import torch
+
     from quantize.numerics.activations import round_activations
+
+    def in_half(inputs: torch.Tensor, output: torch.Tensor, gelu: torch.nn.Module) -> torch.Tensor:
+        looked_up = gelu.forward(inputs.half().float()).half().float()
+        return torch.where(inputs.abs() < 10, looked_up, output)
 
     layers = find_layers(checkpoint)
     for module in [*layers.linear, *([layers.head] if layers.head else [])]:
@@ -68,3 +75,6 @@ def round_inputs(model: "PreTrainedModel", checkpoint: Checkpoint, kinds: dict[s
             model.get_submodule(module).register_forward_pre_hook(
                 lambda _, inputs, kind=kind: (round_activations(inputs[0], kind), *inputs[1:])
             )
+    for part in model.modules():
+        if "GELU" in type(part).__name__.upper() and not list(part.parameters()):
+            part.register_forward_hook(lambda gelu, inputs, output: in_half(inputs[0], output, gelu))

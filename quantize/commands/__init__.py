@@ -39,7 +39,7 @@ def run_options(command: F) -> F:
     @click.option("--trust-remote-code", is_flag=True, help="run Python code from the checkpoint (recorded in the manifest)")
     @click.option("--json", "as_json", is_flag=True, help="last line of stdout is one JSON document")
     @functools.wraps(command)
-    def wrapper(device: str, dtype: str, threads: int | None, memory: str | None, trust_remote_code: bool, **kwargs: Any) -> Any:
+    def wrapper(device: str, dtype: Any, threads: int | None, memory: str | None, trust_remote_code: bool, **kwargs: Any) -> Any:
         run = RunOptions(
             device=device,
             dtype=dtype,

@@ -341,7 +341,8 @@ class _ShardWriter:
 
     def close(self) -> int:
         self._flush()
-        count, weight_map = len(self.shards), {}
+        count = len(self.shards)
+        weight_map: dict[str, str] = {}
         for index, names in enumerate(self.shards):
             file = "model.safetensors" if count == 1 else f"model-{index + 1:05d}-of-{count:05d}.safetensors"
             os.rename(self.stage / f"shard-{index}", self.stage / file)

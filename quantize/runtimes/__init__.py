@@ -85,7 +85,9 @@ class Runtime(ABC):
         self.close()
 
 
-def open_runtime(path: Path | str, run: RunOptions, *, load_as: Recipe | None = None, exact: bool = False, context: int = 0) -> Runtime:
+def open_runtime(
+    path: Path | str, run: RunOptions, *, load_as: Recipe | None = None, exact: bool = False, context: int = 0
+) -> Runtime:
     """Open whatever lies at ``path``: an artifact folder, a .gguf file, or an HF folder or Hub id (quantized or not).
 
     ``load_as`` quantizes on the fly (quanto, bnb). ``exact`` asks for the most exact arithmetic the runtime offers (llama.cpp:

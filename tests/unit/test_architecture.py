@@ -15,11 +15,13 @@ ALLOWED = {
     "reports": ("reports", "evals.result", "evals.statistics", "quantize.artifact", "quantize.errors", "quantize.commands"),
     "benchmarks": (
         "benchmarks", "evals.result", "quantize.artifact", "quantize.runtimes", "quantize.errors", "quantize.recipe",
-        "quantize.checkpoint", "quantize.commands", "quantize.process", "quantize.calibration",
+        "quantize.checkpoint", "quantize.commands", "quantize.process", "quantize.calibration", "evals.subjects",
+        "quantize.gguf.reader", "quantize.jobs",
     ),
     "evals": (
         "evals", "quantize.artifact", "quantize.checkpoint", "quantize.recipe", "quantize.runtimes", "quantize.errors",
         "quantize.tokenizer", "quantize.calibration", "quantize.commands", "quantize.convert", "quantize.hub", "quantize.process",
+        "quantize.registry",
     ),
     "quantize": ("quantize",),
 }  # fmt: skip

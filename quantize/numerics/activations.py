@@ -14,8 +14,9 @@ if TYPE_CHECKING:
 def round_activations(x: "torch.Tensor", kind: str) -> "torch.Tensor":
     """``x`` (..., columns) float32 as llama.cpp sees it; ``kind`` is ``q8_0``, ``q8_k``, ``f16`` or ``bf16``.
 
-    ``q8_0``: blocks of 32, scale max|x|/127 stored in float16; ``q8_k``: blocks of 256, scale max|x|/127 in float32;
-    both round to nearest. Columns must be a whole number of blocks. Source: quantize_row_q8_0_ref and quantize_row_q8_K_ref in ggml-quants.c.
+    ``q8_0``: blocks of 32, scale max|x|/127 stored in float16; ``q8_k``: blocks of 256, scale max|x|/127 in float32. Both round
+    to nearest. Columns must be a whole number of blocks. Source: quantize_row_q8_0_ref and quantize_row_q8_K_ref in
+    ggml-quants.c.
     """
     import torch
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from gguf import TokenType
 
 from quantize.artifact import Note
@@ -172,7 +173,7 @@ def _every_split_merges(pairs: list[tuple[str, str]]) -> bool:
 def _unigram(source: SourceTokenizer) -> Vocabulary:
     definition = source.definition
     tokens, types = _tokens_of(source, byte_tokens=True, spaces=True)
-    known = {text: float(score) for text, score in definition["model"]["vocab"]}
+    known = {text: float(np.float32(score)) for text, score in definition["model"]["vocab"]}
     scores = [known.get(source.piece(number) or "", 0.0) for number in range(len(tokens))]
     flags = _space_flags(source)
     charsmap = _find(definition.get("normalizer"), "Precompiled")

@@ -8,7 +8,7 @@ import pytest
 from gguf import TokenType
 from split_families import FAMILIES
 from test_tokenizer_splits import train
-from tokenizers import AddedToken, Tokenizer
+from tokenizers import AddedToken, Regex, Tokenizer
 from vocabulary_file import open_folder, tokenizer_of
 
 from quantize.errors import BadInput, Unsupported
@@ -85,6 +85,45 @@ def test_tokenizer_json_alone_gets_scores_from_merges_and_flags_from_its_normali
     checkpoint = open_folder(tmp_path)
     report = verify_tokenizer(checkpoint, tokenizer_of(tmp_path / "v.gguf", tokenizer_metadata(checkpoint).kvs))
     assert report.mismatches == []
+
+
+def test_space_at_the_start_only_is_counted_where_llamacpp_puts_more(tmp_path: Path) -> None:
+    sentencepiece_style_json(tmp_path, prepend=True)
+    path = tmp_path / "tokenizer.json"
+    definition = json.loads(path.read_text())
+    definition["normalizer"] = None
+    definition["pre_tokenizer"] = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": False}
+    path.write_text(json.dumps(definition))
+    checkpoint = open_folder(tmp_path)
+    metadata = tokenizer_metadata(checkpoint)
+    assert metadata.kvs[T + "add_space_prefix"][0] is True
+    report = verify_tokenizer(checkpoint, tokenizer_of(tmp_path / "v.gguf", metadata.kvs))
+    assert report.fixable == [], report.summary()
+    assert {mismatch.cause for mismatch in report.mismatches} <= {
+        "how added tokens are found and what follows them", "spaces at the start", "▁ in the text itself",
+    }  # fmt: skip
+    assert "how added tokens are found and what follows them" in report.summary()
+
+
+def test_unigram_tokenizer_json(tmp_path: Path) -> None:
+    from tokenizers import models, normalizers, pre_tokenizers, processors, trainers
+
+    tokenizer = Tokenizer(models.Unigram())
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Replace(Regex(" {2,}"), " ")])
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
+    special = ["<pad>", "</s>", "<unk>"]
+    trainer = trainers.UnigramTrainer(vocab_size=600, special_tokens=special, unk_token="<unk>", show_progress=False)
+    tokenizer.train_from_iterator(CORPUS, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    checkpoint = open_folder(tmp_path)
+    metadata = tokenizer_metadata(checkpoint)
+    kvs = {key.removeprefix(T): value for key, (value, _) in metadata.kvs.items()}
+    assert (kvs["model"], kvs["add_eos_token"], kvs["unknown_token_id"]) == ("t5", True, 2)
+    assert (kvs["add_space_prefix"], kvs["remove_extra_whitespaces"]) == (True, True)
+    report = verify_tokenizer(checkpoint, tokenizer_of(tmp_path / "v.gguf", metadata.kvs))
+    assert report.fixable == [], report.summary()
+    assert len(report.mismatches) < 60, report.summary()
 
 
 def test_scores_and_flags_gone_wrong_are_faults(tmp_path: Path) -> None:

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 QUANTO_MAP = "quanto_qmap.json"
+#: a threshold of LLM.int8() that all but zeros reach (0 would switch the treatment of outliers off)
+EVERY_ACTIVATION = 1e-30
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -152,18 +154,20 @@ def _read_state(folder: Path, dtype: "torch.dtype") -> "dict[str, torch.Tensor]"
     }
 
 
-def load_bitsandbytes(folder: Path, dtype: str, device: str) -> "PreTrainedModel":
+def load_bitsandbytes(folder: Path, dtype: str, device: str, exact: bool = False) -> "PreTrainedModel":
     """A saved bitsandbytes model, computing in ``dtype``. Errors: Unsupported where bitsandbytes is not installed."""
     model = load_model(folder, dtype, device, device_map={"": device})
-    bitsandbytes_compute_in(model, torch_dtype(dtype))
+    bitsandbytes_compute_in(model, torch_dtype(dtype), exact)
     return model
 
 
-def bitsandbytes_compute_in(model: "torch.nn.Module", dtype: "torch.dtype") -> None:
+def bitsandbytes_compute_in(model: "torch.nn.Module", dtype: "torch.dtype", exact: bool = False) -> None:
     """4-bit layers dequantize to ``dtype`` and multiply in it, and unquantized ones are of it, whatever the folder was made with.
 
     In float32 the CPU kernel that multiplies in bfloat16 is kept out as well: it exists only where the processor has AVX512-BF16,
-    so that with it the same artifact gives different numbers on different machines.
+    that with it the same artifact gives different numbers on different machines.
+
+    ``exact``: int8 layers treat every activation as they treat outliers, in ``dtype`` instead of rounded to 8 bits.
     """
     import bitsandbytes
     import torch
@@ -172,6 +176,8 @@ def bitsandbytes_compute_in(model: "torch.nn.Module", dtype: "torch.dtype") -> N
         for parameter in module.parameters(recurse=False):
             if parameter.is_floating_point():
                 parameter.data = parameter.data.to(dtype)
+        if exact and isinstance(module, bitsandbytes.nn.Linear8bitLt):
+            module.state.threshold = EVERY_ACTIVATION
         if isinstance(module, bitsandbytes.nn.Linear4bit):
             module.compute_dtype, module.compute_type_is_set = dtype, True
             state = getattr(module.weight, "quant_state", None)

@@ -27,7 +27,7 @@ def load_quantized(folder: Path, recipe: Recipe, run: RunOptions, *, exact: bool
         return quantize_quanto(folder, recipe, compute, run)
     if recipe.method == "bnb":
         model = quantize_bitsandbytes(folder, recipe, stored, run)
-        bitsandbytes_compute_in(model, torch_dtype(compute))
+        bitsandbytes_compute_in(model, torch_dtype(compute), exact)
         return model
     raise BadInput(f"{recipe.short}: cannot be loaded as; only quanto and bnb recipes quantize on the fly: convert it first")
 

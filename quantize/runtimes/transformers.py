@@ -79,7 +79,7 @@ class TransformersRuntime(Runtime):
         if self.format == "quanto":
             return load.load_quanto(self.folder, dtype, self._device)
         if self.format == "bitsandbytes":
-            return load.load_bitsandbytes(self.folder, dtype, self._device)
+            return load.load_bitsandbytes(self.folder, dtype, self._device, exact)
         if self.format in ("gptq", "awq"):
             return load.load_gptqmodel(self.folder, dtype, self._device)
         return load.load_model(self.folder, dtype, self._device, trust_remote_code=self._run.trust_remote_code)

@@ -36,8 +36,6 @@ ROUNDING_MARGIN = 4.0
 # What each runtime and format adds of its own, beyond float32's.
 KL_TOLERANCES = {
     "transformers": KL_FLOAT32,
-    # LLM.int8() rounds activations to 8 bits by row, in every mode; the second reader's side does not.
-    "bnb-int8": 5e-3,
     # llama.cpp rounds activations to 8 bits in blocks of 32 or 256 wherever weights are quantized, exact or not:
     # 1e-4 to 2e-3 seen.
     "llamacpp": 2e-2,
@@ -64,9 +62,11 @@ def compare_logits(
     """
     rows = fixed_rows(checkpoint, min(runtime.context, WINDOW_TOKENS))
     try:
-        exact = _run_reference(checkpoint, read, rows, extra, None)
+        exact = _run_reference(checkpoint, read, rows, extra, None, False)
         rounding = _activations(method, recipe, stage)
-        reference = exact if rounding is None else _run_reference(checkpoint, read, rows, extra, rounding)
+        reference = (
+            exact if rounding is None else _run_reference(checkpoint, read, rows, extra, rounding, method.runtime == "llamacpp")
+        )
     except Unsupported as error:
         kept = Check(name="logits", passed=True, detail=f"not compared: {error}")
         return [kept, *_runs(runtime, rows)], "tensors"
@@ -166,11 +166,16 @@ def _log_softmax(logits: np.ndarray) -> np.ndarray:
 def _activations(method: Method, recipe: Recipe, stage: Path) -> dict[str, str] | None:
     """How the runtime rounds what meets each tensor, where the method knows (``activation_types``); None: not at all."""
     known = getattr(method, "activation_types", None)
-    return dict(known(stage, recipe)) if known else None
+    return known(stage, recipe) if known else None
 
 
 def _run_reference(
-    checkpoint: Checkpoint, read: Read, rows: np.ndarray, extra: frozenset[str], activations: dict[str, str] | None
+    checkpoint: Checkpoint,
+    read: Read,
+    rows: np.ndarray,
+    extra: frozenset[str],
+    activations: dict[str, str] | None,
+    gelu_table: bool,
 ) -> np.ndarray:
     """All logits (rows, positions, vocabulary): a window of 64 positions and 262k columns is 67 MB."""
     kept: list[np.ndarray] = []
@@ -178,7 +183,7 @@ def _run_reference(
     def keep(row: int, first: int, logits: np.ndarray) -> None:
         kept.append(logits.copy())
 
-    _run_streamed(checkpoint, read, rows, extra, keep, activations)
+    _run_streamed(checkpoint, read, rows, extra, keep, activations, gelu_table)
     return np.concatenate(kept).reshape(*rows.shape, -1)
 
 
@@ -189,13 +194,14 @@ def _run_streamed(
     extra: frozenset[str],
     consume: Consume,
     activations: dict[str, str] | None = None,
+    gelu_table: bool = False,
 ) -> None:
-    from quantize.hf.streamed import round_like_llamacpp, streamed_model
+    from quantize.hf.streamed import round_like_runtime, streamed_model
     from quantize.runtimes.transformers import TransformersRuntime
 
     model = streamed_model(checkpoint, read, extra)
     if activations is not None:
-        round_like_llamacpp(model, checkpoint, activations)
+        round_like_runtime(model, checkpoint, activations, gelu_table)
     with TransformersRuntime(checkpoint.folder, RunOptions(device="cpu", dtype="float32"), model=model) as runtime:
         runtime.logits(rows, 0, consume)
 

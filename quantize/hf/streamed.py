@@ -57,24 +57,28 @@ def streamed_model(
     return streamed
 
 
-def round_like_llamacpp(model: "PreTrainedModel", checkpoint: Checkpoint, kinds: dict[str, str]) -> None:
-    """Round what enters each linear layer whose tensor ``kinds`` names (``round_activations``), and what a GELU takes and gives:
-    ggml looks that function up in a table of float16 between -10 and 10."""
+def round_like_runtime(model: "PreTrainedModel", checkpoint: Checkpoint, kinds: dict[str, str], gelu_table: bool) -> None:
+    """Round what enters each linear layer whose tensor ``kinds`` names (``round_activations``; ``bf16_io``: in and out).
+
+    ``gelu_table``: also what a GELU takes and gives, which ggml looks up in a table of float16 between -10 and 10.
+    """
     import torch
 
     from quantize.numerics.activations import round_activations
 
-    def in_half(inputs: torch.Tensor, output: torch.Tensor, gelu: torch.nn.Module) -> torch.Tensor:
-        looked_up = gelu.forward(inputs.half().float()).half().float()
-        return torch.where(inputs.abs() < 10, looked_up, output)
+    def looked_up(gelu: torch.nn.Module, inputs: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
+        return torch.where(inputs.abs() < 10, gelu.forward(inputs.half().float()).half().float(), output)
 
     layers = find_layers(checkpoint)
-    for module in [*layers.linear, *([layers.head] if layers.head else [])]:
-        kind = kinds.get(layers.tensor(module))
-        if kind is not None:
-            model.get_submodule(module).register_forward_pre_hook(
-                lambda _, inputs, kind=kind: (round_activations(inputs[0], kind), *inputs[1:])
-            )
-    for part in model.modules():
+    for name in [*layers.linear, *([layers.head] if layers.head else [])]:
+        kind = kinds.get(layers.tensor(name))
+        if kind is None:
+            continue
+        module = model.get_submodule(name)
+        rounded = kind.removesuffix("_io")
+        module.register_forward_pre_hook(lambda _, inputs, kind=rounded: (round_activations(inputs[0], kind), *inputs[1:]))
+        if kind.endswith("_io"):
+            module.register_forward_hook(lambda _, __, output, kind=rounded: round_activations(output, kind))
+    for part in model.modules() if gelu_table else ():
         if "GELU" in type(part).__name__.upper() and not list(part.parameters()):
-            part.register_forward_hook(lambda gelu, inputs, output: in_half(inputs[0], output, gelu))
+            part.register_forward_hook(lambda gelu, inputs, output: looked_up(gelu, inputs[0], output))

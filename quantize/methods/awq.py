@@ -95,6 +95,10 @@ class Awq(Method):
     def expected(self, checkpoint: Checkpoint, recipe: AwqRecipe) -> set[str]:
         return set(quantizable(checkpoint))
 
+    def activation_types(self, stage: Path, recipe: AwqRecipe) -> dict[str, str]:
+        """The kernels take and give 16-bit floats."""
+        return dict.fromkeys(self.quantized(stage, recipe), "bf16_io")
+
     def kl_tolerance(self, recipe: AwqRecipe) -> float:
         """Of the runtime's logits against this file's reader: the kernels round scales and activations to bfloat16 or float16."""
         return 1e-3

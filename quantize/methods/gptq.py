@@ -128,6 +128,12 @@ class Gptq(Method):
     def expected(self, checkpoint: Checkpoint, recipe: GptqRecipe) -> set[str]:
         return set(quantizable(checkpoint))
 
+    def activation_types(self, stage: Path, recipe: GptqRecipe) -> dict[str, str] | None:
+        """The 4-bit kernel for CPUs takes and gives bfloat16; the other widths compute in the dtype of the model."""
+        if recipe.bits != 4:
+            return None
+        return dict.fromkeys(self.quantized(stage, recipe), "bf16_io")
+
     def kl_tolerance(self, recipe: GptqRecipe) -> float:
         """Of the runtime's logits against this file's reader. The 4-bit kernel for CPUs rounds scales and activations to bfloat16
         (2e-5 seen); the others compute in the dtype of the model (4e-8 seen in float32)."""

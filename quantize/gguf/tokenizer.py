@@ -1,5 +1,6 @@
 """A checkpoint's tokenizer as GGUF metadata: the ``tokenizer.*`` keys that make llama.cpp give the source's ids."""
 
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 
 from gguf import GGUFValueType, Keys
@@ -31,13 +32,29 @@ def tokenizer_metadata(checkpoint: Checkpoint, *, pre: str | None = None) -> Tok
     ``pre``: llama.cpp's name of the pre-tokenizer, for a split that is not recognised.
     Errors: Unsupported where llama.cpp has no such tokenizer; BadInput for damaged files or an unknown ``pre``.
     """
+    key = _key(checkpoint, pre)
+    if key in _made:  # asked for by check and by convert; a large vocabulary takes seconds
+        return _made[key]
     source = SourceTokenizer.open(checkpoint.folder)
     vocabulary = read_vocabulary(source, embedding_rows(checkpoint), pre=pre, model_type=checkpoint.model_type)
     kvs = _vocabulary_kvs(vocabulary)
     special, notes = special_kvs(checkpoint, source, vocabulary)
     kvs |= special
     kvs |= template_kvs(chat_templates(checkpoint, source))
-    return TokenizerMetadata(kvs, [*vocabulary.notes, *notes])
+    _made.clear()
+    _made[key] = TokenizerMetadata(kvs, [*vocabulary.notes, *notes])
+    return _made[key]
+
+
+_made: dict[Hashable, TokenizerMetadata] = {}  # the last one made
+
+
+def _key(checkpoint: Checkpoint, pre: str | None) -> Hashable:
+    """What the metadata depends on: the files as they are now, the embedding's rows, the config."""
+    files = [*sorted(p for p in checkpoint.folder.glob("*.*") if p.suffix in (".json", ".model", ".txt", ".jinja")),
+             *sorted(checkpoint.folder.glob("additional_chat_templates/*"))]  # fmt: skip
+    state = tuple((str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files)
+    return state, pre, embedding_rows(checkpoint), repr(checkpoint.config)
 
 
 def check_tokenizer(checkpoint: Checkpoint, *, pre: str | None = None) -> None:

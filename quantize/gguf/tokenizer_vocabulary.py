@@ -259,7 +259,7 @@ def _unknown_id(source: SourceTokenizer) -> int | None:
 def _merges(source: SourceTokenizer) -> Iterable[tuple[str, str]]:
     """Errors: BadInput where a merge is not a pair."""
     for merge in source.definition["model"].get("merges") or []:
-        pair = merge.split(" ") if isinstance(merge, str) else merge
+        pair = merge.split(" ") if type(merge) is str else merge
         if not isinstance(pair, list) or len(pair) != 2:
             raise BadInput(f"{source.file}: the merge {merge!r} is not a pair of tokens; fetch the file again")
         yield pair[0], pair[1]

@@ -14,6 +14,7 @@ import shutil
 import sys
 import tempfile
 import threading
+import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -120,7 +121,7 @@ def quantize(
             trust_remote_code=checkpoint.trust_remote_code,
         )
         samples = [{"input_ids": row, "attention_mask": [1] * len(row)} for row in rows.tolist()]
-        with _watched_hessians() as floors, awq_search(), _progress(model, checkpoint, title, run, stderr):
+        with _surviving_workers(), _watched_hessians() as floors, awq_search(), _progress(model, checkpoint, title, run, stderr):
             log = model.quantize(samples, batch_size=BATCH_ROWS, backend=BACKEND[backend])
         flat = [row for entries in log.values() for row in entries] if isinstance(log, dict) else list(log)
         notes = _damping_notes(flat, config, floors)
@@ -170,6 +171,34 @@ def _layer_at(error: BaseException) -> int | None:
         found = index if isinstance(index, int) else found
         trace = trace.tb_next
     return found
+
+
+@contextlib.contextmanager
+def _surviving_workers() -> Iterator[None]:
+    """Raise what a worker thread of the engine raised. Left alone, it prints a traceback and ends the whole process at once: no
+    message of ours, and the staging folder stays behind."""
+    from gptqmodel.utils.threadx import _DeviceWorker
+
+    failures: list[BaseException] = []
+    original = _DeviceWorker._abort_process
+
+    def keep(self: Any, error: BaseException) -> None:
+        frames = traceback.extract_tb(error.__traceback__)
+        if any(frame.name == "_run_warmup" for frame in frames):  # its task is never answered: waiting for it would not end
+            original(self, error)
+        failures.append(error)
+
+    _DeviceWorker._abort_process = keep
+    try:
+        yield
+    except Exception as error:
+        if failures and error is not failures[0]:  # what went wrong first, not what followed from it
+            raise failures[0] from error
+        raise
+    finally:
+        _DeviceWorker._abort_process = original
+    if failures:
+        raise failures[0]
 
 
 @contextlib.contextmanager

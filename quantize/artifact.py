@@ -185,7 +185,10 @@ def staging(out: Path) -> Iterator[Path]:
     made = [p for p in [out.parent, *out.parent.parents] if not p.exists()]
     stage = out.parent / f".{out.name}.staging-{os.getpid()}"
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            out.parent.mkdir(parents=True, exist_ok=True)
+        except FileNotFoundError:  # a folder that takes no others, such as /proc
+            raise BadInput(f"{out}: cannot be written ({made[-1].parent} takes no folders); choose another -o") from None
         if stage.exists():
             shutil.rmtree(stage)
         stage.mkdir()
@@ -207,7 +210,7 @@ def _disk_error(error: OSError, out: Path) -> Exception:
 
     if error.errno == errno.ENOSPC:
         return StepFailed(f"{out}: the disk is full; free some space (`quantwright plan` says how much is needed) and run again")
-    if error.errno in (errno.EROFS, errno.EACCES, errno.EDQUOT):
+    if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM, errno.EDQUOT):
         return StepFailed(f"{out}: cannot be written: {error.strerror}")
     return error
 

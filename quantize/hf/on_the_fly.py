@@ -24,7 +24,10 @@ def load_quantized(folder: Path, recipe: Recipe, run: RunOptions, *, exact: bool
     if recipe.method == "dense":
         return load_model(folder, str(getattr(recipe, "dtype", compute)), run.resolved_device)
     if recipe.method == "quanto":
-        return quantize_quanto(folder, recipe, compute, run)
+        model = quantize_quanto(folder, recipe, stored, run)
+        with quiet():
+            _quanto_compute_in(model, torch_dtype(compute))
+        return model
     if recipe.method == "bnb":
         model = quantize_bitsandbytes(folder, recipe, stored, run)
         bitsandbytes_compute_in(model, torch_dtype(compute), exact)
@@ -45,6 +48,29 @@ def quantize_quanto(folder: Path, recipe: Any, dtype: str, run: RunOptions) -> "
         wrapped = QuantizedModelForCausalLM.quantize(model, weights=QUANTO_TYPES[recipe.weights], exclude=exclude)
         quantized: PreTrainedModel = wrapped._wrapped
     return quantized
+
+
+def _quanto_compute_in(model: "PreTrainedModel", dtype: Any) -> None:
+    """Cast scales and unquantized parameters; the integers stay. The result is what a saved model gives when it is loaded so."""
+    import torch
+    from optimum.quanto import WeightQBitsTensor, WeightQBytesTensor
+
+    for module in model.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            cast: Any
+            if parameter.dtype == dtype or not parameter.dtype.is_floating_point:
+                continue
+            if isinstance(parameter, WeightQBytesTensor):
+                w: Any = parameter
+                cast = WeightQBytesTensor(w.qtype, w.axis, w.size(), w.stride(), w._data, w._scale.to(dtype), None)
+            elif isinstance(parameter, WeightQBitsTensor):
+                # The bfloat16 kernel's own layout is undone as it is for saving.
+                w = parameter if type(parameter) is WeightQBitsTensor else parameter.weight_qbits_tensor()
+                shift = w._shift.to(dtype) if w._shift.is_floating_point() else w._shift
+                cast = WeightQBitsTensor(w.qtype, w.axis, w._group_size, w.size(), w.stride(), w._data, w._scale.to(dtype), shift)
+            else:
+                cast = parameter.data.to(dtype)
+            setattr(module, name, torch.nn.Parameter(cast, requires_grad=False))
 
 
 def _head_name(model: "PreTrainedModel") -> str | None:

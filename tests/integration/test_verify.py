@@ -1,0 +1,247 @@
+"""Verification notices damage: scales that grew, tensors swapped, a row lost, a tokenizer changed, a runtime that disagrees."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from quantize import Artifact, Checkpoint, convert
+from quantize.artifact import Check, Verification
+from quantize.hf.tensors import Entry, StoredTensors, write_folder
+from quantize.methods import Conversion
+from quantize.recipe import RunOptions, parse_recipe
+from quantize.registry import method
+from quantize.verify import verify
+from quantize.verify_logits import KL_FLOAT32
+
+CPU = RunOptions(device="cpu")
+RECIPES = ["quanto-int8", "quanto-int4", "bnb-nf4", "bnb-nf4:double_quant=true", "bnb-int8"]
+LAYER = "model.layers.0.mlp.up_proj.weight"
+OTHER = "model.layers.0.mlp.gate_proj.weight"
+
+
+@pytest.fixture(scope="module")
+def source(make_checkpoint: Callable[..., Path]) -> Path:
+    return make_checkpoint(num_hidden_layers=1)
+
+
+@pytest.fixture(scope="module")
+def artifacts(source: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Artifact]:
+    folder = tmp_path_factory.mktemp("artifacts")
+    return {short: convert(source, short, folder / parse_recipe(short).slug, run=CPU) for short in RECIPES}
+
+
+@pytest.mark.parametrize("short", RECIPES)
+def test_sound_artifacts_pass(short: str, artifacts: dict[str, Artifact]) -> None:
+    verification = artifacts[short].manifest.verification
+    assert verification.level == "full"
+    assert verification.passed
+    checks = {check.name: check for check in verification.checks}
+    assert set(checks) >= {"types", "tokenizer", "chat template", "weights", "weight error", "opens", "logits"}
+    assert checks["distance to source"].tolerance is None
+    assert checks["distance to source"].value is not None
+    if short != "bnb-int8":  # which rounds activations
+        assert checks["logits"].value is not None
+        assert checks["logits"].value < KL_FLOAT32
+    assert 0.001 < (checks["weight error"].value or 0) < 0.2
+
+
+def rewrite(folder: Path, change: Callable[[dict[str, np.ndarray]], None]) -> None:
+    """Read every tensor of ``folder`` as raw arrays, change them, write them back."""
+    stored = StoredTensors(folder)
+    arrays = {name: np.array(stored.raw(name)) for name in stored}
+    change(arrays)
+    entries = [Entry(name, info.dtype, arrays[name].shape) for name, info in stored.info.items()]
+    write_folder(folder, entries, lambda name: arrays[name])
+
+
+def bfloat16_times(raw: np.ndarray, factor: float) -> np.ndarray:
+    values = (raw.astype(np.uint32) << 16).view(np.float32) * np.float32(factor)
+    return (values.view(np.uint32) >> 16).astype(np.uint16)
+
+
+def parts(arrays: dict[str, np.ndarray], layer: str) -> list[str]:
+    base = layer.removesuffix("weight")
+    return sorted(name for name in arrays if name.startswith(base))
+
+
+def grow_scales(arrays: dict[str, np.ndarray]) -> None:
+    names = [n for n in parts(arrays, LAYER) if n.endswith(("_scale", "_shift", ".absmax", ".nested_absmax", "SCB"))]
+    names = [n for n in names if not n.endswith(("input_scale", "output_scale"))]
+    if f"{LAYER}.nested_absmax" in arrays:
+        arrays[f"{LAYER}.nested_absmax"] *= np.float32(1.5)
+        name = f"{LAYER}.quant_state.bitsandbytes__nf4"
+        state = json.loads(bytes(arrays[name]))
+        state["nested_offset"] *= 1.5
+        arrays[name] = np.frombuffer(json.dumps(state).encode(), np.uint8)
+        return
+    for name in names:
+        raw = arrays[name]
+        arrays[name] = bfloat16_times(raw, 1.5) if raw.dtype == np.uint16 else raw * np.float32(1.5)
+    assert names
+
+
+def swap(arrays: dict[str, np.ndarray]) -> None:
+    for mine, theirs in zip(parts(arrays, LAYER), parts(arrays, OTHER), strict=True):
+        arrays[mine], arrays[theirs] = arrays[theirs], arrays[mine]
+
+
+def lose_row(arrays: dict[str, np.ndarray]) -> None:
+    for name in parts(arrays, LAYER):
+        raw = arrays[name]
+        if name.endswith(("weight._data", "weight")) and raw.dtype == np.int8:
+            raw[7] = 0
+        elif name.endswith(("weight._scale", "weight._shift")) or (name.endswith(".absmax") and raw.dtype == np.float32):
+            raw.reshape(512, -1)[7] = 0
+        elif name == LAYER and f"{LAYER}.nested_absmax" in arrays:
+            raw.reshape(512, -1)[7] = 0x77  # nf4's code for zero, twice
+
+
+@pytest.mark.parametrize("short", RECIPES)
+@pytest.mark.parametrize("damage", [grow_scales, swap, lose_row])
+def test_damage_is_noticed(
+    short: str, damage: Callable[[dict[str, np.ndarray]], None], artifacts: dict[str, Artifact], source: Path, tmp_path: Path
+) -> None:
+    verification = reverify(short, artifacts, source, tmp_path, lambda folder: rewrite(folder, damage), "tensors")
+    failed = next(check for check in verification.checks if not check.passed)
+    assert failed.name == "weights"
+    assert LAYER in failed.detail or OTHER in failed.detail
+
+
+def reverify(
+    short: str,
+    artifacts: dict[str, Artifact],
+    source: Path,
+    tmp_path: Path,
+    change: Callable[[Path], None],
+    level: str,
+) -> Verification:
+    stage = tmp_path / "stage"
+    shutil.copytree(artifacts[short].folder, stage)
+    change(stage)
+    recipe = parse_recipe(short)
+    notes = list(artifacts[short].manifest.notes)
+    result = verify(method(recipe.method), recipe, stage, Checkpoint.open(source), Conversion(0, "", notes=notes), CPU, level)
+    assert not result.passed
+    assert {path.name for path in tmp_path.iterdir()} == {"stage"}  # no scratch left
+    return result
+
+
+def failed_check(result: Verification) -> Check:
+    return next(check for check in result.checks if not check.passed)
+
+
+def test_a_missing_tensor(artifacts: dict[str, Artifact], source: Path, tmp_path: Path) -> None:
+    def drop(folder: Path) -> None:
+        stored = StoredTensors(folder)
+        arrays = {name: np.array(stored.raw(name)) for name in stored}
+        entries = [Entry(n, i.dtype, i.shape) for n, i in stored.info.items() if n != "model.norm.weight"]
+        write_folder(folder, entries, lambda name: arrays[name])
+
+    failed = failed_check(reverify("bnb-nf4", artifacts, source, tmp_path, drop, "tensors"))
+    assert failed.name == "weights"
+    assert "model.norm.weight" in failed.detail
+
+
+def test_a_tensor_left_unquantized(artifacts: dict[str, Artifact], source: Path, tmp_path: Path) -> None:
+    def undo(folder: Path) -> None:
+        stored = StoredTensors(folder)
+        arrays = {name: np.array(stored.raw(name)) for name in stored if not name.startswith(f"{LAYER}._")}
+        entries = [Entry(n, i.dtype, i.shape) for n, i in stored.info.items() if n in arrays]
+        arrays[LAYER] = np.array(Checkpoint.open(source).read(LAYER))
+        write_folder(folder, [*entries, Entry(LAYER, "BF16", arrays[LAYER].shape)], lambda name: arrays[name])
+
+    failed = failed_check(reverify("quanto-int8", artifacts, source, tmp_path, undo, "tensors"))
+    assert failed.name == "types"
+    assert failed.detail == f"{LAYER} should be quantized and is not"
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "added_tokens.json"])
+def test_another_tokenizer(name: str, artifacts: dict[str, Artifact], source: Path, tmp_path: Path) -> None:
+    failed = failed_check(
+        reverify("bnb-nf4", artifacts, source, tmp_path, lambda folder: (folder / name).write_text("{}") and None, "tensors")
+    )
+    assert failed.name == "tokenizer"
+    assert name in failed.detail
+
+
+def test_another_chat_template(artifacts: dict[str, Artifact], source: Path, tmp_path: Path) -> None:
+    def change(folder: Path) -> None:
+        path = folder / "tokenizer_config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "chat_template": "{{ messages }}"}))
+
+    result = reverify("bnb-nf4", artifacts, source, tmp_path, change, "tensors")
+    assert {check.name for check in result.checks if not check.passed} == {"tokenizer", "chat template"}
+
+
+def test_a_runtime_that_computes_something_else(artifacts: dict[str, Artifact], source: Path, tmp_path: Path) -> None:
+    """The files are sound and the config makes the runtime read them otherwise: only the logits can tell."""
+
+    def change(folder: Path) -> None:
+        config = json.loads((folder / "config.json").read_text())
+        config["rope_parameters"]["rope_theta"] = 100.0
+        (folder / "config.json").write_text(json.dumps(config))
+
+    failed = failed_check(reverify("quanto-int8", artifacts, source, tmp_path, change, "full"))
+    assert failed.name == "logits"
+    assert failed.value is not None
+    assert failed.tolerance == KL_FLOAT32
+    assert failed.value > KL_FLOAT32
+
+
+def test_a_folder_that_does_not_open(artifacts: dict[str, Artifact], source: Path, tmp_path: Path) -> None:
+    failed = failed_check(
+        reverify("bnb-nf4", artifacts, source, tmp_path, lambda folder: (folder / "config.json").unlink(), "tensors")
+    )
+    assert failed.name == "opens"
+
+
+GGUF_DAMAGE = ["swap", "lose row"]
+
+
+@pytest.mark.parametrize("damage", GGUF_DAMAGE)
+def test_damage_to_a_gguf_is_noticed(damage: str, source: Path, tmp_path: Path) -> None:
+    pytest.importorskip("llama_cpp")
+    from quantize.gguf.reader import read_gguf
+
+    recipe = parse_recipe("gguf-q4_k_m")
+    artifact = convert(source, recipe, tmp_path / "stage", verify="none", run=CPU)
+    path = artifact.gguf
+    assert path is not None
+    file = read_gguf(path)
+    data = bytearray(path.read_bytes())
+    up, gate = file.tensors["blk.0.ffn_up.weight"], file.tensors["blk.0.ffn_gate.weight"]
+    assert up.size_bytes == gate.size_bytes
+    a, b = slice(up.offset, up.offset + up.size_bytes), slice(gate.offset, gate.offset + gate.size_bytes)
+    if damage == "swap":
+        data[a], data[b] = data[b], data[a]
+    else:
+        row = up.size_bytes // 512
+        data[up.offset + 7 * row : up.offset + 8 * row] = bytes(row)
+    path.write_bytes(data)
+    result = verify(method("gguf"), recipe, tmp_path / "stage", Checkpoint.open(source), Conversion(0, ""), CPU, "tensors")
+    assert failed_check(result).name == "weights"
+
+
+def test_notes_name_what_quanto_lowers_silently(make_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+    """288 inputs: groups of 96; 96 inputs: none."""
+    folder = make_checkpoint(hidden_size=96, intermediate_size=288, num_attention_heads=2, head_dim=48, num_hidden_layers=1)
+    artifact = convert(folder, "quanto-int4", tmp_path / "a", run=CPU)
+    what = {note.tensor: note.what for note in artifact.manifest.notes}
+    assert what["model.layers.0.mlp.down_proj.weight"] == "groups of 96 instead of 128"
+    assert what["model.layers.0.mlp.up_proj.weight"] == "one scale per row instead of groups of 128"
+    assert what["lm_head.weight"] == "kept as BF16"
+    assert artifact.manifest.verification.passed
+
+
+@pytest.mark.parametrize("short", ["quanto-int8:lm_head=true", "quanto-float8", "quanto-int2", "bnb-fp4"])
+def test_tied_checkpoints(short: str, make_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+    folder = make_checkpoint(tie_word_embeddings=True, num_hidden_layers=1)
+    artifact = convert(folder, short, tmp_path / "a", run=CPU)
+    assert artifact.manifest.verification.level == "full"
+    named = {note.tensor for note in artifact.manifest.notes}
+    assert "model.embed_tokens.weight" in named
+    assert ("lm_head.weight" in named) == ("lm_head" in short)

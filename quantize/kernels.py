@@ -33,8 +33,8 @@ def ensure_kernel_environment() -> None:
 
 
 def extension_folders() -> list[Path]:
-    """Where torch's loader builds extensions: its cache, and the folder inside optimum-quanto that this library uses."""
-    folders = []
+    """Where extensions are built: torch's cache, GPTQModel's, and the folder inside optimum-quanto that this library uses."""
+    folders = [Path.home() / ".cache" / "gptqmodel" / "torch_extensions"]
     configured = os.environ.get("TORCH_EXTENSIONS_DIR")
     cache = (
         Path(configured) if configured else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "torch_extensions"
@@ -92,3 +92,63 @@ def _file_lock() -> Iterator[None]:
     with open(path, "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+def build_kernels() -> list[tuple[str, str]]:
+    """Compile (or find compiled) what optimum-quanto and GPTQModel would compile on first use.
+
+    Returns (kernel, "ready" or why not) for each; a library that is not installed is left out.
+    """
+    ensure_kernel_environment()
+    results = []
+    for name, library, build in (
+        ("optimum-quanto: unpacking of 2 and 4 bits", "optimum.quanto", _build_quanto),
+        ("GPTQModel: packing", "gptqmodel", _build_gptqmodel),
+    ):
+        try:
+            if find_spec(library) is None:
+                continue
+        except ModuleNotFoundError:  # the parent package is missing
+            continue
+        try:
+            build()
+            results.append((name, "ready"))
+        except (RuntimeError, OSError, ImportError) as error:
+            lines = str(error).strip().splitlines()
+            results.append((name, lines[0] if lines else type(error).__name__))
+    return results
+
+
+def _build_quanto() -> None:
+    from quantize.hf.quiet import quiet
+
+    with quiet():
+        import optimum.quanto  # noqa: F401  (registers its kernels)
+        import torch
+
+        torch.ops.quanto.unpack(torch.zeros(1, 1, dtype=torch.uint8), 4)
+
+
+def _build_gptqmodel() -> None:
+    from quantize.hf.quiet import quiet
+
+    with quiet():
+        from gptqmodel.utils.cpp import load_pack_block_extension
+
+        if load_pack_block_extension() is None:
+            raise RuntimeError("not built; GPTQModel packs without it, more slowly")
+
+
+def main() -> int:
+    """Used by set-up. A kernel that cannot be built is said so and is no failure: its recipes then build it or go without."""
+    import time
+
+    began = time.monotonic()
+    for name, state in build_kernels():
+        print(f"   {name}: {state}", flush=True)
+    print(f"   {time.monotonic() - began:.0f} s", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -47,3 +47,11 @@ def test_the_interpreters_own_programs_are_found(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("PATH", "/usr/bin")
     ensure_kernel_environment()
     assert os.environ["PATH"].split(os.pathsep)[0] == os.path.dirname(sys.executable)
+
+
+@pytest.mark.long  # imports both libraries; compiles for minutes where set-up did not
+def test_kernels_that_set_up_builds_are_ready() -> None:
+    from quantize.kernels import build_kernels
+
+    results = dict(build_kernels())
+    assert all(state == "ready" for state in results.values()), results

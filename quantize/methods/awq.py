@@ -22,9 +22,13 @@ BITS = 4
 GROUP_SIZES = (32, 64, 128)
 #: the engine searches clipping bounds 64 outputs at a time
 OUTPUT_MULTIPLE = 64
+_LAYERS = "the engine (GPTQModel 7.6) cannot run its attention alone to search scales; gptq-int4 can take it"
 EXCLUDED = {
-    "gemma3_text": "the engine (GPTQModel 7.6) cannot run its layers alone, because of their two rotary embeddings; "
-    "use gptq-int4 or a gguf recipe"
+    "gemma2": _LAYERS,
+    "gemma3_text": "the engine (GPTQModel 7.6) cannot run its layers alone, having two rotary embeddings; gptq-int4 can take it",
+    "stablelm": _LAYERS,
+    "cohere2": "the engine (GPTQModel 7.6) cannot move scales into its norm; gptq-int4 can take it",
+    "starcoder2": "the engine's (GPTQModel 7.6) result gives NaN when it runs; gptq-int4 can take it",
 }
 
 

@@ -8,13 +8,17 @@ from quantize.artifact import Note
 from quantize.checkpoint import FLOAT_DTYPES, Checkpoint, TensorInfo
 from quantize.errors import Unsupported
 
-#: model types that GPTQModel 7.6 defines and whose quantized linears are all two-dimensional weights of decoder layers
+#: model types whose small random models went through the engine, verified (tests/integration/test_gptq_awq.py, the long ones)
 MODEL_TYPES = frozenset(
     {
-        "cohere", "cohere2", "gemma", "gemma2", "gemma3_text", "glm", "glm4", "granite", "llama", "mistral", "mixtral", "olmo2",
-        "phi", "phi3", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "smollm3", "stablelm", "starcoder2",
+        "cohere", "cohere2", "gemma", "gemma2", "gemma3_text", "granite", "llama", "mistral", "olmo2", "phi", "qwen2", "qwen3",
+        "qwen3_moe", "smollm3", "stablelm", "starcoder2",
     }
 )  # fmt: skip
+_FUSED = "the engine (GPTQModel 7.6) splits its fused gate_up_proj and saves names that loaders do not look for"
+_EXPERTS = "the engine (GPTQModel 7.6) saves its experts under names that loaders do not look for"
+#: model types that the engine says it takes, and why the result would not load
+UNLOADABLE = {"phi3": _FUSED, "glm": _FUSED, "glm4": _FUSED, "mixtral": _EXPERTS, "qwen2_moe": _EXPERTS}
 #: two-dimensional weights of decoder layers that stay as they are: they choose experts
 ROUTERS = re.compile(r"\.(mlp|block_sparse_moe)\.(gate|router|shared_expert_gate)\.weight$")
 DECODER_LAYER = re.compile(r"(^|\.)layers\.\d+\.")
@@ -42,8 +46,10 @@ def quantizable(checkpoint: Checkpoint) -> dict[str, TensorInfo]:
 def check_model_type(checkpoint: Checkpoint, method: str, excluded: dict[str, str]) -> None:
     """Errors: Unsupported where the engine does not know the model, or ``excluded`` says why not; or nothing is quantizable."""
     kind = checkpoint.model_type
-    if kind in excluded:
-        raise Unsupported(f"{checkpoint.source}: {method} cannot take {checkpoint.architecture}: {excluded[kind]}")
+    if reason := excluded.get(kind) or UNLOADABLE.get(kind):
+        raise Unsupported(
+            f"{checkpoint.source}: {method} cannot take {checkpoint.architecture}: {reason}; try a gguf, quanto or bnb recipe"
+        )
     if kind not in MODEL_TYPES:
         raise Unsupported(
             f"{checkpoint.source}: {method} cannot take model_type {kind!r}; it takes {', '.join(sorted(MODEL_TYPES))}; "

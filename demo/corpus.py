@@ -8,13 +8,13 @@ shares a run of twelve words with it is left out (some packages quote the langua
 """
 
 import argparse
-import ast
 import gzip
-import inspect
 import re
 import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
+
+from quantize.calibration import documentation_strings, held_out_text
 
 SEPARATOR = "<|endoftext|>"
 SHINGLE = 12  # words
@@ -25,21 +25,6 @@ def shingles(text: str) -> set[int]:
     return {hash(tuple(words[i : i + SHINGLE])) for i in range(len(words) - SHINGLE + 1)}
 
 
-def module_documentation(path: Path) -> str:
-    """All documentation strings of one source file, in order of appearance; empty where it does not parse."""
-    try:
-        tree = ast.parse(path.read_bytes())
-    except (SyntaxError, ValueError, RecursionError):
-        return ""
-    parts = []
-    for node in ast.walk(tree):
-        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
-            doc = ast.get_docstring(node, clean=False)
-            if doc and len(doc) > 60:
-                parts.append(inspect.cleandoc(doc))
-    return "\n\n".join(parts)
-
-
 def documentation(roots: list[Path], banned: set[int]) -> Iterator[str]:
     seen: set[int] = set()
     for root in roots:
@@ -48,7 +33,7 @@ def documentation(roots: list[Path], banned: set[int]) -> Iterator[str]:
             if "pydoc_data" in inside or "site-packages" in inside:
                 continue
             kept = []
-            for part in module_documentation(path).split("\n\n"):
+            for part in "\n\n".join(documentation_strings(path)).split("\n\n"):
                 key = hash(part)
                 if key in seen or (len(part) > 80 and shingles(part) & banned):
                     continue
@@ -65,9 +50,7 @@ def main() -> None:
     parser.add_argument("--books", type=Path, help="text file (.gz allowed), books separated by <|endoftext|>")
     args = parser.parse_args()
 
-    from pydoc_data.topics import topics
-
-    banned = shingles("\n".join(topics.values()))
+    banned = shingles(held_out_text())
     args.out.mkdir(parents=True, exist_ok=True)
     paths = sysconfig.get_paths()
     stdlib, site = Path(paths["stdlib"]), Path(paths["purelib"])

@@ -21,6 +21,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from quantize.calibration import held_out_text
+
 SEPARATOR = "<|endoftext|>"
 # The split pattern of Qwen2's tokenizer.json.
 SPLIT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -151,12 +153,6 @@ def bits_per_byte(model, tokenizer, text: str, context: int, device: str) -> flo
         start += context // 2
     model.train()
     return total / math.log(2) / len(text.encode())
-
-
-def held_out_text() -> str:
-    from pydoc_data.topics import topics
-
-    return "\n\n".join(topics[name] for name in sorted(topics))
 
 
 def build(size: Size, seed: int):

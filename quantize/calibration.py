@@ -41,16 +41,23 @@ def stdlib_documentation() -> str:
     for path in sorted(root.rglob("*.py")):
         if skipped & set(path.relative_to(root).parts):
             continue
-        try:
-            tree = ast.parse(path.read_bytes())
-        except (SyntaxError, ValueError):
-            continue
-        for node in ast.walk(tree):
-            if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
-                text = ast.get_docstring(node, clean=False)
-                if text and len(text) > 60:
-                    parts.append(inspect.cleandoc(text))
+        parts += documentation_strings(path)
     return "\n\n".join(parts)
+
+
+def documentation_strings(path: Path) -> list[str]:
+    """Those of one source file that are longer than 60 characters, breadth first; none where it does not parse."""
+    try:
+        tree = ast.parse(path.read_bytes())
+    except (SyntaxError, ValueError, RecursionError):
+        return []
+    parts = []
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
+            text = ast.get_docstring(node, clean=False)
+            if text and len(text) > 60:
+                parts.append(inspect.cleandoc(text))
+    return parts
 
 
 def held_out_text() -> str:

@@ -22,6 +22,7 @@ from quantize.recipe import CalibrationOptions, Recipe, RunOptions
 @click.option("--seed", type=int, default=0, show_default=True, help="which windows of the calibration text are drawn")
 @click.option("--verify", type=click.Choice(["full", "tensors", "none"]), default="full", show_default=True)
 @click.option("--force", is_flag=True, help="replace what lies at --out")
+@click.option("--pre-tokenizer", help="GGUF: llama.cpp's name of the pre-tokenizer, where it is not recognised")
 @click.option("--adapter", type=click.Path(path_type=Path), help="folder of a PEFT LoRA, merged into the model first")
 @run_options
 def convert(
@@ -34,6 +35,7 @@ def convert(
     seed: int,
     verify: str,
     force: bool,
+    pre_tokenizer: str | None,
     adapter: Path | None,
     run: RunOptions,
     as_json: bool,
@@ -45,6 +47,13 @@ def convert(
     from quantize.recipe import parse_recipe
 
     parsed = [parse_recipe(text) for text in split_recipes(recipes)]
+    if pre_tokenizer:
+        if all(recipe.method != "gguf" for recipe in parsed):
+            raise BadInput("--pre-tokenizer: only GGUF recipes have one; leave it out or add a gguf recipe")
+        parsed = [
+            parse_recipe({**recipe.canonical, "pre_tokenizer": pre_tokenizer}) if recipe.method == "gguf" else recipe
+            for recipe in parsed
+        ]
     options = CalibrationOptions(source=calibration, tokens=calibration_tokens, sequence_length=calibration_length, seed=seed)
     if len(parsed) == 1:
         document = convert_one(model, parsed[0], out, options, run, verify, force, adapter)
@@ -151,12 +160,12 @@ def _convert_each(
 
 
 def _forwarded(recipe: Recipe, out: Path) -> list[str]:
-    """The options of this command line, for a child that converts one recipe."""
+    """The options of this command line, for a child that converts one recipe (whose spelling holds the pre-tokenizer)."""
     context = click.get_current_context()
     arguments = ["--to", recipe.short, "-o", str(out / recipe.slug), "--json"]
     for parameter in context.command.params:
         name = parameter.name or ""
-        if isinstance(parameter, click.Option) and name not in ("recipes", "out", "as_json"):
+        if isinstance(parameter, click.Option) and name not in ("recipes", "out", "as_json", "pre_tokenizer"):
             value = context.params.get(name)
             if parameter.is_flag and value:
                 arguments.append(parameter.opts[0])

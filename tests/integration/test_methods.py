@@ -73,3 +73,16 @@ def test_a_damaged_file_is_noticed(checkpoint: Path, tmp_path: Path) -> None:
     path.write_bytes(data)
     with pytest.raises(BadInput, match="does not match its sha256"):
         artifact.check_files()
+
+
+def test_pre_tokenizer_is_an_option_of_convert(checkpoint: Path, tmp_path: Path) -> None:
+    from quantize.cli import cli
+    from quantize.errors import BadInput
+
+    arguments = ["convert", str(checkpoint), "-o", str(tmp_path / "one"), "--verify", "none", "--pre-tokenizer", "qwen2"]
+    with pytest.raises(BadInput, match="only GGUF recipes"):
+        cli.main([*arguments, "--to", "bfloat16"], standalone_mode=False)
+    assert not cli.main([*arguments, "--to", "gguf-q8_0"], standalone_mode=False)
+    manifest = Artifact.load(tmp_path / "one").manifest
+    assert manifest.recipe["pre_tokenizer"] == "qwen2"
+    assert any("--pre-tokenizer" in note.why for note in manifest.notes)

@@ -58,8 +58,6 @@ class GgufFile:
         """The bytes of one tensor (rows, bytes of a row) uint8, memory-mapped."""
         tensor = self.tensors[name]
         rows = int(np.prod(tensor.shape[:-1], dtype=np.int64))
-        if tensor.size_bytes == 0:
-            return np.empty((rows, 0), np.uint8)
         data = np.memmap(tensor.file, np.uint8, "r", tensor.offset, (tensor.size_bytes,))
         return data.reshape(rows, tensor.size_bytes // rows)
 
@@ -244,12 +242,12 @@ class _Parser:
         for name, shape, kind, offset, size in found:
             if offset % alignment:
                 raise self.fail(f"tensor {name} at offset {offset}, not a multiple of {alignment}")
-            if size and start + offset + size > self.size:
+            if start + offset + size > self.size:
                 raise self.fail(f"truncated: tensor {name} ends at byte {start + offset + size}, the file has {self.size}")
             tensors[name] = GgufTensor(name, shape, kind, self.path, start + offset, size)
         end, before = 0, ""
         for tensor in sorted(tensors.values(), key=lambda t: (t.offset, t.size_bytes)):
-            if tensor.size_bytes and tensor.offset < end:
+            if tensor.offset < end:
                 raise self.fail(f"tensors {before} and {tensor.name} overlap")
             end, before = max(end, tensor.offset + tensor.size_bytes), tensor.name
         return tensors
@@ -263,8 +261,8 @@ class _Parser:
     def tensor_size(self, name: str, shape: tuple[int, ...], number: int) -> int:
         kind = self.tensor_type(name, number)
         block = GGML_QUANT_SIZES[kind][0]
+        if any(not 0 < extent < 1 << 63 for extent in shape):  # none is empty in a real file, and 2**62 x 2**62 x 0 is no array
+            raise self.fail(f"tensor {name} of shape {list(shape)}")
         if shape[-1] % block:
             raise self.fail(f"tensor {name}: rows of {shape[-1]} are not a whole number of {kind.name} blocks of {block}")
-        if any(extent < 0 or extent >= 1 << 63 for extent in shape):
-            raise self.fail(f"tensor {name} of shape {list(shape)}")
         return tensor_bytes(kind, shape)

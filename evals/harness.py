@@ -5,6 +5,7 @@ and right-padded into batches, which a causal model does not notice. Source for 
 the rolling windows: lm_eval/models/huggingface.py.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -45,6 +46,8 @@ class RuntimeLM(TemplateLM):
         self.bos = bos
         self.eos = eos
         self.advance = advance or (lambda what, total: lambda n: None)
+        #: (task, item) whose logits were not finite: the likelihood is zero, a generation ends there
+        self.non_finite: set[tuple[str | None, int | None]] = set()
 
     @property
     def eot_token_id(self) -> int:
@@ -80,7 +83,12 @@ class RuntimeLM(TemplateLM):
             context, continuation = request.args
             if context and not context.strip():  # lm-eval asserts on a context of white space alone
                 request.arguments = ("", context + continuation)
-        return super().loglikelihood(requests, disable_tqdm=True)
+        scores = super().loglikelihood(requests, disable_tqdm=True)
+        self._note([request for request, (value, _) in zip(requests, scores, strict=True) if value == -math.inf])
+        return scores
+
+    def _note(self, requests: list[Instance]) -> None:
+        self.non_finite |= {(request.task_name, request.doc_id) for request in requests}
 
     def _loglikelihood_tokens(self, requests: list[Request], **kwargs: Any) -> list[tuple[float, bool]]:
         rows: dict[tuple[int, ...], list[tuple[int, list[int]]]] = {}
@@ -94,7 +102,9 @@ class RuntimeLM(TemplateLM):
         for batch in _batches(ordered):
             self._run_batch(batch, [rows[ids] for ids in batch], sums, greedy)
             advance(sum(len(rows[ids]) for ids in batch))
-        return [(float(s), bool(g)) for s, g in zip(sums, greedy, strict=True)]
+        finite = np.isfinite(sums)
+        sums[~finite] = -np.inf
+        return [(float(s), bool(g)) for s, g in zip(sums, greedy & finite, strict=True)]
 
     def _run_batch(
         self, batch: list[tuple[int, ...]], wanted: list[list[tuple[int, list[int]]]], sums: np.ndarray, greedy: np.ndarray
@@ -145,6 +155,7 @@ class RuntimeLM(TemplateLM):
         totals = np.zeros(len(requests))
         for owner, (value, _) in zip(owners, self._loglikelihood_tokens(windows), strict=True):
             totals[owner] += value
+        self._note([requests[index] for index in np.flatnonzero(totals == -np.inf)])
         return [float(total) for total in totals]
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
@@ -162,15 +173,18 @@ class RuntimeLM(TemplateLM):
             stops = [stop for stop in handle_stop_sequences(settings.get("until"), eos=end) if stop]
             limit = min(int(settings["max_gen_toks"]), max(1, self.max_length - 1))
             ids = self.tok_encode(context)[-(self.max_length - limit) :]
-            out.append(self._generate(ids or [self.prefix_token_id], limit, stops))
+            text, finite = self._generate(ids or [self.prefix_token_id], limit, stops)
+            self._note([] if finite else [request])
+            out.append(text)
             advance(1)
         return out
 
-    def _generate(self, ids: Sequence[int], limit: int, stops: list[str]) -> str:
+    def _generate(self, ids: Sequence[int], limit: int, stops: list[str]) -> tuple[str, bool]:
+        """Greedy continuation up to a stop, and whether all logits were finite: it ends where they are not."""
         assert self.source is not None
         made: list[int] = []
         logits = self.runtime.start(ids)
-        while True:
+        while finite := not np.isnan(logits.max()):
             token = int(logits.argmax())
             if token == self.eos:
                 break
@@ -182,7 +196,7 @@ class RuntimeLM(TemplateLM):
         text = self._continuation(made) if made else ""
         for stop in stops:
             text = text.split(stop)[0]
-        return text
+        return text, finite
 
     def _continuation(self, made: list[int]) -> str:
         assert self.source is not None

@@ -54,7 +54,7 @@ def _one_task(model: Any, task: Task, heading: Heading, limit: int | None, ids: 
 
     spec = task.lm_eval_config() if isinstance(task, LocalTask) else task.name
     manager = task_manager(isinstance(task, HarnessTask) and task.known)
-    with _quiet():
+    with _quiet(), np.errstate(invalid="ignore"):  # likelihoods of zero, of logits that are not finite
         try:
             outcome = simple_evaluate(
                 model=model, tasks=[spec], limit=limit, bootstrap_iters=BOOTSTRAP_ITERATIONS, task_manager=manager
@@ -91,7 +91,8 @@ def _one_task(model: Any, task: Task, heading: Heading, limit: int | None, ids: 
             environment=heading.environment,
             detail={"file": str(task.path)} if isinstance(task, LocalTask) else {},
         )
-        rows += [_row(base, key, value, metrics, samples) for key, value in metrics.items() if _is_metric(key, value)]
+        spoilt = {item for task_name, item in model.non_finite if task_name == name}
+        rows += [_row(base, key, value, metrics, samples, spoilt) for key, value in metrics.items() if _is_metric(key, value)]
     return rows
 
 
@@ -99,12 +100,24 @@ def _is_metric(key: str, value: Any) -> bool:
     return "," in key and "_stderr" not in key and isinstance(value, (int, float))
 
 
-def _row(base: EvalResult, key: str, value: float, metrics: dict[str, Any], samples: list[dict[str, Any]]) -> EvalResult:
+def _row(
+    base: EvalResult, key: str, value: float, metrics: dict[str, Any], samples: list[dict[str, Any]], spoilt: set[int | None]
+) -> EvalResult:
+    """``spoilt``: items with logits that were not finite. They count as wrong, whichever choice lm-eval took for the likeliest."""
     metric, _, chosen_filter = key.partition(",")
     stderr = metrics.get(f"{metric}_stderr,{chosen_filter}")
-    items = [s[metric] for s in samples if metric in s and s.get("filter", chosen_filter) == chosen_filter]
+    asked = [s for s in samples if metric in s and s.get("filter", chosen_filter) == chosen_filter]
+    items = [s[metric] for s in asked]
     per_item = [float(x) for x in items if isinstance(x, (int, float)) and math.isfinite(float(x))]
     whole = len(per_item) == len(items)
+    if spoilt:
+        words = f"{len(spoilt)} of {len(items)} items had logits that are not finite"
+        if set(per_item) <= {0.0, 1.0} and whole:
+            per_item = [0.0 if s["doc_id"] in spoilt else x for s, x in zip(asked, per_item, strict=True)]
+            value, stderr = float(np.mean(per_item)), statistics.mean_stderr(np.array(per_item))
+            words += " and count as wrong"
+        remark = f"{base.artifact}, {base.task}: {words}"
+        base = replace(base, detail=base.detail | {"non_finite_items": len(spoilt), "remarks": [remark]})
     bounds = None
     if whole and per_item and set(per_item) <= {0.0, 1.0}:
         bounds = interval(statistics.accuracy_interval(np.array(per_item)))

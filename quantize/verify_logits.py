@@ -139,6 +139,7 @@ class _Comparison:
         self._sum, self._count, self.largest = 0.0, 0, 0.0
 
     def add(self, row: int, first: int, logits: np.ndarray) -> None:
+        _demand_finite(logits)
         for begin in range(0, len(logits), 16):  # double precision of 262k columns takes 2 MB a position
             part = logits[begin : begin + 16, : self._width]
             kept = self._kept[row, first + begin : first + begin + len(part), : self._width]
@@ -154,6 +155,14 @@ class _Comparison:
     def kl_mean(self) -> float:
         """Rounding can make a sum of nothing slightly negative."""
         return max(0.0, self._sum / max(1, self._count))
+
+
+def _demand_finite(logits: np.ndarray) -> None:
+    """Errors: StepFailed. Evaluation counts such positions and goes on; a conversion that gives them has failed."""
+    if not np.isfinite(logits).all():
+        raise StepFailed(
+            "the model gives NaN or Inf logits: the arithmetic overflows, or the weights are damaged; try --dtype float32"
+        )
 
 
 def _log_softmax(logits: np.ndarray) -> np.ndarray:
@@ -181,6 +190,7 @@ def _run_reference(
     kept: list[np.ndarray] = []
 
     def keep(row: int, first: int, logits: np.ndarray) -> None:
+        _demand_finite(logits)
         kept.append(logits.copy())
 
     _run_streamed(checkpoint, read, rows, extra, keep, activations, gelu_table)

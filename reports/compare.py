@@ -322,7 +322,7 @@ def pareto(points: Sequence[tuple[float, float]]) -> list[int]:
 
 
 def _warnings(rows: Iterable[Row]) -> list[str]:
-    rows = [row for row in rows if row.cells]
+    rows = [row for row in rows if row.cells or row.tasks]
     checks: tuple[tuple[str, Callable[[EvalResult], bool]], ...] = (
         (
             "Perplexity and divergence of {} rest on fewer than 100 chunks: a 95 % interval may cover less than it says.",
@@ -344,7 +344,8 @@ def _warnings(rows: Iterable[Row]) -> list[str]:
         low, high = min(loads), max(loads)
         words = f"{low:g}" if low == high else f"{low:g} to {high:g}"
         out.append(f"The machine was busy while speed was measured (load average {words} a usable core): speeds are too low.")
-    remarks = [remark for row in rows for r in row.cells.values() for remark in r.detail.get("remarks", ())]
+    results = [r for row in rows for r in (*row.cells.values(), *(r for metrics in row.tasks.values() for r in metrics.values()))]
+    remarks = [remark for r in results for remark in r.detail.get("remarks", ())]
     return [*out, *dict.fromkeys(map(str, remarks))]
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from quantize.errors import BadInput, StepFailed, Unsupported
+from quantize.errors import BadInput, Unsupported
 from quantize.recipe import RunOptions, parse_recipe
 from quantize.runtimes import open_runtime
 from quantize.runtimes import transformers as module
@@ -118,15 +118,16 @@ def test_unknown_architectures_and_empty_folders(tmp_path: Path) -> None:
         TransformersRuntime(tmp_path / "none" / "here", CPU)
 
 
-def test_nan_weights_are_noticed(tmp_path: Path) -> None:
+def test_nan_logits_are_handed_on(tmp_path: Path) -> None:
+    """What to make of them is for whoever consumes: verification fails, evaluation counts."""
     from safetensors.torch import load_file, save_file
 
     folder = tiny(tmp_path / "m", "llama")
     state = load_file(folder / "model.safetensors")
     state["model.norm.weight"][:] = float("nan")
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
-    with open_runtime(folder, CPU) as runtime, pytest.raises(StepFailed, match="NaN or Inf logits"):
-        gather(runtime, ROWS)
+    with open_runtime(folder, CPU) as runtime:
+        assert np.isnan(gather(runtime, ROWS)).all()
 
 
 @pytest.mark.parametrize("short", ["quanto-int8", "quanto-int4", "quanto-float8", "bnb-nf4", "bnb-int8"])

@@ -192,6 +192,16 @@ def test_a_runtime_that_computes_something_else(artifacts: dict[str, Artifact], 
     assert failed.value > KL_FLOAT32
 
 
+def test_a_runtime_that_gives_nan(artifacts: dict[str, Artifact], source: Path, tmp_path: Path) -> None:
+    def change(folder: Path) -> None:
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps({**config, "rms_norm_eps": -1e9}))  # the root of a negative number
+
+    failed = failed_check(reverify("quanto-int8", artifacts, source, tmp_path, change, "full"))
+    assert failed.name == "logits"
+    assert "NaN or Inf logits" in failed.detail
+
+
 def test_a_folder_that_does_not_open(artifacts: dict[str, Artifact], source: Path, tmp_path: Path) -> None:
     failed = failed_check(
         reverify("bnb-nf4", artifacts, source, tmp_path, lambda folder: (folder / "config.json").unlink(), "tensors")

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from gguf import GGUFValueType
 
-from quantize.errors import BadInput
+from quantize.errors import BadInput, Unsupported
 from quantize.gguf.types import GGML_QUANT_SIZES, Type, tensor_bytes
 
 MAGIC = b"GGUF"
@@ -62,7 +62,10 @@ class GgufFile:
         return data.reshape(rows, tensor.size_bytes // rows)
 
     def dequantize(self, name: str) -> np.ndarray:
-        """One tensor as float32 of its shape, by gguf-py's numpy code (no ggml), in slabs of rows."""
+        """One tensor as float32 of its shape, by gguf-py's numpy code (no ggml), in slabs of rows.
+
+        Errors: Unsupported where gguf-py has no code for the type (integers, and blocks that no file on disk uses).
+        """
         from gguf.quants import dequantize
 
         tensor, raw = self.tensors[name], self.raw(name)
@@ -75,7 +78,10 @@ class GgufFile:
             elif tensor.kind is Type.F16:
                 out[first : first + slab] = part.view("<f2")
             else:
-                out[first : first + slab] = dequantize(part, tensor.kind)
+                try:
+                    out[first : first + slab] = dequantize(part, tensor.kind)
+                except NotImplementedError:
+                    raise Unsupported(f"{tensor.file}: tensor {name} is of type {tensor.kind.name}, not read as weights") from None
         return out.reshape(tensor.shape)
 
 

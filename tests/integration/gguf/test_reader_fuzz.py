@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from gguf import GGUFValueType as V
 
-from quantize.errors import BadInput
+from quantize.errors import BadInput, Unsupported
 from quantize.gguf.reader import read_gguf
 from quantize.gguf.types import Type
 from quantize.gguf.writer import Planned, write_gguf
@@ -87,6 +87,13 @@ def damaged(rng: random.Random, sources: list[bytes]) -> bytes:
     return bytes(data)
 
 
+def rewrite(path: Path, data: bytes) -> None:
+    """In place: emptying a file and filling it again makes ext4 flush it at every close."""
+    with open(path, "r+b" if path.exists() else "wb") as file:
+        file.write(data)
+        file.truncate()
+
+
 @pytest.mark.long
 @pytest.mark.timeout(3600)
 def test_a_million_damaged_files(tmp_path: Path) -> None:
@@ -98,9 +105,9 @@ def test_a_million_damaged_files(tmp_path: Path) -> None:
     slowest = 0.0
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for number in range(CASES):
-        path.write_bytes(damaged(rng, sources))
+        rewrite(path, damaged(rng, sources))
         if number % 64 == 0:
-            second.write_bytes(damaged(rng, sources))
+            rewrite(second, damaged(rng, sources))
         start = time.perf_counter()
         try:
             file = read_gguf(path)
@@ -108,7 +115,7 @@ def test_a_million_damaged_files(tmp_path: Path) -> None:
                 assert tensor.size_bytes <= 1 << 16
                 assert file.dequantize(name).shape == tensor.shape
             read += 1
-        except BadInput as error:
+        except (BadInput, Unsupported) as error:
             assert "\n" not in str(error)
             assert len(str(error)) < 1000
             refused += 1

@@ -81,7 +81,7 @@ class GgufFile:
                 try:
                     out[first : first + slab] = dequantize(part, tensor.kind)
                 except NotImplementedError:
-                    raise Unsupported(f"{tensor.file}: tensor {name} is of type {tensor.kind.name}, not read as weights") from None
+                    raise Unsupported(f"{tensor.file}: tensor {name} is {tensor.kind.name}, not read as weights") from None
         return out.reshape(tensor.shape)
 
 

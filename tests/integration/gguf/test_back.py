@@ -149,7 +149,7 @@ def test_real_tokenizers_come_back(name: str, shared: Path, tmp_path: Path) -> N
     theirs, ours = SourceTokenizer.open(folder), SourceTokenizer.open(tmp_path)
     for text in TEXTS:
         assert ours.encode(text) == theirs.encode(text), text
-    # Without the special tokens: SentencePiece drops the space it put before a word also behind <s>, tokenizer.json's decoder does not.
+    # Without special tokens: behind <s>, SentencePiece drops the space it put before a word, tokenizer.json's decoder does not.
     plain = theirs.encode(TEXTS[5], add_special=False)
     assert ours.decode(plain) == theirs.decode(plain) == TEXTS[5]
     again = tokenizer_metadata(Checkpoint(tmp_path, name, None, {"architectures": ["LlamaForCausalLM"]}, {}))

@@ -22,7 +22,20 @@ from quantize.gguf.writer import Planned, write_gguf
 CASES = int(os.environ.get("FUZZ_CASES", 1_000_000))
 SEED = int(os.environ.get("FUZZ_SEED", 0)) or random.SystemRandom().getrandbits(32)
 # What counts, lengths and offsets are likely to be wrong with: sign bits, products that overflow, limits of our own.
-EXTREMES = [0, 1, 4, 8, 9, 12, 31, 32, 255, 256, 2**16, 2**24, 2**26 + 1, 2**31 - 1, 2**31, 2**32 - 1, 2**62, 2**63 - 1, 2**63, 2**64 - 1]
+EXTREMES = [
+    0,
+    1,
+    4,
+    8,
+    9,
+    12,
+    31,
+    32,
+    255,
+    256,
+    *(2**power + more for power in (16, 24, 26, 31, 32, 62, 63, 64) for more in (-1, 1)),
+    2**63,
+]
 SLOWEST_S = 5.0  # a hang, not a figure: a case takes about a tenth of a millisecond
 GROWTH_BYTES = 200 << 20  # the files are under 4 kB; the rest is what the interpreter itself takes
 
@@ -41,7 +54,7 @@ def documents(folder: Path) -> list[bytes]:
 
     kvs = {
         "general.architecture": ("llama", V.STRING), "general.alignment": (32, V.UINT32), "general.file_type": (15, V.UINT32),
-        "tokenizer.ggml.tokens": (["a", "é", "\udcff", "<s>"], V.ARRAY), "tokenizer.ggml.scores": ([0.5, -1.0, 2.0, 0.0], V.ARRAY),
+        "tokenizer.ggml.tokens": (["a", "é", "\udcff", "<s>"], V.ARRAY), "tokenizer.ggml.scores": ([0.5, -1.0, 2.0], V.ARRAY),
         "x.bool": (True, V.BOOL), "x.u64": (2**63, V.UINT64), "x.i8": (-3, V.INT8), "x.f64": (0.1, V.FLOAT64),
     }  # fmt: skip
     made = []
@@ -72,10 +85,9 @@ def damaged(rng: random.Random, sources: list[bytes]) -> bytes:
             case 1 if data:
                 data[at] ^= 1 << rng.randrange(8)
             case 2:
-                value = rng.choice(EXTREMES)
-                data[at : at + 8] = struct.pack("<Q", value)
+                data[at : at + 8] = struct.pack("<Q", rng.choice(EXTREMES) % 2**64)
             case 3:
-                data[at : at + 4] = struct.pack("<I", rng.choice(EXTREMES) & 0xFFFFFFFF)
+                data[at : at + 4] = struct.pack("<I", rng.choice(EXTREMES) % 2**32)
             case 4:
                 del data[at : at + rng.choice((1, 4, 8, 100, 10_000))]
             case 5:
@@ -116,8 +128,8 @@ def test_a_million_damaged_files(tmp_path: Path) -> None:
                 assert file.dequantize(name).shape == tensor.shape
             read += 1
         except (BadInput, Unsupported) as error:
-            assert "\n" not in str(error)
-            assert len(str(error)) < 1000
+            if "\n" in (message := str(error)) or len(message) > 1000:
+                raise AssertionError(f"not one line: {message!r}") from error
             refused += 1
         except BaseException as error:
             error.add_note(f"case {number} of seed {SEED}: {path.read_bytes()!r}")

@@ -23,26 +23,44 @@ class Recipe(BaseModel):
     method: str
     #: Whether the method looks at calibration text.
     calibrated: ClassVar[bool] = False
+    #: Parameters that name a file -> those that hold its sha256, which stand for it in the digest.
+    contents: ClassVar[dict[str, str]] = {}
 
     @property
     def canonical(self) -> dict[str, Any]:
-        return self.model_dump(mode="json")
+        """Files by their names alone: where a folder lies on this machine changes nothing."""
+        values = self.model_dump(mode="json")
+        for name, content in self.contents.items():
+            path, sha256 = values.pop(name), values.pop(content)
+            values |= {name: Path(path).name, content: sha256} if path else {}
+        return values
 
     @property
     def digest(self) -> str:
-        """sha256 of the canonical JSON."""
-        return hashlib.sha256(json.dumps(self.canonical, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+        """sha256 of the canonical JSON, without the names of files."""
+        values = {key: value for key, value in self.canonical.items() if key not in self.contents}
+        return hashlib.sha256(json.dumps(values, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Files whose contents the recipe depends on."""
+        return tuple(Path(path).absolute() for name in self.contents if (path := getattr(self, name)))
+
+    @property
+    def arguments(self) -> list[str]:
+        """Options of `quantwright convert` that give this recipe, from whichever folder they are used."""
+        return ["--to", self.short]
 
     @property
     def short(self) -> str:
-        """The shortest spelling that parses back to this recipe."""
+        """The shortest spelling that parses back to this recipe (files by their names alone: in their own folder)."""
         from quantize.registry import presets
 
         candidates = [(name, params) for name, params in presets().items() if params["method"] == self.method]
         mine, best = self.canonical, ""
         for name, params in candidates:
             base = type(self).model_validate(params).canonical
-            changed = {key: value for key, value in mine.items() if base[key] != value}
+            changed = {k: v for k, v in mine.items() if base.get(k) != v and k not in self.contents.values()}
             spelled = name + (":" if changed else "") + ",".join(f"{key}={_spell(value)}" for key, value in changed.items())
             if not best or len(spelled) < len(best):
                 best = spelled
@@ -50,8 +68,9 @@ class Recipe(BaseModel):
 
     @property
     def slug(self) -> str:
-        """``short`` as a folder name."""
-        return "".join(c if c.isalnum() or c in "-_." else "-" for c in self.short)
+        """``short`` as a folder name; the contents of files in it tell files of one name apart."""
+        hashes = [str(self.canonical[content])[:8] for content in self.contents.values() if content in self.canonical]
+        return "".join(c if c.isalnum() or c in "-_." else "-" for c in "-".join([self.short, *hashes]))
 
 
 class DenseRecipe(Recipe):

@@ -134,8 +134,11 @@ def quantize_file(
     tensor_types: tuple[tuple[str, Type], ...] = (),
     pure: bool = False,
     dry_run: bool = False,
+    kvs: dict[str, str | int] | None = None,
 ) -> None:
     """``llama_model_quantize``: what the llama-quantize program calls. For golden tests and the peer benchmark.
+
+    ``kvs``: metadata to add, as llama-quantize adds what it knows of an importance matrix.
 
     Errors: StepFailed with llama.cpp's reason.
     """
@@ -156,6 +159,15 @@ def quantize_file(
         for override, (pattern, kind) in zip(overrides, tensor_types, strict=False):
             override.pattern, override.type = pattern.encode(), int(kind)
         parameters.tt_overrides = overrides
+    if kvs:
+        added = (lib.llama_model_kv_override * (len(kvs) + 1))()
+        for one, (key, value) in zip(added, kvs.items(), strict=False):
+            one.key = key.encode()
+            if isinstance(value, int):
+                one.tag, one.value.val_i64 = lib.LLAMA_KV_OVERRIDE_TYPE_INT, value
+            else:
+                one.tag, one.value.val_str = lib.LLAMA_KV_OVERRIDE_TYPE_STR, value.encode()
+        parameters.kv_overrides = added
     clear_log()
     if lib.llama_model_quantize(str(source).encode(), str(target).encode(), ctypes.byref(parameters)) != 0:
         raise StepFailed(f"{source}: llama.cpp could not quantize it: {last_error()}")

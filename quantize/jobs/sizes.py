@@ -144,23 +144,11 @@ _LAYOUTS: dict[str, Callable[[Checkpoint, Any, str, bool], Iterator[Entry]]] = {
 
 def _gguf_bytes(checkpoint: Checkpoint, recipe: Any) -> int:
     """Exact: the very header that the writer would write, and the padded tensors."""
-    from quantize.gguf import metadata
-    from quantize.gguf.tokenizer import tokenizer_metadata
-    from quantize.gguf.types import FILE_TYPES
     from quantize.gguf.writer import _part_kvs, header, padded, split
-    from quantize.methods.gguf import _planned, _prepare
+    from quantize.methods.gguf import file_contents
 
-    file_type = FILE_TYPES[recipe.type]
-    work = _prepare(checkpoint, recipe)
-    general = metadata.load_metadata(checkpoint, [(m.name, m.shape) for m in work.plan.tensors])
-    by = recipe.quantized_by if file_type.quantized else None
-    kvs = {
-        **metadata.general_kvs(general, work.plan.architecture, quantized_by=by),
-        **work.plan.kvs,
-        **metadata.file_type_kvs(file_type),
-        **tokenizer_metadata(checkpoint, pre=recipe.pre_tokenizer).kvs,
-    }
-    tensors = [_planned(checkpoint, mapped, work.choices[mapped.name], recipe) for mapped in work.tensors]
+    contents = file_contents(checkpoint, recipe)
+    tensors = contents.tensors
     parts = split(tensors, recipe.split_max_bytes)
-    headers = [header(_part_kvs(kvs, i, len(parts), len(tensors)), part) for i, part in enumerate(parts)]
+    headers = [header(_part_kvs(contents.kvs, i, len(parts), len(tensors)), part) for i, part in enumerate(parts)]
     return sum(map(len, headers)) + sum(padded(tensor.size_bytes) for tensor in tensors)

@@ -10,81 +10,25 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from pydantic import Field, field_validator
 
 from quantize.artifact import MANIFEST, Note
 from quantize.calibration import Calibration
 from quantize.checkpoint import Checkpoint
 from quantize.errors import BadInput, Unsupported
 from quantize.methods import Conversion, Method
-from quantize.recipe import Recipe, RunOptions
+from quantize.methods.gguf_recipe import PRESET_TYPES, GgufRecipe
+from quantize.recipe import RunOptions
 
 if TYPE_CHECKING:
     from quantize.gguf.families import FamilyPlan, Mapped
-    from quantize.gguf.mixture import Choice, Overrides
+    from quantize.gguf.imatrix_use import Importances
+    from quantize.gguf.mixture import Choice, Overrides, Spec
     from quantize.gguf.reader import GgufFile
     from quantize.gguf.types import Type
-
-#: short spellings that are offered; the other types of ``quantize.gguf.types.FILE_TYPES`` want an importance matrix
-PRESET_TYPES = (
-    "f32", "f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q5_k_s", "q5_1", "q5_0", "q4_k_m", "q4_k_s", "q4_1", "q4_0",
-    "iq4_nl", "iq4_xs", "q3_k_l", "q3_k_m", "q3_k_s", "q2_k",
-)  # fmt: skip
-
-
-class GgufRecipe(Recipe):
-    """``type`` is the mixture, in llama-quantize's spelling. ``tensor_types``: ``regex=type`` overrides, the first match wins.
-
-    ``via``: round the weights to this type first, as a detour through a file of that type does (auto: no detour).
-    """
-
-    method: Literal["gguf"] = "gguf"
-    type: str = "q4_k_m"
-    via: Literal["auto", "f32", "f16", "bf16"] = "auto"
-    tensor_types: tuple[str, ...] = ()
-    output_type: str | None = None
-    token_embedding_type: str | None = None
-    pure: bool = False
-    pre_tokenizer: str | None = None
-    split_max_bytes: int | None = Field(default=None, ge=1 << 16)
-    quantized_by: str | None = "quantwright"
-
-    @field_validator("type")
-    @classmethod
-    def _known_file_type(cls, value: str) -> str:
-        from quantize.gguf.types import FILE_TYPES
-
-        if value.lower() not in FILE_TYPES:
-            raise ValueError(f"{value!r} is not a GGUF file type; known: {', '.join(FILE_TYPES)}")
-        return value.lower()
-
-    @field_validator("output_type", "token_embedding_type")
-    @classmethod
-    def _known_type(cls, value: str | None) -> str | None:
-        return value if value is None else _tensor_type(value)
-
-    @field_validator("tensor_types", mode="before")
-    @classmethod
-    def _overrides(cls, value: Any) -> Any:
-        entries = [value] if isinstance(value, str) else list(value)
-        out = []
-        for entry in entries:
-            pattern, equals, kind = str(entry).rpartition("=")
-            if not equals or not pattern:
-                raise ValueError(f"{entry!r}: expected REGEX=TYPE, e.g. ffn_down=q6_k")
-            out.append(f"{pattern}={_tensor_type(kind)}")
-        return tuple(out)
-
-
-def _tensor_type(name: str) -> str:
-    from quantize.gguf.types import TENSOR_TYPES
-
-    if name.lower() not in TENSOR_TYPES:
-        raise ValueError(f"{name!r} is not a tensor type; known: {', '.join(TENSOR_TYPES)}")
-    return name.lower()
+    from quantize.gguf.writer import Planned
 
 
 @dataclass(frozen=True)
@@ -94,6 +38,7 @@ class _Work:
     plan: "FamilyPlan"
     choices: "dict[str, Choice]"
     tensors: "list[Mapped]"
+    specs: "list[Spec]"
 
 
 class Gguf(Method):
@@ -110,40 +55,24 @@ class Gguf(Method):
         self._sources: dict[Path, dict[str, tuple[str, ...]]] = {}
 
     def check(self, checkpoint: Checkpoint, recipe: GgufRecipe) -> None:
-        from quantize.gguf.mixture import requires_imatrix
         from quantize.gguf.tokenizer import tokenizer_metadata
-        from quantize.gguf.types import FILE_TYPES
 
-        work = _prepare(checkpoint, recipe)
-        for mapped in work.tensors:
-            kind = work.choices[mapped.name].kind
-            if requires_imatrix(mapped.name, kind, FILE_TYPES[recipe.type]):
-                raise Unsupported(f"{recipe.short}: {mapped.name} as {kind.name} needs an importance matrix; take a larger type")
+        _importances(_prepare(checkpoint, recipe), recipe)
         tokenizer_metadata(checkpoint, pre=recipe.pre_tokenizer)
 
     def convert(
         self, checkpoint: Checkpoint, recipe: GgufRecipe, stage: Path, run: RunOptions, calibration: Calibration | None
     ) -> Conversion:
-        from quantize.gguf import llamacpp, metadata
-        from quantize.gguf.tokenizer import tokenizer_metadata
-        from quantize.gguf.types import FILE_TYPES
+        from quantize.gguf import llamacpp
         from quantize.gguf.writer import write_gguf
 
-        file_type = FILE_TYPES[recipe.type]
         work = _prepare(checkpoint, recipe)
-        tokenizer = tokenizer_metadata(checkpoint, pre=recipe.pre_tokenizer)
-        general = metadata.load_metadata(checkpoint, [(m.name, m.shape) for m in work.plan.tensors])
-        by = recipe.quantized_by if file_type.quantized else None
-        kvs = {**metadata.general_kvs(general, work.plan.architecture, quantized_by=by), **work.plan.kvs}
-        kinds = metadata.file_type_kvs(file_type)
-        # llama.cpp's converter writes the file type before the tokenizer, its quantizer moves it to the end.
-        kvs |= {**tokenizer.kvs, **kinds} if file_type.quantized else {**kinds, **tokenizer.kvs}
-        planned = [_planned(checkpoint, mapped, work.choices[mapped.name], recipe) for mapped in work.tensors]
-        path = stage / metadata.file_name(general, file_type)
+        contents = file_contents(checkpoint, recipe, work)
+        planned = contents.tensors
         with _progress(f"{checkpoint.name} to {recipe.type}", sum(int(np.prod(t.shape)) for t in planned), run) as progress:
             written = write_gguf(
-                path,
-                kvs,
+                stage / contents.name,
+                contents.kvs,
                 planned,
                 threads=run.resolved_threads,
                 split_max_bytes=recipe.split_max_bytes,
@@ -157,11 +86,12 @@ class Gguf(Method):
             weight_bytes=written.data_bytes,
             engine=f"llama.cpp {llamacpp.revision()} (ggml block quantizers)",
             libraries=("gguf", "llama-cpp-python"),
-            notes=[*work.plan.notes, *tokenizer.notes, *_fallback_notes(work)],
+            notes=contents.notes,
             details={
                 "llama.cpp": llamacpp.describe(),
                 "tensor_types": dict(sorted(counts.items())),
                 "sources": {m.name: list(m.sources) for m in work.tensors},
+                **{key: value for key, (value, _) in contents.kvs.items() if key.startswith("quantize.imatrix.")},
             },
         )
 
@@ -226,15 +156,52 @@ def _prepare(checkpoint: Checkpoint, recipe: GgufRecipe) -> _Work:
 
     family = plan(checkpoint)
     file_type = FILE_TYPES[recipe.type]
-    if not file_type.quantized and (recipe.tensor_types or recipe.output_type or recipe.token_embedding_type):
-        raise Unsupported(f"{recipe.short}: types of single tensors can be chosen in quantized files only")
+    if not file_type.quantized and (recipe.tensor_types or recipe.output_type or recipe.token_embedding_type or recipe.imatrix):
+        raise Unsupported(f"{recipe.short}: types of single tensors and importances can be given for quantized files only")
     specs = [Spec(m.name, m.shape, lossless_type(m.name, m.shape, _source_type(checkpoint, m, recipe))) for m in family.tensors]
     shape = ModelShape.from_kvs({key: value for key, (value, _) in family.kvs.items()}, family.architecture)
-    choices = choose_types(specs, file_type, shape, overrides=_given(recipe))
+    choices = choose_types(specs, file_type, shape, overrides=_given(recipe), has_imatrix=recipe.imatrix is not None)
     by_name = {m.name: m for m in family.tensors}
     # A lossless file has the converter's order, a quantized one llama-quantize's.
     order = list(choices) if file_type.quantized else list(by_name)
-    return _Work(family, choices, [by_name[name] for name in order])
+    return _Work(family, choices, [by_name[name] for name in order], specs)
+
+
+@dataclass(frozen=True)
+class Contents:
+    """All of the file but the data of its tensors, which are read when they are written."""
+
+    name: str
+    kvs: dict[str, Any]
+    tensors: "list[Planned]"
+    notes: list[Note]
+
+
+def file_contents(checkpoint: Checkpoint, recipe: GgufRecipe, work: _Work | None = None) -> Contents:
+    """Errors: as ``Gguf.check``."""
+    from quantize.gguf import metadata
+    from quantize.gguf.tokenizer import tokenizer_metadata
+    from quantize.gguf.types import FILE_TYPES
+
+    file_type, work = FILE_TYPES[recipe.type], work or _prepare(checkpoint, recipe)
+    tokenizer = tokenizer_metadata(checkpoint, pre=recipe.pre_tokenizer)
+    general = metadata.load_metadata(checkpoint, [(m.name, m.shape) for m in work.plan.tensors])
+    by = recipe.quantized_by if file_type.quantized else None
+    kvs = {**metadata.general_kvs(general, work.plan.architecture, quantized_by=by), **work.plan.kvs}
+    kinds = metadata.file_type_kvs(file_type)
+    # llama.cpp's converter writes the file type before the tokenizer, its quantizer moves it to the end.
+    kvs |= {**tokenizer.kvs, **kinds} if file_type.quantized else {**kinds, **tokenizer.kvs}
+    given = _importances(work, recipe)
+    tensors = [_planned(checkpoint, mapped, work.choices[mapped.name], recipe, given.rows) for mapped in work.tensors]
+    notes = [*work.plan.notes, *tokenizer.notes, *_fallback_notes(work), *given.notes]
+    return Contents(metadata.file_name(general, file_type), {**kvs, **given.kvs}, tensors, notes)
+
+
+def _importances(work: _Work, recipe: GgufRecipe) -> "Importances":
+    from quantize.gguf.imatrix_use import importances
+    from quantize.gguf.types import FILE_TYPES
+
+    return importances(recipe.importance(), work.specs, work.choices, FILE_TYPES[recipe.type], Path(recipe.imatrix or "").name)
 
 
 def _given(recipe: GgufRecipe) -> "Overrides":
@@ -260,7 +227,7 @@ def _source_type(checkpoint: Checkpoint, mapped: "Mapped", recipe: GgufRecipe) -
     return SAME_BITS.get(dtypes.pop(), Type.F32) if mapped.pure and len(dtypes) == 1 else Type.F32
 
 
-def _planned(checkpoint: Checkpoint, mapped: "Mapped", choice: "Choice", recipe: GgufRecipe) -> Any:
+def _planned(checkpoint: Checkpoint, mapped: "Mapped", choice: "Choice", recipe: GgufRecipe, rows: dict[str, np.ndarray]) -> Any:
     from quantize.gguf.mixture import lossless_type
     from quantize.gguf.types import SAME_BITS, TENSOR_TYPES, Type
     from quantize.gguf.writer import Planned
@@ -283,7 +250,7 @@ def _planned(checkpoint: Checkpoint, mapped: "Mapped", choice: "Choice", recipe:
         for name in mapped.sources:
             checkpoint.read_float32(name)
 
-    return Planned(mapped.name, mapped.shape, choice.kind, load, diagnose, via=detour)
+    return Planned(mapped.name, mapped.shape, choice.kind, load, diagnose, via=detour, importance=rows.get(mapped.name))
 
 
 def _fallback_notes(work: _Work) -> list[Note]:

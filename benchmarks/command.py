@@ -22,6 +22,7 @@ COLUMNS = ("pp_tokens_per_s", "tg_tokens_per_s", "ttft_ms", "load_ms", "peak_mem
 )
 @click.option("--depth", "depths", default="0", show_default=True, help="tokens in the cache before decoding, e.g. 0,512")
 @click.option("--load-as", default="", help="quantize on the fly (quanto, bnb recipes)")
+@click.option("--prune", is_flag=True, help="delete each file fetched of a GGUF repository before the next is fetched")
 @run_options
 def bench(
     artifacts: tuple[str, ...],
@@ -32,34 +33,43 @@ def bench(
     rounds: int,
     depths: str,
     load_as: str,
+    prune: bool,
     run: RunOptions,
     as_json: bool,
 ) -> int:
-    """Measure speed and memory of ARTIFACT...: artifact folders, .gguf files, Hugging Face folders or Hub ids.
+    """Measure speed and memory of ARTIFACT...: artifact folders, .gguf files, Hugging Face folders or Hub ids, or files of a GGUF
+    repository: org/name:Q4_K_M, or all of them, org/name:*.
 
     Each is opened in a fresh process. pp512 and tg128 mean what they mean to llama-bench; peak memory is that of the process.
     """
     from benchmarks.speed import Workload
     from benchmarks.speed import bench as do_bench
     from benchmarks.targets import find_target
-    from evals.result import results_path, write_results
+    from evals.result import EvalResult, results_path, write_results
+    from quantize.gguf_repository import expand
 
-    if len(set(artifacts)) < len(artifacts):
+    names = [one for name in artifacts for one in expand(name)]
+    if len(set(names)) < len(names):
         raise BadInput("bench: an artifact is listed twice; --rounds measures each several times")
-    found = [find_target(name, load_as) for name in artifacts]
+    if prune and rounds > 1:
+        raise BadInput("bench: --rounds goes through all artifacts in turn, so none can be deleted before the next: drop --prune")
     workload = Workload(prefill, decode, repetitions, rounds, _depths(depths))
-    outcome = do_bench([target for target, _ in found], workload, run, log)
-    errors = []
-    rows = []
-    for target, subject in found:
-        measured = outcome[target.name]
-        if isinstance(measured, Exception):
-            errors.append(measured)
-            continue
-        rows += measured
-        if out is not None:
-            write_results(results_path(out, target.name, "bench"), subject, measured)
-    _table([target.name for target, _ in found], rows)
+    errors: list[Exception] = []
+    rows: list[EvalResult] = []
+    for together in [[name] for name in names] if prune else [names]:
+        found = [find_target(name, load_as) for name in together]
+        outcome = do_bench([target for target, _, _ in found], workload, run, log)
+        for target, subject, typed in found:
+            measured = outcome[target.name]
+            if isinstance(measured, Exception):
+                errors.append(measured)
+            else:
+                rows += measured
+                if out is not None:
+                    write_results(results_path(out, target.name, "bench"), subject, measured)
+            if prune:
+                typed.prune(log)
+    _table(names, rows)
     if as_json:
         emit_json([row.to_json() for row in rows])
     if errors:

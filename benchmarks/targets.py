@@ -6,13 +6,13 @@ from evals.subjects import Typed, resolve
 from quantize.recipe import parse_recipe
 
 
-def find_target(name: str, load_as: str = "") -> tuple[Target, Subject]:
+def find_target(name: str, load_as: str = "") -> tuple[Target, Subject, Typed]:
     """Errors: BadInput where nothing of that name can be opened; StepFailed where the Hub cannot be reached."""
     typed = resolve(name, parse_recipe(load_as) if load_as else None)
+    typed.fetch()
     subject = typed.subject()
-    files = [path for path in typed.path.iterdir() if path.is_file()] if typed.path.is_dir() else [typed.path]
-    size = subject.size_bytes or sum(path.stat().st_size for path in files)
-    return Target(name, typed.path, size, typed.digest, load_as, trained_context(typed)), subject
+    size = subject.size_bytes or typed.size_bytes
+    return Target(name, typed.path, size, typed.digest, load_as, trained_context(typed)), subject, typed
 
 
 def trained_context(typed: Typed) -> int:

@@ -26,7 +26,10 @@ TABLE_METRICS = (
 
 @click.command()
 @click.argument("artifacts", nargs=-1, required=True)
-@click.option("--reference", help="the model to diverge from: folder, .gguf or Hub id (default: the source, where it is at hand)")
+@click.option(
+    "--reference",
+    help="the model to diverge from: folder, .gguf or Hub id (default: the source, where it is at hand, else the largest)",
+)
 @click.option("--text", help="UTF-8 text file to measure on (default: the demo's held-out text)")
 @click.option("--metrics", help="perplexity,divergence (default: both where there is a reference, else perplexity)")
 @click.option(
@@ -51,6 +54,7 @@ TABLE_METRICS = (
 )
 @click.option("--cache", type=click.Path(path_type=Path, file_okay=False), help="where those are kept (default: OUT/cache)")
 @click.option("--floors", is_flag=True, help="add rows that show below what a divergence means nothing")
+@click.option("--prune", is_flag=True, help="delete each file fetched of a GGUF repository before the next is fetched")
 @click.option("-o", "--out", type=click.Path(path_type=Path, file_okay=False), help="run folder; results go to OUT/results")
 @run_options
 def evaluate(
@@ -67,18 +71,18 @@ def evaluate(
     cache_limit: str,
     cache: Path | None,
     floors: bool,
+    prune: bool,
     out: Path | None,
     run: RunOptions,
     as_json: bool,
 ) -> None:
-    """Measure the quality of ARTIFACT...: artifact folders, .gguf files, Hugging Face folders or Hub ids.
+    """Measure the quality of ARTIFACT...: artifact folders, .gguf files, Hugging Face folders or Hub ids, or files of a GGUF
+    repository: org/name:Q4_K_M, or all of them, org/name:*.
 
     Perplexity by a named protocol, divergence from a reference on the same token ids, and accuracy on tasks.
     """
     from evals.evaluation import measure, raise_failure
 
-    if len(set(artifacts)) < len(artifacts):
-        raise BadInput("eval: an artifact is listed twice")
     outcome = measure(
         artifacts,
         reference=reference,
@@ -95,10 +99,11 @@ def evaluate(
         cache_limit=parse_size(cache_limit),
         cache=cache,
         floors=floors,
+        prune=prune,
     )
     rows = outcome.results + [row for row in outcome.unlisted if row.role == "floor"]
     if rows:
-        _table(list(artifacts), rows)
+        _table(rows)
     if as_json:
         emit_json([row.to_json() for row in rows])
     raise_failure(outcome)
@@ -111,7 +116,7 @@ def _names(text: str, option: str) -> list[str]:
     return names
 
 
-def _table(artifacts: list[str], rows: "list[EvalResult]") -> None:
+def _table(rows: "list[EvalResult]") -> None:
     """One line per artifact and protocol (or task), the figures with their 95 % interval."""
     from rich.console import Console
     from rich.table import Table
@@ -123,7 +128,7 @@ def _table(artifacts: list[str], rows: "list[EvalResult]") -> None:
         console = Console(width=240)  # a file or a pipe: no column is cut
     if text_rows:
         metrics = [m for m in TABLE_METRICS if any(row.metric == m for row in text_rows)]
-        table = Table(title="on text", caption="± half the 95 % interval (chunks resampled)")
+        table = Table(title="perplexity and divergence", caption="± half the 95 % interval (chunks resampled)")
         for column in ("artifact", "protocol", "ids", *metrics, "n", "excluded"):
             table.add_column(column, justify="left" if column in ("artifact", "protocol", "ids") else "right")
         for key in dict.fromkeys((row.artifact, row.protocol, row.role) for row in text_rows):

@@ -18,10 +18,11 @@ from evals.protocols import TextProtocol, Windows, parse_protocol
 from evals.reference import CachedReference, ReferenceRows, SideBySideReference, cache_bytes, cache_key, find_cache, write_cache
 from evals.result import EvalResult, Subject, merge_results, results_path
 from evals.rows import Heading, divergence_rows, perplexity_rows
-from evals.subjects import Typed, guess_reference, resolve
+from evals.subjects import Typed, guess_reference, largest, resolve
 from evals.text import MeasuredText
 from quantize.commands import log
 from quantize.errors import BadInput, QuantwrightError
+from quantize.gguf_repository import expand
 from quantize.recipe import Recipe, RunOptions, parse_recipe
 from quantize.runtimes import Runtime, open_runtime
 
@@ -76,24 +77,31 @@ def measure(
     cache_limit: int = DEFAULT_CACHE_LIMIT,
     cache: Path | str | None = None,
     floors: bool = False,
+    prune: bool = False,
     say: Callable[[str], None] = log,
 ) -> Outcome:
-    """Measure ``artifacts``: artifact folders, .gguf files, Hugging Face folders or Hub ids.
+    """Measure ``artifacts``: artifact folders, .gguf files, Hugging Face folders or Hub ids; files of a GGUF repository
+    (``org/name:Q4_K_M``), or all of them (``org/name:*``).
 
     ``metrics``: of ``perplexity`` and ``divergence`` (which needs a reference: the one given, or the source that the manifests
-    name); default: perplexity, with a reference both, with ``tasks`` alone neither. ``text``: a UTF-8 file; without one the
-    demo's held-out text. ``tokens``: only so many of its tokens. ``limit``: items of each task. ``out``: a run folder to which
-    the rows are written too, as ``out/results/*.json``. ``cache``: where the reference's logits are kept for the next call
-    (default: ``out/cache``; without either they are thrown away). ``floors``: add the rows below which no difference means
-    anything.
+    name, else the largest of several artifacts); default: perplexity, with a reference both, with ``tasks`` alone neither.
+    ``text``: a UTF-8 file; without one the demo's held-out text. ``tokens``: only so many of its tokens. ``limit``: items of each
+    task. ``out``: a run folder to which the rows are written too, as ``out/results/*.json``. ``cache``: where the reference's
+    logits are kept for the next call (default: ``out/cache``; without either they are thrown away). ``floors``: add the rows below
+    which no difference means anything.
+    ``prune``: delete each file of a GGUF repository that was fetched for this, before the next is fetched.
 
     What fails costs its artifact's rows, not the others'. Errors: BadInput where something given cannot be used.
     """
+    names = [one for name in artifacts for one in expand(str(name))]
+    if len(set(names)) < len(names):
+        raise BadInput("eval: an artifact is listed twice")
+    whole_repository = len(names) > len(artifacts)
     return Evaluation(
-        artifacts=[resolve(name, parse_recipe(load_as) if load_as else None) for name in artifacts],
+        artifacts=[resolve(name, parse_recipe(load_as) if load_as else None) for name in names],
         reference=resolve(reference) if reference else None,
         text=text,
-        metrics=choose_metrics(metrics, bool(reference), text, tasks),
+        metrics=choose_metrics(metrics, bool(reference) or whole_repository, text, tasks),
         protocols=[parse_protocol(name) for name in ([protocol] if isinstance(protocol, str) else protocol)],
         ids=ids,
         tasks=[str(task) for task in tasks],
@@ -104,6 +112,7 @@ def measure(
         cache_limit=cache_limit,
         cache=Path(cache) if cache else Path(out) / "cache" if out else None,
         floors=floors,
+        prune=prune,
         say=say,
     ).measure()
 
@@ -143,6 +152,7 @@ class Evaluation:
     cache_limit: int
     cache: Path | None
     floors: bool
+    prune: bool
     say: Callable[[str], None]
 
     def __post_init__(self) -> None:
@@ -163,12 +173,7 @@ class Evaluation:
     def measure(self) -> Outcome:
         outcome = Outcome()
         if "divergence" in self.metrics and self.reference is None:
-            self.reference = guess_reference(self.artifacts)
-            if self.reference is None:
-                raise BadInput(
-                    "divergence needs the model to diverge from: give --reference MODEL (the artifacts' source is not at hand)"
-                )
-            self.say(f"reference: {self.reference.name}, the source of what is measured")
+            self._choose_reference()
         self.measured = MeasuredText(self.artifacts, self.reference, self.ids, self.tokens, self.say)
         if self.metrics:
             self.environment["text"] = self.measured.read(self.text)
@@ -178,16 +183,33 @@ class Evaluation:
                 self._run_reference(parsed_tasks, outcome)
             for typed in self.artifacts:
                 try:
+                    typed.fetch()
                     self._one(typed, parsed_tasks, outcome)
                 except QuantwrightError as error:
                     outcome.failures.append((typed.name, error))
                     self._write_failure(typed, error)
                     if len(self.artifacts) > 1:
                         self.say(f"failed: {typed.name}: {error}")
+                if self.prune and not typed.same_as(self.reference):
+                    typed.prune(self.say)
             self._pair_tasks(outcome)
         finally:
             self._close_reference()
+            if self.prune and self.reference:
+                self.reference.prune(self.say)
         return outcome
+
+    def _choose_reference(self) -> None:
+        self.reference = guess_reference(self.artifacts)
+        why = "the source of what is measured"
+        if self.reference is None and len(self.artifacts) > 1:
+            self.reference = largest(self.artifacts)
+            why = self.environment["reference_why"] = "the largest of what was measured, since no source was named or is at hand"
+        if self.reference is None:
+            raise BadInput(
+                "divergence needs the model to diverge from: give --reference MODEL (the artifacts' source is not at hand)"
+            )
+        self.say(f"reference: {self.reference.name}, {why}")
 
     # -- reference -----------------------------------------------------------------------------------------------------------
 
@@ -195,6 +217,7 @@ class Evaluation:
         """Run the reference once: its logits kept, or the runtime kept open; its own rows made on the way."""
         assert self.reference is not None
         listed = any(self.reference.same_as(a) for a in self.artifacts)
+        self.reference.fetch()
         self._reference_runtime = runtime = open_runtime(self.reference.path, self.run)
         heading = self._heading(self.reference, runtime, "reference")
         for protocol in self.protocols:
@@ -221,7 +244,8 @@ class Evaluation:
             outcome.unlisted += floor_rows(self.reference, runtime, shared, self.run, heading, self.say)
         if self.out:
             rows = self.reference_results + outcome.unlisted
-            merge_results(results_path(self.out, self.reference.name, "eval"), self.reference.subject("reference"), rows)
+            role = "" if "reference_why" in self.environment else "reference"  # the largest is an artifact like the others
+            merge_results(results_path(self.out, self.reference.name, "eval"), self.reference.subject(role), rows)
         if not any(isinstance(rows, SideBySideReference) for rows in self.reference_rows.values()):
             self._close_reference_runtime()
 

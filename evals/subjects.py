@@ -1,7 +1,10 @@
-"""What a person typed, resolved: a quantwright artifact, a .gguf of anybody's, or a Hugging Face folder or Hub id."""
+"""What a person typed, resolved: a quantwright artifact, a .gguf of anybody's, on disk or in a repository on the Hub, or a
+Hugging Face folder or Hub id."""
 
+import glob
 import json
-import re
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,6 +14,8 @@ from evals.result import Subject
 from quantize.artifact import MANIFEST, Artifact, Manifest
 from quantize.checkpoint import VOCABULARY_FILES, read_safetensors_header, sha256_file
 from quantize.errors import BadInput, QuantwrightError
+from quantize.gguf.reader import read_gguf
+from quantize.gguf_repository import HubGguf, find, is_gguf_name
 from quantize.recipe import Recipe
 
 DTYPE_RECIPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
@@ -18,12 +23,24 @@ DTYPE_RECIPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 @dataclass(frozen=True)
 class Typed:
-    """``path`` is the file or folder to open; ``load_as`` quantizes it on the fly."""
+    """``path`` is the file or folder to open; ``load_as`` quantizes it on the fly. ``hub``: it lies there after ``fetch``."""
 
     name: str
     path: Path
     artifact: Artifact | None = None
     load_as: Recipe | None = None
+    hub: HubGguf | None = None
+
+    def fetch(self) -> None:
+        """Errors: StepFailed where the Hub cannot be reached or the disk is full."""
+        if self.hub:
+            self.hub.fetch()
+
+    def prune(self, say: Callable[[str], None]) -> None:
+        """Delete what ``fetch`` brought, and nothing that was there before."""
+        if self.hub:
+            deleted = self.hub.delete()
+            say(f"{self.name}: {'deleted' if deleted else 'was in the cache before, so it stays'}")
 
     @property
     def manifest(self) -> Manifest | None:
@@ -60,12 +77,16 @@ class Typed:
         """Of an artifact its own; of anything else sha256 over the names and contents of its files."""
         if self.artifact:
             return self.artifact.digest
-        if self.path.is_file():
-            return sha256_file(self.path)
         import hashlib
 
         whole = hashlib.sha256()
-        for path in sorted(self.path.iterdir()):
+        if self.path.is_file():
+            files = gguf_files(self.path)
+            if len(files) == 1:
+                return sha256_file(self.path)
+        else:
+            files = sorted(self.path.iterdir())
+        for path in files:
             if path.suffix in (".json", ".safetensors", ".model", ".gguf", ".txt", ".jinja"):
                 whole.update(f"{path.name} {sha256_file(path)}\n".encode())
         return whole.hexdigest()
@@ -102,19 +123,28 @@ class Typed:
         return Subject(
             name=self.name,
             recipe=recipe,
-            model=self.name,
+            model=self.hub.repository if self.hub else self.name,
             digest=self.digest,
-            size_bytes=_size(self.path),
+            size_bytes=self.size_bytes,
             bits_per_weight=8 * weights / parameters if parameters else None,
             parameters=parameters,
             loads_in=("llama.cpp",) if self.gguf else ("transformers",),
             role=role,
         )
 
+    @property
+    def size_bytes(self) -> int:
+        """Of everything at ``path``, fetched or not."""
+        if self.hub:
+            return self.hub.size_bytes
+        files = gguf_files(self.path) if self.path.is_file() else [p for p in self.path.iterdir() if p.is_file()]
+        return sum(path.stat().st_size for path in files)
+
     def _weights(self) -> tuple[int, int | None, str]:
         """(bytes of weights, number of weights where the files tell, recipe)."""
         if self.gguf:
-            return self.gguf.stat().st_size, None, self.gguf.name
+            tensors = read_gguf(self.gguf).tensors.values()
+            return sum(t.size_bytes for t in tensors), sum(math.prod(t.shape) for t in tensors), self.gguf.name
         sizes: dict[str, int] = {}
         total = 0
         for path in sorted(self.path.glob("*.safetensors")):
@@ -132,6 +162,11 @@ def resolve(name: str | Path, load_as: Recipe | None = None) -> Typed:
     """Errors: BadInput where nothing lies there, or it is neither an artifact, a GGUF nor a Hugging Face folder; StepFailed where
     the Hub cannot be reached."""
     typed, path = str(name), Path(name).expanduser()
+    if is_gguf_name(typed):
+        if load_as:
+            raise BadInput(f"{typed}: --load-as quantizes a Hugging Face checkpoint on the fly; a .gguf is opened as it is")
+        hub = find(typed)
+        return Typed(typed, hub.path, hub=hub)
     if path.suffix == ".gguf" and not path.is_dir():
         if not path.is_file():
             raise BadInput(f"{typed}: no such file")
@@ -151,6 +186,8 @@ def resolve(name: str | Path, load_as: Recipe | None = None) -> Typed:
     artifact = Artifact.load(path) if (path / MANIFEST).is_file() else None
     found = Typed(typed, path, artifact, load_as)
     if not artifact and not found.gguf and not (path / "config.json").is_file():
+        if not Path(name).expanduser().exists():
+            raise BadInput(f"{typed}: no config.json in it; of a GGUF repository name a file, {typed}:Q4_K_M, or all, {typed}:*")
         raise BadInput(f"{typed}: neither {MANIFEST}, config.json nor a .gguf in it; give an artifact's or a checkpoint's folder")
     if load_as and found.gguf:
         raise BadInput(f"{typed}: --load-as quantizes a Hugging Face checkpoint on the fly; a .gguf is opened as it is")
@@ -171,13 +208,11 @@ def guess_reference(subjects: list[Typed]) -> Typed | None:
     return None
 
 
-def slug(text: str) -> str:
-    """A file name of letters, digits, dots, dashes and underscores, from the last two parts of a path or id."""
-    parts = [part for part in text.replace("\\", "/").split("/") if part not in ("", ".", "..")][-2:]
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", "-".join(parts)).strip("-.")[:80] or "model"
+def largest(subjects: list[Typed]) -> Typed:
+    return max(subjects, key=lambda typed: typed.size_bytes)
 
 
-def _size(path: Path) -> int:
-    if path.is_file():
-        return path.stat().st_size
-    return sum(p.stat().st_size for p in path.iterdir() if p.is_file())
+def gguf_files(path: Path) -> list[Path]:
+    """The parts of a split GGUF file given its first, else the file itself; those that are on disk."""
+    stem, first, rest = path.name.partition("-00001-of-")
+    return sorted(path.parent.glob(f"{glob.escape(stem)}-?????-of-{glob.escape(rest)}")) if first else [path]

@@ -103,7 +103,7 @@ def _is_metric(key: str, value: Any) -> bool:
 def _row(
     base: EvalResult, key: str, value: float, metrics: dict[str, Any], samples: list[dict[str, Any]], spoilt: set[int | None]
 ) -> EvalResult:
-    """``spoilt``: items with logits that were not finite. They count as wrong, whichever choice lm-eval took for the likeliest."""
+    """``spoilt``: items with logits that were not finite. They count as wrong, whichever choice lm-eval took for likeliest."""
     metric, _, chosen_filter = key.partition(",")
     stderr = metrics.get(f"{metric}_stderr,{chosen_filter}")
     asked = [s for s in samples if metric in s and s.get("filter", chosen_filter) == chosen_filter]

@@ -1,9 +1,13 @@
-"""From what a person types to a folder on disk: a local path (tried first) or a Hub id ``org/name[@revision]``.
+"""From what a person types to a folder on disk: a local path (tried first), a Hub id ``org/name[@revision]``, or one file of a
+GGUF repository, ``org/name:Q4_K_M``.
 
 HF_HOME, HF_HUB_CACHE, HF_ENDPOINT, HF_HUB_OFFLINE and HF_TOKEN mean what they mean to huggingface_hub, which does the work.
 """
 
+import errno
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from quantize.errors import BadInput, StepFailed
@@ -16,9 +20,15 @@ UNWANTED = ["*/*"]
 
 def resolve_model(model: str) -> tuple[Path, str | None]:
     """-> (folder, commit of a Hub model or None). Errors: BadInput; StepFailed where the Hub cannot be reached."""
+    from quantize.gguf_repository import find, is_gguf_name
+
     path = Path(model).expanduser()
     if path.is_dir():
         return path, None
+    if is_gguf_name(model):
+        file = find(model)
+        file.fetch()
+        path = file.path
     if path.is_file() and path.suffix == ".gguf":
         from quantize.gguf.back import materialise
 
@@ -32,6 +42,16 @@ def resolve_model(model: str) -> tuple[Path, str | None]:
 
 def _snapshot(model: str) -> tuple[Path, str]:
     from huggingface_hub import snapshot_download
+
+    name, _, revision = model.partition("@")
+    with hub_errors(name, revision or None):
+        folder = Path(snapshot_download(name, revision=revision or None, allow_patterns=WANTED, ignore_patterns=UNWANTED))
+    return folder, folder.name
+
+
+@contextmanager
+def hub_errors(name: str, revision: str | None) -> Iterator[None]:
+    """What huggingface_hub raises about repository ``name`` -> BadInput and StepFailed with what to do."""
     from huggingface_hub.errors import (
         GatedRepoError,
         HFValidationError,
@@ -41,9 +61,8 @@ def _snapshot(model: str) -> tuple[Path, str]:
         RevisionNotFoundError,
     )
 
-    name, _, revision = model.partition("@")
     try:
-        folder = Path(snapshot_download(name, revision=revision or None, allow_patterns=WANTED, ignore_patterns=UNWANTED))
+        yield
     except GatedRepoError:
         raise BadInput(f"{name}: a gated repository; accept its terms on the Hub and set HF_TOKEN") from None
     except RevisionNotFoundError:
@@ -51,12 +70,20 @@ def _snapshot(model: str) -> tuple[Path, str]:
     except RepositoryNotFoundError:
         raise BadInput(f"{name}: neither a local folder nor a repository on the Hub (or it is private: set HF_TOKEN)") from None
     except HFValidationError as error:
-        raise BadInput(f"{model}: {str(error).splitlines()[0]}") from None
+        raise BadInput(f"{name}: {str(error).splitlines()[0]}") from None
     except (LocalEntryNotFoundError, OfflineModeIsEnabled):
         raise StepFailed(
             f"{name}: no such local folder, not in the Hub cache, and the Hub cannot be reached "
             "(no network, or HF_HUB_OFFLINE is set); connect, set HF_ENDPOINT to a mirror, or give a local path"
         ) from None
-    except (OSError, RuntimeError) as error:
+    except Exception as error:
+        if not isinstance(error, (OSError, RuntimeError)) and not _of_http_client(error):
+            raise
+        if getattr(error, "errno", None) == errno.ENOSPC:
+            raise StepFailed(f"{name}: the disk is full; free some space, or set HF_HOME to a larger disk") from None
         raise StepFailed(f"{name}: the Hub cannot be reached ({str(error).splitlines()[0] or type(error).__name__})") from None
-    return folder, folder.name
+
+
+def _of_http_client(error: Exception) -> bool:
+    """Of httpx, whose errors are no OSError and which huggingface_hub ships under changing names."""
+    return type(error).__module__.startswith("httpx")

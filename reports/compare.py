@@ -104,7 +104,7 @@ def family(subject: Subject) -> str:
     """Which method made it, from its recipe or file name."""
     name, name_of_file = subject.recipe.lower(), subject.name.lower()
     for prefix, title in FAMILIES:
-        if name.startswith(prefix) or f"-{prefix}" in name or (prefix == "gguf" and name_of_file.endswith(".gguf")):
+        if name.startswith(prefix) or f"-{prefix}" in name or (prefix == "gguf" and ".gguf" in (name[-5:], name_of_file[-5:])):
             return title
     return "unquantized" if name.startswith(DENSE) or subject.role == "reference" else "other"
 
@@ -231,8 +231,9 @@ def _reference(rows: Sequence[Row]) -> tuple[Row | None, str]:
         if row.subject.role == "reference":
             return row, "the source checkpoint, named as reference"
     for row in rows:
-        if any(result.role == "reference" for result in row.cells.values()):
-            return row, "named as reference when it was measured"
+        found = next((result for result in row.cells.values() if result.role == "reference"), None)
+        if found is not None:
+            return row, str(found.environment.get("reference_why", "named as reference when it was measured"))
     measured = [row for row in rows if row.cells and row.subject.size_bytes]
     if not measured:
         return None, "nothing was measured that could serve as reference"

@@ -123,6 +123,22 @@ def test_divergence_from_the_reference_and_from_itself(checkpoint: Path, candida
     assert not list(tmp_path.glob("cache/.reference-*"))
 
 
+def test_a_folder_that_transformers_saved_with_bitsandbytes(checkpoint: Path, text: Path, tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes")
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
+    AutoModelForCausalLM.from_pretrained(checkpoint, quantization_config=config).save_pretrained(tmp_path / "theirs")
+    settings = {"reference": checkpoint, "text": text, "tokens": 1000, "protocol": "gptq-100", "run": RUN}
+    rows = evaluate([tmp_path / "theirs"], out=tmp_path / "run", **settings)
+    flying = evaluate([checkpoint], load_as="bnb-nf4", **settings)
+    assert {row.metric: row.value for row in rows}["kl_mean"] == pytest.approx(
+        {row.metric: row.value for row in flying}["kl_mean"], rel=1e-3
+    )
+    subject = next(subject for subject, _ in read_results(tmp_path / "run") if not subject.role)
+    assert (subject.recipe, subject.loads_in) == ("bitsandbytes", ("transformers",))
+
+
 def test_tasks_agree_with_lm_eval_item_by_item(checkpoint: Path, tmp_path: Path) -> None:
     lm_eval = pytest.importorskip("lm_eval")
     from lm_eval.models.huggingface import HFLM

@@ -1,6 +1,9 @@
 """GPTQ and AWQ end to end on small models: the engine writes, our readers read, the engine and transformers are the oracles."""
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -194,6 +197,20 @@ def test_engine_opens_it(made: SimpleNamespace) -> None:
             (made.folder / name).unlink()
 
 
+@pytest.mark.usefixtures("eager")
+@pytest.mark.parametrize("made", ["gptq-int4", "awq-int4"], indirect=True)
+def test_a_folder_that_is_no_artifact_of_ours_is_measured(made: SimpleNamespace) -> None:
+    """As the engine wrote it: no manifest, no tokenizer."""
+    from evals import evaluate
+
+    source = made.source.folder
+    rows = evaluate([made.folder], reference=source, tokens=400, protocol="gptq-100", run=RUN, say=lambda text: None)
+    found = {row.metric: row for row in rows}
+    assert 1e-5 < (found["kl_mean"].value or 0) < 0.02
+    assert found["perplexity"].environment["runtime"]["format"] == made.recipe.method
+    assert found["perplexity"].artifact == str(made.folder)
+
+
 @pytest.mark.parametrize("spelled", ["gptq-int4:group_size=32,sym=false", "awq-int4"])
 def test_same_inputs_same_bytes(small: Checkpoint, spelled: str, tmp_path: Path) -> None:
     for name in ("a", "b"):
@@ -202,6 +219,16 @@ def test_same_inputs_same_bytes(small: Checkpoint, spelled: str, tmp_path: Path)
     assert files == sorted(path.name for path in (tmp_path / "b").iterdir())
     for name in files:
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
+
+
+def test_one_thread_is_enough(small: Checkpoint, tmp_path: Path) -> None:
+    """The engine keeps two workers for reading files whatever it is given; a process of its own, for it reads that once."""
+    options = ["--to", "gptq-int4", "--calibration-tokens", "512", "--verify", "none", "--threads", "1", "--device", "cpu"]
+    command = [sys.executable, "-m", "quantize.cli", "convert", str(small.folder), *options, "-o", str(tmp_path / "out")]
+    environment = {key: value for key, value in os.environ.items() if key != "GPTQMODEL_CPU_WORKERS"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out" / "manifest.json").is_file()
 
 
 def test_layer_by_layer_gives_the_same_bytes(small: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,12 +16,12 @@ ALLOWED = {
     "benchmarks": (
         "benchmarks", "evals.result", "quantize.artifact", "quantize.runtimes", "quantize.errors", "quantize.recipe",
         "quantize.checkpoint", "quantize.commands", "quantize.process", "quantize.calibration", "evals.subjects",
-        "quantize.gguf.reader", "quantize.jobs",
+        "quantize.gguf.reader", "quantize.gguf_repository", "quantize.jobs",
     ),
     "evals": (
         "evals", "quantize.artifact", "quantize.checkpoint", "quantize.recipe", "quantize.runtimes", "quantize.errors",
         "quantize.tokenizer", "quantize.calibration", "quantize.commands", "quantize.convert", "quantize.hub", "quantize.process",
-        "quantize.registry",
+        "quantize.registry", "quantize.gguf.reader", "quantize.gguf_repository",
     ),
     "quantize": ("quantize",),
 }  # fmt: skip

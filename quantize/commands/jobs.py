@@ -20,14 +20,26 @@ from quantize.errors import BadInput
     "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="override a key of the job file, e.g. evaluate.limit=20000"
 )
 @click.option("--strict", is_flag=True, help="stop before anything runs where a combination cannot be made")
+@click.option(
+    "--executor", type=click.Choice(["local", "ray"]), default="local", show_default=True, help="where steps run: here, or on Ray"
+)
+@click.option("--address", help="Ray cluster, host:port or auto  [default: $RAY_ADDRESS, else one is started here]")
 @click.option("--json", "as_json", is_flag=True, help="last line of stdout is one JSON document")
-def run(job: Path, out: Path | None, overrides: tuple[str, ...], strict: bool, as_json: bool) -> int:
+def run(
+    job: Path,
+    out: Path | None,
+    overrides: tuple[str, ...],
+    strict: bool,
+    executor: str,
+    address: str | None,
+    as_json: bool,
+) -> int:
     """Run a JOB file (YAML): every model by every recipe, evaluated, benchmarked and reported.
 
     Each step is a process of its own. Run the same command again and only what is missing is done.
     """
     folder = out or Path("runs") / job_name(job)
-    summary = run_job(job, folder, overrides, strict)
+    summary = run_job(job, folder, overrides, strict, executor, address)
     document = report_document(folder, summary)
     print_outcome(summary, document)
     if as_json:
@@ -35,10 +47,18 @@ def run(job: Path, out: Path | None, overrides: tuple[str, ...], strict: bool, a
     return int(summary.exit_code)
 
 
-def run_job(path: Path, out: Path, overrides: tuple[str, ...] = (), strict: bool = False) -> Any:
+def run_job(
+    path: Path,
+    out: Path,
+    overrides: tuple[str, ...] = (),
+    strict: bool = False,
+    executor: str = "local",
+    address: str | None = None,
+) -> Any:
     """-> quantize.jobs.runner.Summary. Errors: BadInput, Unsupported (with ``strict``) before anything runs."""
     from quantize.errors import Unsupported
     from quantize.jobs.estimate import estimate_plan, refuse_what_cannot_fit
+    from quantize.jobs.executor import open_executor
     from quantize.jobs.load import load_job
     from quantize.jobs.runner import Runner
     from quantize.jobs.steps import build_plan
@@ -51,13 +71,15 @@ def run_job(path: Path, out: Path, overrides: tuple[str, ...] = (), strict: bool
             log(f"quantwright: {row.reason}")
         raise Unsupported(f"{refused[0].reason} (--strict: nothing was run)")
     cost = estimate_plan(spec, plan, out)
-    refuse_what_cannot_fit(cost, out)
+    refuse_what_cannot_fit(cost, out, memory=executor == "local")
+    place = open_executor(executor, address, spec, out.absolute(), cost.steps)
     log(f"{path}: {len(plan.steps)} steps, run folder {out}")
     terminal = Terminal()
     try:
-        return Runner(path, spec, plan, out, terminal.say, terminal.show, cost.steps).run()
+        return Runner(path, spec, plan, out, terminal.say, terminal.show, cost.steps, place).run()
     finally:
         terminal.show("")
+        place.close()
 
 
 class Terminal:

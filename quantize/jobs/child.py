@@ -2,18 +2,24 @@
 
 import contextlib
 import os
+import platform
 import select
 import signal
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from quantize.process import child_command, child_environment, peak_rss_bytes
 
 
 class Child:
-    """``quantwright ARGUMENTS`` with ``cwd`` as working directory; stderr goes to ``log``."""
+    """``quantwright ARGUMENTS`` with ``cwd`` as working directory; stderr goes to ``log``. ``environment`` is added to this
+    process's own."""
+
+    lost = ""
+    started = True
+    node = platform.node()
 
     def __init__(
         self,
@@ -23,10 +29,11 @@ class Child:
         stdout: Path,
         keep_open: Sequence[int] = (),
         threads: int | None = None,
+        environment: Mapping[str, str] | None = None,
     ):
         log.parent.mkdir(parents=True, exist_ok=True)
         self.log = log
-        self.started = time.monotonic()
+        self._began = time.monotonic()
         self.peak_rss_bytes = 0
         self.killed_for = ""
         limits = {name: str(threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")} if threads else {}
@@ -39,7 +46,7 @@ class Child:
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=file,
-                env=child_environment(COLUMNS="130", **limits),
+                env=child_environment(COLUMNS="130", **{**(environment or {}), **limits}),
                 start_new_session=True,
                 pass_fds=tuple(keep_open),
             )
@@ -51,7 +58,7 @@ class Child:
 
     @property
     def wall_s(self) -> float:
-        return time.monotonic() - self.started
+        return time.monotonic() - self._began
 
     def poll(self) -> int | None:
         """Exit code, negative for a signal; None while it runs. Notes the most memory that one of its processes has held."""
@@ -137,6 +144,21 @@ def last_lines(log: Path, count: int = 4) -> list[str]:
         return []
     lines = [line.split("\r")[-1].strip() for line in text.splitlines()]
     return [line for line in lines if line and not line.startswith("$ quantwright") and any(c.isalnum() for c in line)][-count:]
+
+
+def failure_reason(killed_for: str, log: Path, code: int) -> str:
+    """Why a step ended badly, in one line."""
+    if killed_for:
+        return killed_for
+    lines = last_lines(log)
+    ours = [line.removeprefix("quantwright: ") for line in lines if line.startswith("quantwright: ")]
+    if ours:
+        return ours[-1]
+    if code < 0:
+        name = signal.Signals(-code).name
+        hint = ": the system was out of memory, or somebody killed it" if name == "SIGKILL" else ""
+        return f"killed by {name}{hint}" + (f"; last line: {lines[-1]}" if lines else "")
+    return f"exit code {code}" + (f": {lines[-1]}" if lines else "")
 
 
 def _quote(text: str) -> str:

@@ -83,14 +83,14 @@ def estimate_plan(job: Job, plan: Plan, run: Path, samples: list[Sample] | None 
     return cost
 
 
-def refuse_what_cannot_fit(cost: PlanCost, run: Path) -> None:
-    """Errors: BadInput, before any work, where disk or memory are too small for what the plan needs."""
+def refuse_what_cannot_fit(cost: PlanCost, run: Path, memory: bool = True) -> None:
+    """``memory``: whether steps run on this machine. Errors: BadInput, before any work, where disk or memory are too small."""
     if cost.disk_bytes > cost.free_bytes:
         raise BadInput(
             f"{run}: the job needs {spell(cost.disk_bytes)} of disk and {spell(cost.free_bytes)} are free; "
             "free some, choose another -o, or take recipes out"
         )
-    for step in cost.steps.values():
+    for step in cost.steps.values() if memory else ():
         if step.memory_bytes > cost.available_bytes:
             raise BadInput(
                 f"{step.id.replace(':', ' ')} needs about {spell(step.memory_bytes)} of memory, and "

@@ -5,6 +5,7 @@ import importlib
 import json
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from quantize.artifact import MANIFEST, Artifact
 from quantize.checkpoint import sha256_file
 from quantize.errors import BadInput
 from quantize.jobs.records import Record, identity
-from quantize.jobs.steps import Plan, Row, Step, results_path
+from quantize.jobs.steps import Row, Step, results_path
 
 WORK = ".work"
 
@@ -126,9 +127,9 @@ class Outputs:
     def _write(self, name: str, stage: str, subject: Any) -> None:
         importlib.import_module("evals.result").write_results(self.run / results_path(name, stage), subject, [])
 
-    def clear_leftovers(self, plan: Plan) -> None:
+    def clear_leftovers(self, steps: Sequence[Step]) -> None:
         """What a killed step left beside its artifact. Stages of results stay: a finished one is moved into place later."""
-        for step in plan.steps:
+        for step in steps:
             if step.kind == "convert":
                 output = self.run / step.output
                 for pattern in (f".{output.name}.staging-*", f".{output.name}.old-*"):

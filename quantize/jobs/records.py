@@ -32,6 +32,7 @@ class Record:
     started_at: str = ""
     log: str = ""
     pid: int = 0
+    node: str = ""  # name of the machine
     size_bytes: int | None = None  # of an artifact
     planned: dict[str, Any] = field(default_factory=dict)  # what the plan said: size_bytes, memory_bytes, low_s, high_s
     detail: dict[str, Any] = field(default_factory=dict)

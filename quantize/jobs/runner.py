@@ -3,6 +3,7 @@
 kill -9 this process, a step or the machine at any moment and run the same command: what is committed stays, the rest is done.
 """
 
+import platform
 import shutil
 import signal
 import time
@@ -12,8 +13,10 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from quantize.jobs.child import Child, last_lines
+from quantize.errors import BadInput
+from quantize.jobs.child import failure_reason
 from quantize.jobs.estimate import StepCost, spell, spell_seconds
+from quantize.jobs.executor import Executor, Handle, Here
 from quantize.jobs.folder import register
 from quantize.jobs.keys import FileHashes, step_key
 from quantize.jobs.outputs import Outputs
@@ -47,13 +50,13 @@ class Summary:
 class _Running:
     step: Step
     record: Record
-    child: Child
+    child: Handle
     stage: Path
 
 
 class Runner:
     """``path`` is the job file, ``run`` the run folder. ``say`` gets what stays to be read, ``show`` a line that the next one
-    replaces. ``costs``: step id -> what the plan says it takes."""
+    replaces. ``costs``: step id -> what the plan says it takes. ``executor``: where steps run (default: here)."""
 
     def __init__(
         self,
@@ -64,10 +67,12 @@ class Runner:
         say: Callable[[str], None],
         show: Callable[[str], None] = lambda text: None,
         costs: Mapping[str, StepCost] | None = None,
+        executor: Executor | None = None,
     ):
         self.path, self.job, self.plan, self.run_folder, self.say = path, job, plan, run.absolute(), say
         self.show = show
         self.costs = costs or {}
+        self.executor = executor or Here(job, self.run_folder, self.costs)
         self.records = Records(self.run_folder)
         self.hashes = FileHashes(self.run_folder / "cache" / "hashes.json")
         self.sources = {model.name: model.checkpoint for model in plan.models if model.checkpoint}
@@ -82,7 +87,7 @@ class Runner:
         with RunLock(self.run_folder) as lock:
             self.lock = lock
             self.outputs = Outputs(self.run_folder)
-            self.outputs.clear_leftovers(self.plan)
+            self.outputs.clear_leftovers(self.plan.steps)
             register(self.run_folder, self.path, self.plan)
             for row in self.plan.rows:
                 self.outputs.write_row(row)
@@ -102,25 +107,26 @@ class Runner:
         self.summary.interrupted = True
         if self.interrupts == 1 and self.running:
             self.say("interrupted: finishing the running step; press Ctrl-C again to stop it")
+            self._stop_all("interrupted", queued=True)
         elif self.interrupts > 1:
             self._stop_all("interrupted")
 
-    def _stop_all(self, why: str) -> None:
+    def _stop_all(self, why: str, queued: bool = False) -> None:
+        """``queued``: only those that wait for a node."""
         for running in self.running:
-            running.child.kill(why)
+            if not (queued and running.child.started):
+                running.child.kill(why)
 
     # -- the loop ------------------------------------------------------------------------------------------------------------
 
     def _loop(self) -> None:
         pending = list(self.plan.steps)
-        memory = _available_bytes(self.job.resources.memory)
-        limit = self.job.resources.time_limit_minutes
         while pending or self.running:
             if self.summary.interrupted:
                 pending = []
             if self.interrupts > 1:  # the second Ctrl-C may have come while a step was being started
                 self._stop_all("interrupted")
-            self._start_ready(pending, memory)
+            self._start_ready(pending)
             if not self.running:
                 if (
                     pending
@@ -129,13 +135,11 @@ class Runner:
                 ):
                     raise AssertionError(f"steps wait for one another: {[step.id for step in pending]}")
                 continue
-            Child.wait([running.child for running in self.running], 0.2)
+            self.executor.wait([running.child for running in self.running], 0.2)
             self.show("; ".join(self._state_of(running) for running in self.running))
             for running in list(self.running):
                 code = running.child.poll()
-                if code is None:
-                    running.child.enforce(_limit_bytes(self.job.resources.memory), limit * 60 if limit else None)
-                else:
+                if code is not None:
                     self.running.remove(running)
                     self._finish(running, code)
 
@@ -145,7 +149,7 @@ class Runner:
         known = f" of {spell_seconds(expected.time.low_s)} to {spell_seconds(expected.time.high_s)}" if expected else ""
         return f"{running.step.id.replace(':', ' ')}: {spell_seconds(its.wall_s)}{known}, peak {spell(its.peak_rss_bytes)}"
 
-    def _start_ready(self, pending: list[Step], memory: int) -> None:
+    def _start_ready(self, pending: list[Step]) -> None:
         for step in list(pending):
             if self.summary.interrupted:
                 return
@@ -154,7 +158,7 @@ class Runner:
                 self.ended.add(step.id)
                 self.summary.blocked.append(step.id)
                 self._announce(step, f"not possible: {self._blocker(step)} failed")
-            elif self._is_ready(step) and self._fits(step, memory):
+            elif self._is_ready(step) and self.executor.fits(step, [other.step for other in self.running], pending):
                 pending.remove(step)
                 self._begin(step)
 
@@ -166,18 +170,6 @@ class Runner:
 
     def _blocker(self, step: Step) -> str:
         return next(name for name in step.after if name in self.ended and name not in self.digests)
-
-    def _fits(self, step: Step, memory: int) -> bool:
-        """Benchmarks and the report run alone; others as many at a time as the job allows and memory holds."""
-        if not self.running:
-            return True
-        if len(self.running) >= self.job.resources.parallel:
-            return False
-        alone = ("bench", "report")
-        if step.kind in alone or any(running.step.kind in alone for running in self.running):
-            return False
-        together = [step.id, *(running.step.id for running in self.running)]
-        return sum(self.costs[name].memory_bytes for name in together if name in self.costs) <= memory
 
     # -- one step ------------------------------------------------------------------------------------------------------------
 
@@ -213,7 +205,11 @@ class Runner:
         arguments = [str(stage.relative_to(self.run_folder)) if part == STAGE else part for part in step.arguments]
         if step.kind == "convert" and (self.run_folder / step.output).exists():
             arguments.append("--force")
-        child = Child(arguments, self.run_folder, log, stage / "stdout", [self.lock.fd], step_threads(self.job))
+        try:
+            child = self.executor.start(step, arguments, stage, log, [self.lock.fd])
+        except BadInput as error:  # the node that could have held it is gone
+            self._give_up(step, record, str(error), stage)
+            return
         record.pid = child.pid
         cost = self.costs.get(step.id)
         if cost is not None:
@@ -229,6 +225,7 @@ class Runner:
     def _finish(self, running: _Running, code: int) -> None:
         step, record, child = running.step, running.record, running.child
         record.wall_s, record.peak_rss_bytes, record.exit_code = round(child.wall_s, 3), child.peak_rss_bytes, code
+        record.node = child.node
         if code == 0:
             digest = self.outputs.commit(step, running.stage)
             if digest is None:
@@ -241,19 +238,22 @@ class Runner:
             self.records.write(step.slug, record)
             self._clear(running.stage)
             self._mark_done(step, digest)
-            self._learn(step, record)
+            if child.node == platform.node():
+                self._learn(step, record)
             self.summary.done.append(step.id)
             self._announce(step, f"done in {record.wall_s:.1f} s, peak {spell(record.peak_rss_bytes)}")
             return
-        reason = _reason(child, code)
+        reason = child.lost or failure_reason(child.killed_for, child.log, code)
         if child.killed_for == "interrupted" or (self.summary.interrupted and code in (130, -2)):
             self.records.write(step.slug, record)  # stays "running": neither done nor failed
             self.ended.add(step.id)
             self._announce(step, "stopped")
             return
-        if record.attempts <= self.job.resources.retries and any(mark in reason for mark in NETWORK) and not self.interrupts:
+        network = any(mark in reason for mark in NETWORK)
+        if record.attempts <= self.job.resources.retries and (network or child.lost) and not self.interrupts:
             self._announce(step, f"{reason}; trying again")
-            time.sleep(min(2.0**record.attempts, 10))
+            self.outputs.clear_leftovers([step])
+            time.sleep(0 if child.lost else min(2.0**record.attempts, 10))
             self._start(step, record)
             return
         self._give_up(step, record, reason, running.stage)
@@ -293,34 +293,3 @@ class Runner:
     @staticmethod
     def _clear(stage: Path) -> None:
         shutil.rmtree(stage, ignore_errors=True)
-
-
-def _reason(child: Child, code: int) -> str:
-    """Why a step ended badly, in one line."""
-    if child.killed_for:
-        return child.killed_for
-    lines = last_lines(child.log)
-    ours = [line.removeprefix("quantwright: ") for line in lines if line.startswith("quantwright: ")]
-    if ours:
-        return ours[-1]
-    if code < 0:
-        name = signal.Signals(-code).name
-        hint = ": the system was out of memory, or somebody killed it" if name == "SIGKILL" else ""
-        return f"killed by {name}{hint}" + (f"; last line: {lines[-1]}" if lines else "")
-    return f"exit code {code}" + (f": {lines[-1]}" if lines else "")
-
-
-def _limit_bytes(memory: str | None) -> int | None:
-    if memory is None:
-        return None
-    from quantize.commands import parse_size
-
-    return parse_size(memory)
-
-
-def _available_bytes(memory: str | None) -> int:
-    import psutil
-
-    limit = _limit_bytes(memory)
-    available = int(psutil.virtual_memory().available)
-    return min(limit, available) if limit else available

@@ -94,16 +94,27 @@ class Benchmark(Strict):
     depths: list[int] = [0]
 
 
+class Nodes(Strict):
+    """Kind of step -> custom resource that its Ray node must have (``ray start --resources '{"quiet": 1}'``)."""
+
+    convert: str | None = None
+    eval: str | None = None
+    bench: str | None = None
+    report: str | None = None
+
+
 class Resources(Strict):
-    """How steps run. ``parallel``: steps at a time, as far as ``memory`` allows (benchmarks always run alone)."""
+    """How steps run. ``parallel``: steps at a time, as far as ``memory`` allows (benchmarks always run alone); by default one,
+    on a Ray cluster as many as its nodes hold."""
 
     device: str = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     threads: int | None = Field(default=None, ge=1)
     memory: str | None = None
-    parallel: int = Field(default=1, ge=1)
+    parallel: int | None = Field(default=None, ge=1)
     time_limit_minutes: float | None = Field(default=None, gt=0)
     retries: int = Field(default=2, ge=0)
+    nodes: Nodes = Field(default_factory=Nodes)
 
 
 class Job(Strict):

@@ -173,16 +173,16 @@ def _add_model(plan: Plan, job: Job, model: OpenModel, recipes: Sequence[Recipe]
 def _convert_step(job: Job, model: OpenModel, recipe: Recipe, texts: "_Texts") -> Step:
     name = _artifact_name(model, recipe)
     calibration = texts.calibration(model.spec.calibration or job.calibration)
-    arguments = ["convert", model.id, "--to", recipe.short, "-o", name, "--verify", job.verify]
+    arguments = ["convert", model.id, *recipe.arguments, "-o", name, "--verify", job.verify]
     inputs: dict[str, Any] = {"recipe": recipe.digest, "verify": job.verify, **_run_inputs(job)}
-    files: tuple[Path, ...] = ()
+    files = recipe.files
     if recipe.calibrated:
         arguments += ["--calibration", calibration.source, "--calibration-tokens", str(calibration.tokens)]
         arguments += ["--calibration-length", str(calibration.sequence_length), "--seed", str(calibration.seed)]
         inputs["calibration"] = calibration.model_dump(exclude={"source"})
         path = Path(calibration.source)
         if path.is_file():
-            files = (path,)
+            files = (*files, path)
         else:
             inputs["calibration_source"] = calibration.source
     method = require(recipe)
@@ -288,7 +288,7 @@ def _run_inputs(job: Job) -> dict[str, Any]:
 
 
 def step_threads(job: Job) -> int:
-    return job.resources.threads or max(1, RunOptions().resolved_threads // job.resources.parallel)
+    return job.resources.threads or max(1, RunOptions().resolved_threads // (job.resources.parallel or 1))
 
 
 def device(asked: str) -> str:

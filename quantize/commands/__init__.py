@@ -57,8 +57,10 @@ def apply_threads(run: RunOptions) -> None:
     """Tell the libraries how many threads to use; must run before they are imported."""
     import os
 
-    for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "GPTQMODEL_CPU_WORKERS"):
+    for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ.setdefault(variable, str(run.resolved_threads))
+    # GPTQModel keeps two workers for reading files, and fails where its pool has fewer.
+    os.environ.setdefault("GPTQMODEL_CPU_WORKERS", str(max(2, run.resolved_threads)))
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true" if run.resolved_threads > 1 else "false")
     if run.threads and "torch" in sys.modules:
         import torch

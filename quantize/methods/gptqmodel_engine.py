@@ -138,7 +138,7 @@ def _environment(run: RunOptions) -> None:
     from quantize.kernels import ensure_kernel_environment
 
     ensure_kernel_environment()
-    os.environ.setdefault("GPTQMODEL_CPU_WORKERS", str(run.resolved_threads))
+    os.environ.setdefault("GPTQMODEL_CPU_WORKERS", str(max(2, run.resolved_threads)))  # fewer than its file readers: it fails
     os.environ.setdefault("LOGBAR_ANIMATION", "0")
 
 

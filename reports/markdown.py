@@ -1,6 +1,7 @@
 """The comparison in Markdown: what GitHub and a model card show. Charts are linked where their files lie beside it."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from reports import format as text
 from reports.commands_used import reproduction
@@ -147,7 +148,8 @@ def footnotes(group: Group) -> list[str]:
         + f"Reference: {code(group.reference.label) if group.reference else 'none'}, {group.reference_why}."
     ]
     if quality:
-        texts = ", ".join(sorted({str(r.environment.get("text", "")) for r in quality} - {""}))
+        # The file's name alone: this goes into model cards, and where it lay on somebody's disk is nobody's business.
+        texts = ", ".join(sorted({Path(str(r.environment.get("text", ""))).name for r in quality} - {""}))
         ids = " and ".join(sorted({r.ids for r in quality} - {""}))
         out.append(
             f"Quality: {', '.join(sorted({r.protocol for r in quality}))} on {max(r.n for r in quality):,} tokens"

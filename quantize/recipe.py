@@ -41,6 +41,10 @@ class Recipe(BaseModel):
         values = {key: value for key, value in self.canonical.items() if key not in self.contents}
         return hashlib.sha256(json.dumps(values, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
+    def changed(self, values: dict[str, Any]) -> "Recipe":
+        """The same with other values of some parameters. Errors: BadInput, as ``parse_recipe``."""
+        return _validate(type(self), {**self.model_dump(), **values}, self.short)
+
     @property
     def files(self) -> tuple[Path, ...]:
         """Files whose contents the recipe depends on."""
@@ -102,6 +106,7 @@ class RunOptions(BaseModel):
     memory_bytes: int | None = None
     scratch: Path | None = None
     trust_remote_code: bool = False
+    allow_tokenizer_mismatch: bool = False
     progress: bool = True
 
     @property
@@ -163,6 +168,7 @@ def _validate(cls: type[Recipe], values: dict[str, Any], spelled: str) -> Recipe
         key = ".".join(str(part) for part in first["loc"]) or "recipe"
         hint = _did_you_mean(key, cls.model_fields) if first["type"] == "extra_forbidden" else ""
         message = "is not a parameter of this method" if first["type"] == "extra_forbidden" else first["msg"]
+        message = message.removeprefix("Value error, ")
         raise BadInput(f"recipe {spelled!r}: {key}: {message[0].lower()}{message[1:]}{hint}") from None
 
 

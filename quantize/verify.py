@@ -80,7 +80,9 @@ def verify(
             return _result(level, method, [*checks, Check(name="opens", passed=False, detail=str(error))])
         with opened as runtime:
             checks.append(Check(name="opens", passed=True, detail=_backend(runtime)))
-            checks += _tokenizer(method, recipe, stage, checkpoint, runtime)
+            checks += _tokenizer(
+                method, recipe, stage, checkpoint, runtime, conversion.notes if run.allow_tokenizer_mismatch else None
+            )
             if level == "full":
                 assert weights.spill is not None
                 read, extra = weights.spill.read, frozenset(weights.extra)
@@ -147,8 +149,13 @@ def _same_bytes(a: Path, b: Path) -> bool:
     return b.is_file() and a.stat().st_size == b.stat().st_size and a.read_bytes() == b.read_bytes()
 
 
-def _tokenizer(method: Method, recipe: Recipe, stage: Path, checkpoint: Checkpoint, runtime: Runtime) -> list[Check]:
-    """Where the tokenizer is not the source's own files: what the runtime makes of awkward texts."""
+def _tokenizer(
+    method: Method, recipe: Recipe, stage: Path, checkpoint: Checkpoint, runtime: Runtime, allowed: list[Note] | None
+) -> list[Check]:
+    """Where the tokenizer is not the source's own files: what the runtime makes of awkward texts.
+
+    ``allowed``: where to note what another file would mend; None where that fails.
+    """
     checks = []
     gguf = next(iter(sorted(stage.glob("*.gguf"))), None)
     if gguf is not None:
@@ -162,7 +169,10 @@ def _tokenizer(method: Method, recipe: Recipe, stage: Path, checkpoint: Checkpoi
             detail = (
                 f"{first.text[:40]!r} gives {first.llamacpp_ids[:6]}, its source {first.source_ids[:6]} ({first.cause}); {detail}"
             )
-        checks.append(Check(name="tokenizer", passed=not report.fixable, value=float(len(report.mismatches)), detail=detail))
+        passed = not report.fixable or allowed is not None
+        if report.fixable and allowed is not None:
+            allowed.append(Note(tensor="*", what=f"tokenizer: {detail}", why="--allow-tokenizer-mismatch was given"))
+        checks.append(Check(name="tokenizer", passed=passed, value=float(len(report.mismatches)), detail=detail))
         same = (read_gguf(gguf).kvs.get("tokenizer.chat_template") or None) == (checkpoint.chat_template or None)
         checks.append(Check(name="chat template", passed=same, detail="" if same else "not the source's"))
     extra = getattr(method, "verify_extra", None)

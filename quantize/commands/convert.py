@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from quantize.commands import emit_json, log, run_options
+from quantize.commands.gguf_options import OPTIONS, gguf_options, with_options
 from quantize.errors import BadInput, QuantwrightError, StepFailed
 from quantize.recipe import CalibrationOptions, Recipe, RunOptions
 
@@ -22,8 +23,8 @@ from quantize.recipe import CalibrationOptions, Recipe, RunOptions
 @click.option("--seed", type=int, default=0, show_default=True, help="which windows of the calibration text are drawn")
 @click.option("--verify", type=click.Choice(["full", "tensors", "none"]), default="full", show_default=True)
 @click.option("--force", is_flag=True, help="replace what lies at --out")
-@click.option("--pre-tokenizer", help="GGUF: llama.cpp's name of the pre-tokenizer, where it is not recognised")
 @click.option("--adapter", type=click.Path(path_type=Path), help="folder of a PEFT LoRA, merged into the model first")
+@gguf_options
 @run_options
 def convert(
     model: str,
@@ -35,8 +36,8 @@ def convert(
     seed: int,
     verify: str,
     force: bool,
-    pre_tokenizer: str | None,
     adapter: Path | None,
+    gguf: dict[str, Any],
     run: RunOptions,
     as_json: bool,
 ) -> int:
@@ -46,14 +47,8 @@ def convert(
     """
     from quantize.recipe import parse_recipe
 
-    parsed = [parse_recipe(text) for text in split_recipes(recipes)]
-    if pre_tokenizer:
-        if all(recipe.method != "gguf" for recipe in parsed):
-            raise BadInput("--pre-tokenizer: only GGUF recipes have one; leave it out or add a gguf recipe")
-        parsed = [
-            parse_recipe({**recipe.canonical, "pre_tokenizer": pre_tokenizer}) if recipe.method == "gguf" else recipe
-            for recipe in parsed
-        ]
+    parsed = with_options([parse_recipe(text) for text in split_recipes(recipes)], gguf)
+    run = run.model_copy(update={"allow_tokenizer_mismatch": "allow_tokenizer_mismatch" in gguf})
     options = CalibrationOptions(source=calibration, tokens=calibration_tokens, sequence_length=calibration_length, seed=seed)
     if len(parsed) == 1:
         document = convert_one(model, parsed[0], out, options, run, verify, force, adapter)
@@ -160,12 +155,13 @@ def _convert_each(
 
 
 def _forwarded(recipe: Recipe, out: Path) -> list[str]:
-    """The options of this command line, for a child that converts one recipe (whose spelling holds the pre-tokenizer)."""
+    """The options of this command line, for a child that converts one recipe (which holds its own parameters)."""
     context = click.get_current_context()
-    arguments = ["--to", recipe.short, "-o", str(out / recipe.slug), "--json"]
+    arguments = [*recipe.arguments, "-o", str(out / recipe.slug), "--json"]
+    spelled = {"recipes", "out", "as_json", *OPTIONS} - {"allow_tokenizer_mismatch" if recipe.method == "gguf" else ""}
     for parameter in context.command.params:
         name = parameter.name or ""
-        if isinstance(parameter, click.Option) and name not in ("recipes", "out", "as_json", "pre_tokenizer"):
+        if isinstance(parameter, click.Option) and name not in spelled:
             value = context.params.get(name)
             if parameter.is_flag and value:
                 arguments.append(parameter.opts[0])

@@ -167,7 +167,7 @@ def choose_types(
 ) -> dict[str, Choice]:
     """The type of every tensor: name -> Choice, in the order in which llama-quantize writes them.
 
-    Errors: BadInput where an override is not a regular expression.
+    Errors: BadInput where an override is not a regular expression, or matches no tensor.
     """
     given = overrides or Overrides()
     ordered = sorted(tensors, key=lambda spec: write_order(spec.name))
@@ -195,6 +195,8 @@ class _Rules:
                 self.patterns.append((re.compile(pattern.lower()), kind))
             except re.error as error:
                 raise BadInput(f"tensor type {pattern!r}: not a regular expression ({error})") from None
+            if not any(self.patterns[-1][0].search(name) for name in names):
+                raise BadInput(f"tensor type {pattern}: no tensor of this model has such a name (names are like {names[-1]})")
 
     def choose(self, spec: Spec) -> Choice:
         name, kind = spec.name, category(spec.name)

@@ -1,6 +1,7 @@
 """The job file: YAML -> Job. An error names the file, the line, the key, and for a typo the nearest known key."""
 
 import difflib
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -26,10 +27,31 @@ def load_job(path: Path, overrides: Sequence[str] = ()) -> Job:
     if not isinstance(data, dict):
         raise BadInput(f"{path}:1: expected a mapping with models: and recipes:; `quantwright init` writes one to start from")
     changed = [_override(data, text) for text in overrides]
+    models = data.get("models")
+    for owner in (data, *(models if isinstance(models, list) else [models])):
+        if isinstance(owner, dict) and "recipes" in owner:
+            owner["recipes"] = _place_matrices(owner["recipes"], path.absolute().parent)
     try:
         return Job.model_validate(data)
     except ValidationError as error:
         raise BadInput(_explain(path, error, data, lines, changed)) from None
+
+
+def _place_matrices(recipes: Any, base: Path) -> Any:
+    """``imatrix`` of recipes, in either spelling, made absolute: like every path of a job it is relative to the file."""
+    if isinstance(recipes, list):
+        return [_place_matrices(recipe, base) for recipe in recipes]
+    if isinstance(recipes, str):
+        return re.sub(r"(?<=[:,]imatrix=)[^,]+", lambda found: str(base / Path(found[0].strip()).expanduser()), recipes)
+    if not isinstance(recipes, dict):
+        return recipes
+    placed = {key: _place_matrices(value, base) if key == "matrix" else value for key, value in recipes.items()}
+    files = placed.get("imatrix")
+    if isinstance(files, list):
+        placed["imatrix"] = [str(base / file) if isinstance(file, str) else file for file in files]
+    elif isinstance(files, str):
+        placed["imatrix"] = str(base / Path(files).expanduser())
+    return placed
 
 
 def job_of(data: dict[str, Any]) -> Job:

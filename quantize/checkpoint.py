@@ -7,6 +7,7 @@ is read when asked for. Nothing from a checkpoint is executed: no pickle, no rem
 import hashlib
 import json
 import math
+import re
 import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -150,8 +151,9 @@ class Checkpoint:
 
     @property
     def name(self) -> str:
-        """Last part of the id or folder, for file names and tables."""
-        return self.source.split("@")[0].rstrip("/").split("/")[-1] or self.folder.resolve().name
+        """Last part of the id or folder, for file names and tables; a folder of the Hub's cache goes by its model's id."""
+        cached = re.search(r"/models--(?:[^/]+--)?([^/]+)/snapshots/[0-9a-f]{40}$", self.folder.absolute().as_posix())
+        return cached[1] if cached else self.source.split("@")[0].rstrip("/").split("/")[-1] or self.folder.resolve().name
 
     @cached_property
     def parameters(self) -> int:

@@ -7,6 +7,7 @@ from quantize.artifact import Note
 from quantize.checkpoint import Checkpoint
 from quantize.errors import Unsupported
 from quantize.hf.load import torch_dtype
+from quantize.hf.plain_decoders import parameters
 from quantize.hf.quiet import quiet
 
 if TYPE_CHECKING:
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 
 #: buffers that old checkpoints carry and transformers computes by itself
 IGNORED = ("rotary_emb.inv_freq", "rotary_pos_emb.inv_freq", ".attn.masked_bias", ".attn.bias", ".attention.masked_bias")
+HEAD, EMBEDDING = "lm_head", "model.embed_tokens.weight"  # of the decoders that need not be built
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,18 @@ def find_layers(checkpoint: Checkpoint) -> Layers:
 
 
 def _find_layers(checkpoint: Checkpoint) -> Layers:
+    """Told from the config where every tensor of the files has its place so; else the architecture is built."""
+    told = parameters(checkpoint.config)
+    if told is not None and all(told[0].get(name) == info.shape for name, info in checkpoint.tensors.items()):
+        _, linear, tied = told
+        source = {name: name for name in checkpoint.tensors}
+        if tied and f"{HEAD}.weight" not in source and EMBEDDING in source:
+            source[f"{HEAD}.weight"] = EMBEDDING
+        return Layers(linear, HEAD, tied, source)
+    return _built_layers(checkpoint)
+
+
+def _built_layers(checkpoint: Checkpoint) -> Layers:
     import torch
 
     model = empty_model(checkpoint)

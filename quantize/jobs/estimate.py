@@ -25,7 +25,7 @@ CACHE_LIMIT = 4 * GIB
 
 @dataclass(frozen=True)
 class StepCost:
-    """``size_bytes``: of the output; ``cache_bytes``: of what stays in RUN/cache; ``stage_bytes`` while it runs."""
+    """``size_bytes``: of the output; ``cache_bytes``: of what stays in RUN/cache; ``scratch_bytes``: on disk while it runs."""
 
     id: str
     kind: str
@@ -35,6 +35,7 @@ class StepCost:
     time: Estimate
     work: float
     rate_kind: str
+    scratch_bytes: int = 0
 
 
 @dataclass
@@ -70,11 +71,9 @@ def estimate_plan(job: Job, plan: Plan, run: Path, samples: list[Sample] | None 
     }
     for step in plan.steps:
         cost.steps[step.id] = _step_cost(job, plan, step, sources, samples, sizes)
-    outputs = [c for c in cost.steps.values() if c.size_bytes]
-    # Each output is staged beside its place and renamed, so none is on disk twice; engines that save before we rewrite
-    # (gptq, awq) hold one more copy of theirs for a while.
-    largest = max((c.size_bytes or 0 for c in outputs if c.rate_kind in ("convert:gptq", "convert:awq")), default=0)
-    cost.disk_bytes = sum(c.size_bytes or 0 for c in outputs) + sum(c.cache_bytes for c in cost.steps.values()) + largest
+    # An output is staged beside its place and renamed, so it is never on disk twice; what else a step writes goes when it ends.
+    together = sorted((c.scratch_bytes for c in cost.steps.values()), reverse=True)[: job.resources.parallel or 1]
+    cost.disk_bytes = sum((c.size_bytes or 0) + c.cache_bytes for c in cost.steps.values()) + sum(together)
     existing = next(path for path in [run.absolute(), *run.absolute().parents] if path.exists())
     cost.free_bytes = shutil.disk_usage(existing).free + _already(run, plan)
     cost.memory_bytes = max((c.memory_bytes for c in cost.steps.values()), default=0)
@@ -126,7 +125,10 @@ def _step_cost(
         kind, work = f"convert:{method}", weights / 1e6
         memory = conversion_memory(checkpoint, method)
         time = estimate_seconds(kind, work, threads, samples)
-        return StepCost(step.id, step.kind, sizes[step.id], 0, memory, time, work, kind)
+        # Verification spills the weights it has read back as float32; the engines of GPTQ and AWQ save before we rewrite.
+        spilled = 4 * weights if job.verify == "full" else 0
+        saved = sizes[step.id] or 0 if method in ("gptq", "awq") else 0
+        return StepCost(step.id, step.kind, sizes[step.id], 0, memory, time, work, kind, max(spilled, saved))
     # llama.cpp maps the file; transformers holds float32 on a CPU, whatever was stored.
     served = BASE_DEFAULT + ((sizes.get(convert_id) if method == "gguf" else None) or 4 * weights)
     if step.kind == "bench":

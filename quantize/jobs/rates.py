@@ -28,6 +28,7 @@ BUILT_IN: dict[str, tuple[float, float]] = {
 BUILT_IN_DEFAULT = (20.0, 5.0)
 UNSURE = 3.0  # the range of a built-in rate: divided and multiplied by this
 MARGIN = 1.3  # of a single measured one
+FAR = 50  # from so much smaller work nothing is concluded: what it took was mostly its start
 
 
 @dataclass(frozen=True)
@@ -84,11 +85,13 @@ def estimate_seconds(kind: str, work: float, threads: int, samples: list[Sample]
     """From earlier steps of the same kind, scaled by the work beyond start-up; else from built-in rates."""
     fixed, rate = BUILT_IN.get(kind, BUILT_IN.get(kind.partition(":")[0], BUILT_IN_DEFAULT))
     mine = [s for s in samples if s.kind == kind and s.threads == threads] or [s for s in samples if s.kind == kind]
-    if not mine:
+    near = [s for s in mine if work < FAR * max(s.work, 1e-3)]
+    if not near:
         guess = fixed + rate * work
-        return Estimate(guess / UNSURE, guess * UNSURE, "built-in rates; this machine has not done it yet")
+        why = f"what it has done is over {FAR} times smaller" if mine else "this machine has not done it yet"
+        return Estimate(guess / UNSURE, guess * UNSURE, f"built-in rates; {why}")
     # Nearest in size first: what a small model took says little about a large one.
-    mine = sorted(mine, key=lambda s: abs(_log(s.work) - _log(work)))[:9]
+    mine = sorted(near, key=lambda s: abs(_log(s.work) - _log(work)))[:9]
     start = min(fixed, *(s.wall_s for s in mine))
     scaled = [start + (s.wall_s - start) * max(work, 1e-3) / max(s.work, 1e-3) for s in mine]
     low, high = min(scaled), max(scaled)

@@ -17,6 +17,7 @@ import numpy as np
 
 from quantize.checkpoint import Checkpoint, TensorInfo
 from quantize.errors import BadInput, StepFailed, Unsupported
+from quantize.gguf.back_card import write_card
 from quantize.gguf.back_config import to_config
 from quantize.gguf.back_tokenizer import write_tokenizer
 from quantize.gguf.families import KNOWN, Mapped
@@ -51,7 +52,7 @@ def materialise(path: Path) -> Path:
 
 
 def write_checkpoint(file: GgufFile, folder: Path) -> None:
-    """Write config, tensors, tokenizer and chat templates into ``folder``.
+    """Write config, tensors, tokenizer, chat templates and model card into ``folder``.
 
     Errors: Unsupported for an architecture or tokenizer with no way back, or a tensor that has no place; BadInput where metadata
     and tensors contradict each other; StepFailed where the disk is full.
@@ -83,6 +84,7 @@ def write_checkpoint(file: GgufFile, folder: Path) -> None:
         write_config(folder, config)
         write_tokenizer(file, folder)
         _write_generation_config(file, folder)
+        write_card(file, folder)
     except OSError as error:
         raise StepFailed(
             f"{folder}: cannot hold the checkpoint of {file.path} ({error.strerror}); set TMPDIR to a larger disk"

@@ -2,16 +2,19 @@
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from gguf import TokenType
 
 sys.path.insert(0, str(Path(__file__).parent))
 from family_cases import CASES, Case, make, write_gguf_f32
 
+from quantize import convert
 from quantize.checkpoint import Checkpoint
 from quantize.errors import BadInput, Unsupported
 from quantize.gguf.back import write_checkpoint
@@ -166,3 +169,25 @@ def test_real_tokenizers_come_back(name: str, shared: Path, tmp_path: Path) -> N
     )
     for key in (f"tokenizer.ggml.{key}" for key in same):
         assert again.kvs.get(key) == metadata.kvs.get(key), key
+
+
+def test_what_the_card_says_comes_back(make_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+    """Licence, tags and origin survive HF -> GGUF -> GGUF: the second file's ``general.*`` is the first's but for its type."""
+    folder = make_checkpoint()
+    front = {
+        "license": "other", "license_name": "gemma", "license_link": "https://example.org/terms", "tags": ["ä", "b: c"],
+        "language": ["en", "de"], "base_model": ["some-org/Some-Model-1B"], "model_name": "A Name: with a colon",
+    }  # fmt: skip
+    (folder / "README.md").write_text(f"---\n{yaml.safe_dump(front)}---\n\n# Card\n", encoding="utf-8")
+    convert(str(folder), "gguf-f32", tmp_path / "first", verify="none")
+    (first,) = (tmp_path / "first").glob("*.gguf")
+    convert(str(first), "gguf-f16", tmp_path / "second", verify="none")
+    (second,) = (tmp_path / "second").glob("*.gguf")
+    a, b = (
+        {k: v for k, v in read_gguf(p).kvs.items() if k.startswith("general.") and k != "general.file_type"}
+        for p in (first, second)
+    )
+    assert a == b
+    assert a["general.license.name"] == "gemma"
+    assert a["general.base_model.0.repo_url"] == "https://huggingface.co/some-org/Some-Model-1B"
+    assert json.loads((tmp_path / "second" / "manifest.json").read_text())["source"]["license"] == "other"

@@ -21,6 +21,12 @@ from quantize.errors import BadInput
 )
 @click.option("--strict", is_flag=True, help="stop before anything runs where a combination cannot be made")
 @click.option(
+    "--cache",
+    type=click.Path(path_type=Path, file_okay=False),
+    envvar="QUANTWRIGHT_CACHE",
+    help="folder shared with other runs and users: what one has made, the others copy  [default: the job's cache:]",
+)
+@click.option(
     "--executor", type=click.Choice(["local", "ray"]), default="local", show_default=True, help="where steps run: here, or on Ray"
 )
 @click.option("--address", help="Ray cluster, host:port or auto  [default: $RAY_ADDRESS, else one is started here]")
@@ -30,6 +36,7 @@ def run(
     out: Path | None,
     overrides: tuple[str, ...],
     strict: bool,
+    cache: Path | None,
     executor: str,
     address: str | None,
     as_json: bool,
@@ -39,7 +46,7 @@ def run(
     Each step is a process of its own. Run the same command again and only what is missing is done.
     """
     folder = out or Path("runs") / job_name(job)
-    summary = run_job(job, folder, overrides, strict, executor, address)
+    summary = run_job(job, folder, overrides, strict, executor, address, cache)
     document = report_document(folder, summary)
     print_outcome(summary, document)
     if as_json:
@@ -54,6 +61,7 @@ def run_job(
     strict: bool = False,
     executor: str = "local",
     address: str | None = None,
+    cache: Path | None = None,
 ) -> Any:
     """-> quantize.jobs.runner.Summary. Errors: BadInput, Unsupported (with ``strict``) before anything runs."""
     from quantize.errors import Unsupported
@@ -72,11 +80,12 @@ def run_job(
         raise Unsupported(f"{refused[0].reason} (--strict: nothing was run)")
     cost = estimate_plan(spec, plan, out)
     refuse_what_cannot_fit(cost, out, memory=executor == "local")
+    shared = cache or (path.absolute().parent / spec.cache if spec.cache else None)
     place = open_executor(executor, address, spec, out.absolute(), cost.steps)
     log(f"{path}: {len(plan.steps)} steps, run folder {out}")
     terminal = Terminal()
     try:
-        return Runner(path, spec, plan, out, terminal.say, terminal.show, cost.steps, place).run()
+        return Runner(path, spec, plan, out, terminal.say, terminal.show, cost.steps, place, shared).run()
     finally:
         terminal.show("")
         place.close()
@@ -153,6 +162,7 @@ def print_outcome(summary: Any, document: dict[str, Any]) -> None:
     counts = {
         "done": summary.done,
         "already done": summary.skipped,
+        "taken from the cache": summary.reused,
         "failed": summary.failed,
         "not possible": summary.blocked,
         "unsupported": summary.unsupported,

@@ -1,7 +1,7 @@
 """What steps of each kind took on this machine, so that the next plan can say from experience what they will take.
 
-One JSON line a finished step, in $XDG_CACHE_HOME/quantwright/rates.jsonl (or $QUANTWRIGHT_CACHE). Nothing depends on it but the
-plan's estimates: it may be deleted at any time.
+One JSON line a finished step, in $QUANTWRIGHT_RATES (default: quantwright/rates.jsonl in $XDG_CACHE_HOME). Nothing depends on it
+but the plan's estimates: it may be deleted at any time.
 """
 
 import json
@@ -52,9 +52,9 @@ class Estimate:
 
 
 def rates_file() -> Path:
-    own = os.environ.get("QUANTWRIGHT_CACHE")
-    root = Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "quantwright"
-    return root / "rates.jsonl"
+    own = os.environ.get("QUANTWRIGHT_RATES")
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return Path(own) if own else cache / "quantwright" / "rates.jsonl"
 
 
 def read_samples() -> list[Sample]:

@@ -13,7 +13,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from quantize.errors import BadInput
+from quantize.errors import BadInput, QuantwrightError
+from quantize.jobs.cache import SharedCache
 from quantize.jobs.child import failure_reason
 from quantize.jobs.estimate import StepCost, spell, spell_seconds
 from quantize.jobs.executor import Executor, Handle, Here
@@ -22,6 +23,7 @@ from quantize.jobs.keys import FileHashes, step_key
 from quantize.jobs.outputs import Outputs
 from quantize.jobs.rates import Sample, add_sample
 from quantize.jobs.records import Record, Records, RunLock
+from quantize.jobs.sharing import Sharing
 from quantize.jobs.spec import Job
 from quantize.jobs.steps import STAGE, Plan, Step, step_threads
 
@@ -35,6 +37,7 @@ class Summary:
 
     done: list[str] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
+    reused: list[str] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)
     blocked: list[str] = field(default_factory=list)
     unsupported: list[str] = field(default_factory=list)
@@ -56,7 +59,8 @@ class _Running:
 
 class Runner:
     """``path`` is the job file, ``run`` the run folder. ``say`` gets what stays to be read, ``show`` a line that the next one
-    replaces. ``costs``: step id -> what the plan says it takes. ``executor``: where steps run (default: here)."""
+    replaces. ``costs``: step id -> what the plan says it takes. ``executor``: where steps run (default: here). ``cache``: a
+    folder shared with other runs."""
 
     def __init__(
         self,
@@ -68,6 +72,7 @@ class Runner:
         show: Callable[[str], None] = lambda text: None,
         costs: Mapping[str, StepCost] | None = None,
         executor: Executor | None = None,
+        cache: Path | None = None,
     ):
         self.path, self.job, self.plan, self.run_folder, self.say = path, job, plan, run.absolute(), say
         self.show = show
@@ -81,6 +86,9 @@ class Runner:
         self.ended: set[str] = set()
         self.running: list[_Running] = []
         self.interrupts = 0
+        self.sharing = Sharing(SharedCache(cache, say), self.run_folder) if cache else None
+        self.keys: dict[str, str] = {}  # of steps that this run may make for the cache
+        self.waits: set[str] = set()  # for another run that is making the same
 
     def run(self) -> Summary:
         """Errors: BadInput where another runner works in the run folder, or it cannot be written."""
@@ -128,7 +136,9 @@ class Runner:
                 self._stop_all("interrupted")
             self._start_ready(pending)
             if not self.running:
-                if (
+                if pending and self.waits:
+                    time.sleep(0.2)
+                elif (
                     pending
                     and not self.summary.interrupted
                     and not any(self._is_ready(step) or self._is_blocked(step) for step in pending)
@@ -155,15 +165,17 @@ class Runner:
                 return
             if self._is_blocked(step):
                 pending.remove(step)
-                self.ended.add(step.id)
+                self._end(step)
                 self.summary.blocked.append(step.id)
                 self._announce(step, f"not possible: {self._blocker(step)} failed")
-            elif self._is_ready(step) and self.executor.fits(step, [other.step for other in self.running], pending):
+            elif self._is_ready(step) and self._fits(step, pending) and self._begin(step):
                 pending.remove(step)
-                self._begin(step)
 
     def _is_ready(self, step: Step) -> bool:
         return all(name in self.digests for name in step.after) and all(name in self.ended for name in step.prefers)
+
+    def _fits(self, step: Step, pending: list[Step]) -> bool:
+        return self.executor.fits(step, [other.step for other in self.running], pending)
 
     def _is_blocked(self, step: Step) -> bool:
         return any(name in self.ended and name not in self.digests for name in step.after)
@@ -173,12 +185,13 @@ class Runner:
 
     # -- one step ------------------------------------------------------------------------------------------------------------
 
-    def _begin(self, step: Step) -> None:
+    def _begin(self, step: Step) -> bool:
+        """False where another run is making the same, for which it waits."""
         try:
             key = step_key(step, self.run_folder, self._inputs_of(step), self.hashes, self.sources)
         except OSError as error:
             self._give_up(step, Record(step.id, ""), f"{error.filename}: {error.strerror}")
-            return
+            return True
         record = self.records.read(step.slug)
         digest = self.outputs.committed(step, key, record)
         if digest is not None:
@@ -189,8 +202,38 @@ class Runner:
             self._mark_done(step, digest)
             self.summary.skipped.append(step.id)
             self._announce(step, "already done")
-            return
-        self._start(step, Record(step.id, key, output=str(step.output)))
+            return True
+        fresh = Record(step.id, key, output=str(step.output))
+        if self.sharing and self.sharing.covers(step):
+            if not self.sharing.cache.claim(key):
+                if step.id not in self.waits:
+                    self._announce(step, "another run is making it; waiting for that")
+                self.waits.add(step.id)
+                return False
+            self.waits.discard(step.id)
+            self.keys[step.id] = key
+            if self._reuse(step, fresh):
+                return True
+        self._start(step, fresh)
+        return True
+
+    def _reuse(self, step: Step, record: Record) -> bool:
+        """Whether the step is over, since the shared cache had its output (or that cannot be written here)."""
+        assert self.sharing is not None
+        try:
+            if not self.sharing.fetch(step, record.key):
+                return False
+            digest = self.outputs.commit(step, self.run_folder)
+        except QuantwrightError as error:
+            self._give_up(step, record, str(error))
+            return True
+        assert digest is not None, step.id
+        record.status, record.digest, record.size_bytes = "done", digest, self.outputs.size_bytes(step)
+        self.records.write(step.slug, record)
+        self._mark_done(step, digest)
+        self.summary.reused.append(step.id)
+        self._announce(step, "taken from the cache")
+        return True
 
     def _start(self, step: Step, record: Record) -> None:
         record.status, record.previous = "running", self.outputs.identity(step)
@@ -206,7 +249,7 @@ class Runner:
         if step.kind == "convert" and (self.run_folder / step.output).exists():
             arguments.append("--force")
         try:
-            child = self.executor.start(step, arguments, stage, log, [self.lock.fd])
+            child = self.executor.start(step, arguments, stage, log, [self.lock.fd, *self._locks(step)])
         except BadInput as error:  # the node that could have held it is gone
             self._give_up(step, record, str(error), stage)
             return
@@ -237,6 +280,8 @@ class Runner:
                 record.detail = self.summary.report = self.outputs.printed(running.stage) or {}
             self.records.write(step.slug, record)
             self._clear(running.stage)
+            if self.sharing and step.id in self.keys:
+                self.sharing.keep(step, record.key)
             self._mark_done(step, digest)
             if child.node == platform.node():
                 self._learn(step, record)
@@ -246,7 +291,7 @@ class Runner:
         reason = child.lost or failure_reason(child.killed_for, child.log, code)
         if child.killed_for == "interrupted" or (self.summary.interrupted and code in (130, -2)):
             self.records.write(step.slug, record)  # stays "running": neither done nor failed
-            self.ended.add(step.id)
+            self._end(step)
             self._announce(step, "stopped")
             return
         network = any(mark in reason for mark in NETWORK)
@@ -264,7 +309,7 @@ class Runner:
         self.outputs.write_failure(step, reason, stage)
         if stage is not None:
             self._clear(stage)
-        self.ended.add(step.id)
+        self._end(step)
         self.summary.failed.append(step.id)
         self._announce(step, f"FAILED: {reason}" + (f" (log: {record.log})" if record.log else ""))
 
@@ -277,7 +322,15 @@ class Runner:
 
     def _mark_done(self, step: Step, digest: str) -> None:
         self.digests[step.id] = digest
+        self._end(step)
+
+    def _end(self, step: Step) -> None:
         self.ended.add(step.id)
+        if self.sharing and step.id in self.keys:
+            self.sharing.cache.release(self.keys.pop(step.id))
+
+    def _locks(self, step: Step) -> list[int]:
+        return self.sharing.cache.held(self.keys[step.id]) if self.sharing and step.id in self.keys else []
 
     def _inputs_of(self, step: Step) -> dict[str, str]:
         """Digests of what the step reads; the report reads all results there are."""

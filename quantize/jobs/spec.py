@@ -118,7 +118,7 @@ class Resources(Strict):
 
 
 class Job(Strict):
-    """A whole job file."""
+    """A whole job file. ``cache``: folder that several runs and users share."""
 
     models: Annotated[list[Annotated[Model, BeforeValidator(_source_alone)]], BeforeValidator(_as_list)] = Field(min_length=1)
     recipes: Recipes = Field(default_factory=list)
@@ -127,6 +127,7 @@ class Job(Strict):
     evaluate: Evaluate | None = None
     benchmark: Benchmark | None = None
     report: bool = True
+    cache: str | None = None
     resources: Resources = Field(default_factory=Resources)
 
     def recipes_of(self, model: Model) -> list[Recipe]:

@@ -186,6 +186,7 @@ def _convert_step(job: Job, model: OpenModel, recipe: Recipe, texts: "_Texts") -
         else:
             inputs["calibration_source"] = calibration.source
     method = require(recipe)
+    loads = ("torch", "transformers") if method.needs and method.runtime != "llamacpp" else ()
     return Step(
         id=f"convert:{model.name}:{recipe.slug}",
         kind="convert",
@@ -197,7 +198,7 @@ def _convert_step(job: Job, model: OpenModel, recipe: Recipe, texts: "_Texts") -
         inputs=inputs,
         files=files,
         sources=(model.name,),
-        packages=("quantwright", "numpy", *[distribution for distribution, _ in method.needs]),
+        packages=("quantwright", "numpy", *loads, *[distribution for distribution, _ in method.needs]),
     )
 
 

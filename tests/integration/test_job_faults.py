@@ -19,7 +19,7 @@ JOB = "models: [checkpoint]\nrecipes: [gguf-f16]\nverify: none\nreport: false\nr
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("QUANTWRIGHT_CACHE", str(tmp_path_factory.mktemp("cache")))
+    monkeypatch.setenv("QUANTWRIGHT_RATES", str(tmp_path_factory.mktemp("rates") / "rates.jsonl"))
 
 
 @pytest.fixture

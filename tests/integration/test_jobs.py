@@ -33,7 +33,7 @@ MADE = ["gguf-f16", "gguf-q8_0", "gguf-q4_0"]
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """Tests neither read nor write the person's measured rates."""
-    monkeypatch.setenv("QUANTWRIGHT_CACHE", str(tmp_path_factory.mktemp("cache")))
+    monkeypatch.setenv("QUANTWRIGHT_RATES", str(tmp_path_factory.mktemp("rates") / "rates.jsonl"))
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,82 @@
+"""What of a job goes through the shared cache: artifacts, and the reference's logits. Speeds belong to one machine and do not."""
+
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+from quantize.artifact import MANIFEST, Artifact, commit, staging
+from quantize.jobs.cache import SharedCache
+from quantize.jobs.steps import Step
+
+
+class Sharing:
+    """``run``: the run folder, absolute."""
+
+    def __init__(self, cache: SharedCache, run: Path):
+        self.cache, self.run = cache, run
+        self._before: dict[str, set[str]] = {}
+
+    @staticmethod
+    def covers(step: Step) -> bool:
+        return step.kind == "convert" or _makes_reference(step)
+
+    def fetch(self, step: Step, key: str) -> bool:
+        """Whether the step's output lies in place now. A reference's logits only spare its step the work.
+
+        Errors: StepFailed where the run folder cannot be written.
+        """
+        if _makes_reference(step):
+            self._fetch_reference(key)
+            self._before[step.id] = set(self._references())
+            return False
+        out = self.run / step.output
+        with staging(out) as stage:
+            if not self.cache.fetch(key, stage):
+                return False
+            commit(stage, out, _readdressed(Artifact.load(stage), step).manifest, force=out.exists())
+        return True
+
+    def keep(self, step: Step, key: str) -> None:
+        """Give what the step has made to the others."""
+        if step.kind == "convert":
+            folder = self.run / step.output
+            names = [MANIFEST, *Artifact.load(folder).manifest.files]
+            self.cache.store(key, {name: folder / name for name in names})
+            return
+        made = set(self._references()) - self._before.pop(step.id, set())
+        files = [path for name in sorted(made) for path in sorted((self.run / "cache" / name).iterdir())]
+        if files:
+            self.cache.store(key, {str(path.relative_to(self.run / "cache")): path for path in files})
+
+    def _references(self) -> Mapping[str, Path]:
+        return {path.name: path for path in (self.run / "cache").glob("reference-*")}
+
+    def _fetch_reference(self, key: str) -> None:
+        stage = self.run / "cache" / f".reference-fetched-{os.getpid()}"
+        shutil.rmtree(stage, ignore_errors=True)
+        stage.mkdir(parents=True)
+        try:
+            if self.cache.fetch(key, stage):
+                for folder in stage.iterdir():
+                    target = stage.parent / folder.name
+                    if not target.exists():
+                        folder.rename(target)
+        except OSError as error:  # it is made anew then
+            self.cache.say(f"cache: the reference's logits cannot be copied ({error.strerror})")
+        finally:
+            shutil.rmtree(stage, ignore_errors=True)
+
+
+def _makes_reference(step: Step) -> bool:
+    return step.kind == "eval" and not step.recipe
+
+
+def _readdressed(artifact: Artifact, step: Step) -> Artifact:
+    """The manifest names source and calibration text where this job has them, not where their like lay for somebody else."""
+    manifest = artifact.manifest
+    changes: dict[str, object] = {"source": manifest.source.model_copy(update={"id": step.model})}
+    if manifest.calibration is not None and "--calibration" in step.arguments:
+        source = step.arguments[step.arguments.index("--calibration") + 1]
+        changes["calibration"] = manifest.calibration.model_copy(update={"source": source})
+    return Artifact(artifact.folder, manifest.model_copy(update=changes))

@@ -12,6 +12,7 @@ from quantize.errors import QuantwrightError
 COMMANDS = {
     "demo": ("quantize.commands.demo:demo", "Convert, verify, measure and report the embedded checkpoint."),
     "convert": ("quantize.commands.convert:convert", "Make quantized artifacts from a checkpoint."),
+    "imatrix": ("quantize.commands.imatrix:imatrix", "Compute the importance matrix of a model over a text, for GGUF."),
     "eval": ("evals.command:evaluate", "Measure perplexity, divergence and task accuracy."),
     "bench": ("benchmarks.command:bench", "Measure prefill and decode speed, time to first token and memory."),
     "report": ("reports.command:report", "Compare runs: HTML, Markdown, CSV and JSON."),

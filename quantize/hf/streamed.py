@@ -49,12 +49,19 @@ def streamed_model(
         from quantize.errors import BadInput
 
         raise BadInput(f"{checkpoint.source}: holds no weights for {missing[0]}; fetch the whole checkpoint")
+    stream_weights(model, names, read)
+    return model
+
+
+def stream_weights(
+    model: "torch.nn.Module", names: dict[str, str], read: Callable[[str], np.ndarray], device: str = "cpu"
+) -> None:
+    """Let ``model``, empty, read its weights when a module needs them; ``names``: parameter -> what ``read`` knows it by."""
     with quiet():
         from accelerate import cpu_offload
 
         weights: Any = _Weights(names, read)
-        streamed: PreTrainedModel = cpu_offload(model.eval(), execution_device="cpu", offload_buffers=False, state_dict=weights)
-    return streamed
+        cpu_offload(model.eval(), execution_device=device, offload_buffers=False, state_dict=weights)
 
 
 def round_like_runtime(model: "PreTrainedModel", checkpoint: Checkpoint, kinds: dict[str, str], gelu_table: bool) -> None:

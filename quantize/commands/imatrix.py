@@ -1,0 +1,66 @@
+"""``quantwright imatrix``."""
+
+import sys
+from pathlib import Path
+
+import click
+
+from quantize.commands import emit_json, log, run_options
+from quantize.errors import BadInput
+from quantize.recipe import CalibrationOptions, RunOptions
+
+
+@click.command()
+@click.argument("model")
+@click.option("--text", default="stdlib", show_default=True, help="text file, Hub dataset id, or the built-in stdlib text")
+@click.option("--tokens", type=click.IntRange(min=128), default=32_768, show_default=True)
+@click.option("--chunk", type=click.IntRange(min=32), default=512, show_default=True, help="tokens per window")
+@click.option("--seed", type=int, default=0, show_default=True, help="which windows of the text are drawn")
+@click.option("-o", "--out", type=click.Path(path_type=Path), default=Path("imatrix.gguf"), show_default=True)
+@click.option("--force", is_flag=True, help="replace what lies at --out")
+@run_options
+def imatrix(
+    model: str, text: str, tokens: int, chunk: int, seed: int, out: Path, force: bool, run: RunOptions, as_json: bool
+) -> int:
+    """Compute the importance matrix of MODEL over a text, in llama.cpp's format, for `convert --imatrix`.
+
+    The model runs in float32, its weights read as they are needed.
+    """
+    from quantize.calibration import load_calibration
+    from quantize.checkpoint import Checkpoint, sha256_file
+    from quantize.gguf.imatrix import write_imatrix
+    from quantize.gguf.imatrix_compute import compute_imatrix, with_first_token
+
+    if out.is_dir() or (out.exists() and not force):
+        raise BadInput(f"{out}: already exists; choose another -o, or pass --force to replace a file")
+    if not out.absolute().parent.is_dir():
+        raise BadInput(f"{out}: its folder does not exist; make it, or choose another -o")
+    checkpoint = Checkpoint.open(model, trust_remote_code=run.trust_remote_code)
+    calibration = load_calibration(checkpoint, CalibrationOptions(source=text, tokens=tokens, sequence_length=chunk, seed=seed))
+    log(calibration.summary)
+    ids = with_first_token(checkpoint, calibration.ids)
+    label = f"{checkpoint.name}: importances"
+    with click.progressbar(length=len(ids), label=label, file=sys.stderr) as bar:
+        computed = compute_imatrix(checkpoint, ids, dataset=Path(text).name, device=run.resolved_device, progress=bar.update)
+    write_imatrix(out, computed.matrix)
+    entries = computed.matrix.entries
+    unreached = {name: int((entry.counts == 0).sum()) for name, entry in entries.items() if not entry.counts.all()}
+    for name, count in unreached.items():
+        log(f"note: {name}: no token reached {count} of its {len(entries[name].counts)} experts; use a longer text")
+    for name in computed.missing:
+        log(f"note: {name}: what it is multiplied with exists in llama.cpp's graph alone; it is quantized without importances")
+    click.echo(f"{out}: {len(entries)} tensors over {len(ids)} windows of {ids.shape[1]} tokens")
+    if as_json:
+        emit_json(
+            {
+                "imatrix": str(out),
+                "sha256": sha256_file(out),
+                "entries": len(entries),
+                "windows": len(ids),
+                "window_tokens": ids.shape[1],
+                "text": calibration.record.model_dump(),
+                "missing": list(computed.missing),
+                "experts_unreached": unreached,
+            }
+        )
+    return 0

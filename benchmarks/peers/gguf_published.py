@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.peers.gguf_tokenizers import Vocabulary, paragraphs
-from quantize import convert
+from quantize.convert import convert
 from quantize.gguf import llamacpp
 from quantize.gguf.reader import GgufFile, read_gguf
 from quantize.gguf.types import FILE_TYPES

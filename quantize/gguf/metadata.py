@@ -34,16 +34,16 @@ def load_metadata(checkpoint: Checkpoint, shapes: Iterable[tuple[str, tuple[int,
         ) from None
     # Only the last part of the name: where a folder lies on this machine is nobody's business. A GGUF file's own name ends in a
     # type, which the heuristic takes for a finetune; what the file says of itself is in the card.
-    name = Path(checkpoint.name)
+    path = Path(checkpoint.name)
     heuristic = gguf.Metadata.apply_metadata_heuristic
-    metadata = heuristic(gguf.Metadata(), card, checkpoint.config, None if name.suffix == ".gguf" else name, total)
+    metadata = heuristic(gguf.Metadata(), card, checkpoint.config, None if path.suffix == ".gguf" else path, total)
     generation = gguf.Metadata.load_generation_config(checkpoint.folder)
     for field, key in (("temp", "temperature"), ("top_k", "top_k"), ("top_p", "top_p"), ("min_p", "min_p")):
         value = generation.get(key)
         if isinstance(value, (int, float)) and not isinstance(value, bool):
             setattr(metadata, f"sampling_{field}", int(value) if field == "top_k" else float(value))
     if metadata.name is None:
-        metadata.name = name.stem if name.suffix == ".gguf" else checkpoint.name
+        metadata.name = path.stem if path.suffix == ".gguf" else checkpoint.name
     if metadata.size_label is None and total > 0:
         metadata.size_label = gguf.size_label(total, shared, expert, experts)
     if checkpoint.revision and not metadata.base_models:

@@ -45,8 +45,15 @@ TABLE_METRICS = (
     show_default=True,
     help="whose tokenizer makes the token ids: the source's own file, or each runtime's",
 )
-@click.option("--tasks", help="lm-eval names, .jsonl or .yaml files, or 'held-out', with commas")
+@click.option(
+    "--tasks",
+    help="with commas: lm-eval names, NAME=FILE or FOLDER (its data), .jsonl or .yaml files, held-out, or suites: quick, "
+    "open-llm, chinese, code",
+)
 @click.option("--limit", type=click.IntRange(min=1), help="items of each task")
+@click.option("--num-fewshot", type=click.IntRange(min=0), help="examples before each item (default: as the task says)")
+@click.option("--apply-chat-template", is_flag=True, help="put items into the model's chat template")
+@click.option("--allow-code-execution", is_flag=True, help="let tasks run the code that a model writes, on this machine")
 @click.option("--tokens", type=click.IntRange(min=1), help="only so many tokens of the text")
 @click.option("--load-as", help="quantize the model on the fly (quanto and bnb recipes)")
 @click.option(
@@ -66,6 +73,9 @@ def evaluate(
     ids: str,
     tasks: str | None,
     limit: int | None,
+    num_fewshot: int | None,
+    apply_chat_template: bool,
+    allow_code_execution: bool,
     tokens: int | None,
     load_as: str | None,
     cache_limit: str,
@@ -92,6 +102,9 @@ def evaluate(
         ids=ids,
         tasks=_names(tasks, "--tasks") if tasks is not None else (),
         limit=limit,
+        num_fewshot=num_fewshot,
+        apply_chat_template=apply_chat_template,
+        allow_code_execution=allow_code_execution,
         tokens=tokens,
         load_as=load_as,
         run=run,

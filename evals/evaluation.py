@@ -19,6 +19,7 @@ from evals.reference import CachedReference, ReferenceRows, SideBySideReference,
 from evals.result import EvalResult, Subject, merge_results, results_path
 from evals.rows import Heading, divergence_rows, perplexity_rows
 from evals.subjects import Typed, guess_reference, largest, resolve
+from evals.tasks import TaskOptions
 from evals.text import MeasuredText
 from quantize.commands import log
 from quantize.errors import BadInput, QuantwrightError
@@ -70,6 +71,9 @@ def measure(
     ids: str = "source",
     tasks: Sequence[str | Path] = (),
     limit: int | None = None,
+    num_fewshot: int | None = None,
+    apply_chat_template: bool = False,
+    allow_code_execution: bool = False,
     tokens: int | None = None,
     load_as: str | Recipe | None = None,
     run: RunOptions | None = None,
@@ -85,11 +89,12 @@ def measure(
 
     ``metrics``: of ``perplexity`` and ``divergence`` (which needs a reference: the one given, or the source that the manifests
     name, else the largest of several artifacts); default: perplexity, with a reference both, with ``tasks`` alone neither.
-    ``text``: a UTF-8 file; without one the demo's held-out text. ``tokens``: only so many of its tokens. ``limit``: items of each
-    task. ``out``: a run folder to which the rows are written too, as ``out/results/*.json``. ``cache``: where the reference's
-    logits are kept for the next call (default: ``out/cache``; without either they are thrown away). ``floors``: add the rows below
-    which no difference means anything.
-    ``prune``: delete each file of a GGUF repository that was fetched for this, before the next is fetched.
+    ``text``: a UTF-8 file; without one the demo's held-out text. ``tokens``: only so many of its tokens.
+    ``limit`` (items of each task), ``num_fewshot``, ``apply_chat_template``: as lm-eval's. ``allow_code_execution``: tasks may
+    run what a model writes. ``out``: a run folder to which the rows are written too, as ``out/results/*.json``.
+    ``cache``: where the reference's logits are kept for the next call (default: ``out/cache``; without either they are thrown
+    away). ``floors``: add the rows below which no difference means anything. ``prune``: delete each file of a GGUF repository
+    that was fetched for this, before the next is fetched.
 
     What fails costs its artifact's rows, not the others'. Errors: BadInput where something given cannot be used.
     """
@@ -105,7 +110,7 @@ def measure(
         protocols=[parse_protocol(name) for name in ([protocol] if isinstance(protocol, str) else protocol)],
         ids=ids,
         tasks=[str(task) for task in tasks],
-        limit=limit,
+        task_options=TaskOptions(limit, num_fewshot, apply_chat_template, allow_code_execution),
         tokens=tokens,
         run=run or RunOptions(),
         out=Path(out) if out else None,
@@ -145,7 +150,7 @@ class Evaluation:
     protocols: list[TextProtocol]
     ids: str
     tasks: list[str]
-    limit: int | None
+    task_options: TaskOptions
     tokens: int | None
     run: RunOptions
     out: Path | None
@@ -336,8 +341,8 @@ class Evaluation:
     def _task_rows(self, typed: Typed, tasks: Any, runtime: Runtime, heading: Heading) -> list[EvalResult]:
         from evals.tasks import run_tasks
 
-        source = self.measured.tokenizer(typed)
-        return run_tasks(runtime, tasks, source, heading, self.limit, self.run.progress, self.measured.special(typed, runtime))
+        source, special = self.measured.tokenizer(typed), self.measured.special(typed, runtime)
+        return run_tasks(runtime, tasks, source, heading, self.task_options, self.run.progress, special)
 
     def _score(self, runtime: Runtime, windows: Windows, name: str) -> TokenScores:
         with self._progress(f"{name} {windows.protocol.name}", windows.scored) as advance:
@@ -374,7 +379,7 @@ class Evaluation:
             return []
         from evals.task_files import parse_tasks
 
-        return parse_tasks(self.tasks, self.say)
+        return parse_tasks(self.tasks, self.say, self.task_options.allow_code)
 
     def _pair_tasks(self, outcome: Outcome) -> None:
         if self.tasks and self.reference:

@@ -15,6 +15,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs
 
+from evals.chat import ChatTemplate
 from evals.kernels import as_tensor, blocks
 from quantize.errors import Unsupported
 from quantize.runtimes import Runtime
@@ -39,13 +40,17 @@ class RuntimeLM(TemplateLM):
         bos: int | None,
         eos: int | None,
         advance: Callable[[str, int], Advance] | None = None,
+        template: ChatTemplate | None = None,
     ):
         super().__init__()
+        self.template = template
         self.runtime = runtime
         self.source = source
         self.bos = bos
         self.eos = eos
         self.advance = advance or (lambda what, total: lambda n: None)
+        #: what was done otherwise than the task says
+        self.remarks: set[str] = set()
         #: (task, item) whose logits were not finite: the likelihood is zero, a generation ends there
         self.non_finite: set[tuple[str | None, int | None]] = set()
 
@@ -77,6 +82,13 @@ class RuntimeLM(TemplateLM):
         if add_special_tokens is None and len(ids) > 1 and ids[0] == ids[1] == self.bos:
             return ids[1:]  # the text began with a BOS of its own
         return ids
+
+    def chat_template(self, chat_template: bool | str = False) -> str | None:
+        return self.template.text if self.template and chat_template else None
+
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        assert self.template is not None
+        return self.template.render(chat_history, add_generation_prompt)
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         for request in requests:
@@ -171,7 +183,12 @@ class RuntimeLM(TemplateLM):
             if settings.get("do_sample") or (settings.get("temperature") or 0) > 0:
                 raise Unsupported("the task wants sampling (do_sample, temperature); here generation is greedy")
             stops = [stop for stop in handle_stop_sequences(settings.get("until"), eos=end) if stop]
-            limit = min(int(settings["max_gen_toks"]), max(1, self.max_length - 1))
+            limit = int(settings["max_gen_toks"])
+            if limit >= self.max_length:
+                self.remarks.add(
+                    f"at most {self.max_length // 2} tokens generated, not {limit}: the context is {self.max_length}"
+                )
+                limit = max(1, self.max_length // 2)
             ids = self.tok_encode(context)[-(self.max_length - limit) :]
             text, finite = self._generate(ids or [self.prefix_token_id], limit, stops)
             self._note([] if finite else [request])

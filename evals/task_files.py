@@ -1,4 +1,5 @@
-"""Tasks as a person names them: lm-eval's own names, a YAML task of lm-eval, a local ``.jsonl``, or HellaSwag's text form.
+"""Tasks as a person names them: lm-eval's own names, its names on local data (``NAME=PATH``), suites of them, a YAML task of
+lm-eval, a local ``.jsonl``, or HellaSwag's text form.
 
 A ``.jsonl`` holds one item a line, all of one form:
 
@@ -13,11 +14,12 @@ lm-eval, which counts; ``export_yaml`` writes that task down for plain lm-eval.
 import difflib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from evals.task_data import SUITES, leaves, with_data
 from quantize.errors import BadInput
 
 if TYPE_CHECKING:
@@ -84,37 +86,74 @@ class LocalTask:
 
 @dataclass(frozen=True)
 class HarnessTask:
-    """A task that lm-eval knows by name, or the path of a YAML task. ``known``: it needs lm-eval's own tasks to be read."""
+    """A task that lm-eval knows by name, or the path of a YAML task, and the ``manager`` to load it with. ``path``: of its data,
+    where they are not lm-eval's."""
 
     name: str
-    known: bool = True
+    manager: "TaskManager"
+    path: Path | None = None
 
 
 Task = LocalTask | HarnessTask
 
 
-def parse_tasks(names: Sequence[str], say: Callable[[str], None]) -> list[Task]:
-    """Errors: BadInput naming the file and line that is malformed, or for an unknown name the nearest known ones."""
-    found: list[Task] = []
-    for name in names:
-        path = Path(name).expanduser()
-        if name == HELD_OUT:
-            from evals.heldout_task import held_out_task
+def parse_tasks(names: Sequence[str], say: Callable[[str], None], allow_code: bool = False) -> list[Task]:
+    """``allow_code``: tasks may run the code that a model writes.
 
-            task: Task = held_out_task()
-            say("tasks: heldout, made from the demo's held-out text (it differs by Python release)")
-        elif path.suffix == ".jsonl":
-            task = read_jsonl(path)
-        elif path.suffix == ".txt":
-            task = read_hellaswag(path)
-        elif path.suffix in (".yaml", ".yml"):
-            task = read_yaml(path)
-        else:
-            task = known_task(name)
-        if task.name in {t.name for t in found}:
-            raise BadInput(f"--tasks: {task.name} is there twice; name the files differently or list it once")
-        found.append(task)
+    Errors: BadInput naming the file and line that is malformed, or for an unknown name the nearest known ones.
+    """
+    found: list[Task] = []
+    for typed in names:
+        suite, equals, data = typed.partition("=")
+        if Path(typed).expanduser().exists():  # a path may hold an equals sign
+            suite, equals = typed, ""
+        for member in SUITES.get(suite, (suite,)):
+            task = _parse(member, Path(data).expanduser() if equals else None, say, allow_code)
+            if task.name in {t.name for t in found}:
+                raise BadInput(f"--tasks: {task.name} is there twice; name the files differently or list it once")
+            found.append(task)
     return found
+
+
+def _parse(name: str, data: Path | None, say: Callable[[str], None], allow_code: bool) -> Task:
+    path = Path(name).expanduser()
+    if data is not None:
+        return _named_on(name, data, allow_code)
+    if name == HELD_OUT:
+        from evals.heldout_task import held_out_task
+
+        say("tasks: heldout, made from the demo's held-out text (it differs by Python release)")
+        return held_out_task()
+    if path.suffix in (".jsonl", ".txt"):
+        return read_items(path)
+    if path.suffix in (".yaml", ".yml"):
+        return read_yaml(path, allow_code)
+    return known_task(name, allow_code)
+
+
+def read_items(path: Path) -> LocalTask:
+    """Items in a form of ours. Errors: BadInput with the line that is malformed."""
+    return read_hellaswag(path) if path.suffix == ".txt" else read_jsonl(path)
+
+
+def _named_on(name: str, data: Path, allow_code: bool) -> Task:
+    """lm-eval's task ``name`` on local data; a file whose items are in a form of ours needs no definition but its own."""
+    here = [data] if data.is_file() else [data / f"{name}{suffix}" for suffix in (".jsonl", ".txt")]
+    for path in here:
+        if path.suffix == ".txt" and path.is_file():
+            return replace(read_hellaswag(path), name=name)
+        if path.suffix == ".jsonl" and path.is_file() and _has_our_form(path):
+            return replace(read_jsonl(path), name=name)
+    task = known_task(name, allow_code)
+    return HarnessTask(name, with_data(task.manager, name, data), data)
+
+
+def _has_our_form(path: Path) -> bool:
+    try:
+        first = json.loads(next((line for line in _read_lines(path) if line.strip()), "{}"))
+    except ValueError:
+        return False
+    return isinstance(first, dict) and any(set(keys) <= set(first) for keys in FORMS.values())
 
 
 def _read_lines(path: Path) -> list[str]:
@@ -193,7 +232,7 @@ def read_hellaswag(path: Path) -> LocalTask:
     return LocalTask(path.stem, path, "choices", tuple(items))
 
 
-def read_yaml(path: Path) -> HarnessTask:
+def read_yaml(path: Path, allow_code: bool = False) -> HarnessTask:
     import yaml
 
     if not path.is_file():
@@ -206,7 +245,15 @@ def read_yaml(path: Path) -> HarnessTask:
         raise BadInput(f"{path}{line}: not YAML ({getattr(error, 'problem', error)})") from None
     if not isinstance(document, dict) or not ({"task", "group", "include"} & set(document)):
         raise BadInput(f"{path}: not a task of lm-eval (no 'task' key); see its docs, or use a .jsonl")
-    return HarnessTask(str(path), known=isinstance(document.get("task"), list) or "group" in document)
+    _check_code(path.name, document, allow_code)
+    return HarnessTask(str(path), task_manager(isinstance(document.get("task"), list) or "group" in document))
+
+
+def _check_code(name: str, config: dict[str, Any], allowed: bool) -> None:
+    if config.get("unsafe_code") and not allowed:
+        raise BadInput(
+            f"task {name} runs the code that a model writes, on this machine; say --allow-code-execution where that may be"
+        )
 
 
 def _lenient_loader() -> Any:
@@ -233,15 +280,18 @@ def task_manager(names: bool) -> "TaskManager":
     return TaskManager(include_defaults=names)
 
 
-def known_task(name: str) -> HarnessTask:
+def known_task(name: str, allow_code: bool = False) -> HarnessTask:
     if "/" in name or "." in name:
         raise BadInput(f"unknown task {name!r}; a local task is a .jsonl, a .yaml or HellaSwag's .txt")
-    known = task_manager(True).all_tasks
-    if name not in known:
-        close = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
+    manager = task_manager(True)
+    if name not in manager.task_index:
+        close = difflib.get_close_matches(name, [*SUITES, HELD_OUT, *manager.all_tasks], n=3, cutoff=0.6)
         hint = f" (did you mean {' or '.join(close)}?)" if close else ""
-        raise BadInput(f"unknown task {name!r}{hint}; `lm-eval ls tasks` lists lm-eval's names")
-    return HarnessTask(name)
+        suites = ", ".join(SUITES)
+        raise BadInput(f"unknown task {name!r}{hint}; suites are {suites}, and `lm-eval ls tasks` lists lm-eval's names")
+    for leaf, _, config in leaves(manager, name):
+        _check_code(leaf, config, allow_code)
+    return HarnessTask(name, manager)
 
 
 def export_yaml(task: LocalTask, folder: Path) -> Path:

@@ -1,12 +1,13 @@
 """Task accuracy through lm-eval, for whatever a runtime opens: rows with each item's outcome, for paired tests."""
 
 import contextlib
+import hashlib
 import logging
 import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -14,16 +15,28 @@ from typing import Any
 import numpy as np
 
 from evals import statistics
+from evals.chat import ChatTemplate
+from evals.code_execution import code_eval_at_hand
 from evals.result import EvalResult
 from evals.rows import Heading, interval, number
-from evals.task_files import HarnessTask, LocalTask, Task, task_manager
-from quantize.errors import QuantwrightError, StepFailed
+from evals.task_files import LocalTask, Task, task_manager
+from quantize.errors import BadInput, QuantwrightError, StepFailed
 from quantize.runtimes import Runtime
 from quantize.tokenizer import SourceTokenizer
 
 PROTOCOL = "lm-eval"
-METRIC_NAMES = {"acc": "accuracy", "acc_norm": "accuracy_norm"}
+METRIC_NAMES = {"acc": "accuracy", "acc_norm": "accuracy_norm", "pass@1": "pass_at_1"}
 BOOTSTRAP_ITERATIONS = 1000
+
+
+@dataclass(frozen=True)
+class TaskOptions:
+    """lm-eval's. ``limit``: items of each task. ``num_fewshot`` None: each task's own. ``allow_code``: run what models write."""
+
+    limit: int | None = None
+    num_fewshot: int | None = None
+    chat_template: bool = False
+    allow_code: bool = False
 
 
 def run_tasks(
@@ -31,46 +44,63 @@ def run_tasks(
     tasks: Sequence[Task],
     source: SourceTokenizer | None,
     heading: Heading,
-    limit: int | None,
+    options: TaskOptions,
     progress: bool,
     special: dict[str, int | None],
 ) -> list[EvalResult]:
-    """One row per task and metric of lm-eval's. ``special``: ``bos`` and ``eos`` ids. ``limit``: items of each task.
+    """One row per task and metric of lm-eval's; of a group that lm-eval averages, the average alone, its tasks in ``detail``.
 
-    Errors: StepFailed where lm-eval fails on a task, with its reason.
+    ``special``: ``bos`` and ``eos`` ids.
+
+    Errors: StepFailed where lm-eval fails on a task, with its reason; BadInput where a chat template is wanted and there is none.
     """
     from evals.harness import RuntimeLM
 
+    template = None
+    if options.chat_template:
+        if source is None:
+            raise BadInput("--apply-chat-template needs the source's tokenizer; give --reference MODEL")
+        template = ChatTemplate(source.folder)
     rows: list[EvalResult] = []
     for task in tasks:
         with _progress(f"{heading.artifact} {Path(task.name).stem}", progress) as advance:
-            model = RuntimeLM(runtime, source, bos=special.get("bos"), eos=special.get("eos"), advance=advance)
-            rows += _one_task(model, task, heading, limit, "source" if source else "runtime")
+            model = RuntimeLM(runtime, source, bos=special.get("bos"), eos=special.get("eos"), advance=advance, template=template)
+            rows += _one_task(model, task, heading, options, "source" if source else "runtime")
     return rows
 
 
-def _one_task(model: Any, task: Task, heading: Heading, limit: int | None, ids: str) -> list[EvalResult]:
+def _one_task(model: Any, task: Task, heading: Heading, options: TaskOptions, ids: str) -> list[EvalResult]:
+    from jinja2 import TemplateError
     from lm_eval import simple_evaluate
 
-    spec = task.lm_eval_config() if isinstance(task, LocalTask) else task.name
-    manager = task_manager(isinstance(task, HarnessTask) and task.known)
     with _quiet(), np.errstate(invalid="ignore"):  # likelihoods of zero, of logits that are not finite
         try:
-            outcome = simple_evaluate(
-                model=model, tasks=[spec], limit=limit, bootstrap_iters=BOOTSTRAP_ITERATIONS, task_manager=manager
-            )
+            with code_eval_at_hand() if options.allow_code else contextlib.nullcontext():
+                outcome = simple_evaluate(
+                    model=model,
+                    tasks=[task.lm_eval_config() if isinstance(task, LocalTask) else task.name],
+                    num_fewshot=options.num_fewshot,
+                    limit=options.limit,
+                    bootstrap_iters=BOOTSTRAP_ITERATIONS,
+                    task_manager=task_manager(False) if isinstance(task, LocalTask) else task.manager,
+                    apply_chat_template=options.chat_template,
+                    confirm_run_unsafe_code=options.allow_code,
+                )
         except QuantwrightError:
             raise
         except (OSError, ConnectionError) as error:
             raise StepFailed(
                 f"task {task.name}: its data cannot be fetched ({_first_line(error)}); connect, or use a local file"
             ) from error
-        except (ValueError, KeyError, AssertionError, TypeError) as error:
+        except (ValueError, KeyError, AssertionError, TypeError, TemplateError) as error:
             raise StepFailed(f"task {task.name}: lm-eval failed: {type(error).__name__}: {_first_line(error)}") from error
     rows: list[EvalResult] = []
-    for name, metrics in outcome["results"].items():
-        samples = sorted(outcome["samples"].get(name, []), key=lambda s: s["doc_id"])
-        shots = outcome.get("n-shot", {}).get(name, 0)
+    for name, metrics, members in _measured(outcome):
+        samples = [
+            sample | {"item": (member, sample["doc_id"])}
+            for member in members
+            for sample in sorted(outcome["samples"].get(member, []), key=lambda s: s["doc_id"])
+        ]
         base = EvalResult(
             artifact=heading.artifact,
             metric="",
@@ -83,17 +113,47 @@ def _one_task(model: Any, task: Task, heading: Heading, limit: int | None, ids: 
             artifact_digest=heading.digest,
             protocol_parameters={
                 "lm_eval": metadata.version("lm_eval"),
-                "num_fewshot": shots,
-                "limit": limit,
+                "num_fewshot": outcome.get("n-shot", {}).get(name, 0),
+                "limit": options.limit,
                 "task_version": outcome.get("versions", {}).get(name),
-                "task_hash": outcome.get("task_hashes", {}).get(name),
+                "chat_template": model.template.sha256 if model.template else None,
             },
-            environment=heading.environment,
-            detail={"file": str(task.path)} if isinstance(task, LocalTask) else {},
+            environment=heading.environment | {"items_sha256": _hash_of(samples)},
+            detail=({"file": str(task.path)} if task.path else {})
+            | ({"remarks": [f"{name}: {remark}" for remark in sorted(model.remarks)]} if model.remarks else {}),
         )
-        spoilt = {item for task_name, item in model.non_finite if task_name == name}
-        rows += [_row(base, key, value, metrics, samples, spoilt) for key, value in metrics.items() if _is_metric(key, value)]
+        for key, value in metrics.items():
+            if _is_metric(key, value):
+                parts = {m: v for m in members if members != [name] and (v := outcome["results"][m].get(key)) is not None}
+                own = replace(base, detail=base.detail | {"members": parts}) if parts else base
+                rows.append(_row(own, key, value, metrics, samples, model.non_finite))
     return rows
+
+
+def _measured(outcome: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any], list[str]]]:
+    """(name, metrics, tasks) of every task, and in place of tasks whose average lm-eval takes, of the group."""
+    children: dict[str, list[str]] = outcome.get("group_subtasks", {})
+
+    def below(name: str) -> list[str]:
+        return [task for child in children[name] for task in below(child)] if name in children else [name]
+
+    results: dict[str, dict[str, Any]] = outcome["results"]
+    averaged = {g: below(g) for g in children if any(_is_metric(k, v) for k, v in results.get(g, {}).items())}
+    inner = {name for group, tasks in averaged.items() for name in (*tasks, *_groups_below(children, group))}
+    for name, metrics in results.items():
+        if name not in inner and (name in averaged or name not in children):
+            yield name, metrics, averaged.get(name, [name])
+
+
+def _groups_below(children: dict[str, list[str]], group: str) -> list[str]:
+    inner = [child for child in children[group] if child in children]
+    return [*inner, *(name for child in inner for name in _groups_below(children, child))]
+
+
+def _hash_of(samples: list[dict[str, Any]]) -> str:
+    """Of every item and what was asked about it: few-shot examples and chat template are part of that."""
+    parts = {f"{s['doc_hash']} {s['prompt_hash']} {s['target_hash']}": None for s in samples}
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
 def _is_metric(key: str, value: Any) -> bool:
@@ -101,23 +161,26 @@ def _is_metric(key: str, value: Any) -> bool:
 
 
 def _row(
-    base: EvalResult, key: str, value: float, metrics: dict[str, Any], samples: list[dict[str, Any]], spoilt: set[int | None]
+    base: EvalResult, key: str, value: float, metrics: dict[str, Any], samples: list[dict[str, Any]], non_finite: set[Any]
 ) -> EvalResult:
-    """``spoilt``: items with logits that were not finite. They count as wrong, whichever choice lm-eval took for likeliest."""
+    """``non_finite``: items with such logits. They count as wrong, whichever choice lm-eval took for likeliest."""
     metric, _, chosen_filter = key.partition(",")
     stderr = metrics.get(f"{metric}_stderr,{chosen_filter}")
     asked = [s for s in samples if metric in s and s.get("filter", chosen_filter) == chosen_filter]
     items = [s[metric] for s in asked]
     per_item = [float(x) for x in items if isinstance(x, (int, float)) and math.isfinite(float(x))]
     whole = len(per_item) == len(items)
-    if spoilt:
+    if spoilt := {s["item"] for s in asked} & non_finite:
         words = f"{len(spoilt)} of {len(items)} items had logits that are not finite"
         if set(per_item) <= {0.0, 1.0} and whole:
-            per_item = [0.0 if s["doc_id"] in spoilt else x for s, x in zip(asked, per_item, strict=True)]
+            per_item = [0.0 if s["item"] in spoilt else x for s, x in zip(asked, per_item, strict=True)]
             value, stderr = float(np.mean(per_item)), statistics.mean_stderr(np.array(per_item))
             words += " and count as wrong"
         remark = f"{base.artifact}, {base.task}: {words}"
-        base = replace(base, detail=base.detail | {"non_finite_items": len(spoilt), "remarks": [remark]})
+        remarks = [*base.detail.get("remarks", ()), remark]
+        base = replace(base, detail=base.detail | {"non_finite_items": len(spoilt), "remarks": remarks})
+    if "members" in base.detail and whole and per_item and not math.isclose(float(np.mean(per_item)), value):
+        whole = False  # an average of averages, which its items' spread says nothing of
     bounds = None
     if whole and per_item and set(per_item) <= {0.0, 1.0}:
         bounds = interval(statistics.accuracy_interval(np.array(per_item)))
@@ -131,7 +194,7 @@ def _row(
         interval=bounds,
         n=len(items),
         samples=tuple(per_item) if whole else (),
-        detail=base.detail | ({"filter": chosen_filter} if chosen_filter != "none" else {}),
+        protocol_parameters=base.protocol_parameters | ({"filter": chosen_filter} if chosen_filter != "none" else {}),
     )
 
 

@@ -14,7 +14,7 @@ from bigram import Bigram, naive_log_probs, random_table
 from evals.harness import RuntimeLM
 from evals.rows import Heading
 from evals.task_files import LocalTask
-from evals.tasks import pair_with_reference, run_tasks
+from evals.tasks import TaskOptions, pair_with_reference, run_tasks
 from quantize.errors import Unsupported
 
 HEADING = Heading("model", "digest", "bigram", {})
@@ -51,7 +51,7 @@ def make_task(form: str, n: int = 30) -> LocalTask:
 
 def test_multiple_choice_equals_a_naive_loop() -> None:
     model, task = letters_model(), make_task("choices")
-    rows = {row.metric: row for row in run_tasks(model, [task], None, HEADING, None, False, {"bos": 0, "eos": 0})}
+    rows = {row.metric: row for row in run_tasks(model, [task], None, HEADING, TaskOptions(), False, {"bos": 0, "eos": 0})}
     plain, normalized = [], []
     for item in task.items:
         scores = [naive_score(model, item["query"], " " + choice)[0] for choice in item["choices"]]
@@ -70,7 +70,7 @@ def test_multiple_choice_equals_a_naive_loop() -> None:
 
 def test_context_options_equal_a_naive_loop() -> None:
     model, task = letters_model(), make_task("contexts")
-    (row,) = run_tasks(model, [task], None, HEADING, None, False, {"bos": 0, "eos": 0})
+    (row,) = run_tasks(model, [task], None, HEADING, TaskOptions(), False, {"bos": 0, "eos": 0})
     want = []
     for item in task.items:
         scores = [naive_score(model, context, " " + item["continuation"])[0] for context in item["context_options"]]
@@ -141,8 +141,8 @@ def test_candidates_are_paired_with_the_reference() -> None:
 
     task = make_task("choices", 60)
     special = {"bos": 0, "eos": 0}
-    reference = run_tasks(letters_model(), [task], None, replace(HEADING, role="reference"), None, False, special)
-    others = [run_tasks(letters_model(seed), [task], None, HEADING, None, False, special) for seed in (1, 2)]
+    reference = run_tasks(letters_model(), [task], None, replace(HEADING, role="reference"), TaskOptions(), False, special)
+    others = [run_tasks(letters_model(seed), [task], None, HEADING, TaskOptions(), False, special) for seed in (1, 2)]
     rows = pair_with_reference([*reference, *others[0], *others[1]])
     assert "vs_reference" not in rows[0].detail
     for row in rows[2:]:

@@ -1,0 +1,152 @@
+"""Suites of lm-eval's tasks by one name, and lm-eval's tasks on data that lies on disk: ``gsm8k=gsm8k.jsonl``, ``cmmlu=FOLDER``.
+
+The task stays lm-eval's own definition (prompt, few-shot examples, filters, metric); only where its data come from is replaced,
+by a YAML file that includes the original.
+"""
+
+import atexit
+import copy
+import csv
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from quantize.errors import BadInput
+
+if TYPE_CHECKING:
+    from lm_eval.tasks import TaskManager
+
+SUITES = {
+    "quick": ("arc_easy", "piqa", "winogrande", "lambada_openai"),
+    "open-llm": ("openllm",),
+    "chinese": ("ceval-valid", "cmmlu"),
+    "code": ("humaneval",),
+}
+SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
+SPLITS = ("test_split", "validation_split", "fewshot_split", "training_split")
+
+
+def leaves(manager: "TaskManager", name: str) -> Iterator[tuple[str, Path, dict[str, Any]]]:
+    """(name, YAML file, its content with includes) of each task that ``name`` (a task, group or tag) stands for."""
+    from lm_eval.tasks._yaml_loader import load_yaml
+
+    entry = manager.task_index[name]
+    if entry.kind.name == "TAG":
+        members: list[Any] = sorted(entry.tags or ())
+    elif entry.yaml_path is None:
+        return
+    else:
+        config = load_yaml(entry.yaml_path, resolve_func=False)
+        if entry.kind.name != "GROUP":
+            yield name, Path(entry.yaml_path), config
+            return
+        members = config["task"]
+    for member in members:
+        inner = member if isinstance(member, str) else member.get("task") or member.get("group")
+        if isinstance(inner, str):
+            yield from leaves(manager, inner)
+        for one in inner if isinstance(inner, list) else ():
+            yield from leaves(manager, one)
+
+
+def with_data(manager: "TaskManager", name: str, path: Path) -> "TaskManager":
+    """A manager in which every task of ``name`` reads ``path``: a file, or a folder with a file for each task.
+
+    In a folder, the data of split S of task T lie in ``T/S``, ``S/T`` or ``T_S``, or for all splits in ``T``, with the suffix
+    .jsonl, .json, .csv or .parquet; T is the task's name or its dataset's (``agronomy`` of ``cmmlu_agronomy``). Few-shot examples
+    that have no data of their own are drawn from what is measured, without the item itself.
+
+    Errors: BadInput where a file is missing.
+    """
+    import yaml
+    from lm_eval.tasks._index import TaskIndex
+
+    folder = Path(tempfile.mkdtemp(prefix="quantwright-tasks-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    changed = dict(manager.task_index)
+    found = list(leaves(manager, name))
+    if not found or (path.is_file() and len(found) > 1):
+        what = f"{len(found)} tasks" if found else "no YAML task"
+        raise BadInput(f"--tasks {name}={path}: {name} is {what} of lm-eval; give a folder with a file for each")
+    for leaf, original, config in found:
+        document = {"include": str(original), "task": leaf, **_data(path, leaf, config, folder)}
+        target = folder / f"{leaf}.yaml"
+        target.write_text(yaml.safe_dump(document, allow_unicode=True), encoding="utf-8")
+        entry = TaskIndex.entry_from_path(target)
+        assert entry is not None
+        changed[leaf] = entry
+    altered = copy.copy(manager)
+    altered._index = changed
+    return altered
+
+
+def _data(path: Path, leaf: str, config: dict[str, Any], scratch: Path) -> dict[str, Any]:
+    """What replaces the data of one task."""
+    measured = config.get("test_split") or config.get("validation_split")
+    if not measured:
+        raise BadInput(
+            f"--tasks {leaf}={path}: the task says neither test_split nor validation_split, so its data cannot be replaced"
+        )
+    names = [n for n in (leaf, config.get("dataset_name")) if n]
+    files: dict[str, Path] = {}
+    if path.is_file():
+        files[measured] = path
+    else:
+        for split in {config[key] for key in SPLITS if config.get(key)}:
+            places = [p for n in names for p in (f"{n}/{split}", f"{split}/{n}", f"{n}_{split}")]
+            if file := _first(path, places):
+                files[split] = file
+        if measured not in files:
+            files[measured] = _first(path, names) or _missing(path, leaf, names, measured)
+    data = {split: _in_harness_form(file, scratch).resolve() for split, file in files.items()}
+    kinds = {"json" if file.suffix in (".jsonl", ".json") else file.suffix[1:] for file in data.values()}
+    if kinds not in ({"json"}, {"parquet"}):
+        raise BadInput(f"--tasks {leaf}={path}: expected files of one kind, .jsonl, .json, .csv or .parquet")
+    replaced: dict[str, Any] = {key: None for key in SPLITS if config.get(key) and config[key] not in files}
+    if config.get("fewshot_split") not in files:
+        replaced["fewshot_split"] = measured
+    source = {"data_files": {split: str(file) for split, file in data.items()}}
+    return replaced | {"dataset_path": kinds.pop(), "dataset_name": None, "dataset_kwargs": source}
+
+
+def _first(folder: Path, places: list[str]) -> Path | None:
+    found = (folder / f"{place}{suffix}" for place in places for suffix in SUFFIXES)
+    return next((file for file in found if file.is_file()), None)
+
+
+def _missing(path: Path, leaf: str, names: list[str], split: str) -> Path:
+    if not path.exists():
+        raise BadInput(f"--tasks: {path}: no such file or folder")
+    raise BadInput(
+        f"--tasks: {path}: holds no data of {leaf}; expected {names[-1]}.jsonl, or {split}/{names[-1]}.csv, or the like"
+    )
+
+
+def _in_harness_form(file: Path, scratch: Path) -> Path:
+    """The file, or what lm-eval's definitions can read in its place: of a CSV every value as text (datasets would guess types
+    from the first rows), of GSM8K as llm-foundry keeps it (context, chain_of_thought, answer) question and answer."""
+    if file.suffix == ".csv":
+        with open(file, encoding="utf-8", newline="") as lines:
+            items: Iterable[dict[str, Any]] = [{k: v for k, v in row.items() if k} for row in csv.DictReader(lines)]
+    elif file.suffix == ".jsonl" and set(_first_item(file)) == {"context", "chain_of_thought", "answer"}:
+        with open(file, encoding="utf-8") as lines:
+            found = [json.loads(line) for line in lines if line.strip()]
+        items = [{"question": i["context"], "answer": f"{i['chain_of_thought']}\n#### {i['answer']}"} for i in found]
+    else:
+        return file
+    target = scratch / f"{hashlib.sha256(str(file).encode()).hexdigest()[:8]}-{file.stem}.jsonl"
+    target.write_text("".join(json.dumps(item, ensure_ascii=False) + "\n" for item in items), encoding="utf-8")
+    return target
+
+
+def _first_item(file: Path) -> dict[str, Any]:
+    with open(file, encoding="utf-8") as lines:
+        try:
+            first = json.loads(next(lines, "{}"))
+        except ValueError as error:
+            raise BadInput(f"{file}:1: not JSON ({error}); expected one item a line") from None
+    return first if isinstance(first, dict) else {}

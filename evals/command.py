@@ -54,6 +54,12 @@ TABLE_METRICS = (
 @click.option("--num-fewshot", type=click.IntRange(min=0), help="examples before each item (default: as the task says)")
 @click.option("--apply-chat-template", is_flag=True, help="put items into the model's chat template")
 @click.option("--allow-code-execution", is_flag=True, help="let tasks run the code that a model writes, on this machine")
+@click.option(
+    "--prompts", type=click.Path(path_type=Path, dir_okay=False), help="file of prompts to continue: a line each, or .jsonl"
+)
+@click.option(
+    "--generate", type=click.IntRange(min=1), help="tokens to continue prompts by (default: 64; prompts: cut from the text)"
+)
 @click.option("--tokens", type=click.IntRange(min=1), help="only so many tokens of the text")
 @click.option("--load-as", help="quantize the model on the fly (quanto and bnb recipes)")
 @click.option(
@@ -76,6 +82,8 @@ def evaluate(
     num_fewshot: int | None,
     apply_chat_template: bool,
     allow_code_execution: bool,
+    prompts: Path | None,
+    generate: int | None,
     tokens: int | None,
     load_as: str | None,
     cache_limit: str,
@@ -105,6 +113,8 @@ def evaluate(
         num_fewshot=num_fewshot,
         apply_chat_template=apply_chat_template,
         allow_code_execution=allow_code_execution,
+        prompts=prompts,
+        generate=generate,
         tokens=tokens,
         load_as=load_as,
         run=run,
@@ -135,7 +145,7 @@ def _table(rows: "list[EvalResult]") -> None:
     from rich.table import Table
     from rich.text import Text
 
-    text_rows = [row for row in rows if not row.task]
+    text_rows = [row for row in rows if not row.task and row.metric != "generations"]
     console = Console()
     if not console.is_terminal:
         console = Console(width=240)  # a file or a pipe: no column is cut

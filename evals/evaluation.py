@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from evals.divergence import Divergences, compare, divergences_from_itself
+from evals.generations import TOKENS, generation_row, prompts_from, read_prompts
 from evals.perplexity import TokenScores, score
 from evals.protocols import TextProtocol, Windows, parse_protocol
 from evals.reference import CachedReference, ReferenceRows, SideBySideReference, cache_bytes, cache_key, find_cache, write_cache
@@ -74,6 +75,8 @@ def measure(
     num_fewshot: int | None = None,
     apply_chat_template: bool = False,
     allow_code_execution: bool = False,
+    prompts: str | Path | Sequence[str] | None = None,
+    generate: int | None = None,
     tokens: int | None = None,
     load_as: str | Recipe | None = None,
     run: RunOptions | None = None,
@@ -92,9 +95,10 @@ def measure(
     ``text``: a UTF-8 file; without one the demo's held-out text. ``tokens``: only so many of its tokens.
     ``limit`` (items of each task), ``num_fewshot``, ``apply_chat_template``: as lm-eval's. ``allow_code_execution``: tasks may
     run what a model writes. ``out``: a run folder to which the rows are written too, as ``out/results/*.json``.
-    ``cache``: where the reference's logits are kept for the next call (default: ``out/cache``; without either they are thrown
-    away). ``floors``: add the rows below which no difference means anything. ``prune``: delete each file of a GGUF repository
-    that was fetched for this, before the next is fetched.
+    ``prompts``: a file of them, or the prompts, which every artifact continues by ``generate`` tokens; with ``generate`` alone
+    they are cut from the text. ``cache``: where the reference's logits are kept for the next call (default: ``out/cache``;
+    without either they are thrown away). ``floors``: add the rows below which no difference means anything. ``prune``: delete
+    each file of a GGUF repository that was fetched for this, before the next is fetched.
 
     What fails costs its artifact's rows, not the others'. Errors: BadInput where something given cannot be used.
     """
@@ -106,11 +110,13 @@ def measure(
         artifacts=[resolve(name, parse_recipe(load_as) if load_as else None) for name in names],
         reference=resolve(reference) if reference else None,
         text=text,
-        metrics=choose_metrics(metrics, bool(reference) or whole_repository, text, tasks),
+        metrics=choose_metrics(metrics, bool(reference) or whole_repository, text, bool(tasks or prompts or generate)),
         protocols=[parse_protocol(name) for name in ([protocol] if isinstance(protocol, str) else protocol)],
         ids=ids,
         tasks=[str(task) for task in tasks],
         task_options=TaskOptions(limit, num_fewshot, apply_chat_template, allow_code_execution),
+        prompts=read_prompts(Path(prompts)) if isinstance(prompts, (str, Path)) else list(prompts or ()),
+        generate=generate or (TOKENS if prompts else 0),
         tokens=tokens,
         run=run or RunOptions(),
         out=Path(out) if out else None,
@@ -123,10 +129,11 @@ def measure(
 
 
 def choose_metrics(
-    metrics: Sequence[str] | None, with_reference: bool, text: str | Path | None, tasks: Sequence[str | Path]
+    metrics: Sequence[str] | None, with_reference: bool, text: str | Path | None, something_else: bool
 ) -> tuple[str, ...]:
+    """``something_else``: tasks or generations are asked for, so that perplexity need not be."""
     if metrics is None:
-        if tasks and text is None and not with_reference:
+        if something_else and text is None and not with_reference:
             return ()
         return METRICS if with_reference else ("perplexity",)
     unknown = [m for m in metrics if m not in METRICS]
@@ -151,6 +158,8 @@ class Evaluation:
     ids: str
     tasks: list[str]
     task_options: TaskOptions
+    prompts: list[str]
+    generate: int  # tokens; 0: nothing is generated
     tokens: int | None
     run: RunOptions
     out: Path | None
@@ -180,8 +189,10 @@ class Evaluation:
         if "divergence" in self.metrics and self.reference is None:
             self._choose_reference()
         self.measured = MeasuredText(self.artifacts, self.reference, self.ids, self.tokens, self.say)
-        if self.metrics:
+        if self.metrics or (self.generate and not self.prompts):
             self.environment["text"] = self.measured.read(self.text)
+        if self.generate and not self.prompts:
+            self.prompts = prompts_from(self.measured.body)
         parsed_tasks = self._parse_tasks()
         try:
             if self.reference and self.metrics:
@@ -242,6 +253,7 @@ class Evaluation:
                 self.reference_results += perplexity_rows(TokenScores(known.true_log_probs, windows.offsets), windows, heading)
         if listed and tasks:
             self.reference_results += self._task_rows(self.reference, tasks, runtime, heading)
+        self.reference_results += self._generation_rows(self.reference, runtime, heading)
         if self.floors and "divergence" in self.metrics:
             from evals.floors import floor_rows
 
@@ -306,6 +318,7 @@ class Evaluation:
                 rows += self._measure_text(typed, protocol, runtime, heading)
             if tasks:
                 rows += self._task_rows(typed, tasks, runtime, heading)
+            rows += self._generation_rows(typed, runtime, heading)
         if typed.gguf and typed.manifest and self.reference_rows:
             from evals.floors import weights_only_rows
 
@@ -343,6 +356,12 @@ class Evaluation:
 
         source, special = self.measured.tokenizer(typed), self.measured.special(typed, runtime)
         return run_tasks(runtime, tasks, source, heading, self.task_options, self.run.progress, special)
+
+    def _generation_rows(self, typed: Typed, runtime: Runtime, heading: Heading) -> list[EvalResult]:
+        if not self.generate:
+            return []
+        source, eos = self.measured.tokenizer(typed), self.measured.special(typed, runtime)["eos"]
+        return [generation_row(runtime, self.prompts, self.generate, source, eos, heading)]
 
     def _score(self, runtime: Runtime, windows: Windows, name: str) -> TokenScores:
         with self._progress(f"{name} {windows.protocol.name}", windows.scored) as advance:

@@ -30,7 +30,7 @@ Request = tuple[tuple[str, str], list[int], list[int]]
 
 
 class RuntimeLM(TemplateLM):
-    """``tokenizer_file`` None: the runtime's own tokenizer, and no generation. ``bos``/``eos``: ids, None where there is none."""
+    """``source`` None: the runtime's own tokenizer. ``bos``/``eos``: ids, None where there is none."""
 
     def __init__(
         self,
@@ -171,10 +171,8 @@ class RuntimeLM(TemplateLM):
         return [float(total) for total in totals]
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        """Greedy. Errors: Unsupported where a task wants sampling, or the tokenizer's file is not at hand."""
-        if self.source is None:
-            raise Unsupported("a task that generates text needs the source's tokenizer; give --reference MODEL")
-        end = self.source.decode([self.eot_token_id]) if self.eos is not None else None
+        """Greedy. Errors: Unsupported where a task wants sampling, or nothing can spell tokens."""
+        end = self._continuation([self.eot_token_id]) if self.eos is not None else None
         advance = self.advance("generations", len(requests))
         out = []
         for request in requests:
@@ -198,7 +196,6 @@ class RuntimeLM(TemplateLM):
 
     def _generate(self, ids: Sequence[int], limit: int, stops: list[str]) -> tuple[str, bool]:
         """Greedy continuation up to a stop, and whether all logits were finite: it ends where they are not."""
-        assert self.source is not None
         made: list[int] = []
         logits = self.runtime.start(ids)
         while finite := not np.isnan(logits.max()):
@@ -216,8 +213,7 @@ class RuntimeLM(TemplateLM):
         return text, finite
 
     def _continuation(self, made: list[int]) -> str:
-        assert self.source is not None
-        return self.source.decode(made)
+        return self.source.decode(made) if self.source else self.runtime.detokenize(made)
 
 
 def _batches(ordered: list[tuple[int, ...]]) -> list[list[tuple[int, ...]]]:

@@ -6,6 +6,7 @@ ctypes releases the GIL around every call here, so block quantizers run on as ma
 import ctypes
 import re
 from collections import deque
+from collections.abc import Sequence
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -210,6 +211,13 @@ class Model:
         self.trained_context: int = lib.llama_model_n_ctx_train(self._model)
         self.size_bytes: int = lib.llama_model_size(self._model)
 
+    @property
+    def special_tokens(self) -> dict[str, int | None]:
+        """``bos_token_id`` and ``eos_token_id``, None where the file names none."""
+        lib = library()
+        found = {"bos_token_id": lib.llama_vocab_bos(self._vocab), "eos_token_id": lib.llama_vocab_eos(self._vocab)}
+        return {name: number if number >= 0 else None for name, number in found.items()}
+
     def tokenize(self, text: str, add_special: bool = True) -> list[int]:
         """Special tokens in ``text`` are recognised, as the tokenizers library does. Errors: StepFailed."""
         data = text.encode()
@@ -221,6 +229,17 @@ class Model:
                 return list(ids[:count])
             room = -count
         raise StepFailed(f"{self.path}: llama.cpp cannot tokenize a text of {len(data)} bytes: {last_error()}")
+
+    def detokenize(self, ids: Sequence[int]) -> str:
+        """The text of ``ids``, special tokens spelled out; bytes that are no UTF-8 become U+FFFD."""
+        tokens, room = (ctypes.c_int32 * len(ids))(*ids), 16 * len(ids) + 64
+        for _ in range(2):
+            data = ctypes.create_string_buffer(room)
+            count = library().llama_detokenize(self._vocab, tokens, len(ids), data, room, False, True)
+            if count >= 0:
+                return data.raw[:count].decode(errors="replace")
+            room = -count
+        raise StepFailed(f"{self.path}: llama.cpp cannot spell {len(ids)} tokens: {last_error()}")
 
     def close(self) -> None:
         if self._model:

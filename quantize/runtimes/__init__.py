@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from quantize.errors import BadInput
+from quantize.errors import BadInput, Unsupported
 from quantize.recipe import Recipe, RunOptions
 
 #: ``consume(row, first, logits)``: float32 logits (positions, vocabulary) of row ``row``, starting at position ``first``.
@@ -50,6 +50,10 @@ class Runtime(ABC):
     @abstractmethod
     def tokenize(self, text: str, add_special: bool = True) -> list[int]:
         """The runtime's own tokenizer."""
+
+    def detokenize(self, ids: Sequence[int]) -> str:
+        """The text of ``ids``, special tokens included. Errors: Unsupported where the runtime has no tokenizer of its own."""
+        raise Unsupported("text is to be generated, which needs the source's tokenizer; give --reference MODEL")
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:

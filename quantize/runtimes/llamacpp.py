@@ -129,10 +129,14 @@ class LlamaCppRuntime(Runtime):
     def tokenize(self, text: str, add_special: bool = True) -> list[int]:
         return self.model.tokenize(text, add_special)
 
+    def detokenize(self, ids: Sequence[int]) -> str:
+        return self.model.detokenize(ids)
+
     def describe(self) -> dict[str, Any]:
         return {
             "backend": "llama.cpp",
             **llamacpp.describe(),
+            **self.model.special_tokens,
             "device": "gpu" if self.gpu else "cpu",
             "dtype": "KV cache F32, flash attention off" if self.exact else "llama.cpp's defaults (KV cache F16)",
             "threads": self.threads,

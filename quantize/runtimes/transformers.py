@@ -152,9 +152,15 @@ class TransformersRuntime(Runtime):
         return _float32(out.logits[0, -1])
 
     def tokenize(self, text: str, add_special: bool = True) -> list[int]:
+        return self._source_tokenizer().encode(text, add_special)
+
+    def detokenize(self, ids: Sequence[int]) -> str:
+        return self._source_tokenizer().decode(list(ids))
+
+    def _source_tokenizer(self) -> SourceTokenizer:
         if self._tokenizer is None:
             self._tokenizer = SourceTokenizer.open(self.folder)
-        return self._tokenizer.encode(text, add_special)
+        return self._tokenizer
 
     def describe(self) -> dict[str, Any]:
         import torch

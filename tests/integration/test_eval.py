@@ -139,6 +139,39 @@ def test_a_folder_that_transformers_saved_with_bitsandbytes(checkpoint: Path, te
     assert (subject.recipe, subject.loads_in) == ("bitsandbytes", ("transformers",))
 
 
+def test_generations_are_greedy_and_side_by_side_in_the_report(checkpoint: Path, candidate: Path, tmp_path: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from reports import build
+
+    prompts = ["The river had risen", "<b>Return & go</b>"]
+    (tmp_path / "prompts.txt").write_text("\n".join(prompts) + "\n\n", encoding="utf-8")
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps({"prompt": p}) + "\n" for p in prompts), encoding="utf-8")
+    rows = evaluate([checkpoint, candidate], prompts=tmp_path / "prompts.txt", generate=12, run=RUN, out=tmp_path / "run")
+    assert [(row.metric, row.protocol, row.n, row.value) for row in rows] == [("generations", "greedy-12", 2, None)] * 2
+    model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
+    for item, prompt in zip(rows[0].detail["items"], prompts, strict=True):
+        ids = torch.tensor([token_ids(checkpoint, prompt)])
+        with torch.no_grad():
+            made = model.generate(ids, max_new_tokens=12, do_sample=False, pad_token_id=0)[0, ids.shape[1] :].tolist()
+        ended = "end of text" if made[-1] == 0 else "length"
+        assert (item["prompt"], item["ids"], item["ended"]) == (prompt, [i for i in made if i], ended)
+    again = evaluate([checkpoint], prompts=tmp_path / "prompts.jsonl", generate=12, run=RUN)
+    assert again[0].detail == rows[0].detail
+    assert rows[1].detail != rows[0].detail
+
+    against = evaluate(
+        [candidate], reference=checkpoint, generate=6, tokens=600, protocol="gptq-64", run=RUN, out=tmp_path / "run"
+    )
+    assert len(against[-1].detail["items"]) == 3
+    build([tmp_path / "run"])
+    page = (tmp_path / "run" / "report" / "index.html").read_text()
+    assert "Side by side" in page
+    assert "<mark>" in page
+    assert "<b>Return" not in page
+
+
 def test_tasks_agree_with_lm_eval_item_by_item(checkpoint: Path, tmp_path: Path) -> None:
     lm_eval = pytest.importorskip("lm_eval")
     from lm_eval.models.huggingface import HFLM
@@ -338,6 +371,8 @@ BAD: list[tuple[list[str], str]] = [
     (["--tasks", ","], "expected at least one name"),
     (["--load-as", "no-such-recipe"], "unknown recipe"),
     (["--reference", "{tmp}/nothing"], "no such folder"),
+    (["--prompts", "{tmp}/none.txt"], "no such text file"),
+    (["--prompts", "{tmp}/bad.jsonl"], "bad.jsonl:1: expected"),
 ]
 
 

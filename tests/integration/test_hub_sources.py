@@ -121,7 +121,7 @@ EVAL = ("--tokens", "600", "--protocol", "llamacpp-64", "--threads", "1", "--jso
 
 
 def test_all_files_of_a_repository_one_on_disk_beside_the_reference(hub: Hub, tmp_path: Path) -> None:
-    done = run(hub, "eval", "org/small-GGUF:*", "--prune", "-o", str(tmp_path / "run"), *EVAL)
+    done = run(hub, "eval", "org/small-GGUF:*", "--prune", "--generate", "8", "-o", str(tmp_path / "run"), *EVAL)
     assert done.returncode == 0, done.stderr
     rows = json.loads(done.stdout.splitlines()[-1])
     names = [f"org/small-GGUF:{label}" for label in ("Q4_0", "Q8_0", "F16")]
@@ -129,6 +129,9 @@ def test_all_files_of_a_repository_one_on_disk_beside_the_reference(hub: Hub, tm
     kl = {row["artifact"]: row["value"] for row in rows if row["metric"] == "kl_mean"}
     assert kl[names[0]] > kl[names[1]] > 1e-6 > kl[names[2]] >= 0
     assert "reference: org/small-GGUF:F16, the largest" in done.stderr
+    written = [row["detail"]["items"] for row in rows if row["metric"] == "generations"]
+    assert [len(items) for items in written] == [3, 3, 3]
+    assert all(item["text"] for item in written[0])  # spelled by llama.cpp's own tokenizer: there is no source
     parts = [name for name in hub.repositories["org/small-GGUF"] if name.startswith("F16/")]
     assert len(parts) > 1
     assert sorted(hub.sent) == sorted([*parts, "small-Q4_0.gguf", "small-Q8_0.gguf"])

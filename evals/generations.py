@@ -1,0 +1,97 @@
+"""Greedy continuations of the same prompts by every artifact, for the report to show side by side."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from evals.result import EvalResult
+from evals.rows import Heading
+from quantize.calibration import read_text
+from quantize.errors import BadInput
+from quantize.runtimes import Runtime
+from quantize.tokenizer import SourceTokenizer
+
+TOKENS = 64
+FROM_TEXT = 3
+WORDS = 24  # of a prompt that is cut from a text
+
+
+def read_prompts(path: Path) -> list[str]:
+    """One prompt a line; of a ``.jsonl`` the ``prompt`` of each object, so that a prompt may have lines of its own.
+
+    Errors: BadInput naming the line.
+    """
+    found = []
+    for number, line in enumerate(read_text(path).split("\n"), 1):
+        if not line.strip():
+            continue
+        if path.suffix != ".jsonl":
+            found.append(line.rstrip("\r"))
+            continue
+        try:
+            item = json.loads(line)
+        except ValueError as error:
+            raise BadInput(f"{path}:{number}: not JSON ({error}); expected an object with a prompt") from None
+        if not isinstance(item, dict) or not isinstance(item.get("prompt"), str) or not item["prompt"]:
+            raise BadInput(f'{path}:{number}: expected {{"prompt": "..."}}')
+        found.append(item["prompt"])
+    if len(set(found)) < len(found):
+        raise BadInput(f"{path}: a prompt is there twice; list it once")
+    return found
+
+
+def prompts_from(text: str) -> list[str]:
+    """The beginnings of three parts of equal length of ``text``. Errors: BadInput where it is too short."""
+    words = text.split()
+    if len(words) < 2 * FROM_TEXT * WORDS:
+        raise BadInput(
+            f"the text has {len(words)} words, too few to cut {FROM_TEXT} prompts of {WORDS} from; give --prompts FILE"
+        )
+    starts = [i * len(words) // FROM_TEXT for i in range(FROM_TEXT)]
+    return [" ".join(words[start : start + WORDS]) for start in starts]
+
+
+def generation_row(
+    runtime: Runtime, prompts: Sequence[str], tokens: int, source: SourceTokenizer | None, eos: int | None, heading: Heading
+) -> EvalResult:
+    """A result of metric ``generations``; in ``detail["items"]`` each prompt with the text and ids of its continuation, which
+    ends after ``tokens``, before ``eos``, or where the logits are not finite (``"ended"``)."""
+    items: list[dict[str, Any]] = []
+    decode = source.decode if source else runtime.detokenize
+    for prompt in prompts:
+        ids = (source.encode if source else runtime.tokenize)(prompt)
+        room = runtime.context - len(ids)
+        if room < 1:
+            raise BadInput(
+                f"a prompt of {len(ids)} tokens leaves no room in the model's context of {runtime.context}: shorten it"
+            )
+        made, ended = _continue(runtime, ids, min(tokens, room), eos)
+        items.append({"prompt": prompt, "text": decode(made) if made else "", "ids": made, "ended": ended})
+    row = EvalResult(heading.artifact, "generations", f"greedy-{tokens}", None, backend=heading.backend, role=heading.role)
+    return replace(
+        row,
+        n=len(items),
+        ids="source" if source else "runtime",
+        artifact_digest=heading.digest,
+        protocol_parameters={"tokens": tokens},
+        environment=heading.environment,
+        detail={"items": items},
+    )
+
+
+def _continue(runtime: Runtime, ids: Sequence[int], tokens: int, eos: int | None) -> tuple[list[int], str]:
+    made: list[int] = []
+    logits = runtime.start(ids)
+    while not np.isnan(logits.max()):
+        token = int(logits.argmax())
+        if token == eos:
+            return made, "end of text"
+        made.append(token)
+        if len(made) == tokens:
+            return made, "length"
+        logits = runtime.step(token)
+    return made, "not finite"

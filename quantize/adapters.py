@@ -6,6 +6,7 @@ Source: peft's LoraConfig (scaling, patterns), ``tuners/lora/layer.py`` (get_del
 """
 
 import atexit
+import hashlib
 import json
 import math
 import re
@@ -17,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from quantize.artifact import AdapterRecord
 from quantize.checkpoint import (
     FLOAT_DTYPES,
     TOKENIZER_FILES,
@@ -24,6 +26,7 @@ from quantize.checkpoint import (
     TensorInfo,
     bfloat16_to_float32,
     read_safetensors_header,
+    sha256_file,
 )
 from quantize.errors import BadInput, StepFailed, Unsupported
 
@@ -108,6 +111,15 @@ def merge_adapter(checkpoint: Checkpoint, adapter: str | Path) -> Checkpoint:
     merged = Checkpoint.open(folder, trust_remote_code=checkpoint.trust_remote_code)
     name = opened.folder.resolve().name
     return replace(merged, source=f"{checkpoint.source}+{name}", revision=checkpoint.revision)
+
+
+def adapter_record(folder: str | Path) -> AdapterRecord:
+    """What the manifest says of the adapter in ``folder``."""
+    path = Path(folder).expanduser().resolve()
+    whole = hashlib.sha256()
+    for name in (CONFIG, WEIGHTS):
+        whole.update(f"{name} {sha256_file(path / name)}\n".encode())
+    return AdapterRecord(name=path.name, sha256=whole.hexdigest())
 
 
 def open_adapter(folder: Path, checkpoint: Checkpoint) -> Adapter:

@@ -51,6 +51,13 @@ class Source(Frozen):
     remote_code: bool = False
 
 
+class AdapterRecord(Frozen):
+    """A LoRA that was merged into the source: its folder's name, and sha256 over its config and weights."""
+
+    name: str
+    sha256: str
+
+
 class CalibrationRecord(Frozen):
     source: str
     sha256: str  # of the text that was used
@@ -91,6 +98,7 @@ class Manifest(Frozen):
     engine: str
     libraries: dict[str, str]
     calibration: CalibrationRecord | None = None
+    adapter: AdapterRecord | None = None
     run: dict[str, Any] = Field(default_factory=dict)
     files: dict[str, FileEntry]
     weight_bytes: int

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from quantize.artifact import (
+    AdapterRecord,
     Artifact,
     Manifest,
     Source,
@@ -54,17 +55,18 @@ def convert(
     claim_output(out, force)
     checkpoint = model if isinstance(model, Checkpoint) else Checkpoint.open(model, trust_remote_code=run.trust_remote_code)
     check(method, checkpoint, recipe)
+    merged = None
     if adapter is not None:
-        from quantize.adapters import merge_adapter
+        from quantize.adapters import adapter_record, merge_adapter
 
-        checkpoint = merge_adapter(checkpoint, adapter)
+        checkpoint, merged = merge_adapter(checkpoint, adapter), adapter_record(adapter)
     text = load_calibration(checkpoint, calibration or CalibrationOptions()) if recipe.calibrated else None
     with staging(out) as stage:
         conversion = method.convert(checkpoint, recipe, stage, run, text)
         if method.hf_folder:
             _copy_companions(checkpoint, stage)
         verification = _verify(method, recipe, stage, checkpoint, conversion, run, verify)
-        manifest = _manifest(method, recipe, stage, checkpoint, conversion, run, text, verification)
+        manifest = _manifest(method, recipe, stage, checkpoint, conversion, run, text, verification, merged)
         return commit(stage, out, manifest, force)
 
 
@@ -135,6 +137,7 @@ def _manifest(
     run: RunOptions,
     calibration: Calibration | None,
     verification: Verification,
+    adapter: AdapterRecord | None,
 ) -> Manifest:
     parameters = checkpoint.parameters
     libraries = {name: metadata.version(name) for name in sorted({"numpy", *conversion.libraries})}
@@ -157,6 +160,7 @@ def _manifest(
         engine=conversion.engine,
         libraries=libraries,
         calibration=calibration.record if calibration else None,
+        adapter=adapter,
         run={"device": run.resolved_device if method.needs else "cpu", "threads": run.resolved_threads},
         files=hash_files(stage),
         weight_bytes=conversion.weight_bytes,

@@ -115,6 +115,10 @@ def _step_cost(
     if step.kind == "report":
         time = estimate_seconds("report", 1.0, threads, samples)
         return StepCost(step.id, step.kind, None, 0, REPORT_BYTES, time, 1.0, "report")
+    if step.kind == "publish":
+        copied = 0 if job.publish and job.publish.upload else sum(sizes[name] or 0 for name in step.after)
+        time = estimate_seconds("publish", 1.0, threads, samples)
+        return StepCost(step.id, step.kind, copied or None, 0, REPORT_BYTES, time, 1.0, "publish")
     checkpoint = sources[step.id.split(":")[1]]
     convert_id = step.id.replace(f"{step.kind}:", "convert:", 1)
     recipe = plan.recipes.get(convert_id)
@@ -128,7 +132,8 @@ def _step_cost(
         # Verification spills the weights it has read back as float32; the engines of GPTQ and AWQ save before we rewrite.
         spilled = 4 * weights if job.verify == "full" else 0
         saved = sizes[step.id] or 0 if method in ("gptq", "awq") else 0
-        return StepCost(step.id, step.kind, sizes[step.id], 0, memory, time, work, kind, max(spilled, saved))
+        merged = sum(info.size_bytes for info in checkpoint.tensors.values()) if "--adapter" in step.arguments else 0
+        return StepCost(step.id, step.kind, sizes[step.id], 0, memory, time, work, kind, merged + max(spilled, saved))
     # llama.cpp maps the file; transformers holds float32 on a CPU, whatever was stored.
     served = BASE_DEFAULT + ((sizes.get(convert_id) if method == "gguf" else None) or 4 * weights)
     if step.kind == "bench":

@@ -57,6 +57,8 @@ class Outputs:
                 return Artifact.load(path).digest
             if step.kind == "report":
                 return self._results_digest() if path.is_file() else None
+            if step.kind == "publish":
+                return _published_digest(path) if path.is_file() else None
             return sha256_file(path) if _is_result(path) else None
         except (BadInput, OSError):
             return None
@@ -78,6 +80,14 @@ class Outputs:
             staged = stage / step.output
             if not _is_result(staged):
                 return None
+            (self.run / step.output).parent.mkdir(parents=True, exist_ok=True)
+            os.replace(staged, self.run / step.output)
+        if step.kind == "publish" and step.output.suffix == ".json":  # uploaded: what was said of it is what stays here
+            staged = stage / "stdout"
+            document = self.printed(stage)
+            if document is None:
+                return None
+            staged.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
             (self.run / step.output).parent.mkdir(parents=True, exist_ok=True)
             os.replace(staged, self.run / step.output)
         digest = self.digest(step)
@@ -108,7 +118,7 @@ class Outputs:
 
     def write_failure(self, step: Step, reason: str, stage: Path | None) -> None:
         """The row that a failed step leaves in place of its results."""
-        if step.kind == "report":
+        if step.kind in ("report", "publish"):
             return
         if step.kind == "convert":
             self.write_row(Row(step.name, step.model, step.recipe, "failed", reason))
@@ -137,6 +147,15 @@ class Outputs:
                         shutil.rmtree(path, ignore_errors=True)
         for path in (self.run / "cache").glob(".reference-*"):
             shutil.rmtree(path, ignore_errors=True)
+
+
+def _published_digest(path: Path) -> str:
+    """Of the record of an upload; of a folder, its card and the names and sizes of its files, which are artifacts' own."""
+    whole = hashlib.sha256(path.read_bytes())
+    if path.suffix != ".json":
+        for file in sorted(file for file in path.parent.rglob("*") if file.is_file()):
+            whole.update(f"{file.relative_to(path.parent)} {file.stat().st_size}\n".encode())
+    return whole.hexdigest()
 
 
 def artifact_subject(run: Path, name: str) -> Any:

@@ -24,6 +24,7 @@ BUILT_IN: dict[str, tuple[float, float]] = {
     "eval": (15, 0.1),
     "bench": (15, 0.5),
     "report": (3, 0.0),
+    "publish": (10, 0.0),
 }
 BUILT_IN_DEFAULT = (20.0, 5.0)
 UNSURE = 3.0  # the range of a built-in rate: divided and multiplied by this

@@ -26,7 +26,7 @@ def job_schema() -> dict[str, Any]:
     recipes = {"anyOf": [text, {"type": "array", "items": recipe}]}
     properties["recipes"] = {"title": "Recipes", **recipes}
     definitions["Model"]["properties"]["recipes"] = {"title": "Recipes", "anyOf": [*recipes["anyOf"], {"type": "null"}]}
-    for owner, key in (("Model", "skip"), ("Evaluate", "tasks")):
+    for owner, key in (("Model", "skip"), ("Model", "adapters"), ("Evaluate", "tasks"), ("Publish", "recipes")):
         definitions[owner]["properties"][key] = {"anyOf": [text, {"type": "array", "items": text}], "title": key.capitalize()}
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": "Quantwright job"}
 

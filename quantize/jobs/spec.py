@@ -57,13 +57,17 @@ Calibration = Annotated[CalibrationOptions, BeforeValidator(_source_alone)]
 
 
 class Model(Strict):
-    """``source``: local folder or Hub id, ``@revision`` in it or apart. ``recipes`` and ``calibration`` replace the job's own."""
+    """``source``: local folder or Hub id, ``@revision`` in it or apart. ``recipes`` and ``calibration`` replace the job's own.
+
+    ``adapters``: folders of PEFT LoRAs; each, merged into the source, is a model of its own, in place of the bare source.
+    """
 
     source: str
     revision: str | None = None
     name: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][\w.-]*$")
     recipes: Recipes | None = None
     skip: Names = Field(default_factory=list)
+    adapters: Names = Field(default_factory=list)
     calibration: Calibration | None = None
     trust_remote_code: bool = False
 
@@ -94,6 +98,20 @@ class Benchmark(Strict):
     depths: list[int] = [0]
 
 
+class Publish(Strict):
+    """``repo``: ``user/name``, in which {model} and {format} (GGUF, or the recipe) stand for those. ``recipes``: only these.
+
+    Without ``upload`` the repositories are written to RUN/published.
+    """
+
+    repo: str = Field(pattern=r"^[^/]+/[^/]+$")
+    recipes: Names = Field(default_factory=list)
+    upload: bool = False
+    private: bool = False
+    license: str | None = None
+    base_model: str | None = None
+
+
 class Nodes(Strict):
     """Kind of step -> custom resource that its Ray node must have (``ray start --resources '{"quiet": 1}'``)."""
 
@@ -101,6 +119,7 @@ class Nodes(Strict):
     eval: str | None = None
     bench: str | None = None
     report: str | None = None
+    publish: str | None = None
 
 
 class Resources(Strict):
@@ -127,6 +146,7 @@ class Job(Strict):
     evaluate: Evaluate | None = None
     benchmark: Benchmark | None = None
     report: bool = True
+    publish: Publish | None = None
     cache: str | None = None
     resources: Resources = Field(default_factory=Resources)
 

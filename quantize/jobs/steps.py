@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from quantize.calibration import held_out_text
-from quantize.checkpoint import Checkpoint
 from quantize.convert import check, require
-from quantize.errors import BadInput, QuantwrightError, Unsupported
-from quantize.jobs.spec import HELD_OUT, Job, Model, resolve_path
+from quantize.errors import BadInput, QuantwrightError
+from quantize.jobs.models import OpenModel, open_models
+from quantize.jobs.spec import HELD_OUT, Job, resolve_path
 from quantize.recipe import CalibrationOptions, Recipe, RunOptions
 
-KINDS = ("convert", "eval", "bench", "report")
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 #: In arguments: the step's own folder, from which its results are moved into the run folder when it has succeeded.
 STAGE = "{stage}"
 
@@ -48,17 +48,6 @@ class Step:
 
 
 @dataclass(frozen=True)
-class OpenModel:
-    """One model of the job: ``name`` for folders, ``id`` for command lines (an absolute path or a Hub id)."""
-
-    spec: Model
-    name: str
-    id: str
-    checkpoint: Checkpoint | None
-    problem: str = ""
-
-
-@dataclass(frozen=True)
 class Row:
     """An artifact that cannot be made: ``status`` unsupported or failed."""
 
@@ -79,30 +68,6 @@ class Plan:
     recipes: dict[str, Recipe] = field(default_factory=dict)  # convert step id -> recipe
 
 
-def open_models(job: Job, base: Path) -> list[OpenModel]:
-    """A Hub that cannot be reached costs its rows only. Errors: BadInput for a model that is not there or cannot be used."""
-    found: list[OpenModel] = []
-    names: set[str] = set()
-    for spec in job.models:
-        local = resolve_path(spec.source, base)
-        model_id = str(local) if local else spec.id
-        if local and spec.revision:
-            raise BadInput(f"model {spec.source}: is a local folder, which has no revision; take revision: out")
-        name = spec.name or Path(spec.source.split("@")[0]).name or "model"
-        unique, number = name, 2
-        while unique in names:
-            unique, number = f"{name}-{number}", number + 1
-        names.add(unique)
-        try:
-            checkpoint = Checkpoint.open(model_id, trust_remote_code=spec.trust_remote_code)
-            found.append(OpenModel(spec, unique, model_id, checkpoint))
-        except (BadInput, Unsupported):
-            raise
-        except QuantwrightError as error:
-            found.append(OpenModel(spec, unique, model_id, None, str(error)))
-    return found
-
-
 def build_plan(job: Job, base: Path, models: list[OpenModel] | None = None) -> Plan:
     """``base``: the job file's folder. Runs every method's check on headers; nothing is converted.
 
@@ -112,11 +77,14 @@ def build_plan(job: Job, base: Path, models: list[OpenModel] | None = None) -> P
     texts = _Texts(job, base)
     for model in plan.models:
         recipes = job.recipes_of(model.spec)
+        # An adapter's model exists nowhere yet: what others are measured against is made first.
+        if model.merged and (job.evaluate or job.benchmark):
+            recipes = [model.merged, *[recipe for recipe in recipes if recipe.digest != model.merged.digest]]
         usable: list[Recipe] = []
         for recipe in recipes:
             problem = _problem(model, recipe)
             if problem:
-                plan.rows.append(Row(_artifact_name(model, recipe), model.id, recipe.short, *problem))
+                plan.rows.append(Row(_artifact_name(model, recipe), model.label, recipe.short, *problem))
             else:
                 usable.append(recipe)
         if model.checkpoint is not None:
@@ -130,6 +98,10 @@ def build_plan(job: Job, base: Path, models: list[OpenModel] | None = None) -> P
                 "report", "report", ("report", ".", "--json"), Path("report/index.html"), prefers=made, packages=("quantwright",)
             )
         )
+    if job.publish:
+        from quantize.jobs.publishing import publish_steps
+
+        plan.steps += publish_steps(job, plan)
     return plan
 
 
@@ -150,7 +122,7 @@ def _artifact_name(model: OpenModel, recipe: Recipe) -> str:
 
 def _add_model(plan: Plan, job: Job, model: OpenModel, recipes: Sequence[Recipe], texts: "_Texts") -> None:
     reference: tuple[str, ...] = ()
-    if job.evaluate:
+    if job.evaluate and not model.merged:
         step = _eval_step(job, model, None, texts, ())
         plan.steps.append(step)
         reference = (step.id,)
@@ -161,9 +133,10 @@ def _add_model(plan: Plan, job: Job, model: OpenModel, recipes: Sequence[Recipe]
         converts.append(convert)
         if job.evaluate:
             evals.append(_eval_step(job, model, recipe, texts, reference))
+            reference = reference or (evals[0].id,)
         if job.benchmark:
             benches.append(_bench_step(job, model, recipe))
-    if job.benchmark:
+    if job.benchmark and not model.merged:
         benches.insert(0, _bench_step(job, model, None))
     # Speeds are measured one after another, not hours apart.
     pairs = [step for index, convert in enumerate(converts) for step in [convert, *evals[index : index + 1]]]
@@ -185,6 +158,10 @@ def _convert_step(job: Job, model: OpenModel, recipe: Recipe, texts: "_Texts") -
             files = (*files, path)
         else:
             inputs["calibration_source"] = calibration.source
+    if model.adapter:
+        arguments += ["--adapter", str(model.adapter)]
+        inputs["adapter"] = model.adapter.name
+        files += tuple(model.adapter / name for name in ADAPTER_FILES)
     method = require(recipe)
     loads = ("torch", "transformers") if method.needs and method.runtime != "llamacpp" else ()
     return Step(
@@ -193,7 +170,7 @@ def _convert_step(job: Job, model: OpenModel, recipe: Recipe, texts: "_Texts") -
         arguments=(*arguments, *_run_arguments(job, model), "--json"),
         output=Path(name),
         name=name,
-        model=model.id,
+        model=model.label,
         recipe=recipe.short,
         inputs=inputs,
         files=files,
@@ -206,7 +183,8 @@ def _eval_step(job: Job, model: OpenModel, recipe: Recipe | None, texts: "_Texts
     evaluate = job.evaluate
     assert evaluate is not None
     name = _artifact_name(model, recipe) if recipe else model.id
-    arguments = ["eval", name, "--reference", model.id, "-o", STAGE]
+    against = _artifact_name(model, model.merged) if model.merged else model.id
+    arguments = ["eval", name, "--reference", against, "-o", STAGE]
     inputs: dict[str, Any] = {**evaluate.model_dump(exclude={"text", "tasks", "cache_limit"}), **_run_inputs(job)}
     text, tasks = texts.text, texts.tasks
     if HELD_OUT in (text, *tasks):
@@ -218,7 +196,7 @@ def _eval_step(job: Job, model: OpenModel, recipe: Recipe | None, texts: "_Texts
             arguments += ["--protocol", evaluate.protocol]
         if evaluate.limit:
             arguments += ["--tokens", str(evaluate.limit)]
-        if evaluate.floors and recipe is None:
+        if evaluate.floors and recipe == model.merged:
             arguments.append("--floors")
         if evaluate.cache_limit:
             arguments += ["--cache-limit", evaluate.cache_limit]
@@ -228,15 +206,16 @@ def _eval_step(job: Job, model: OpenModel, recipe: Recipe | None, texts: "_Texts
         if evaluate.task_limit:
             arguments += ["--limit", str(evaluate.task_limit)]
     suffix = recipe.slug if recipe else "reference"
+    needed = [made.slug for made in (model.merged, recipe) if made]
     return Step(
         id=f"eval:{model.name}:{suffix}",
         kind="eval",
         arguments=(*arguments, *_run_arguments(job, model), "--json"),
         output=results_path(name, "eval"),
         name=name,
-        model=model.id,
+        model=model.label,
         recipe=recipe.short if recipe else "",
-        after=(f"convert:{model.name}:{suffix}",) if recipe else (),
+        after=tuple(f"convert:{model.name}:{made}" for made in dict.fromkeys(needed)),
         prefers=reference,
         inputs=inputs,
         files=tuple(files),
@@ -259,7 +238,7 @@ def _bench_step(job: Job, model: OpenModel, recipe: Recipe | None) -> Step:
         arguments=(*arguments, *_run_arguments(job, model), "--json"),
         output=results_path(name, "bench"),
         name=name,
-        model=model.id,
+        model=model.label,
         recipe=recipe.short if recipe else "",
         after=(f"convert:{model.name}:{suffix}",) if recipe else (),
         inputs={**benchmark.model_dump(), **_run_inputs(job)},

@@ -21,15 +21,17 @@ def test_example_is_planned_whole(path: Path) -> None:
     job = load_job(path)
     plan = build_plan(job, path.parent)
     converts = [step for step in plan.steps if step.kind == "convert"]
-    assert len(converts) == sum(len(job.recipes_of(model)) for model in job.models)
+    asked = {f"convert:{model.name}:{recipe.slug}" for model in plan.models for recipe in job.recipes_of(model.spec)}
+    merged = {f"convert:{model.name}:{model.merged.slug}" for model in plan.models if model.merged and job.evaluate}
+    assert {step.id for step in converts} == asked | merged
     assert plan.rows == []
     assert len({step.id for step in plan.steps}) == len(plan.steps)
     known = {step.id for step in plan.steps}
     assert all({*step.after, *step.prefers} <= known for step in plan.steps)
     if job.evaluate:
-        assert sum(step.kind == "eval" for step in plan.steps) == len(converts) + len(job.models)
+        assert sum(step.kind == "eval" for step in plan.steps) == len(converts) + sum(not model.merged for model in plan.models)
     if job.benchmark:
-        assert sum(step.kind == "bench" for step in plan.steps) == len(converts) + len(job.models)
+        assert sum(step.kind == "bench" for step in plan.steps) == len(converts) + sum(not model.merged for model in plan.models)
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)

@@ -1,0 +1,75 @@
+"""The models of a job, opened: a checkpoint, or a checkpoint with a LoRA merged into it, which is a model of its own."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from quantize.checkpoint import Checkpoint
+from quantize.errors import BadInput, QuantwrightError, Unsupported
+from quantize.jobs.spec import Job, Model, resolve_path
+from quantize.recipe import DenseRecipe, Recipe
+
+DENSE = {"F16": "float16", "BF16": "bfloat16"}
+
+
+@dataclass(frozen=True)
+class OpenModel:
+    """One model of the job: ``name`` for folders, ``id`` for command lines (an absolute path or a Hub id).
+
+    ``checkpoint``: the base's tensors and config, which are the merged model's too but for what the adapter resizes.
+    """
+
+    spec: Model
+    name: str
+    id: str
+    checkpoint: Checkpoint | None
+    problem: str = ""
+    adapter: Path | None = None
+
+    @property
+    def label(self) -> str:
+        """The model as manifests name it."""
+        return f"{self.id}+{self.adapter.name}" if self.adapter else self.id
+
+    @property
+    def merged(self) -> Recipe | None:
+        """With an adapter: the recipe that gives the merged model itself, in its own dtype, to compare with."""
+        if self.adapter is None or self.checkpoint is None:
+            return None
+        return DenseRecipe.model_validate({"dtype": DENSE.get(self.checkpoint.dtype, "float32")})
+
+
+def open_models(job: Job, base: Path) -> list[OpenModel]:
+    """A Hub that cannot be reached costs its rows only. Errors: BadInput for a model that is not there or cannot be used."""
+    found: list[OpenModel] = []
+    for spec in job.models:
+        local = resolve_path(spec.source, base)
+        if local and spec.revision:
+            raise BadInput(f"model {spec.source}: is a local folder, which has no revision; take revision: out")
+        name = spec.name or Path(spec.source.split("@")[0]).name or "model"
+        plain = OpenModel(spec, name, str(local) if local else spec.id, None)
+        try:
+            plain = replace(plain, checkpoint=Checkpoint.open(plain.id, trust_remote_code=spec.trust_remote_code))
+        except (BadInput, Unsupported):
+            raise
+        except QuantwrightError as error:
+            plain = replace(plain, problem=str(error))
+        variants = [_adapted(plain, text, base) for text in spec.adapters] or [plain]
+        for variant in variants:
+            taken = {other.name for other in found}
+            unique, number = variant.name, 2
+            while unique in taken:
+                unique, number = f"{variant.name}-{number}", number + 1
+            found.append(replace(variant, name=unique))
+    return found
+
+
+def _adapted(model: OpenModel, text: str, base: Path) -> OpenModel:
+    """Errors: BadInput, Unsupported where the folder holds no LoRA of this model."""
+    folder = resolve_path(text, base)
+    if folder is None:
+        raise BadInput(f"adapter {base / text}: no such folder; give the folder of a PEFT LoRA")
+    if model.checkpoint is not None:
+        from quantize.adapters import open_adapter
+
+        open_adapter(folder, model.checkpoint)
+    return replace(model, name=f"{model.name}-{folder.name}", adapter=folder)

@@ -1,5 +1,5 @@
 """From what a person types to a folder on disk: a local path (tried first), a Hub id ``org/name[@revision]``, or one file of a
-GGUF repository, ``org/name:Q4_K_M``.
+GGUF repository, ``org/name:Q4_K_M``; or a model of ModelScope, ``modelscope:org/name[@revision]``.
 
 HF_HOME, HF_HUB_CACHE, HF_ENDPOINT, HF_HUB_OFFLINE and HF_TOKEN mean what they mean to huggingface_hub, which does the work.
 """
@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from quantize import modelscope_source
 from quantize.errors import BadInput, StepFailed
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?")
@@ -35,6 +36,8 @@ def resolve_model(model: str) -> tuple[Path, str | None]:
         return materialise(path), None
     if path.exists():
         raise BadInput(f"{model}: is a file; give the checkpoint's folder, a .gguf file or a Hub id (org/name)")
+    if model.startswith(modelscope_source.PREFIX):
+        return modelscope_source.snapshot(model, WANTED, UNWANTED)
     if not HUB_ID.fullmatch(model) or model.startswith((".", "/", "~")):
         raise BadInput(f"{model}: no such folder, and not a Hub id (org/name[@revision])")
     return _snapshot(model)

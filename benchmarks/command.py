@@ -21,6 +21,9 @@ COLUMNS = ("pp_tokens_per_s", "tg_tokens_per_s", "ttft_ms", "load_ms", "peak_mem
     "--rounds", type=click.IntRange(min=1), default=1, show_default=True, help="go through all artifacts so often (A B A B)"
 )
 @click.option("--depth", "depths", default="0", show_default=True, help="tokens in the cache before decoding, e.g. 0,512")
+@click.option("--batch", "batches", default="1", show_default=True, help="sequences at once, e.g. 1,4,16")
+@click.option("--attention", default="", help="implementation: eager, sdpa, flash_attention_2, ...; of llama.cpp eager or flash")
+@click.option("--compile", "compiled", is_flag=True, help="torch.compile; the first call, which compiles, is not counted")
 @click.option("--load-as", default="", help="quantize on the fly (quanto, bnb recipes)")
 @click.option("--prune", is_flag=True, help="delete each file fetched of a GGUF repository before the next is fetched")
 @run_options
@@ -32,6 +35,9 @@ def bench(
     repetitions: int,
     rounds: int,
     depths: str,
+    batches: str,
+    attention: str,
+    compiled: bool,
     load_as: str,
     prune: bool,
     run: RunOptions,
@@ -53,7 +59,9 @@ def bench(
         raise BadInput("bench: an artifact is listed twice; --rounds measures each several times")
     if prune and rounds > 1:
         raise BadInput("bench: --rounds goes through all artifacts in turn, so none can be deleted before the next: drop --prune")
-    workload = Workload(prefill, decode, repetitions, rounds, _depths(depths))
+    workload = Workload(
+        prefill, decode, repetitions, rounds, _numbers(depths, "--depth"), _numbers(batches, "--batch"), attention, compiled
+    )
     errors: list[Exception] = []
     rows: list[EvalResult] = []
     for together in [[name] for name in names] if prune else [names]:
@@ -77,11 +85,11 @@ def bench(
     return 0
 
 
-def _depths(text: str) -> tuple[int, ...]:
+def _numbers(text: str, option: str) -> tuple[int, ...]:
     try:
         return tuple(sorted({int(part) for part in text.split(",")}))
     except ValueError:
-        raise BadInput(f"--depth {text!r}: expected numbers of tokens separated by commas, e.g. 0,512") from None
+        raise BadInput(f"{option} {text!r}: expected whole numbers separated by commas, e.g. 1,512") from None
 
 
 def _table(names: list[str], rows: list) -> None:  # type: ignore[type-arg]
@@ -106,7 +114,7 @@ def _cell(row) -> str:  # type: ignore[no-untyped-def]
     if row is None or row.value is None:
         return "-"
     scale = 1e-6 if row.unit == "bytes" else 1.0
-    value = f"{row.value * scale:.1f}"
+    value = f"{row.value * scale:,.1f}"
     if row.metric in ("pp_tokens_per_s", "tg_tokens_per_s") and row.n > 1:
-        value += f" ± {(row.detail['max'] - row.detail['min']) / 2:.1f}"
+        value += f" ± {(row.detail['max'] - row.detail['min']) / 2:,.1f}"
     return value

@@ -1,8 +1,9 @@
 """Speed and memory of artifacts, each measured in a fresh process, in llama-bench's terms.
 
 ``ppN``: tokens per second of processing N tokens in one go from an empty cache. ``tgN``: tokens per second of N one-token steps
-from an empty cache (``tgN@dD``: after D tokens). Ids are random and the same for all models of equal vocabulary; nothing is
-sampled. Several rounds go through all models in turn (A B A B), so that a machine that slows down slows all alike.
+from an empty cache (``tgN@dD``: after D tokens). ``@bB``: B sequences at once, tokens of all of them counted. Ids are random and
+the same for all models of equal vocabulary; nothing is sampled. Several rounds go through all models in turn (A B A B), so that a
+machine that slows down slows all alike.
 """
 
 import json
@@ -26,15 +27,21 @@ WORTHLESS_SPREAD = 0.20
 
 @dataclass(frozen=True)
 class Workload:
-    """Tokens of prefill and decode; ``repetitions`` per process; ``rounds`` processes per model; ``depths`` already cached."""
+    """Tokens of prefill and decode; ``repetitions`` per process; ``rounds`` processes per model; ``depths`` already cached;
+    ``batches``: sequences at once. ``attention`` and ``compiled`` as of ``Runtime.tune``."""
 
     prefill: int = 512
     decode: int = 128
     repetitions: int = 5
     rounds: int = 1
     depths: tuple[int, ...] = (0,)
+    batches: tuple[int, ...] = (1,)
+    attention: str = ""
+    compiled: bool = False
 
     def __post_init__(self) -> None:
+        if min(self.batches) < 1:
+            raise BadInput("benchmark: a batch holds at least one sequence")
         if self.prefill < 1 or self.decode < 1 or self.repetitions < 1 or self.rounds < 1 or min(self.depths) < 0:
             raise BadInput("benchmark: prefill, decode, repetitions and rounds must be at least 1, depths at least 0")
 
@@ -89,6 +96,9 @@ def measure(target: Target, workload: Workload, run: RunOptions) -> dict[str, An
             "prefill": workload.prefill,
             "decode": workload.decode,
             "depths": list(workload.depths),
+            "batches": list(workload.batches),
+            "attention": workload.attention,
+            "compiled": workload.compiled,
             "repetitions": workload.repetitions,
             "context": target.context,
         }
@@ -116,6 +126,11 @@ def results(target: Target, workload: Workload, environment: dict[str, Any], say
     runtime = first["runtime"]
     backend = str(runtime.get("backend") or runtime.get("name") or "")
     found: list[EvalResult] = []
+    parameters: dict[str, Any] = {"prefill": first["prefill"], "repetitions": workload.repetitions, "rounds": workload.rounds}
+    if workload.attention:
+        parameters["attention"] = workload.attention
+    if workload.compiled:
+        parameters["compiled"] = True
 
     def add(metric: str, protocol: str, unit: str, values: Sequence[float], **detail: Any) -> None:
         found.append(
@@ -128,7 +143,7 @@ def results(target: Target, workload: Workload, environment: dict[str, Any], say
                 artifact_digest=target.digest,
                 samples=tuple(values),
                 n=len(values),
-                protocol_parameters={"prefill": first["prefill"], "repetitions": workload.repetitions, "rounds": workload.rounds},
+                protocol_parameters=parameters,
                 environment={**environment, "runtime": runtime, "load_as": target.load_as},
                 **summarize(values, detail),
             )
@@ -140,32 +155,31 @@ def results(target: Target, workload: Workload, environment: dict[str, Any], say
             f"{target.name}: its context holds {first['context']} tokens: "
             f"prefill measured with {prefill} instead of {workload.prefill}"
         )
-    if prefill:
-        seconds = [s for r in rounds for s in r["prefill_seconds"]]
-        add("pp_tokens_per_s", f"pp{prefill}", "tokens/s", [prefill / s for s in seconds])
-        add("ttft_ms", f"pp{prefill}", "ms", [1e3 * s for r in rounds for s in r["first_token_seconds"]])
-    measured = {test["depth"]: test["decode"] for test in first["decodes"]}
+    measured = {test["depth"]: test["decode"] for test in first["batches"][0]["decodes"]}
     for depth in workload.depths:
         decode = measured.get(depth, 0)
         if decode < workload.decode:
             fits = f"decode measured with {decode} instead of {workload.decode}" if decode else "no decode measured"
             say(f"{target.name}: its context holds {first['context']} tokens: {fits} after {depth} tokens")
-        if not decode:
-            continue
-        protocol = f"tg{decode}" + (f"@d{depth}" if depth else "")
-        runs = [steps for r in rounds for test in r["decodes"] if test["depth"] == depth for steps in test["step_seconds"]]
-        add("tg_tokens_per_s", protocol, "tokens/s", [len(steps) / sum(steps) for steps in runs], depth=depth)
-        gaps = sorted(1e3 * s for steps in runs for s in steps[1:] or steps)
-        quantiles = {f"p{q}": _percentile(gaps, q) for q in (50, 90, 95, 99)}
-        add(
-            "inter_token_ms",
-            protocol,
-            "ms",
-            [1e3 * statistics.median(steps[1:] or steps) for steps in runs],
-            depth=depth,
-            **quantiles,
-        )
-    add("load_ms", "open", "ms", [1e3 * r["load_seconds"] for r in rounds], import_ms=1e3 * first["import_seconds"])
+    for index, batch in enumerate(workload.batches):
+        taken = [r["batches"][index] for r in rounds]
+        suffix = f"@b{batch}" if batch > 1 else ""
+        if prefill:
+            seconds = [s for r in taken for s in r["prefill_seconds"]]
+            add("pp_tokens_per_s", f"pp{prefill}{suffix}", "tokens/s", [batch * prefill / s for s in seconds], batch=batch)
+            first_ms = [1e3 * s for r in taken for s in r["first_token_seconds"]]
+            add("ttft_ms", f"pp{prefill}{suffix}", "ms", first_ms, batch=batch)
+        for depth, decode in measured.items():
+            protocol = f"tg{decode}" + (f"@d{depth}" if depth else "") + suffix
+            runs = [steps for r in taken for test in r["decodes"] if test["depth"] == depth for steps in test["step_seconds"]]
+            rates = [batch * len(steps) / sum(steps) for steps in runs]
+            add("tg_tokens_per_s", protocol, "tokens/s", rates, depth=depth, batch=batch)
+            gaps = sorted(1e3 * s for steps in runs for s in steps[1:] or steps)
+            quantiles = {f"p{q}": _percentile(gaps, q) for q in (50, 90, 95, 99)}
+            medians = [1e3 * statistics.median(steps[1:] or steps) for steps in runs]
+            add("inter_token_ms", protocol, "ms", medians, depth=depth, batch=batch, **quantiles)
+    opening = {"import_ms": 1e3 * first["import_seconds"], "warm_up_ms": 1e3 * first["batches"][0]["warm_up_seconds"]}
+    add("load_ms", "open", "ms", [1e3 * r["load_seconds"] for r in rounds], **opening)
     peaks = [float(r["peak_rss_bytes"]) for r in rounds]
     add("peak_memory_bytes", "VmHWM", "bytes", peaks, rss_before_load_bytes=first["rss_before_load_bytes"])
     gpus = [float(r["gpu_bytes"]) for r in rounds if r["gpu_bytes"]]

@@ -36,29 +36,9 @@ def measure(spec: dict[str, Any]) -> dict[str, Any]:
     limit = spec.get("context") or needed
     with open_runtime(Path(spec["path"]), run, load_as=load_as, context=min(needed, limit)) as runtime:
         loaded = time.perf_counter()
+        runtime.tune(spec["attention"], spec["compiled"])
         prefill = min(spec["prefill"], runtime.context)
-        rng = np.random.default_rng(0)
-        ids = rng.integers(0, runtime.vocabulary, needed).tolist()
-        if prefill:
-            runtime.start(ids[:prefill])  # warm-up, as llama-bench does
-        tests = []
-        for depth in depths:
-            decode = min(spec["decode"], runtime.context - depth)
-            if decode < 1:
-                continue
-            _decode(runtime, ids, depth, min(decode, 8))
-            tests.append({"depth": depth, "decode": decode, "step_seconds": []})
-        prefills, firsts = [], []
-        for _ in range(spec["repetitions"]):
-            if prefill:
-                begin = time.perf_counter()
-                logits = runtime.start(ids[:prefill])
-                end = time.perf_counter()
-                int(logits.argmax())
-                firsts.append(time.perf_counter() - begin)
-                prefills.append(end - begin)
-            for test in tests:
-                test["step_seconds"].append(_decode(runtime, ids, test["depth"], test["decode"]))
+        batches = [_measure_batch(runtime, spec, batch, prefill, needed) for batch in spec["batches"]]
         described = runtime.describe()
         context = runtime.context
         gpu = _gpu_bytes()
@@ -67,9 +47,7 @@ def measure(spec: dict[str, Any]) -> dict[str, Any]:
         "load_seconds": loaded - imported,
         "context": context,
         "prefill": prefill,
-        "prefill_seconds": prefills,
-        "first_token_seconds": firsts,
-        "decodes": tests,
+        "batches": batches,
         "peak_rss_bytes": peak_rss_bytes(),
         "rss_before_load_bytes": rss_before,
         "gpu_bytes": gpu,
@@ -77,18 +55,53 @@ def measure(spec: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _decode(runtime: Any, ids: list[int], depth: int, tokens: int) -> list[float]:
-    """Seconds of each of ``tokens`` one-token steps; at depth 0 the first of them begins from an empty cache."""
+def _measure_batch(runtime: Any, spec: dict[str, Any], batch: int, prefill: int, needed: int) -> dict[str, Any]:
+    """Prefill and decode of ``batch`` sequences at once, after a warm-up of each, as llama-bench does."""
+    rng = np.random.default_rng(0)
+    ids = np.stack([rng.integers(0, runtime.vocabulary, needed) for _ in range(batch)])
+    began = time.perf_counter()
+    if prefill:
+        runtime.start_rows(ids[:, :prefill])
+    tests = []
+    for depth in spec["depths"]:
+        decode = min(spec["decode"], runtime.context - depth)
+        if decode < 1:
+            continue
+        _decode(runtime, ids, depth, min(decode, 8))
+        tests.append({"depth": depth, "decode": decode, "step_seconds": []})
+    warm_up = time.perf_counter() - began
+    prefills, firsts = [], []
+    for _ in range(spec["repetitions"]):
+        if prefill:
+            begin = time.perf_counter()
+            logits = runtime.start_rows(ids[:, :prefill])
+            end = time.perf_counter()
+            logits.argmax(1)
+            firsts.append(time.perf_counter() - begin)
+            prefills.append(end - begin)
+        for test in tests:
+            test["step_seconds"].append(_decode(runtime, ids, test["depth"], test["decode"]))
+    return {
+        "batch": batch,
+        "warm_up_seconds": warm_up,
+        "prefill_seconds": prefills,
+        "first_token_seconds": firsts,
+        "decodes": tests,
+    }
+
+
+def _decode(runtime: Any, ids: np.ndarray, depth: int, tokens: int) -> list[float]:
+    """Seconds of each of ``tokens`` one-token steps of all rows; at depth 0 the first of them begins from an empty cache."""
     times = []
     if depth:
-        runtime.start(ids[:depth])
+        runtime.start_rows(ids[:, :depth])
     else:
         begin = time.perf_counter()
-        runtime.start(ids[:1])
+        runtime.start_rows(ids[:, :1])
         times.append(time.perf_counter() - begin)
-    for token in ids[depth + len(times) : depth + tokens]:
+    for position in range(depth + len(times), depth + tokens):
         begin = time.perf_counter()
-        runtime.step(token)
+        runtime.step_rows(ids[:, position])
         times.append(time.perf_counter() - begin)
     return times
 

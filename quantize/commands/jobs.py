@@ -181,7 +181,7 @@ def _cell(key: str, value: Any) -> str:
     if key in ("top1_agreement", "task_accuracy"):
         return f"{100 * value:.1f}"
     if isinstance(value, float):
-        return f"{value:.4g}"
+        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
     return str(value)
 
 

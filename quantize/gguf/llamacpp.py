@@ -250,11 +250,22 @@ class Model:
 class Context:
     """A KV cache over ``model`` for ``sequences`` windows of up to ``length`` tokens each.
 
-    ``exact``: F32 cache and no flash attention; otherwise llama.cpp's own defaults. At most ``outputs`` positions give logits in
-    one call of ``decode``.
+    ``exact``: F32 cache and no flash attention; otherwise llama.cpp's own defaults, or ``flash`` attention as said.
+    At most ``outputs`` positions give logits in one call of ``decode``.
     """
 
-    def __init__(self, model: Model, length: int, *, sequences: int, batch: int, outputs: int, threads: int, exact: bool):
+    def __init__(
+        self,
+        model: Model,
+        length: int,
+        *,
+        sequences: int,
+        batch: int,
+        outputs: int,
+        threads: int,
+        exact: bool,
+        flash: bool | None = None,
+    ):
         """Errors: StepFailed where llama.cpp cannot make it (memory)."""
         lib = library()
         parameters = lib.llama_context_default_params()
@@ -262,6 +273,8 @@ class Context:
         parameters.n_batch, parameters.n_ubatch = batch, min(batch, parameters.n_ubatch)
         parameters.n_outputs_max = outputs
         parameters.n_threads = parameters.n_threads_batch = threads
+        if flash is not None:
+            parameters.flash_attn_type = int(flash)
         if exact:
             parameters.type_k = parameters.type_v = int(Type.F32)
             parameters.flash_attn_type = 0

@@ -47,6 +47,25 @@ class Runtime(ABC):
     def step(self, token: int) -> np.ndarray:
         """Append one token to what ``start`` began (decode); return its logits (vocabulary,) float32."""
 
+    def start_rows(self, rows: np.ndarray) -> np.ndarray:
+        """``start`` of several sequences of equal length at once: ids (n, length) -> float32 (n, vocabulary).
+
+        Errors: Unsupported where the runtime takes one at a time.
+        """
+        raise Unsupported(f"{self.name} takes one sequence at a time")
+
+    def step_rows(self, tokens: np.ndarray) -> np.ndarray:
+        """``step`` of all that ``start_rows`` began: one token each (n,) -> float32 (n, vocabulary)."""
+        raise Unsupported(f"{self.name} takes one sequence at a time")
+
+    def tune(self, attention: str = "", compiled: bool = False) -> None:
+        """From here on, attend by the implementation of that name, and run compiled code.
+
+        Errors: Unsupported where the runtime knows no such implementation, or has nothing to compile.
+        """
+        if attention or compiled:
+            raise Unsupported(f"{self.name}: neither attention nor compilation can be chosen")
+
     @abstractmethod
     def tokenize(self, text: str, add_special: bool = True) -> list[int]:
         """The runtime's own tokenizer."""

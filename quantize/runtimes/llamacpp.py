@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from quantize.errors import BadInput
+from quantize.errors import BadInput, Unsupported
 from quantize.gguf import llamacpp
 from quantize.gguf.reader import read_gguf
 from quantize.recipe import Recipe, RunOptions
@@ -14,6 +14,7 @@ from quantize.runtimes import Consume, Runtime
 
 LOGITS_BYTES = 1 << 28  # of one call's logits; a vocabulary of 262k tokens has 1 MB a position
 BATCH = 2048  # llama.cpp's default
+ATTENTION = {"eager": False, "flash": True}
 DECODE_ROOM = 2048  # tokens that ``step`` may append where nobody said how many
 
 
@@ -45,6 +46,7 @@ class LlamaCppRuntime(Runtime):
         self._windows: llamacpp.Context | None = None
         self._stream: llamacpp.Context | None = None
         self._position = 0
+        self._flash: bool | None = None
 
     def logits(self, rows: np.ndarray, first: int, consume: Consume) -> None:
         self.check_rows(rows)
@@ -94,37 +96,55 @@ class LlamaCppRuntime(Runtime):
             outputs=min(batch, outputs),
             threads=self.threads,
             exact=self.exact,
+            flash=self._flash,
         )
 
+    def tune(self, attention: str = "", compiled: bool = False) -> None:
+        if compiled:
+            raise Unsupported("llama.cpp has nothing to compile; drop --compile for GGUF files")
+        if attention not in ("", *ATTENTION):
+            raise Unsupported(f"llama.cpp has no attention called {attention!r}; it has {' and '.join(ATTENTION)}")
+        self._flash = ATTENTION.get(attention)
+        self._drop()
+
     def start(self, ids: Sequence[int]) -> np.ndarray:
-        tokens = np.asarray(ids, np.int64)
-        self.check_rows(tokens[None, :])
-        needed = self._given_context or min(self.context, len(tokens) + DECODE_ROOM)
-        if self._stream is None or self._stream.length < needed:
-            self._drop()
-            self._stream = self._new_context(needed, 1, BATCH, 1)
-        self._stream.clear()
-        self._position = 0
-        return self._append(tokens)
+        return np.asarray(self.start_rows(np.asarray([ids], np.int64))[0])
 
     def step(self, token: int) -> np.ndarray:
+        return np.asarray(self.step_rows(np.asarray([token], np.int64))[0])
+
+    def start_rows(self, rows: np.ndarray) -> np.ndarray:
+        self.check_rows(rows)
+        count, length = rows.shape
+        needed = self._given_context or min(self.context, length + DECODE_ROOM)
+        if self._stream is None or self._stream.length < needed or self._stream.sequences != count:
+            self._drop()
+            self._stream = self._new_context(needed, count, BATCH, count)
+        self._stream.clear()
+        self._position = 0
+        return self._append(rows)
+
+    def step_rows(self, tokens: np.ndarray) -> np.ndarray:
         if self._stream is None:
             raise RuntimeError("step before start")
         if self._position >= self._stream.length:
             raise BadInput(f"more than {self._stream.length} tokens; open the model with a larger context")
-        return self._append(np.asarray([token], np.int64))
+        return self._append(tokens[:, None])
 
-    def _append(self, tokens: np.ndarray) -> np.ndarray:
+    def _append(self, rows: np.ndarray) -> np.ndarray:
+        """Process (n, length) more tokens of all sequences; the logits of the last of each."""
         assert self._stream is not None
-        size, logits = self._stream.batch_size, np.empty((0, self.vocabulary), np.float32)
+        count, length = rows.shape
+        tokens, size = rows.reshape(-1), self._stream.batch_size
+        positions = np.tile(np.arange(self._position, self._position + length), count)
+        sequences = np.repeat(np.arange(count), length)
+        wanted = np.tile(np.arange(length) == length - 1, count)
+        found = []
         for begin in range(0, len(tokens), size):
-            piece = tokens[begin : begin + size]
-            wanted = np.zeros(len(piece), bool)
-            wanted[-1] = begin + size >= len(tokens)
-            positions = np.arange(self._position, self._position + len(piece))
-            logits = self._stream.decode(piece, positions, np.zeros(len(piece), np.int64), wanted)
-            self._position += len(piece)
-        return logits[-1].copy()
+            piece = slice(begin, begin + size)
+            found.append(self._stream.decode(tokens[piece], positions[piece], sequences[piece], wanted[piece]).copy())
+        self._position += length
+        return np.concatenate(found)
 
     def tokenize(self, text: str, add_special: bool = True) -> list[int]:
         return self.model.tokenize(text, add_special)

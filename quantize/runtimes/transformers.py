@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from quantize.errors import BadInput
+from quantize.errors import BadInput, Unsupported
 from quantize.hf import load
 from quantize.hf.quiet import hush, no_warnings
 from quantize.hub import resolve_model
@@ -23,6 +23,7 @@ from quantize.tokenizer import SourceTokenizer
 
 #: Most bytes of float32 logits held at a time: 256 positions of a vocabulary of 262,144.
 LOGITS_BYTES = 256 * 1024 * 1024
+STATIC_CACHE_TOKENS = 4096  # where nobody said how many are needed
 
 
 class TransformersRuntime(Runtime):
@@ -70,6 +71,8 @@ class TransformersRuntime(Runtime):
         self._sliceable = self._accepts_slice and self.model.base_model is not self.model
         self._tokenizer: SourceTokenizer | None = None
         self._cache: Any = None
+        self._compiled = False
+        self._wanted_context = context
 
     def _open(self, config: dict[str, Any], exact: bool) -> Any:
         stored = load.stored_dtype(config)
@@ -126,30 +129,54 @@ class TransformersRuntime(Runtime):
             return self.model(**inputs)
 
     def start(self, ids: Sequence[int]) -> np.ndarray:
-        import torch
-
-        row = np.asarray([list(ids)], dtype=np.int64)
-        if row.size == 0:
-            raise BadInput("no tokens to start from; give at least one")
-        self.check_rows(row)
-        self._cache = None
-        return self._advance(torch.as_tensor(row, device=self._device))
+        return np.asarray(self.start_rows(np.asarray([list(ids)], dtype=np.int64))[0])
 
     def step(self, token: int) -> np.ndarray:
-        import torch
+        return np.asarray(self.step_rows(np.asarray([token], dtype=np.int64))[0])
 
+    def start_rows(self, rows: np.ndarray) -> np.ndarray:
+        if rows.size == 0:
+            raise BadInput("no tokens to start from; give at least one")
+        self.check_rows(rows)
+        self._cache = self._static_cache() if self._compiled else None
+        return self._advance(rows)
+
+    def step_rows(self, tokens: np.ndarray) -> np.ndarray:
         if self._cache is None:
             raise RuntimeError("step() before start()")
-        return self._advance(torch.tensor([[token]], device=self._device))
+        return self._advance(tokens[:, None])
 
-    def _advance(self, ids: Any) -> np.ndarray:
+    def _advance(self, rows: np.ndarray) -> np.ndarray:
         import torch
 
+        ids = torch.as_tensor(rows, device=self._device)
         keep = {"logits_to_keep": 1} if self._accepts_slice else {}
         with torch.no_grad():
             out = self._forward(input_ids=ids, past_key_values=self._cache, use_cache=True, **keep)
         self._cache = out.past_key_values
-        return _float32(out.logits[0, -1])
+        return _float32(out.logits[:, -1])
+
+    def tune(self, attention: str = "", compiled: bool = False) -> None:
+        """``compiled``: torch.compile, with a cache of fixed size, so that a step has one shape."""
+        if attention:
+            try:
+                self.model.set_attn_implementation(attention)
+            except (ValueError, ImportError) as error:
+                raise Unsupported(
+                    f"{self.folder}: no attention called {attention!r} here: {str(error).splitlines()[0]}"
+                ) from None
+            if self.model.config._attn_implementation != attention:
+                raise Unsupported(f"{self.folder}: {type(self.model).__name__} has one attention implementation only")
+        if compiled:
+            import torch
+
+            self.model.forward = torch.compile(self.model.forward)
+        self._compiled = compiled
+
+    def _static_cache(self) -> Any:
+        from transformers import StaticCache
+
+        return StaticCache(config=self.model.config, max_cache_len=self._wanted_context or min(self.context, STATIC_CACHE_TOKENS))
 
     def tokenize(self, text: str, add_special: bool = True) -> list[int]:
         return self._source_tokenizer().encode(text, add_special)
@@ -179,6 +206,7 @@ class TransformersRuntime(Runtime):
             "machine": platform.machine(),
             "threads": torch.get_num_threads(),
             "attention": getattr(self.model.config, "_attn_implementation", None) or "",
+            "compiled": self._compiled,
             "kernels": self._kernels(),
         }
 

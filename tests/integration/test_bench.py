@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from evals.result import read_results
+from quantize.errors import Unsupported
 from quantize.process import child_command, child_environment
 
 
@@ -51,9 +52,75 @@ def test_rows_and_clamping(make_checkpoint: Callable[..., Path], tmp_path: Path)
     assert len(written) == len(rows)
 
 
+@pytest.mark.parametrize("kind", ["folder", "gguf"])
+def test_batches_and_attention(kind: str, make_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+    model = make_checkpoint(num_hidden_layers=1, max_position_embeddings=64)
+    if kind == "gguf":
+        pytest.importorskip("llama_cpp")
+        from quantize import convert
+
+        model = convert(model, "gguf-f32", tmp_path / "gguf", verify="none").folder
+    sizes = ("--prefill", "16", "--decode", "4", "--repetitions", "2", "--depth", "0,8", "--batch", "1,4", "--attention", "eager")
+    done = bench(str(model), *sizes, "--json")
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(done.stdout.splitlines()[-1])
+    protocols = {row["protocol"] for row in rows if row["metric"] in ("pp_tokens_per_s", "tg_tokens_per_s")}
+    assert protocols == {"pp16", "pp16@b4", "tg4", "tg4@b4", "tg4@d8", "tg4@d8@b4"}
+    by_protocol = {row["protocol"]: row for row in rows if row["metric"] == "ttft_ms"}
+    rates = {row["protocol"]: row["value"] for row in rows if row["metric"] == "pp_tokens_per_s"}
+    assert rates["pp16@b4"] == pytest.approx(64 / by_protocol["pp16@b4"]["value"] * 1e3, rel=0.2)
+    assert {row["protocol_parameters"].get("attention") for row in rows} == {"eager"}
+    if kind == "folder":
+        assert rows[0]["environment"]["runtime"]["attention"] == "eager"
+
+
+def test_rows_of_a_batch_are_independent(make_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+    """In both runtimes, with and without flash attention: what a row gives does not depend on its neighbours."""
+    pytest.importorskip("llama_cpp")
+    import numpy as np
+
+    from quantize import convert
+    from quantize.recipe import RunOptions
+    from quantize.runtimes import open_runtime
+
+    run = RunOptions(device="cpu", threads=1, progress=False)
+    model = make_checkpoint(num_hidden_layers=1, max_position_embeddings=64)
+    gguf = convert(model, "gguf-f32", tmp_path / "gguf", verify="none", run=run).folder
+    rows = np.arange(1, 25, dtype=np.int64).reshape(3, 8) * 131 % 4096
+    for path, names in ((model, ("", "eager", "sdpa")), (gguf, ("", "eager", "flash"))):
+        for name in names:
+            with open_runtime(path, run) as runtime:
+                runtime.tune(name)
+                started, stepped = runtime.start_rows(rows[:, :7]), runtime.step_rows(rows[:, 7])
+                for row, first, second in zip(rows, started, stepped, strict=True):
+                    np.testing.assert_allclose(runtime.start(row[:7].tolist()), first, atol=2e-3)
+                    np.testing.assert_allclose(runtime.step(int(row[7])), second, atol=2e-3)
+    for path, options in ((gguf, {"attention": "sdpa"}), (gguf, {"compiled": True}), (model, {"attention": "none-such"})):
+        with open_runtime(path, run) as runtime, pytest.raises(Unsupported):
+            runtime.tune(**options)
+
+
+@pytest.mark.long
+def test_compiled_code_computes_the_same(make_checkpoint: Callable[..., Path]) -> None:
+    import numpy as np
+
+    from quantize.recipe import RunOptions
+    from quantize.runtimes import open_runtime
+
+    model = make_checkpoint(num_hidden_layers=1, max_position_embeddings=64)
+    ids = list(range(5, 15))
+    with open_runtime(model, RunOptions(device="cpu", threads=1, progress=False), context=32) as runtime:
+        plain = [runtime.start(ids), runtime.step(7), runtime.step(9)]
+        runtime.tune(compiled=True)
+        for wanted, got in zip(plain, [runtime.start(ids), runtime.step(7), runtime.step(9)], strict=True):
+            np.testing.assert_allclose(got, wanted, atol=1e-4)
+        assert runtime.describe()["compiled"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
+        (["{model}", "--batch", "0"], "at least one sequence"),
         (["nothing-here"], "nothing-here"),
         (["{model}", "{model}"], "listed twice"),
         (["{model}", "--depth", "a"], "--depth"),

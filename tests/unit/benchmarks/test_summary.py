@@ -49,8 +49,12 @@ def test_summary_agrees_with_numpy() -> None:
 
 def raw(prefill_s: list[float], step_s: list[list[float]]) -> dict:
     return {
-        "import_seconds": 1.0, "load_seconds": 0.5, "context": 256, "prefill": 100, "prefill_seconds": prefill_s,
-        "first_token_seconds": [s + 0.001 for s in prefill_s], "decodes": [{"depth": 0, "decode": 4, "step_seconds": step_s}],
+        "import_seconds": 1.0, "load_seconds": 0.5, "context": 256, "prefill": 100,
+        "batches": [{
+            "batch": 1, "warm_up_seconds": 0.1, "prefill_seconds": prefill_s,
+            "first_token_seconds": [s + 0.001 for s in prefill_s],
+            "decodes": [{"depth": 0, "decode": 4, "step_seconds": step_s}],
+        }],
         "peak_rss_bytes": 1000, "rss_before_load_bytes": 500, "gpu_bytes": None, "runtime": {"backend": "transformers"},
     }  # fmt: skip
 

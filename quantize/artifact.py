@@ -202,7 +202,7 @@ def staging(out: Path) -> Iterator[Path]:
         stage.mkdir()
         yield stage
     except OSError as error:
-        raise _disk_error(error, out) from error
+        raise disk_error(error, out) from error
     finally:
         shutil.rmtree(stage, ignore_errors=True)
         if not out.exists():
@@ -213,7 +213,8 @@ def staging(out: Path) -> Iterator[Path]:
                     break
 
 
-def _disk_error(error: OSError, out: Path) -> Exception:
+def disk_error(error: OSError, out: Path) -> Exception:
+    """StepFailed where the disk under ``out`` is to blame, else ``error`` itself."""
     import errno
 
     if error.errno == errno.ENOSPC:

@@ -13,6 +13,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from quantize.artifact import disk_error
 from quantize.errors import BadInput, QuantwrightError
 from quantize.jobs.cache import SharedCache
 from quantize.jobs.child import failure_reason
@@ -91,7 +92,8 @@ class Runner:
         self.waits: set[str] = set()  # for another run that is making the same
 
     def run(self) -> Summary:
-        """Errors: BadInput where another runner works in the run folder, or it cannot be written."""
+        """Errors: BadInput where another runner works in the run folder, or it cannot be written; StepFailed where it cannot
+        be written any more."""
         with RunLock(self.run_folder) as lock:
             self.lock = lock
             self.outputs = Outputs(self.run_folder)
@@ -104,6 +106,8 @@ class Runner:
             handlers = {number: signal.signal(number, self._interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
             try:
                 self._loop()
+            except OSError as error:
+                raise disk_error(error, self.run_folder) from error
             finally:
                 self._stop_all("the runner stopped")
                 for number, handler in handlers.items():

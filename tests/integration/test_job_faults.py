@@ -1,5 +1,6 @@
 """What can go wrong around a job ends in a clear message or a right result: full disk, memory, damaged records, odd clocks."""
 
+import contextlib
 import json
 import os
 import subprocess
@@ -8,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from evals.result import read_results
@@ -85,6 +87,56 @@ def test_an_output_that_cannot_be_written(job: Path) -> None:
     assert done.returncode == 2
     assert "cannot be written" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def start(job: Path, run: Path, *more: str) -> tuple[subprocess.Popen[str], psutil.Process]:
+    """A run and its first step, which stands still."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "quantize.cli", "run", str(job), "-o", str(run), *more], stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 60
+    # Not between fork and exec, where it would hold up the runner too.
+    while not (steps := [step for step in psutil.Process(process.pid).children() if "quantize.process" in step.cmdline()]):
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.005)
+    steps[0].suspend()
+    return process, steps[0]
+
+
+def test_a_disk_without_a_byte_left_ends_the_run_in_one_line(job: Path, small_disk: Path) -> None:
+    """Not even the runner can write down what happened."""
+    run, filler = small_disk / "run", small_disk / "filler"
+    process, step = start(job, run)
+    with contextlib.suppress(OSError), open(filler, "wb", buffering=0) as file:
+        while file.write(bytes(4096)):
+            pass
+    step.resume()
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert "the disk is full" in said.splitlines()[-1]
+    assert "Traceback" not in said
+    filler.unlink()
+    assert quantwright("run", job, "-o", run).returncode == 0
+    assert read_results(run)[0][0].status == "ok"
+
+
+def test_a_disk_that_may_only_be_read(job: Path, small_disk: Path) -> None:
+    assert quantwright("run", job, "-o", small_disk / "run").returncode == 0
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    done = quantwright("run", job, "-o", small_disk / "run")
+    assert done.returncode == 2
+    assert "cannot be written (Read-only file system); choose another -o" in done.stderr
+    status = quantwright("status", small_disk / "run", "--json")
+    assert json.loads(status.stdout.splitlines()[-1])["steps"][0]["status"] == "done"
+
+
+def test_a_step_that_hangs_is_stopped(job: Path, tmp_path: Path) -> None:
+    process, step = start(job, tmp_path / "run", "--set", "resources.time_limit_minutes=0.05")
+    assert process.wait(60) == 1
+    assert not step.is_running()
+    assert "took longer than its limit" in read_results(tmp_path / "run")[0][0].reason
+    assert quantwright("run", job, "-o", tmp_path / "run").returncode == 0
 
 
 def test_a_step_over_its_memory_limit_is_stopped(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 import os
 import sys
-from importlib import import_module, metadata
+from importlib import import_module
 
 import click
 
@@ -54,7 +54,7 @@ class LazyGroup(click.Group):
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(metadata.version("quantwright"), prog_name="quantwright")
+@click.version_option(package_name="quantwright", prog_name="quantwright")
 def cli() -> None:
     """Take a Hugging Face checkpoint through every quantization people deploy, measure each, publish the one you choose."""
 

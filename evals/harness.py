@@ -22,6 +22,8 @@ from quantize.runtimes import Runtime
 from quantize.tokenizer import SourceTokenizer
 
 BATCH_TOKENS = 4096
+LARGEST_GROUP = 32  # rows that share a beginning
+GROUPS_PER_CALL = 256  # so that the progress bar moves
 PADDING = 0.0  # of a batch's longest row, at most: with none, no row is computed longer than it is
 MAX_GENERATED = 256  # lm-eval's own default
 
@@ -109,49 +111,71 @@ class RuntimeLM(TemplateLM):
             rows.setdefault(tuple(whole[:-1]), []).append((index, continuation[-(len(whole) - 1) :]))
         sums = np.zeros(len(requests))
         greedy = np.ones(len(requests), bool)
-        ordered = sorted(rows, key=lambda ids: (-len(ids), ids))
         advance = self.advance("items", len(requests))
-        for batch in _batches(ordered):
-            self._run_batch(batch, [rows[ids] for ids in batch], sums, greedy)
-            advance(sum(len(rows[ids]) for ids in batch))
+
+        def take(ids: tuple[int, ...], position: int, logits: np.ndarray) -> None:
+            self._add(ids, rows[ids], position, logits, sums, greedy)
+
+        def first(ids: tuple[int, ...]) -> int:
+            """The position from which logits are wanted."""
+            return len(ids) - max(len(tokens) for _, tokens in rows[ids])
+
+        if self.runtime.shares_beginnings:
+            groups = alike(sorted(rows))
+            for part in (groups[i : i + GROUPS_PER_CALL] for i in range(0, len(groups), GROUPS_PER_CALL)):
+
+                def consume(group: int, row: int, position: int, logits: np.ndarray, part: Any = part) -> None:
+                    take(part[group][row], position, logits)
+
+                self.runtime.tree_logits(part, [[first(ids) for ids in group] for group in part], consume)
+                advance(sum(len(rows[ids]) for group in part for ids in group))
+        else:
+            for batch in _batches(sorted(rows, key=lambda ids: (-len(ids), ids))):
+                padded = np.array([[*ids, *[ids[-1]] * (len(batch[0]) - len(ids))] for ids in batch], np.int64)
+
+                def consume_row(row: int, position: int, logits: np.ndarray, batch: Any = batch) -> None:
+                    take(batch[row], position, logits)
+
+                self.runtime.logits(padded, min(first(ids) for ids in batch), consume_row)
+                advance(sum(len(rows[ids]) for ids in batch))
         finite = np.isfinite(sums)
         sums[~finite] = -np.inf
         return [(float(s), bool(g)) for s, g in zip(sums, greedy & finite, strict=True)]
 
-    def _run_batch(
-        self, batch: list[tuple[int, ...]], wanted: list[list[tuple[int, list[int]]]], sums: np.ndarray, greedy: np.ndarray
+    def _add(
+        self,
+        ids: tuple[int, ...],
+        wanted: list[tuple[int, list[int]]],
+        position: int,
+        logits: np.ndarray,
+        sums: np.ndarray,
+        greedy: np.ndarray,
     ) -> None:
-        """Adds the log-probability of every continuation token of every request of the batch to ``sums``."""
+        """Add to ``sums`` the log-probabilities that ``logits`` (of positions from ``position`` of ``ids``) give the tokens of
+        each (request, continuation) in ``wanted``."""
         import torch
 
-        longest = len(batch[0])
-        padded = np.array([[*ids, *[ids[-1]] * (longest - len(ids))] for ids in batch], np.int64)
-        starts = [len(ids) - max(len(tokens) for _, tokens in members) for ids, members in zip(batch, wanted, strict=True)]
-
-        def consume(row: int, position: int, logits: np.ndarray) -> None:
-            length = len(batch[row])
-            begin, end = max(position, starts[row]), min(position + len(logits), length)
-            if begin >= end:
-                return
-            part = logits[begin - position : end - position]
-            for block in blocks(*part.shape):
-                x = as_tensor(part[block])
-                top, best = x.max(1)
-                normalizer = top.double() + (x - top[:, None]).exp_().sum(1, dtype=torch.float64).log()
-                at = np.arange(begin + block.start, begin + block.stop)
-                for index, tokens in wanted[row]:
-                    # Position length - n + i predicts token i of a continuation of n tokens.
-                    which = at - (length - len(tokens))
-                    keep = which >= 0
-                    if not keep.any():
-                        continue
-                    targets = np.asarray(tokens)[which[keep]]
-                    lines = np.flatnonzero(keep)
-                    chosen = x[torch.from_numpy(lines), torch.from_numpy(targets)].double()
-                    sums[index] += float((chosen - normalizer[torch.from_numpy(lines)]).sum())
-                    greedy[index] &= bool((best.numpy()[lines] == targets).all())
-
-        self.runtime.logits(padded, min(starts), consume)
+        length = len(ids)
+        begin, end = max(position, length - max(len(tokens) for _, tokens in wanted)), min(position + len(logits), length)
+        if begin >= end:
+            return
+        part = logits[begin - position : end - position]
+        for block in blocks(*part.shape):
+            x = as_tensor(part[block])
+            top, best = x.max(1)
+            normalizer = top.double() + (x - top[:, None]).exp_().sum(1, dtype=torch.float64).log()
+            at = np.arange(begin + block.start, begin + block.stop)
+            for index, tokens in wanted:
+                # Position length - n + i predicts token i of a continuation of n tokens.
+                which = at - (length - len(tokens))
+                keep = which >= 0
+                if not keep.any():
+                    continue
+                targets = np.asarray(tokens)[which[keep]]
+                lines = np.flatnonzero(keep)
+                chosen = x[torch.from_numpy(lines), torch.from_numpy(targets)].double()
+                sums[index] += float((chosen - normalizer[torch.from_numpy(lines)]).sum())
+                greedy[index] &= bool((best.numpy()[lines] == targets).all())
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         windows: list[Request] = []
@@ -214,6 +238,27 @@ class RuntimeLM(TemplateLM):
 
     def _continuation(self, made: list[int]) -> str:
         return self.source.decode(made) if self.source else self.runtime.detokenize(made)
+
+
+def alike(ordered: list[tuple[int, ...]]) -> list[list[tuple[int, ...]]]:
+    """Rows in lexical order -> groups that begin alike: a row joins where a quarter of it at least is shared and fewer tokens are
+    computed so than with a group of its own."""
+    out: list[list[tuple[int, ...]]] = []
+    shared = 0
+    for ids in ordered:
+        if out:
+            group = out[-1]
+            common = next(
+                (i for i, (a, b) in enumerate(zip(group[-1], ids, strict=False)) if a != b), min(len(group[-1]), len(ids))
+            )
+            common = min(common, shared)
+            if len(group) < LARGEST_GROUP and 4 * common >= len(ids) and len(group) * common > (len(group) - 1) * shared:
+                group.append(ids)
+                shared = common
+                continue
+        out.append([ids])
+        shared = len(ids)
+    return out
 
 
 def _batches(ordered: list[tuple[int, ...]]) -> list[list[tuple[int, ...]]]:

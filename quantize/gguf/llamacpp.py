@@ -251,6 +251,7 @@ class Context:
     """A KV cache over ``model`` for ``sequences`` windows of up to ``length`` tokens each.
 
     ``exact``: F32 cache and no flash attention; otherwise llama.cpp's own defaults, or ``flash`` attention as said.
+    ``unified``: one cache of ``length`` tokens for all sequences, in which a token may belong to several.
     At most ``outputs`` positions give logits in one call of ``decode``.
     """
 
@@ -265,11 +266,13 @@ class Context:
         threads: int,
         exact: bool,
         flash: bool | None = None,
+        unified: bool = False,
     ):
         """Errors: StepFailed where llama.cpp cannot make it (memory)."""
         lib = library()
         parameters = lib.llama_context_default_params()
-        parameters.n_ctx, parameters.n_seq_max = length * sequences, sequences
+        parameters.n_ctx, parameters.n_seq_max = length if unified else length * sequences, sequences
+        parameters.kv_unified = unified
         parameters.n_batch, parameters.n_ubatch = batch, min(batch, parameters.n_ubatch)
         parameters.n_outputs_max = outputs
         parameters.n_threads = parameters.n_threads_batch = threads
@@ -283,14 +286,18 @@ class Context:
         self._context = lib.llama_init_from_model(model._model, parameters)
         if not self._context:
             raise StepFailed(f"{model.path}: llama.cpp cannot make a context of {length * sequences} tokens: {last_error()}")
-        self._batch = lib.llama_batch_init(batch, 0, 1)
+        self._batch = lib.llama_batch_init(batch, 0, sequences if unified else 1)
 
     def clear(self) -> None:
         lib = library()
         lib.llama_memory_clear(lib.llama_get_memory(self._context), True)
 
-    def decode(self, tokens: np.ndarray, positions: np.ndarray, sequences: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-        """Process up to ``batch_size`` tokens; logits (number of ``wanted``, vocabulary) float32 of those wanted, in order.
+    def decode(
+        self, tokens: np.ndarray, positions: np.ndarray, sequences: Sequence[Sequence[int]] | np.ndarray, wanted: np.ndarray
+    ) -> np.ndarray:
+        """Process up to ``batch_size`` tokens, each of its sequence (or, in a unified cache, sequences).
+
+        Returns logits (number of ``wanted``, vocabulary) float32 of those wanted, in order.
 
         The array is valid until the next call. Errors: StepFailed.
         """
@@ -299,9 +306,10 @@ class Context:
         np.ctypeslib.as_array(batch.token, (count,))[:] = tokens
         np.ctypeslib.as_array(batch.pos, (count,))[:] = positions
         np.ctypeslib.as_array(batch.logits, (count,))[:] = wanted
-        for index, sequence in enumerate(sequences.tolist()):
-            batch.n_seq_id[index] = 1
-            batch.seq_id[index][0] = sequence
+        for index, mine in enumerate(sequences[:, None].tolist() if isinstance(sequences, np.ndarray) else sequences):
+            batch.n_seq_id[index] = len(mine)
+            for place, sequence in enumerate(mine):
+                batch.seq_id[index][place] = sequence
         status = lib.llama_decode(self._context, batch)
         if status != 0:
             raise StepFailed(f"{self.model.path}: llama.cpp could not process {count} tokens (status {status}): {last_error()}")

@@ -18,6 +18,9 @@ from quantize.recipe import Recipe, RunOptions
 #: The array is valid during the call only.
 Consume = Callable[[int, int, np.ndarray], None]
 
+#: ``consume(group, row, first, logits)``: the same of a row of a group.
+TreeConsume = Callable[[int, int, int, np.ndarray], None]
+
 RUNTIMES = {
     "transformers": "quantize.runtimes.transformers:TransformersRuntime",
     "llamacpp": "quantize.runtimes.llamacpp:LlamaCppRuntime",
@@ -28,6 +31,7 @@ class Runtime(ABC):
     """One model, opened. Token ids are plain ints of the source's vocabulary."""
 
     name: ClassVar[str]
+    shares_beginnings: ClassVar[bool] = False
     vocabulary: int  # columns of the logits
     context: int  # most tokens in one window
 
@@ -38,6 +42,16 @@ class Runtime(ABC):
         Position t's logits predict token t+1. Rows are independent of one another. Errors: BadInput where a row is longer
         than ``context`` or an id is outside the vocabulary.
         """
+
+    def tree_logits(
+        self, groups: Sequence[Sequence[Sequence[int]]], firsts: Sequence[Sequence[int]], consume: TreeConsume
+    ) -> None:
+        """``logits`` of rows of any lengths, in groups of rows that begin alike: what a group shares is computed once.
+
+        ``firsts``: of each row the position from which its logits are wanted. Errors: as ``logits``; Unsupported where the
+        runtime computes rows one by one anyway (``shares_beginnings``).
+        """
+        raise Unsupported(f"{self.name} computes every row by itself")
 
     @abstractmethod
     def start(self, ids: Sequence[int]) -> np.ndarray:

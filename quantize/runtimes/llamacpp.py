@@ -10,10 +10,12 @@ from quantize.errors import BadInput, Unsupported
 from quantize.gguf import llamacpp
 from quantize.gguf.reader import read_gguf
 from quantize.recipe import Recipe, RunOptions
-from quantize.runtimes import Consume, Runtime
+from quantize.runtimes import Consume, Runtime, TreeConsume
+from quantize.runtimes.llamacpp_tree import SEQUENCES, Tree, run_packed
 
 LOGITS_BYTES = 1 << 28  # of one call's logits; a vocabulary of 262k tokens has 1 MB a position
 BATCH = 2048  # llama.cpp's default
+PACKED = 512  # tokens of one call over short rows: llama.cpp's own physical batch
 ATTENTION = {"eager": False, "flash": True}
 DECODE_ROOM = 2048  # tokens that ``step`` may append where nobody said how many
 
@@ -23,6 +25,7 @@ class LlamaCppRuntime(Runtime):
     activations that llama.cpp rounds to 8 bits (F16 and BF16 weights: to F16 and BF16), exact or not: that is its arithmetic."""
 
     name = "llamacpp"
+    shares_beginnings = True
 
     def __init__(
         self, path: Path | str, run: RunOptions, *, load_as: Recipe | None = None, exact: bool = False, context: int = 0
@@ -77,6 +80,33 @@ class LlamaCppRuntime(Runtime):
                 if count:
                     consume(start + int(sequence), int(positions[piece][mine][0]), logits[done : done + count])
                 done += count
+
+    def tree_logits(
+        self, groups: Sequence[Sequence[Sequence[int]]], firsts: Sequence[Sequence[int]], consume: TreeConsume
+    ) -> None:
+        """Groups are packed into one call each, ``PACKED`` tokens or one group, as long as no row exceeds the context."""
+        trees = [Tree(number, rows, first) for number, (rows, first) in enumerate(zip(groups, firsts, strict=True))]
+        for tree in trees:
+            for row in tree.rows:
+                self.check_rows(np.asarray([row], np.int64))
+        if not trees:
+            return
+        room = max(PACKED, *(tree.size for tree in trees))
+        most = max(1, LOGITS_BYTES // (4 * self.vocabulary))
+        outputs = min(room, max(most, *(tree.outputs for tree in trees)))
+        self._drop()
+        self._windows = context = llamacpp.Context(
+            self.model, room, sequences=SEQUENCES, batch=room, outputs=outputs, threads=self.threads, exact=self.exact,
+            flash=self._flash, unified=True,
+        )  # fmt: skip
+        packed: list[Tree] = []
+        for tree in trees:
+            limits = (("size", room), ("outputs", outputs), ("count", SEQUENCES))
+            if packed and any(sum(getattr(t, what) for t in (*packed, tree)) > limit for what, limit in limits):
+                run_packed(context, packed, consume)
+                packed = []
+            packed.append(tree)
+        run_packed(context, packed, consume)
 
     def _windows_context(self, length: int, sequences: int, outputs: int) -> llamacpp.Context:
         old = self._windows

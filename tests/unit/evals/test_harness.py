@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from bigram import Bigram, naive_log_probs, random_table
 
-from evals.harness import RuntimeLM
+from evals.harness import RuntimeLM, alike
 from evals.rows import Heading
 from evals.task_files import LocalTask
 from evals.tasks import TaskOptions, pair_with_reference, run_tasks
@@ -99,6 +99,41 @@ def test_loglikelihood_and_greediness_with_shared_and_truncated_inputs() -> None
         assert value == pytest.approx(want[0], rel=1e-6)
         assert greedy == want[1]
     assert got[3][1] is True
+
+
+def test_rows_that_begin_alike_are_grouped_where_that_saves_work() -> None:
+    question, other = tuple(range(20)), tuple(range(100, 130))
+    rows = [(*question, 50), (*question, 51, 52), (*question, 51, 53), (*other, 1), (*other, 2), (*question[:3], 99)]
+    groups = alike(sorted(rows))
+    assert groups == [
+        [(*question, 50), (*question, 51, 52), (*question, 51, 53)],
+        [(*question[:3], 99)],
+        [(*other, 1), (*other, 2)],
+    ]
+    assert sorted(ids for group in groups for ids in group) == sorted(rows)
+
+
+def test_llamacpp_shares_beginnings_and_gives_the_same(make_checkpoint, tmp_path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    pytest.importorskip("llama_cpp")
+    from quantize import convert
+    from quantize.recipe import RunOptions
+    from quantize.runtimes import llamacpp, open_runtime
+
+    run = RunOptions(device="cpu", threads=1, progress=False)
+    folder = convert(make_checkpoint(num_hidden_layers=1), "gguf-f32", tmp_path / "g", verify="none", run=run).folder
+    query = "Once there was a stone in the river, and"
+    pairs = [(query, f" the {word} came by") for word in WORDS] + [
+        ("Rain", " and"),
+        (query + " then", " it"),
+        ("x" * 900, " end"),
+    ]
+    monkeypatch.setattr(llamacpp, "PACKED", 64)  # some groups to a call
+    with open_runtime(folder, run, exact=True) as runtime:
+        shared = RuntimeLM(runtime, None, bos=0, eos=0).loglikelihood(requests_of(pairs))
+        monkeypatch.setattr(type(runtime), "shares_beginnings", False)
+        single = RuntimeLM(runtime, None, bos=0, eos=0).loglikelihood(requests_of(pairs))
+    assert [value for value, _ in shared] == pytest.approx([value for value, _ in single], rel=1e-5)
+    assert [greedy for _, greedy in shared] == [greedy for _, greedy in single]
 
 
 def test_rolling_scores_every_token_once_in_windows() -> None:

@@ -26,6 +26,7 @@ FORWARDED = ("HF_", "MODELSCOPE_", "QUANTWRIGHT_")
 TOUCH = 0.001  # of a custom resource that only says where a step may run
 LONGEST_POLL_S = 0.2
 CONNECT_S = 10.0
+TOKEN = Path("~/.ray/auth_token")
 
 
 class RayStep:
@@ -214,6 +215,9 @@ class OnRay(Executor):
 
 
 def _connect(address: str | None) -> None:
+    # A cluster of `ray start` asks for a token unless told not to; `auto` brings it along, an address does not.
+    if any(os.environ.get(name) for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")) or TOKEN.expanduser().is_file():
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
     try:
         import ray
         import ray.util.scheduling_strategies

@@ -77,7 +77,8 @@ class Model(Strict):
 
 
 class Evaluate(Strict):
-    """``text``: a file, or ``held-out``. ``limit``: tokens of the text, ``task_limit``: items of each task."""
+    """``text``: a file, or ``held-out``. ``limit``: tokens of the text, ``task_limit``: items of each task. ``generate``: tokens
+    by which every artifact continues each prompt of the file ``prompts``, or where there is none three cut from the text."""
 
     text: str | None = None
     metrics: list[Literal["perplexity", "divergence"]] = ["perplexity", "divergence"]
@@ -86,6 +87,8 @@ class Evaluate(Strict):
     tasks: Names = Field(default_factory=list)
     limit: int | None = Field(default=None, ge=1)
     task_limit: int | None = Field(default=None, ge=1)
+    prompts: str | None = None
+    generate: int | None = Field(default=None, ge=1)
     cache_limit: str | None = None
     floors: bool = False
 

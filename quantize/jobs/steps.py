@@ -185,11 +185,12 @@ def _eval_step(job: Job, model: OpenModel, recipe: Recipe | None, texts: "_Texts
     name = _artifact_name(model, recipe) if recipe else model.id
     against = _artifact_name(model, model.merged) if model.merged else model.id
     arguments = ["eval", name, "--reference", against, "-o", STAGE]
-    inputs: dict[str, Any] = {**evaluate.model_dump(exclude={"text", "tasks", "cache_limit"}), **_run_inputs(job)}
+    inputs: dict[str, Any] = {**evaluate.model_dump(exclude={"text", "tasks", "prompts", "cache_limit"}), **_run_inputs(job)}
     text, tasks = texts.text, texts.tasks
     if HELD_OUT in (text, *tasks):
         inputs["held_out"] = texts.held_out_sha256
-    files = [path for path in (text, *tasks) if isinstance(path, Path)]
+    files = [path for path in (text, *tasks, texts.prompts) if isinstance(path, Path)]
+    files += [path for task in tasks if isinstance(task, str) and (path := Path(task.partition("=")[2])).is_file()]
     if text is not None:
         arguments += ["--text", str(text), "--metrics", ",".join(evaluate.metrics), "--ids", evaluate.ids]
         if evaluate.protocol:
@@ -205,6 +206,10 @@ def _eval_step(job: Job, model: OpenModel, recipe: Recipe | None, texts: "_Texts
         inputs["tasks"] = [task if isinstance(task, str) else task.name for task in tasks]
         if evaluate.task_limit:
             arguments += ["--limit", str(evaluate.task_limit)]
+    if texts.prompts:
+        arguments += ["--prompts", str(texts.prompts)]
+    if evaluate.generate:
+        arguments += ["--generate", str(evaluate.generate)]
     suffix = recipe.slug if recipe else "reference"
     needed = [made.slug for made in (model.merged, recipe) if made]
     return Step(
@@ -292,6 +297,7 @@ class _Texts:
         self.base = base
         evaluate = job.evaluate
         self.text: str | Path | None = self._text(evaluate.text) if evaluate and evaluate.text else None
+        self.prompts = self._prompts(evaluate.prompts) if evaluate and evaluate.prompts else None
         self.tasks: list[str | Path] = [self._task(task) for task in evaluate.tasks] if evaluate else []
         if evaluate and self.text is None and not self.tasks:
             self.text = HELD_OUT
@@ -310,9 +316,18 @@ class _Texts:
             )
         return path
 
+    def _prompts(self, prompts: str) -> Path:
+        path = resolve_path(prompts, self.base)
+        if path is None:
+            raise BadInput(f"evaluate.prompts: {self.base / prompts}: no such file; give a text file with a prompt a line")
+        return path
+
     def _task(self, task: str) -> str | Path:
         if task == HELD_OUT:
             return HELD_OUT
+        name, equals, data = task.partition("=")  # lm-eval's task NAME on local data
+        if equals and (place := resolve_path(data, self.base)):
+            return f"{name}={place}"
         path = resolve_path(task, self.base)
         if path is None and (task.endswith((".jsonl", ".yaml", ".yml")) or "/" in task):
             raise BadInput(f"evaluate.tasks: {self.base / task}: no such file")

@@ -20,6 +20,7 @@ models:
   #   revision: main # pinned to a commit in the manifest
   #   skip: [awq-int4] # recipes that this model leaves out
   #   recipes: [gguf-q4_k_m] # or recipes of its own, in place of those below
+  #   adapters: [my-lora] # folders of PEFT LoRAs: each, merged, is a model of its own in place of the bare source
 
 # `quantwright methods` lists the short spellings; `quantwright check MODEL` says which of them a model can take.
 recipes:
@@ -41,6 +42,8 @@ evaluate:
 
 benchmark: {{prefill: 512, decode: 128, repetitions: 5}}
 
+# publish: {{repo: "user/{{model}}-{{format}}"}} # to RUN/published; with upload: true to the Hub
+# cache: /shared/quantwright # what other runs and users have made already is copied from there
 # resources: {{threads: 8, memory: 64GiB, parallel: 2, time_limit_minutes: 240}}
 """
 

@@ -1,5 +1,6 @@
 """The models of a job, opened: a checkpoint, or a checkpoint with a LoRA merged into it, which is a model of its own."""
 
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from quantize.errors import BadInput, QuantwrightError, Unsupported
 from quantize.jobs.spec import Job, Model, resolve_path
 from quantize.recipe import DenseRecipe, Recipe
 
+COMMIT = re.compile(r"[0-9a-f]{40}")
 DENSE = {"F16": "float16", "BF16": "bfloat16"}
 
 
@@ -48,7 +50,8 @@ def open_models(job: Job, base: Path) -> list[OpenModel]:
         name = spec.name or Path(spec.source.split("@")[0]).name or "model"
         plain = OpenModel(spec, name, str(local) if local else spec.id, None)
         try:
-            plain = replace(plain, checkpoint=Checkpoint.open(plain.id, trust_remote_code=spec.trust_remote_code))
+            checkpoint = Checkpoint.open(plain.id, trust_remote_code=spec.trust_remote_code)
+            plain = replace(plain, id=_pinned(plain.id, checkpoint.revision), checkpoint=checkpoint)
         except (BadInput, Unsupported):
             raise
         except QuantwrightError as error:
@@ -61,6 +64,11 @@ def open_models(job: Job, base: Path) -> list[OpenModel]:
                 unique, number = f"{variant.name}-{number}", number + 1
             found.append(replace(variant, name=unique))
     return found
+
+
+def _pinned(model: str, revision: str | None) -> str:
+    """A branch may move while a job runs: every step of it opens the commit that was planned."""
+    return f"{model.partition('@')[0]}@{revision}" if revision and COMMIT.fullmatch(revision) else model
 
 
 def _adapted(model: OpenModel, text: str, base: Path) -> OpenModel:

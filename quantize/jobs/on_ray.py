@@ -88,7 +88,9 @@ class RayStep:
     def kill(self, why: str) -> None:
         import ray
 
-        self.killed_for = self.killed_for or why
+        if self.killed_for:
+            return
+        self.killed_for = why
         with contextlib.suppress(ray.exceptions.RayError):
             ray.cancel(self.ref, force=True)
 

@@ -115,13 +115,11 @@ class Runner:
         return self.summary
 
     def _interrupt(self, number: int, frame: Any) -> None:
+        """Only takes note: the loop, which is back in 0.2 s, stops what is to be stopped."""
         self.interrupts += 2 if number == signal.SIGTERM else 1
         self.summary.interrupted = True
         if self.interrupts == 1 and self.running:
             self.say("interrupted: finishing the running step; press Ctrl-C again to stop it")
-            self._stop_all("interrupted", queued=True)
-        elif self.interrupts > 1:
-            self._stop_all("interrupted")
 
     def _stop_all(self, why: str, queued: bool = False) -> None:
         """``queued``: only those that wait for a node."""
@@ -136,8 +134,8 @@ class Runner:
         while pending or self.running:
             if self.summary.interrupted:
                 pending = []
-            if self.interrupts > 1:  # the second Ctrl-C may have come while a step was being started
-                self._stop_all("interrupted")
+            if self.interrupts:
+                self._stop_all("interrupted", queued=self.interrupts == 1)
             self._start_ready(pending)
             if not self.running:
                 if pending and self.waits:

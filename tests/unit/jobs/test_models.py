@@ -1,0 +1,35 @@
+"""Models of a job: a Hub model is pinned to the commit that was planned, an adapter makes a model of its own."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+def test_every_step_opens_the_commit_that_was_planned(
+    tmp_path: Path, demo_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repository = tmp_path / "hub" / "models--org--name"
+    shutil.copytree(demo_checkpoint, repository / "snapshots" / COMMIT)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(COMMIT)
+    (tmp_path / "job.yaml").write_text("models: [org/name]\nrecipes: [float32]\nbenchmark: {}\n")
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    code = (
+        "import json, sys; from pathlib import Path; from quantize.jobs.load import load_job; "
+        "from quantize.jobs.steps import build_plan; path = Path(sys.argv[1]); "
+        "print(json.dumps({s.id: s.arguments[1] for s in build_plan(load_job(path), path.parent).steps}))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "job.yaml")], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout) == {
+        "convert:name:float32": f"org/name@{COMMIT}",
+        "bench:name:reference": f"org/name@{COMMIT}",
+        "bench:name:float32": "artifacts/name/float32",
+        "report": ".",
+    }

@@ -7,8 +7,9 @@ whole. Besides the manifest a folder holds only what a rerun reproduces byte for
 import hashlib
 import json
 import os
+import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -32,6 +33,19 @@ class Note(Frozen):
     tensor: str
     what: str
     why: str
+
+
+def grouped(notes: Iterable[tuple[str, str, str]]) -> list[tuple[str, str, str]]:
+    """(tensor, what, why) of every note -> one for all tensors of which the same is said, layers by the star:
+    ``model.layers.*.mlp.up_proj.weight (18)``."""
+    together: dict[tuple[str, str], dict[str, list[str]]] = {}
+    for tensor, what, why in notes:
+        pattern = re.sub(r"\.\d+\.", ".*.", tensor)
+        together.setdefault((what, why), {}).setdefault(pattern, []).append(tensor)
+    return [
+        (", ".join(f"{p} ({len(names)})" if len(names) > 1 else names[0] for p, names in patterns.items()), what, why)
+        for (what, why), patterns in together.items()
+    ]
 
 
 class FileEntry(Frozen):

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from quantize.artifact import Artifact
+from quantize.artifact import Artifact, grouped
 from quantize.errors import BadInput
 from reports.compare import Group, Row, head
 from reports.format import heading, size
-from reports.markdown import code, escape, footnotes, table, task_tables
+from reports.markdown import code, escape, footnotes, note_line, table, task_tables
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult, ModelCard, ModelCardData
@@ -238,12 +238,12 @@ def _verification(artifact: Artifact) -> str:
 
 
 def _notes(artifacts: Sequence[Artifact]) -> list[str]:
-    notes = [(a.manifest.recipe_short, note) for a in artifacts for note in a.manifest.notes]
-    if not notes:
-        return []
-    lines = [f"- {code(recipe)}: {code(n.tensor)} {escape(n.what)}: {escape(n.why)}" for recipe, n in notes[:60]]
-    more = [f"- and {len(notes) - 60} more, in the manifest"] if len(notes) > 60 else []
-    return ["## Fallbacks and notes", "", *lines, *more, ""]
+    lines = [
+        note_line(a.manifest.recipe_short, *note)
+        for a in artifacts
+        for note in grouped((n.tensor, n.what, n.why) for n in a.manifest.notes)
+    ]
+    return ["## Fallbacks and notes", "", *lines, ""] if lines else []
 
 
 def _reproduction(artifacts: Sequence[Artifact], base: str | None) -> list[str]:

@@ -7,9 +7,10 @@ from functools import cached_property
 from typing import Any
 
 from evals.result import EvalResult, Subject
+from quantize.artifact import grouped
 from reports.differences import Difference, accuracy_change, adjust, measured_change, perplexity_change
 from reports.format import heading
-from reports.load import Entry, protocol_key
+from reports.load import DATA_KEYS, Entry, protocol_key
 
 TASK_METRICS = ("accuracy", "accuracy_norm", "exact_match", "pass_at_1")
 #: (plot axis, whether smaller is better)
@@ -40,6 +41,11 @@ class Row:
             return float(getattr(self.subject, metric))
         result = self.cells.get(metric)
         return None if result is None else result.value
+
+    @property
+    def notes(self) -> list[tuple[str, str, str]]:
+        """(tensors, what, why) of its fallbacks, one for all tensors of which the same is said."""
+        return grouped((note["tensor"], note["what"], note["why"]) for note in self.subject.notes)
 
     def bounds(self, metric: str) -> tuple[float, float] | None:
         return bounds(self.cells.get(metric))
@@ -182,7 +188,8 @@ def _choose_protocols(entries: list[Entry]) -> tuple[dict[tuple[str, str], tuple
     counts: dict[tuple[str, str], Counter[tuple[Any, ...]]] = defaultdict(Counter)
     names: dict[tuple[Any, ...], str] = {}
     for entry in entries:
-        for key, result in {protocol_key(r): r for r in entry.results if r.value is not None}.items():
+        voting = [r for r in entry.results if r.value is not None and r.role != "floor"]
+        for key, result in {protocol_key(r): r for r in voting}.items():
             counts[result.metric, result.task][key] += 1
             names[key] = result.protocol
     chosen, warnings = {}, []
@@ -192,8 +199,8 @@ def _choose_protocols(entries: list[Entry]) -> tuple[dict[tuple[str, str], tuple
         left_out = [
             entry.subject.recipe
             for entry in entries
-            if (keys := {protocol_key(r) for r in entry.results if (r.metric, r.task, r.value is None) == (metric, task, False)})
-            and best not in keys
+            if (mine := [r for r in entry.results if (r.metric, r.task, r.value is None) == (metric, task, False)])
+            and not any(_fits(r, best) for r in mine)
         ]
         if left_out and metric in ("perplexity", "kl_mean", "tg_tokens_per_s", "pp_tokens_per_s", *TASK_METRICS):
             warnings.append(
@@ -203,12 +210,21 @@ def _choose_protocols(entries: list[Entry]) -> tuple[dict[tuple[str, str], tuple
     return chosen, warnings
 
 
+def _fits(result: EvalResult, key: tuple[Any, ...] | None) -> bool:
+    """Whether the result may stand under ``key``; a floor's is of the first tokens of the same text (evals.floors)."""
+    own = protocol_key(result)
+    if key is None or result.role != "floor":
+        return own == key
+    ids = DATA_KEYS.index("ids_sha256")
+    return own[:-1] == key[:-1] and all(a == b for i, (a, b) in enumerate(zip(own[-1], key[-1], strict=True)) if i != ids)
+
+
 def _row(entry: Entry, label: str, chosen: Mapping[tuple[str, str], tuple[Any, ...]]) -> Row:
     cells: dict[str, EvalResult] = {}
     tasks: dict[str, dict[str, EvalResult]] = defaultdict(dict)
     others = []
     for result in entry.results:
-        if result.value is None or chosen.get((result.metric, result.task)) != protocol_key(result):
+        if result.value is None or not _fits(result, chosen.get((result.metric, result.task))):
             others.append(result)
         elif result.task:
             tasks[result.task][result.metric] = result

@@ -81,15 +81,16 @@ def report_markdown(comparison: Comparison, advice: Sequence[Advice], plots: Seq
                 for row in failed
             ]
             out.append("")
-        noted = [(row, note) for row in group.all_rows for note in row.subject.notes]
+        noted = [(row.label, *note) for row in group.all_rows for note in row.notes]
         if noted:
-            out += ["### Fallbacks and notes", ""]
-            out += [f"- {code(row.label)}: {code(n['tensor'])} {escape(n['what'])}: {escape(n['why'])}" for row, n in noted] + [
-                ""
-            ]
+            out += ["### Fallbacks and notes", "", *(note_line(*each) for each in noted), ""]
     out += ["## Reproduction", "", "```sh"]
     out += [command for part in reproduction(comparison) for command in part.commands]
     return "\n".join([*out, "```", "", f"Written by Quantwright {version}.", ""])
+
+
+def note_line(label: str, tensors: str, what: str, why: str) -> str:
+    return f"- {code(label)}: {code(tensors)} {escape(what)}: {escape(why)}"
 
 
 def answer(advice: Advice) -> str:
@@ -155,6 +156,9 @@ def footnotes(group: Group) -> list[str]:
             f"Quality: {', '.join(sorted({r.protocol for r in quality}))} on {max(r.n for r in quality):,} tokens"
             + (f" of {escape(texts)}" if texts else "") + (f", {ids} token ids" if ids else "") + "."
         )  # fmt: skip
+    floors = {row.cells["kl_mean"].n for row in group.floors if "kl_mean" in row.cells}
+    if floors:
+        out.append(f"Floors: on the first {' or '.join(f'{n:,}' for n in sorted(floors))} of them.")
     backends = sorted({r.backend for r in results} - {""})
     if backends:
         out.append(f"Measured in {escape(', '.join(backends))}.")

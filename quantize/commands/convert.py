@@ -81,6 +81,7 @@ def convert_one(
     force: bool,
     adapter: Path | None = None,
 ) -> dict[str, Any]:
+    from quantize.artifact import grouped
     from quantize.convert import convert as do_convert
 
     log(f"{model} -> {recipe.short}")
@@ -91,8 +92,8 @@ def convert_one(
         )
     artifact = do_convert(model, recipe, out, calibration=calibration, run=run, verify=verify, force=force, adapter=adapter)
     manifest = artifact.manifest
-    for note in manifest.notes:
-        log(f"note: {note.tensor}: {note.what} ({note.why})")
+    for tensors, what, why in grouped((note.tensor, note.what, note.why) for note in manifest.notes):
+        log(f"note: {tensors}: {what} ({why})")
     click.echo(
         f"{out}: {manifest.recipe_short}, {artifact.size_bytes / 1e6:.1f} MB, {artifact.bits_per_weight:.3f} bits per weight, "
         f"verified: {artifact.verified}"

@@ -17,6 +17,7 @@ from quantize.errors import BadInput
 from reports.changes import changes
 from reports.compare import Row, bounds, compare, family, pareto
 from reports.load import load
+from reports.markdown import footnotes
 
 
 @pytest.fixture(scope="module")
@@ -172,6 +173,22 @@ def test_within_noise(tmp_path: Path) -> None:
     (group,) = compare(load([write_run(tmp_path, recipes, tasks=())])).groups
     verdict = {row.label: row.within_noise for row in group.measured}
     assert verdict == {"gguf-q8_0": True, "bnb-nf4": False}
+
+
+def test_a_floor_on_the_first_tokens_of_the_text_counts(tmp_path: Path) -> None:
+    """evals.floors measures on fewer tokens, so on other ids; on another text it is none."""
+    for text, counts in (("same", True), ("another", False)):
+        run = write_run(tmp_path / text, {k: RECIPES[k] for k in ("gguf-q8_0", "bnb-nf4")}, tasks=())
+        floor = Subject(name="noise floor (bf16 rounding)", recipe="")
+        shorter = {"ids_sha256": "00" * 32} | ({"text_sha256": "11" * 32} if text == "another" else {})
+        rows = [replace(r, n=10, environment={**r.environment, **shorter}) for r in quality(floor, 0.0002, "", "floor", seed=9)]
+        source = next(e for e in load([run]) if e.subject.role == "reference").subject
+        reference = quality(source, 0.0, "transformers", "reference", seed=0)
+        write_results(results_path(run, source.name, "eval"), source, reference + rows)
+        (group,) = compare(load([run])).groups
+        assert (group.floors[0].value("kl_mean") is not None) == counts
+        assert any("other data" in warning for warning in group.warnings) != counts
+        assert ("Floors: on the first 10 of them" in " ".join(footnotes(group))) == counts
 
 
 def test_task_differences_hold_their_level(tmp_path: Path) -> None:

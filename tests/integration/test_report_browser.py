@@ -52,8 +52,11 @@ class Browser:
         data = json.dumps(body if body is not None else {}).encode() if method == "POST" else None
         request = urllib.request.Request(url, data, {"Content-Type": "application/json"}, method=method)
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        with opener.open(request, timeout=120) as answer:
-            return json.load(answer)["value"]
+        try:
+            with opener.open(request, timeout=120) as answer:
+                return json.load(answer)["value"]
+        except urllib.error.HTTPError as error:
+            raise AssertionError(f"{method} {path}: {json.load(error)['value']['message']}") from None
 
     def open(self, page: Path) -> None:
         self.call("POST", "/url", {"url": page.as_uri()})
@@ -66,7 +69,7 @@ class Browser:
         return next(iter(found.values()))
 
     def click(self, selector: str) -> None:
-        self.run("document.querySelector(arguments[0]).scrollIntoView({block: 'center'})", selector)
+        self.run("document.querySelector(arguments[0]).scrollIntoView({block: 'center', behavior: 'instant'})", selector)
         self.call("POST", f"/element/{self.find(selector)}/click")
 
     def type(self, selector: str, text: str) -> None:
@@ -78,7 +81,7 @@ class Browser:
         self.call("POST", "/actions", {"actions": [{"type": "key", "id": "keys", "actions": actions}]})
 
     def hover(self, selector: str) -> None:
-        self.run("document.querySelector(arguments[0]).scrollIntoView({block: 'center'})", selector)
+        self.run("document.querySelector(arguments[0]).scrollIntoView({block: 'center', behavior: 'instant'})", selector)
         origin = {"element-6066-11e4-a52e-4f735466cecf": self.find(selector)}
         move = {"type": "pointerMove", "duration": 0, "x": 0, "y": 0, "origin": origin}
         pointer = {"type": "pointer", "id": "mouse", "parameters": {"pointerType": "mouse"}, "actions": [move]}

@@ -13,11 +13,19 @@ from quantize.jobs.spec import Job
 from quantize.jobs.steps import Plan, Step, step_threads
 
 GIB = 1 << 30
-#: A process with torch and transformers loaded; gptqmodel brings more.
-BASE_BYTES = {"gguf": 250 << 20, "dense": 420 << 20, "gptq": 900 << 20, "awq": 900 << 20, "quanto": 650 << 20, "bnb": 650 << 20}
+#: Of a converting process before any weight, engines loaded. What has been measured here comes before it (``_known_peak``).
+BASE_BYTES = {"gguf": 90 << 20, "dense": 90 << 20, "gptq": 950 << 20, "awq": 1050 << 20, "quanto": 560 << 20, "bnb": 560 << 20}
 BASE_DEFAULT = 650 << 20
-#: Copies of the checkpoint's weights in float32 that are held at once. GGUF streams.
-COPIES = {"gguf": 0.0, "dense": 0.0, "gptq": 1.6, "awq": 1.8, "quanto": 1.2, "bnb": 1.2}
+VERIFY_BASE_BYTES = 540 << 20  # comparing logits loads torch and transformers
+#: Of a process that opens an artifact, and of one that compares it with a reference.
+BENCH_BASE_BYTES = {"gguf": 90 << 20, "gptq": 700 << 20, "awq": 700 << 20}
+BENCH_BASE_DEFAULT = 500 << 20
+EVAL_BASE_BYTES = {"gptq": 760 << 20, "awq": 760 << 20}
+#: Copies of the weights that are held at once: in float32 by engines that compute, as stored (mapped files counted) by those that
+#: only round. GGUF streams; what verification maps of source and artifact counts as held, though the system may take it back.
+COPIES = {"gptq": 1.6, "awq": 1.8}
+STORED_COPIES = {"gguf": 0.0, "dense": 0.0, "quanto": 2.8, "bnb": 1.8}
+VERIFY_STORED_COPIES = 0.7
 REPORT_BYTES = 200 << 20
 TEXT_TOKENS = 70_000  # where no limit is given: the held-out text of the demo has about so many
 CACHE_LIMIT = 4 * GIB
@@ -127,7 +135,7 @@ def _step_cost(
     if step.kind == "convert":
         assert recipe is not None
         kind, work = f"convert:{method}", weights / 1e6
-        memory = conversion_memory(checkpoint, method)
+        memory = _known_peak(kind, work, samples) or conversion_memory(checkpoint, method, job.verify)
         time = estimate_seconds(kind, work, threads, samples)
         # Verification spills the weights it has read back as float32; the engines of GPTQ and AWQ save before we rewrite.
         spilled = 4 * weights if job.verify == "full" else 0
@@ -135,26 +143,37 @@ def _step_cost(
         merged = sum(info.size_bytes for info in checkpoint.tensors.values()) if "--adapter" in step.arguments else 0
         return StepCost(step.id, step.kind, sizes[step.id], 0, memory, time, work, kind, merged + max(spilled, saved))
     # llama.cpp maps the file; transformers holds float32 on a CPU, whatever was stored.
-    served = BASE_DEFAULT + ((sizes.get(convert_id) if method == "gguf" else None) or 4 * weights)
+    held = (sizes.get(convert_id) if method == "gguf" else None) or 4 * weights
     if step.kind == "bench":
         kind, work = f"bench:{method}", weights / 1e6
+        served = _known_peak(kind, work, samples) or BENCH_BASE_BYTES.get(method, BENCH_BASE_DEFAULT) + held
         return StepCost(step.id, step.kind, None, 0, served, estimate_seconds(kind, work, threads, samples), work, kind)
     tokens = (job.evaluate.limit if job.evaluate else None) or TEXT_TOKENS
     vocabulary = int(checkpoint.config.get("vocab_size") or 32_000)
     cache = min(tokens // 2 * (2 * vocabulary + 20), CACHE_LIMIT) if recipe is None else 0
     kind, work = f"eval:{method}", weights / 1e6 * tokens / 1e3
     logits = 512 * vocabulary * 4 * 3
-    memory = served + logits
+    memory = _known_peak(kind, work, samples) or EVAL_BASE_BYTES.get(method, BASE_DEFAULT) + held + logits
     return StepCost(step.id, step.kind, None, cache, memory, estimate_seconds(kind, work, threads, samples), work, kind)
 
 
-def conversion_memory(checkpoint: Checkpoint, method: str) -> int:
+def _known_peak(kind: str, work: float, samples: list[Sample]) -> int | None:
+    """The most that earlier steps of this kind and size have held on this machine, and a little more."""
+    near = [s.peak_rss_bytes for s in samples if s.kind == kind and 0.8 < work / max(s.work, 1e-3) < 1.25]
+    return int(1.05 * max(near)) if near else None
+
+
+def conversion_memory(checkpoint: Checkpoint, method: str, verify: str) -> int:
     """Peak of the converting process, verification included, which goes layer by layer."""
     largest = max((info.parameters for info in checkpoint.tensors.values()), default=0)
     layers = int(checkpoint.config.get("num_hidden_layers") or 1)
     layer = checkpoint.parameters // max(layers, 1)
-    copies = COPIES.get(method, 1.5)
-    return int(BASE_BYTES.get(method, BASE_DEFAULT) + 4 * (copies * checkpoint.parameters + 3 * max(largest, layer)))
+    full = verify == "full"
+    stored = sum(info.size_bytes for info in checkpoint.tensors.values())
+    copies = STORED_COPIES.get(method)
+    held = 4 * COPIES.get(method, 1.5) * checkpoint.parameters if copies is None else copies * stored
+    base = max(BASE_BYTES.get(method, BASE_DEFAULT), VERIFY_BASE_BYTES if full else 0)
+    return int(base + max(held, VERIFY_STORED_COPIES * stored if full else 0) + 12 * max(largest, layer))
 
 
 def spell(size: float) -> str:

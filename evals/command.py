@@ -67,6 +67,7 @@ TABLE_METRICS = (
 )
 @click.option("--cache", type=click.Path(path_type=Path, file_okay=False), help="where those are kept (default: OUT/cache)")
 @click.option("--floors", is_flag=True, help="add rows that show below what a divergence means nothing")
+@click.option("--runtime", type=click.Choice(["vllm"]), help="measure the artifacts in vLLM: perplexity and tasks, no divergence")
 @click.option("--prune", is_flag=True, help="delete each file fetched of a GGUF repository before the next is fetched")
 @click.option("-o", "--out", type=click.Path(path_type=Path, file_okay=False), help="run folder; results go to OUT/results")
 @run_options
@@ -89,6 +90,7 @@ def evaluate(
     cache_limit: str,
     cache: Path | None,
     floors: bool,
+    runtime: str | None,
     prune: bool,
     out: Path | None,
     run: RunOptions,
@@ -123,6 +125,7 @@ def evaluate(
         cache=cache,
         floors=floors,
         prune=prune,
+        runtime=runtime or "",
     )
     rows = outcome.results + [row for row in outcome.unlisted if row.role == "floor"]
     if rows:

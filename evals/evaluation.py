@@ -18,7 +18,7 @@ from evals.perplexity import TokenScores, score
 from evals.protocols import TextProtocol, Windows, parse_protocol
 from evals.reference import CachedReference, ReferenceRows, SideBySideReference, cache_bytes, cache_key, find_cache, write_cache
 from evals.result import EvalResult, Subject, merge_results, results_path
-from evals.rows import Heading, divergence_rows, perplexity_rows
+from evals.rows import Heading, divergence_rows, perplexity_rows, unavailable_row
 from evals.subjects import Typed, guess_reference, largest, resolve
 from evals.tasks import TaskOptions
 from evals.text import MeasuredText
@@ -85,6 +85,7 @@ def measure(
     cache: Path | str | None = None,
     floors: bool = False,
     prune: bool = False,
+    runtime: str = "",
     say: Callable[[str], None] = log,
 ) -> Outcome:
     """Measure ``artifacts``: artifact folders, .gguf files, Hugging Face folders or Hub ids; files of a GGUF repository
@@ -98,7 +99,8 @@ def measure(
     ``prompts``: a file of them, or the prompts, which every artifact continues by ``generate`` tokens; with ``generate`` alone
     they are cut from the text. ``cache``: where the reference's logits are kept for the next call (default: ``out/cache``;
     without either they are thrown away). ``floors``: add the rows below which no difference means anything. ``prune``: delete
-    each file of a GGUF repository that was fetched for this, before the next is fetched.
+    each file of a GGUF repository that was fetched for this, before the next is fetched. ``runtime``: ``vllm`` measures the
+    artifacts in vLLM, without divergence.
 
     What fails costs its artifact's rows, not the others'. Errors: BadInput where something given cannot be used.
     """
@@ -124,6 +126,7 @@ def measure(
         cache=Path(cache) if cache else Path(out) / "cache" if out else None,
         floors=floors,
         prune=prune,
+        runtime=runtime,
         say=say,
     ).measure()
 
@@ -167,6 +170,7 @@ class Evaluation:
     cache: Path | None
     floors: bool
     prune: bool
+    runtime: str  # of the artifacts; the reference keeps to its own, which gives logits
     say: Callable[[str], None]
 
     def __post_init__(self) -> None:
@@ -308,12 +312,12 @@ class Evaluation:
     # -- one artifact --------------------------------------------------------------------------------------------------------
 
     def _one(self, typed: Typed, tasks: Any, outcome: Outcome) -> None:
-        if self.metrics and typed.same_as(self.reference):
+        if self.metrics and typed.same_as(self.reference) and not self.runtime:
             outcome.results += [replace(row, artifact=typed.name) for row in self.reference_results]
             return
         rows: list[EvalResult] = []
-        with open_runtime(typed.path, self.run, load_as=typed.load_as) as runtime:
-            heading = self._heading(typed, runtime, "reference" if typed.same_as(self.reference) else "")
+        with open_runtime(typed.path, self.run, load_as=typed.load_as, runtime=self.runtime) as runtime:
+            heading = self._heading(typed, runtime, "reference" if typed.same_as(self.reference) and not self.runtime else "")
             for protocol in self.protocols if self.metrics else ():
                 rows += self._measure_text(typed, protocol, runtime, heading)
             if tasks:
@@ -330,8 +334,9 @@ class Evaluation:
     def _measure_text(self, typed: Typed, protocol: TextProtocol, runtime: Runtime, heading: Heading) -> list[EvalResult]:
         windows = self.measured.windows(protocol, runtime, typed)
         known = self.reference_rows.get(protocol.requested)
-        if known is None:
-            return perplexity_rows(self._score(runtime, windows, typed.name), windows, heading)
+        if known is None or not runtime.gives_logits:
+            rows = perplexity_rows(self._score(runtime, windows, typed.name), windows, heading)
+            return rows if known is None else [*rows, unavailable_row(runtime.name, windows, heading)]
         if self.reference_ids[protocol.requested] != windows.ids_sha256:
             raise BadInput(
                 "its runtime's own token ids differ from the reference's, so no token can be compared; use --ids source"

@@ -85,6 +85,9 @@ def generation_row(
 
 def _continue(runtime: Runtime, ids: Sequence[int], tokens: int, eos: int | None) -> tuple[list[int], str]:
     made: list[int] = []
+    if not runtime.gives_logits:
+        made = runtime.generate(ids, tokens)
+        return (made[: made.index(eos)], "end of text") if eos in made else (made, "length")
     logits = runtime.start(ids)
     while not np.isnan(logits.max()):
         token = int(logits.argmax())

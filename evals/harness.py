@@ -105,6 +105,8 @@ class RuntimeLM(TemplateLM):
         self.non_finite |= {(request.task_name, request.doc_id) for request in requests}
 
     def _loglikelihood_tokens(self, requests: list[Request], **kwargs: Any) -> list[tuple[float, bool]]:
+        if not self.runtime.gives_logits:
+            return self._scored_by_runtime(requests)
         rows: dict[tuple[int, ...], list[tuple[int, list[int]]]] = {}
         for index, (_, context, continuation) in enumerate(requests):
             whole = (context + continuation)[-(self.max_length + 1) :]
@@ -141,6 +143,20 @@ class RuntimeLM(TemplateLM):
         finite = np.isfinite(sums)
         sums[~finite] = -np.inf
         return [(float(s), bool(g)) for s, g in zip(sums, greedy & finite, strict=True)]
+
+    def _scored_by_runtime(self, requests: list[Request]) -> list[tuple[float, bool]]:
+        advance = self.advance("items", len(requests))
+        out: list[tuple[float, bool]] = []
+        for begin in range(0, len(requests), GROUPS_PER_CALL):
+            part = requests[begin : begin + GROUPS_PER_CALL]
+            wholes = [(context + continuation)[-(self.max_length + 1) :] for _, context, continuation in part]
+            firsts = [max(1, len(whole) - len(tokens)) for whole, (_, _, tokens) in zip(wholes, part, strict=True)]
+            for log_probs, ranks in self.runtime.token_scores(wholes, firsts):
+                total = float(log_probs.sum())
+                finite = math.isfinite(total)
+                out.append((total if finite else -math.inf, finite and bool((ranks == 1).all())))
+            advance(len(part))
+        return out
 
     def _add(
         self,
@@ -221,6 +237,12 @@ class RuntimeLM(TemplateLM):
     def _generate(self, ids: Sequence[int], limit: int, stops: list[str]) -> tuple[str, bool]:
         """Greedy continuation up to a stop, and whether all logits were finite: it ends where they are not."""
         made: list[int] = []
+        if not self.runtime.gives_logits:
+            whole = self.runtime.generate(ids, limit)
+            text = self._continuation(whole[: whole.index(self.eos)] if self.eos in whole else whole)
+            for stop in stops:
+                text = text.split(stop)[0]
+            return text, True
         logits = self.runtime.start(ids)
         while finite := not np.isnan(logits.max()):
             token = int(logits.argmax())

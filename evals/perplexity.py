@@ -14,6 +14,7 @@ from evals.protocols import Windows
 from quantize.runtimes import Runtime
 
 ROWS_PER_CALL_ELEMENTS = 1 << 16  # tokens handed to the runtime in one call, so that the progress bar moves
+WINDOWS_PER_CALL = 64  # of a runtime that scores whole windows
 
 Advance = Callable[[int], None]
 
@@ -74,6 +75,16 @@ def run_windows(
 def score(runtime: Runtime, windows: Windows, advance: Advance | None = None) -> TokenScores:
     """Errors: BadInput where a window exceeds the model's context or an id its vocabulary."""
     out = np.full(windows.scored, np.nan)
+    if not runtime.gives_logits:
+        for begin in range(0, len(windows.windows), WINDOWS_PER_CALL):
+            part = windows.windows[begin : begin + WINDOWS_PER_CALL]
+            scores = runtime.token_scores([w.tokens.tolist() for w in part], [w.first + 1 for w in part])
+            found = np.concatenate([log_probs for log_probs, _ in scores])
+            out[windows.offsets[begin] : windows.offsets[begin] + len(found)] = found
+            if advance:
+                advance(len(found))
+        out[~np.isfinite(out)] = np.nan
+        return TokenScores(out, windows.offsets)
 
     def consume(where: slice, logits: np.ndarray, targets: np.ndarray) -> None:
         out[where] = target_log_probs(logits, targets)

@@ -106,6 +106,13 @@ def perplexity_rows(scores: TokenScores, windows: Windows, heading: Heading) -> 
     return rows
 
 
+def unavailable_row(runtime: str, windows: Windows, heading: Heading) -> EvalResult:
+    """In place of divergence, where the runtime tells the log-probabilities of the text's own tokens only."""
+    base = base_row(heading, windows)
+    reason = f"{runtime} gives the log-probabilities of the text's own tokens only, so divergence cannot be measured in it"
+    return replace(base, metric="kl_mean", detail=base.detail | {"reason": reason, "remarks": [f"{heading.artifact}: {reason}"]})
+
+
 def divergence_rows(d: Divergences, windows: Windows, heading: Heading) -> list[EvalResult]:
     """kl_mean, kl_median, kl_p90 ... kl_max, top1_agreement, ppl_ratio, ppl_difference, delta_p_mean, delta_p_rms."""
     base = base_row(heading, windows)

@@ -24,6 +24,7 @@ TreeConsume = Callable[[int, int, int, np.ndarray], None]
 RUNTIMES = {
     "transformers": "quantize.runtimes.transformers:TransformersRuntime",
     "llamacpp": "quantize.runtimes.llamacpp:LlamaCppRuntime",
+    "vllm": "quantize.runtimes.vllm:VllmRuntime",
 }
 
 
@@ -32,6 +33,7 @@ class Runtime(ABC):
 
     name: ClassVar[str]
     shares_beginnings: ClassVar[bool] = False
+    gives_logits: ClassVar[bool] = True  # else only ``token_scores`` and ``generate``
     vocabulary: int  # columns of the logits
     context: int  # most tokens in one window
 
@@ -52,6 +54,13 @@ class Runtime(ABC):
         runtime computes rows one by one anyway (``shares_beginnings``).
         """
         raise Unsupported(f"{self.name} computes every row by itself")
+
+    def token_scores(self, rows: Sequence[Sequence[int]], firsts: Sequence[int]) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Of each row's tokens from ``first`` (at least 1) on, given those before: ln p, float64, and rank (1: the likeliest).
+
+        For runtimes that do not give logits.
+        """
+        raise Unsupported(f"{self.name} gives logits")
 
     @abstractmethod
     def start(self, ids: Sequence[int]) -> np.ndarray:
@@ -123,16 +132,25 @@ class Runtime(ABC):
 
 
 def open_runtime(
-    path: Path | str, run: RunOptions, *, load_as: Recipe | None = None, exact: bool = False, context: int = 0
+    path: Path | str,
+    run: RunOptions,
+    *,
+    load_as: Recipe | None = None,
+    exact: bool = False,
+    context: int = 0,
+    runtime: str = "",
 ) -> Runtime:
     """Open whatever lies at ``path``: an artifact folder, a .gguf file, or an HF folder or Hub id (quantized or not).
 
-    ``load_as`` quantizes on the fly (quanto, bnb). ``exact`` asks for the most exact arithmetic the runtime offers (llama.cpp:
-    F32 KV cache, flash attention off). ``context``: tokens per window that are needed; 0 takes the model's own.
+    ``runtime``: one of ``RUNTIMES``, else what the files call for. ``load_as`` quantizes on the fly (quanto, bnb).
+    ``exact`` asks for the most exact arithmetic the runtime offers (llama.cpp: F32 KV cache, flash attention off).
+    ``context``: tokens per window that are needed; 0 takes the model's own.
     """
     path = Path(path)
     gguf = path if path.suffix == ".gguf" else next(iter(sorted(path.glob("*.gguf"))), None) if path.is_dir() else None
-    target = RUNTIMES["llamacpp" if gguf else "transformers"]
-    module, _, attribute = target.partition(":")
-    runtime: Runtime = getattr(import_module(module), attribute)(gguf or path, run, load_as=load_as, exact=exact, context=context)
-    return runtime
+    name = runtime or ("llamacpp" if gguf else "transformers")
+    if (name == "llamacpp") != bool(gguf):
+        raise BadInput(f"{path}: is {'a GGUF file' if gguf else 'no GGUF file'}, which {name} does not open here; drop --runtime")
+    module, _, attribute = RUNTIMES[name].partition(":")
+    opened: Runtime = getattr(import_module(module), attribute)(gguf or path, run, load_as=load_as, exact=exact, context=context)
+    return opened

@@ -1,0 +1,135 @@
+"""vLLM as a runtime: what it serves from a Hugging Face folder, quantized or not.
+
+It tells the log-probabilities of the text's own tokens (``prompt_logprobs``), not whole distributions: perplexity and tasks can
+be measured with it, divergence cannot.
+"""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from quantize.errors import BadInput, StepFailed, Unsupported
+from quantize.hf.load import read_config, storage_format
+from quantize.hub import resolve_model
+from quantize.recipe import Recipe, RunOptions
+from quantize.runtimes import Consume, Runtime
+from quantize.tokenizer import SourceTokenizer
+
+KV_CACHE_GIB = "1"  # on a CPU, where nothing else is said
+
+
+class VllmRuntime(Runtime):
+    name: ClassVar[str] = "vllm"
+    gives_logits: ClassVar[bool] = False
+
+    def __init__(
+        self, path: Path | str, run: RunOptions, *, load_as: Recipe | None = None, exact: bool = False, context: int = 0
+    ) -> None:
+        """Errors: Unsupported where vLLM is not installed or does not know the model; BadInput for ``load_as``."""
+        if load_as is not None:
+            raise BadInput(f"{path}: vLLM opens what is stored; it cannot load as {load_as.short}")
+        for name, value in (
+            ("VLLM_CPU_KVCACHE_SPACE", KV_CACHE_GIB),
+            ("VLLM_LOGGING_LEVEL", "ERROR"),
+            ("VLLM_LOGGING_STREAM", "ext://sys.stderr"),
+            ("VLLM_ENABLE_V1_MULTIPROCESSING", "0"),
+            ("VLLM_ALLOW_LONG_MAX_MODEL_LEN", "1"),  # room for the token that must be generated after a full window
+        ):
+            os.environ.setdefault(name, value)
+        try:
+            from vllm import LLM
+        except ImportError as error:
+            raise Unsupported(f"--runtime vllm: vLLM is not installed here ({error}); see docs/measuring.md") from None
+        self.folder, _ = resolve_model(str(path))
+        config = read_config(self.folder)
+        self.format = storage_format(self.folder, config)
+        self.vocabulary = int(config.get("vocab_size") or (config.get("text_config") or {}).get("vocab_size") or 0)
+        own = int(config.get("max_position_embeddings") or (config.get("text_config") or {}).get("max_position_embeddings") or 0)
+        self.context = own or context or 4096
+        on_cpu = not run.resolved_device.startswith("cuda")
+        self._dtype = run.dtype if run.dtype != "auto" else "float32" if on_cpu and self.format == "dense" else "auto"
+        try:
+            self._llm: Any = LLM(
+                model=str(self.folder),
+                dtype=self._dtype,
+                max_model_len=self.context + 2,
+                enforce_eager=True,
+                skip_tokenizer_init=True,
+                seed=0,
+                trust_remote_code=run.trust_remote_code,
+            )
+        except (ValueError, RuntimeError, NotImplementedError, OSError) as error:
+            raise Unsupported(f"{path}: vLLM cannot open it: {str(error).strip().splitlines()[0]}") from error
+        self._run = run
+        self._tokenizer: SourceTokenizer | None = None
+
+    def token_scores(self, rows: Sequence[Sequence[int]], firsts: Sequence[int]) -> list[tuple[np.ndarray, np.ndarray]]:
+        from vllm import SamplingParams
+
+        for row in rows:
+            self.check_rows(np.asarray([row[:-1]], np.int64))
+        outputs = self._generate([list(map(int, row)) for row in rows], SamplingParams(max_tokens=1, prompt_logprobs=0, **GREEDY))
+        found = []
+        for row, first, output in zip(rows, firsts, outputs, strict=True):
+            known = [output.prompt_logprobs[i][int(row[i])] for i in range(first, len(row))]
+            found.append((np.array([k.logprob for k in known], np.float64), np.array([k.rank for k in known], np.int64)))
+        return found
+
+    def generate(self, ids: Sequence[int], tokens: int) -> list[int]:
+        from vllm import SamplingParams
+
+        (output,) = self._generate([list(map(int, ids))], SamplingParams(max_tokens=tokens, ignore_eos=True, **GREEDY))
+        return list(output.outputs[0].token_ids)
+
+    def _generate(self, prompts: list[list[int]], parameters: Any) -> list[Any]:
+        try:
+            outputs: list[Any] = self._llm.generate([{"prompt_token_ids": ids} for ids in prompts], parameters, use_tqdm=False)
+        except (ValueError, RuntimeError) as error:
+            raise StepFailed(f"{self.folder}: vLLM failed: {str(error).strip().splitlines()[0]}") from error
+        return outputs
+
+    def logits(self, rows: np.ndarray, first: int, consume: Consume) -> None:
+        raise Unsupported("vLLM gives the log-probabilities of the text's own tokens only")
+
+    def start(self, ids: Sequence[int]) -> np.ndarray:
+        raise Unsupported("vLLM gives the log-probabilities of the text's own tokens only")
+
+    def step(self, token: int) -> np.ndarray:
+        raise Unsupported("vLLM gives the log-probabilities of the text's own tokens only")
+
+    def tokenize(self, text: str, add_special: bool = True) -> list[int]:
+        return self._source_tokenizer().encode(text, add_special)
+
+    def detokenize(self, ids: Sequence[int]) -> str:
+        return self._source_tokenizer().decode(list(ids))
+
+    def _source_tokenizer(self) -> SourceTokenizer:
+        if self._tokenizer is None:
+            self._tokenizer = SourceTokenizer.open(self.folder)
+        return self._tokenizer
+
+    def describe(self) -> dict[str, Any]:
+        import torch
+        import vllm
+
+        return {
+            "backend": "vllm",
+            "version": vllm.__version__,
+            "torch": torch.__version__,
+            "format": self.format,
+            "dtype": str(self._llm.llm_engine.model_config.dtype).removeprefix("torch."),
+            "device": self._run.resolved_device,
+            "threads": self._run.resolved_threads,
+        }
+
+    def close(self) -> None:
+        import gc
+
+        self.__dict__.pop("_llm", None)
+        gc.collect()
+
+
+GREEDY: dict[str, Any] = {"temperature": 0.0, "detokenize": False}

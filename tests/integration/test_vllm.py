@@ -1,0 +1,90 @@
+"""vLLM against transformers on the same tokens. vLLM pins other libraries than this program does, so it runs in an environment of
+its own (docs/measuring.md); where it is not installed that test skips, and what is done with such a runtime is tested without."""
+
+import sys
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "unit" / "evals"))
+
+from bigram import Bigram, random_table
+
+from evals import evaluate
+from evals.perplexity import score
+from evals.protocols import make_windows, parse_protocol
+from quantize.calibration import stdlib_documentation
+from quantize.errors import Unsupported
+from quantize.recipe import RunOptions
+
+RUN = RunOptions(device="cpu", threads=1, progress=False)
+
+
+class Scorer(Bigram):
+    """Gives no logits: what its table says of a row's own tokens, and ranks."""
+
+    gives_logits = False
+
+    def token_scores(self, rows: Sequence[Sequence[int]], firsts: Sequence[int]) -> list[tuple[np.ndarray, np.ndarray]]:
+        out = []
+        for row, first in zip(rows, firsts, strict=True):
+            logits = self.table[np.asarray(row[first - 1 : -1])].astype(np.float64)
+            chosen = logits[np.arange(len(logits)), row[first:]]
+            ranks = (logits > chosen[:, None]).sum(1) + 1
+            out.append((chosen - np.log(np.exp(logits).sum(1)), ranks))
+        return out
+
+
+@pytest.mark.parametrize("protocol", ["llamacpp-16", "gptq-16", "strided-16-4", "lmeval-wikitext-16"])
+def test_a_runtime_without_logits_gives_the_same_scores(protocol: str) -> None:
+    table = random_table(60)
+    full, bare = Bigram(table, bos=0), Scorer(table, bos=0)
+    windows = make_windows(parse_protocol(protocol), "Some text to be scored, token by token. " * 9, full.tokenize, ids="runtime")
+    a, b = score(full, windows), score(bare, windows)
+    np.testing.assert_allclose(a.log_probs, b.log_probs, rtol=1e-6)
+    assert a.excluded == b.excluded == 0
+
+
+def test_likelihoods_and_greediness_without_logits() -> None:
+    pytest.importorskip("lm_eval")
+    from lm_eval.api.instance import Instance
+
+    from evals.harness import RuntimeLM
+
+    table = random_table(60)
+    pairs = [("ab", "c"), ("ab", "cd"), ("", "ab"), ("q" * 100, "rs"), *[("x", chr(c)) for c in range(65, 91)]]
+
+    def ask(model: Bigram) -> list[tuple[float, bool]]:
+        requests = [Instance("loglikelihood", {}, pair, i) for i, pair in enumerate(pairs)]
+        return RuntimeLM(model, None, bos=0, eos=0).loglikelihood(requests)
+
+    full, bare = ask(Bigram(table, context=48, bos=0)), ask(Scorer(table, context=48, bos=0))
+    assert [value for value, _ in bare] == pytest.approx([value for value, _ in full], rel=1e-6)
+    assert [greedy for _, greedy in bare] == [greedy for _, greedy in full]
+
+
+def test_without_vllm_it_says_so(demo_checkpoint: Path) -> None:
+    if find_spec("vllm"):
+        pytest.skip("vLLM is installed")
+    with pytest.raises(Unsupported, match="vLLM is not installed"):
+        evaluate([demo_checkpoint], runtime="vllm", tokens=600, run=RUN)
+
+
+def test_vllm_agrees_with_transformers(make_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+    pytest.importorskip("vllm")
+    model = make_checkpoint()
+    (tmp_path / "text.txt").write_text(stdlib_documentation()[40_000:48_000], encoding="utf-8")
+    settings = {"text": tmp_path / "text.txt", "tokens": 1500, "protocol": ["llamacpp-256", "gptq-128"], "run": RUN}
+    plain = {(r.protocol, r.metric): r.value for r in evaluate([model], prompts=["The value"], generate=6, **settings)}
+    rows = evaluate([model], reference=model, runtime="vllm", prompts=["The value"], generate=6, **settings)
+    found = {(r.protocol, r.metric): r for r in rows}
+    for key, value in plain.items():
+        assert found[key].backend == "vllm"
+        if value is not None:
+            assert found[key].value == pytest.approx(value, rel=1e-5)
+    unavailable = found["gptq-128", "kl_mean"]
+    assert unavailable.value is None
+    assert "cannot be measured" in unavailable.detail["reason"]

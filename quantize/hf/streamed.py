@@ -1,6 +1,9 @@
 """A model whose weights are read, module by module, as the forward pass needs them: bounded memory for any size."""
 
+import ctypes
+import sys
 from collections.abc import Callable, Iterator, Mapping
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,17 +16,24 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
+TRIM_BYTES = 1 << 27  # read between two returns of free memory to the system
+
 
 class _Weights(Mapping[str, "torch.Tensor"]):
     """Parameter name -> float32 tensor, read when asked for and kept by nobody."""
 
     def __init__(self, names: dict[str, str], read: Callable[[str], np.ndarray]):
-        self._names, self._read = names, read
+        self._names, self._read, self._since_trim = names, read, 0
 
     def __getitem__(self, name: str) -> "torch.Tensor":
         import torch
 
-        return torch.from_numpy(np.array(self._read(self._names[name]), dtype=np.float32))
+        values = np.array(self._read(self._names[name]), dtype=np.float32)
+        self._since_trim += values.nbytes
+        if self._since_trim > TRIM_BYTES:
+            self._since_trim = 0
+            _malloc_trim()(0)
+        return torch.from_numpy(values)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)
@@ -62,6 +72,14 @@ def stream_weights(
 
         weights: Any = _Weights(names, read)
         cpu_offload(model.eval(), execution_device=device, offload_buffers=False, state_dict=weights)
+
+
+@cache
+def _malloc_trim() -> Callable[[int], int]:
+    """Gives free memory back to the system. Left to itself, glibc keeps blocks of dropped weights on a heap that small ones hold
+    up, and memory grows with every layer."""
+    found: Callable[[int], int] | None = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    return found or (lambda _: 0)
 
 
 def round_like_runtime(model: "PreTrainedModel", checkpoint: Checkpoint, kinds: dict[str, str], gelu_table: bool) -> None:

@@ -16,7 +16,7 @@ from quantize.gguf.reader import read_gguf
 from quantize.gguf.types import FILE_TYPES
 from quantize.methods.gguf import PRESET_TYPES, Gguf, GgufRecipe
 
-from .test_identity import QUANTIZED, convert
+from .test_identity import QUANTIZED, assert_same_tensors, convert
 
 BELOW_THREE_BITS = [name for name, kind in FILE_TYPES.items() if kind.quantized and name not in PRESET_TYPES]
 
@@ -182,3 +182,20 @@ def test_a_matrix_of_another_model_is_refused(source: Path, matrix: Path, tmp_pa
     ):
         with pytest.raises(BadInput, match=message):
             convert(source, tmp_path / "stage", type="q4_k_m", imatrix=str(changed(matrix, tmp_path / "other.gguf", change)))
+
+
+def test_the_old_format_gives_the_same_tensors(source: Path, matrix: Path, tmp_path: Path) -> None:
+    """Which does not say where one expert ends: the model's shapes do."""
+    import struct
+
+    entries = read_imatrix(matrix).entries
+    data = struct.pack("<i", len(entries))
+    for name, entry in entries.items():
+        means = entry.means().reshape(-1)
+        data += struct.pack("<i", len(name)) + name.encode() + struct.pack("<ii", 1, means.size) + means.tobytes()
+    old = tmp_path / "imatrix.dat"
+    old.write_bytes(data + struct.pack("<ii", 37, 3) + b"abc")
+    assert_same_tensors(
+        read_gguf(convert(source, tmp_path / "old", type="q4_k_m", imatrix=str(old))),
+        read_gguf(convert(source, tmp_path / "new", type="q4_k_m", imatrix=str(matrix))),
+    )

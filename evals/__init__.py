@@ -3,14 +3,14 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from evals.evaluation import evaluate as evaluate
+    from evals.measure import evaluate as evaluate
 
 __all__ = ["evaluate"]
 
 
 def __getattr__(name: str) -> Any:
     if name == "evaluate":  # imported when asked for: reports import evals.result without numpy's weight behind it
-        from evals.evaluation import evaluate
+        from evals.measure import evaluate
 
         return evaluate
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

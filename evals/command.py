@@ -101,7 +101,7 @@ def evaluate(
 
     Perplexity by a named protocol, divergence from a reference on the same token ids, and accuracy on tasks.
     """
-    from evals.evaluation import measure, raise_failure
+    from evals.measure import measure, raise_failure
 
     outcome = measure(
         artifacts,

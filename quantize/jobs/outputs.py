@@ -26,12 +26,15 @@ class Outputs:
 
     def stage(self, step: Step) -> Path:
         """A fresh folder for the step's own use; ``cache`` in it is the run's, so that steps share the reference's logits."""
-        stage = self.run / WORK / step.slug
+        stage = self.stage_folder(step)
         shutil.rmtree(stage, ignore_errors=True)
         stage.mkdir(parents=True)
         (self.run / "cache").mkdir(exist_ok=True)
         (stage / "cache").symlink_to("../../cache")
         return stage
+
+    def stage_folder(self, step: Step) -> Path:
+        return self.run / WORK / step.slug
 
     def identity(self, step: Step) -> list[int] | None:
         return identity(self.run / step.output)
@@ -42,8 +45,11 @@ class Outputs:
             return None
         if record.status == "running":
             if self.identity(step) in (None, record.previous) and self._staged(step) is not None:
-                return self.commit(step, self.run / WORK / step.slug)
-            return None if self.identity(step) == record.previous else self.digest(step)
+                return self.commit(step, self.stage_folder(step))
+            if self.identity(step) == record.previous:
+                return None
+            # An artifact is put in place by its step; the row beside it was still the dead runner's to write.
+            return self.commit(step, self.run) if step.kind == "convert" else self.digest(step)
         if record.status == "done":
             digest = self.digest(step)
             return digest if digest == record.digest else None
@@ -105,7 +111,7 @@ class Outputs:
         return document if isinstance(document, dict) else None
 
     def _staged(self, step: Step) -> Path | None:
-        staged = self.run / WORK / step.slug / step.output
+        staged = self.stage_folder(step) / step.output
         return staged if step.kind in ("eval", "bench") and _is_result(staged) else None
 
     def write_row(self, row: Row) -> None:

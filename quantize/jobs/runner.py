@@ -201,6 +201,7 @@ class Runner:
                 adopted = record or Record(step.id, key)
                 adopted.status, adopted.digest, adopted.output = "done", digest, str(step.output)
                 self.records.write(step.slug, adopted)
+            self._clear(self.outputs.stage_folder(step))  # of a runner that died before it could
             self._mark_done(step, digest)
             self.summary.skipped.append(step.id)
             self._announce(step, "already done")

@@ -21,6 +21,7 @@ import numpy as np
 from evals.kernels import as_tensor, blocks, kl_rows
 from evals.perplexity import Advance, run_windows
 from evals.protocols import Windows
+from quantize.errors import StepFailed
 from quantize.runtimes import Runtime
 
 if TYPE_CHECKING:
@@ -113,7 +114,11 @@ class CachedReference(ReferenceRows):
         self._rows = np.fromfile(folder / "rows.bin", ROW)
         #: divergence of each token of the reference from its own cache, where this process wrote it: (tokens,) float64
         self.self_kl: np.ndarray | None = None
-        self._codes = np.memmap(folder / "codes.i16", "<i2", "r", shape=(len(self._rows), self.vocabulary))
+        # Read, not mapped: mapped pages would count as this process's memory, and a limit on that would end it.
+        self._codes = open(folder / "codes.i16", "rb", buffering=0)  # noqa: SIM115 - closed by close()
+        if self._codes.seek(0, 2) != 2 * len(self._rows) * self.vocabulary:
+            self._codes.close()
+            raise ValueError(f"{folder}: codes and rows differ in number")
 
     @property
     def true_log_probs(self) -> np.ndarray:
@@ -129,19 +134,21 @@ class CachedReference(ReferenceRows):
 
     @property
     def size_bytes(self) -> int:
-        return self._codes.nbytes + self._rows.nbytes
+        return 2 * len(self._rows) * self.vocabulary + self._rows.nbytes
 
     def rows(self, where: slice) -> KnownRows:
         kept = self._rows[where]
-        return KnownRows(
-            decode(np.array(self._codes[where]), kept), kept["true_log_prob"].astype(np.float64), kept["top"], kept["confidence"]
-        )
+        codes = np.empty((len(kept), self.vocabulary), "<i2")
+        self._codes.seek(2 * self.vocabulary * where.start)
+        if self._codes.readinto(codes) != codes.nbytes:  # type: ignore[arg-type]
+            raise StepFailed(f"{self.folder}: the reference's logits end early; remove that folder and run again")
+        return KnownRows(decode(codes, kept), kept["true_log_prob"].astype(np.float64), kept["top"], kept["confidence"])
 
     def drive(self, runtime: Runtime, windows: Windows, consume: Consume, advance: Advance | None) -> None:
         run_windows(runtime, windows, consume, advance)
 
     def close(self) -> None:
-        del self._codes
+        self._codes.close()
         if self.temporary:
             shutil.rmtree(self.folder, ignore_errors=True)
 
@@ -230,7 +237,6 @@ def write_cache(
     stage = Path(tempfile.mkdtemp(prefix=".reference-", dir=root))
     try:
         total, vocabulary = windows.scored, reference.vocabulary
-        codes = np.memmap(stage / "codes.i16", "<i2", "w+", shape=(total, vocabulary))
         kept = np.empty(total, ROW)
         self_kl = np.full(total, np.nan)
 
@@ -239,12 +245,14 @@ def write_cache(
                 place = slice(where.start + block.start, where.start + block.stop)
                 log_probs, rows = analyse(logits[block], targets[block])
                 coded = encode(log_probs, rows)
-                codes[place], kept[place] = coded, rows
+                codes.seek(2 * vocabulary * place.start)
+                codes.write(np.ascontiguousarray(coded, "<i2").data)
+                kept[place] = rows
                 if check_self:
                     self_kl[place] = kl_rows(decode(coded, rows), log_probs)[0].numpy()
 
-        run_windows(reference, windows, consume, advance)
-        codes.flush()
+        with open(stage / "codes.i16", "wb") as codes:
+            run_windows(reference, windows, consume, advance)
         kept.tofile(stage / "rows.bin")
         about = {"key": key, "vocabulary": vocabulary, "tokens": total, "protocol": windows.protocol.name}
         (stage / "cache.json").write_text(json.dumps(about) + "\n", encoding="utf-8")

@@ -1,6 +1,6 @@
 """How long ``quantwright --help`` and ``report`` take: ``python -m benchmarks.report_time RUN [ARTIFACTS]``.
 
-The results of RUN (made by ``eval`` and ``bench``) are copied under new names until there are ARTIFACTS (100) of them, and reported.
+The results of RUN (made by ``eval`` and ``bench``) are copied under new names until there are ARTIFACTS (100), and reported.
 Targets: help in 0.2 s, a report on 100 artifacts in 3 s. Best of three, with the processor time beside the wall time, which on a
 busy machine says more.
 """
@@ -43,9 +43,7 @@ def best(arguments: Sequence[str], times: int = 3) -> tuple[float, float]:
     found = []
     for _ in range(times):
         began, before = time.perf_counter(), os.times()
-        subprocess.run(
-            child_command("quantize.cli", *arguments), env=child_environment(), stdout=subprocess.DEVNULL, check=True
-        )
+        subprocess.run(child_command("quantize.cli", *arguments), env=child_environment(), stdout=subprocess.DEVNULL, check=True)
         after = os.times()
         used = after.children_user + after.children_system - before.children_user - before.children_system
         found.append((time.perf_counter() - began, used))

@@ -1,4 +1,4 @@
-"""The model card of a checkpoint read back from GGUF: name, licence, tags and origin, so that they survive the way there and back."""
+"""The model card of a checkpoint read back from GGUF: name, licence, tags and origin survive the way there and back."""
 
 from pathlib import Path
 from typing import Any

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from quantize.checkpoint import sha256_file
+from quantize.checkpoint import sha256_file, sha256_files
 from quantize.errors import BadInput, StepFailed
 
 MANIFEST = "manifest.json"
@@ -183,10 +183,10 @@ class Artifact:
 
 
 def hash_files(folder: Path) -> dict[str, FileEntry]:
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
     return {
-        str(path.relative_to(folder)): FileEntry(sha256=sha256_file(path), size_bytes=path.stat().st_size)
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name != MANIFEST
+        str(path.relative_to(folder)): FileEntry(sha256=digest, size_bytes=path.stat().st_size)
+        for path, digest in sha256_files(paths).items()
     }
 
 

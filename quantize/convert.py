@@ -161,7 +161,7 @@ def _manifest(
         libraries=libraries,
         calibration=calibration.record if calibration else None,
         adapter=adapter,
-        run={"device": run.resolved_device if method.needs else "cpu", "threads": run.resolved_threads},
+        run={"device": run.resolved_device if method.on_device else "cpu", "threads": run.resolved_threads},
         files=hash_files(stage),
         weight_bytes=conversion.weight_bytes,
         bits_per_weight=8 * conversion.weight_bytes / parameters,

@@ -47,6 +47,8 @@ class Method(ABC):
     loads_in: ClassVar[tuple[str, ...]] = ("transformers",)
     #: whether the artifact is an HF folder, which gets the source's tokenizer and generation config copied in
     hf_folder: ClassVar[bool] = True
+    #: whether the conversion itself runs on ``--device`` (and so may depend on it), rather than on the CPU always
+    on_device: ClassVar[bool] = True
 
     @abstractmethod
     def check(self, checkpoint: Checkpoint, recipe: Any) -> None:

@@ -22,6 +22,7 @@ FLOAT16_MAX = 65504.0
 
 class Dense(Method):
     recipe_class: ClassVar[type[Recipe]] = DenseRecipe
+    on_device: ClassVar[bool] = False
     presets: ClassVar[dict[str, dict[str, Any]]] = {name: {"dtype": name} for name in STORAGE}
     summary: ClassVar[str] = "the checkpoint as it is, in one dtype: the baseline"
     loads_in: ClassVar[tuple[str, ...]] = ("transformers", "vllm", "sglang")

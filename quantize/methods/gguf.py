@@ -46,6 +46,7 @@ class Gguf(Method):
     presets = {f"gguf-{name}": {"type": name} for name in PRESET_TYPES}  # noqa: RUF012
     summary = "one .gguf file for llama.cpp and what is built on it (Ollama, LM Studio, ...)"
     needs = (("llama-cpp-python", "llama_cpp"), ("gguf", "gguf"))
+    on_device = False
     extra = "llamacpp"
     runtime = "llamacpp"
     loads_in = ("llama.cpp", "Ollama", "LM Studio", "transformers")

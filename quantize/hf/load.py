@@ -1,7 +1,9 @@
 """Open an HF folder as a transformers model, whatever its weights are stored as; or quantize one on the fly."""
 
+import copy
 import json
 import os
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -167,6 +169,8 @@ def bitsandbytes_compute_in(model: "torch.nn.Module", dtype: "torch.dtype", exac
     In float32 the CPU kernel that multiplies in bfloat16 is kept out as well: it exists only where the processor has AVX512-BF16,
     that with it the same artifact gives different numbers on different machines.
 
+    On a CPU, rows that are not a whole number of blocks are dequantized flat (``dequantize_flat``).
+
     ``exact``: int8 layers treat every activation as they treat outliers, in ``dtype`` instead of rounded to 8 bits.
     """
     import bitsandbytes
@@ -185,6 +189,32 @@ def bitsandbytes_compute_in(model: "torch.nn.Module", dtype: "torch.dtype", exac
                 state.dtype = dtype
             if dtype == torch.float32:
                 module.support_avx512bf16_for_cpu = False
+            if state is not None and state.shape[-1] % state.blocksize and module.weight.device.type == "cpu":
+                module.forward = partial(_forward_flat, module)  # type: ignore[method-assign]
+
+
+def dequantize_flat(packed: "torch.Tensor", state: Any) -> "torch.Tensor":
+    """A weight in bitsandbytes' 4 bits, by its own kernel, as one long row.
+
+    Blocks run through a tensor row after row; the CPU kernel of bitsandbytes 0.50.2 for AVX-512 begins a new one with every row,
+    so that where rows are not a whole number of blocks it scales weights by other blocks' maxima (96 columns in blocks of 64:
+    an error twice that of the quantization).
+    """
+    import bitsandbytes.functional as functional
+    import torch
+
+    flat = copy.copy(state)
+    flat.shape = torch.Size((1, state.shape.numel()))
+    return functional.dequantize_4bit(packed, flat).reshape(state.shape)
+
+
+def _forward_flat(module: Any, x: "torch.Tensor") -> "torch.Tensor":
+    """What Linear4bit computes where its kernels are right: dequantize, multiply in the compute dtype."""
+    import torch
+
+    weight = dequantize_flat(module.weight.data, module.weight.quant_state).to(module.compute_dtype)
+    bias = None if module.bias is None else module.bias.to(module.compute_dtype)
+    return torch.nn.functional.linear(x.to(module.compute_dtype), weight, bias).to(x.dtype)
 
 
 def load_gptqmodel(folder: Path, dtype: str, device: str) -> "PreTrainedModel":

@@ -198,7 +198,9 @@ for arguments in json.loads(sys.argv[1]):
 
 
 def environment(hub: Hub, offline: bool = False) -> dict[str, str]:
-    return {**os.environ, "HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": str(int(offline)), "HF_HOME": str(hub.cache),
+    # HF_HUB_CACHE goes before HF_HOME, and libraries imported by other tests set it.
+    inherited = {key: value for key, value in os.environ.items() if key not in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE")}
+    return {**inherited, "HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": str(int(offline)), "HF_HOME": str(hub.cache),
             "HF_HUB_DISABLE_TELEMETRY": "1", "NO_PROXY": "*", "no_proxy": "*"}  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from quantize.hf.load import dequantize_flat
 from quantize.numerics.bitsandbytes import (
     CODEBOOKS,
     dequantize_absmax,
@@ -27,7 +28,7 @@ def test_codebooks_and_dynamic_map_are_the_librarys() -> None:
 def test_blocks_as_bitsandbytes_dequantizes_them(kind: str, double: bool, shape: tuple[int, int]) -> None:
     weight = torch.randn(shape, generator=torch.Generator().manual_seed(1)) * 0.05
     packed, state = functional.quantize_4bit(weight, quant_type=kind, compress_statistics=double, blocksize=64)
-    theirs = functional.dequantize_4bit(packed, state).numpy()
+    theirs = dequantize_flat(packed, state).numpy()
     if double:
         nested = state.state2
         absmax = dequantize_absmax(state.absmax.numpy(), nested.absmax.numpy(), float(state.offset), nested.blocksize)

@@ -52,11 +52,12 @@ def floor_rows(
         say(f"{reference.name}: no floor rows: the reference is no plain Hugging Face checkpoint")
         return []
     rows: list[EvalResult] = []
+    name = Path(reference.name).name if Path(reference.name).is_absolute() else reference.name
     shared = [head(w) for w in windows]
     other = "float32" if runtime.describe().get("dtype") == "bfloat16" else "bfloat16"
     try:
         with open_runtime(reference.path, run.model_copy(update={"dtype": other})) as noisy:
-            rows += _rows(SideBySideReference(runtime), noisy, shared, heading, f"{reference.name} in {other}")
+            rows += _rows(SideBySideReference(runtime), noisy, shared, heading, f"{name} in {other}")
     except QuantwrightError as error:
         say(f"no noise floor: {error}")
     try:
@@ -65,7 +66,7 @@ def floor_rows(
             _exact(reference, runtime, run) as exact,
             open_runtime(path, run, exact=True) as other_program,
         ):
-            rows += _rows(SideBySideReference(exact), other_program, shared, heading, f"{reference.name} as F32 GGUF")
+            rows += _rows(SideBySideReference(exact), other_program, shared, heading, f"{name} as F32 GGUF")
     except (QuantwrightError, ImportError) as error:
         say(f"no cross-runtime floor: {error}")
     return rows

@@ -32,6 +32,18 @@ def ensure_kernel_environment() -> None:
                 lock.unlink()
 
 
+def keep_hub_caches() -> None:
+    """Call before the first import of GPTQModel: its dependency tokenicer points HF_HOME and three more variables, where they are
+    not set, at a folder under /tmp, for this process and all that it starts."""
+    import huggingface_hub.constants  # noqa: F401 - reads the variables before they change
+
+    unset = [name for name in ("HF_HOME", "HF_HUB_CACHE", "TRANSFORMERS_CACHE", "HF_MODULES_CACHE") if name not in os.environ]
+    with contextlib.suppress(ImportError):
+        import tokenicer  # noqa: F401
+    for name in unset:
+        os.environ.pop(name, None)
+
+
 def extension_folders() -> list[Path]:
     """Where extensions are built: torch's cache, GPTQModel's, and the folder inside optimum-quanto that this library uses."""
     folders = [Path.home() / ".cache" / "gptqmodel" / "torch_extensions"]

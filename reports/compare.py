@@ -4,6 +4,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from pathlib import PurePath
 from typing import Any
 
 from evals.result import EvalResult, Subject
@@ -69,6 +70,11 @@ class Group:
     floors: tuple[Row, ...]
     loss_metric: str  # what stands for loss in plots and on fronts: kl_mean, else perplexity
     warnings: tuple[str, ...] = ()
+
+    @property
+    def title(self) -> str:
+        """For headings: of a folder somewhere on a disk its name alone."""
+        return PurePath(self.model).name if PurePath(self.model).is_absolute() else self.model
 
     @property
     def measured(self) -> tuple[Row, ...]:

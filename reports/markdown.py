@@ -68,7 +68,7 @@ def report_markdown(comparison: Comparison, advice: Sequence[Advice], plots: Seq
     """``plots``: per model the chart files to link, relative to the Markdown file."""
     out = ["# Quantization report", ""]
     for group, found, files in zip(comparison.groups, advice, plots, strict=True):
-        out += [f"## {escape(group.model)}", "", answer(found), ""]
+        out += [f"## {escape(group.title)}", "", answer(found), ""]
         out += [*table(group), "", *footnotes(group), ""]
         for file in files:
             out += [f"![{escape(file.rpartition('/')[2].rpartition('.')[0])}]({file})", ""]

@@ -222,9 +222,10 @@ def load_gptqmodel(folder: Path, dtype: str, device: str) -> "PreTrainedModel":
 
     Errors: Unsupported where gptqmodel or optimum is not installed.
     """
-    from quantize.kernels import ensure_kernel_environment
+    from quantize.kernels import ensure_kernel_environment, keep_hub_caches
 
     ensure_kernel_environment()
+    keep_hub_caches()
     os.environ.setdefault("LOGBAR_ANIMATION", "0")
     return load_model(folder, dtype, device, device_map={"": device})
 

@@ -135,9 +135,10 @@ def quantize(
 
 def _environment(run: RunOptions) -> None:
     """Must run before the engine is imported: it reads these once."""
-    from quantize.kernels import ensure_kernel_environment
+    from quantize.kernels import ensure_kernel_environment, keep_hub_caches
 
     ensure_kernel_environment()
+    keep_hub_caches()
     os.environ.setdefault("GPTQMODEL_CPU_WORKERS", str(max(2, run.resolved_threads)))  # fewer than its file readers: it fails
     os.environ.setdefault("LOGBAR_ANIMATION", "0")
 

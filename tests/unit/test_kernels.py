@@ -1,4 +1,4 @@
-"""Locks that a killed build leaves behind."""
+"""Locks that a killed build leaves behind, and variables that an engine's dependency would move."""
 
 import os
 import subprocess
@@ -55,3 +55,13 @@ def test_kernels_that_set_up_builds_are_ready() -> None:
 
     results = dict(build_kernels())
     assert all(state == "ready" for state in results.values()), results
+
+
+def test_the_hubs_caches_stay_where_they_are() -> None:
+    pytest.importorskip("tokenicer")
+    code = (
+        "import os; from quantize.kernels import keep_hub_caches; keep_hub_caches(); import tokenicer; print(sorted(os.environ))"
+    )
+    clean = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "TRANSFORMERS_"))}
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=clean, check=True).stdout
+    assert not [name for name in ("HF_HOME", "HF_HUB_CACHE", "TRANSFORMERS_CACHE") if name in printed]

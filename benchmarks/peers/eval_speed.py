@@ -102,9 +102,10 @@ def perplexity(printed: str) -> float | None:
     last = printed.strip().splitlines()[-1]
     if last.startswith("["):
         rows = json.loads(last)
-        return next((row["value"] for row in rows if row["metric"] in ("perplexity", "word_perplexity")), None)
-    if found := re.search(r"Final estimate: PPL = ([\d.]+)", printed) or re.search(r"\]([\d.]+),\s*$", printed):
-        return float(found[1])
+        found = {row["metric"]: row["value"] for row in rows}
+        return found.get("word_perplexity", found.get("perplexity"))
+    if said := re.search(r"Final estimate: PPL = ([\d.]+)", printed) or re.search(r"\]([\d.]+),\s*$", printed):
+        return float(said[1])
     return float(json.loads(last)["word_perplexity"])
 
 

@@ -5,6 +5,7 @@ Logits are pushed chunk by chunk to a callback, so that nothing full-size is hel
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from importlib import import_module
 from pathlib import Path
 from typing import Any, ClassVar
@@ -13,6 +14,7 @@ import numpy as np
 
 from quantize.errors import BadInput, Unsupported
 from quantize.recipe import Recipe, RunOptions
+from quantize.tokenizer import SourceTokenizer
 
 #: ``consume(row, first, logits)``: float32 logits (positions, vocabulary) of row ``row``, starting at position ``first``.
 #: The array is valid during the call only.
@@ -129,6 +131,22 @@ class Runtime(ABC):
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+
+class FolderRuntime(Runtime):
+    """Opens a Hugging Face folder: text goes through the folder's own tokenizer file."""
+
+    folder: Path
+
+    @cached_property
+    def _tokenizer(self) -> SourceTokenizer:
+        return SourceTokenizer.open(self.folder)
+
+    def tokenize(self, text: str, add_special: bool = True) -> list[int]:
+        return self._tokenizer.encode(text, add_special)
+
+    def detokenize(self, ids: Sequence[int]) -> str:
+        return self._tokenizer.decode(list(ids))
 
 
 def open_runtime(

@@ -18,15 +18,14 @@ from quantize.hf import load
 from quantize.hf.quiet import hush, no_warnings
 from quantize.hub import resolve_model
 from quantize.recipe import Recipe, RunOptions
-from quantize.runtimes import Consume, Runtime
-from quantize.tokenizer import SourceTokenizer
+from quantize.runtimes import Consume, FolderRuntime
 
 #: Most bytes of float32 logits held at a time: 256 positions of a vocabulary of 262,144.
 LOGITS_BYTES = 256 * 1024 * 1024
 STATIC_CACHE_TOKENS = 4096  # where nobody said how many are needed
 
 
-class TransformersRuntime(Runtime):
+class TransformersRuntime(FolderRuntime):
     name: ClassVar[str] = "transformers"
 
     def __init__(
@@ -69,7 +68,6 @@ class TransformersRuntime(Runtime):
         self.context = own or context or 1 << 20
         self._accepts_slice = "logits_to_keep" in inspect.signature(type(self.model).forward).parameters
         self._sliceable = self._accepts_slice and self.model.base_model is not self.model
-        self._tokenizer: SourceTokenizer | None = None
         self._cache: Any = None
         self._compiled = False
         self._wanted_context = context
@@ -177,17 +175,6 @@ class TransformersRuntime(Runtime):
         from transformers import StaticCache
 
         return StaticCache(config=self.model.config, max_cache_len=self._wanted_context or min(self.context, STATIC_CACHE_TOKENS))
-
-    def tokenize(self, text: str, add_special: bool = True) -> list[int]:
-        return self._source_tokenizer().encode(text, add_special)
-
-    def detokenize(self, ids: Sequence[int]) -> str:
-        return self._source_tokenizer().decode(list(ids))
-
-    def _source_tokenizer(self) -> SourceTokenizer:
-        if self._tokenizer is None:
-            self._tokenizer = SourceTokenizer.open(self.folder)
-        return self._tokenizer
 
     def describe(self) -> dict[str, Any]:
         import torch

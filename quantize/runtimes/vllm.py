@@ -15,13 +15,12 @@ from quantize.errors import BadInput, StepFailed, Unsupported
 from quantize.hf.load import read_config, storage_format
 from quantize.hub import resolve_model
 from quantize.recipe import Recipe, RunOptions
-from quantize.runtimes import Consume, Runtime
-from quantize.tokenizer import SourceTokenizer
+from quantize.runtimes import Consume, FolderRuntime
 
 KV_CACHE_GIB = "1"  # on a CPU, where nothing else is said
 
 
-class VllmRuntime(Runtime):
+class VllmRuntime(FolderRuntime):
     name: ClassVar[str] = "vllm"
     gives_logits: ClassVar[bool] = False
 
@@ -64,7 +63,6 @@ class VllmRuntime(Runtime):
         except (ValueError, RuntimeError, NotImplementedError, OSError) as error:
             raise Unsupported(f"{path}: vLLM cannot open it: {str(error).strip().splitlines()[0]}") from error
         self._run = run
-        self._tokenizer: SourceTokenizer | None = None
 
     def token_scores(self, rows: Sequence[Sequence[int]], firsts: Sequence[int]) -> list[tuple[np.ndarray, np.ndarray]]:
         from vllm import SamplingParams
@@ -99,17 +97,6 @@ class VllmRuntime(Runtime):
 
     def step(self, token: int) -> np.ndarray:
         raise Unsupported("vLLM gives the log-probabilities of the text's own tokens only")
-
-    def tokenize(self, text: str, add_special: bool = True) -> list[int]:
-        return self._source_tokenizer().encode(text, add_special)
-
-    def detokenize(self, ids: Sequence[int]) -> str:
-        return self._source_tokenizer().decode(list(ids))
-
-    def _source_tokenizer(self) -> SourceTokenizer:
-        if self._tokenizer is None:
-            self._tokenizer = SourceTokenizer.open(self.folder)
-        return self._tokenizer
 
     def describe(self) -> dict[str, Any]:
         import torch

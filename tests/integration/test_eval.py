@@ -212,11 +212,8 @@ def test_tasks_agree_with_lm_eval_item_by_item(checkpoint: Path, tmp_path: Path)
 
 
 def test_lmeval_wikitext_agrees_with_lm_eval(checkpoint: Path, tmp_path: Path) -> None:
-    lm_eval = pytest.importorskip("lm_eval")
-    from lm_eval.models.huggingface import HFLM
-    from lm_eval.tasks import TaskManager
-    from lm_eval.tasks.wikitext import preprocess_wikitext
-
+    pytest.importorskip("lm_eval")
+    from benchmarks.peers.protocols import lm_eval_wikitext
     from evals.protocols import wikitext_pages
 
     page = (
@@ -226,32 +223,10 @@ def test_lmeval_wikitext_agrees_with_lm_eval(checkpoint: Path, tmp_path: Path) -
     body = "".join(f" \n = Title {n} = \n {page.format(n)} \n" for n in range(3))
     (tmp_path / "wiki.txt").write_text(body, encoding="utf-8")
     rows = evaluate([checkpoint], text=tmp_path / "wiki.txt", protocol="lmeval-wikitext", run=RUN)
-    pages = [{"page": p} for p in wikitext_pages(body)]
-
-    def dataset(**_: object):  # type: ignore[no-untyped-def]
-        from datasets import Dataset, DatasetDict
-
-        return DatasetDict({"test": Dataset.from_list(pages)})
-
-    task = {
-        "task": "wiki",
-        "custom_dataset": dataset,
-        "test_split": "test",
-        "output_type": "loglikelihood_rolling",
-        "doc_to_text": "",
-        "doc_to_target": preprocess_wikitext.wikitext_detokenizer,
-        "process_results": preprocess_wikitext.process_results,
-        "metric_list": [{"metric": m} for m in ("word_perplexity", "byte_perplexity", "bits_per_byte")],
-    }
-    theirs = lm_eval.simple_evaluate(
-        HFLM(pretrained=str(checkpoint), dtype="float32", batch_size=1, device="cpu"),
-        tasks=[task],
-        bootstrap_iters=0,
-        task_manager=TaskManager(include_defaults=False),
-    )["results"]["wiki"]
+    theirs = lm_eval_wikitext(checkpoint, wikitext_pages(body))
     for metric, row in by_metric(rows, checkpoint, "lmeval-wikitext").items():
         if metric != "perplexity":
-            assert row.value == pytest.approx(theirs[f"{metric},none"], rel=1e-5)
+            assert row.value == pytest.approx(theirs[metric], rel=1e-5)
     assert len(rows) == 4
 
 

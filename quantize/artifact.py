@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -183,11 +184,19 @@ class Artifact:
 
 
 def hash_files(folder: Path) -> dict[str, FileEntry]:
+    """Of every file but the manifest. The disk writes them meanwhile, so that ``commit`` has little left to wait for."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
-    return {
-        str(path.relative_to(folder)): FileEntry(sha256=digest, size_bytes=path.stat().st_size)
-        for path, digest in sha256_files(paths).items()
-    }
+    with ThreadPoolExecutor(1) as pool:
+        flushed = [pool.submit(_flush, path) for path in paths]
+        digests = sha256_files(paths)
+        for each in flushed:
+            each.result()
+    return {str(p.relative_to(folder)): FileEntry(sha256=d, size_bytes=p.stat().st_size) for p, d in digests.items()}
+
+
+def _flush(path: Path) -> None:
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
 
 
 def claim_output(out: Path, force: bool) -> None:
@@ -243,8 +252,7 @@ def commit(stage: Path, out: Path, manifest: Manifest, force: bool) -> Artifact:
     (stage / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
     for path in stage.rglob("*"):
         if path.is_file():
-            with open(path, "rb") as file:
-                os.fsync(file.fileno())
+            _flush(path)
     old = None
     if out.exists() and force:
         old = out.absolute().parent / f".{out.name}.old-{os.getpid()}"

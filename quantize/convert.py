@@ -1,6 +1,7 @@
 """From a checkpoint and a recipe to a committed, verified artifact. The story of every conversion, whatever the method."""
 
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -140,6 +141,9 @@ def _manifest(
     adapter: AdapterRecord | None,
 ) -> Manifest:
     parameters = checkpoint.parameters
+    with ThreadPoolExecutor(1) as pool:  # of a conversion that little more than copies, hashing is the longest part
+        source_digest = pool.submit(lambda: checkpoint.digest)
+        files = hash_files(stage)
     libraries = {name: metadata.version(name) for name in sorted({"numpy", *conversion.libraries})}
     return Manifest(
         recipe=recipe.canonical,
@@ -148,7 +152,7 @@ def _manifest(
         source=Source(
             id=checkpoint.source,
             revision=checkpoint.revision,
-            digest=checkpoint.digest,
+            digest=source_digest.result(),
             dtype=checkpoint.dtype,
             architecture=checkpoint.architecture,
             model_type=checkpoint.model_type,
@@ -162,7 +166,7 @@ def _manifest(
         calibration=calibration.record if calibration else None,
         adapter=adapter,
         run={"device": run.resolved_device if method.on_device else "cpu", "threads": run.resolved_threads},
-        files=hash_files(stage),
+        files=files,
         weight_bytes=conversion.weight_bytes,
         bits_per_weight=8 * conversion.weight_bytes / parameters,
         notes=tuple(conversion.notes),

@@ -122,9 +122,9 @@ def quantizer(source: Path, target: Path, name: str, arguments: argparse.Namespa
 
 
 def converter(checkpoint: Path, arguments: argparse.Namespace) -> dict[str, object]:
-    """llama.cpp's converter to bf16 and q8_0 against ours."""
+    """llama.cpp's converter to f16, bf16 and q8_0 against ours."""
     result: dict[str, object] = {}
-    for name in ("bf16", "q8_0"):
+    for name in ("f16", "bf16", "q8_0"):
         seconds: dict[str, list[float]] = {"ours": [], "theirs": []}
         for _ in range(arguments.repeats):
             out = arguments.workdir / f"converter-{name}.gguf"

@@ -249,6 +249,9 @@ def _chunks(tensor: Planned) -> Iterable[tuple[int, int]]:
 
 _scratch = threading.local()
 
+#: Bits of the largest finite value, without the sign.
+_LARGEST = {Type.BF16: 0x7F7F, Type.F16: 0x7BFF}
+
 
 def _make(rows: np.ndarray, tensor: Planned, importance: np.ndarray | None, clock: _Clock) -> np.ndarray:
     """One chunk as the bytes of ``tensor.kind``: (rows, bytes of a row) uint8. Runs in a thread of the pool."""
@@ -257,13 +260,16 @@ def _make(rows: np.ndarray, tensor: Planned, importance: np.ndarray | None, cloc
     if kind is Type.F32 and tensor.via is None:
         _widen(rows, out.view(np.float32))
         return out
-    if tensor.via is None and rows.dtype == {Type.BF16: np.uint16, Type.F16: np.float16}.get(kind):
+    looked_up = kind is Type.F16 and rows.dtype == np.uint16
+    if tensor.via is None and (looked_up or rows.dtype == {Type.BF16: np.uint16, Type.F16: np.float16}.get(kind)):
         bits = out.view(np.uint16)
-        bits[...] = rows.view(np.uint16)
-        exponent = 0x7F80 if kind is Type.BF16 else 0x7C00
-        if ((bits & exponent) == exponent).any():
-            raise _NotFinite
-        return out
+        if looked_up:
+            llamacpp.bf16_to_f16().take(rows, out=bits, mode="wrap")  # "raise" would go by another buffer
+        else:
+            bits[...] = rows.view(np.uint16)
+        if np.bitwise_and(bits, 0x7FFF).max(initial=0) <= _LARGEST[kind]:
+            return out
+        # NaN, Inf, or more than F16 holds: the long way finds out which.
     buffer = getattr(_scratch, "buffer", None)
     if buffer is None or buffer.size < rows.size:
         buffer = _scratch.buffer = np.empty(max(rows.size, CHUNK_WEIGHTS), np.float32)

@@ -27,6 +27,8 @@ GROUPS_PER_CALL = 256  # so that the progress bar moves
 PADDING = 0.0  # of a batch's longest row, at most: with none, no row is computed longer than it is
 MAX_GENERATED = 256  # lm-eval's own default
 
+ROLLING = ("", "")  # stands for the pair of texts where tokens alone are asked about
+
 Advance = Callable[[int], None]
 Request = tuple[tuple[str, str], list[int], list[int]]
 
@@ -55,6 +57,8 @@ class RuntimeLM(TemplateLM):
         self.remarks: set[str] = set()
         #: (task, item) whose logits were not finite: the likelihood is zero, a generation ends there
         self.non_finite: set[tuple[str | None, int | None]] = set()
+        #: (context, continuation) -> its ids, and the log-probability of each
+        self.scored: dict[tuple[str, str], tuple[list[int], np.ndarray]] = {}
 
     @property
     def eot_token_id(self) -> int:
@@ -97,7 +101,7 @@ class RuntimeLM(TemplateLM):
             context, continuation = request.args
             if context and not context.strip():  # lm-eval asserts on a context of white space alone
                 request.arguments = ("", context + continuation)
-        scores = super().loglikelihood(requests, disable_tqdm=True)
+        scores: list[tuple[float, bool]] = super().loglikelihood(requests, disable_tqdm=True)
         self._note([request for request, (value, _) in zip(requests, scores, strict=True) if value == -math.inf])
         return scores
 
@@ -105,18 +109,27 @@ class RuntimeLM(TemplateLM):
         self.non_finite |= {(request.task_name, request.doc_id) for request in requests}
 
     def _loglikelihood_tokens(self, requests: list[Request], **kwargs: Any) -> list[tuple[float, bool]]:
-        if not self.runtime.gives_logits:
-            return self._scored_by_runtime(requests)
+        greedy = np.ones(len(requests), bool)
+        log_probs = self._scored_by_runtime(requests, greedy) if not self.runtime.gives_logits else self._score(requests, greedy)
+        self.scored |= {r[0]: (r[2][-len(each) :], each) for r, each in zip(requests, log_probs, strict=True) if r[0] != ROLLING}
+        sums = np.array([each.sum() for each in log_probs])
+        finite = np.isfinite(sums)
+        sums[~finite] = -np.inf
+        return [(float(s), bool(g)) for s, g in zip(sums, greedy & finite, strict=True)]
+
+    def _score(self, requests: list[Request], greedy: np.ndarray) -> list[np.ndarray]:
+        """The log-probability of each token of each continuation; ``greedy`` is unset where greedy decoding gives another."""
         rows: dict[tuple[int, ...], list[tuple[int, list[int]]]] = {}
+        log_probs = []
         for index, (_, context, continuation) in enumerate(requests):
             whole = (context + continuation)[-(self.max_length + 1) :]
-            rows.setdefault(tuple(whole[:-1]), []).append((index, continuation[-(len(whole) - 1) :]))
-        sums = np.zeros(len(requests))
-        greedy = np.ones(len(requests), bool)
+            kept = continuation[-(len(whole) - 1) :]
+            rows.setdefault(tuple(whole[:-1]), []).append((index, kept))
+            log_probs.append(np.zeros(len(kept)))
         advance = self.advance("items", len(requests))
 
         def take(ids: tuple[int, ...], position: int, logits: np.ndarray) -> None:
-            self._add(ids, rows[ids], position, logits, sums, greedy)
+            self._add(ids, rows[ids], position, logits, log_probs, greedy)
 
         def first(ids: tuple[int, ...]) -> int:
             """The position from which logits are wanted."""
@@ -140,21 +153,18 @@ class RuntimeLM(TemplateLM):
 
                 self.runtime.logits(padded, min(first(ids) for ids in batch), consume_row)
                 advance(sum(len(rows[ids]) for ids in batch))
-        finite = np.isfinite(sums)
-        sums[~finite] = -np.inf
-        return [(float(s), bool(g)) for s, g in zip(sums, greedy & finite, strict=True)]
+        return log_probs
 
-    def _scored_by_runtime(self, requests: list[Request]) -> list[tuple[float, bool]]:
+    def _scored_by_runtime(self, requests: list[Request], greedy: np.ndarray) -> list[np.ndarray]:
         advance = self.advance("items", len(requests))
-        out: list[tuple[float, bool]] = []
+        out: list[np.ndarray] = []
         for begin in range(0, len(requests), GROUPS_PER_CALL):
             part = requests[begin : begin + GROUPS_PER_CALL]
             wholes = [(context + continuation)[-(self.max_length + 1) :] for _, context, continuation in part]
             firsts = [max(1, len(whole) - len(tokens)) for whole, (_, _, tokens) in zip(wholes, part, strict=True)]
             for log_probs, ranks in self.runtime.token_scores(wholes, firsts):
-                total = float(log_probs.sum())
-                finite = math.isfinite(total)
-                out.append((total if finite else -math.inf, finite and bool((ranks == 1).all())))
+                greedy[len(out)] = (ranks == 1).all()
+                out.append(log_probs)
             advance(len(part))
         return out
 
@@ -164,11 +174,11 @@ class RuntimeLM(TemplateLM):
         wanted: list[tuple[int, list[int]]],
         position: int,
         logits: np.ndarray,
-        sums: np.ndarray,
+        log_probs: list[np.ndarray],
         greedy: np.ndarray,
     ) -> None:
-        """Add to ``sums`` the log-probabilities that ``logits`` (of positions from ``position`` of ``ids``) give the tokens of
-        each (request, continuation) in ``wanted``."""
+        """Set the log-probabilities that ``logits`` (of positions from ``position`` of ``ids``) give the tokens of each
+        (request, continuation) in ``wanted``."""
         import torch
 
         length = len(ids)
@@ -190,7 +200,7 @@ class RuntimeLM(TemplateLM):
                 targets = np.asarray(tokens)[which[keep]]
                 lines = np.flatnonzero(keep)
                 chosen = x[torch.from_numpy(lines), torch.from_numpy(targets)].double()
-                sums[index] += float((chosen - normalizer[torch.from_numpy(lines)]).sum())
+                log_probs[index][which[keep]] = (chosen - normalizer[torch.from_numpy(lines)]).numpy()
                 greedy[index] &= bool((best.numpy()[lines] == targets).all())
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
@@ -202,7 +212,7 @@ class RuntimeLM(TemplateLM):
                 token_list=self.tok_encode(text), prefix_token=self.prefix_token_id, max_seq_len=self.max_length, context_len=1
             )
             for context, continuation in map(utils.make_disjoint_window, pairs):
-                windows.append((("", ""), context, continuation))
+                windows.append((ROLLING, context, continuation))
                 owners.append(index)
         totals = np.zeros(len(requests))
         for owner, (value, _) in zip(owners, self._loglikelihood_tokens(windows), strict=True):

@@ -43,6 +43,10 @@ class LocalTask:
     items: tuple[dict[str, Any], ...]
     delimiter: str = " "
 
+    @property
+    def is_hellaswag(self) -> bool:
+        return self.path.suffix == ".txt"
+
     def config(self) -> dict[str, Any]:
         """The lm-eval task, without its data."""
         shared = {"task": self.name, "test_split": "test", "target_delimiter": self.delimiter, "metadata": {"version": 1.0}}

@@ -5,7 +5,7 @@ import hashlib
 import logging
 import math
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib import metadata
@@ -22,10 +22,12 @@ from evals.rows import Heading, interval, number
 from evals.task_files import LocalTask, Task, task_manager
 from quantize.errors import BadInput, QuantwrightError, StepFailed
 from quantize.runtimes import Runtime
+from quantize.runtimes.llamacpp_tree import common_beginning
 from quantize.tokenizer import SourceTokenizer
 
 PROTOCOL = "lm-eval"
 METRIC_NAMES = {"acc": "accuracy", "acc_norm": "accuracy_norm", "pass@1": "pass_at_1"}
+PER_TOKEN = "accuracy_per_token"
 BOOTSTRAP_ITERATIONS = 1000
 
 
@@ -94,6 +96,8 @@ def _one_task(model: Any, task: Task, heading: Heading, options: TaskOptions, id
             ) from error
         except (ValueError, KeyError, AssertionError, TypeError, TemplateError) as error:
             raise StepFailed(f"task {task.name}: lm-eval failed: {type(error).__name__}: {_first_line(error)}") from error
+    if isinstance(task, LocalTask) and task.is_hellaswag:
+        _score_per_token(outcome, task.name, model.scored)
     rows: list[EvalResult] = []
     for name, metrics, members in _measured(outcome):
         samples = [
@@ -128,6 +132,17 @@ def _one_task(model: Any, task: Task, heading: Heading, options: TaskOptions, id
                 own = replace(base, detail=base.detail | {"members": parts}) if parts else base
                 rows.append(_row(own, key, value, metrics, samples, model.non_finite))
     return rows
+
+
+def _score_per_token(outcome: dict[str, Any], name: str, scored: Mapping[tuple[str, str], tuple[list[int], np.ndarray]]) -> None:
+    """Adds llama-perplexity's ``--hellaswag`` to lm-eval's outcome: the mean over tokens from the first that differs decides."""
+    for sample in outcome["samples"][name]:
+        choices = [scored[tuple(pair)] for pair in sample["arguments"]]
+        shared = common_beginning([tokens for tokens, _ in choices])
+        means = [log_probs[shared:].mean() if len(log_probs) > shared else -math.inf for _, log_probs in choices]
+        sample[PER_TOKEN] = float(np.argmax(means) == sample["doc"]["gold"])
+    right = np.array([sample[PER_TOKEN] for sample in outcome["samples"][name]])
+    outcome["results"][name] |= {f"{PER_TOKEN},none": right.mean(), f"{PER_TOKEN}_stderr,none": statistics.mean_stderr(right)}
 
 
 def _measured(outcome: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any], list[str]]]:

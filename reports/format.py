@@ -16,6 +16,7 @@ METRICS: dict[str, tuple[str, str, str, int]] = {
     "top1_agreement": ("Top-1 agreement", "", "percent", 1),
     "accuracy": ("Accuracy", "", "percent", 1),
     "accuracy_norm": ("Accuracy (norm.)", "", "percent", 1),
+    "accuracy_per_token": ("Accuracy (per token)", "", "percent", 1),
     "task_accuracy": ("Task accuracy", "", "percent", 1),
     "pp_tokens_per_s": ("Prefill", "tokens/s", "speed", 1),
     "tg_tokens_per_s": ("Decode", "tokens/s", "speed", 1),

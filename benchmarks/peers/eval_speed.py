@@ -1,15 +1,17 @@
-"""Time and memory of perplexity and divergence beside the tools that measure the same, on one model, in one run.
+"""Time and memory of perplexity, divergence and a task beside the tools that measure the same, on one model, in one run.
 
     python -m benchmarks.peers.eval_speed WORKDIR [--model HF_FOLDER] [--llama-perplexity PATH] [--chunks 8] [--repeats 3]
+        [--hellaswag hellaswag_val_full.txt --items 50]
 
 Without ``--model``, random weights in the shape of Qwen2 0.5B. Whole commands, each in a process of its own, ours and theirs in
 turn:
 
 - a GGUF (Q4_K_M) in llama.cpp: ``llama-perplexity -c 512`` against ``eval --ids runtime`` on the same text;
+- the same file on the first items of HellaSwag's text form: ``llama-perplexity --hellaswag`` against ``eval --tasks``;
 - the checkpoint in float32: lm-eval's wikitext task on its own HFLM against ``eval --protocol lmeval-wikitext``;
 - divergence of two GGUFs in one command against the time of their perplexities alone, in units of the reference's.
 
-Prints one JSON document: seconds, peak memory, ratio of the medians, and what each said the perplexity is.
+Prints one JSON document: seconds, peak memory, ratio of the medians, and what each said the result is.
 """
 
 import argparse
@@ -41,6 +43,8 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--parts", default="gguf,hf,divergence")
+    parser.add_argument("--hellaswag", type=Path)
+    parser.add_argument("--items", type=int, default=50)
     parser.add_argument("--hflm", nargs=2, type=Path, metavar=("FOLDER", "PAGES"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.hflm:
@@ -53,6 +57,8 @@ def main() -> None:
     parts = options.parts.split(",")
     if "gguf" in parts:
         result["gguf"] = gguf(model, text, options)
+    if options.hellaswag:
+        result["hellaswag"] = hellaswag(model, options)
     if "hf" in parts:
         result["hf"] = hf(model, options)
     if "divergence" in parts:
@@ -88,7 +94,7 @@ def in_turn(commands: dict[str, list[str]], options: argparse.Namespace) -> dict
         "seconds": seconds,
         "median_seconds": {who: statistics.median(each) for who, each in seconds.items()},
         "peak_bytes": {who: max(each[1] for each in made) for who, made in runs.items()},
-        "perplexity": {who: perplexity(made[-1][2]) for who, made in runs.items()},
+        "said": {who: said(made[-1][2]) for who, made in runs.items()},
     }
 
 
@@ -97,15 +103,19 @@ def ratio(result: dict[str, Any]) -> dict[str, Any]:
     return {**result, "ratio": median["ours"] / median["theirs"]}
 
 
-def perplexity(printed: str) -> float | None:
-    """Of our rows, of llama-perplexity's last line, or of lm-eval's result."""
+def said(printed: str) -> float | None:
+    """Perplexity, or HellaSwag's accuracy in per cent: of our rows, of llama-perplexity's last line, or of lm-eval's result."""
     last = printed.strip().splitlines()[-1]
     if last.startswith("["):
         rows = json.loads(last)
         found = {row["metric"]: row["value"] for row in rows}
+        if "accuracy_per_token" in found:
+            return 100 * found["accuracy_per_token"]
         return found.get("word_perplexity", found.get("perplexity"))
-    if said := re.search(r"Final estimate: PPL = ([\d.]+)", printed) or re.search(r"\]([\d.]+),\s*$", printed):
-        return float(said[1])
+    if items := re.findall(r"^\d+\t([\d.]+)%", printed, re.MULTILINE):
+        return float(items[-1])
+    if total := re.search(r"Final estimate: PPL = ([\d.]+)", printed) or re.search(r"\]([\d.]+),\s*$", printed):
+        return float(total[1])
     return float(json.loads(last)["word_perplexity"])
 
 
@@ -116,6 +126,28 @@ def gguf(model: Path, text: Path, options: argparse.Namespace) -> dict[str, Any]
     if not options.llama_perplexity:
         return in_turn(commands, options)
     tool = [options.llama_perplexity, "-m", file, "-f", text, "-c", WINDOW, "-t", options.threads]
+    return ratio(in_turn({**commands, "theirs": list(map(str, tool))}, options))
+
+
+def hellaswag(model: Path, options: argparse.Namespace) -> dict[str, Any]:
+    file, text = converted(model, "gguf-q4_k_m", options.workdir), options.workdir / "hellaswag.txt"
+    lines = options.hellaswag.read_text(encoding="utf-8").splitlines(keepends=True)[: 6 * options.items]
+    text.write_text("".join(lines), encoding="utf-8")
+    commands = {"ours": ours("eval", file, "--ids", "runtime", "--tasks", text, "--json", "--threads", options.threads)}
+    if not options.llama_perplexity:
+        return in_turn(commands, options)
+    tool = [
+        options.llama_perplexity,
+        "-m",
+        file,
+        "-f",
+        text,
+        "-t",
+        options.threads,
+        "--hellaswag",
+        "--hellaswag-tasks",
+        options.items,
+    ]
     return ratio(in_turn({**commands, "theirs": list(map(str, tool))}, options))
 
 

@@ -79,7 +79,7 @@ def test_real_tasks_agree_with_lm_eval_item_by_item(shared: Path, demo_checkpoin
         task_manager=TaskManager(include_defaults=False),
     )
     names = {"accuracy": "acc", "accuracy_norm": "acc_norm", "perplexity": "perplexity"}
-    for row in ours:
+    for row in (row for row in ours if row.metric in names):
         samples = sorted(theirs["samples"][name], key=lambda s: s["doc_id"])
         assert row.samples == pytest.approx([float(s[names[row.metric]]) for s in samples], rel=1e-4)
 

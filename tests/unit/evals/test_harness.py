@@ -1,5 +1,6 @@
 """lm-eval on a model whose probabilities are known exactly."""
 
+import itertools
 import sys
 from pathlib import Path
 
@@ -66,6 +67,31 @@ def test_multiple_choice_equals_a_naive_loop() -> None:
     low, high = rows["accuracy"].interval or (0, 0)
     assert low < np.mean(plain) < high
     assert (rows["accuracy"].task, rows["accuracy"].n, rows["accuracy"].ids) == ("mine", 30, "runtime")
+
+
+def test_hellaswags_text_form_is_scored_as_llama_perplexity_does_too() -> None:
+    model, plain = letters_model(), make_task("choices", 60)
+    items = tuple(
+        {**item, "choices": ["snow or " + choice + " s" * i for i, choice in enumerate(item["choices"])]} for item in plain.items
+    )
+    rows = run_tasks(
+        model, [LocalTask("mine", Path("mine.txt"), "choices", items)], None, HEADING, TaskOptions(), False, {"bos": 0, "eos": 0}
+    )
+    want, whole = [], []
+    for item in items:
+        texts = [f"{item['query']} {choice}" for choice in item["choices"]]
+        # What all texts begin with, llama-perplexity leaves out of sum and count. A token is a letter here.
+        shared = "".join(letters[0] for letters in itertools.takewhile(lambda x: len(set(x)) == 1, zip(*texts, strict=False)))
+        means = [naive_score(model, shared, text[len(shared) :])[0] / (len(text) - len(shared)) for text in texts]
+        want.append(float(np.argmax(means) == item["gold"]))
+        begin = len(item["query"])
+        means = [naive_score(model, item["query"], text[begin:])[0] / (len(text) - begin) for text in texts]
+        whole.append(float(np.argmax(means) == item["gold"]))
+    assert want != whole
+    (row,) = [row for row in rows if row.metric == "accuracy_per_token"]
+    assert row.samples == tuple(want)
+    assert row.value == pytest.approx(np.mean(want))
+    assert row.stderr == pytest.approx(np.std(want, ddof=1) / np.sqrt(60))
 
 
 def test_context_options_equal_a_naive_loop() -> None:

@@ -19,6 +19,7 @@ from quantize.errors import StepFailed, Unsupported
 from quantize.methods import Conversion, Method
 from quantize.recipe import Recipe, RunOptions
 
+BLOCK = 64  # weights that share a scale: the default of transformers, which the recipe does not change
 FLOAT16_MAX = 65504.0
 STATE = ".quant_state.bitsandbytes__"
 
@@ -100,6 +101,16 @@ class BitsAndBytes(Method):
                         tensor=layers.tensor(name), what="kept unquantized", why="transformers skips this module for bitsandbytes"
                     )
                 )
+        if recipe.weights != "int8":
+            notes += [
+                Note(
+                    tensor=layers.tensor(name),
+                    what=f"blocks of {BLOCK} that cross rows of {layers.linear[name][1]}",
+                    why="bitsandbytes 0.50 computes such layers wrongly on CPUs with AVX-512; right on GPUs and in this program",
+                )
+                for name in sorted(done)
+                if layers.linear[name][1] % BLOCK
+            ]
         return Conversion(
             weight_bytes,
             engine=_engine(),

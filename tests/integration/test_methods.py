@@ -86,3 +86,14 @@ def test_pre_tokenizer_is_an_option_of_convert(checkpoint: Path, tmp_path: Path)
     manifest = Artifact.load(tmp_path / "one").manifest
     assert manifest.recipe["pre_tokenizer"] == "qwen2"
     assert any("--pre-tokenizer" in note.why for note in manifest.notes)
+
+
+def test_layers_that_bitsandbytes_computes_wrongly_on_some_cpus_are_named(
+    make_checkpoint: Callable[..., Path], tmp_path: Path
+) -> None:
+    """``dequantize_flat`` tells of the fault. Of these layers, down_proj alone has rows of whole blocks."""
+    source = make_checkpoint(hidden_size=96, intermediate_size=128, num_hidden_layers=1)
+    notes = [n for n in convert(source, "bnb-nf4", tmp_path / "one").manifest.notes if "cross rows" in n.what]
+    assert {note.what for note in notes} == {"blocks of 64 that cross rows of 96"}
+    assert sorted(n.tensor.split(".")[-2] for n in notes) == ["gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"]
+    assert not any("cross rows" in n.what for n in convert(source, "bnb-int8", tmp_path / "two", verify="none").manifest.notes)

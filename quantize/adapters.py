@@ -7,7 +7,6 @@ Source: peft's LoraConfig (scaling, patterns), ``tuners/lora/layer.py`` (get_del
 
 import atexit
 import hashlib
-import json
 import math
 import re
 import shutil
@@ -25,6 +24,7 @@ from quantize.checkpoint import (
     Checkpoint,
     TensorInfo,
     bfloat16_to_float32,
+    read_json,
     read_safetensors_header,
     sha256_file,
 )
@@ -146,12 +146,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG
     if not path.is_file():
         raise BadInput(f"{folder}: no {CONFIG}, so not a PEFT adapter; give the folder that holds it")
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, UnicodeDecodeError) as error:
-        raise BadInput(f"{path}: not valid JSON ({error}); fetch the file again") from None
-    if not isinstance(config, dict):
-        raise BadInput(f"{path}: expected a JSON object; fetch the file again")
+    config = read_json(path)
     if config.get("peft_type") != "LORA":
         raise Unsupported(f"{folder}: an adapter of type {config.get('peft_type')}; only LORA can be merged")
     for key, what in REFUSED.items():

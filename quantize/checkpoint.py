@@ -282,13 +282,18 @@ def _read_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     if not path.is_file():
         raise BadInput(f"{folder}: no config.json, so not a Hugging Face checkpoint; give the folder that holds it")
+    return read_json(path)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Errors: BadInput where the file is no JSON, or not an object."""
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        data = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, UnicodeDecodeError) as error:
         raise BadInput(f"{path}: not valid JSON ({error}); fetch the file again") from None
-    if not isinstance(config, dict):
+    if not isinstance(data, dict):
         raise BadInput(f"{path}: expected a JSON object; fetch the file again")
-    return config
+    return data
 
 
 def _read_tensor_index(folder: Path) -> dict[str, TensorInfo]:

@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from quantize.checkpoint import sha256_file
+from quantize.checkpoint import read_json, sha256_file
 from quantize.errors import BadInput
 
 SENTENCEPIECE_FILES = ("tokenizer.model", "spiece.model")
@@ -65,7 +65,7 @@ class SourceTokenizer:
         """
         if self.is_sentencepiece:
             return {}
-        data: dict[str, Any] = _read_json(self.file) if self.file.name == "tokenizer.json" else json.loads(self.backend.to_str())
+        data: dict[str, Any] = read_json(self.file) if self.file.name == "tokenizer.json" else json.loads(self.backend.to_str())
         if not isinstance(data.get("model"), dict) or "vocab" not in data["model"]:
             raise BadInput(f"{self.file}: has no vocabulary (model.vocab); fetch it again")
         return data
@@ -215,15 +215,7 @@ def _token_id(path: Path, number: Any) -> int:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, UnicodeDecodeError) as error:
-        raise BadInput(f"{path}: not valid JSON ({error}); fetch the file again") from None
-    if not isinstance(data, dict):
-        raise BadInput(f"{path}: expected a JSON object; fetch the file again")
-    return data
+    return read_json(path) if path.is_file() else {}
 
 
 def _from_class(folder: Path) -> Any:

@@ -67,6 +67,13 @@ TABLE_METRICS = (
 )
 @click.option("--cache", type=click.Path(path_type=Path, file_okay=False), help="where those are kept (default: OUT/cache)")
 @click.option("--floors", is_flag=True, help="add rows that show below what a divergence means nothing")
+@click.option(
+    "--weights-only",
+    type=click.Choice(["sample", "full", "none"]),
+    default="sample",
+    show_default=True,
+    help="measure a GGUF's weights in the reference's runtime too, beside llama.cpp: on a tenth of the chunks, on all, or not",
+)
 @click.option("--runtime", type=click.Choice(["vllm"]), help="measure the artifacts in vLLM: perplexity and tasks, no divergence")
 @click.option("--prune", is_flag=True, help="delete each file fetched of a GGUF repository before the next is fetched")
 @click.option("-o", "--out", type=click.Path(path_type=Path, file_okay=False), help="run folder; results go to OUT/results")
@@ -90,6 +97,7 @@ def evaluate(
     cache_limit: str,
     cache: Path | None,
     floors: bool,
+    weights_only: str,
     runtime: str | None,
     prune: bool,
     out: Path | None,
@@ -124,6 +132,7 @@ def evaluate(
         cache_limit=parse_size(cache_limit),
         cache=cache,
         floors=floors,
+        weights_only=weights_only,
         prune=prune,
         runtime=runtime or "",
     )

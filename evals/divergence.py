@@ -44,6 +44,20 @@ class Divergences:
         """Change in the probability of the true token."""
         return np.exp(self.candidate) - np.exp(self.reference)
 
+    def only(self, indices: np.ndarray) -> "Divergences":
+        """Of some of the windows, in the order given."""
+        counts = np.diff(self.offsets)[indices]
+        begin = self.offsets[indices]
+        where = np.concatenate([np.arange(b, b + n) for b, n in zip(begin, counts, strict=True)])
+        return Divergences(
+            self.kl[where],
+            self.candidate[where],
+            self.reference[where],
+            self.same_top[where],
+            self.confidence[where],
+            np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
+        )
+
 
 @dataclass(frozen=True)
 class Summary:

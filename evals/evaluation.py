@@ -22,6 +22,7 @@ from evals.rows import Heading, divergence_rows, perplexity_rows, unavailable_ro
 from evals.subjects import Typed, guess_reference, largest
 from evals.tasks import TaskOptions
 from evals.text import MeasuredText
+from evals.weights_only import HOW_MUCH, Measured, weights_only_rows
 from quantize.errors import BadInput, QuantwrightError
 from quantize.recipe import RunOptions
 from quantize.runtimes import Runtime, open_runtime
@@ -59,6 +60,7 @@ class Evaluation:
     cache_limit: int
     cache: Path | None
     floors: bool
+    weights_only: str
     prune: bool
     runtime: str  # of the artifacts; the reference keeps to its own, which gives logits
     say: Callable[[str], None]
@@ -68,6 +70,8 @@ class Evaluation:
             raise BadInput("nothing to evaluate: give at least one artifact or model")
         if self.ids not in ("source", "runtime"):
             raise BadInput(f"--ids {self.ids!r}: expected source or runtime")
+        if self.weights_only not in HOW_MUCH:
+            raise BadInput(f"--weights-only {self.weights_only!r}: expected {', '.join(HOW_MUCH)}")
         self.environment: dict[str, Any] = {"python": platform.python_version(), "machine": platform.machine()}
         self.environment |= {name: _version(name) for name in LIBRARIES if _version(name)}
         self.environment["threads"] = self.run.resolved_threads
@@ -206,22 +210,24 @@ class Evaluation:
             outcome.results += [replace(row, artifact=typed.name) for row in self.reference_results]
             return
         rows: list[EvalResult] = []
+        measured: list[Measured] = []
         with open_runtime(typed.path, self.run, load_as=typed.load_as, runtime=self.runtime) as runtime:
             heading = self._heading(typed, runtime, "reference" if typed.same_as(self.reference) and not self.runtime else "")
             for protocol in self.protocols if self.metrics else ():
-                rows += self._measure_text(typed, protocol, runtime, heading)
+                rows += self._measure_text(typed, protocol, runtime, heading, measured)
             if tasks:
                 rows += self._task_rows(typed, tasks, runtime, heading)
             rows += self._generation_rows(typed, runtime, heading)
-        if typed.gguf and typed.manifest and self.reference_rows:
-            from evals.floors import weights_only_rows
-
-            rows += weights_only_rows(typed, self.reference, self._known(), self.run, heading, self.say)
+        if typed.gguf and self.weights_only != "none":
+            rows += weights_only_rows(typed, self.reference, measured, self.weights_only, self.run, heading, self.say)
         outcome.results += rows
         if self.out:
             merge_results(results_path(self.out, self._result_name(typed), "eval"), typed.subject(heading.role), rows)
 
-    def _measure_text(self, typed: Typed, protocol: TextProtocol, runtime: Runtime, heading: Heading) -> list[EvalResult]:
+    def _measure_text(
+        self, typed: Typed, protocol: TextProtocol, runtime: Runtime, heading: Heading, measured: list[Measured]
+    ) -> list[EvalResult]:
+        """``measured`` gets what was compared with the reference on the source's ids."""
         windows = self.measured.windows(protocol, runtime, typed)
         known = self.reference_rows.get(protocol.requested)
         if known is None or not runtime.gives_logits:
@@ -233,12 +239,9 @@ class Evaluation:
             )
         with self._progress(f"{typed.name} {windows.protocol.name}", windows.scored) as advance:
             divergences = compare(known, runtime, windows, advance, typed.name)
+        if windows.ids == "source":
+            measured.append(Measured(windows, known, divergences))
         return self._text_rows(divergences, windows, heading)
-
-    def _known(self) -> list[tuple[Windows, ReferenceRows]]:
-        """The windows of each protocol with what is known of the reference there (source ids only)."""
-        found = ((self.measured.made.get(p.requested), self.reference_rows.get(p.requested)) for p in self.protocols)
-        return [(windows, rows) for windows, rows in found if windows and rows]
 
     def _text_rows(self, divergences: Divergences, windows: Windows, heading: Heading) -> list[EvalResult]:
         rows = []

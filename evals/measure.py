@@ -60,6 +60,7 @@ def measure(
     cache_limit: int = DEFAULT_CACHE_LIMIT,
     cache: Path | str | None = None,
     floors: bool = False,
+    weights_only: str = "sample",
     prune: bool = False,
     runtime: str = "",
     say: Callable[[str], None] = log,
@@ -74,8 +75,10 @@ def measure(
     run what a model writes. ``out``: a run folder to which the rows are written too, as ``out/results/*.json``.
     ``prompts``: a file of them, or the prompts, which every artifact continues by ``generate`` tokens; with ``generate`` alone
     they are cut from the text. ``cache``: where the reference's logits are kept for the next call (default: ``out/cache``;
-    without either they are thrown away). ``floors``: add the rows below which no difference means anything. ``prune``: delete
-    each file of a GGUF repository that was fetched for this, before the next is fetched. ``runtime``: ``vllm`` measures the
+    without either they are thrown away). ``floors``: add the rows below which no difference means anything.
+    ``weights_only``: on how much of the text a GGUF's weights are measured in the reference's runtime too: ``sample`` (a tenth),
+    ``full`` or ``none``. ``prune``: delete each file of a GGUF repository that was fetched for this, before the next is fetched.
+    ``runtime``: ``vllm`` measures the
     artifacts in vLLM, without divergence.
 
     What fails costs its artifact's rows, not the others'. Errors: BadInput where something given cannot be used.
@@ -101,6 +104,7 @@ def measure(
         cache_limit=cache_limit,
         cache=Path(cache) if cache else Path(out) / "cache" if out else None,
         floors=floors,
+        weights_only=weights_only,
         prune=prune,
         runtime=runtime,
         say=say,

@@ -60,6 +60,10 @@ class ReferenceRows(ABC):
     def drive(self, runtime: Runtime, windows: Windows, consume: Consume, advance: Advance | None) -> None:
         """Run the candidate so that ``rows`` can answer for every position it pushes to ``consume``."""
 
+    @abstractmethod
+    def only(self, windows: Windows, indices: np.ndarray) -> "ReferenceRows":
+        """The same of some of ``windows``, which this was made on: positions count in those alone. Not to be closed."""
+
 
 def cache_bytes(windows: Windows, vocabulary: int) -> int:
     return windows.scored * (2 * vocabulary + ROW_BYTES)
@@ -147,10 +151,33 @@ class CachedReference(ReferenceRows):
     def drive(self, runtime: Runtime, windows: Windows, consume: Consume, advance: Advance | None) -> None:
         run_windows(runtime, windows, consume, advance)
 
+    def only(self, windows: Windows, indices: np.ndarray) -> "ReferenceRows":
+        return _SomeWindows(self, windows.offsets[indices], windows.only(indices).offsets)
+
     def close(self) -> None:
         self._codes.close()
         if self.temporary:
             shutil.rmtree(self.folder, ignore_errors=True)
+
+
+class _SomeWindows(ReferenceRows):
+    """``begins``: where each of the windows begins in ``whole``; ``offsets``: where it begins here."""
+
+    def __init__(self, whole: CachedReference, begins: np.ndarray, offsets: np.ndarray):
+        self.whole, self.vocabulary = whole, whole.vocabulary
+        self._begins, self._offsets = begins, offsets
+
+    def rows(self, where: slice) -> KnownRows:
+        """``where`` lies within one window, as all that a runtime pushes does."""
+        window = int(np.searchsorted(self._offsets, where.start, side="right")) - 1
+        shift = int(self._begins[window] - self._offsets[window])
+        return self.whole.rows(slice(where.start + shift, where.stop + shift))
+
+    def drive(self, runtime: Runtime, windows: Windows, consume: Consume, advance: Advance | None) -> None:
+        self.whole.drive(runtime, windows, consume, advance)
+
+    def only(self, windows: Windows, indices: np.ndarray) -> ReferenceRows:
+        return _SomeWindows(self.whole, self._begins[indices], windows.only(indices).offsets)
 
 
 class SideBySideReference(ReferenceRows):
@@ -169,6 +196,9 @@ class SideBySideReference(ReferenceRows):
         part = slice(where.start - start, where.stop - start)
         rows = kept[part]
         return KnownRows(as_tensor(logits[part]), rows["true_log_prob"].astype(np.float64), rows["top"], rows["confidence"])
+
+    def only(self, windows: Windows, indices: np.ndarray) -> ReferenceRows:
+        return self  # nothing is kept that positions could be counted in
 
     def drive(self, runtime: Runtime, windows: Windows, consume: Consume, advance: Advance | None) -> None:
         offsets = windows.offsets

@@ -10,8 +10,8 @@ from reports.differences import Difference
 SCHEMA_VERSION = 1
 #: The numbers of a row, in the order of the CSV's columns.
 NUMBERS = (
-    "perplexity", "kl_mean", "kl_median", "kl_p99", "kl_max", "kl_weights_only", "top1_agreement", "bits_per_byte",
-    "pp_tokens_per_s", "tg_tokens_per_s", "ttft_ms", "load_ms", "peak_memory_bytes", "gpu_memory_bytes",
+    "perplexity", "kl_mean", "kl_median", "kl_p99", "kl_max", "kl_weights_only", "kl_same_tokens", "top1_agreement",
+    "bits_per_byte", "pp_tokens_per_s", "tg_tokens_per_s", "ttft_ms", "load_ms", "peak_memory_bytes", "gpu_memory_bytes",
 )  # fmt: skip
 
 

@@ -13,6 +13,7 @@ METRICS: dict[str, tuple[str, str, str, int]] = {
     "bits_per_byte": ("Bits/byte", "", "fixed4", -1),
     "kl_mean": ("KL divergence", "nats", "small", -1),
     "kl_weights_only": ("KL, weights only", "nats", "small", -1),
+    "kl_same_tokens": ("KL, same tokens", "nats", "small", -1),
     "top1_agreement": ("Top-1 agreement", "", "percent", 1),
     "accuracy": ("Accuracy", "", "percent", 1),
     "accuracy_norm": ("Accuracy (norm.)", "", "percent", 1),

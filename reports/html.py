@@ -171,6 +171,7 @@ def _summary(group: Group) -> dict[str, Any]:
         "texts": sorted({str(r.environment["text"]) for r in quality if r.environment.get("text")}),
         "tokens": max((r.n for r in quality), default=0),
         "chunks": max((len(r.samples) for r in quality), default=0),
+        "same_tokens": max((r.n for r in results if r.metric == "kl_same_tokens"), default=0),
         "backends": sorted({r.backend for r in results if r.backend}),
     }
 
@@ -206,8 +207,8 @@ def _chooser(group: Group, limits: Limits, ids: dict[int, str], shapes: dict[str
 
 def _columns(comparison: Comparison) -> list[Column]:
     wanted = (
-        "size_bytes", "bits_per_weight", "kl_mean", "kl_weights_only", "perplexity", "top1_agreement", "bits_per_byte",
-        "pp_tokens_per_s", "tg_tokens_per_s", "ttft_ms", "load_ms", "peak_memory_bytes", "gpu_memory_bytes",
+        "size_bytes", "bits_per_weight", "kl_mean", "kl_weights_only", "kl_same_tokens", "perplexity", "top1_agreement",
+        "bits_per_byte", "pp_tokens_per_s", "tg_tokens_per_s", "ttft_ms", "load_ms", "peak_memory_bytes", "gpu_memory_bytes",
     )  # fmt: skip
     out = []
     for metric in wanted:

@@ -91,6 +91,7 @@ class Evaluate(Strict):
     generate: int | None = Field(default=None, ge=1)
     cache_limit: str | None = None
     floors: bool = False
+    weights_only: Literal["sample", "full", "none"] = "sample"
 
 
 class Benchmark(Strict):

@@ -199,6 +199,8 @@ def _eval_step(job: Job, model: OpenModel, recipe: Recipe | None, texts: "_Texts
             arguments += ["--tokens", str(evaluate.limit)]
         if evaluate.floors and recipe == model.merged:
             arguments.append("--floors")
+        if recipe and recipe.method == "gguf":
+            arguments += ["--weights-only", evaluate.weights_only]
         if evaluate.cache_limit:
             arguments += ["--cache-limit", evaluate.cache_limit]
     if tasks:

@@ -1,0 +1,118 @@
+"""What a GGUF's weights alone do: its dequantized tensors in the reference's runtime. llama.cpp on a CPU rounds activations.
+
+That is a pass of the whole reference model for every GGUF, where the reference itself runs once for all of them. So by default
+(``sample``) it is taken on a tenth of the windows, at least ``SAMPLE_WINDOWS``, beyond those no more than hold
+``SAMPLE_TOKENS`` scored tokens. They are spread evenly over the text: neighbours are alike, and a beginning is not the rest.
+Beside it stands the divergence of the file itself, in its own runtime, on those very tokens.
+"""
+
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from evals.divergence import Divergences, compare
+from evals.protocols import Windows
+from evals.reference import ReferenceRows
+from evals.result import EvalResult
+from evals.rows import Heading, divergence_rows
+from evals.subjects import Typed
+from quantize.checkpoint import Checkpoint
+from quantize.errors import QuantwrightError, StepFailed
+from quantize.recipe import RunOptions, parse_recipe
+from quantize.registry import method
+from quantize.runtimes import open_runtime
+
+HOW_MUCH = ("sample", "full", "none")
+SAMPLE_WINDOWS = 8
+SAMPLE_TOKENS = 8192
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Of one protocol: the windows, what is known of the reference there, and how the artifact diverged in its own runtime."""
+
+    windows: Windows
+    reference: ReferenceRows
+    divergences: Divergences
+
+
+def chosen_windows(windows: Windows, how_much: str) -> np.ndarray:
+    """Ascending indices of the windows to measure on."""
+    count = len(windows.windows)
+    if how_much == "full":
+        return np.arange(count)
+    fitting = SAMPLE_TOKENS * count // max(1, windows.scored)
+    wanted = min(count, max(SAMPLE_WINDOWS, min(-(-count // 10), fitting)))
+    return (np.arange(wanted) * 2 + 1) * count // (2 * wanted)
+
+
+def weights_only_rows(
+    typed: Typed,
+    reference: Typed | None,
+    measured: Sequence[Measured],
+    how_much: str,
+    run: RunOptions,
+    heading: Heading,
+    say: Callable[[str], None],
+) -> list[EvalResult]:
+    """``kl_weights_only`` for each protocol of a GGUF artifact of ours, and ``kl_same_tokens``, its ``kl_mean`` on those tokens;
+    empty, with the reason said, where they cannot be had."""
+    if not measured or reference is None or reference.gguf or typed.manifest is None:
+        return []
+    try:
+        with _dequantized(typed, reference, run) as folder, open_runtime(folder, run) as runtime:
+            rows = []
+            for each in measured:
+                indices = chosen_windows(each.windows, how_much)
+                shared = each.windows.only(indices)
+                found = compare(each.reference.only(each.windows, indices), runtime, shared, None, typed.name)
+                how = {"how": "its dequantized tensors in the reference's runtime", "runtime": runtime.describe()}
+                rows.append(_mean(found, each, shared, heading, "kl_weights_only", how))
+                rows.append(_mean(each.divergences.only(indices), each, shared, heading, "kl_same_tokens", {}))
+            return rows
+    except QuantwrightError as error:
+        say(f"{typed.name}: no kl_weights_only: {error}")
+        return []
+
+
+def _mean(d: Divergences, each: Measured, shared: Windows, heading: Heading, metric: str, more: dict[str, Any]) -> EvalResult:
+    row = divergence_rows(d, shared, heading)[0]
+    return replace(row, metric=metric, detail=row.detail | {"of_chunks": len(each.windows.windows)} | more)
+
+
+@contextmanager
+def _dequantized(typed: Typed, reference: Typed, run: RunOptions) -> Iterator[Path]:
+    """A float32 Hugging Face folder of the artifact's weights. Errors: StepFailed where memory or disk do not suffice."""
+    from safetensors.numpy import save_file
+
+    assert typed.manifest is not None
+    checkpoint = Checkpoint.open(str(reference.path), trust_remote_code=run.trust_remote_code)
+    recipe = parse_recipe(typed.manifest.recipe)
+    with tempfile.TemporaryDirectory(dir=run.scratch) as name:
+        folder = Path(name)
+        _check_room(checkpoint.parameters * 4, folder, run)
+        weights = dict(
+            method(recipe.method).dequantize(typed.path if typed.path.is_dir() else typed.path.parent, recipe, checkpoint)
+        )
+        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+        del weights
+        config: dict[str, Any] = {key: value for key, value in checkpoint.config.items() if key != "torch_dtype"}
+        (folder / "config.json").write_text(json.dumps(config | {"dtype": "float32"}), encoding="utf-8")
+        for path in checkpoint.companion_files:
+            shutil.copy(path, folder / path.name)
+        yield folder
+
+
+def _check_room(needed: int, folder: Path, run: RunOptions) -> None:
+    import psutil
+
+    memory = min(run.memory_bytes or 1 << 62, psutil.virtual_memory().available)
+    if 2 * needed > memory or needed > shutil.disk_usage(folder).free:
+        raise StepFailed(f"its weights take {needed / 2**30:.1f} GiB in float32, more than memory or disk allow")

@@ -263,7 +263,7 @@ class Evaluation:
 
     def _score(self, runtime: Runtime, windows: Windows, name: str) -> TokenScores:
         with self._progress(f"{name} {windows.protocol.name}", windows.scored) as advance:
-            return score(runtime, windows, advance)
+            return score(runtime, windows, advance, self.run.resolved_threads)
 
     def _heading(self, typed: Typed, runtime: Runtime, role: str) -> Heading:
         described = runtime.describe()

@@ -5,6 +5,7 @@ Logits are taken as they come, window by window, so that nothing of (all tokens 
 
 import math
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -72,8 +73,10 @@ def run_windows(
             runtime.logits(rows[begin : begin + step], first, take)
 
 
-def score(runtime: Runtime, windows: Windows, advance: Advance | None = None) -> TokenScores:
-    """Errors: BadInput where a window exceeds the model's context or an id its vocabulary."""
+def score(runtime: Runtime, windows: Windows, advance: Advance | None = None, threads: int = 1) -> TokenScores:
+    """``threads``: of the arithmetic on the logits, while the runtime waits.
+
+    Errors: BadInput where a window exceeds the model's context or an id its vocabulary."""
     out = np.full(windows.scored, np.nan)
     if not runtime.gives_logits:
         for begin in range(0, len(windows.windows), WINDOWS_PER_CALL):
@@ -87,9 +90,10 @@ def score(runtime: Runtime, windows: Windows, advance: Advance | None = None) ->
         return TokenScores(out, windows.offsets)
 
     def consume(where: slice, logits: np.ndarray, targets: np.ndarray) -> None:
-        out[where] = target_log_probs(logits, targets)
+        out[where] = target_log_probs(logits, targets, pool.map)
 
-    run_windows(runtime, windows, consume, advance)
+    with ThreadPoolExecutor(threads) as pool:
+        run_windows(runtime, windows, consume, advance)
     return TokenScores(out, windows.offsets)
 
 

@@ -1,6 +1,6 @@
 """GGUF files in llama.cpp, in process. The binding itself is ``quantize.gguf.llamacpp``."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,9 +56,10 @@ class LlamaCppRuntime(Runtime):
         length = rows.shape[1]
         if len(rows) == 0 or length == 0:
             return
-        outputs = min(BATCH, max(16, LOGITS_BYTES // (4 * self.vocabulary)))
-        together = max(1, min(len(rows), min(BATCH, outputs) // length))
-        context = self._windows_context(length, together, outputs)
+        most = max(16, LOGITS_BYTES // (4 * self.vocabulary))
+        together = max(1, min(len(rows), BATCH // length, most // max(1, length - first)))
+        batch = min(BATCH, length * together)
+        context = self._windows_context(length, together, batch, min(batch, most, max(1, length - first) * together))
         for start in range(0, len(rows), together):
             self._run_together(context, rows[start : start + together], start, first, consume)
 
@@ -70,8 +71,7 @@ class LlamaCppRuntime(Runtime):
         positions = np.tile(np.arange(length), len(rows))
         sequences = np.repeat(np.arange(len(rows)), length)
         wanted = positions >= first
-        for begin in range(0, len(tokens), context.batch_size):
-            piece = slice(begin, begin + context.batch_size)
+        for piece in _pieces(wanted, context.batch_size, context.outputs):
             logits = context.decode(tokens[piece], positions[piece], sequences[piece], wanted[piece])
             done = 0
             for sequence in np.unique(sequences[piece]):
@@ -108,12 +108,12 @@ class LlamaCppRuntime(Runtime):
             packed.append(tree)
         run_packed(context, packed, consume)
 
-    def _windows_context(self, length: int, sequences: int, outputs: int) -> llamacpp.Context:
+    def _windows_context(self, length: int, sequences: int, batch: int, outputs: int) -> llamacpp.Context:
         old = self._windows
-        if old is not None and old.length == length and old.sequences == sequences:
+        if old is not None and (old.length, old.sequences, old.outputs) == (length, sequences, outputs):
             return old
         self._drop()
-        self._windows = self._new_context(length, sequences, outputs, outputs)
+        self._windows = self._new_context(length, sequences, batch, outputs)
         return self._windows
 
     def _new_context(self, length: int, sequences: int, batch: int, outputs: int) -> llamacpp.Context:
@@ -201,3 +201,14 @@ class LlamaCppRuntime(Runtime):
     def close(self) -> None:
         self._drop()
         self.model.close()
+
+
+def _pieces(wanted: np.ndarray, size: int, outputs: int) -> Iterator[slice]:
+    """Consecutive ranges of at most ``size`` positions, at most ``outputs`` of them wanted."""
+    before = np.concatenate([[0], np.cumsum(wanted)])
+    begin = 0
+    while begin < len(wanted):
+        end = int(np.searchsorted(before, before[begin] + outputs, side="right")) - 1
+        end = min(end, begin + size, len(wanted))
+        yield slice(begin, end)
+        begin = end

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -417,3 +419,19 @@ def test_numbers_do_not_depend_on_the_block_size(checkpoint: Path, text: Path, m
     monkeypatch.setattr(kernels, "BLOCK_ELEMENTS", 3 * 4096)
     pieces = evaluate([checkpoint], **settings)
     assert np.array(whole[0].samples) == pytest.approx(np.array(pieces[0].samples), rel=1e-9)
+
+
+def test_a_gguf_alone_needs_no_torch(checkpoint: Path, text: Path, tmp_path: Path) -> None:
+    """Importing it takes longer than a small text does in llama.cpp."""
+    from quantize.convert import convert
+
+    artifact = convert(checkpoint, "gguf-q8_0", tmp_path / "gguf", verify="none", run=RUN)
+    (file,) = artifact.folder.glob("*.gguf")
+    command = ["eval", str(file), "--ids", "runtime", "--text", str(text), "--protocol", "llamacpp-64", "--device", "cpu"]
+    program = (
+        "import sys\nfrom quantize.cli import cli\n"
+        f"try:\n    cli({command!r})\n"
+        "except SystemExit as end:\n    print(end.code, sorted({'torch', 'transformers', 'scipy.stats'} & set(sys.modules)))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "0 []", done.stderr

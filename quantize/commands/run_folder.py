@@ -39,8 +39,16 @@ evaluate:
   # protocol: llamacpp-512
   # tasks: [arc_easy, tasks/mine.jsonl]
   # task_limit: 200
+  # num_fewshot: 5 # as each task says, where this is left out
+  # apply_chat_template: true
+  # allow_code_execution: true # for tasks that run what a model wrote, on this machine
+  # prompts: prompts.txt # continued side by side in the report, by
+  # generate: 64 # tokens
+  # floors: true # rows below which no difference means anything
+  # weights_only: full # a GGUF's weights in the reference's runtime too: on a tenth of the text (sample), all, or none
 
 benchmark: {{prefill: 512, decode: 128, repetitions: 5}}
+# more of it: {{depths: [0, 4096], batches: [1, 8], attention: eager, compile: true, rounds: 2}}
 
 # publish: {{repo: "user/{{model}}-{{format}}"}} # to RUN/published; with upload: true to the Hub
 # cache: /shared/quantwright # what other runs and users have made already is copied from there

@@ -78,7 +78,8 @@ class Model(Strict):
 
 class Evaluate(Strict):
     """``text``: a file, or ``held-out``. ``limit``: tokens of the text, ``task_limit``: items of each task. ``generate``: tokens
-    by which every artifact continues each prompt of the file ``prompts``, or where there is none three cut from the text."""
+    by which every artifact continues each prompt of the file ``prompts``, or where there is none three cut from the text.
+    ``runtime``: measures artifacts other than GGUF files in it, the reference in its own."""
 
     text: str | None = None
     metrics: list[Literal["perplexity", "divergence"]] = ["perplexity", "divergence"]
@@ -87,19 +88,28 @@ class Evaluate(Strict):
     tasks: Names = Field(default_factory=list)
     limit: int | None = Field(default=None, ge=1)
     task_limit: int | None = Field(default=None, ge=1)
+    num_fewshot: int | None = Field(default=None, ge=0)
+    apply_chat_template: bool = False
+    allow_code_execution: bool = False
     prompts: str | None = None
     generate: int | None = Field(default=None, ge=1)
     cache_limit: str | None = None
     floors: bool = False
     weights_only: Literal["sample", "full", "none"] = "sample"
+    runtime: Literal["vllm"] | None = None
 
 
 class Benchmark(Strict):
+    """``compile`` goes for what runs in torch: llama.cpp has nothing to compile."""
+
     prefill: int = Field(default=512, ge=1)
     decode: int = Field(default=128, ge=1)
     repetitions: int = Field(default=5, ge=1)
     rounds: int = Field(default=1, ge=1)
-    depths: list[int] = [0]
+    depths: list[Annotated[int, Field(ge=0)]] = Field(default=[0], min_length=1)
+    batches: list[Annotated[int, Field(ge=1)]] = Field(default=[1], min_length=1)
+    attention: str | None = None
+    compile: bool = False
 
 
 class Publish(Strict):

@@ -1,6 +1,5 @@
 """What a job has to do: a list of steps, each one command line of this program, with what it needs and what it leaves behind."""
 
-import hashlib
 import importlib
 import sys
 from collections.abc import Sequence
@@ -8,12 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from quantize.calibration import held_out_text
 from quantize.convert import check, require
 from quantize.errors import BadInput, QuantwrightError
 from quantize.jobs.models import OpenModel, open_models
-from quantize.jobs.spec import HELD_OUT, Job, resolve_path
-from quantize.recipe import CalibrationOptions, Recipe, RunOptions
+from quantize.jobs.spec import HELD_OUT, Job
+from quantize.jobs.texts import Texts
+from quantize.recipe import Recipe, RunOptions
 
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 #: In arguments: the step's own folder, from which its results are moved into the run folder when it has succeeded.
@@ -74,7 +73,7 @@ def build_plan(job: Job, base: Path, models: list[OpenModel] | None = None) -> P
     Errors: BadInput for a model, text or task that is not there, and for a job with nothing to do.
     """
     plan = Plan([], models if models is not None else open_models(job, base), [])
-    texts = _Texts(job, base)
+    texts = Texts(job, base)
     for model in plan.models:
         recipes = job.recipes_of(model.spec)
         # An adapter's model exists nowhere yet: what others are measured against is made first.
@@ -120,7 +119,7 @@ def _artifact_name(model: OpenModel, recipe: Recipe) -> str:
     return f"artifacts/{model.name}/{recipe.slug}"
 
 
-def _add_model(plan: Plan, job: Job, model: OpenModel, recipes: Sequence[Recipe], texts: "_Texts") -> None:
+def _add_model(plan: Plan, job: Job, model: OpenModel, recipes: Sequence[Recipe], texts: Texts) -> None:
     reference: tuple[str, ...] = ()
     if job.evaluate and not model.merged:
         step = _eval_step(job, model, None, texts, ())
@@ -143,7 +142,7 @@ def _add_model(plan: Plan, job: Job, model: OpenModel, recipes: Sequence[Recipe]
     plan.steps += [*pairs, *benches]
 
 
-def _convert_step(job: Job, model: OpenModel, recipe: Recipe, texts: "_Texts") -> Step:
+def _convert_step(job: Job, model: OpenModel, recipe: Recipe, texts: Texts) -> Step:
     name = _artifact_name(model, recipe)
     calibration = texts.calibration(model.spec.calibration or job.calibration)
     arguments = ["convert", model.id, *recipe.arguments, "-o", name, "--verify", job.verify]
@@ -179,7 +178,7 @@ def _convert_step(job: Job, model: OpenModel, recipe: Recipe, texts: "_Texts") -
     )
 
 
-def _eval_step(job: Job, model: OpenModel, recipe: Recipe | None, texts: "_Texts", reference: tuple[str, ...]) -> Step:
+def _eval_step(job: Job, model: OpenModel, recipe: Recipe | None, texts: Texts, reference: tuple[str, ...]) -> Step:
     evaluate = job.evaluate
     assert evaluate is not None
     name = _artifact_name(model, recipe) if recipe else model.id
@@ -187,6 +186,7 @@ def _eval_step(job: Job, model: OpenModel, recipe: Recipe | None, texts: "_Texts
     arguments = ["eval", name, "--reference", against, "-o", STAGE]
     inputs: dict[str, Any] = {**evaluate.model_dump(exclude={"text", "tasks", "prompts", "cache_limit"}), **_run_inputs(job)}
     text, tasks = texts.text, texts.tasks
+    llamacpp = recipe is not None and require(recipe).runtime == "llamacpp"
     if HELD_OUT in (text, *tasks):
         inputs["held_out"] = texts.held_out_sha256
     files = [path for path in (text, *tasks, texts.prompts) if isinstance(path, Path)]
@@ -199,7 +199,7 @@ def _eval_step(job: Job, model: OpenModel, recipe: Recipe | None, texts: "_Texts
             arguments += ["--tokens", str(evaluate.limit)]
         if evaluate.floors and recipe == model.merged:
             arguments.append("--floors")
-        if recipe and recipe.method == "gguf":
+        if llamacpp:
             arguments += ["--weights-only", evaluate.weights_only]
         if evaluate.cache_limit:
             arguments += ["--cache-limit", evaluate.cache_limit]
@@ -208,10 +208,19 @@ def _eval_step(job: Job, model: OpenModel, recipe: Recipe | None, texts: "_Texts
         inputs["tasks"] = [task if isinstance(task, str) else task.name for task in tasks]
         if evaluate.task_limit:
             arguments += ["--limit", str(evaluate.task_limit)]
+        if evaluate.num_fewshot is not None:
+            arguments += ["--num-fewshot", str(evaluate.num_fewshot)]
+        if evaluate.apply_chat_template:
+            arguments.append("--apply-chat-template")
+        if evaluate.allow_code_execution:
+            arguments.append("--allow-code-execution")
     if texts.prompts:
         arguments += ["--prompts", str(texts.prompts)]
     if evaluate.generate:
         arguments += ["--generate", str(evaluate.generate)]
+    elsewhere = evaluate.runtime if recipe and recipe != model.merged and not llamacpp else None
+    if elsewhere:
+        arguments += ["--runtime", elsewhere]
     suffix = recipe.slug if recipe else "reference"
     needed = [made.slug for made in (model.merged, recipe) if made]
     return Step(
@@ -227,7 +236,7 @@ def _eval_step(job: Job, model: OpenModel, recipe: Recipe | None, texts: "_Texts
         inputs=inputs,
         files=tuple(files),
         sources=(model.name,),
-        packages=_runtime_packages(recipe) + (("lm-eval",) if tasks else ()),
+        packages=_runtime_packages(recipe) + (("lm-eval",) if tasks else ()) + ((elsewhere,) if elsewhere else ()),
     )
 
 
@@ -238,7 +247,11 @@ def _bench_step(job: Job, model: OpenModel, recipe: Recipe | None) -> Step:
     suffix = recipe.slug if recipe else "reference"
     arguments = ["bench", name, "-o", STAGE, "--prefill", str(benchmark.prefill), "--decode", str(benchmark.decode)]
     arguments += ["--repetitions", str(benchmark.repetitions), "--rounds", str(benchmark.rounds)]
-    arguments += ["--depth", ",".join(map(str, benchmark.depths))]
+    arguments += ["--depth", ",".join(map(str, benchmark.depths)), "--batch", ",".join(map(str, benchmark.batches))]
+    if benchmark.attention:
+        arguments += ["--attention", benchmark.attention]
+    if benchmark.compile and not (recipe and require(recipe).runtime == "llamacpp"):
+        arguments.append("--compile")
     return Step(
         id=f"bench:{model.name}:{suffix}",
         kind="bench",
@@ -290,51 +303,3 @@ def _run_arguments(job: Job, model: OpenModel) -> list[str]:
     if resources.memory:
         arguments += ["--memory", resources.memory]
     return [*arguments, "--trust-remote-code"] if model.spec.trust_remote_code else arguments
-
-
-class _Texts:
-    """The files that the job's texts and tasks stand for; ``held-out`` and names of lm-eval's tasks stay as they are."""
-
-    def __init__(self, job: Job, base: Path):
-        self.base = base
-        evaluate = job.evaluate
-        self.text: str | Path | None = self._text(evaluate.text) if evaluate and evaluate.text else None
-        self.prompts = self._prompts(evaluate.prompts) if evaluate and evaluate.prompts else None
-        self.tasks: list[str | Path] = [self._task(task) for task in evaluate.tasks] if evaluate else []
-        if evaluate and self.text is None and not self.tasks:
-            self.text = HELD_OUT
-
-    @property
-    def held_out_sha256(self) -> str:
-        return hashlib.sha256(held_out_text().encode()).hexdigest()
-
-    def _text(self, text: str) -> str | Path:
-        if text == HELD_OUT:
-            return HELD_OUT
-        path = resolve_path(text, self.base)
-        if path is None:
-            raise BadInput(
-                f"evaluate.text: {self.base / text}: no such file; give a text file, or {HELD_OUT} for the built-in text"
-            )
-        return path
-
-    def _prompts(self, prompts: str) -> Path:
-        path = resolve_path(prompts, self.base)
-        if path is None:
-            raise BadInput(f"evaluate.prompts: {self.base / prompts}: no such file; give a text file with a prompt a line")
-        return path
-
-    def _task(self, task: str) -> str | Path:
-        if task == HELD_OUT:
-            return HELD_OUT
-        name, equals, data = task.partition("=")  # lm-eval's task NAME on local data
-        if equals and (place := resolve_path(data, self.base)):
-            return f"{name}={place}"
-        path = resolve_path(task, self.base)
-        if path is None and (task.endswith((".jsonl", ".yaml", ".yml")) or "/" in task):
-            raise BadInput(f"evaluate.tasks: {self.base / task}: no such file")
-        return path or task
-
-    def calibration(self, options: CalibrationOptions) -> CalibrationOptions:
-        path = resolve_path(options.source, self.base) if options.source != "stdlib" else None
-        return options.model_copy(update={"source": str(path)}) if path else options

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from markupsafe import Markup
 
 from reports.format import number, unit
-from reports.svg import STYLES, Box, Scale, css_class, element, make_scale, marker, place_labels
+from reports.labels import CHARACTER_PX, Box, place_labels
+from reports.svg import STYLES, Scale, css_class, element, make_scale, marker
 
 WIDTH, HEIGHT = 540, 400
 LEFT, RIGHT, TOP, BOTTOM = 56, 14, 34, 48
@@ -79,12 +80,17 @@ def scatter(plot: Scatter) -> Markup:
     body = [*_axes(plot, x, y), *_guides(plot, x, y), _front(points, x, y)]
     body += [_error_bars(p, x, y) for p in points]
     at = [(x(p.x), y(p.y)) for p in points]
-    body += [_point(p, place, first=i == 0) for i, (p, place) in enumerate(zip(points, at, strict=True))]
     area = Box(LEFT + 2, TOP, WIDTH - 2, HEIGHT - BOTTOM)
-    for p, place in zip(points, place_labels(at, [_clip(p.label) for p in points], area), strict=True):
-        if place is not None:
+    labels = place_labels(at, [_clip(p.label) for p in points], area, avoid=_guide_boxes(plot, x, y))
+    for p, label in zip(points, labels, strict=True):
+        if label is not None and label.line is not None:
+            x1, y1, x2, y2 = label.line
+            body.append(element("line", x1=x1, y1=y1, x2=x2, y2=y2, class_="leader", data_row=p.row))
+    body += [_point(p, place, first=i == 0) for i, (p, place) in enumerate(zip(points, at, strict=True))]
+    for p, label in zip(points, labels, strict=True):
+        if label is not None:
             body.append(
-                element("text", _clip(p.label), x=place[0], y=place[1], text_anchor=place[2], class_="label", data_row=p.row)
+                element("text", _clip(p.label), x=label.x, y=label.y, text_anchor=label.anchor, class_="label", data_row=p.row)
             )
     return element(
         "svg", *body, xmlns="http://www.w3.org/2000/svg", viewBox=f"0 0 {WIDTH} {HEIGHT}", class_="chart scatter", role="group",
@@ -136,6 +142,19 @@ def _guides(plot: Scatter, x: Scale, y: Scale) -> list[Markup]:
         at = x(plot.reference_x)
         out.append(element("line", x1=at, x2=at, y1=TOP, y2=HEIGHT - BOTTOM, class_="floor"))
         out.append(element("text", "source", x=at - 5, y=TOP + 10, text_anchor="end", class_="guide"))
+    return out
+
+
+def _guide_boxes(plot: Scatter, x: Scale, y: Scale) -> list[Box]:
+    """Where ``_guides`` writes."""
+    out = []
+    right: float
+    if plot.floor is not None and y.low <= plot.floor <= y.high:
+        right, base = WIDTH - RIGHT - 4, y(plot.floor) - 5
+        out.append(Box(right - 11 * CHARACTER_PX, base - 10, right, base + 3))
+    if plot.reference_x is not None and x.low <= plot.reference_x <= x.high:
+        right = x(plot.reference_x) - 5
+        out.append(Box(right - 6 * CHARACTER_PX, TOP, right, TOP + 13))
     return out
 
 
@@ -232,6 +251,7 @@ CHART_RULES = (
     ".grid{stroke:var(--line)}.axis{stroke:var(--soft)}.tick{fill:var(--soft);font-size:11px}.axis-title{fill:var(--soft);font-size:12px}"
     ".label{fill:var(--ink);font-size:12px;paint-order:stroke;stroke:var(--paper);stroke-width:3px;stroke-linejoin:round}.guide{fill:var(--soft);font-size:11px;font-style:italic}"
     ".floor{stroke:var(--soft);stroke-dasharray:2 3}.noise{fill:var(--soft);opacity:.08}"
+    ".leader{stroke:var(--soft);stroke-width:.9}"
     ".front{fill:none;stroke:var(--soft);stroke-width:1.5;stroke-dasharray:5 4;opacity:.75}"
     ".bars line{stroke:var(--c);stroke-width:1.4;opacity:.55}.mark{stroke:var(--c);stroke-width:1.8}"
     ".solid{fill:var(--c)}.hollow{fill:var(--paper)}.hit{fill:transparent}"

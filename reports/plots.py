@@ -1,11 +1,13 @@
 """Which charts a report has, made from a comparison; and the same charts as SVG and PNG files."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from reports.charts import Point, Scatter, Strip, StripChart, scatter, standalone, strips
 from reports.compare import Group, Row, bounds, head
 from reports.format import change, heading, interval, number, unit
+from reports.labels import Box, place_labels
 from reports.svg import STYLES
 
 MOST_STRIPS = 40  # more lines than this make a chart that nobody reads; the table has them all
@@ -164,6 +166,7 @@ def write_pngs(group: Group, folder: Path, prefix: str = "") -> tuple[list[Path]
     return files, ""
 
 
+LABEL_POINTS = 8
 _MATPLOTLIB_MARKERS = {"circle": "o", "square": "s", "diamond": "D", "up": "^", "down": "v", "cross": "P", "hexagon": "h"}
 
 
@@ -178,7 +181,6 @@ def _draw(axes: Any, plot: Scatter) -> None:
                 p.x / scale, p.y, yerr=spread, xerr=across, fmt=_MATPLOTLIB_MARKERS[shape], color=colour, elinewidth=1,
                 markerfacecolor=colour if p.front else "white", label=family,
             )  # fmt: skip
-            axes.annotate(p.label, (p.x / scale, p.y), xytext=(6, 5), textcoords="offset points", fontsize=8, parse_math=False)
     front = sorted((p.x / scale, p.y) for p in plot.points if p.front)
     axes.plot(*zip(*front, strict=True), linestyle="--", color="#667085", linewidth=1, zorder=0)
     if plot.floor is not None:
@@ -194,3 +196,22 @@ def _draw(axes: Any, plot: Scatter) -> None:
     axes.legend(unique.values(), unique.keys(), fontsize=8, frameon=False)
     axes.grid(color="#e3e6eb", linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
+    _label(axes, [(p.label, p.x / scale, p.y) for p in plot.points])
+
+
+def _label(axes: Any, points: Sequence[tuple[str, float, float]]) -> None:
+    """Labels (text, x, y) where the SVG's rule puts them; y runs up here, down there."""
+    axes.figure.draw_without_rendering()  # where the frame lies is known only now
+    size = LABEL_POINTS / 72 * axes.figure.dpi
+    at = [(x, -y) for x, y in axes.transData.transform([(x, y) for _, x, y in points])]
+    frame, key = axes.get_window_extent(), axes.get_legend().get_window_extent()
+    legend = Box(key.x0, -key.y1, key.x1, -key.y0)
+    area = Box(frame.x0, -frame.y1, frame.x1, -frame.y0)
+    for (text, *_), place in zip(points, place_labels(at, [text for text, *_ in points], area, size, [legend]), strict=True):
+        if place is not None:
+            across = {"start": "left", "end": "right", "middle": "center"}[place.anchor]
+            x, y = axes.transAxes.inverted().transform((place.x, -place.y))
+            axes.text(x, y, text, ha=across, fontsize=LABEL_POINTS, transform=axes.transAxes, parse_math=False)
+            if place.line:
+                ends = axes.transAxes.inverted().transform([(px, -py) for px, py in (place.line[:2], place.line[2:])])
+                axes.plot(*zip(*ends, strict=True), transform=axes.transAxes, color="#667085", linewidth=0.6)

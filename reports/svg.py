@@ -1,11 +1,10 @@
-"""What charts are drawn with: escaped SVG elements, nice ticks, markers, labels that stay clear of one another."""
+"""What charts are drawn with: escaped SVG elements, nice ticks, markers."""
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from markupsafe import Markup, escape
 
 #: family -> (marker, colour on light, colour on dark). Hues of Okabe and Ito's palette, which colour-blind people can tell apart;
@@ -28,7 +27,6 @@ _MARKERS = {
     "cross": "M-5.5 -2h3.5v-3.5h4v3.5h3.5v4h-3.5v3.5h-4v-3.5h-3.5z",
     "hexagon": "M-5.6 0L-2.8 -5h5.6L5.6 0L2.8 5h-5.6z",
 }
-CHARACTER_PX = 7.2  # mean advance at 12 px of the widest of the usual system fonts (DejaVu Sans)
 
 
 def element(name: str, *children: Any, **attributes: Any) -> Markup:
@@ -107,43 +105,3 @@ def log_ticks(low: float, high: float) -> list[float]:
     factors = (1, 2, 5) if decades < 2.2 else (1, 3) if decades < 3.2 else (1,)
     ticks = [float(f"{f}e{e}") for e in range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1) for f in factors]
     return [t for t in ticks if low <= t <= high]
-
-
-@dataclass(frozen=True)
-class Box:
-    left: float
-    top: float
-    right: float
-    bottom: float
-
-
-def place_labels(
-    points: Sequence[tuple[float, float]], texts: Sequence[str], area: Box, size: float = 12
-) -> list[tuple[float, float, str] | None]:
-    """(x, y, text-anchor) per label, or None where there is no free place. Earlier points choose first. Pixels."""
-    taken: Any = np.array([(x - 7, y - 7, x + 7, y + 7) for x, y in points], np.float64).reshape(-1, 4)
-    placed: list[tuple[float, float, str] | None] = []
-    for own, ((x, y), text) in enumerate(zip(points, texts, strict=True)):
-        width, found = len(text) * CHARACTER_PX * size / 12, None
-        others = np.delete(taken, own, axis=0)
-        for dx, dy, anchor in _POSITIONS:
-            left = x + dx - (width if anchor == "end" else width / 2 if anchor == "middle" else 0)
-            box = (left - 2, y + dy - size * 0.85, left + width + 2, y + dy + size * 0.3)
-            if box[0] < area.left or box[2] > area.right or box[1] < area.top or box[3] > area.bottom:
-                continue
-            across = np.minimum(others[:, 2], box[2]) - np.maximum(others[:, 0], box[0])
-            down = np.minimum(others[:, 3], box[3]) - np.maximum(others[:, 1], box[1])
-            if float((np.maximum(across, 0) * np.maximum(down, 0)).sum()) < 2:
-                found = (x + dx, y + dy, anchor)
-                taken = np.vstack([taken, box])
-                break
-        placed.append(found)
-    return placed
-
-
-#: (dx, dy, anchor) of a label's place beside its point, the best first
-_POSITIONS = (
-    (9, 4, "start"), (-9, 4, "end"), (0, -10, "middle"), (0, 19, "middle"), (8, -8, "start"), (8, 16, "start"), (-8, -8, "end"),
-    (-8, 16, "end"), (0, -22, "middle"), (0, 31, "middle"), (14, -18, "start"), (14, 26, "start"), (-14, -18, "end"),
-    (-14, 26, "end"),
-)  # fmt: skip

@@ -26,7 +26,7 @@ from reports.compare import compare
 from reports.format import change, interval, number, significant, size
 from reports.load import load
 from reports.markdown import code, escape
-from reports.svg import Box, linear_ticks, log_ticks, place_labels
+from reports.svg import linear_ticks, log_ticks
 
 HOSTILE = "<script>alert(1)</script>\"'|`&<img src=x onerror=alert(2)>"
 
@@ -318,18 +318,6 @@ def test_written_numbers(shown: str, expected: str) -> None:
 def test_ticks_and_labels() -> None:
     assert linear_ticks(0, 10) == [0, 2, 4, 6, 8, 10]
     assert log_ticks(0.001, 1) == [0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1]
-    points = [(100 + 3.0 * i, 100.0) for i in range(12)]
-    placed = place_labels(points, ["a label"] * 12, Box(0, 0, 400, 400))
-    assert any(place is None for place in placed)  # twelve labels have no room there, and none may cover another
-    boxes = []
-    for place in placed:
-        if place is not None:
-            x, y, anchor = place
-            left = x - {"start": 0, "middle": 25.2, "end": 50.4}[anchor]
-            boxes.append((left, y - 10, left + 50.4, y + 3))
-    for i, a in enumerate(boxes):
-        for b in boxes[i + 1 :]:
-            assert a[2] <= b[0] or b[2] <= a[0] or a[3] <= b[1] or b[3] <= a[1]
 
 
 def test_comparison_knows_both_runs_of_a_merge(built: Path, tmp_path: Path) -> None:

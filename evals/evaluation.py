@@ -86,7 +86,7 @@ class Evaluation:
         outcome = Outcome()
         if "divergence" in self.metrics and self.reference is None:
             self._choose_reference()
-        self.measured = MeasuredText(self.artifacts, self.reference, self.ids, self.tokens, self.say)
+        self.measured = MeasuredText(self.artifacts, self.reference, self.ids, self.tokens, self.cache, self.say)
         if self.metrics or (self.generate and not self.prompts):
             self.environment["text"] = self.measured.read(self.text)
         if self.generate and not self.prompts:

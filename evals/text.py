@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from evals.protocols import TextProtocol, Tokenize, Windows, make_windows
+from evals.saved_ids import SavedIds
 from evals.subjects import Typed
 from quantize.calibration import held_out_text, read_text
 from quantize.runtimes import Runtime
@@ -15,15 +16,23 @@ HELD_OUT = "held-out"
 
 
 class MeasuredText:
-    """``ids``: ``source`` or ``runtime``. ``tokens``: only so many of the text's. ``made``: windows by protocol as typed."""
+    """``ids``: ``source`` or ``runtime``. ``tokens``: only so many of the text's. ``cache``: folder that keeps the source's ids
+    for other processes. ``made``: windows by protocol as typed."""
 
     def __init__(
-        self, artifacts: Sequence[Typed], reference: Typed | None, ids: str, tokens: int | None, say: Callable[[str], None]
+        self,
+        artifacts: Sequence[Typed],
+        reference: Typed | None,
+        ids: str,
+        tokens: int | None,
+        cache: Path | None,
+        say: Callable[[str], None],
     ):
         self.artifacts = artifacts
         self.reference = reference
         self.ids = ids
         self.tokens = tokens
+        self.cache = cache
         self.body = ""
         self.made: dict[str, Windows] = {}
         self._say = say
@@ -75,7 +84,9 @@ class MeasuredText:
             return self.made[protocol.requested]
         fitted = protocol.fit(runtime.context, self._say_once)
         special = self.special(typed, runtime)
-        encode: Tokenize = tokenizer.encode if tokenizer else runtime.tokenize
+        encode: Tokenize = runtime.tokenize
+        if tokenizer is not None:
+            encode = SavedIds(tokenizer, self.cache) if self.cache else tokenizer.encode
         windows = make_windows(
             fitted,
             self.body,

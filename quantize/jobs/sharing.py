@@ -1,4 +1,4 @@
-"""What of a job goes through the shared cache: artifacts, and the reference's logits. Speeds belong to one machine and do not."""
+"""What of a job goes through the shared cache: artifacts, reference logits, token ids. Speeds belong to a machine and do not."""
 
 import os
 import shutil
@@ -50,7 +50,8 @@ class Sharing:
             self.cache.store(key, {str(path.relative_to(self.run / "cache")): path for path in files})
 
     def _references(self) -> Mapping[str, Path]:
-        return {path.name: path for path in (self.run / "cache").glob("reference-*")}
+        """Logits and token ids."""
+        return {path.name: path for kind in ("reference", "tokens") for path in (self.run / "cache").glob(f"{kind}-*")}
 
     def _fetch_reference(self, key: str) -> None:
         stage = self.run / "cache" / f".reference-fetched-{os.getpid()}"

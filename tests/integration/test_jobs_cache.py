@@ -94,7 +94,7 @@ def test_the_second_waits_for_the_first_and_goes_on_where_it_dies(checkpoint: Pa
 
 
 @pytest.mark.long
-def test_the_reference_runs_once(checkpoint: Path, tmp_path: Path) -> None:
+def test_the_reference_runs_once_and_its_text_is_tokenized_once(checkpoint: Path, tmp_path: Path) -> None:
     text = JOB.replace("[gguf-f16, gguf-q8_0]", "[]") + "evaluate: {text: held-out, limit: 600, metrics: [divergence]}\n"
     cache, mine, yours = (
         tmp_path / "cache",
@@ -102,10 +102,11 @@ def test_the_reference_runs_once(checkpoint: Path, tmp_path: Path) -> None:
         write_job(tmp_path / "b", checkpoint, text),
     )
     run(mine, cache)
-    (made,) = (mine.parent / "run" / "cache").glob("reference-*")
     run(yours, cache)
-    (copied,) = (yours.parent / "run" / "cache").glob("reference-*")
-    assert {path.name: path.read_bytes() for path in made.iterdir()} == {
-        path.name: path.read_bytes() for path in copied.iterdir()
-    }
+    made, copied = (
+        {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.glob("*-*/*"))}
+        for folder in (job.parent / "run" / "cache" for job in (mine, yours))
+    )
+    assert {name.partition("-")[0] for name in made} == {"reference", "tokens"}
+    assert copied == made
     assert "logits are at hand" in (yours.parent / "run" / "logs" / "eval.checkpoint.reference.log").read_text()

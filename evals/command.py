@@ -53,6 +53,7 @@ TABLE_METRICS = (
 @click.option("--limit", type=click.IntRange(min=1), help="items of each task")
 @click.option("--num-fewshot", type=click.IntRange(min=0), help="examples before each item (default: as the task says)")
 @click.option("--apply-chat-template", is_flag=True, help="put items into the model's chat template")
+@click.option("--chat-template", metavar="NAME", help="that one of its chat templates, where the model has several")
 @click.option("--allow-code-execution", is_flag=True, help="let tasks run the code that a model writes, on this machine")
 @click.option(
     "--prompts", type=click.Path(path_type=Path, dir_okay=False), help="file of prompts to continue: a line each, or .jsonl"
@@ -89,6 +90,7 @@ def evaluate(
     limit: int | None,
     num_fewshot: int | None,
     apply_chat_template: bool,
+    chat_template: str | None,
     allow_code_execution: bool,
     prompts: Path | None,
     generate: int | None,
@@ -122,6 +124,7 @@ def evaluate(
         limit=limit,
         num_fewshot=num_fewshot,
         apply_chat_template=apply_chat_template,
+        chat_template=chat_template,
         allow_code_execution=allow_code_execution,
         prompts=prompts,
         generate=generate,

@@ -253,7 +253,7 @@ class Evaluation:
         from evals.tasks import run_tasks
 
         source, special = self.measured.tokenizer(typed), self.measured.special(typed, runtime)
-        return run_tasks(runtime, tasks, source, heading, self.task_options, self.run.progress, special)
+        return run_tasks(runtime, tasks, source, heading, self.task_options, self.run.progress, special, typed.gguf or typed.path)
 
     def _generation_rows(self, typed: Typed, runtime: Runtime, heading: Heading) -> list[EvalResult]:
         if not self.generate:

@@ -50,6 +50,7 @@ def measure(
     limit: int | None = None,
     num_fewshot: int | None = None,
     apply_chat_template: bool = False,
+    chat_template: str | None = None,
     allow_code_execution: bool = False,
     prompts: str | Path | Sequence[str] | None = None,
     generate: int | None = None,
@@ -71,7 +72,8 @@ def measure(
     ``metrics``: of ``perplexity`` and ``divergence`` (which needs a reference: the one given, or the source that the manifests
     name, else the largest of several artifacts); default: perplexity, with a reference both, with ``tasks`` alone neither.
     ``text``: a UTF-8 file; without one the demo's held-out text. ``tokens``: only so many of its tokens.
-    ``limit`` (items of each task), ``num_fewshot``, ``apply_chat_template``: as lm-eval's. ``allow_code_execution``: tasks may
+    ``limit`` (items of each task), ``num_fewshot``, ``apply_chat_template``: as lm-eval's. ``chat_template``: the
+    name of the one to apply, where the model has several. ``allow_code_execution``: tasks may
     run what a model writes. ``out``: a run folder to which the rows are written too, as ``out/results/*.json``.
     ``prompts``: a file of them, or the prompts, which every artifact continues by ``generate`` tokens; with ``generate`` alone
     they are cut from the text. ``cache``: where the reference's logits are kept for the next call (default: ``out/cache``;
@@ -95,7 +97,9 @@ def measure(
         protocols=[parse_protocol(name) for name in ([protocol] if isinstance(protocol, str) else protocol)],
         ids=ids,
         tasks=[str(task) for task in tasks],
-        task_options=TaskOptions(limit, num_fewshot, apply_chat_template, allow_code_execution),
+        task_options=TaskOptions(
+            limit, num_fewshot, apply_chat_template or bool(chat_template), chat_template or "", allow_code_execution
+        ),
         prompts=read_prompts(Path(prompts)) if isinstance(prompts, (str, Path)) else list(prompts or ()),
         generate=generate or (TOKENS if prompts else 0),
         tokens=tokens,

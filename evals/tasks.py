@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from evals import statistics
-from evals.chat import ChatTemplate
+from evals.chat import folder_template, gguf_template
 from evals.code_execution import code_eval_at_hand
 from evals.result import EvalResult
 from evals.rows import Heading, interval, number
@@ -38,6 +38,7 @@ class TaskOptions:
     limit: int | None = None
     num_fewshot: int | None = None
     chat_template: bool = False
+    template_name: str = ""  # of several; "": the default
     allow_code: bool = False
 
 
@@ -49,10 +50,12 @@ def run_tasks(
     options: TaskOptions,
     progress: bool,
     special: dict[str, int | None],
+    own: Path | None = None,
 ) -> list[EvalResult]:
     """One row per task and metric of lm-eval's; of a group that lm-eval averages, the average alone, its tasks in ``detail``.
 
-    ``special``: ``bos`` and ``eos`` ids.
+    ``special``: ``bos`` and ``eos`` ids. ``own``: the artifact's GGUF file or folder, whose chat template counts where the
+    source's tokenizer is not at hand.
 
     Errors: StepFailed where lm-eval fails on a task, with its reason; BadInput where a chat template is wanted and there is none.
     """
@@ -60,9 +63,10 @@ def run_tasks(
 
     template = None
     if options.chat_template:
-        if source is None:
+        folder = source.folder if source else own
+        if folder is None:
             raise BadInput("--apply-chat-template needs the source's tokenizer; give --reference MODEL")
-        template = ChatTemplate(source.folder)
+        template = (gguf_template if folder.suffix == ".gguf" else folder_template)(folder, options.template_name)
     rows: list[EvalResult] = []
     for task in tasks:
         with _progress(f"{heading.artifact} {Path(task.name).stem}", progress) as advance:

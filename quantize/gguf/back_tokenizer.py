@@ -16,6 +16,7 @@ from quantize.gguf.back_sentencepiece import sentencepiece_model, sentencepiece_
 from quantize.gguf.back_vocabulary import Vocabulary
 from quantize.gguf.pretokenizers import BY_NAME, SPLITS, Pre
 from quantize.gguf.reader import GgufFile
+from quantize.gguf.tokenizer_special import templates_of
 
 # llama.cpp adds the bos token unasked with these pre-tokenizers and with SentencePiece-style vocabularies
 BOS_UNASKED = ("llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "tekken", "midm-2.0", "lfm2")
@@ -90,12 +91,10 @@ def _added_token(text: str, special: bool) -> dict[str, Any]:
 
 
 def _write_templates(file: GgufFile, folder: Path) -> None:
-    prefix = "tokenizer.chat_template"
-    if isinstance(template := file.kvs.get(prefix), str):
-        (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
-    for key, template in file.kvs.items():
-        name = key.removeprefix(prefix + ".")
-        if key.startswith(prefix + ".") and isinstance(template, str) and name.replace("_", "").isalnum():
+    for name, template in templates_of(file.kvs).items():
+        if name == "default":
+            (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
+        elif name.replace("_", "").isalnum():
             (folder / "additional_chat_templates").mkdir(exist_ok=True)
             (folder / "additional_chat_templates" / f"{name}.jinja").write_text(template, encoding="utf-8")
 

@@ -90,6 +90,7 @@ class Evaluate(Strict):
     task_limit: int | None = Field(default=None, ge=1)
     num_fewshot: int | None = Field(default=None, ge=0)
     apply_chat_template: bool = False
+    chat_template: str | None = None
     allow_code_execution: bool = False
     prompts: str | None = None
     generate: int | None = Field(default=None, ge=1)

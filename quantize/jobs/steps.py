@@ -212,6 +212,8 @@ def _eval_step(job: Job, model: OpenModel, recipe: Recipe | None, texts: Texts, 
             arguments += ["--num-fewshot", str(evaluate.num_fewshot)]
         if evaluate.apply_chat_template:
             arguments.append("--apply-chat-template")
+        if evaluate.chat_template:
+            arguments += ["--chat-template", evaluate.chat_template]
         if evaluate.allow_code_execution:
             arguments.append("--allow-code-execution")
     if texts.prompts:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from evals import evaluate
-from evals.chat import ChatTemplate
+from evals.chat import folder_template, gguf_template
 from evals.code_execution import CodeEval, passes
 from evals.harness import RuntimeLM
 from evals.rows import Heading
@@ -79,7 +79,7 @@ def test_local_data_few_shot_and_chat_template_agree_with_plain_lm_eval(
     assert isinstance(task, HarnessTask)
     theirs = run_plain(HFLM(pretrained=str(model), dtype="float32", batch_size=1, device="cpu"), task, limit=2, **options)
     with open_runtime(model, RUN) as runtime:
-        lm = RuntimeLM(runtime, SourceTokenizer.open(model), bos=0, eos=0, template=ChatTemplate(model))
+        lm = RuntimeLM(runtime, SourceTokenizer.open(model), bos=0, eos=0, template=folder_template(model))
         ours = run_plain(lm, task, limit=2, **options)
     for key in ("arguments", "resps", "filtered_resps", "exact_match"):
         assert [sample[key] for sample in ours] == [sample[key] for sample in theirs]
@@ -140,6 +140,44 @@ def test_suites_and_names(gsm8k: Path, tmp_path: Path) -> None:
 def test_no_chat_template(make_checkpoint: Callable[..., Path], gsm8k: Path) -> None:
     with pytest.raises(BadInput, match="has no chat template"):
         evaluate([make_checkpoint()], tasks=[f"gsm8k={gsm8k}"], apply_chat_template=True, run=RUN)
+
+
+def test_the_chat_template_of_a_bare_gguf(make_checkpoint: Callable[..., Path], gsm8k: Path, tmp_path: Path) -> None:
+    """In its metadata, among several, it gives the same prompts as the source's folder does through transformers."""
+    from quantize.convert import convert
+
+    source = make_checkpoint(num_hidden_layers=1, max_position_embeddings=1024)
+    path = source / "tokenizer_config.json"
+    named = [
+        {"name": "default", "template": "{{ bos_token }}" + TEMPLATE},
+        {"name": "terse", "template": "{% for m in messages %}{{ m.content }} {% endfor %}"},
+    ]
+    path.write_text(json.dumps({**json.loads(path.read_text()), "chat_template": named}))
+    artifact = convert(source, "gguf-f32", tmp_path / "artifact", verify="none", run=RUN)
+    gguf = tmp_path / "bare.gguf"
+    shutil.copy(next(artifact.folder.glob("*.gguf")), gguf)
+
+    history = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello, I"}]
+    for name in ("", "terse"):
+        ours, theirs = gguf_template(gguf, name), folder_template(source, name)
+        assert (ours.text, ours.sha256) == (theirs.text, theirs.sha256)
+        for messages, prompt in ((history[:1], True), (history, False)):
+            assert ours.render(messages, prompt) == theirs.render(messages, prompt)
+    assert gguf_template(gguf).render(history[:1], True) == "<|endoftext|><user>Hi\n<assistant>"
+
+    def rows(**options: Any) -> list[Any]:
+        return evaluate([gguf], tasks=[f"gsm8k={gsm8k}"], limit=1, run=RUN, **options)
+
+    bare = rows(apply_chat_template=True)
+    beside = rows(apply_chat_template=True, reference=source, metrics=["perplexity"], tokens=2000, protocol="llamacpp-64")
+    (beside_row,) = [row for row in beside if row.task and row.protocol_parameters["filter"] == "strict-match"]
+    (bare_row,) = [row for row in bare if row.protocol_parameters["filter"] == "strict-match"]
+    assert bare_row.protocol_parameters["chat_template"] == beside_row.protocol_parameters["chat_template"]
+    assert bare_row.environment["items_sha256"] == beside_row.environment["items_sha256"]
+    (terse, *_) = rows(chat_template="terse")
+    assert terse.protocol_parameters["chat_template"] == gguf_template(gguf, "terse").sha256
+    with pytest.raises(BadInput, match="no chat template called 'chatty'; give --chat-template with one of default, terse"):
+        rows(chat_template="chatty")
 
 
 class Reciter(Runtime):

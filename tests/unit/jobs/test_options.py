@@ -38,6 +38,7 @@ def steps(folder: Path, demo: Path, text: str) -> dict[str, Step]:
     [
         ("eval", "num_fewshot: 0", {"num_fewshot": 0}),
         ("eval", "apply_chat_template: true", {"apply_chat_template": True}),
+        ("eval", "chat_template: terse", {"chat_template": "terse"}),
         ("eval", "allow_code_execution: true", {"allow_code_execution": True}),
         ("eval", "task_limit: 3", {"limit": 3}),
         ("eval", "generate: 9", {"generate": 9}),

@@ -5,18 +5,19 @@ each candidate). Then the artifacts are opened one at a time.
 """
 
 import platform
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from evals.divergence import Divergences, compare, divergences_from_itself
-from evals.generations import generation_row, prompts_from
+from evals.generations import generation_items, generation_row, prompts_from
+from evals.keeping import Keeper, KeptGenerations
 from evals.perplexity import TokenScores, score
+from evals.progress import progress_bar
 from evals.protocols import TextProtocol, Windows
-from evals.reference import CachedReference, ReferenceRows, SideBySideReference, cache_bytes, cache_key, find_cache, write_cache
+from evals.reference import CachedReference, ReferenceRows, SideBySideReference
 from evals.result import EvalResult, Subject, merge_results, results_path
 from evals.rows import Heading, divergence_rows, perplexity_rows, unavailable_row
 from evals.subjects import Typed, guess_reference, largest
@@ -132,7 +133,8 @@ class Evaluation:
         assert self.reference is not None
         listed = any(self.reference.same_as(a) for a in self.artifacts)
         self.reference.fetch()
-        self._reference_runtime = runtime = open_runtime(self.reference.path, self.run)
+        keeper = Keeper(self.cache, self.cache_limit, self.reference.digest, self.say)
+        self._reference_runtime = runtime = self._open_reference(keeper, listed)
         heading = self._heading(self.reference, runtime, "reference")
         for protocol in self.protocols:
             windows = self.measured.windows(protocol, runtime, self.reference)
@@ -141,7 +143,7 @@ class Evaluation:
                     scores = self._score(runtime, windows, self.reference.name)
                     self.reference_results += perplexity_rows(scores, windows, heading)
                 continue
-            known = self._keep_reference(runtime, windows, listed)
+            known = self._keep_reference(keeper, runtime, windows, listed)
             self.reference_rows[protocol.requested] = known
             self.reference_ids[protocol.requested] = windows.ids_sha256
             if listed:
@@ -151,7 +153,8 @@ class Evaluation:
                 self.reference_results += perplexity_rows(TokenScores(known.true_log_probs, windows.offsets), windows, heading)
         if listed and tasks:
             self.reference_results += self._task_rows(self.reference, tasks, runtime, heading)
-        self.reference_results += self._generation_rows(self.reference, runtime, heading)
+        kept = self._kept_generations(keeper, runtime)
+        self.reference_results += self._generation_rows(self.reference, runtime, heading, kept)
         if self.floors and "divergence" in self.metrics:
             from evals.floors import floor_rows
 
@@ -164,33 +167,40 @@ class Evaluation:
         if not any(isinstance(rows, SideBySideReference) for rows in self.reference_rows.values()):
             self._close_reference_runtime()
 
-    def _keep_reference(self, runtime: Runtime, windows: Windows, listed: bool) -> ReferenceRows:
-        needed = cache_bytes(windows, runtime.vocabulary)
-        if needed <= self.cache_limit:
-            return self._cached(runtime, windows, listed)
-        self.say(
-            f"{windows.protocol.name}: the reference's logits take {needed / 2**30:.2f} GiB, more than the cache limit of "
-            f"{self.cache_limit / 2**30:.2f} GiB: the reference runs again beside every candidate"
-        )
-        return SideBySideReference(runtime)
+    def _open_reference(self, keeper: Keeper, listed: bool) -> Runtime:
+        reference, light = self.reference, None
+        assert reference is not None
+        if "divergence" in self.metrics and not (listed or self.floors):
+            light = keeper.open_light(
+                reference.path,
+                self.run,
+                lambda runtime: [self.measured.windows(protocol, runtime, reference) for protocol in self.protocols],
+                lambda runtime: self._kept_generations(keeper, runtime),
+            )
+        return light or open_runtime(reference.path, self.run)
+
+    def _kept_generations(self, keeper: Keeper, runtime: Runtime) -> KeptGenerations | None:
+        if not self.generate:
+            return None
+        assert self.reference is not None
+        source = self.measured.tokenizer(self.reference)
+        return keeper.generations(runtime, self.prompts, self.generate, source.sha256 if source else "runtime")
+
+    def _keep_reference(self, keeper: Keeper, runtime: Runtime, windows: Windows, listed: bool) -> ReferenceRows:
+        assert self.reference is not None
+        if keeper.fits(windows, runtime) and (found := keeper.find(windows, runtime)):
+            self.say(f"{windows.protocol.name}: the reference's logits are at hand ({found.folder})")
+            return found
+        with progress_bar(f"{self.reference.name} {windows.protocol.name}", windows.scored, self.run.progress) as advance:
+            return keeper.keep(windows, runtime, listed, advance)
 
     def _divergences_of_reference(self, known: ReferenceRows, runtime: Runtime, windows: Windows) -> Divergences:
         found = divergences_from_itself(known, windows) if isinstance(known, CachedReference) else None
         if found is not None:
             return found
         assert self.reference is not None
-        with self._progress(f"{self.reference.name} {windows.protocol.name}", windows.scored) as advance:
+        with progress_bar(f"{self.reference.name} {windows.protocol.name}", windows.scored, self.run.progress) as advance:
             return compare(known, runtime, windows, advance, self.reference.name)
-
-    def _cached(self, runtime: Runtime, windows: Windows, listed: bool) -> CachedReference:
-        assert self.reference is not None
-        key = cache_key(windows, self.reference.digest, runtime.describe())
-        found = find_cache(self.cache, key) if self.cache else None
-        if found:
-            self.say(f"{windows.protocol.name}: the reference's logits are at hand ({found.folder})")
-            return found
-        with self._progress(f"{self.reference.name} {windows.protocol.name}", windows.scored) as advance:
-            return write_cache(runtime, windows, key, self.cache, advance, check_self=listed)
 
     def _close_reference(self) -> None:
         for rows in self.reference_rows.values():
@@ -237,7 +247,7 @@ class Evaluation:
             raise BadInput(
                 "its runtime's own token ids differ from the reference's, so no token can be compared; use --ids source"
             )
-        with self._progress(f"{typed.name} {windows.protocol.name}", windows.scored) as advance:
+        with progress_bar(f"{typed.name} {windows.protocol.name}", windows.scored, self.run.progress) as advance:
             divergences = compare(known, runtime, windows, advance, typed.name)
         if windows.ids == "source":
             measured.append(Measured(windows, known, divergences))
@@ -255,14 +265,21 @@ class Evaluation:
         source, special = self.measured.tokenizer(typed), self.measured.special(typed, runtime)
         return run_tasks(runtime, tasks, source, heading, self.task_options, self.run.progress, special, typed.gguf or typed.path)
 
-    def _generation_rows(self, typed: Typed, runtime: Runtime, heading: Heading) -> list[EvalResult]:
+    def _generation_rows(
+        self, typed: Typed, runtime: Runtime, heading: Heading, kept: KeptGenerations | None = None
+    ) -> list[EvalResult]:
         if not self.generate:
             return []
         source, eos = self.measured.tokenizer(typed), self.measured.special(typed, runtime)["eos"]
-        return [generation_row(runtime, self.prompts, self.generate, source, eos, heading)]
+        items = kept.read() if kept else None
+        if items is None:
+            items = generation_items(runtime, self.prompts, self.generate, source, eos)
+            if kept:
+                kept.write(items)
+        return [generation_row(items, self.generate, "source" if source else "runtime", heading)]
 
     def _score(self, runtime: Runtime, windows: Windows, name: str) -> TokenScores:
-        with self._progress(f"{name} {windows.protocol.name}", windows.scored) as advance:
+        with progress_bar(f"{name} {windows.protocol.name}", windows.scored, self.run.progress) as advance:
             return score(runtime, windows, advance, self.run.resolved_threads)
 
     def _heading(self, typed: Typed, runtime: Runtime, role: str) -> Heading:
@@ -303,24 +320,6 @@ class Evaluation:
             from evals.tasks import pair_with_reference
 
             outcome.results = pair_with_reference(outcome.results)
-
-    @contextmanager
-    def _progress(self, what: str, total: int) -> Iterator[Callable[[int], None]]:
-        with progress_bar(what, total, self.run.progress) as advance:
-            yield advance
-
-
-@contextmanager
-def progress_bar(what: str, total: int, wanted: bool) -> Iterator[Callable[[int], None]]:
-    """A bar of tokens on stderr."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("tokens"), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not wanted) as bar:
-        task = bar.add_task(what, total=total)
-        yield lambda n: bar.advance(task, n)
 
 
 def _version(name: str) -> str:

@@ -55,11 +55,11 @@ def prompts_from(text: str) -> list[str]:
     return [" ".join(words[start : start + WORDS]) for start in starts]
 
 
-def generation_row(
-    runtime: Runtime, prompts: Sequence[str], tokens: int, source: SourceTokenizer | None, eos: int | None, heading: Heading
-) -> EvalResult:
-    """A result of metric ``generations``; in ``detail["items"]`` each prompt with the text and ids of its continuation, which
-    ends after ``tokens``, before ``eos``, or where the logits are not finite (``"ended"``)."""
+def generation_items(
+    runtime: Runtime, prompts: Sequence[str], tokens: int, source: SourceTokenizer | None, eos: int | None
+) -> list[dict[str, Any]]:
+    """Each prompt with the text and ids of its continuation, which ends after ``tokens``, before ``eos``, or where the logits
+    are not finite (``"ended"``)."""
     items: list[dict[str, Any]] = []
     decode = source.decode if source else runtime.detokenize
     for prompt in prompts:
@@ -71,11 +71,16 @@ def generation_row(
             )
         made, ended = _continue(runtime, ids, min(tokens, room), eos)
         items.append({"prompt": prompt, "text": decode(made) if made else "", "ids": made, "ended": ended})
+    return items
+
+
+def generation_row(items: list[dict[str, Any]], tokens: int, ids: str, heading: Heading) -> EvalResult:
+    """A result of metric ``generations``, the items in its ``detail``."""
     row = EvalResult(heading.artifact, "generations", f"greedy-{tokens}", None, backend=heading.backend, role=heading.role)
     return replace(
         row,
         n=len(items),
-        ids="source" if source else "runtime",
+        ids=ids,
         artifact_digest=heading.digest,
         protocol_parameters={"tokens": tokens},
         environment=heading.environment,

@@ -99,6 +99,23 @@ def load_model(folder: Path, dtype: str, device: str, *, trust_remote_code: bool
     return ready
 
 
+def model_without_weights(folder: Path, dtype: str, *, trust_remote_code: bool = False) -> "PreTrainedModel":
+    """What ``load_model`` gives, its weights on the meta device. Errors: Unsupported where transformers cannot make it."""
+    with quiet():
+        import torch
+        from transformers import AutoConfig, AutoModelForCausalLM
+
+        try:
+            config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)
+            with torch.device("meta"):
+                made: PreTrainedModel = AutoModelForCausalLM.from_config(
+                    config, dtype=torch_dtype(dtype), trust_remote_code=trust_remote_code
+                )
+        except (ImportError, ValueError, KeyError, AttributeError, OSError, RuntimeError) as error:
+            raise Unsupported(f"{folder}: {_first_line(error)}") from error
+    return made.eval()
+
+
 def load_quanto(folder: Path, dtype: str, device: str) -> "PreTrainedModel":
     """A saved optimum-quanto model. With a ``dtype`` other than the stored one, the same integers and scales computed with in it.
 

@@ -149,6 +149,19 @@ class FolderRuntime(Runtime):
         return self._tokenizer.decode(list(ids))
 
 
+def open_without_weights(path: Path | str, run: RunOptions) -> Runtime | None:
+    """What ``open_runtime`` gives for a plain Hugging Face folder, but for logits: to know what those would be called by. None
+    where that cannot be known without the weights."""
+    path = Path(path)
+    if path.suffix == ".gguf" or (path.is_dir() and any(path.glob("*.gguf"))):
+        return None
+    try:
+        found: Runtime | None = import_module("quantize.runtimes.transformers").skeleton(path, run)
+    except Unsupported:
+        return None
+    return found
+
+
 def open_runtime(
     path: Path | str,
     run: RunOptions,

@@ -73,10 +73,7 @@ class TransformersRuntime(FolderRuntime):
         self._wanted_context = context
 
     def _open(self, config: dict[str, Any], exact: bool) -> Any:
-        stored = load.stored_dtype(config)
-        dtype: str = self._run.dtype
-        if dtype == "auto":
-            dtype = "float32" if exact or self._device == "cpu" else stored
+        dtype = _dtype(config, self._run, exact)
         if self.format == "quanto":
             return load.load_quanto(self.folder, dtype, self._device)
         if self.format == "bitsandbytes":
@@ -218,6 +215,23 @@ class TransformersRuntime(FolderRuntime):
             import torch
 
             torch.cuda.empty_cache()
+
+
+def skeleton(path: Path | str, run: RunOptions) -> TransformersRuntime | None:
+    """A plain checkpoint without its weights: describes itself and tokenizes as the whole would, and gives no logits. None for
+    what is stored otherwise."""
+    folder, _ = resolve_model(str(path))
+    config = load.read_config(folder)
+    if load.storage_format(folder, config) != "dense":
+        return None
+    model = load.model_without_weights(folder, _dtype(config, run, False), trust_remote_code=run.trust_remote_code)
+    return TransformersRuntime(folder, run, model=model)
+
+
+def _dtype(config: dict[str, Any], run: RunOptions, exact: bool) -> str:
+    if run.dtype != "auto":
+        return run.dtype
+    return "float32" if exact or run.resolved_device == "cpu" else load.stored_dtype(config)
 
 
 def _float32(tensor: Any) -> np.ndarray:

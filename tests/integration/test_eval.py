@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -122,6 +123,36 @@ def test_divergence_from_the_reference_and_from_itself(checkpoint: Path, candida
     written = {subject.name: (subject, rows) for subject, rows in read_results(tmp_path)}
     assert written[str(candidate)][1] == again
     assert written[str(checkpoint)][0].role == "reference"
+    assert not list(tmp_path.glob("cache/.reference-*"))
+
+
+def test_a_reference_whose_results_were_kept_is_not_loaded_again(
+    checkpoint: Path, candidate: Path, text: Path, tmp_path: Path
+) -> None:
+    """As a job's steps share them: each candidate is evaluated in a process of its own."""
+
+    def run(dtype: str = "auto", **more: Any) -> tuple[list[EvalResult], bool]:
+        said: list[str] = []
+        options = RunOptions(threads=1, progress=False, dtype=dtype)  # type: ignore[arg-type]
+        found = evaluate(
+            [candidate], reference=checkpoint, text=text, protocol="llamacpp-64", tokens=1000, generate=3, out=tmp_path,
+            run=options, say=said.append, **more,
+        )  # fmt: skip
+        return found, any("its weights are not loaded" in line for line in said)
+
+    def of_reference() -> dict[str, EvalResult]:
+        return {row.metric: row for subject, rows in read_results(tmp_path) if subject.role for row in rows}
+
+    first, light = run()
+    assert not light
+    known = of_reference()
+    assert {"perplexity", "generations"} <= set(known)
+    again, light = run()
+    assert light
+    assert again == first
+    assert of_reference() == known
+    assert run(dtype="bfloat16")[1] is False  # computed otherwise, so other logits
+    assert run(prompts=["Other words"])[1] is False
     assert not list(tmp_path.glob("cache/.reference-*"))
 
 

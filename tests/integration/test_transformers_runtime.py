@@ -11,7 +11,7 @@ import pytest
 
 from quantize.errors import BadInput, Unsupported
 from quantize.recipe import RunOptions, parse_recipe
-from quantize.runtimes import open_runtime
+from quantize.runtimes import open_runtime, open_without_weights
 from quantize.runtimes import transformers as module
 from quantize.runtimes.transformers import TransformersRuntime
 
@@ -182,3 +182,15 @@ def test_streamed_weights_give_the_same_logits(make_checkpoint: Callable[..., Pa
         with open_runtime(folder, CPU) as runtime:
             np.testing.assert_array_equal(streamed, gather(runtime, ROWS))
         shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize("dtype", ["auto", "bfloat16"])
+def test_a_runtime_without_weights_describes_itself_as_the_whole(demo_checkpoint: Path, dtype: str) -> None:
+    run = RunOptions(threads=1, dtype=dtype)  # type: ignore[arg-type]
+    light = open_without_weights(demo_checkpoint, run)
+    assert isinstance(light, TransformersRuntime)
+    assert all(parameter.is_meta for parameter in light.model.parameters())
+    with open_runtime(demo_checkpoint, run) as whole:
+        assert light.describe() == whole.describe()
+        assert (light.vocabulary, light.context) == (whole.vocabulary, whole.context)
+        assert light.tokenize("Some words") == whole.tokenize("Some words")

@@ -1,0 +1,95 @@
+"""What of the reference is kept between calls, so that it runs once for any number of candidates: its logits and generations."""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from evals.perplexity import Advance
+from evals.protocols import Windows
+from evals.reference import (
+    CachedReference,
+    ReferenceRows,
+    SideBySideReference,
+    cache_bytes,
+    cache_key,
+    find_cache,
+    write_cache,
+)
+from quantize.recipe import RunOptions
+from quantize.runtimes import Runtime, open_without_weights
+
+
+class Keeper:
+    """``root``: folder, None: nothing outlives this call. ``limit``: bytes of logits of one protocol. ``digest``: its own."""
+
+    def __init__(self, root: Path | None, limit: int, digest: str, say: Callable[[str], None]):
+        self.root, self.limit, self.digest, self.say = root, limit, digest, say
+
+    def open_light(
+        self,
+        path: Path,
+        run: RunOptions,
+        windows: Callable[[Runtime], Sequence[Windows]],
+        generations: "Callable[[Runtime], KeptGenerations | None]",
+    ) -> Runtime | None:
+        """The reference without its weights, where all that is wanted of it is at hand: logits on windows, generations."""
+        light = open_without_weights(path, run) if self.root else None
+        if light is None:
+            return None
+        kept = generations(light)
+        if kept and kept.read() is None:
+            return None
+        for each in windows(light):
+            found = self.find(each, light)
+            if found is None:
+                return None
+            found.close()
+        self.say("all that is wanted of the reference was kept: its weights are not loaded")
+        return light
+
+    def find(self, windows: Windows, runtime: Runtime) -> CachedReference | None:
+        return find_cache(self.root, cache_key(windows, self.digest, runtime.describe())) if self.root else None
+
+    def fits(self, windows: Windows, runtime: Runtime) -> bool:
+        return cache_bytes(windows, runtime.vocabulary) <= self.limit
+
+    def keep(self, windows: Windows, runtime: Runtime, check_self: bool, advance: Advance) -> ReferenceRows:
+        """Run the reference, or where its logits take too much room, leave it to run beside each candidate."""
+        if self.fits(windows, runtime):
+            key = cache_key(windows, self.digest, runtime.describe())
+            return write_cache(runtime, windows, key, self.root, advance, check_self=check_self)
+        self.say(
+            f"{windows.protocol.name}: the reference's logits take {cache_bytes(windows, runtime.vocabulary) / 2**30:.2f} GiB, "
+            f"more than the cache limit of {self.limit / 2**30:.2f} GiB: the reference runs again beside every candidate"
+        )
+        return SideBySideReference(runtime)
+
+    def generations(self, runtime: Runtime, prompts: Sequence[str], tokens: int, ids: str) -> "KeptGenerations | None":
+        """``ids``: whose tokenizer makes them."""
+        if not self.root:
+            return None
+        content = [self.digest, runtime.describe(), list(prompts), tokens, ids]
+        key = hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
+        return KeptGenerations(self.root / f"generations-{key[:16]}.json")
+
+
+class KeptGenerations:
+    def __init__(self, file: Path):
+        self.file = file
+
+    def read(self) -> list[dict[str, Any]] | None:
+        try:
+            items = json.loads(self.file.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        return items if isinstance(items, list) else None
+
+    def write(self, items: list[dict[str, Any]]) -> None:
+        """Complete under its name, by one rename."""
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        part = self.file.with_name(f".reference-{os.getpid()}-{self.file.name}")
+        part.write_text(json.dumps(items), encoding="utf-8")
+        part.replace(self.file)

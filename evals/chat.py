@@ -52,8 +52,8 @@ def gguf_template(path: Path, name: str = "") -> ChatTemplate:
     """As ``folder_template``, from the file's metadata: what the template sees besides the messages are its special tokens."""
     from transformers.utils.chat_template_utils import render_jinja_template
 
+    from quantize.gguf.chat_templates import special_tokens, templates_of
     from quantize.gguf.reader import read_gguf
-    from quantize.gguf.tokenizer_special import special_tokens, templates_of
 
     kvs = read_gguf(path).kvs
     text = _choose(path, templates_of(kvs), name)

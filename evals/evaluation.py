@@ -4,14 +4,13 @@ The reference runs once; its logits are kept compactly on disk (or, where that t
 each candidate). Then the artifacts are opened one at a time.
 """
 
-import platform
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from evals.divergence import Divergences, compare, divergences_from_itself
+from evals.environment import environment
 from evals.generations import generation_items, generation_row, prompts_from
 from evals.keeping import Keeper, KeptGenerations
 from evals.perplexity import TokenScores, score
@@ -29,7 +28,6 @@ from quantize.recipe import RunOptions
 from quantize.runtimes import Runtime, open_runtime
 
 METRICS = ("perplexity", "divergence")
-LIBRARIES = ("torch", "transformers", "numpy", "lm-eval")
 
 
 @dataclass
@@ -73,9 +71,7 @@ class Evaluation:
             raise BadInput(f"--ids {self.ids!r}: expected source or runtime")
         if self.weights_only not in HOW_MUCH:
             raise BadInput(f"--weights-only {self.weights_only!r}: expected {', '.join(HOW_MUCH)}")
-        self.environment: dict[str, Any] = {"python": platform.python_version(), "machine": platform.machine()}
-        self.environment |= {name: _version(name) for name in LIBRARIES if _version(name)}
-        self.environment["threads"] = self.run.resolved_threads
+        self.environment = environment(self.run.resolved_threads)
         if self.tokens is not None:
             self.environment["tokens_limit"] = self.tokens
         self.reference_rows: dict[str, ReferenceRows] = {}
@@ -320,10 +316,3 @@ class Evaluation:
             from evals.tasks import pair_with_reference
 
             outcome.results = pair_with_reference(outcome.results)
-
-
-def _version(name: str) -> str:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return ""

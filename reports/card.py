@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 from quantize.artifact import Artifact, grouped
 from quantize.errors import BadInput
-from reports.compare import Group, Row, head
 from reports.format import heading, size
 from reports.markdown import code, escape, footnotes, note_line, table, task_tables
+from reports.rows import Group, Row, head
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult, ModelCard, ModelCardData

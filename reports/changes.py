@@ -3,8 +3,8 @@
 from typing import Any
 
 from reports import format as text
-from reports.compare import Comparison, Group, Row
 from reports.load import protocol_key
+from reports.rows import Comparison, Group, Row
 
 METRICS = (
     "size_bytes", "perplexity", "kl_mean", "top1_agreement", "pp_tokens_per_s", "tg_tokens_per_s", "ttft_ms", "peak_memory_bytes"

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from evals.result import EvalResult
-from reports.compare import Comparison, Group, Row
+from reports.rows import Comparison, Group, Row
 
 #: Of the environment what changes from one moment to the next: the least and the greatest is shown.
 MOMENTARY = ("load_average", "load_average_after", "frequency_mhz", "memory_available_bytes")

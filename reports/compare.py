@@ -2,114 +2,19 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cached_property
-from pathlib import PurePath
+from dataclasses import replace
 from typing import Any
 
 from evals.result import EvalResult, Subject
-from quantize.artifact import grouped
-from reports.differences import Difference, accuracy_change, adjust, measured_change, perplexity_change
+from reports.differences import accuracy_change, adjust, measured_change, perplexity_change
 from reports.format import heading
 from reports.load import DATA_KEYS, Entry, protocol_key
+from reports.rows import TASK_METRICS, Comparison, Group, Row, bounds, head
 
-TASK_METRICS = ("accuracy", "accuracy_norm", "exact_match", "pass_at_1")
 #: (plot axis, whether smaller is better)
 AXES = {"size_bytes": True, "tg_tokens_per_s": False, "pp_tokens_per_s": False, "peak_memory_bytes": True}
 FAMILIES = (("gguf", "GGUF"), ("gptq", "GPTQ"), ("awq", "AWQ"), ("quanto", "quanto"), ("bnb", "bitsandbytes"))
 DENSE = ("float32", "float16", "bfloat16", "dense", "reference", "source")
-
-
-@dataclass(frozen=True)
-class Row:
-    """One artifact. ``cells``: what compares across rows, by metric; ``tasks``: by task, then metric; ``others``: the rest."""
-
-    subject: Subject
-    label: str
-    family: str
-    cells: Mapping[str, EvalResult] = field(default_factory=dict)
-    tasks: Mapping[str, Mapping[str, EvalResult]] = field(default_factory=dict)
-    others: tuple[EvalResult, ...] = ()
-    failures: tuple[str, ...] = ()
-    perplexity_change: Difference | None = None  # relative to the reference, paired: 0.01 is 1 % worse
-    task_differences: Mapping[str, Difference] = field(default_factory=dict)
-    within_noise: bool | None = None  # None: no floor to compare with
-    noise_reason: str = ""
-    fronts: tuple[str, ...] = ()  # the axes on whose Pareto front against divergence it lies
-
-    def value(self, metric: str) -> float | None:
-        if metric in ("size_bytes", "bits_per_weight") and getattr(self.subject, metric) is not None:
-            return float(getattr(self.subject, metric))
-        result = self.cells.get(metric)
-        return None if result is None else result.value
-
-    @property
-    def notes(self) -> list[tuple[str, str, str]]:
-        """(tensors, what, why) of its fallbacks, one for all tensors of which the same is said."""
-        return grouped((note["tensor"], note["what"], note["why"]) for note in self.subject.notes)
-
-    def bounds(self, metric: str) -> tuple[float, float] | None:
-        return bounds(self.cells.get(metric))
-
-    @property
-    def task_accuracy(self) -> float | None:
-        """Mean over tasks of each task's headline accuracy."""
-        values = [head(metrics).value for metrics in self.tasks.values() if metrics]
-        known = [v for v in values if v is not None]
-        return sum(known) / len(known) if known and len(known) == len(values) else None
-
-
-@dataclass(frozen=True)
-class Group:
-    """Everything about one source model: only within it do numbers compare."""
-
-    model: str
-    rows: tuple[Row, ...]  # artifacts, smallest first; then those without results
-    reference: Row | None
-    reference_why: str
-    floors: tuple[Row, ...]
-    loss_metric: str  # what stands for loss in plots and on fronts: kl_mean, else perplexity
-    warnings: tuple[str, ...] = ()
-
-    @property
-    def title(self) -> str:
-        """For headings: of a folder somewhere on a disk its name alone."""
-        return PurePath(self.model).name if PurePath(self.model).is_absolute() else self.model
-
-    @property
-    def measured(self) -> tuple[Row, ...]:
-        return tuple(row for row in self.rows if row.cells or row.tasks)
-
-    @cached_property
-    def all_rows(self) -> tuple[Row, ...]:
-        """Artifacts, then the reference where nobody listed it, then floors."""
-        extra = () if self.reference is None or any(row is self.reference for row in self.rows) else (self.reference,)
-        return self.rows + extra + self.floors
-
-
-@dataclass(frozen=True)
-class Comparison:
-    groups: tuple[Group, ...]
-
-    @cached_property
-    def rows(self) -> list[tuple[Group, Row]]:
-        return [(group, row) for group in self.groups for row in group.all_rows]
-
-
-def bounds(result: EvalResult | None) -> tuple[float, float] | None:
-    """The 95 % interval of a result: its own, else value ± 1.96 standard errors, else None."""
-    if result is None or result.value is None:
-        return None
-    if result.interval is not None:
-        return (float(result.interval[0]), float(result.interval[1]))
-    if result.stderr is not None:
-        return (result.value - 1.96 * result.stderr, result.value + 1.96 * result.stderr)
-    return None
-
-
-def head(metrics: Mapping[str, EvalResult]) -> EvalResult:
-    """The one number that stands for a task: plain accuracy where there is one."""
-    return next((metrics[name] for name in TASK_METRICS if name in metrics), next(iter(metrics.values())))
 
 
 def family(subject: Subject) -> str:

@@ -4,8 +4,8 @@ import csv
 import io
 from typing import Any
 
-from reports.compare import Comparison, Group, Row, bounds, head
 from reports.differences import Difference
+from reports.rows import Comparison, Group, Row, bounds, head
 
 SCHEMA_VERSION = 1
 #: The numbers of a row, in the order of the CSV's columns.

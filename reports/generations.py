@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from reports.compare import Group
+from reports.rows import Group
 
 
 @dataclass(frozen=True)

@@ -15,13 +15,13 @@ from evals.result import EvalResult
 from reports import format as text
 from reports.charts import CHART_RULES, scatter, strips
 from reports.commands_used import environments, reproduction
-from reports.compare import Comparison, Group, Row, bounds, head
 from reports.differences import Difference
 from reports.generations import side_by_side
 from reports.markdown import limit_words
 from reports.memory import KvShape, find_shapes, overhead
 from reports.plots import profile_chart, scatter_plots, task_charts, tasks_of
 from reports.recommend import Advice, Limits, recommend
+from reports.rows import Comparison, Group, Row, bounds, head
 from reports.svg import STYLES, css_class, marker
 
 TEMPLATES = Path(__file__).parent / "templates"

@@ -5,10 +5,10 @@ from pathlib import Path
 
 from reports import format as text
 from reports.commands_used import reproduction
-from reports.compare import Comparison, Group, Row, bounds, head
 from reports.format import change, number, p_value, points
 from reports.plots import tasks_of
 from reports.recommend import Advice, Limits
+from reports.rows import Comparison, Group, Row, bounds, head
 
 COLUMNS = (
     "size_bytes",

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from quantize.errors import BadInput
-from reports.compare import Group, Row
+from reports.rows import Group, Row
 
 CACHE_BYTES = 2  # of an element: half precision, the default of llama.cpp, vLLM and a bf16 model in transformers
 ASSUMED_OVERHEAD = 512 << 20

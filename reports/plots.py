@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from reports.charts import Point, Scatter, Strip, StripChart, scatter, standalone, strips
-from reports.compare import Group, Row, bounds, head
 from reports.format import change, heading, interval, number, unit
 from reports.labels import Box, place_labels
+from reports.rows import Group, Row, bounds, head
 from reports.svg import STYLES
 
 MOST_STRIPS = 40  # more lines than this make a chart that nobody reads; the table has them all

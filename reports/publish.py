@@ -10,8 +10,9 @@ from pathlib import Path
 from quantize.artifact import MANIFEST, Artifact, claim_output, staging
 from quantize.errors import BadInput, StepFailed
 from reports.card import CardOptions, base_model_of, check_repo_id, license_of, model_card, published, source_name
-from reports.compare import Group, compare
+from reports.compare import compare
 from reports.load import load
+from reports.rows import Group
 
 Say = Callable[[str], None]
 

@@ -3,9 +3,10 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from reports.compare import Group, Row, backend_name, bounds
+from reports.compare import backend_name
 from reports.format import change, number, points, significant, size
 from reports.memory import KvShape, overhead
+from reports.rows import Group, Row, bounds
 
 RUNTIME_ALIASES = {"gguf": "llamacpp", "ollama": "llamacpp", "hf": "transformers"}
 

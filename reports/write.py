@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from quantize.errors import BadInput, StepFailed
-from reports.compare import Comparison, compare
+from reports.compare import compare
 from reports.document import report_csv, report_json
 from reports.html import default_limits, render
 from reports.load import load
@@ -17,6 +17,7 @@ from reports.markdown import report_markdown
 from reports.memory import find_shapes
 from reports.plots import write_plots, write_pngs
 from reports.recommend import recommend
+from reports.rows import Comparison
 
 SCHEMA = Path(__file__).parent / "report.schema.json"
 

@@ -14,9 +14,9 @@ from gguf import TokenType
 from quantize.errors import BadInput, Unsupported
 from quantize.gguf.back_sentencepiece import sentencepiece_model, sentencepiece_model_definition, sentencepiece_steps
 from quantize.gguf.back_vocabulary import Vocabulary
+from quantize.gguf.chat_templates import templates_of
 from quantize.gguf.pretokenizers import BY_NAME, SPLITS, Pre
 from quantize.gguf.reader import GgufFile
-from quantize.gguf.tokenizer_special import templates_of
 
 # llama.cpp adds the bos token unasked with these pre-tokenizers and with SentencePiece-style vocabularies
 BOS_UNASKED = ("llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "tekken", "midm-2.0", "lfm2")

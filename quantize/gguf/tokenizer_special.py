@@ -2,7 +2,6 @@
 
 import json
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,13 +33,13 @@ BY_TEXT: dict[str, tuple[str, ...]] = {
     T.FIM_REP_ID: ("<|fim_repo|>", "<|repo_name|>", "<fim-repo>", "<REPO>", "<reponame>"),
     T.FIM_SEP_ID: ("<|file_sep|>",),
 }  # fmt: skip
-_ROLES = {"bos": T.BOS_ID, "eos": T.EOS_ID, "unk": T.UNK_ID, "sep": T.SEP_ID, "pad": T.PAD_ID, "mask": T.MASK_ID}
+ROLES = {"bos": T.BOS_ID, "eos": T.EOS_ID, "unk": T.UNK_ID, "sep": T.SEP_ID, "pad": T.PAD_ID, "mask": T.MASK_ID}
 
 
 def special_kvs(checkpoint: Checkpoint, source: SourceTokenizer, vocabulary: Vocabulary) -> tuple[Kvs, list[Note]]:
     """Ids of special tokens and the add_bos, add_eos flags. Ids outside the vocabulary are left out."""
     notes: list[Note] = []
-    ids = {role: number for role in _ROLES if (number := _role_id(checkpoint, source, role)) is not None}
+    ids = {role: number for role in ROLES if (number := _role_id(checkpoint, source, role)) is not None}
     if "unk" not in ids and vocabulary.unknown is not None:
         ids["unk"] = vocabulary.unknown
     if source.is_sentencepiece:
@@ -80,7 +79,7 @@ def special_kvs(checkpoint: Checkpoint, source: SourceTokenizer, vocabulary: Voc
             )
         )
     size = len(vocabulary.tokens)
-    kvs: Kvs = {_ROLES[role]: (ids[role], U32) for role in _ROLES if role in ids and 0 <= ids[role] < size}
+    kvs: Kvs = {ROLES[role]: (ids[role], U32) for role in ROLES if role in ids and 0 <= ids[role] < size}
     known = {text: number for number, text in enumerate(vocabulary.tokens)}
     eos_ids = _listed_eos(checkpoint)
     for key, texts in BY_TEXT.items():
@@ -171,22 +170,6 @@ def template_kvs(templates: dict[str, str]) -> Kvs:
     if "default" in templates:
         kvs[T.CHAT_TEMPLATE] = (templates["default"], STRING)
     return kvs
-
-
-def templates_of(kvs: Mapping[str, Any]) -> dict[str, str]:
-    """Name -> template of a file's metadata, ``default`` first."""
-    prefix = T.CHAT_TEMPLATE + "."
-    templates = {"default": kvs[T.CHAT_TEMPLATE]} if isinstance(kvs.get(T.CHAT_TEMPLATE), str) else {}
-    return templates | {
-        key.removeprefix(prefix): text for key, text in kvs.items() if key.startswith(prefix) and isinstance(text, str)
-    }
-
-
-def special_tokens(kvs: Mapping[str, Any]) -> dict[str, str]:
-    """``bos_token``, ``eos_token`` and so on -> their text, of a file's metadata."""
-    tokens = kvs.get(T.LIST) or []
-    ids = {role: kvs.get(key) for role, key in _ROLES.items()}
-    return {f"{role}_token": str(tokens[i]) for role, i in ids.items() if isinstance(i, int) and 0 <= i < len(tokens)}
 
 
 def _json(path: Path) -> dict[str, Any]:

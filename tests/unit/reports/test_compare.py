@@ -15,9 +15,10 @@ from sample_run import CHUNKS, MODEL, RECIPES, TOKENS, quality, reference_nll, s
 from evals.result import EvalResult, Subject, results_path, write_results
 from quantize.errors import BadInput
 from reports.changes import changes
-from reports.compare import Row, bounds, compare, family, pareto
+from reports.compare import compare, family, pareto
 from reports.load import load
 from reports.markdown import footnotes
+from reports.rows import Row, bounds
 
 
 @pytest.fixture(scope="module")

@@ -15,10 +15,11 @@ from sample_run import RECIPES, speed, subject, write_run
 from evals.result import results_path, write_results
 from quantize.errors import BadInput
 from reports.command import recommend as command
-from reports.compare import Group, bounds, compare
+from reports.compare import compare
 from reports.load import load
 from reports.memory import KvShape, kv_shape, overhead
 from reports.recommend import Limits, recommend
+from reports.rows import Group, bounds
 
 SHAPE = KvShape(((2048, None),), 4096)
 

@@ -129,6 +129,9 @@ class Evaluation:
         assert self.reference is not None
         listed = any(self.reference.same_as(a) for a in self.artifacts)
         self.reference.fetch()
+        if not (listed or self.generate or "divergence" in self.metrics):  # nothing is asked of it but its name
+            self._write_reference(outcome)
+            return
         keeper = Keeper(self.cache, self.cache_limit, self.reference.digest, self.say)
         self._reference_runtime = runtime = self._open_reference(keeper, listed)
         heading = self._heading(self.reference, runtime, "reference")
@@ -156,12 +159,16 @@ class Evaluation:
 
             shared = [self.measured.windows(protocol, runtime, self.reference) for protocol in self.protocols]
             outcome.unlisted += floor_rows(self.reference, runtime, shared, self.run, heading, self.say)
+        self._write_reference(outcome)
+        if not any(isinstance(rows, SideBySideReference) for rows in self.reference_rows.values()):
+            self._close_reference_runtime()
+
+    def _write_reference(self, outcome: Outcome) -> None:
+        assert self.reference is not None
         if self.out:
             rows = self.reference_results + outcome.unlisted
             role = "" if "reference_why" in self.environment else "reference"  # the largest is an artifact like the others
             merge_results(results_path(self.out, self.reference.name, "eval"), self.reference.subject(role), rows)
-        if not any(isinstance(rows, SideBySideReference) for rows in self.reference_rows.values()):
-            self._close_reference_runtime()
 
     def _open_reference(self, keeper: Keeper, listed: bool) -> Runtime:
         reference, light = self.reference, None
@@ -184,7 +191,7 @@ class Evaluation:
 
     def _keep_reference(self, keeper: Keeper, runtime: Runtime, windows: Windows, listed: bool) -> ReferenceRows:
         assert self.reference is not None
-        if keeper.fits(windows, runtime) and (found := keeper.find(windows, runtime)):
+        if found := keeper.find(windows, runtime):
             self.say(f"{windows.protocol.name}: the reference's logits are at hand ({found.folder})")
             return found
         with progress_bar(f"{self.reference.name} {windows.protocol.name}", windows.scored, self.run.progress) as advance:

@@ -27,6 +27,7 @@ class Keeper:
 
     def __init__(self, root: Path | None, limit: int, digest: str, say: Callable[[str], None]):
         self.root, self.limit, self.digest, self.say = root, limit, digest, say
+        self._found: dict[str, CachedReference] = {}
 
     def open_light(
         self,
@@ -42,23 +43,23 @@ class Keeper:
         kept = generations(light)
         if kept and kept.read() is None:
             return None
-        for each in windows(light):
-            found = self.find(each, light)
-            if found is None:
-                return None
-            found.close()
+        if not all(self.find(each, light) for each in windows(light)):
+            return None
         self.say("all that is wanted of the reference was kept: its weights are not loaded")
         return light
 
     def find(self, windows: Windows, runtime: Runtime) -> CachedReference | None:
-        return find_cache(self.root, cache_key(windows, self.digest, runtime.describe())) if self.root else None
-
-    def fits(self, windows: Windows, runtime: Runtime) -> bool:
-        return cache_bytes(windows, runtime.vocabulary) <= self.limit
+        """What an earlier call kept, where that is within the limit; once found, it stays open."""
+        if not self.root or cache_bytes(windows, runtime.vocabulary) > self.limit:
+            return None
+        key = cache_key(windows, self.digest, runtime.describe())
+        if key not in self._found and (found := find_cache(self.root, key)):
+            self._found[key] = found
+        return self._found.get(key)
 
     def keep(self, windows: Windows, runtime: Runtime, check_self: bool, advance: Advance) -> ReferenceRows:
         """Run the reference, or where its logits take too much room, leave it to run beside each candidate."""
-        if self.fits(windows, runtime):
+        if cache_bytes(windows, runtime.vocabulary) <= self.limit:
             key = cache_key(windows, self.digest, runtime.describe())
             return write_cache(runtime, windows, key, self.root, advance, check_self=check_self)
         self.say(

@@ -65,6 +65,7 @@ def load_model(folder: Path, dtype: str, device: str, *, trust_remote_code: bool
     """
     config = read_config(folder)
     with quiet():
+        from safetensors import SafetensorError
         from transformers import AutoModelForCausalLM
 
         try:
@@ -86,7 +87,7 @@ def load_model(folder: Path, dtype: str, device: str, *, trust_remote_code: bool
                 f"{folder}: transformers {transformers.__version__} cannot open {config.get('architectures') or 'it'} "
                 f"(model_type {config.get('model_type')!r}): {_first_line(error)}"
             ) from error
-        except (OSError, RuntimeError) as error:
+        except (OSError, RuntimeError, SafetensorError) as error:
             raise StepFailed(f"{folder}: transformers cannot load it: {_first_line(error)}") from error
         model, info = loaded
         if "device_map" not in options:

@@ -153,6 +153,7 @@ def test_a_reference_whose_results_were_kept_is_not_loaded_again(
     assert of_reference() == known
     assert run(dtype="bfloat16")[1] is False  # computed otherwise, so other logits
     assert run(prompts=["Other words"])[1] is False
+    assert run(cache_limit=1000)[1] is False  # what was kept is more than this call allows
     assert not list(tmp_path.glob("cache/.reference-*"))
 
 
@@ -466,3 +467,15 @@ def test_a_gguf_alone_needs_no_torch(checkpoint: Path, text: Path, tmp_path: Pat
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "0 []", done.stderr
+
+
+def test_a_reference_of_which_nothing_is_asked_stays_shut(checkpoint: Path, candidate: Path, text: Path, tmp_path: Path) -> None:
+    """Its tokenizer and name are: perplexity alone needs no weights of it."""
+    reference = tmp_path / "reference"
+    shutil.copytree(checkpoint, reference)
+    (reference / "model.safetensors").write_bytes((reference / "model.safetensors").read_bytes()[:-1000])
+    settings = {"text": text, "protocol": "llamacpp-64", "tokens": 600, "run": RUN}
+    rows = evaluate([candidate], reference=reference, metrics=["perplexity"], **settings)  # type: ignore[arg-type]
+    assert [row.metric for row in rows] == ["perplexity", "bits_per_byte"]
+    with pytest.raises(QuantwrightError, match=r"transformers cannot load it: .*not fully covered"):
+        evaluate([candidate], reference=reference, metrics=["divergence"], **settings)  # type: ignore[arg-type]

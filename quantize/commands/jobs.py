@@ -22,9 +22,9 @@ from quantize.errors import BadInput
 @click.option("--strict", is_flag=True, help="stop before anything runs where a combination cannot be made")
 @click.option(
     "--cache",
-    type=click.Path(path_type=Path, file_okay=False),
+    metavar="FOLDER|URL",
     envvar="QUANTWRIGHT_CACHE",
-    help="folder shared with other runs and users: what one has made, the others copy  [default: the job's cache:]",
+    help="shared with other runs and users (s3://... too): what one has made, the others copy  [default: the job's cache:]",
 )
 @click.option(
     "--executor", type=click.Choice(["local", "ray"]), default="local", show_default=True, help="where steps run: here, or on Ray"
@@ -36,7 +36,7 @@ def run(
     out: Path | None,
     overrides: tuple[str, ...],
     strict: bool,
-    cache: Path | None,
+    cache: str | None,
     executor: str,
     address: str | None,
     as_json: bool,
@@ -61,7 +61,7 @@ def run_job(
     strict: bool = False,
     executor: str = "local",
     address: str | None = None,
-    cache: Path | None = None,
+    cache: str | None = None,
 ) -> Any:
     """-> quantize.jobs.runner.Summary. Errors: BadInput, Unsupported (with ``strict``) before anything runs."""
     from quantize.errors import Unsupported
@@ -80,7 +80,7 @@ def run_job(
         raise Unsupported(f"{refused[0].reason} (--strict: nothing was run)")
     cost = estimate_plan(spec, plan, out)
     refuse_what_cannot_fit(cost, out, memory=executor == "local")
-    shared = cache or (path.absolute().parent / spec.cache if spec.cache else None)
+    shared = cache or (place_of(spec.cache, path.absolute().parent) if spec.cache else None)
     place = open_executor(executor, address, spec, out.absolute(), cost.steps)
     log(f"{path}: {len(plan.steps)} steps, run folder {out}")
     terminal = Terminal()
@@ -89,6 +89,11 @@ def run_job(
     finally:
         terminal.show("")
         place.close()
+
+
+def place_of(text: str, base: Path) -> str:
+    """A URL as it is, a folder relative to ``base``."""
+    return text if "://" in text else str(base / text)
 
 
 class Terminal:

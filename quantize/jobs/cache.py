@@ -86,8 +86,7 @@ class SharedCache:
                     raise Damaged(f"{name} does not match its sha256")
             return True
         except Damaged as damage:
-            for path in into.iterdir():
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+            clear(into)
             self._put_aside(entry, str(damage))
             return False
 
@@ -115,7 +114,7 @@ class SharedCache:
                 target = stage / name
                 target.parent.mkdir(parents=True, exist_ok=True)
                 sums[name] = _copy(path, target)
-            (stage / SUMS).write_text("".join(f"{digest}  {name}\n" for name, digest in sorted(sums.items())), encoding="utf-8")
+            (stage / SUMS).write_bytes(format_sums(sums))
             for path in stage.rglob("*"):
                 if path.is_file():
                     with open(path, "rb") as file:
@@ -128,11 +127,22 @@ class SharedCache:
             shutil.rmtree(stage, ignore_errors=True)
 
 
-def _read_sums(entry: Path) -> dict[str, str]:
-    """Errors: Damaged."""
+def clear(folder: Path) -> None:
+    """Delete what is in it."""
+    for path in folder.iterdir():
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def format_sums(sums: Mapping[str, str]) -> bytes:
+    """name -> sha256, as ``sha256sum -c`` reads it."""
+    return "".join(f"{digest}  {name}\n" for name, digest in sorted(sums.items())).encode()
+
+
+def parse_sums(text: bytes) -> dict[str, str]:
+    """Errors: Damaged, also where a name leads out of the entry."""
     try:
-        lines = (entry / SUMS).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError):
+        lines = text.decode("utf-8").splitlines()
+    except UnicodeDecodeError:
         raise Damaged(f"no readable {SUMS}") from None
     sums = {}
     for line in lines:
@@ -140,8 +150,19 @@ def _read_sums(entry: Path) -> dict[str, str]:
         if len(digest) != 64 or not separator or Path(name).is_absolute() or ".." in Path(name).parts:
             raise Damaged(f"{SUMS} is malformed")
         sums[name] = digest
+    if not sums:
+        raise Damaged(f"{SUMS} is empty")
+    return sums
+
+
+def _read_sums(entry: Path) -> dict[str, str]:
+    """Errors: Damaged."""
+    try:
+        sums = parse_sums((entry / SUMS).read_bytes())
+    except OSError:
+        raise Damaged(f"no readable {SUMS}") from None
     here = {str(path.relative_to(entry)) for path in entry.rglob("*") if path.is_file()} - {SUMS}
-    if not sums or here != set(sums):
+    if here != set(sums):
         raise Damaged(f"its files are not those of {SUMS}")
     return sums
 

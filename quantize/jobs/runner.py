@@ -15,7 +15,7 @@ from typing import Any
 
 from quantize.artifact import disk_error
 from quantize.errors import BadInput, QuantwrightError
-from quantize.jobs.cache import SharedCache
+from quantize.jobs.cache_bucket import open_cache
 from quantize.jobs.child import failure_reason
 from quantize.jobs.estimate import StepCost, spell, spell_seconds
 from quantize.jobs.executor import Executor, Handle, Here
@@ -61,7 +61,7 @@ class _Running:
 class Runner:
     """``path`` is the job file, ``run`` the run folder. ``say`` gets what stays to be read, ``show`` a line that the next one
     replaces. ``costs``: step id -> what the plan says it takes. ``executor``: where steps run (default: here). ``cache``: a
-    folder shared with other runs."""
+    folder or URL shared with other runs."""
 
     def __init__(
         self,
@@ -73,7 +73,7 @@ class Runner:
         show: Callable[[str], None] = lambda text: None,
         costs: Mapping[str, StepCost] | None = None,
         executor: Executor | None = None,
-        cache: Path | None = None,
+        cache: str | None = None,
     ):
         self.path, self.job, self.plan, self.run_folder, self.say = path, job, plan, run.absolute(), say
         self.show = show
@@ -87,7 +87,7 @@ class Runner:
         self.ended: set[str] = set()
         self.running: list[_Running] = []
         self.interrupts = 0
-        self.sharing = Sharing(SharedCache(cache, say), self.run_folder) if cache else None
+        self.sharing = Sharing(open_cache(cache, say), self.run_folder) if cache else None
         self.keys: dict[str, str] = {}  # of steps that this run may make for the cache
         self.waits: set[str] = set()  # for another run that is making the same
 

@@ -7,13 +7,14 @@ from pathlib import Path
 
 from quantize.artifact import MANIFEST, Artifact, commit, staging
 from quantize.jobs.cache import SharedCache
+from quantize.jobs.cache_bucket import BucketCache
 from quantize.jobs.steps import Step
 
 
 class Sharing:
     """``run``: the run folder, absolute."""
 
-    def __init__(self, cache: SharedCache, run: Path):
+    def __init__(self, cache: SharedCache | BucketCache, run: Path):
         self.cache, self.run = cache, run
         self._before: dict[str, set[str]] = {}
 

@@ -152,7 +152,7 @@ class Resources(Strict):
 
 
 class Job(Strict):
-    """A whole job file. ``cache``: folder that several runs and users share."""
+    """A whole job file. ``cache``: folder or URL that several runs and users share."""
 
     models: Annotated[list[Annotated[Model, BeforeValidator(_source_alone)]], BeforeValidator(_as_list)] = Field(min_length=1)
     recipes: Recipes = Field(default_factory=list)

@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -34,12 +35,12 @@ def write_job(folder: Path, checkpoint: Path, text: str = JOB) -> Path:
     return folder / "job.yaml"
 
 
-def start(job: Path, cache: Path, *more: str) -> subprocess.Popen[str]:
+def start(job: Path, cache: Path | str, *more: str) -> subprocess.Popen[str]:
     arguments = ["run", str(job), "-o", str(job.parent / "run"), "--cache", str(cache), *more]
     return subprocess.Popen([sys.executable, "-m", "quantize.cli", *arguments], stderr=subprocess.PIPE, text=True)
 
 
-def run(job: Path, cache: Path, *more: str) -> str:
+def run(job: Path, cache: Path | str, *more: str) -> str:
     process = start(job, cache, *more)
     _, said = process.communicate(timeout=600)
     assert process.returncode == 0, said
@@ -91,6 +92,23 @@ def test_the_second_waits_for_the_first_and_goes_on_where_it_dies(checkpoint: Pa
     assert "1 done" in said
     assert "1 taken from the cache" in run(mine, cache, *one)
     assert digests(mine) == digests(yours)
+
+
+def test_a_cache_over_s3_and_its_server_gone_in_the_middle(checkpoint: Path, tmp_path: Path, s3: Any) -> None:
+    mine, yours, third = (write_job(tmp_path / name, checkpoint) for name in ("mine", "yours", "third"))
+    assert "2 done" in run(mine, "s3://bucket/cache")
+    assert "2 taken from the cache" in run(yours, "s3://bucket/cache")
+    assert digests(mine) == digests(yours)
+    process = start(third, "s3://bucket/cache", "--set", "recipes=[gguf-q8_0, gguf-q5_0, gguf-q4_0]")
+    assert process.stderr is not None
+    while "taken from the cache" not in (line := process.stderr.readline()):
+        assert line, "nothing was taken from the cache"
+    s3.stop()
+    _, said = process.communicate(timeout=300)
+    assert process.returncode == 0, said
+    assert said.count("this run goes on without it") == 1
+    assert "2 done, 1 taken from the cache" in said
+    assert "Traceback" not in said
 
 
 @pytest.mark.long

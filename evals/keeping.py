@@ -61,7 +61,7 @@ class Keeper:
         """Run the reference, or where its logits take too much room, leave it to run beside each candidate."""
         if cache_bytes(windows, runtime.vocabulary) <= self.limit:
             key = cache_key(windows, self.digest, runtime.describe())
-            return write_cache(runtime, windows, key, self.root, advance, check_self=check_self)
+            return write_cache(runtime, windows, key, self.root, advance, check_self=check_self, digest=self.digest)
         self.say(
             f"{windows.protocol.name}: the reference's logits take {cache_bytes(windows, runtime.vocabulary) / 2**30:.2f} GiB, "
             f"more than the cache limit of {self.limit / 2**30:.2f} GiB: the reference runs again beside every candidate"

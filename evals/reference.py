@@ -257,10 +257,12 @@ def write_cache(
     root: Path | None = None,
     advance: Advance | None = None,
     check_self: bool = False,
+    digest: str = "",
 ) -> CachedReference:
     """Run the reference once. ``root``: where caches are kept; without one it is temporary. Renamed into place when complete.
 
-    ``check_self`` compares what was kept with what came, so that the reference's own row needs no second run.
+    ``check_self`` compares what was kept with what came, so that the reference's own row needs no second run. ``digest``, the
+    reference's own, is noted for whoever looks for its logits.
     """
     if root:
         root.mkdir(parents=True, exist_ok=True)
@@ -284,7 +286,7 @@ def write_cache(
         with open(stage / "codes.i16", "wb") as codes:
             run_windows(reference, windows, consume, advance)
         kept.tofile(stage / "rows.bin")
-        about = {"key": key, "vocabulary": vocabulary, "tokens": total, "protocol": windows.protocol.name}
+        about = {"key": key, "reference": digest, "vocabulary": vocabulary, "tokens": total, "protocol": windows.protocol.name}
         (stage / "cache.json").write_text(json.dumps(about) + "\n", encoding="utf-8")
         folder = stage
         if root is not None:

@@ -30,6 +30,11 @@ from quantize.errors import BadInput
     "--executor", type=click.Choice(["local", "ray"]), default="local", show_default=True, help="where steps run: here, or on Ray"
 )
 @click.option("--address", help="Ray cluster, host:port or auto  [default: $RAY_ADDRESS, else one is started here]")
+@click.option(
+    "--store",
+    metavar="URL",
+    help="s3://... by which files go to Ray nodes that do not see the run folder  [default: the job's resources.store]",
+)
 @click.option("--json", "as_json", is_flag=True, help="last line of stdout is one JSON document")
 def run(
     job: Path,
@@ -39,6 +44,7 @@ def run(
     cache: str | None,
     executor: str,
     address: str | None,
+    store: str | None,
     as_json: bool,
 ) -> int:
     """Run a JOB file (YAML): every model by every recipe, evaluated, benchmarked and reported.
@@ -46,7 +52,7 @@ def run(
     Each step is a process of its own. Run the same command again and only what is missing is done.
     """
     folder = out or Path("runs") / job_name(job)
-    summary = run_job(job, folder, overrides, strict, executor, address, cache)
+    summary = run_job(job, folder, overrides, strict, executor, address, cache, store)
     document = report_document(folder, summary)
     print_outcome(summary, document)
     if as_json:
@@ -62,6 +68,7 @@ def run_job(
     executor: str = "local",
     address: str | None = None,
     cache: str | None = None,
+    store: str | None = None,
 ) -> Any:
     """-> quantize.jobs.runner.Summary. Errors: BadInput, Unsupported (with ``strict``) before anything runs."""
     from quantize.errors import Unsupported
@@ -81,7 +88,8 @@ def run_job(
     cost = estimate_plan(spec, plan, out)
     refuse_what_cannot_fit(cost, out, memory=executor == "local")
     shared = cache or (place_of(spec.cache, path.absolute().parent) if spec.cache else None)
-    place = open_executor(executor, address, spec, out.absolute(), cost.steps)
+    sources = {model.name: model.checkpoint for model in plan.models if model.checkpoint}
+    place = open_executor(executor, address, spec, out.absolute(), cost.steps, store, sources)
     log(f"{path}: {len(plan.steps)} steps, run folder {out}")
     terminal = Terminal()
     try:

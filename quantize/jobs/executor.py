@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
+from quantize.checkpoint import Checkpoint
 from quantize.errors import BadInput
 from quantize.jobs.child import Child
 from quantize.jobs.estimate import StepCost
@@ -98,12 +99,22 @@ def memory_limit(job: Job) -> int | None:
     return parse_size(job.resources.memory) if job.resources.memory else None
 
 
-def open_executor(name: str, address: str | None, job: Job, run: Path, costs: Mapping[str, StepCost]) -> Executor:
-    """``name``: local or ray. Errors: BadInput where the cluster cannot be reached or cannot hold the steps."""
+def open_executor(
+    name: str,
+    address: str | None,
+    job: Job,
+    run: Path,
+    costs: Mapping[str, StepCost],
+    store: str | None = None,
+    sources: Mapping[str, Checkpoint] | None = None,
+) -> Executor:
+    """``name``: local or ray; the others are of ray only. Errors: BadInput where the cluster or the store cannot be reached, or
+    no node can hold the steps."""
     if name == "ray":
         from quantize.jobs.on_ray import OnRay
 
-        return OnRay(job, run, costs, address)
-    if address:
-        raise BadInput("--address: is that of a Ray cluster; give --executor ray too, or leave it out")
+        return OnRay(job, run, costs, address, store or job.resources.store, sources)
+    for option, given in (("--address", address), ("--store", store)):
+        if given:
+            raise BadInput(f"{option}: is for steps on a Ray cluster; give --executor ray too, or leave it out")
     return Here(job, run, costs)

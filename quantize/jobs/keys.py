@@ -6,6 +6,7 @@ recipe and options, and the versions of the packages that do the work. It holds 
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from functools import cache
 from importlib import metadata
@@ -71,6 +72,6 @@ class FileHashes:
 
     def _save(self) -> None:
         self.memory.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.memory.with_name(f".{self.memory.name}.tmp")
+        temporary = self.memory.with_name(f".{self.memory.name}.tmp-{os.getpid()}")
         temporary.write_text(json.dumps(self._known), encoding="utf-8")
         temporary.replace(self.memory)

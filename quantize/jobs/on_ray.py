@@ -1,114 +1,72 @@
-"""Steps as tasks of a Ray cluster, each with the cores, memory and GPU that it needs; artifacts lie in the shared run folder.
+"""Steps as tasks of a Ray cluster, each with the cores, memory and GPU that it needs.
 
-A task starts the very process that would run on this machine (``quantize.jobs.ray_task``) and watches it. Ray's own retries
-are off: the runner starts a step again whose node is lost, so that its record says so. Benchmarks of one model run on one
-node, alone on it, after everything else: only then can their speeds be compared.
+Artifacts lie in the run folder, which all nodes share, or go through a store (``quantize.jobs.transfer``). A task starts the
+very process that would run on this machine (``quantize.jobs.ray_task``) and watches it. Ray's own retries are off: the runner
+starts a step again whose node is lost, so that its record says so. Benchmarks of one model run on one node, alone on it, after
+everything else: only then can their speeds be compared.
 """
 
-import contextlib
 import logging
 import os
 import socket
 import time
+import uuid
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from quantize.errors import BadInput, StepFailed
+from quantize.checkpoint import Checkpoint
+from quantize.errors import BadInput
+from quantize.jobs.bucket import Bucket
+from quantize.jobs.child import Child
 from quantize.jobs.estimate import StepCost, spell
-from quantize.jobs.executor import Executor, Handle
-from quantize.jobs.keys import version
+from quantize.jobs.executor import Executor, Handle, Here
+from quantize.jobs.keys import FileHashes, version
+from quantize.jobs.ray_step import Carrier, RayStep
+from quantize.jobs.ray_task import Ended, Order, local_digest, run_order
 from quantize.jobs.spec import Job
 from quantize.jobs.steps import Step, device, step_threads
 
 #: What a step may need to know of the environment in which the job was started.
 FORWARDED = ("HF_", "MODELSCOPE_", "QUANTWRIGHT_")
+FORWARDED_STORE = ("AWS_", "FSSPEC_")
+#: Steps that read the whole run folder, and little else: with a store they run where it lies.
+LIGHT = ("report", "publish")
 TOUCH = 0.001  # of a custom resource that only says where a step may run
 LONGEST_POLL_S = 0.2
 CONNECT_S = 10.0
 TOKEN = Path("~/.ray/auth_token")
 
 
-class RayStep:
-    """One submitted task. Until a node has taken it, it waits in Ray's queue and no time counts."""
-
-    def __init__(self, ref: Any, stage: Path, log: Path):
-        self.ref, self.stage, self.log = ref, stage, log
-        self.pid = 0  # of no use on another machine
-        self.killed_for = self.lost = self.node = ""
-        self.peak_rss_bytes = 0
-        self._code: int | None = None
-        self._wall_s: float | None = None
-        self._seen = 0.0
-
-    @property
-    def started(self) -> bool:
-        if not self._seen and (self.stage / "node").is_file():
-            self._seen = time.monotonic()
-        return bool(self._seen)
-
-    @property
-    def wall_s(self) -> float:
-        if self._wall_s is not None:
-            return self._wall_s
-        return time.monotonic() - self._seen if self.started else 0.0
-
-    def poll(self) -> int | None:
-        """Errors: StepFailed where the cluster itself is gone."""
-        import ray
-
-        if self._code is None and ray.wait([self.ref], timeout=0)[0]:
-            self._code = self._collect(ray)
-        return self._code
-
-    def _collect(self, ray: Any) -> int:
-        gone = (ray.exceptions.NodeDiedError, ray.exceptions.WorkerCrashedError, ray.exceptions.TaskUnschedulableError)
-        try:
-            ended = ray.get(self.ref)
-        except ray.exceptions.OutOfMemoryError:
-            self.killed_for = self.killed_for or "Ray stopped it: its node was running out of memory"
-            return -9
-        except ray.exceptions.RayTaskError as error:
-            raise error.cause if isinstance(error.cause, Exception) else error from None
-        except ray.exceptions.TaskCancelledError:
-            return -9
-        except gone:
-            with contextlib.suppress(OSError):
-                self.node = (self.stage / "node").read_text(encoding="utf-8").strip()
-            self.lost = "" if self.killed_for else f"its node {self.node} is gone" if self.node else "its node is gone"
-            return -9
-        except ray.exceptions.RayError as error:
-            raise StepFailed(
-                f"Ray: {str(error).splitlines()[0]}; run the same command again: only what is missing is done"
-            ) from None
-        self.node, self.peak_rss_bytes, self._wall_s = ended.node, ended.peak_rss_bytes, ended.wall_s
-        self.killed_for = self.killed_for or ended.killed_for
-        return int(ended.code)
-
-    def kill(self, why: str) -> None:
-        import ray
-
-        if self.killed_for:
-            return
-        self.killed_for = why
-        with contextlib.suppress(ray.exceptions.RayError):
-            ray.cancel(self.ref, force=True)
-
-
 class OnRay(Executor):
     """``address``: of a cluster that runs (``host:port`` or ``auto``; default: $RAY_ADDRESS, else one is started here).
 
-    Errors: BadInput where Ray is not installed, the cluster cannot be reached, or no node of it can hold one of the steps.
+    ``store``: URL by which files go to nodes that do not see the run folder. ``sources``: the job's checkpoints by name, which
+    those must have themselves. Errors: BadInput where Ray is not installed, the cluster or the store cannot be reached, or no
+    node can hold one of the steps.
     """
 
-    def __init__(self, job: Job, run: Path, costs: Mapping[str, StepCost], address: str | None):
+    def __init__(
+        self,
+        job: Job,
+        run: Path,
+        costs: Mapping[str, StepCost],
+        address: str | None,
+        store: str | None = None,
+        sources: Mapping[str, Checkpoint] | None = None,
+    ):
         super().__init__(job, run, costs)
+        self.sources = sources or {}
+        self.here = Here(job, run, costs)
         self.threads = step_threads(job)
         self.device = device(job.resources.device)
         if ":" in self.device:
             raise BadInput(f"resources.device {self.device}: Ray chooses the GPU of each step; say cuda")
+        self.bucket = Bucket(store, "--store") if store else None
         _connect(address)
         self.bench_nodes: dict[str, str] = {}  # model -> node
+        self.refused: dict[str, dict[str, str]] = {}  # step -> node -> why it would not
         try:
             self._refuse_what_no_node_holds()
         except BaseException:
@@ -127,7 +85,7 @@ class OnRay(Executor):
     def _needs(self, step: Step) -> dict[str, Any]:
         """Resources as Ray's options name them."""
         custom = getattr(self.job.resources.nodes, step.kind)
-        light = step.kind in ("report", "publish")
+        light = step.kind in LIGHT
         cost = self.costs.get(step.id)
         return {
             "num_cpus": 1 if light else self.threads,
@@ -144,7 +102,7 @@ class OnRay(Executor):
             self._nodes_for(Step(name, name.partition(":")[0], (), Path()))
 
     def _nodes_for(self, step: Step) -> list[dict[str, Any]]:
-        """Living nodes that could hold it were they empty. Errors: BadInput where there is none."""
+        """Living nodes that could hold it were they empty, and have not refused it. Errors: BadInput where there is none."""
         needs = self._needs(step)
         wanted = {"CPU": needs["num_cpus"], "GPU": needs["num_gpus"], "memory": needs["memory"], **needs["resources"]}
         wanted = {name: amount for name, amount in wanted.items() if amount}
@@ -158,12 +116,16 @@ class OnRay(Executor):
                 f"{step.id.replace(':', ' ')}: needs {needed} on one node; none of the {len(nodes)} has that "
                 f"(the most: {offered}); lower resources.threads, or add a node"
             )
-        return fit
+        refused = self.refused.get(step.id, {})
+        left = [node for node in fit if node["NodeID"] not in refused]
+        if not left:
+            raise BadInput(next(reversed(refused.values())))
+        return left
 
-    def _bench_node(self, step: Step) -> dict[str, Any]:
+    def _bench_node(self, step: Step, fit: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """The node of the model's benchmarks: the largest that fewest other models use."""
         model = step.id.split(":")[1]
-        nodes = {node["NodeID"]: node for node in self._nodes_for(step)}
+        nodes = {node["NodeID"]: node for node in fit}
         chosen = self.bench_nodes.get(model)
         if chosen not in nodes:
             others = list(self.bench_nodes.values())
@@ -174,46 +136,93 @@ class OnRay(Executor):
     # -- running them --------------------------------------------------------------------------------------------------------
 
     def start(self, step: Step, arguments: Sequence[str], stage: Path, log: Path, keep_open: Sequence[int]) -> Handle:
-        """``keep_open`` is of no use on other machines: a lock file of the step keeps two processes of it apart there."""
-        import ray
-
-        from quantize.jobs.ray_task import Order, run_order
-
-        needs = self._needs(step)
-        options: dict[str, Any] = {**needs, "max_retries": 0, "name": step.id}
-        if step.kind == "bench":
-            node = self._bench_node(step)
-            options["num_cpus"] = node["Resources"]["CPU"]
-            options["scheduling_strategy"] = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
-                node["NodeID"], soft=False
-            )
-        else:
-            self._nodes_for(step)
+        """``keep_open`` is of no use on other machines: a lock file of the step keeps two processes of it apart there, or with a
+        store nothing has to: each works in a folder of its own."""
+        if self.bucket and step.kind in LIGHT:
+            return self.here.start(step, arguments, stage, log, keep_open)
         order = Order(
             arguments=tuple(arguments),
-            run=str(self.run),
-            stage=str(stage),
-            log=str(log),
-            lock=str(self.run / "steps" / f"{step.slug}.lock"),
             threads=self.threads,
             memory_bytes=self.memory_limit,
             seconds=self.seconds_limit,
             versions={name: version(name) for name in step.packages},
-            environment={name: value for name, value in os.environ.items() if name.startswith(FORWARDED)},
+            **(self._by_store(step, stage) if self.bucket else self._in_place(step, stage, log)),
         )
-        task = ray.remote(run_order).options(**options)
-        return RayStep(task.remote(order), stage, log)
+        carrier = Carrier(self.bucket, step, self.run, stage) if self.bucket else None
+        options = self._placed(step)
+        return RayStep(lambda order: _submit(order, options), order, log, self.refused.setdefault(step.id, {}), carrier)
+
+    def _in_place(self, step: Step, stage: Path, log: Path) -> dict[str, Any]:
+        """Of an order: where the run folder is and what lies in it."""
+        lock = str(self.run / "steps" / f"{step.slug}.lock")
+        paths = {"run": str(self.run), "stage": str(stage), "log": str(log), "lock": lock}
+        return {**paths, "environment": _environment(FORWARDED)}
+
+    def _by_store(self, step: Step, stage: Path) -> dict[str, Any]:
+        """Of an order: nothing that names the run folder, and what of other folders the node must have itself."""
+        assert self.bucket is not None
+        hashes = FileHashes(self.run / "cache" / "hashes.json")  # as the step's key has just been computed from
+        models = [self.sources[name].source for name in step.sources]
+        local = [*(path for path in step.files if path.is_absolute()), *(Path(m) for m in models if Path(m).is_absolute())]
+        return {
+            "run": "",
+            "stage": str(stage.relative_to(self.run)),
+            "log": "",
+            "lock": "",
+            "environment": _environment(FORWARDED + FORWARDED_STORE),
+            "store": self.bucket.url,
+            "begun": f"begun/{uuid.uuid4().hex}",
+            "local": {str(path): local_digest(path, hashes) for path in local},
+        }
+
+    def _placed(self, step: Step) -> dict[str, Any]:
+        """Ray's options for it. Errors: BadInput where no node can hold it."""
+        options: dict[str, Any] = {**self._needs(step), "max_retries": 0, "name": step.id}
+        nodes = self._nodes_for(step)
+        node = nodes[0] if self.refused.get(step.id) else None  # some have refused it: not there again
+        if step.kind == "bench":
+            node = self._bench_node(step, nodes)
+            options["num_cpus"] = node["Resources"]["CPU"]
+        if node:
+            import ray
+
+            options["scheduling_strategy"] = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
+                node["NodeID"], soft=False
+            )
+        return options
 
     def wait(self, handles: Sequence[Handle], timeout_s: float) -> None:
         import ray
 
-        refs = [handle.ref for handle in handles if isinstance(handle, RayStep)]
-        ray.wait(refs, num_returns=1, timeout=min(timeout_s, LONGEST_POLL_S))
+        children = [handle for handle in handles if isinstance(handle, Child)]
+        refs = [handle.ref for handle in handles if isinstance(handle, RayStep) and handle.ref is not None]
+        if children:
+            self.here.wait(children, 0.05 if refs else timeout_s)
+        elif refs:
+            ray.wait(refs, num_returns=1, timeout=min(timeout_s, LONGEST_POLL_S))
+        else:  # files are on their way
+            time.sleep(0.05)
 
     def close(self) -> None:
         import ray
 
         ray.shutdown()
+
+
+def _submit(order: Order, options: Mapping[str, Any]) -> Any:
+    import ray
+
+    return ray.remote(_on_node).options(**options).remote(order)
+
+
+def _on_node(order: Order) -> Ended:
+    import ray
+
+    return replace(run_order(order), node_id=ray.get_runtime_context().get_node_id())
+
+
+def _environment(prefixes: tuple[str, ...]) -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name.startswith(prefixes)}
 
 
 def _connect(address: str | None) -> None:

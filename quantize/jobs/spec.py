@@ -139,7 +139,7 @@ class Nodes(Strict):
 
 class Resources(Strict):
     """How steps run. ``parallel``: steps at a time, as far as ``memory`` allows (benchmarks always run alone); by default one,
-    on a Ray cluster as many as its nodes hold."""
+    on a Ray cluster as many as its nodes hold. ``store``: URL by which files go to nodes that do not see the run folder."""
 
     device: str = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
@@ -149,6 +149,7 @@ class Resources(Strict):
     time_limit_minutes: float | None = Field(default=None, gt=0)
     retries: int = Field(default=2, ge=0)
     nodes: Nodes = Field(default_factory=Nodes)
+    store: str | None = None
 
 
 class Job(Strict):

@@ -218,8 +218,8 @@ def order(tmp_path: Path, **changes: Any) -> Order:
 
 def test_a_node_that_cannot_do_a_step_says_why(tmp_path: Path) -> None:
     assert run_order(order(tmp_path)).code == 0
-    assert "does not see" in run_order(order(tmp_path, stage=str(tmp_path / "elsewhere"))).killed_for
-    assert "install the same versions" in run_order(order(tmp_path, versions={"numpy": "0.1"})).killed_for
+    assert "does not see" in run_order(order(tmp_path, stage=str(tmp_path / "elsewhere"))).refused
+    assert "install the same versions" in run_order(order(tmp_path, versions={"numpy": "0.1"})).refused
     assert "took longer" in run_order(order(tmp_path, seconds=0.01)).killed_for
 
 

@@ -1,0 +1,86 @@
+"""Files that go between the run folder and nodes that do not see it: by their sha256, through a bucket (``--store``).
+
+A file is uploaded once, whoever needs it, and hashed where it arrives. The bucket is a means of transport: what counts is what
+the driver has committed in the run folder, and everything in the bucket may be deleted between two runs.
+"""
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from quantize.artifact import MANIFEST, Artifact, commit
+from quantize.checkpoint import sha256_file, sha256_files
+from quantize.jobs.bucket import Bucket, BucketError
+from quantize.jobs.steps import Step, results_path
+
+
+def push(bucket: Bucket, folder: Path, digests: Mapping[str, str]) -> None:
+    """``digests``: file in ``folder`` -> sha256. What the bucket holds already does not go again. Errors: BucketError."""
+    for name, digest in digests.items():
+        path = folder / name
+        if bucket.size_bytes(_object(digest)) != path.stat().st_size:
+            bucket.put(path, _object(digest))
+
+
+def pull(bucket: Bucket, digests: Mapping[str, str], folder: Path, wanted: Callable[[], bool] = lambda: True) -> None:
+    """The reverse; ``wanted`` is asked before each file. Errors: BucketError, OSError where ``folder`` cannot be written.
+
+    A damaged object is deleted, so that the next attempt uploads it anew.
+    """
+    for name, digest in digests.items():
+        if not wanted():
+            return
+        target = folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        bucket.get(_object(digest), target)
+        if sha256_file(target) != digest:
+            bucket.delete(_object(digest))
+            raise BucketError(f"{bucket.url}: {name} came damaged and was deleted there")
+
+
+def _object(digest: str) -> str:
+    return f"objects/{digest[:2]}/{digest}"
+
+
+def step_inputs(step: Step, run: Path) -> dict[str, str]:
+    """Files of the run folder that an eval or benchmark reads -> sha256: its artifacts, and the reference's logits."""
+    found = {}
+    for made in step.after:
+        folder = Path("artifacts", *made.split(":")[1:])
+        found[str(folder / MANIFEST)] = sha256_file(run / folder / MANIFEST)
+        for name, entry in Artifact.load(run / folder).manifest.files.items():
+            found[str(folder / name)] = entry.sha256
+    if step.kind == "eval":
+        files = [path for folder in _references(step, run) for path in sorted(folder.iterdir())]
+        found |= {str(path.relative_to(run)): digest for path, digest in sha256_files(files).items()}
+    return found
+
+
+def _references(step: Step, run: Path) -> list[Path]:
+    """Folders of logits of the step's reference, which is known by the digest that its own evaluation has noted."""
+    name = step.arguments[step.arguments.index("--reference") + 1]
+    try:
+        reference = json.loads((run / results_path(name, "eval")).read_text(encoding="utf-8"))["subject"]["digest"]
+        folders = sorted((run / "cache").glob("reference-*"))
+        about = [json.loads((folder / "cache.json").read_text(encoding="utf-8")) for folder in folders]
+    except (OSError, ValueError, KeyError, TypeError):  # it has not been evaluated, or somebody cleans up: logits are made anew
+        return []
+    return [folder for folder, its in zip(folders, about, strict=True) if its.get("reference") == reference]
+
+
+def settle(made: Mapping[str, str], node: Path, run: Path) -> None:
+    """Put what came from a node, lying in ``node`` as it lay in its work folder, where a step of this machine leaves it."""
+    for name in made:
+        path = Path(name)
+        if path.parts[0] == "artifacts" and path.name == MANIFEST and (node / path).is_file():
+            folder = path.parent
+            (run / folder).parent.mkdir(parents=True, exist_ok=True)
+            commit(node / folder, run / folder, Artifact.load(node / folder).manifest, force=True)
+        elif path.parts[0] == "cache" and len(path.parts) > 1:
+            target = run / "cache" / path.parts[1]
+            if not target.exists():
+                os.rename(node / "cache" / path.parts[1], target)
+        elif path.parts[0] == ".work":
+            (run / path).parent.mkdir(parents=True, exist_ok=True)
+            os.replace(node / path, run / path)

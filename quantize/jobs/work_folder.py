@@ -1,0 +1,64 @@
+"""Folders of a node in which steps work that do not see the run folder; those of workers that were killed are cleared away."""
+
+import contextlib
+import fcntl
+import os
+import shutil
+import tempfile
+from collections.abc import Container, Iterator
+from pathlib import Path
+
+from quantize.checkpoint import sha256_files
+from quantize.errors import StepFailed
+
+LOCK, LOG = ".lock", "log"
+
+
+def work_root() -> Path:
+    """``$TMPDIR/quantwright-<uid>``, for this user alone. Errors: StepFailed where somebody else has made it."""
+    root = Path(tempfile.gettempdir()) / f"quantwright-{os.getuid()}"
+    root.mkdir(mode=0o700, exist_ok=True)
+    if root.stat().st_uid != os.getuid():
+        raise StepFailed(f"{root} belongs to another user; set TMPDIR where Ray is started")
+    return root
+
+
+@contextlib.contextmanager
+def work_folder(stage: str) -> Iterator[Path]:
+    """A folder like a fresh run folder: with a ``cache``, and the step's own folder ``stage``. It is gone afterwards."""
+    root = work_root()
+    with open(root / LOCK, "a", encoding="utf-8") as turn:
+        fcntl.flock(turn, fcntl.LOCK_EX)
+        for old in root.glob("step-*"):
+            _clear_if_dead(old)
+        work = Path(tempfile.mkdtemp(prefix="step-", dir=root))
+        held = open(work / LOCK, "a", encoding="utf-8")  # noqa: SIM115 - closed below
+        fcntl.flock(held, fcntl.LOCK_EX)
+    try:
+        (work / "cache").mkdir()
+        (work / stage).mkdir(parents=True)
+        (work / stage / "cache").symlink_to(work / "cache")
+        yield work
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+        held.close()
+
+
+def _clear_if_dead(work: Path) -> None:
+    try:
+        with open(work / LOCK, "a", encoding="utf-8") as held:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(work, ignore_errors=True)
+    except OSError:  # a step works there
+        pass
+
+
+def new_files(work: Path, known: Container[str]) -> dict[str, str]:
+    """What a step has left there besides what it was given: name -> sha256."""
+    aside = {LOCK, LOG}
+    found = [path for path in sorted(work.rglob("*")) if path.is_file() and not path.is_symlink() and path.name != "stdout"]
+    names = {path: str(path.relative_to(work)) for path in found}
+    return {
+        names[path]: digest
+        for path, digest in sha256_files(path for path in found if names[path] not in aside and names[path] not in known).items()
+    }

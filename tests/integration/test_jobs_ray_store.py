@@ -1,0 +1,279 @@
+"""Ray nodes that do not see the run folder: files go through S3, and what the driver commits is what one machine makes."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from evals.result import read_results
+from quantize.artifact import Artifact
+from quantize.jobs.bucket import Bucket, BucketError
+from quantize.jobs.ray_task import Order, run_order
+from quantize.jobs.transfer import pull, push
+
+ray = pytest.importorskip("ray", reason="Ray is not installed (extra: ray)")
+
+JOB = """\
+models: [checkpoint]
+recipes: [gguf-q8_0, gguf-q4_0]
+verify: none
+evaluate: {text: text.txt, limit: 1100}
+resources: {threads: 1}
+"""
+STORE = "s3://bucket/store"
+
+
+@pytest.fixture(autouse=True)
+def own_places(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("QUANTWRIGHT_RATES", str(tmp_path_factory.mktemp("rates") / "rates.jsonl"))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+
+
+@pytest.fixture
+def job(make_checkpoint: Callable[..., Path], demo_checkpoint: Path, tmp_path: Path) -> Path:
+    (tmp_path / "checkpoint").symlink_to(make_checkpoint(num_hidden_layers=1))
+    (tmp_path / "text.txt").write_text("The library keeps its books in order of their arrival. " * 150, encoding="utf-8")
+    (tmp_path / "job.yaml").write_text(JOB, encoding="utf-8")
+    return tmp_path / "job.yaml"
+
+
+class Nodes:
+    """A head that runs nothing, and nodes of one core, each with a folder for temporary files."""
+
+    def __init__(self, folder: Path) -> None:
+        from ray.cluster_utils import Cluster
+
+        self.folder = folder
+        self.cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+        self.address = str(self.cluster.address)
+        self.nodes: list[Any] = []
+
+    def add(self, count: int = 1) -> None:
+        for _ in range(count):
+            place = self.folder / f"node{len(self.nodes)}"
+            place.mkdir(exist_ok=True)
+            self.nodes.append(self.cluster.add_node(num_cpus=1, env_vars={"TMPDIR": str(place)}))
+
+    def steps(self) -> list[psutil.Process]:
+        """Processes of steps that run on the nodes; those of Ray aside."""
+        found = []
+        for node in self.nodes:
+            (raylet,) = node.all_processes["raylet"]
+            for process in psutil.Process(raylet.process.pid).children(recursive=True):
+                try:
+                    if "quantize.process" in process.cmdline():
+                        found.append(process)
+                except psutil.Error:
+                    continue
+        return found
+
+    def work_folders(self) -> list[Path]:
+        return sorted(self.folder.glob("node*/quantwright-*/step-*"))
+
+
+@pytest.fixture
+def nodes(tmp_path: Path) -> Iterator[Nodes]:
+    made = Nodes(tmp_path)
+    made.add(2)
+    yield made
+    made.cluster.shutdown()
+
+
+def start(job: Path, run: Path, *more: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "quantize.cli", "run", str(job), "-o", str(run), *more]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+
+def finish(process: subprocess.Popen[str], expected: int = 0) -> str:
+    _, said = process.communicate(timeout=600)
+    assert process.returncode == expected, said
+    assert "Traceback" not in said
+    return said
+
+
+def on_ray(nodes: Nodes) -> list[str]:
+    return ["--executor", "ray", "--address", nodes.address, "--store", STORE]
+
+
+def digests(run: Path) -> dict[str, str]:
+    return {str(path.parent.relative_to(run)): Artifact.load(path.parent).digest for path in run.rglob("manifest.json")}
+
+
+def qualities(run: Path) -> dict[tuple[str, str, str], float]:
+    """(artifact, metric, protocol) -> value, of everything but speeds and memory."""
+    found = {}
+    for subject, results in read_results(run):
+        for result in results:
+            if result.metric.startswith(("perplexity", "kl_", "top1")):
+                found[subject.name, result.metric, json.dumps(result.protocol, default=str)] = result.value
+    assert found
+    return found
+
+
+def until(what: Callable[[], Any], process: subprocess.Popen[str], timeout_s: float = 120) -> Any:
+    deadline = time.monotonic() + timeout_s
+    while not (found := what()):
+        assert process.poll() is None, process.stderr.read() if process.stderr else ""
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    return found
+
+
+#: Runs a command with file systems of its own.
+APART = ["unshare", "-m"] if os.getuid() == 0 else ["unshare", "-rm"]
+
+
+def can_mount() -> bool:
+    command = [*APART, "mount", "-t", "tmpfs", "tmpfs", "/mnt"]
+    return bool(shutil.which("unshare")) and subprocess.run(command, capture_output=True).returncode == 0
+
+
+def test_nodes_that_do_not_see_the_run_folder(job: Path, tmp_path: Path, nodes: Nodes, s3: Any) -> None:
+    """The driver's run folder is a file system of the driver's own, where the kernel lets us mount one."""
+    run, brought = tmp_path / "run", tmp_path / "brought"
+    run.mkdir()
+    command = [sys.executable, "-m", "quantize.cli", "run", str(job), "-o", str(run), *on_ray(nodes)]
+    if can_mount():
+        script = f'mount -t tmpfs tmpfs {run} && "$@" && cp -r {run}/. {brought}'
+        command = [*APART, "sh", "-c", script, "sh", *command]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    for step in until(nodes.steps, process):
+        place = Path(step.cwd())
+        assert place.relative_to(tmp_path).parts[0].startswith("node")
+        assert str(run) not in " ".join([*step.cmdline(), *step.environ().values()])
+    said = finish(process)
+    assert "6 done" in said
+    if can_mount():
+        assert list(run.iterdir()) == []
+    else:
+        shutil.copytree(run, brought)
+    assert nodes.work_folders() == []
+
+    finish(start(job, tmp_path / "local"))
+    assert digests(brought) == digests(tmp_path / "local")
+    assert len(digests(brought)) == 2
+    assert qualities(brought) == qualities(tmp_path / "local")
+    for made in ("report/index.html", "logs/convert.checkpoint.gguf-q8_0.log"):
+        assert (brought / made).is_file()
+    log = (brought / "logs" / "eval.checkpoint.gguf-q4_0.log").read_text(encoding="utf-8")
+    assert log.startswith("$ quantwright eval artifacts/checkpoint/gguf-q4_0")
+    assert "logits are at hand" in log
+    assert len(list((brought / "cache").glob("reference-*"))) == 1
+    assert list((brought / ".work").iterdir()) == []
+
+
+@pytest.mark.long
+def test_a_node_a_driver_and_the_store_are_lost(job: Path, tmp_path: Path, nodes: Nodes, s3: Any) -> None:
+    run, ray_options = tmp_path / "run", on_ray(nodes)
+    process = start(job, run, *ray_options)
+    steps = until(nodes.steps, process)
+    process.kill()
+    process.wait()
+    assert psutil.wait_procs(steps, timeout=30)[1] == []
+
+    process = start(job, run, *ray_options)
+    until(lambda: digests(run) and nodes.steps(), process)
+    victims = nodes.steps()
+    nodes.cluster.remove_node(nodes.nodes.pop(0), allow_graceful=False)
+    nodes.add()
+    if not any(victim in nodes.steps() for victim in victims):
+        assert "is gone; trying again" in finish(process)
+    else:
+        finish(process)
+    done = digests(run)
+
+    s3.files().rm("bucket/store/objects", recursive=True)  # all of it can come from the run folder again
+    for path in (run / "results").glob("*q4_0.eval.json"):
+        path.unlink()
+    assert "2 done" in finish(start(job, run, *ray_options))  # the evaluation and the report
+    assert digests(run) == done
+
+    process = start(job, run, *ray_options, "--set", "recipes=[gguf-q8_0, gguf-q4_0, gguf-q5_0]")
+    until(nodes.steps, process)
+    s3.stop()
+    said = finish(process, 1)
+    assert "Could not connect" in said
+    assert "FAILED" in said
+    assert digests(run) == done
+    finish(start(job, tmp_path / "local"))
+    assert done == digests(tmp_path / "local")
+    assert qualities(run) == qualities(tmp_path / "local")
+
+
+def order(**changes: Any) -> Order:
+    """Of a step that only prints the version."""
+    given = {"arguments": ("--version",), "run": "", "stage": ".work/step", "log": "", "lock": "", "threads": 1}
+    more = {"memory_bytes": None, "seconds": None, "versions": {}, "environment": {}, "store": STORE, "begun": "begun/1"}
+    return Order(**{**given, **more, **changes})
+
+
+@pytest.fixture
+def own_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """This process as a node."""
+    import tempfile
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    return tmp_path / f"quantwright-{os.getuid()}"
+
+
+def test_a_node_that_lacks_what_the_driver_has_refuses(job: Path, own_node: Path, tmp_path: Path, s3: Any) -> None:
+    text, model = tmp_path / "text.txt", (tmp_path / "checkpoint").resolve()
+    assert "has no usable" in run_order(order(local={str(tmp_path / "nothing"): "0" * 64})).refused
+    assert "has another" in run_order(order(local={str(text): "0" * 64})).refused
+    assert "has another" in run_order(order(local={str(model): "0" * 64})).refused
+    assert "no config.json" in run_order(order(local={str(tmp_path): "0" * 64})).refused
+    from quantize.checkpoint import Checkpoint, sha256_file
+
+    good = {str(text): sha256_file(text), str(model): Checkpoint.open(model).digest}
+    done = run_order(order(local=good))
+    assert done.code == 0
+    assert done.log.startswith(b"$ quantwright --version")
+
+
+def test_files_of_a_killed_worker_are_cleared_away(own_node: Path, s3: Any) -> None:
+    (own_node / "step-old" / "artifacts").mkdir(parents=True)
+    own_node.chmod(0o700)
+    assert run_order(order()).code == 0
+    assert list(own_node.glob("step-*")) == []
+
+
+def test_a_damaged_object_is_deleted_and_sent_again(own_node: Path, tmp_path: Path, s3: Any) -> None:
+    from quantize.checkpoint import sha256_file
+
+    (tmp_path / "file").write_bytes(bytes(range(256)))
+    inputs = {"file": sha256_file(tmp_path / "file")}
+    bucket = Bucket(STORE, "--store")
+    push(bucket, tmp_path, inputs)
+    (place,) = s3.files().find("bucket/store/objects")
+    s3.files().pipe_file(place, bytes(256))
+    assert "came damaged" in run_order(order(inputs=inputs)).lost
+    with pytest.raises(BucketError):
+        pull(bucket, inputs, tmp_path / "arrived")
+    push(bucket, tmp_path, inputs)
+    assert run_order(order(inputs=inputs)).code == 0
+    s3.stop()
+    assert "Could not connect" in run_order(order(inputs=inputs)).lost
+
+
+@pytest.mark.parametrize(
+    ("more", "expected"),
+    [
+        (["--store", STORE], "give --executor ray too"),
+        (["--executor", "ray", "--store", "/a/folder"], "such as s3://bucket/prefix"),
+        (["--executor", "ray", "--store", "s3://nobucket/x"], "The specified bucket does not exist"),
+    ],
+)
+def test_what_is_wrong_with_the_store_is_said_before_anything_runs(
+    job: Path, tmp_path: Path, s3: Any, more: list[str], expected: str
+) -> None:
+    said = finish(start(job, tmp_path / "run", *more), 2)
+    assert expected in said
+    assert not (tmp_path / "run").exists()

@@ -62,10 +62,10 @@ class Nodes:
             place.mkdir(exist_ok=True)
             self.nodes.append(self.cluster.add_node(num_cpus=1, env_vars={"TMPDIR": str(place)}))
 
-    def steps(self) -> list[psutil.Process]:
-        """Processes of steps that run on the nodes; those of Ray aside."""
+    def steps(self, *which: Any) -> list[psutil.Process]:
+        """Processes of steps that run on these nodes, by default on all; those of Ray aside."""
         found = []
-        for node in self.nodes:
+        for node in which or self.nodes:
             (raylet,) = node.all_processes["raylet"]
             for process in psutil.Process(raylet.process.pid).children(recursive=True):
                 try:
@@ -171,41 +171,78 @@ def test_nodes_that_do_not_see_the_run_folder(job: Path, tmp_path: Path, nodes: 
 
 
 @pytest.mark.long
-def test_a_node_a_driver_and_the_store_are_lost(job: Path, tmp_path: Path, nodes: Nodes, s3: Any) -> None:
+def test_a_driver_a_node_and_the_store_are_lost(job: Path, tmp_path: Path, nodes: Nodes, s3: Any) -> None:
     run, ray_options = tmp_path / "run", on_ray(nodes)
     process = start(job, run, *ray_options)
     steps = until(nodes.steps, process)
     process.kill()
     process.wait()
     assert psutil.wait_procs(steps, timeout=30)[1] == []
+    assert digests(run) == {}
 
     process = start(job, run, *ray_options)
-    until(lambda: digests(run) and nodes.steps(), process)
-    victims = nodes.steps()
-    nodes.cluster.remove_node(nodes.nodes.pop(0), allow_graceful=False)
+    busy = until(lambda: next((node for node in nodes.nodes if nodes.steps(node)), None), process)
+    nodes.cluster.remove_node(busy, allow_graceful=False)
+    nodes.nodes.remove(busy)
     nodes.add()
-    if not any(victim in nodes.steps() for victim in victims):
-        assert "is gone; trying again" in finish(process)
-    else:
-        finish(process)
+    said = finish(process)
+    assert "is gone; trying again" in said
+    assert "6 done" in said
     done = digests(run)
 
     s3.files().rm("bucket/store/objects", recursive=True)  # all of it can come from the run folder again
-    for path in (run / "results").glob("*q4_0.eval.json"):
-        path.unlink()
-    assert "2 done" in finish(start(job, run, *ray_options))  # the evaluation and the report
-    assert digests(run) == done
+    (result,) = (run / "results").glob("*q4_0-*.eval.json")
+    result.unlink()
+    said = finish(start(job, run, *ray_options))
+    assert "eval checkpoint gguf-q4_0: done in" in said
+    assert "convert checkpoint gguf-q4_0: already done" in said
+    assert "logits are at hand" in (run / "logs" / "eval.checkpoint.gguf-q4_0.log").read_text(encoding="utf-8")
 
     process = start(job, run, *ray_options, "--set", "recipes=[gguf-q8_0, gguf-q4_0, gguf-q5_0]")
     until(nodes.steps, process)
     s3.stop()
     said = finish(process, 1)
     assert "Could not connect" in said
-    assert "FAILED" in said
+    assert "convert checkpoint gguf-q5_0: FAILED" in said
     assert digests(run) == done
+
     finish(start(job, tmp_path / "local"))
     assert done == digests(tmp_path / "local")
-    assert qualities(run) == qualities(tmp_path / "local")
+    assert list((run / ".work").iterdir()) == []
+
+
+@pytest.mark.long
+def test_a_node_without_the_model_leaves_the_step_to_another(job: Path, tmp_path: Path, s3: Any) -> None:
+    """Its checkpoint is hidden under an empty folder of a mount namespace; while it is alone, the step fails and says why."""
+    if not can_mount():
+        pytest.skip("no mount namespaces here")
+    nodes = Nodes(tmp_path)
+    model, place = (tmp_path / "checkpoint").resolve(), tmp_path / "blind"
+    place.mkdir()
+    script = f"mount -t tmpfs tmpfs {model} && TMPDIR={place} exec ray start --address {nodes.address} --num-cpus 1 --block"
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "RAY_AUTH_MODE": "disabled"}
+    blind = subprocess.Popen([*APART, "sh", "-c", script], env=environment, stdout=subprocess.DEVNULL)
+    try:
+        until(lambda: sum(node["Alive"] for node in _nodes_of(nodes.address)) == 2, blind)
+        convert = ["--set", "evaluate=null", "--set", "recipes=[gguf-q8_0, gguf-q4_0]"]
+        said = finish(start(job, tmp_path / "alone", *on_ray(nodes), *convert), 1)
+        assert f"has no usable {model}" in said
+        assert "put there what the driver has" in said
+        nodes.add()
+        said = finish(start(job, tmp_path / "run", *on_ray(nodes), *convert))
+        assert f"has no usable {model}" in said
+        assert "trying again" in said
+        assert len(digests(tmp_path / "run")) == 2
+    finally:
+        blind.terminate()
+        blind.wait()
+        nodes.cluster.shutdown()
+
+
+def _nodes_of(address: str) -> list[dict[str, Any]]:
+    code = f"import json, ray; ray.init({address!r}, logging_level='ERROR'); print(json.dumps(ray.nodes()))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return list(json.loads(done.stdout.splitlines()[-1]))
 
 
 def order(**changes: Any) -> Order:

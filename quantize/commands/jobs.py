@@ -101,7 +101,9 @@ def run_job(
 
 def place_of(text: str, base: Path) -> str:
     """A URL as it is, a folder relative to ``base``."""
-    return text if "://" in text else str(base / text)
+    from quantize.jobs.bucket import is_url
+
+    return text if is_url(text) else str(base / text)
 
 
 class Terminal:

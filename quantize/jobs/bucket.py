@@ -58,7 +58,7 @@ class Bucket:
         try:
             if self.read(MARKER) is None:
                 self.write(MARKER, MARKER_TEXT)
-        except BucketError as error:
+        except (BucketError, OSError) as error:
             what = str(error).removeprefix(f"{self.url}: ")
             hint = " (AWS_ACCESS_KEY_ID and the like) and AWS_ENDPOINT_URL" if protocol in ("s3", "s3a") else ""
             raise BadInput(f"{option} {url}: cannot be used ({what}); check its name and your credentials{hint}") from None

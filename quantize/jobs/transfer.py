@@ -58,15 +58,24 @@ def step_inputs(step: Step, run: Path) -> dict[str, str]:
 
 
 def _references(step: Step, run: Path) -> list[Path]:
-    """Folders of logits of the step's reference, which is known by the digest that its own evaluation has noted."""
+    """Folders of logits of the step's reference, which is known by the digest that its own evaluation has noted; before that,
+    those that belong to no other (the shared cache may have had them)."""
     name = step.arguments[step.arguments.index("--reference") + 1]
+    digests = {path: _noted(path, "subject", "digest") for path in (run / "results").glob("*.eval.json")}
+    own = digests.get(run / results_path(name, "eval"))
+    folders = {path.parent: _noted(path, "reference") for path in (run / "cache").glob("reference-*/cache.json")}
+    return [folder for folder, its in sorted(folders.items()) if (its == own if own else its not in digests.values())]
+
+
+def _noted(path: Path, *keys: str) -> str:
+    """What a JSON file says there; empty where it is gone or says nothing."""
     try:
-        reference = json.loads((run / results_path(name, "eval")).read_text(encoding="utf-8"))["subject"]["digest"]
-        folders = sorted((run / "cache").glob("reference-*"))
-        about = [json.loads((folder / "cache.json").read_text(encoding="utf-8")) for folder in folders]
-    except (OSError, ValueError, KeyError, TypeError):  # it has not been evaluated, or somebody cleans up: logits are made anew
-        return []
-    return [folder for folder, its in zip(folders, about, strict=True) if its.get("reference") == reference]
+        value = json.loads(path.read_text(encoding="utf-8"))
+        for key in keys:
+            value = value[key]
+        return str(value)
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
 
 
 def settle(made: Mapping[str, str], node: Path, run: Path) -> None:

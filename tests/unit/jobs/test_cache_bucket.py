@@ -1,6 +1,5 @@
 """The shared cache over S3 gives back what was put there or nothing; a server that is gone costs the cache and nothing else."""
 
-import multiprocessing
 import subprocess
 import sys
 from collections.abc import Callable
@@ -117,21 +116,30 @@ def test_two_runs_whose_manifests_differ_do_not_mix(cache: BucketCache, s3: Any,
     assert fetch(cache, tmp_path / "after") == {**CONTENT, "deep/b.txt": b"another source"}
 
 
-def _work(files: dict[str, Path], into: Path, number: int) -> None:
-    cache = open_cache(URL, print)
-    for turn in range(5):
-        cache.store(KEY, files)
-        assert fetch(cache, into / f"{number}-{turn}") == CONTENT
+#: One of several processes: stores the files under ``made`` and fetches them, five times.
+WORKER = """
+import sys
+from pathlib import Path
+from quantize.jobs.cache_bucket import open_cache
+url, key, made, into = sys.argv[1], sys.argv[2], Path(sys.argv[3]), Path(sys.argv[4])
+files = {str(path.relative_to(made)): path for path in made.rglob("*") if path.is_file()}
+cache = open_cache(url, print)
+for turn in range(5):
+    cache.store(key, files)
+    out = into / str(turn)
+    out.mkdir(parents=True)
+    assert cache.fetch(key, out)
+    assert {name: (out / name).read_bytes() for name in files} == {name: path.read_bytes() for name, path in files.items()}
+"""
 
 
 def test_many_at_once(s3: Any, files: dict[str, Path], tmp_path: Path) -> None:
-    context = multiprocessing.get_context("spawn")
-    workers = [context.Process(target=_work, args=(files, tmp_path, number)) for number in range(3)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join(120)
-    assert [worker.exitcode for worker in workers] == [0] * 3
+    made = files["a.bin"].parent
+    workers = [
+        subprocess.Popen([sys.executable, "-c", WORKER, URL, KEY, str(made), str(tmp_path / f"worker{number}")])
+        for number in range(3)
+    ]
+    assert [worker.wait(120) for worker in workers] == [0] * 3
     assert not s3.files().exists("bucket/shared/quarantine")
 
 

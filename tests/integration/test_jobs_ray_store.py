@@ -60,7 +60,9 @@ class Nodes:
         for _ in range(count):
             place = self.folder / f"node{len(self.nodes)}"
             place.mkdir(exist_ok=True)
-            self.nodes.append(self.cluster.add_node(num_cpus=1, env_vars={"TMPDIR": str(place)}))
+            # Ray's workers are nice by 15 otherwise: whatever else runs on this machine would keep them from their work.
+            variables = {"TMPDIR": str(place), "RAY_worker_niceness": "0"}
+            self.nodes.append(self.cluster.add_node(num_cpus=1, env_vars=variables))
 
     def steps(self, *which: Any) -> list[psutil.Process]:
         """Processes of steps that run on these nodes, by default on all; those of Ray aside."""

@@ -9,10 +9,11 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -183,15 +184,18 @@ class Artifact:
                 raise BadInput(f"{self.folder}: {name} does not match its sha256; convert again with --force")
 
 
-def hash_files(folder: Path) -> dict[str, FileEntry]:
-    """Of every file but the manifest. The disk writes them meanwhile, so that ``commit`` has little left to wait for."""
-    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
+def hash_files(folder: Path, known: Mapping[str, str] = MappingProxyType({})) -> dict[str, FileEntry]:
+    """Of every file but the manifest; ``known``: name -> sha256 of those that need not be read again. The disk writes them
+    meanwhile, so that ``commit`` has little left to wait for."""
+    paths = {str(p.relative_to(folder)): p for p in sorted(folder.rglob("*")) if p.is_file() and p.name != MANIFEST}
     with ThreadPoolExecutor(1) as pool:
-        flushed = [pool.submit(_flush, path) for path in paths]
-        digests = sha256_files(paths)
+        flushed = [pool.submit(_flush, path) for path in paths.values()]
+        digests = sha256_files(path for name, path in paths.items() if name not in known)
         for each in flushed:
             each.result()
-    return {str(p.relative_to(folder)): FileEntry(sha256=d, size_bytes=p.stat().st_size) for p, d in digests.items()}
+    return {
+        name: FileEntry(sha256=known.get(name) or digests[path], size_bytes=path.stat().st_size) for name, path in paths.items()
+    }
 
 
 def _flush(path: Path) -> None:

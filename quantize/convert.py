@@ -143,7 +143,7 @@ def _manifest(
     parameters = checkpoint.parameters
     with ThreadPoolExecutor(1) as pool:  # of a conversion that little more than copies, hashing is the longest part
         source_digest = pool.submit(lambda: checkpoint.digest)
-        files = hash_files(stage)
+        files = hash_files(stage, conversion.sha256)
     libraries = {name: metadata.version(name) for name in sorted({"numpy", *conversion.libraries})}
     return Manifest(
         recipe=recipe.canonical,

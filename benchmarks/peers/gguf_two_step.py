@@ -10,6 +10,7 @@ same function of the installed library, on the lossless (bf16) file that is made
 import argparse
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -139,8 +140,10 @@ def converter(checkpoint: Path, arguments: argparse.Namespace) -> dict[str, obje
 
 def run(command: list[str], output: Path | None) -> Run:
     """Run to the end, alone; ``output`` of an earlier run is removed first, outside the time."""
-    if output is not None and output.is_file():
-        output.unlink()
+    if output is not None and output.is_dir():
+        shutil.rmtree(output)
+    elif output is not None:
+        output.unlink(missing_ok=True)
     os.sync()
     start = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
@@ -193,8 +196,6 @@ def quantizer_share(checkpoint: Path, name: str, arguments: argparse.Namespace) 
 
 def write_checkpoint(folder: Path, layers: int, tokenizer: Path) -> None:
     """Random normal weights in bf16, in shards, with a small tokenizer (the other ids are padding)."""
-    import shutil
-
     import torch
     from safetensors.torch import save_file
 

@@ -1,11 +1,12 @@
 """Writes a GGUF file in one pass: header first, then every tensor in order, chunk by chunk.
 
 Every size is known before the first byte is written, so nothing is written twice. Chunks of rows go through a pool of threads
-(read, widen to float32, quantize), and the main thread writes them in order while later ones are being made: what is in flight is
-bounded by ``IN_FLIGHT_BYTES``, whatever the model's size. Source: the GGUF specification, version 3.
+(read, widen to float32, quantize), and the main thread writes them in order while later ones are being made and earlier ones
+hashed: what is in flight is bounded by ``IN_FLIGHT_BYTES``, whatever the model's size. Source: the GGUF specification, version 3.
 """
 
 import errno
+import hashlib
 import os
 import shutil
 import struct
@@ -64,7 +65,7 @@ class Planned:
 
 @dataclass(frozen=True)
 class Written:
-    files: tuple[Path, ...]
+    files: dict[Path, str]  # and their sha256
     data_bytes: int  # of tensors, without padding
     quantizer_seconds: float  # inside llama.cpp's block quantizers, summed over threads
 
@@ -87,21 +88,22 @@ def write_gguf(
     total = sum(padded(t.size_bytes) for t in tensors)
     if shutil.disk_usage(path.parent).free < total:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    files: list[Path] = []
+    files: dict[Path, str] = {}
     clock = _Clock()
     for kind in {t.kind for t in tensors}:
         llamacpp.prepare(kind)
     with ThreadPoolExecutor(threads, thread_name_prefix="quantize") as pool:
         try:
             for index, part in enumerate(parts):
-                files.append(path if len(parts) == 1 else part_path(path, index, len(parts)))
-                with open(files[-1], "wb", buffering=1 << 20) as file:
-                    file.write(header(_part_kvs(kvs, index, len(parts), len(tensors)), part))
-                    _write_data(file, part, pool, clock, progress)
+                name = path if len(parts) == 1 else part_path(path, index, len(parts))
+                with open(name, "wb", buffering=1 << 20) as file, _Hashed(file) as hashed:
+                    hashed.write(header(_part_kvs(kvs, index, len(parts), len(tensors)), part))
+                    _write_data(hashed, part, pool, clock, progress)
+                files[name] = hashed.hexdigest()
         except BaseException:
             pool.shutdown(wait=True, cancel_futures=True)
             raise
-    return Written(tuple(files), sum(t.size_bytes for t in tensors), clock.seconds)
+    return Written(files, sum(t.size_bytes for t in tensors), clock.seconds)
 
 
 def split(tensors: Sequence[Planned], max_bytes: int | None) -> list[list[Planned]]:
@@ -177,6 +179,32 @@ def pack_value(key: str, value: Any, kind: GGUFValueType) -> bytes:
         raise BadInput(f"metadata {key}: {str(value)[:80]!r} cannot be written as {kind.name} ({error})") from None
 
 
+class _Hashed:
+    """Writes to ``file``, and meanwhile hashes what was written before. Use as a context manager."""
+
+    def __init__(self, file: BinaryIO):
+        self._file = file
+        self._sha256 = hashlib.sha256()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="hash")
+        self._last: Future[None] = self._thread.submit(lambda: None)
+
+    def __enter__(self) -> "_Hashed":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._thread.shutdown()
+
+    def write(self, data: bytes | memoryview) -> None:
+        """``data`` must not change any more."""
+        self._file.write(data)
+        self._last.result()  # no more than one waits
+        self._last = self._thread.submit(self._sha256.update, data)
+
+    def hexdigest(self) -> str:
+        self._last.result()
+        return self._sha256.hexdigest()
+
+
 class _NotFinite(Exception):
     pass
 
@@ -194,7 +222,7 @@ class _Clock:
 
 
 def _write_data(
-    file: BinaryIO,
+    file: _Hashed,
     tensors: Iterable[Planned],
     pool: ThreadPoolExecutor,
     clock: _Clock,
@@ -213,8 +241,9 @@ def _write_data(
             raise StepFailed(f"tensor {tensor.name} holds NaN or Inf values; the checkpoint is damaged") from None
         except StepFailed as error:
             raise StepFailed(f"tensor {tensor.name}: {error}") from None
-        file.write(data.data)
-        file.write(bytes(padding))
+        file.write(data.reshape(-1).data)
+        if padding:
+            file.write(bytes(padding))
         in_flight -= data.nbytes
         progress(weights)
 

@@ -29,6 +29,7 @@ class Conversion:
     libraries: tuple[str, ...] = ()  # distributions whose versions the manifest records
     notes: list[Note] = field(default_factory=list)
     details: dict[str, Any] = field(default_factory=dict)
+    sha256: dict[str, str] = field(default_factory=dict)  # of files that were hashed while they were written
 
 
 class Method(ABC):

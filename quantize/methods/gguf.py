@@ -88,6 +88,7 @@ class Gguf(Method):
             engine=f"llama.cpp {llamacpp.revision()} (ggml block quantizers)",
             libraries=("gguf", "llama-cpp-python"),
             notes=contents.notes,
+            sha256={path.name: digest for path, digest in written.files.items()},
             details={
                 "llama.cpp": llamacpp.describe(),
                 "tensor_types": dict(sorted(counts.items())),

@@ -1,5 +1,6 @@
 """Good headers are read back; damaged ones cost one clear error."""
 
+import hashlib
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -158,16 +159,18 @@ def test_split_files(tmp_path: Path) -> None:
     arrays = {f"blk.{i}.ffn_up.weight": rng.standard_normal((4, 256), np.float32) for i in range(5)}
     path = tmp_path / "m.gguf"
     written = write_gguf(path, KVS, [planned(n, a) for n, a in arrays.items()], threads=2, split_max_bytes=9000)
+    first, second, _ = written.files
+    assert all(hashlib.sha256(path.read_bytes()).hexdigest() == digest for path, digest in written.files.items())
     assert [p.name for p in written.files] == [f"m-0000{i}-of-00003.gguf" for i in (1, 2, 3)]
-    file = read_gguf(written.files[0])
+    file = read_gguf(first)
     assert all(np.array_equal(file.dequantize(name), array) for name, array in arrays.items())
     assert file.kvs["split.count"] == 3
     with pytest.raises(BadInput, match="first part"):
-        read_gguf(written.files[1])
-    written.files[1].unlink()
+        read_gguf(second)
+    second.unlink()
     with pytest.raises(BadInput, match="is missing"):
-        read_gguf(written.files[0])
-    assert part_path(path, 1, 3) == written.files[1]
+        read_gguf(first)
+    assert part_path(path, 1, 3) == second
 
 
 def test_sizes_of_rows() -> None:

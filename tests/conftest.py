@@ -19,6 +19,14 @@ ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
 
 
+@pytest.fixture(scope="session", autouse=True)
+def rates(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Steps of tests are no experience that a person's plans should go by."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("QUANTWRIGHT_RATES", str(tmp_path_factory.mktemp("rates") / "rates.jsonl"))
+        yield
+
+
 @pytest.fixture(scope="session")
 def demo_checkpoint() -> Path:
     """The embedded checkpoint: a trained 4-layer Llama, hidden 256, vocabulary 4096."""

@@ -134,7 +134,8 @@ def _step_cost(
     weights = checkpoint.parameters
     if step.kind == "convert":
         assert recipe is not None
-        kind, work = f"convert:{method}", weights / 1e6
+        # What conversions without verification took says nothing of those with it.
+        kind, work = f"convert:{method}" + ("" if job.verify == "full" else f":{job.verify}"), weights / 1e6
         memory = _known_peak(kind, work, samples) or conversion_memory(checkpoint, method, job.verify)
         time = estimate_seconds(kind, work, threads, samples)
         # Verification spills the weights it has read back as float32; the engines of GPTQ and AWQ save before we rewrite.

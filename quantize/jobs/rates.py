@@ -84,7 +84,7 @@ def add_sample(sample: Sample) -> None:
 
 def estimate_seconds(kind: str, work: float, threads: int, samples: list[Sample]) -> Estimate:
     """From earlier steps of the same kind, scaled by the work beyond start-up; else from built-in rates."""
-    fixed, rate = BUILT_IN.get(kind, BUILT_IN.get(kind.partition(":")[0], BUILT_IN_DEFAULT))
+    fixed, rate = BUILT_IN.get(kind, BUILT_IN.get(kind.rpartition(":")[0], BUILT_IN_DEFAULT))
     mine = [s for s in samples if s.kind == kind and s.threads == threads] or [s for s in samples if s.kind == kind]
     near = [s for s in mine if work < FAR * max(s.work, 1e-3)]
     if not near:

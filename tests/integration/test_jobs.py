@@ -217,7 +217,7 @@ def kill_until_done(job: Path, run: Path, rng: random.Random, kills: int, wall_s
         else:
             while process.poll() is None and not (working := recipes_at_work(process.pid)):
                 time.sleep(0.005)
-            time.sleep(rng.uniform(0.0, 1.1 * wall_s[next(iter(working.values()))]) if process.poll() is None else 0.0)
+            time.sleep(rng.uniform(0.0, 1.5 * wall_s[next(iter(working.values()))]) if process.poll() is None else 0.0)
         working = recipes_at_work(process.pid)
         if process.poll() is not None:
             break
@@ -256,13 +256,13 @@ def test_killed_at_random_moments_it_ends_as_if_undisturbed(
     rng = random.Random(seed)
     hit: Counter[str] = Counter()
     attempt = 0
-    while hit.total() - hit["nothing"] < kills:
+    # Of many kills, some hit every recipe: a machine whose speed has changed since the undisturbed run needs more of them.
+    while (missing := kills - hit.total() + hit["nothing"]) > 0 or (kills >= 50 and not set(recipes) <= set(hit)):
         run = tmp_path / f"killed{attempt}"
-        hit.update(kill_until_done(job, run, rng, kills - hit.total() + hit["nothing"], wall_s))
+        hit.update(kill_until_done(job, run, rng, max(10, missing), wall_s))
         final = run_job(job, run)
         assert final.returncode == 0, final.stderr
         assert tree(run) == expected
         assert leftovers(run) == []
         attempt += 1
     print(f"killed {attempt} runs, at work: {dict(hit)}")
-    assert kills < 50 or set(recipes) <= set(hit)

@@ -20,6 +20,8 @@ VERIFY_BASE_BYTES = 540 << 20  # comparing logits loads torch and transformers
 #: Of a process that opens an artifact, and of one that compares it with a reference.
 BENCH_BASE_BYTES = {"gguf": 90 << 20, "gptq": 700 << 20, "awq": 700 << 20}
 BENCH_BASE_DEFAULT = 500 << 20
+TASKS_BYTES = 120 << 20  # lm-eval and datasets
+FLOORS_BYTES = 200 << 20  # a second runtime
 EVAL_BASE_BYTES = {"gptq": 760 << 20, "awq": 760 << 20}
 #: Copies of the weights that are held at once: in float32 by engines that compute, as stored (mapped files counted) by those that
 #: only round. GGUF streams; what verification maps of source and artifact counts as held, though the system may take it back.
@@ -154,7 +156,12 @@ def _step_cost(
     cache = min(tokens // 2 * (2 * vocabulary + 20), CACHE_LIMIT) if recipe is None else 0
     kind, work = f"eval:{method}", weights / 1e6 * tokens / 1e3
     logits = 512 * vocabulary * 4 * 3
-    memory = _known_peak(kind, work, samples) or EVAL_BASE_BYTES.get(method, BASE_DEFAULT) + held + logits
+    built_in = EVAL_BASE_BYTES.get(method, BASE_DEFAULT) + held + logits
+    if job.evaluate and job.evaluate.tasks:
+        built_in += TASKS_BYTES
+    if job.evaluate and job.evaluate.floors and recipe is None:
+        built_in += FLOORS_BYTES + 6 * weights  # beside the reference, as an F32 GGUF and in bfloat16
+    memory = _known_peak(kind, work, samples) or built_in
     return StepCost(step.id, step.kind, None, cache, memory, estimate_seconds(kind, work, threads, samples), work, kind)
 
 

@@ -78,8 +78,8 @@ def measure(
     ``prompts``: a file of them, or the prompts, which every artifact continues by ``generate`` tokens; with ``generate`` alone
     they are cut from the text. ``cache``: where the reference's logits are kept for the next call (default: ``out/cache``;
     without either they are thrown away). ``floors``: add the rows below which no difference means anything.
-    ``weights_only``: on how much of the text a GGUF's weights are measured in the reference's runtime too: ``sample`` (a tenth),
-    ``full`` or ``none``. ``prune``: delete each file of a GGUF repository that was fetched for this, before the next is fetched.
+    ``weights_only``: on how much of the text a GGUF's weights are measured in the reference's runtime too: ``sample`` (a
+    fortieth), ``full`` or ``none``. ``prune``: delete each file of a GGUF repository fetched for this, before the next is.
     ``runtime``: ``vllm`` measures the
     artifacts in vLLM, without divergence.
 

@@ -1,18 +1,14 @@
 """What a GGUF's weights alone do: its dequantized tensors in the reference's runtime. llama.cpp on a CPU rounds activations.
 
 That is a pass of the whole reference model for every GGUF, where the reference itself runs once for all of them. So by default
-(``sample``) it is taken on a tenth of the windows, at least ``SAMPLE_WINDOWS``, beyond those no more than hold
-``SAMPLE_TOKENS`` scored tokens. They are spread evenly over the text: neighbours are alike, and a beginning is not the rest.
+(``sample``) it is taken on a fortieth of the windows, at least ``SAMPLE_WINDOWS``, beyond those no more than hold
+``SAMPLE_TOKENS`` scored tokens: for four candidates together, a tenth of the reference's own time. They are spread evenly over
+the text: neighbours are alike, and a beginning is not the rest.
 Beside it stands the divergence of the file itself, in its own runtime, on those very tokens.
 """
 
-import json
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,13 +21,14 @@ from evals.rows import Heading, divergence_rows
 from evals.subjects import Typed
 from quantize.checkpoint import Checkpoint
 from quantize.errors import QuantwrightError, StepFailed
+from quantize.hf.load import load_model
 from quantize.recipe import RunOptions, parse_recipe
 from quantize.registry import method
-from quantize.runtimes import open_runtime
+from quantize.runtimes.transformers import TransformersRuntime
 
 HOW_MUCH = ("sample", "full", "none")
-SAMPLE_WINDOWS = 8
-SAMPLE_TOKENS = 8192
+SAMPLE_WINDOWS = 2
+SAMPLE_TOKENS = 4096
 
 
 @dataclass(frozen=True)
@@ -49,7 +46,7 @@ def chosen_windows(windows: Windows, how_much: str) -> np.ndarray:
     if how_much == "full":
         return np.arange(count)
     fitting = SAMPLE_TOKENS * count // max(1, windows.scored)
-    wanted = min(count, max(SAMPLE_WINDOWS, min(-(-count // 10), fitting)))
+    wanted = min(count, max(SAMPLE_WINDOWS, min(-(-count // 40), fitting)))
     return (np.arange(wanted) * 2 + 1) * count // (2 * wanted)
 
 
@@ -67,7 +64,7 @@ def weights_only_rows(
     if not measured or reference is None or reference.gguf or typed.manifest is None:
         return []
     try:
-        with _dequantized(typed, reference, run) as folder, open_runtime(folder, run) as runtime:
+        with _dequantized(typed, reference, run) as runtime:
             rows = []
             for each in measured:
                 indices = chosen_windows(each.windows, how_much)
@@ -87,32 +84,25 @@ def _mean(d: Divergences, each: Measured, shared: Windows, heading: Heading, met
     return replace(row, metric=metric, detail=row.detail | {"of_chunks": len(each.windows.windows)} | more)
 
 
-@contextmanager
-def _dequantized(typed: Typed, reference: Typed, run: RunOptions) -> Iterator[Path]:
-    """A float32 Hugging Face folder of the artifact's weights. Errors: StepFailed where memory or disk do not suffice."""
-    from safetensors.numpy import save_file
+def _dequantized(typed: Typed, reference: Typed, run: RunOptions) -> TransformersRuntime:
+    """The reference's model with the artifact's weights, float32 where ``run`` names no dtype. Errors: StepFailed where memory
+    does not suffice."""
+    import torch
 
     assert typed.manifest is not None
     checkpoint = Checkpoint.open(str(reference.path), trust_remote_code=run.trust_remote_code)
+    _check_room(checkpoint.parameters * 4, run)
     recipe = parse_recipe(typed.manifest.recipe)
-    with tempfile.TemporaryDirectory(dir=run.scratch) as name:
-        folder = Path(name)
-        _check_room(checkpoint.parameters * 4, folder, run)
-        weights = dict(
-            method(recipe.method).dequantize(typed.path if typed.path.is_dir() else typed.path.parent, recipe, checkpoint)
-        )
-        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-        del weights
-        config: dict[str, Any] = {key: value for key, value in checkpoint.config.items() if key != "torch_dtype"}
-        (folder / "config.json").write_text(json.dumps(config | {"dtype": "float32"}), encoding="utf-8")
-        for path in checkpoint.companion_files:
-            shutil.copy(path, folder / path.name)
-        yield folder
+    folder = typed.path if typed.path.is_dir() else typed.path.parent
+    weights = {name: torch.from_numpy(w) for name, w in method(recipe.method).dequantize(folder, recipe, checkpoint)}
+    dtype = "float32" if run.dtype == "auto" else run.dtype
+    model = load_model(reference.path, dtype, run.resolved_device, trust_remote_code=run.trust_remote_code, weights=weights)
+    return TransformersRuntime(checkpoint.folder, run, model=model)
 
 
-def _check_room(needed: int, folder: Path, run: RunOptions) -> None:
+def _check_room(needed: int, run: RunOptions) -> None:
     import psutil
 
     memory = min(run.memory_bytes or 1 << 62, psutil.virtual_memory().available)
-    if 2 * needed > memory or needed > shutil.disk_usage(folder).free:
-        raise StepFailed(f"its weights take {needed / 2**30:.1f} GiB in float32, more than memory or disk allow")
+    if 2 * needed > memory:
+        raise StepFailed(f"its weights take {needed / 2**30:.1f} GiB in float32, more than memory allows")

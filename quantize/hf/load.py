@@ -55,8 +55,16 @@ def stored_dtype(config: dict[str, Any]) -> str:
     return str(name) if name in ("float32", "float16", "bfloat16") else "float32"
 
 
-def load_model(folder: Path, dtype: str, device: str, *, trust_remote_code: bool = False, **options: Any) -> "PreTrainedModel":
-    """AutoModelForCausalLM in evaluation mode, every weight from the folder's safetensors.
+def load_model(
+    folder: Path,
+    dtype: str,
+    device: str,
+    *,
+    trust_remote_code: bool = False,
+    weights: "dict[str, torch.Tensor] | None" = None,
+    **options: Any,
+) -> "PreTrainedModel":
+    """AutoModelForCausalLM in evaluation mode, every weight from the folder's safetensors, or from ``weights`` by its names.
 
     ``dtype`` is the one computed in. ``options`` go to from_pretrained (``quantization_config``, ``device_map``).
 
@@ -68,16 +76,15 @@ def load_model(folder: Path, dtype: str, device: str, *, trust_remote_code: bool
         from safetensors import SafetensorError
         from transformers import AutoModelForCausalLM
 
+        common = {"dtype": torch_dtype(dtype), "output_loading_info": True, **options}
         try:
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
-                folder,
-                dtype=torch_dtype(dtype),
-                use_safetensors=True,
-                local_files_only=True,
-                trust_remote_code=trust_remote_code,
-                output_loading_info=True,
-                **options,
-            )
+            if weights is None:
+                loaded: Any = AutoModelForCausalLM.from_pretrained(
+                    folder, use_safetensors=True, local_files_only=True, trust_remote_code=trust_remote_code, **common
+                )
+            else:  # which the class of the model alone takes
+                empty = model_without_weights(folder, dtype, trust_remote_code=trust_remote_code)
+                loaded = type(empty).from_pretrained(None, config=empty.config, state_dict=weights, **common)
         except ImportError as error:
             raise Unsupported(f"{folder}: {_first_line(error)}") from error
         except (ValueError, KeyError, AttributeError) as error:

@@ -27,6 +27,12 @@ def rates(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
+@pytest.fixture
+def own_rates(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No experience of other tests either."""
+    monkeypatch.setenv("QUANTWRIGHT_RATES", str(tmp_path_factory.mktemp("rates") / "rates.jsonl"))
+
+
 @pytest.fixture(scope="session")
 def demo_checkpoint() -> Path:
     """The embedded checkpoint: a trained 4-layer Llama, hidden 256, vocabulary 4096."""

@@ -19,9 +19,7 @@ from quantize.jobs.records import Records
 JOB = "models: [checkpoint]\nrecipes: [gguf-f16]\nverify: none\nreport: false\nresources: {threads: 1}\n"
 
 
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("QUANTWRIGHT_RATES", str(tmp_path_factory.mktemp("rates") / "rates.jsonl"))
+pytestmark = pytest.mark.usefixtures("own_rates")
 
 
 @pytest.fixture

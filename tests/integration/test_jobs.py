@@ -33,10 +33,7 @@ resources: {{threads: 1}}
 MADE = ["gguf-f16", "gguf-q8_0", "gguf-q4_0"]
 
 
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tests neither read nor write the person's measured rates."""
-    monkeypatch.setenv("QUANTWRIGHT_RATES", str(tmp_path_factory.mktemp("rates") / "rates.jsonl"))
+pytestmark = pytest.mark.usefixtures("own_rates")
 
 
 @pytest.fixture(scope="module")

@@ -24,9 +24,7 @@ resources: {threads: 1}
 """
 
 
-@pytest.fixture(autouse=True)
-def own_rates(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("QUANTWRIGHT_RATES", str(tmp_path_factory.mktemp("rates") / "rates.jsonl"))
+pytestmark = pytest.mark.usefixtures("own_rates")
 
 
 def write_lora(folder: Path, seed: int) -> None:

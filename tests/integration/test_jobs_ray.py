@@ -1,19 +1,16 @@
 """The same job on a real Ray cluster of several nodes: equal digests, a node killed in the middle, a driver killed."""
 
-import json
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+from job_runs import digests, qualities, until
 
-from evals.result import read_results
-from quantize.artifact import Artifact
 from quantize.jobs.ray_task import Order, run_order
 from quantize.jobs.records import Records
 
@@ -36,8 +33,7 @@ resources: {threads: 1, nodes: {bench: quiet}}
 
 
 @pytest.fixture(autouse=True)
-def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("QUANTWRIGHT_RATES", str(tmp_path_factory.mktemp("rates") / "rates.jsonl"))
+def no_cluster(own_rates: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
 
 
@@ -102,19 +98,6 @@ def finish(process: subprocess.Popen[str], timeout_s: float = 600) -> str:
     _, said = process.communicate(timeout=timeout_s)
     assert process.returncode == 0, said
     return said
-
-
-def digests(run: Path) -> dict[str, str]:
-    return {str(path.parent.relative_to(run)): Artifact.load(path.parent).digest for path in run.rglob("manifest.json")}
-
-
-def until(what: Callable[[], Any], process: subprocess.Popen[str], timeout_s: float = 120) -> Any:
-    deadline = time.monotonic() + timeout_s
-    while not (found := what()):
-        assert process.poll() is None, process.stderr.read() if process.stderr else ""
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    return found
 
 
 def test_a_cluster_started_here_makes_the_same(job: Path, tmp_path: Path) -> None:
@@ -195,17 +178,6 @@ def make_family(folder: Path, family: str, demo: Path) -> None:
     AutoModelForCausalLM.from_config(config).to(torch.bfloat16).save_pretrained(folder)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(demo / name, folder / name)
-
-
-def qualities(run: Path) -> dict[tuple[str, str, str], float]:
-    """(artifact, metric, protocol or task) -> value, of everything but speeds and memory."""
-    found = {}
-    for subject, results in read_results(run):
-        for result in results:
-            if result.metric.startswith(("perplexity", "kl_", "top1")):
-                found[subject.name, result.metric, json.dumps(result.protocol, default=str)] = result.value
-    assert found
-    return found
 
 
 def order(tmp_path: Path, **changes: Any) -> Order:

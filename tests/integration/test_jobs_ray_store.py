@@ -5,16 +5,14 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+from job_runs import digests, qualities, until
 
-from evals.result import read_results
-from quantize.artifact import Artifact
 from quantize.jobs.bucket import Bucket, BucketError
 from quantize.jobs.ray_task import Order, run_order
 from quantize.jobs.transfer import pull, push
@@ -32,8 +30,7 @@ STORE = "s3://bucket/store"
 
 
 @pytest.fixture(autouse=True)
-def own_places(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("QUANTWRIGHT_RATES", str(tmp_path_factory.mktemp("rates") / "rates.jsonl"))
+def no_cluster(own_rates: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
 
 
@@ -103,30 +100,6 @@ def finish(process: subprocess.Popen[str], expected: int = 0) -> str:
 
 def on_ray(nodes: Nodes) -> list[str]:
     return ["--executor", "ray", "--address", nodes.address, "--store", STORE]
-
-
-def digests(run: Path) -> dict[str, str]:
-    return {str(path.parent.relative_to(run)): Artifact.load(path.parent).digest for path in run.rglob("manifest.json")}
-
-
-def qualities(run: Path) -> dict[tuple[str, str, str], float]:
-    """(artifact, metric, protocol) -> value, of everything but speeds and memory."""
-    found = {}
-    for subject, results in read_results(run):
-        for result in results:
-            if result.metric.startswith(("perplexity", "kl_", "top1")):
-                found[subject.name, result.metric, json.dumps(result.protocol, default=str)] = result.value
-    assert found
-    return found
-
-
-def until(what: Callable[[], Any], process: subprocess.Popen[str], timeout_s: float = 120) -> Any:
-    deadline = time.monotonic() + timeout_s
-    while not (found := what()):
-        assert process.poll() is None, process.stderr.read() if process.stderr else ""
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    return found
 
 
 #: Runs a command with file systems of its own.

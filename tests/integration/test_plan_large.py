@@ -68,9 +68,7 @@ def plan(folder: Path, *more: str) -> tuple[Any, float]:
     return json.loads(done.stdout.splitlines()[-1]), seconds
 
 
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("QUANTWRIGHT_RATES", str(tmp_path_factory.mktemp("rates") / "rates.jsonl"))
+pytestmark = pytest.mark.usefixtures("own_rates")
 
 
 def check_plan(document: Any, seconds: float, weights: int) -> None:

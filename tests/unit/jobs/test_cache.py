@@ -5,42 +5,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from cached_step import CONTENT, KEY, fetch
 
 from quantize.errors import BadInput
 from quantize.jobs.cache import SUMS, SharedCache
-
-KEY = "ab" + 62 * "0"
-CONTENT = {"a.bin": bytes(range(256)) * 1000, "deep/b.txt": b"text"}
-
-
-@pytest.fixture
-def files(tmp_path: Path) -> dict[str, Path]:
-    for name, content in CONTENT.items():
-        path = tmp_path / "made" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
-    return {name: tmp_path / "made" / name for name in CONTENT}
-
-
-@pytest.fixture
-def said() -> list[str]:
-    return []
 
 
 @pytest.fixture
 def cache(tmp_path: Path, said: list[str]) -> SharedCache:
     return SharedCache(tmp_path / "cache", said.append)
-
-
-def read(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-def fetch(cache: SharedCache, into: Path) -> dict[str, bytes] | None:
-    into.mkdir()
-    found = cache.fetch(KEY, into)
-    assert found or not list(into.iterdir())
-    return read(into) if found else None
 
 
 def test_what_was_stored_comes_back(cache: SharedCache, files: dict[str, Path], tmp_path: Path) -> None:

@@ -7,29 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cached_step import CONTENT, KEY, fetch
 
 from quantize.errors import BadInput
 from quantize.jobs.cache import SUMS
 from quantize.jobs.cache_bucket import BucketCache, open_cache
 
-KEY = "ab" + 62 * "0"
 ENTRY = f"bucket/shared/steps/ab/{KEY}"
-CONTENT = {"a.bin": bytes(range(256)) * 1000, "deep/b.txt": b"text"}
 URL = "s3://bucket/shared"
-
-
-@pytest.fixture
-def files(tmp_path: Path) -> dict[str, Path]:
-    for name, content in CONTENT.items():
-        path = tmp_path / "made" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
-    return {name: tmp_path / "made" / name for name in CONTENT}
-
-
-@pytest.fixture
-def said() -> list[str]:
-    return []
 
 
 @pytest.fixture
@@ -37,14 +22,6 @@ def cache(s3: Any, said: list[str]) -> BucketCache:
     made = open_cache(URL, said.append)
     assert isinstance(made, BucketCache)
     return made
-
-
-def fetch(cache: Any, into: Path) -> dict[str, bytes] | None:
-    into.mkdir()
-    found = cache.fetch(KEY, into)
-    assert found or not list(into.iterdir())
-    read = {str(path.relative_to(into)): path.read_bytes() for path in into.rglob("*") if path.is_file()}
-    return read if found else None
 
 
 def test_what_was_stored_comes_back(cache: BucketCache, files: dict[str, Path], tmp_path: Path, said: list[str]) -> None:

@@ -1,0 +1,35 @@
+"""What tests of jobs look at in a run folder, and how they wait for a process that fills it."""
+
+import json
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from evals.result import read_results
+from quantize.artifact import Artifact
+
+
+def digests(run: Path) -> dict[str, str]:
+    return {str(path.parent.relative_to(run)): Artifact.load(path.parent).digest for path in run.rglob("manifest.json")}
+
+
+def qualities(run: Path) -> dict[tuple[str, str, str], float]:
+    """(artifact, metric, protocol or task) -> value, of everything but speeds and memory."""
+    found = {}
+    for subject, results in read_results(run):
+        for result in results:
+            if result.metric.startswith(("perplexity", "kl_", "top1")):
+                found[subject.name, result.metric, json.dumps(result.protocol, default=str)] = result.value
+    assert found
+    return found
+
+
+def until(what: Callable[[], Any], process: subprocess.Popen[str], timeout_s: float = 120) -> Any:
+    deadline = time.monotonic() + timeout_s
+    while not (found := what()):
+        assert process.poll() is None, process.stderr.read() if process.stderr else ""
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    return found

@@ -242,6 +242,21 @@ def _forward_flat(module: Any, x: "torch.Tensor") -> "torch.Tensor":
     return torch.nn.functional.linear(x.to(module.compute_dtype), weight, bias).to(x.dtype)
 
 
+def load_compressed_tensors(folder: Path, dtype: str, device: str) -> "PreTrainedModel":
+    """A compressed-tensors checkpoint, its weights unpacked; what it does to activations stays.
+
+    The library unpacks in a hook of the whole model's forward, which a forward of its body alone would pass by.
+
+    Errors: Unsupported where compressed-tensors is not installed.
+    """
+    model: Any = load_model(folder, dtype, device)
+    if hasattr(model, "ct_decompress_hook"):
+        with quiet():
+            model.hf_quantizer.compressor.decompress_model(model)
+    loaded: PreTrainedModel = model
+    return loaded
+
+
 def load_gptqmodel(folder: Path, dtype: str, device: str) -> "PreTrainedModel":
     """A GPTQ or AWQ checkpoint through transformers, whose layers for them are GPTQModel's.
 

@@ -1,4 +1,4 @@
-"""transformers as a runtime: plain checkpoints, GPTQ, AWQ, quanto and bitsandbytes folders, Hub ids, and on-the-fly quantization.
+"""transformers as a runtime: dense, GPTQ, AWQ, quanto, bitsandbytes and compressed-tensors folders; on-the-fly quantization.
 
 Arithmetic. On a CPU everything is computed in float32, whatever dtype the folder names: a baseline then carries no rounding of
 its own, what a format loses is all that a comparison shows, and on processors without bfloat16 instructions it is the fastest. On
@@ -80,6 +80,8 @@ class TransformersRuntime(FolderRuntime):
             return load.load_bitsandbytes(self.folder, dtype, self._device, exact)
         if self.format in ("gptq", "awq"):
             return load.load_gptqmodel(self.folder, dtype, self._device)
+        if self.format == "compressed-tensors":
+            return load.load_compressed_tensors(self.folder, dtype, self._device)
         return load.load_model(self.folder, dtype, self._device, trust_remote_code=self._run.trust_remote_code)
 
     def logits(self, rows: np.ndarray, first: int, consume: Consume) -> None:

@@ -173,6 +173,49 @@ def test_a_folder_that_transformers_saved_with_bitsandbytes(checkpoint: Path, te
     assert (subject.recipe, subject.loads_in) == ("bitsandbytes", ("transformers",))
 
 
+def test_a_folder_of_compressed_tensors(checkpoint: Path, text: Path, tmp_path: Path) -> None:
+    """4 bits in groups of 32, packed by the format's own library, are the weights that rounding by hand gives."""
+    pytest.importorskip("compressed_tensors")
+    import torch
+    from compressed_tensors.compressors import ModelCompressor
+    from compressed_tensors.quantization import (
+        QuantizationArgs,
+        QuantizationConfig,
+        QuantizationScheme,
+        apply_quantization_config,
+    )
+    from transformers import AutoModelForCausalLM
+
+    weights = QuantizationArgs(num_bits=4, type="int", symmetric=True, strategy="group", group_size=32)
+    scheme = QuantizationScheme(targets=["Linear"], weights=weights)
+    config = QuantizationConfig(
+        config_groups={"group_0": scheme}, ignore=["lm_head"], format="pack-quantized", quantization_status="frozen"
+    )
+    rounded, packed = (AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32) for _ in range(2))
+    apply_quantization_config(packed, config)
+    for name, module in packed.named_modules():
+        if hasattr(module, "weight_scale"):
+            groups = module.weight.data.view(module.out_features, -1, 32)
+            scale = groups.abs().amax(-1, keepdim=True) / 7.5
+            module.weight_scale.data = scale[..., 0].to(module.weight_scale.dtype)
+            by_hand = (groups / scale).round().clamp(-8, 7) * scale
+            rounded.get_submodule(name).weight.data = by_hand.view(module.weight.shape)
+    compressor = ModelCompressor.from_pretrained_model(packed)
+    compressor.compress_model(packed)
+    for model, folder in ((packed, tmp_path / "packed"), (rounded, tmp_path / "rounded")):
+        model.save_pretrained(folder)
+        shutil.copy(checkpoint / "tokenizer.json", folder)
+    compressor.update_config(tmp_path / "packed")
+
+    both = [tmp_path / "packed", tmp_path / "rounded"]
+    rows = evaluate(both, reference=checkpoint, text=text, tokens=1000, protocol="gptq-100", out=tmp_path / "run", run=RUN)
+    theirs, ours = (by_metric(rows, path, "gptq-100")["kl_mean"].value for path in both)
+    assert theirs > 1e-4
+    assert theirs == pytest.approx(ours, rel=1e-4)
+    subjects = {subject.name: subject for subject, _ in read_results(tmp_path / "run")}
+    assert subjects[str(both[0])].recipe == "compressed-tensors"
+
+
 def test_generations_are_greedy_and_side_by_side_in_the_report(checkpoint: Path, candidate: Path, tmp_path: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM

@@ -21,10 +21,9 @@ from evals.rows import Heading, divergence_rows
 from evals.subjects import Typed
 from quantize.checkpoint import Checkpoint
 from quantize.errors import QuantwrightError, StepFailed
-from quantize.hf.load import load_model
 from quantize.recipe import RunOptions, parse_recipe
 from quantize.registry import method
-from quantize.runtimes.transformers import TransformersRuntime
+from quantize.runtimes.transformers import TransformersRuntime, with_weights
 
 HOW_MUCH = ("sample", "full", "none")
 SAMPLE_WINDOWS = 2
@@ -95,9 +94,7 @@ def _dequantized(typed: Typed, reference: Typed, run: RunOptions) -> Transformer
     recipe = parse_recipe(typed.manifest.recipe)
     folder = typed.path if typed.path.is_dir() else typed.path.parent
     weights = {name: torch.from_numpy(w) for name, w in method(recipe.method).dequantize(folder, recipe, checkpoint)}
-    dtype = "float32" if run.dtype == "auto" else run.dtype
-    model = load_model(reference.path, dtype, run.resolved_device, trust_remote_code=run.trust_remote_code, weights=weights)
-    return TransformersRuntime(checkpoint.folder, run, model=model)
+    return with_weights(checkpoint.folder, weights, run)
 
 
 def _check_room(needed: int, run: RunOptions) -> None:

@@ -230,6 +230,14 @@ def skeleton(path: Path | str, run: RunOptions) -> TransformersRuntime | None:
     return TransformersRuntime(folder, run, model=model)
 
 
+def with_weights(folder: Path, weights: dict[str, Any], run: RunOptions) -> TransformersRuntime:
+    """The folder's model with ``weights``, torch tensors by the names in its files; float32 where ``run`` names no dtype."""
+    dtype = "float32" if run.dtype == "auto" else run.dtype
+    device, trust = run.resolved_device, run.trust_remote_code
+    model = load.load_model(folder, dtype, device, trust_remote_code=trust, weights=weights)
+    return TransformersRuntime(folder, run, model=model)
+
+
 def _dtype(config: dict[str, Any], run: RunOptions, exact: bool) -> str:
     if run.dtype != "auto":
         return run.dtype

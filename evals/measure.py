@@ -80,8 +80,7 @@ def measure(
     without either they are thrown away). ``floors``: add the rows below which no difference means anything.
     ``weights_only``: on how much of the text a GGUF's weights are measured in the reference's runtime too: ``sample`` (a
     fortieth), ``full`` or ``none``. ``prune``: delete each file of a GGUF repository fetched for this, before the next is.
-    ``runtime``: ``vllm`` measures the
-    artifacts in vLLM, without divergence.
+    ``runtime``: ``vllm`` measures the artifacts in vLLM, without divergence.
 
     What fails costs its artifact's rows, not the others'. Errors: BadInput where something given cannot be used.
     """

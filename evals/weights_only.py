@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from evals.divergence import Divergences, compare
+from evals.kernels import as_tensor
 from evals.protocols import Windows
 from evals.reference import ReferenceRows
 from evals.result import EvalResult
@@ -86,14 +87,12 @@ def _mean(d: Divergences, each: Measured, shared: Windows, heading: Heading, met
 def _dequantized(typed: Typed, reference: Typed, run: RunOptions) -> TransformersRuntime:
     """The reference's model with the artifact's weights, float32 where ``run`` names no dtype. Errors: StepFailed where memory
     does not suffice."""
-    import torch
-
     assert typed.manifest is not None
     checkpoint = Checkpoint.open(str(reference.path), trust_remote_code=run.trust_remote_code)
     _check_room(checkpoint.parameters * 4, run)
     recipe = parse_recipe(typed.manifest.recipe)
     folder = typed.path if typed.path.is_dir() else typed.path.parent
-    weights = {name: torch.from_numpy(w) for name, w in method(recipe.method).dequantize(folder, recipe, checkpoint)}
+    weights = {name: as_tensor(w) for name, w in method(recipe.method).dequantize(folder, recipe, checkpoint)}
     return with_weights(checkpoint.folder, weights, run)
 
 

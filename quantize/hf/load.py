@@ -242,14 +242,14 @@ def _forward_flat(module: Any, x: "torch.Tensor") -> "torch.Tensor":
     return torch.nn.functional.linear(x.to(module.compute_dtype), weight, bias).to(x.dtype)
 
 
-def load_compressed_tensors(folder: Path, dtype: str, device: str) -> "PreTrainedModel":
+def load_compressed_tensors(folder: Path, dtype: str, device: str, *, trust_remote_code: bool = False) -> "PreTrainedModel":
     """A compressed-tensors checkpoint, its weights unpacked; what it does to activations stays.
 
     The library unpacks in a hook of the whole model's forward, which a forward of its body alone would pass by.
 
     Errors: Unsupported where compressed-tensors is not installed.
     """
-    model: Any = load_model(folder, dtype, device)
+    model: Any = load_model(folder, dtype, device, trust_remote_code=trust_remote_code)
     if hasattr(model, "ct_decompress_hook"):
         with quiet():
             model.hf_quantizer.compressor.decompress_model(model)

@@ -80,9 +80,8 @@ class TransformersRuntime(FolderRuntime):
             return load.load_bitsandbytes(self.folder, dtype, self._device, exact)
         if self.format in ("gptq", "awq"):
             return load.load_gptqmodel(self.folder, dtype, self._device)
-        if self.format == "compressed-tensors":
-            return load.load_compressed_tensors(self.folder, dtype, self._device)
-        return load.load_model(self.folder, dtype, self._device, trust_remote_code=self._run.trust_remote_code)
+        opener = load.load_compressed_tensors if self.format == "compressed-tensors" else load.load_model
+        return opener(self.folder, dtype, self._device, trust_remote_code=self._run.trust_remote_code)
 
     def logits(self, rows: np.ndarray, first: int, consume: Consume) -> None:
         import torch

@@ -216,6 +216,19 @@ def test_a_folder_of_compressed_tensors(checkpoint: Path, text: Path, tmp_path: 
     assert subjects[str(both[0])].recipe == "compressed-tensors"
 
 
+def test_floors_are_below_what_a_rounded_model_loses(checkpoint: Path, candidate: Path, text: Path, tmp_path: Path) -> None:
+    """Another dtype, and another runtime on the same ids, both of the reference itself."""
+    settings = {"reference": checkpoint, "text": text, "tokens": 1000, "protocol": "gptq-100", "run": RUN}
+    rows = evaluate([candidate], floors=True, out=tmp_path / "run", **settings)
+    loss = by_metric(rows, candidate, "gptq-100")["kl_mean"].value
+    results = [result for subject, found in read_results(tmp_path / "run") for result in found if result.role == "floor"]
+    floors = {result.backend: result.value for result in results if result.metric == "kl_mean"}
+    assert floors.keys() == {"transformers", "llama.cpp"}
+    assert 0 <= floors["llama.cpp"] < 1e-6
+    assert floors["llama.cpp"] < floors["transformers"] < loss
+    assert len({result.environment["ids_sha256"] for result in [*results, *rows]}) == 1
+
+
 def test_generations_are_greedy_and_side_by_side_in_the_report(checkpoint: Path, candidate: Path, tmp_path: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM

@@ -3,9 +3,10 @@
 A token's log-probability is taken from the float32 logits in float64 throughout.
 
 With r and q the logits of reference and candidate and p the reference's probabilities, the divergence is taken from differences
-d = r - q rather than from two log-softmaxes, whose rounding (about 1e-7) would drown nearly equal models: with c = d - E_p[d],
-KL(p || q) = ln(1 + E_p[expm1(-c) + c]), a sum of terms that are zero where the two agree. Rows where a candidate gives a token
-vastly more than the reference does are taken in float64 as E_p[d] - (lse r - lse q).
+q - r rather than from two log-softmaxes, whose rounding (about 1e-7) would drown nearly equal models. With c = q - r - s, for any
+s near E_p[q - r], KL(p || q) = ln(1 + E_p[expm1(c) - c] + E_p[c]) - E_p[c], terms that are zero where the two agree; and
+lse q = lse r + s + ln E_p[exp c], so that q needs no exponentials of its own. Rows where a candidate gives a token vastly more
+than the reference does are taken in float64 as E_p[r - q] - (lse r - lse q).
 """
 
 from collections.abc import Callable, Iterable
@@ -55,28 +56,34 @@ def target_log_probs(logits: np.ndarray, targets: np.ndarray, each: Callable[...
     return out
 
 
-def kl_rows(r: "torch.Tensor", q: "torch.Tensor") -> "tuple[torch.Tensor, torch.Tensor, torch.Tensor]":
-    """float32 logits (n, v) of reference and candidate -> float64 KL (n,), and each row's log-normalizers (n,) of r and q."""
+def kl_rows(r: "torch.Tensor", q: "torch.Tensor", top: "torch.Tensor") -> "tuple[torch.Tensor, torch.Tensor]":
+    """float32 logits (n, v) of reference and candidate, int64 (n,) the reference's most probable token -> float64 KL (n,) and
+    q's log-normalizers (n,), as exact as float32 holds q - r (two millionths where that is 20)."""
     import torch
 
-    r_top, q_top = r.amax(1, keepdim=True), q.amax(1, keepdim=True)
-    p = (r - r_top).exp_()
-    r_total = p.sum(1, dtype=torch.float64)
-    p.div_(r_total[:, None].float())
-    lse_r = r_top[:, 0].double() + r_total.log()
-    lse_q = q_top[:, 0].double() + (q - q_top).exp_().sum(1, dtype=torch.float64).log()
-    d = r - q
-    mean = (p * d).sum(1, dtype=torch.float64)
-    d.sub_(mean[:, None].float())
-    large = -d.amin(1) > LARGEST_EXPONENT
-    terms = torch.expm1(-d).add_(d).mul_(p)
-    kl = torch.log1p(terms.sum(1, dtype=torch.float64))
+    def mean(x: torch.Tensor) -> torch.Tensor:  # E_p, whatever rounding did to the sum of p
+        return (p * x).sum(1, dtype=torch.float64).div_(total)
+
+    p = torch.softmax(r, 1)
+    total = p.sum(1, dtype=torch.float64)
+    c = q - r
+    about = mean(c)
+    shift = about.float()
+    c.sub_(shift[:, None])
+    left = about - shift.double()  # E_p[c]
+    large = c.amax(1) > LARGEST_EXPONENT
+    log_mean_exp = torch.log1p(mean(torch.expm1(c).sub_(c)).add_(left))  # ln E_p[exp c]
+    kl = log_mean_exp - left
+    at = top[:, None]
+    lse_r = r.gather(1, at)[:, 0].double() - (p.gather(1, at)[:, 0].double() / total).log()
+    lse_q = lse_r + shift.double() + log_mean_exp
     if bool(large.any()):
         rows = large.nonzero()[:, 0]
         wide_r, wide_q = r[rows].double(), q[rows].double()
+        lse_q[rows] = torch.logsumexp(wide_q, 1)
         exact = (torch.log_softmax(wide_r, 1).exp() * (wide_r - wide_q)).sum(1)
-        kl[rows] = exact - (torch.logsumexp(wide_r, 1) - torch.logsumexp(wide_q, 1))
-    return kl, lse_r, lse_q
+        kl[rows] = exact - (torch.logsumexp(wide_r, 1) - lse_q[rows])
+    return kl, lse_q
 
 
 def emulate_llamacpp_base(logits: np.ndarray) -> np.ndarray:

@@ -264,6 +264,8 @@ def write_cache(
     ``check_self`` compares what was kept with what came, so that the reference's own row needs no second run. ``digest``, the
     reference's own, is noted for whoever looks for its logits.
     """
+    import torch
+
     if root:
         root.mkdir(parents=True, exist_ok=True)
     stage = Path(tempfile.mkdtemp(prefix=".reference-", dir=root))
@@ -281,7 +283,8 @@ def write_cache(
                 codes.write(np.ascontiguousarray(coded, "<i2").data)
                 kept[place] = rows
                 if check_self:
-                    self_kl[place] = kl_rows(decode(coded, rows), log_probs)[0].numpy()
+                    top = torch.from_numpy(rows["top"].astype(np.int64))
+                    self_kl[place] = kl_rows(decode(coded, rows), log_probs, top)[0].numpy()
 
         with open(stage / "codes.i16", "wb") as codes:
             run_windows(reference, windows, consume, advance)

@@ -67,7 +67,12 @@ TABLE_METRICS = (
     "--cache-limit", default="4GiB", show_default=True, help="disk space for the reference's logits; beyond, it runs again"
 )
 @click.option("--cache", type=click.Path(path_type=Path, file_okay=False), help="where those are kept (default: OUT/cache)")
-@click.option("--floors", is_flag=True, help="add rows that show below what a divergence means nothing")
+@click.option(
+    "--floors/--no-floors",
+    default=True,
+    show_default=True,
+    help="with divergence, rows that show below what it means nothing: the reference in another dtype, and in llama.cpp",
+)
 @click.option(
     "--weights-only",
     type=click.Choice(["sample", "full", "none"]),

@@ -4,15 +4,17 @@ The reference runs once; its logits are kept compactly on disk (or, where that t
 each candidate). Then the artifacts are opened one at a time.
 """
 
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from evals.divergence import Divergences, compare, divergences_from_itself
 from evals.environment import environment
 from evals.generations import generation_items, generation_row, prompts_from
-from evals.keeping import Keeper, KeptGenerations
+from evals.keeping import Keeper, Kept
 from evals.perplexity import TokenScores, score
 from evals.progress import progress_bar
 from evals.protocols import TextProtocol, Windows
@@ -23,7 +25,7 @@ from evals.subjects import Typed, guess_reference, largest
 from evals.tasks import TaskOptions
 from evals.text import MeasuredText
 from evals.weights_only import HOW_MUCH, Measured, weights_only_rows
-from quantize.errors import BadInput, QuantwrightError
+from quantize.errors import BadInput, QuantwrightError, StepFailed
 from quantize.recipe import RunOptions
 from quantize.runtimes import Runtime, open_runtime
 
@@ -97,10 +99,10 @@ class Evaluation:
                     typed.fetch()
                     self._one(typed, parsed_tasks, outcome)
                 except QuantwrightError as error:
-                    outcome.failures.append((typed.name, error))
-                    self._write_failure(typed, error)
-                    if len(self.artifacts) > 1:
-                        self.say(f"failed: {typed.name}: {error}")
+                    self._failed(typed, error, outcome)
+                except Exception as error:  # a library's own, or a bug of ours: the others are measured all the same
+                    self.say(traceback.format_exc())
+                    self._failed(typed, StepFailed(f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"), outcome)
                 if self.prune and not typed.same_as(self.reference):
                     typed.prune(self.say)
             self._pair_tasks(outcome)
@@ -152,13 +154,13 @@ class Evaluation:
                 self.reference_results += perplexity_rows(TokenScores(known.true_log_probs, windows.offsets), windows, heading)
         if listed and tasks:
             self.reference_results += self._task_rows(self.reference, tasks, runtime, heading)
-        kept = self._kept_generations(keeper, runtime)
-        self.reference_results += self._generation_rows(self.reference, runtime, heading, kept)
+        self.reference_results += self._generation_rows(self.reference, runtime, heading, self._kept_generations(keeper, runtime))
         if self.floors and "divergence" in self.metrics:
             from evals.floors import floor_rows
 
-            shared = [self.measured.windows(protocol, runtime, self.reference) for protocol in self.protocols]
-            outcome.unlisted += floor_rows(self.reference, runtime, shared, self.run, heading, self.say)
+            everywhere = [(w, self.reference_rows[w.protocol.requested]) for w in self._reference_windows(runtime)]
+            kept = self._kept_floors(keeper, runtime)
+            outcome.unlisted += floor_rows(self.reference, runtime, everywhere, self.run, heading, kept)
         self._write_reference(outcome)
         if not any(isinstance(rows, SideBySideReference) for rows in self.reference_rows.values()):
             self._close_reference_runtime()
@@ -173,21 +175,32 @@ class Evaluation:
     def _open_reference(self, keeper: Keeper, listed: bool) -> Runtime:
         reference, light = self.reference, None
         assert reference is not None
-        if "divergence" in self.metrics and not (listed or self.floors):
-            light = keeper.open_light(
-                reference.path,
-                self.run,
-                lambda runtime: [self.measured.windows(protocol, runtime, reference) for protocol in self.protocols],
-                lambda runtime: self._kept_generations(keeper, runtime),
-            )
+        if "divergence" in self.metrics and not listed:
+
+            def others(runtime: Runtime) -> list[Kept]:
+                return [kept for find in (self._kept_generations, self._kept_floors) if (kept := find(keeper, runtime))]
+
+            light = keeper.open_light(reference.path, self.run, self._reference_windows, others)
         return light or open_runtime(reference.path, self.run)
 
-    def _kept_generations(self, keeper: Keeper, runtime: Runtime) -> KeptGenerations | None:
+    def _reference_windows(self, runtime: Runtime) -> list[Windows]:
+        assert self.reference is not None
+        return [self.measured.windows(protocol, runtime, self.reference) for protocol in self.protocols]
+
+    def _kept_floors(self, keeper: Keeper, runtime: Runtime) -> Kept | None:
+        if not self.floors:
+            return None
+        assert self.reference is not None
+        ids = [windows.ids_sha256 for windows in self._reference_windows(runtime)]
+        return keeper.other("floors", runtime, self.reference.name, ids, find_spec("llama_cpp") is not None)
+
+    def _kept_generations(self, keeper: Keeper, runtime: Runtime) -> Kept | None:
         if not self.generate:
             return None
         assert self.reference is not None
         source = self.measured.tokenizer(self.reference)
-        return keeper.generations(runtime, self.prompts, self.generate, source.sha256 if source else "runtime")
+        ids = source.sha256 if source else "runtime"
+        return keeper.other("generations", runtime, self.prompts, self.generate, ids)
 
     def _keep_reference(self, keeper: Keeper, runtime: Runtime, windows: Windows, listed: bool) -> ReferenceRows:
         assert self.reference is not None
@@ -245,7 +258,10 @@ class Evaluation:
         known = self.reference_rows.get(protocol.requested)
         if known is None or not runtime.gives_logits:
             rows = perplexity_rows(self._score(runtime, windows, typed.name), windows, heading)
-            return rows if known is None else [*rows, unavailable_row(runtime.name, windows, heading)]
+            reason = (
+                f"{runtime.name} gives the log-probabilities of the text's own tokens only: no divergence can be measured in it"
+            )
+            return rows if known is None else [*rows, unavailable_row(reason, windows, heading)]
         if self.reference_ids[protocol.requested] != windows.ids_sha256:
             raise BadInput(
                 "its runtime's own token ids differ from the reference's, so no token can be compared; use --ids source"
@@ -268,9 +284,7 @@ class Evaluation:
         source, special = self.measured.tokenizer(typed), self.measured.special(typed, runtime)
         return run_tasks(runtime, tasks, source, heading, self.task_options, self.run.progress, special, typed.gguf or typed.path)
 
-    def _generation_rows(
-        self, typed: Typed, runtime: Runtime, heading: Heading, kept: KeptGenerations | None = None
-    ) -> list[EvalResult]:
+    def _generation_rows(self, typed: Typed, runtime: Runtime, heading: Heading, kept: Kept | None = None) -> list[EvalResult]:
         if not self.generate:
             return []
         source, eos = self.measured.tokenizer(typed), self.measured.special(typed, runtime)["eos"]
@@ -299,7 +313,10 @@ class Evaluation:
     def _result_name(self, typed: Typed) -> str:
         return f"{typed.name}-as-{typed.load_as.short}" if typed.load_as else typed.name
 
-    def _write_failure(self, typed: Typed, error: QuantwrightError) -> None:
+    def _failed(self, typed: Typed, error: QuantwrightError, outcome: Outcome) -> None:
+        outcome.failures.append((typed.name, error))
+        if len(self.artifacts) > 1:
+            self.say(f"failed: {typed.name}: {error}")
         if not self.out:
             return
         try:

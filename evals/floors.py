@@ -1,83 +1,99 @@
 """Rows that nobody listed: below what a divergence means nothing.
 
-- noise floor: the reference against itself in another dtype, whose rounding nobody would call a loss;
+- noise floor: the reference against itself in another dtype (a GGUF file: with another KV cache), whose rounding nobody would
+  call a loss;
 - cross-runtime floor: the unquantized checkpoint as an F32 GGUF in llama.cpp (F32 KV cache, flash attention off) against
-  transformers in float32: what is left is the difference between two programs.
+  transformers in float32, side by side, so exact: what is left is the difference between two programs.
 
-Both on the first ``FLOOR_TOKENS`` scored tokens, side by side with the reference, so exact.
+On one window in ``SHARE``, spread over the text: their differences vary little, and three passes over those are under a twentieth
+of the reference's own time.
 """
 
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 from evals.divergence import compare
+from evals.keeping import Kept
 from evals.protocols import Windows
 from evals.reference import ReferenceRows, SideBySideReference
 from evals.result import EvalResult
-from evals.rows import Heading, divergence_rows
+from evals.room import check_room
+from evals.rows import Heading, divergence_rows, unavailable_row
 from evals.subjects import Typed
 from quantize.checkpoint import Checkpoint
-from quantize.errors import QuantwrightError
+from quantize.errors import QuantwrightError, Unsupported
 from quantize.recipe import RunOptions, parse_recipe
 from quantize.registry import method
 from quantize.runtimes import Runtime, open_runtime
 
-FLOOR_TOKENS = 8192
-Say = Callable[[str], None]
+SHARE = 80
+ROOM_BYTES = 512 << 20  # of a second runtime, beside its weights
 
-
-def head(windows: Windows) -> Windows:
-    """As many whole windows as hold ``FLOOR_TOKENS`` scored tokens, at least two."""
-    count, scored = 0, 0
-    for window in windows.windows:
-        if count >= 2 and scored + window.scored > FLOOR_TOKENS:
-            break
-        count, scored = count + 1, scored + window.scored
-    return windows.head(count)
+Known = tuple[Windows, ReferenceRows]
+Pair = tuple[Callable[[ReferenceRows], ReferenceRows], Runtime]
 
 
 def floor_rows(
-    reference: Typed, runtime: Runtime, windows: Sequence[Windows], run: RunOptions, heading: Heading, say: Say
+    reference: Typed, runtime: Runtime, known: Sequence[Known], run: RunOptions, heading: Heading, kept: Kept | None
 ) -> list[EvalResult]:
-    """Rows with role ``floor``, named by what was done. What cannot be had is said and left out."""
-    if reference.gguf or reference.config.get("quantization_config"):
-        say(f"{reference.name}: no floor rows: the reference is no plain Hugging Face checkpoint")
-        return []
+    """Rows with role ``floor``, named by what was done; without a value, and with the reason, where that cannot be had. ``kept``:
+    those of an earlier call."""
+    if kept and (items := kept.read()) is not None:
+        return [EvalResult.from_json(item) for item in items]
     rows: list[EvalResult] = []
-    name = Path(reference.name).name if Path(reference.name).is_absolute() else reference.name
-    shared = [head(w) for w in windows]
-    other = "float32" if runtime.describe().get("dtype") == "bfloat16" else "bfloat16"
-    try:
-        with open_runtime(reference.path, run.model_copy(update={"dtype": other})) as noisy:
-            rows += _rows(SideBySideReference(runtime), noisy, shared, heading, f"{name} in {other}")
-    except QuantwrightError as error:
-        say(f"no noise floor: {error}")
-    try:
-        with (
-            _f32_gguf(reference, run) as path,
-            _exact(reference, runtime, run) as exact,
-            open_runtime(path, run, exact=True) as other_program,
-        ):
-            rows += _rows(SideBySideReference(exact), other_program, shared, heading, f"{name} as F32 GGUF")
-    except (QuantwrightError, ImportError) as error:
-        say(f"no cross-runtime floor: {error}")
+    settled = True
+    sampled = [(w.only(indices), k.only(w, indices)) for w, k in known for indices in (w.spread(SHARE),)]
+    for name, weights, opening in _floors(reference, runtime, run):
+        own = replace(heading, artifact=name, digest="", role="floor")
+        try:
+            check_room(weights + ROOM_BYTES, run)
+            with opening as (source, other):
+                described = other.describe()
+                backend, environment = str(described.get("backend", other.name)), heading.environment | {"runtime": described}
+                own = replace(own, backend=backend, environment=environment)
+                found = [row for w, k in sampled for row in divergence_rows(compare(source(k), other, w, None, name), w, own)]
+        except Exception as error:  # also a library's own: what was asked for must not be lost to a row that was not
+            reason = str(error) if isinstance(error, QuantwrightError) else f"{type(error).__name__}: {error}"
+            found = [unavailable_row(reason, w, own) for w, _ in sampled]
+            settled &= isinstance(error, (Unsupported, ImportError))
+        rows += found
+    if kept and settled:
+        kept.write([row.to_json() for row in rows])
     return rows
 
 
-def _rows(known: ReferenceRows, other: Runtime, windows: Sequence[Windows], heading: Heading, name: str) -> list[EvalResult]:
-    described = other.describe()
-    own = replace(
-        heading,
-        artifact=name,
-        digest="",
-        role="floor",
-        backend=str(described.get("backend", other.name)),
-        environment=heading.environment | {"runtime": described},
-    )
-    return [row for w in windows for row in divergence_rows(compare(known, other, w, None, name), w, own)]
+def _floors(reference: Typed, runtime: Runtime, run: RunOptions) -> Iterator[tuple[str, int, AbstractContextManager[Pair]]]:
+    """Of each its name, the bytes of its weights, and what opens it: the source of the reference's rows, the other runtime."""
+    subject = reference.subject()
+    parameters = subject.parameters or 0
+    name = Path(reference.name).name if Path(reference.name).is_absolute() else reference.name
+    if reference.gguf:
+        yield f"{name} with an F32 KV cache", subject.size_bytes or 0, _noise(reference, run, exact=True)
+        return
+    other, size = ("float32", 4) if runtime.describe().get("dtype") == "bfloat16" else ("bfloat16", 2)
+    yield f"{name} in {other}", size * parameters, _noise(reference, run.model_copy(update={"dtype": other}))
+    yield f"{name} as F32 GGUF", 4 * parameters, _other_program(reference, runtime, run)
+
+
+@contextmanager
+def _noise(reference: Typed, run: RunOptions, exact: bool = False) -> Iterator[Pair]:
+    with open_runtime(reference.path, run, exact=exact) as noisy:
+        yield lambda known: known, noisy
+
+
+@contextmanager
+def _other_program(reference: Typed, runtime: Runtime, run: RunOptions) -> Iterator[Pair]:
+    if reference.config.get("quantization_config"):
+        raise Unsupported("the reference is itself quantized, so it has no unquantized GGUF")
+    with (
+        _f32_gguf(reference, run) as path,
+        _exact(reference, runtime, run) as exact,
+        open_runtime(path, run, exact=True) as other_program,
+    ):
+        yield lambda _: SideBySideReference(exact), other_program
 
 
 @contextmanager
@@ -92,7 +108,8 @@ def _exact(reference: Typed, runtime: Runtime, run: RunOptions) -> Iterator[Runt
 
 @contextmanager
 def _f32_gguf(reference: Typed, run: RunOptions) -> Iterator[Path]:
-    """The checkpoint as an F32 GGUF in a temporary folder. Errors: Unsupported where it cannot be made."""
+    """The checkpoint as an F32 GGUF in a temporary folder. Errors: Unsupported where it cannot be made; StepFailed where the
+    disk does not suffice."""
     checkpoint = Checkpoint.open(str(reference.path), trust_remote_code=run.trust_remote_code)
     recipe = parse_recipe("gguf-f32")
     gguf = method(recipe.method)

@@ -34,16 +34,13 @@ class Keeper:
         path: Path,
         run: RunOptions,
         windows: Callable[[Runtime], Sequence[Windows]],
-        generations: "Callable[[Runtime], KeptGenerations | None]",
+        others: "Callable[[Runtime], Sequence[Kept]]",
     ) -> Runtime | None:
-        """The reference without its weights, where all that is wanted of it is at hand: logits on windows, generations."""
+        """The reference without its weights, where all that is wanted of it is at hand: logits on windows, and ``others``."""
         light = open_without_weights(path, run) if self.root else None
         if light is None:
             return None
-        kept = generations(light)
-        if kept and kept.read() is None:
-            return None
-        if not all(self.find(each, light) for each in windows(light)):
+        if any(kept.read() is None for kept in others(light)) or not all(self.find(each, light) for each in windows(light)):
             return None
         self.say("all that is wanted of the reference was kept: its weights are not loaded")
         return light
@@ -68,16 +65,18 @@ class Keeper:
         )
         return SideBySideReference(runtime)
 
-    def generations(self, runtime: Runtime, prompts: Sequence[str], tokens: int, ids: str) -> "KeptGenerations | None":
-        """``ids``: whose tokenizer makes them."""
+    def other(self, what: str, runtime: Runtime, *content: Any) -> "Kept | None":
+        """``what`` else is kept of the reference, as it came from ``content``: generations, floors."""
         if not self.root:
             return None
-        content = [self.digest, runtime.describe(), list(prompts), tokens, ids]
-        key = hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
-        return KeptGenerations(self.root / f"generations-{key[:16]}.json")
+        made_from = [self.digest, runtime.describe(), *content]
+        key = hashlib.sha256(json.dumps(made_from, sort_keys=True, default=str).encode()).hexdigest()
+        return Kept(self.root / f"{what}-{key[:16]}.json")
 
 
-class KeptGenerations:
+class Kept:
+    """A list of JSON objects in ``file``."""
+
     def __init__(self, file: Path):
         self.file = file
 

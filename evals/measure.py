@@ -60,7 +60,7 @@ def measure(
     out: Path | str | None = None,
     cache_limit: int = DEFAULT_CACHE_LIMIT,
     cache: Path | str | None = None,
-    floors: bool = False,
+    floors: bool = True,
     weights_only: str = "sample",
     prune: bool = False,
     runtime: str = "",
@@ -77,7 +77,7 @@ def measure(
     run what a model writes. ``out``: a run folder to which the rows are written too, as ``out/results/*.json``.
     ``prompts``: a file of them, or the prompts, which every artifact continues by ``generate`` tokens; with ``generate`` alone
     they are cut from the text. ``cache``: where the reference's logits are kept for the next call (default: ``out/cache``;
-    without either they are thrown away). ``floors``: add the rows below which no difference means anything.
+    without either they are thrown away). ``floors``: with divergence, add the rows below which it means nothing.
     ``weights_only``: on how much of the text a GGUF's weights are measured in the reference's runtime too: ``sample`` (a
     fortieth), ``full`` or ``none``. ``prune``: delete each file of a GGUF repository fetched for this, before the next is.
     ``runtime``: ``vllm`` measures the artifacts in vLLM, without divergence.

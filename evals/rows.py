@@ -106,10 +106,9 @@ def perplexity_rows(scores: TokenScores, windows: Windows, heading: Heading) -> 
     return rows
 
 
-def unavailable_row(runtime: str, windows: Windows, heading: Heading) -> EvalResult:
-    """In place of divergence, where the runtime tells the log-probabilities of the text's own tokens only."""
+def unavailable_row(reason: str, windows: Windows, heading: Heading) -> EvalResult:
+    """In place of divergence, where it cannot be measured."""
     base = base_row(heading, windows)
-    reason = f"{runtime} gives the log-probabilities of the text's own tokens only, so divergence cannot be measured in it"
     return replace(base, metric="kl_mean", detail=base.detail | {"reason": reason, "remarks": [f"{heading.artifact}: {reason}"]})
 
 

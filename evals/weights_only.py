@@ -1,9 +1,7 @@
 """What a GGUF's weights alone do: its dequantized tensors in the reference's runtime. llama.cpp on a CPU rounds activations.
 
 That is a pass of the whole reference model for every GGUF, where the reference itself runs once for all of them. So by default
-(``sample``) it is taken on a fortieth of the windows, at least ``SAMPLE_WINDOWS``, beyond those no more than hold
-``SAMPLE_TOKENS`` scored tokens: for four candidates together, a tenth of the reference's own time. They are spread evenly over
-the text: neighbours are alike, and a beginning is not the rest.
+(``sample``) it is taken on one window in ``SHARE``: for four candidates together, a tenth of the reference's own time.
 Beside it stands the divergence of the file itself, in its own runtime, on those very tokens.
 """
 
@@ -18,17 +16,17 @@ from evals.kernels import as_tensor
 from evals.protocols import Windows
 from evals.reference import ReferenceRows
 from evals.result import EvalResult
+from evals.room import check_room
 from evals.rows import Heading, divergence_rows
 from evals.subjects import Typed
 from quantize.checkpoint import Checkpoint
-from quantize.errors import QuantwrightError, StepFailed
+from quantize.errors import QuantwrightError
 from quantize.recipe import RunOptions, parse_recipe
 from quantize.registry import method
 from quantize.runtimes.transformers import TransformersRuntime, with_weights
 
 HOW_MUCH = ("sample", "full", "none")
-SAMPLE_WINDOWS = 2
-SAMPLE_TOKENS = 4096
+SHARE = 40
 
 
 @dataclass(frozen=True)
@@ -42,12 +40,7 @@ class Measured:
 
 def chosen_windows(windows: Windows, how_much: str) -> np.ndarray:
     """Ascending indices of the windows to measure on."""
-    count = len(windows.windows)
-    if how_much == "full":
-        return np.arange(count)
-    fitting = SAMPLE_TOKENS * count // max(1, windows.scored)
-    wanted = min(count, max(SAMPLE_WINDOWS, min(-(-count // 40), fitting)))
-    return (np.arange(wanted) * 2 + 1) * count // (2 * wanted)
+    return windows.spread(1 if how_much == "full" else SHARE)
 
 
 def weights_only_rows(
@@ -89,16 +82,8 @@ def _dequantized(typed: Typed, reference: Typed, run: RunOptions) -> Transformer
     does not suffice."""
     assert typed.manifest is not None
     checkpoint = Checkpoint.open(str(reference.path), trust_remote_code=run.trust_remote_code)
-    _check_room(checkpoint.parameters * 4, run)
+    check_room(2 * 4 * checkpoint.parameters, run)  # as they are read and in the model
     recipe = parse_recipe(typed.manifest.recipe)
     folder = typed.path if typed.path.is_dir() else typed.path.parent
     weights = {name: as_tensor(w) for name, w in method(recipe.method).dequantize(folder, recipe, checkpoint)}
     return with_weights(checkpoint.folder, weights, run)
-
-
-def _check_room(needed: int, run: RunOptions) -> None:
-    import psutil
-
-    memory = min(run.memory_bytes or 1 << 62, psutil.virtual_memory().available)
-    if 2 * needed > memory:
-        raise StepFailed(f"its weights take {needed / 2**30:.1f} GiB in float32, more than memory allows")

@@ -89,7 +89,11 @@ def _group(model: str, entries: list[Entry]) -> Group:
     rows.sort(key=lambda row: (not (row.cells or row.tasks), row.subject.size_bytes or 0, row.label))
     if reference is not None and reference.subject.role != "reference":  # it may have changed since: keep identity
         reference = next(row for row in rows if row.subject == reference.subject)
-    warnings += _warnings(rows)
+    warnings += [*_warnings(rows), *_remarks((*rows, *floors))]
+    if loss == "kl_mean" and not floors and any(row.value(loss) is not None for row in rows):
+        warnings.append(
+            "Nothing here tells below what a divergence means nothing: floor rows were left out when it was measured."
+        )
     return Group(model, tuple(rows), reference, why, floors, loss, tuple(warnings))
 
 
@@ -122,7 +126,7 @@ def _choose_protocols(entries: list[Entry]) -> tuple[dict[tuple[str, str], tuple
 
 
 def _fits(result: EvalResult, key: tuple[Any, ...] | None) -> bool:
-    """Whether the result may stand under ``key``; a floor's is of the first tokens of the same text (evals.floors)."""
+    """Whether the result may stand under ``key``; a floor's is of a part of the same text (evals.floors)."""
     own = protocol_key(result)
     if key is None or result.role != "floor":
         return own == key
@@ -272,9 +276,17 @@ def _warnings(rows: Iterable[Row]) -> list[str]:
         low, high = min(loads), max(loads)
         words = f"{low:g}" if low == high else f"{low:g} to {high:g}"
         out.append(f"The machine was busy while speed was measured (load average {words} a usable core): speeds are too low.")
-    results = [r for row in rows for r in (*row.cells.values(), *(r for metrics in row.tasks.values() for r in metrics.values()))]
-    remarks = [remark for r in results for remark in r.detail.get("remarks", ())]
-    return [*out, *dict.fromkeys(map(str, remarks))]
+    return out
+
+
+def _remarks(rows: Iterable[Row]) -> list[str]:
+    """What was said of the results shown, and of those that could not be had."""
+    out: dict[str, None] = {}
+    for row in rows:
+        shown = [*row.cells.values(), *(r for metrics in row.tasks.values() for r in metrics.values())]
+        for result in (*shown, *(r for r in row.others if r.value is None)):
+            out |= dict.fromkeys(map(str, result.detail.get("remarks", ())))
+    return list(out)
 
 
 def _few_chunks(result: EvalResult) -> bool:

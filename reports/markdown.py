@@ -158,7 +158,7 @@ def footnotes(group: Group) -> list[str]:
         )  # fmt: skip
     floors = {row.cells["kl_mean"].n for row in group.floors if "kl_mean" in row.cells}
     if floors:
-        out.append(f"Floors: on the first {' or '.join(f'{n:,}' for n in sorted(floors))} of them.")
+        out.append(f"Floors: on {' or '.join(f'{n:,}' for n in sorted(floors))} of them, spread over the text.")
     backends = sorted({r.backend for r in results} - {""})
     if backends:
         out.append(f"Measured in {escape(', '.join(backends))}.")

@@ -44,7 +44,7 @@ evaluate:
   # allow_code_execution: true # for tasks that run what a model wrote, on this machine
   # prompts: prompts.txt # continued side by side in the report, by
   # generate: 64 # tokens
-  # floors: true # rows below which no difference means anything
+  # floors: false # without the rows below which no difference means anything
   # weights_only: full # a GGUF's weights in the reference's runtime too: on a fortieth of the text (sample), all, or none
 
 benchmark: {{prefill: 512, decode: 128, repetitions: 5}}

@@ -73,22 +73,21 @@ def estimate_plan(job: Job, plan: Plan, run: Path, samples: list[Sample] | None 
 
     samples = read_samples() if samples is None else samples
     sources = {model.name: model.checkpoint for model in plan.models if model.checkpoint}
-    cost = PlanCost()
+    limit = parse_size(job.resources.memory) if job.resources.memory else None
+    cost = PlanCost(available_bytes=limit or int(psutil.virtual_memory().total))
     sizes = {
         step.id: output_bytes(sources[step.id.split(":")[1]], plan.recipes[step.id])
         for step in plan.steps
         if step.kind == "convert"
     }
     for step in plan.steps:
-        cost.steps[step.id] = _step_cost(job, plan, step, sources, samples, sizes)
+        cost.steps[step.id] = _step_cost(job, plan, step, sources, samples, sizes, cost.available_bytes)
     # An output is staged beside its place and renamed, so it is never on disk twice; what else a step writes goes when it ends.
     together = sorted((c.scratch_bytes for c in cost.steps.values()), reverse=True)[: job.resources.parallel or 1]
     cost.disk_bytes = sum((c.size_bytes or 0) + c.cache_bytes for c in cost.steps.values()) + sum(together)
     existing = next(path for path in [run.absolute(), *run.absolute().parents] if path.exists())
     cost.free_bytes = shutil.disk_usage(existing).free + _already(run, plan)
     cost.memory_bytes = max((c.memory_bytes for c in cost.steps.values()), default=0)
-    limit = parse_size(job.resources.memory) if job.resources.memory else None
-    cost.available_bytes = limit or int(psutil.virtual_memory().total)
     return cost
 
 
@@ -120,6 +119,7 @@ def _step_cost(
     sources: Mapping[str, Checkpoint],
     samples: list[Sample],
     sizes: Mapping[str, int | None],
+    available: int,
 ) -> StepCost:
     threads = step_threads(job)
     if step.kind == "report":
@@ -159,10 +159,13 @@ def _step_cost(
     built_in = EVAL_BASE_BYTES.get(method, BASE_DEFAULT) + held + logits
     if job.evaluate and job.evaluate.tasks:
         built_in += TASKS_BYTES
+    scratch = 0
     if job.evaluate and job.evaluate.floors and recipe is None:
-        built_in += FLOORS_BYTES + 6 * weights  # beside the reference, as an F32 GGUF and in bfloat16
+        scratch = 4 * weights
+        floors = FLOORS_BYTES + 6 * weights  # beside the reference, as an F32 GGUF and in bfloat16
+        built_in += floors if built_in + floors <= available else 0  # where they do not fit, they are left out
     memory = _known_peak(kind, work, samples) or built_in
-    return StepCost(step.id, step.kind, None, cache, memory, estimate_seconds(kind, work, threads, samples), work, kind)
+    return StepCost(step.id, step.kind, None, cache, memory, estimate_seconds(kind, work, threads, samples), work, kind, scratch)
 
 
 def _known_peak(kind: str, work: float, samples: list[Sample]) -> int | None:

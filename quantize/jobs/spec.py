@@ -95,7 +95,7 @@ class Evaluate(Strict):
     prompts: str | None = None
     generate: int | None = Field(default=None, ge=1)
     cache_limit: str | None = None
-    floors: bool = False
+    floors: bool = True
     weights_only: Literal["sample", "full", "none"] = "sample"
     runtime: Literal["vllm"] | None = None
 

@@ -197,8 +197,8 @@ def _eval_step(job: Job, model: OpenModel, recipe: Recipe | None, texts: Texts, 
             arguments += ["--protocol", evaluate.protocol]
         if evaluate.limit:
             arguments += ["--tokens", str(evaluate.limit)]
-        if evaluate.floors and recipe == model.merged:
-            arguments.append("--floors")
+        if not evaluate.floors or recipe != model.merged:
+            arguments.append("--no-floors")
         if llamacpp:
             arguments += ["--weights-only", evaluate.weights_only]
         if evaluate.cache_limit:

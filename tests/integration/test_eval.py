@@ -16,7 +16,7 @@ from evals import evaluate
 from evals.result import EvalResult, read_results
 from quantize.calibration import stdlib_documentation
 from quantize.cli import cli
-from quantize.errors import BadInput, QuantwrightError
+from quantize.errors import BadInput, QuantwrightError, StepFailed
 from quantize.recipe import RunOptions
 
 RUN = RunOptions(threads=1, progress=False)
@@ -219,14 +219,62 @@ def test_a_folder_of_compressed_tensors(checkpoint: Path, text: Path, tmp_path: 
 def test_floors_are_below_what_a_rounded_model_loses(checkpoint: Path, candidate: Path, text: Path, tmp_path: Path) -> None:
     """Another dtype, and another runtime on the same ids, both of the reference itself."""
     settings = {"reference": checkpoint, "text": text, "tokens": 1000, "protocol": "gptq-100", "run": RUN}
-    rows = evaluate([candidate], floors=True, out=tmp_path / "run", **settings)
+    rows = evaluate([candidate], out=tmp_path / "run", **settings)
     loss = by_metric(rows, candidate, "gptq-100")["kl_mean"].value
     results = [result for subject, found in read_results(tmp_path / "run") for result in found if result.role == "floor"]
     floors = {result.backend: result.value for result in results if result.metric == "kl_mean"}
     assert floors.keys() == {"transformers", "llama.cpp"}
     assert 0 <= floors["llama.cpp"] < 1e-6
     assert floors["llama.cpp"] < floors["transformers"] < loss
-    assert len({result.environment["ids_sha256"] for result in [*results, *rows]}) == 1
+    assert {(result.n, len(result.samples)) for result in results if result.metric == "kl_mean"} == {(2 * 99, 2)}
+    evaluate([candidate], floors=False, out=tmp_path / "without", **settings)
+    assert not [row for _, found in read_results(tmp_path / "without") for row in found if row.role == "floor"]
+
+
+def test_a_floor_that_cannot_be_had_says_why_and_costs_nothing(
+    checkpoint: Path, candidate: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever another library raises; what may pass is tried again."""
+    from evals import floors
+    from reports import build
+
+    settings = {
+        "reference": checkpoint,
+        "text": text,
+        "tokens": 1000,
+        "protocol": "gptq-100",
+        "out": tmp_path / "run",
+        "run": RUN,
+    }
+    real = floors.open_runtime
+
+    def broken(path: Path, run: RunOptions, **more: Any) -> Any:
+        if run.dtype == "bfloat16":
+            raise RuntimeError("no kernel for BFloat16")
+        return real(path, run, **more)
+
+    monkeypatch.setattr(floors, "open_runtime", broken)
+    before = evaluate([candidate], **settings)
+    build([tmp_path / "run"])
+    assert "no kernel for BFloat16" in (tmp_path / "run" / "report" / "report.md").read_text()
+    monkeypatch.undo()
+    after = evaluate([candidate], **settings)
+    assert [row.value for row in before] == [row.value for row in after]
+    results = [result for _, found in read_results(tmp_path / "run") for result in found if result.role == "floor"]
+    assert all(result.value is not None for result in results if result.metric == "kl_mean")
+
+
+def test_a_gguf_reference_has_a_floor_too(checkpoint: Path, tmp_path: Path, text: Path) -> None:
+    from quantize.convert import convert
+
+    both = [tmp_path / recipe for recipe in ("gguf-f16", "gguf-q4_0")]
+    for folder in both:
+        convert(checkpoint, folder.name, folder, verify="none", run=RUN)
+    evaluate(both[1:], reference=both[0], text=text, tokens=1000, protocol="llamacpp-100", out=tmp_path / "run", run=RUN)
+    results = [result for _, found in read_results(tmp_path / "run") for result in found]
+    floor, loss = ([r for r in results if (r.metric, r.role) == ("kl_mean", role)] for role in ("floor", ""))
+    assert [r.artifact for r in floor] == [f"{both[0].name} with an F32 KV cache"]
+    assert 0 < floor[0].value < loss[0].value
 
 
 def test_generations_are_greedy_and_side_by_side_in_the_report(checkpoint: Path, candidate: Path, tmp_path: Path) -> None:
@@ -382,12 +430,13 @@ def test_json_is_the_last_line_of_stdout(checkpoint: Path, candidate: Path, text
     assert all({"metric", "protocol", "value", "stderr", "artifact"} <= set(row) for row in rows)
     assert all(isinstance(row["protocol"], str) and isinstance(row["value"], float) for row in rows)
     keys = [(row["artifact"], row["protocol"], row["task"], row["metric"]) for row in rows]
+    assert [row["role"] == "floor" for row in rows] == sorted(row["role"] == "floor" for row in rows)
     assert len(keys) == len(set(keys))
-    order = list(dict.fromkeys((row["artifact"], row["protocol"]) for row in rows))
+    order = list(dict.fromkeys((row["artifact"], row["protocol"]) for row in rows if row["role"] != "floor"))
     protocols = ["gptq-64", "llamacpp-64", "lm-eval"]
     assert order == [(str(artifact), protocol) for artifact in (candidate, checkpoint) for protocol in protocols]
     assert {row["metric"] for row in rows if row["task"]} == {"accuracy", "accuracy_norm"}
-    assert {row["role"] for row in rows} == {"", "reference"}
+    assert {row["role"] for row in rows} == {"", "reference", "floor"}
 
 
 def test_the_default_text_is_said_out_loud(checkpoint: Path) -> None:
@@ -490,6 +539,29 @@ def test_another_vocabulary_is_a_clear_error_and_costs_one_artifact(
     assert "4160" in written[str(other)][0].reason
     assert len(written[str(candidate)][1]) > 10
     assert any(line.startswith(f"failed: {other}") for line in said)
+
+
+def test_an_artifact_whose_library_fails_costs_its_own_rows_alone(
+    checkpoint: Path, make_checkpoint: Callable[..., Path], text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers.models.llama.modeling_llama import LlamaMLP
+
+    forward = LlamaMLP.forward
+
+    def broken(self: LlamaMLP, x: Any) -> Any:
+        if self.intermediate_size == 640:
+            raise ValueError("no such kernel\nsecond line")
+        return forward(self, x)
+
+    monkeypatch.setattr(LlamaMLP, "forward", broken)
+    other = make_checkpoint(intermediate_size=640)
+    said: list[str] = []
+    with pytest.raises(StepFailed, match=r"ValueError: no such kernel$"):
+        evaluate([other, checkpoint], text=text, tokens=600, protocol="gptq-64", run=RUN, out=tmp_path, say=said.append)
+    written = {subject.name: (subject, rows) for subject, rows in read_results(tmp_path)}
+    assert (written[str(other)][0].status, written[str(other)][0].reason) == ("failed", "ValueError: no such kernel")
+    assert len(written[str(checkpoint)][1]) == 2
+    assert any("Traceback" in line for line in said)
 
 
 def test_a_longer_window_than_the_context_adapts_out_loud(checkpoint: Path, text: Path) -> None:

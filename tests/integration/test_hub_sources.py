@@ -125,7 +125,7 @@ def test_all_files_of_a_repository_one_on_disk_beside_the_reference(hub: Hub, tm
     assert done.returncode == 0, done.stderr
     rows = json.loads(done.stdout.splitlines()[-1])
     names = [f"org/small-GGUF:{label}" for label in ("Q4_0", "Q8_0", "F16")]
-    assert list(dict.fromkeys(row["artifact"] for row in rows)) == names
+    assert list(dict.fromkeys(row["artifact"] for row in rows)) == [*names, f"{names[-1]} with an F32 KV cache"]
     kl = {row["artifact"]: row["value"] for row in rows if row["metric"] == "kl_mean"}
     assert kl[names[0]] > kl[names[1]] > 1e-6 > kl[names[2]] >= 0
     assert "reference: org/small-GGUF:F16, the largest" in done.stderr
@@ -145,7 +145,7 @@ def test_all_files_of_a_repository_one_on_disk_beside_the_reference(hub: Hub, tm
     report = run(hub, "report", str(tmp_path / "run"), "--json")
     assert report.returncode == 0, report.stderr
     assert "the largest of what was measured" in (tmp_path / "run" / "report" / "report.md").read_text()
-    assert len(json.loads(report.stdout.splitlines()[-1])["rows"]) == 3
+    assert len(json.loads(report.stdout.splitlines()[-1])["rows"]) == 4  # and the floor
 
 
 def test_one_file_against_its_source_and_later_without_the_hub(hub: Hub, tmp_path: Path) -> None:

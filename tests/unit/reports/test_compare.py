@@ -176,7 +176,7 @@ def test_within_noise(tmp_path: Path) -> None:
     assert verdict == {"gguf-q8_0": True, "bnb-nf4": False}
 
 
-def test_a_floor_on_the_first_tokens_of_the_text_counts(tmp_path: Path) -> None:
+def test_a_floor_on_a_part_of_the_text_counts(tmp_path: Path) -> None:
     """evals.floors measures on fewer tokens, so on other ids; on another text it is none."""
     for text, counts in (("same", True), ("another", False)):
         run = write_run(tmp_path / text, {k: RECIPES[k] for k in ("gguf-q8_0", "bnb-nf4")}, tasks=())
@@ -189,7 +189,7 @@ def test_a_floor_on_the_first_tokens_of_the_text_counts(tmp_path: Path) -> None:
         (group,) = compare(load([run])).groups
         assert (group.floors[0].value("kl_mean") is not None) == counts
         assert any("other data" in warning for warning in group.warnings) != counts
-        assert ("Floors: on the first 10 of them" in " ".join(footnotes(group))) == counts
+        assert ("Floors: on 10 of them" in " ".join(footnotes(group))) == counts
 
 
 def test_task_differences_hold_their_level(tmp_path: Path) -> None:

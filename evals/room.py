@@ -1,0 +1,13 @@
+"""Whether a second set of weights fits beside what is held."""
+
+import psutil
+
+from quantize.errors import StepFailed
+from quantize.recipe import RunOptions
+
+
+def check_room(more: int, run: RunOptions) -> None:
+    """Errors: StepFailed where ``more`` bytes exceed the memory that is free, or, with what is held, what ``run`` allows."""
+    held = psutil.Process().memory_info().rss
+    if more > min(psutil.virtual_memory().available, (run.memory_bytes or 1 << 62) - held):
+        raise StepFailed(f"it takes {more / 2**30:.1f} GiB of memory more, which are not free")

@@ -78,7 +78,7 @@ TABLE_METRICS = (
     type=click.Choice(["sample", "full", "none"]),
     default="sample",
     show_default=True,
-    help="measure a GGUF's weights in the reference's runtime too, beside llama.cpp: on a fortieth of the chunks, on all, or not",
+    help="measure a GGUF's weights in the reference's runtime too, beside llama.cpp: on one chunk in 80, on all, or not",
 )
 @click.option("--runtime", type=click.Choice(["vllm"]), help="measure the artifacts in vLLM: perplexity and tasks, no divergence")
 @click.option("--prune", is_flag=True, help="delete each file fetched of a GGUF repository before the next is fetched")

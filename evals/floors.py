@@ -5,8 +5,8 @@
 - cross-runtime floor: the unquantized checkpoint as an F32 GGUF in llama.cpp (F32 KV cache, flash attention off) against
   transformers in float32, side by side, so exact: what is left is the difference between two programs.
 
-On one window in ``SHARE``, spread over the text: their differences vary little, and three passes over those are under a twentieth
-of the reference's own time.
+On few windows (``Windows.spread``): their differences vary little, and three passes over those are a twenty-fifth of the
+reference's own time.
 """
 
 import tempfile
@@ -29,7 +29,6 @@ from quantize.recipe import RunOptions, parse_recipe
 from quantize.registry import method
 from quantize.runtimes import Runtime, open_runtime
 
-SHARE = 80
 ROOM_BYTES = 512 << 20  # of a second runtime, beside its weights
 
 Known = tuple[Windows, ReferenceRows]
@@ -45,7 +44,7 @@ def floor_rows(
         return [EvalResult.from_json(item) for item in items]
     rows: list[EvalResult] = []
     settled = True
-    sampled = [(w.only(indices), k.only(w, indices)) for w, k in known for indices in (w.spread(SHARE),)]
+    sampled = [(w.only(indices), k.only(w, indices)) for w, k in known for indices in (w.spread(),)]
     for name, weights, opening in _floors(reference, runtime, run):
         own = replace(heading, artifact=name, digest="", role="floor")
         try:

@@ -78,8 +78,8 @@ def measure(
     ``prompts``: a file of them, or the prompts, which every artifact continues by ``generate`` tokens; with ``generate`` alone
     they are cut from the text. ``cache``: where the reference's logits are kept for the next call (default: ``out/cache``;
     without either they are thrown away). ``floors``: with divergence, add the rows below which it means nothing.
-    ``weights_only``: on how much of the text a GGUF's weights are measured in the reference's runtime too: ``sample`` (a
-    fortieth), ``full`` or ``none``. ``prune``: delete each file of a GGUF repository fetched for this, before the next is.
+    ``weights_only``: on how much of the text a GGUF's weights are measured in the reference's runtime too: ``sample`` (one
+    window in 80), ``full`` or ``none``. ``prune``: delete each file of a GGUF repository fetched for this, before the next is.
     ``runtime``: ``vllm`` measures the artifacts in vLLM, without divergence.
 
     What fails costs its artifact's rows, not the others'. Errors: BadInput where something given cannot be used.

@@ -34,6 +34,7 @@ DEFAULT_PROTOCOLS = ("llamacpp-512", "gptq-2048", "lmeval-wikitext", "strided-20
 EXL3_ROWS = 100
 SHORTEST_WINDOW = 4
 LONGEST_DOCUMENT_WINDOW = 8192
+SPREAD_SHARE = 80
 SPREAD_TOKENS = 4096
 
 Say = Callable[[str], None]
@@ -139,13 +140,13 @@ class Windows:
         """The first so many windows, for a measurement that need not be long."""
         return self.only(np.arange(min(windows, len(self.windows))))
 
-    def spread(self, share: int) -> np.ndarray:
-        """Ascending indices of one window in ``share``, for a measurement that need not be long: at least two, more only as long
-        as they hold at most ``SPREAD_TOKENS`` scored tokens. Evenly over the text: neighbours are alike, and a beginning is not
-        the rest. 1: all of them."""
+    def spread(self) -> np.ndarray:
+        """Ascending indices of one window in ``SPREAD_SHARE``, for a measurement that need not be long: at least two, more only
+        as long as they hold at most ``SPREAD_TOKENS`` scored tokens. Evenly over the text: neighbours are alike, and a beginning
+        is not the rest."""
         count = len(self.windows)
         fitting = SPREAD_TOKENS * count // max(1, self.scored)
-        wanted = count if share == 1 else min(count, max(2, min(-(-count // share), fitting)))
+        wanted = min(count, max(2, min(-(-count // SPREAD_SHARE), fitting)))
         return (np.arange(wanted) * 2 + 1) * count // (2 * wanted)
 
     def only(self, indices: np.ndarray) -> "Windows":

@@ -119,6 +119,7 @@ class CachedReference(ReferenceRows):
         #: divergence of each token of the reference from its own cache, where this process wrote it: (tokens,) float64
         self.self_kl: np.ndarray | None = None
         # Read, not mapped: mapped pages would count as this process's memory, and a limit on that would end it.
+        self._read = np.empty((0, self.vocabulary), "<i2")
         self._codes = open(folder / "codes.i16", "rb", buffering=0)  # noqa: SIM115 - closed by close()
         if self._codes.seek(0, 2) != 2 * len(self._rows) * self.vocabulary:
             self._codes.close()
@@ -142,7 +143,9 @@ class CachedReference(ReferenceRows):
 
     def rows(self, where: slice) -> KnownRows:
         kept = self._rows[where]
-        codes = np.empty((len(kept), self.vocabulary), "<i2")
+        if self._read.shape[0] < len(kept):  # made once: touching new memory takes as long as reading
+            self._read = np.empty((len(kept), self.vocabulary), "<i2")
+        codes = self._read[: len(kept)]
         self._codes.seek(2 * self.vocabulary * where.start)
         if self._codes.readinto(codes) != codes.nbytes:  # type: ignore[arg-type]
             raise StepFailed(f"{self.folder}: the reference's logits end early; remove that folder and run again")

@@ -1,7 +1,7 @@
 """What a GGUF's weights alone do: its dequantized tensors in the reference's runtime. llama.cpp on a CPU rounds activations.
 
 That is a pass of the whole reference model for every GGUF, where the reference itself runs once for all of them. So by default
-(``sample``) it is taken on one window in ``SHARE``: for four candidates together, a tenth of the reference's own time.
+(``sample``) it is taken on few windows (``Windows.spread``): for four candidates together, a twentieth of the reference's time.
 Beside it stands the divergence of the file itself, in its own runtime, on those very tokens.
 """
 
@@ -21,12 +21,12 @@ from evals.rows import Heading, divergence_rows
 from evals.subjects import Typed
 from quantize.checkpoint import Checkpoint
 from quantize.errors import QuantwrightError
-from quantize.recipe import RunOptions, parse_recipe
-from quantize.registry import method
+from quantize.gguf.families import dequantize
+from quantize.gguf.reader import read_gguf
+from quantize.recipe import RunOptions
 from quantize.runtimes.transformers import TransformersRuntime, with_weights
 
 HOW_MUCH = ("sample", "full", "none")
-SHARE = 40
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Measured:
 
 def chosen_windows(windows: Windows, how_much: str) -> np.ndarray:
     """Ascending indices of the windows to measure on."""
-    return windows.spread(1 if how_much == "full" else SHARE)
+    return np.arange(len(windows.windows)) if how_much == "full" else windows.spread()
 
 
 def weights_only_rows(
@@ -52,9 +52,9 @@ def weights_only_rows(
     heading: Heading,
     say: Callable[[str], None],
 ) -> list[EvalResult]:
-    """``kl_weights_only`` for each protocol of a GGUF artifact of ours, and ``kl_same_tokens``, its ``kl_mean`` on those tokens;
+    """``kl_weights_only`` for each protocol of a GGUF file, ours or not, and ``kl_same_tokens``, its ``kl_mean`` on those tokens;
     empty, with the reason said, where they cannot be had."""
-    if not measured or reference is None or reference.gguf or typed.manifest is None:
+    if not measured or reference is None or reference.gguf:
         return []
     try:
         with _dequantized(typed, reference, run) as runtime:
@@ -78,12 +78,10 @@ def _mean(d: Divergences, each: Measured, shared: Windows, heading: Heading, met
 
 
 def _dequantized(typed: Typed, reference: Typed, run: RunOptions) -> TransformersRuntime:
-    """The reference's model with the artifact's weights, float32 where ``run`` names no dtype. Errors: StepFailed where memory
-    does not suffice."""
-    assert typed.manifest is not None
+    """The reference's model with the file's weights, float32 where ``run`` names no dtype. Errors: StepFailed where memory does
+    not suffice; BadInput and Unsupported where the file is none of the reference."""
+    assert typed.gguf is not None
     checkpoint = Checkpoint.open(str(reference.path), trust_remote_code=run.trust_remote_code)
     check_room(2 * 4 * checkpoint.parameters, run)  # as they are read and in the model
-    recipe = parse_recipe(typed.manifest.recipe)
-    folder = typed.path if typed.path.is_dir() else typed.path.parent
-    weights = {name: as_tensor(w) for name, w in method(recipe.method).dequantize(folder, recipe, checkpoint)}
+    weights = {name: as_tensor(w) for name, w in dequantize(read_gguf(typed.gguf), checkpoint)}
     return with_weights(checkpoint.folder, weights, run)

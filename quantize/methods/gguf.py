@@ -139,16 +139,9 @@ class Gguf(Method):
         }
 
     def dequantize(self, stage: Path, recipe: GgufRecipe, checkpoint: Checkpoint) -> Iterator[tuple[str, np.ndarray]]:
-        """By gguf-py's numpy reader of the block formats, and the families' way back; no code of llama.cpp's runs."""
-        from quantize.gguf.families import plan, restore
+        from quantize.gguf.families import dequantize
 
-        file = _open(stage)
-        tensors = plan(checkpoint).tensors
-        for mapped in tensors:
-            found = file.tensors[mapped.name].shape if mapped.name in file.tensors else "no such tensor"
-            if mapped.sources and found != mapped.shape:
-                raise BadInput(f"{file.path}: {mapped.name}: expected shape {list(mapped.shape)}, found {found}")
-        yield from restore(tensors, file.dequantize)
+        yield from dequantize(_open(stage), checkpoint)
 
 
 def _prepare(checkpoint: Checkpoint, recipe: GgufRecipe) -> _Work:

@@ -1,6 +1,7 @@
 """What a GGUF's weights alone do, on a share of the text, beside the file itself on the same tokens."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ def test_a_share_of_the_windows_gives_what_the_whole_gives_there(make_checkpoint
     whole, part = rows("full"), rows("sample", out=tmp_path / "run")
     count = len(whole["kl_mean"].samples)
     assert count > 90
-    indices = [(2 * i + 1) * count // (2 * part["kl_weights_only"].detail["chunks"]) for i in range(-(-count // 40))]
+    indices = [(2 * i + 1) * count // (2 * part["kl_weights_only"].detail["chunks"]) for i in range(max(2, -(-count // 80)))]
     for metric, of_all in (("kl_weights_only", "kl_weights_only"), ("kl_same_tokens", "kl_mean")):
         row = part[metric]
         assert whole[metric].n == whole["kl_mean"].n
@@ -57,6 +58,10 @@ def test_a_share_of_the_windows_gives_what_the_whole_gives_there(make_checkpoint
     shown = json.loads(report.with_name("report.json").read_text(encoding="utf-8"))["rows"][0]
     assert all(shown[metric] == part[metric].value for metric in ("kl_weights_only", "kl_same_tokens"))
 
+    shutil.copy(next((tmp_path / "gguf").glob("*.gguf")), tmp_path / "theirs.gguf")
+    theirs = evaluate([tmp_path / "theirs.gguf"], reference=source, text=text, protocol="llamacpp-32", run=RUN)
+    assert [row.value for row in theirs if row.metric == "kl_weights_only"] == [part["kl_weights_only"].value]
+
     beside = rows("sample", cache_limit=1000)
     for metric in ("kl_weights_only", "kl_same_tokens"):
         assert beside[metric].samples == pytest.approx(part[metric].samples, rel=1e-3, abs=1e-6)
@@ -65,13 +70,24 @@ def test_a_share_of_the_windows_gives_what_the_whole_gives_there(make_checkpoint
         rows("half")
 
 
+def test_a_file_of_another_model_has_none(make_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+    """The same vocabulary, so its divergence can be measured; its tensors mean nothing in the reference's model."""
+    source, deeper = make_checkpoint(), make_checkpoint(num_hidden_layers=3)
+    convert(deeper, "gguf-q4_0", tmp_path / "gguf", verify="none", run=RUN)
+    file = shutil.copy(next((tmp_path / "gguf").glob("*.gguf")), tmp_path / "theirs.gguf")
+    said: list[str] = []
+    rows = evaluate([file], reference=source, tokens=300, protocol="llamacpp-32", run=RUN, say=said.append)
+    assert {"kl_mean"} == {row.metric for row in rows} & {"kl_mean", "kl_weights_only", "kl_same_tokens"}
+    assert any("no kl_weights_only" in line and "blk.2." in line for line in said)
+
+
 @pytest.mark.parametrize(
     ("protocol", "tokens", "expected"),
     [
         ("llamacpp-512", 512 * 2, 2),
         ("llamacpp-512", 512 * 24, 2),
-        ("llamacpp-512", 512 * 200, 5),
-        ("llamacpp-512", 512 * 800, 16),  # a fortieth is more than 4,096 tokens
+        ("llamacpp-512", 512 * 200, 3),
+        ("llamacpp-512", 512 * 1600, 16),  # an eightieth is more than 4,096 tokens
         ("gptq-2048", 2048 * 140, 2),
     ],
 )

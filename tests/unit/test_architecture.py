@@ -21,7 +21,8 @@ ALLOWED = {
     "evals": (
         "evals", "quantize.artifact", "quantize.checkpoint", "quantize.recipe", "quantize.runtimes", "quantize.errors",
         "quantize.tokenizer", "quantize.calibration", "quantize.commands", "quantize.convert", "quantize.hub", "quantize.process",
-        "quantize.registry", "quantize.gguf.reader", "quantize.gguf.chat_templates", "quantize.gguf_repository",
+        "quantize.registry", "quantize.gguf.reader", "quantize.gguf.families",
+        "quantize.gguf.chat_templates", "quantize.gguf_repository",
     ),
     "quantize": ("quantize",),
 }  # fmt: skip

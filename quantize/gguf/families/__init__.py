@@ -14,7 +14,8 @@ from gguf import GGUFValueType
 
 from quantize.artifact import Note
 from quantize.checkpoint import Checkpoint
-from quantize.errors import StepFailed, Unsupported
+from quantize.errors import BadInput, StepFailed, Unsupported
+from quantize.gguf.reader import GgufFile
 
 #: HF architecture class -> module of this package that knows it
 KNOWN: dict[str, str] = {
@@ -91,6 +92,23 @@ def plan(checkpoint: Checkpoint) -> FamilyPlan:
 
     module = import_module(f"{__name__}.{KNOWN[checkpoint.architecture]}")
     return make_plan(module.family(checkpoint), checkpoint)
+
+
+def dequantize(file: GgufFile, checkpoint: Checkpoint) -> Iterator[tuple[str, np.ndarray]]:
+    """What ``file``, anybody's GGUF of ``checkpoint``, holds for each of its tensors: (HF name, float32 array of its shape).
+
+    By gguf-py's numpy reader of the block formats, and the families' way back; no code of llama.cpp's runs.
+
+    Errors: BadInput where the two do not hold the same tensors; Unsupported as ``plan``.
+    """
+    tensors = plan(checkpoint).tensors
+    for mapped in tensors:
+        found = list(file.tensors[mapped.name].shape) if mapped.name in file.tensors else "no such tensor"
+        if mapped.sources and found != list(mapped.shape):
+            raise BadInput(f"{file.path}: {mapped.name}: expected shape {list(mapped.shape)}, found {found}")
+    if unknown := sorted(file.tensors.keys() - {mapped.name for mapped in tensors}):
+        raise BadInput(f"{file.path}: {unknown[0]}: {checkpoint.source} has nothing it could be made from; is that its source?")
+    yield from restore(tensors, file.dequantize)
 
 
 def restore(tensors: list[Mapped], read: Callable[[str], np.ndarray]) -> Iterator[tuple[str, np.ndarray]]:

@@ -1,6 +1,7 @@
 """Arithmetic on rows of logits, in blocks that stay small whatever the vocabulary.
 
-A token's log-probability is taken from the float32 logits in float64 throughout.
+A token's log-probability is taken from the float32 logits in float64 throughout; beside a reference it follows from the
+divergence's own terms, exact to what float32 holds of the difference.
 
 With r and q the logits of reference and candidate and p the reference's probabilities, the divergence is taken from differences
 q - r rather than from two log-softmaxes, whose rounding (about 1e-7) would drown nearly equal models. With c = q - r - s, for any

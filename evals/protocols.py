@@ -136,10 +136,6 @@ class Windows:
         for (_, first), members in shapes.items():
             yield np.array(members), np.stack([self.windows[i].tokens[:-1] for i in members]), first
 
-    def head(self, windows: int) -> "Windows":
-        """The first so many windows, for a measurement that need not be long."""
-        return self.only(np.arange(min(windows, len(self.windows))))
-
     def spread(self) -> np.ndarray:
         """Ascending indices of one window in ``SPREAD_SHARE``, for a measurement that need not be long: at least two, more only
         as long as they hold at most ``SPREAD_TOKENS`` scored tokens. Evenly over the text: neighbours are alike, and a beginning

@@ -118,8 +118,8 @@ class CachedReference(ReferenceRows):
         self._rows = np.fromfile(folder / "rows.bin", ROW)
         #: divergence of each token of the reference from its own cache, where this process wrote it: (tokens,) float64
         self.self_kl: np.ndarray | None = None
-        # Read, not mapped: mapped pages would count as this process's memory, and a limit on that would end it.
         self._read = np.empty((0, self.vocabulary), "<i2")
+        # Read, not mapped: mapped pages would count as this process's memory, and a limit on that would end it.
         self._codes = open(folder / "codes.i16", "rb", buffering=0)  # noqa: SIM115 - closed by close()
         if self._codes.seek(0, 2) != 2 * len(self._rows) * self.vocabulary:
             self._codes.close()

@@ -67,8 +67,9 @@ def weights_only_rows(
                 rows.append(_mean(found, each, shared, heading, "kl_weights_only", how))
                 rows.append(_mean(each.divergences.only(indices), each, shared, heading, "kl_same_tokens", {}))
             return rows
-    except QuantwrightError as error:
-        say(f"{typed.name}: no kl_weights_only: {error}")
+    except Exception as error:  # anybody's file in another library: its own rows must not be lost to these
+        reason = str(error) if isinstance(error, QuantwrightError) else f"{type(error).__name__}: {error}"
+        say(f"{typed.name}: no kl_weights_only: {reason}")
         return []
 
 

@@ -25,7 +25,7 @@ from evals.subjects import Typed, guess_reference, largest
 from evals.tasks import TaskOptions
 from evals.text import MeasuredText
 from evals.weights_only import HOW_MUCH, Measured, weights_only_rows
-from quantize.errors import BadInput, QuantwrightError, StepFailed
+from quantize.errors import BadInput, QuantwrightError, StepFailed, one_line
 from quantize.recipe import RunOptions
 from quantize.runtimes import Runtime, open_runtime
 
@@ -102,7 +102,7 @@ class Evaluation:
                     self._failed(typed, error, outcome)
                 except Exception as error:  # a library's own, or a bug of ours: the others are measured all the same
                     self.say(traceback.format_exc())
-                    self._failed(typed, StepFailed(f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"), outcome)
+                    self._failed(typed, StepFailed(one_line(error)), outcome)
                 if self.prune and not typed.same_as(self.reference):
                     typed.prune(self.say)
             self._pair_tasks(outcome)
@@ -258,10 +258,10 @@ class Evaluation:
         known = self.reference_rows.get(protocol.requested)
         if known is None or not runtime.gives_logits:
             rows = perplexity_rows(self._score(runtime, windows, typed.name), windows, heading)
-            reason = (
-                f"{runtime.name} gives the log-probabilities of the text's own tokens only: no divergence can be measured in it"
-            )
-            return rows if known is None else [*rows, unavailable_row(reason, windows, heading)]
+            if known is None:
+                return rows
+            why = f"{runtime.name} gives the log-probabilities of the text's own tokens only: no divergence can be measured in it"
+            return [*rows, unavailable_row(why, windows, heading)]
         if self.reference_ids[protocol.requested] != windows.ids_sha256:
             raise BadInput(
                 "its runtime's own token ids differ from the reference's, so no token can be compared; use --ids source"

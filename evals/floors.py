@@ -24,7 +24,7 @@ from evals.room import check_room
 from evals.rows import Heading, divergence_rows, unavailable_row
 from evals.subjects import Typed
 from quantize.checkpoint import Checkpoint
-from quantize.errors import QuantwrightError, Unsupported
+from quantize.errors import Unsupported, one_line
 from quantize.recipe import RunOptions, parse_recipe
 from quantize.registry import method
 from quantize.runtimes import Runtime, open_runtime
@@ -32,6 +32,7 @@ from quantize.runtimes import Runtime, open_runtime
 ROOM_BYTES = 512 << 20  # of a second runtime, beside its weights
 
 Known = tuple[Windows, ReferenceRows]
+#: where the reference's rows come from, given those that are kept; the runtime that is compared with them
 Pair = tuple[Callable[[ReferenceRows], ReferenceRows], Runtime]
 
 
@@ -44,7 +45,10 @@ def floor_rows(
         return [EvalResult.from_json(item) for item in items]
     rows: list[EvalResult] = []
     settled = True
-    sampled = [(w.only(indices), k.only(w, indices)) for w, k in known for indices in (w.spread(),)]
+    sampled = []
+    for windows, of_reference in known:
+        indices = windows.spread()
+        sampled.append((windows.only(indices), of_reference.only(windows, indices)))
     for name, weights, opening in _floors(reference, runtime, run):
         own = replace(heading, artifact=name, digest="", role="floor")
         try:
@@ -55,8 +59,7 @@ def floor_rows(
                 own = replace(own, backend=backend, environment=environment)
                 found = [row for w, k in sampled for row in divergence_rows(compare(source(k), other, w, None, name), w, own)]
         except Exception as error:  # also a library's own: what was asked for must not be lost to a row that was not
-            reason = str(error) if isinstance(error, QuantwrightError) else f"{type(error).__name__}: {error}"
-            found = [unavailable_row(reason, w, own) for w, _ in sampled]
+            found = [unavailable_row(one_line(error), w, own) for w, _ in sampled]
             settled &= isinstance(error, (Unsupported, ImportError))
         rows += found
     if kept and settled:

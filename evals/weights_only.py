@@ -20,7 +20,7 @@ from evals.room import check_room
 from evals.rows import Heading, divergence_rows
 from evals.subjects import Typed
 from quantize.checkpoint import Checkpoint
-from quantize.errors import QuantwrightError
+from quantize.errors import one_line
 from quantize.gguf.families import dequantize
 from quantize.gguf.reader import read_gguf
 from quantize.recipe import RunOptions
@@ -68,8 +68,7 @@ def weights_only_rows(
                 rows.append(_mean(each.divergences.only(indices), each, shared, heading, "kl_same_tokens", {}))
             return rows
     except Exception as error:  # anybody's file in another library: its own rows must not be lost to these
-        reason = str(error) if isinstance(error, QuantwrightError) else f"{type(error).__name__}: {error}"
-        say(f"{typed.name}: no kl_weights_only: {reason}")
+        say(f"{typed.name}: no kl_weights_only: {one_line(error)}")
         return []
 
 

@@ -26,3 +26,10 @@ class StepFailed(QuantwrightError):
     """Work started and did not succeed."""
 
     exit_code = 1
+
+
+def one_line(error: Exception) -> str:
+    """Our own message; of anybody else's error its kind and first line."""
+    if isinstance(error, QuantwrightError):
+        return str(error)
+    return ": ".join([type(error).__name__, *str(error).strip().splitlines()[:1]])

@@ -176,6 +176,14 @@ def test_within_noise(tmp_path: Path) -> None:
     assert verdict == {"gguf-q8_0": True, "bnb-nf4": False}
 
 
+def test_a_report_without_floors_says_so(tmp_path: Path) -> None:
+    run = write_run(tmp_path, {"bnb-nf4": RECIPES["bnb-nf4"]}, tasks=())
+    entries = load([run])
+    for left_out, chosen in ((False, entries), (True, [e for e in entries if e.subject.role != "floor"])):
+        (group,) = compare(chosen).groups
+        assert any("floor rows were left out" in warning for warning in group.warnings) == left_out
+
+
 def test_a_floor_on_a_part_of_the_text_counts(tmp_path: Path) -> None:
     """evals.floors measures on fewer tokens, so on other ids; on another text it is none."""
     for text, counts in (("same", True), ("another", False)):

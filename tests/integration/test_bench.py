@@ -168,3 +168,25 @@ def test_a_child_dies_with_its_parent(tmp_path: Path) -> None:
         assert time.monotonic() < deadline
         time.sleep(0.01)
     assert child_command("x")[-1] == "x"
+
+
+def test_gpu_memory_is_what_the_driver_says_of_this_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As for llama.cpp, which has no allocator to ask. nvidia-smi's CSV: process, MiB."""
+    from benchmarks import worker
+
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text('#!/bin/sh\necho "1, 4000"\necho "$PPID, 300"\necho "$PPID, 21"\n', encoding="utf-8")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    assert worker._gpu_bytes() == 321 << 20
+    tool.write_text('#!/bin/sh\necho "1, 4000"\n', encoding="utf-8")
+    assert not worker._gpu_bytes()
+
+
+@pytest.mark.gpu
+def test_gpu_memory_holds_the_weights(make_checkpoint: Callable[..., Path]) -> None:
+    model = make_checkpoint(num_hidden_layers=1, max_position_embeddings=64)
+    done = bench(str(model), "--device", "cuda", "--decode", "4", "--repetitions", "2", "--json")
+    assert done.returncode == 0, done.stderr
+    rows = {row["metric"]: row["value"] for row in json.loads(done.stdout.splitlines()[-1])}
+    assert rows["size_bytes"] * 0.9 < rows["gpu_memory_bytes"] < rows["size_bytes"] + 1e9

@@ -24,11 +24,11 @@ from quantize.checkpoint import (
     Checkpoint,
     TensorInfo,
     bfloat16_to_float32,
-    read_json,
     read_safetensors_header,
     sha256_file,
 )
 from quantize.errors import BadInput, StepFailed, Unsupported
+from quantize.files import read_json
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from quantize.errors import BadInput, StepFailed, Unsupported
+from quantize.files import read_json
 
 if TYPE_CHECKING:
     import torch
@@ -283,17 +284,6 @@ def _read_config(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise BadInput(f"{folder}: no config.json, so not a Hugging Face checkpoint; give the folder that holds it")
     return read_json(path)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Errors: BadInput where the file is no JSON, or not an object."""
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, UnicodeDecodeError) as error:
-        raise BadInput(f"{path}: not valid JSON ({error}); fetch the file again") from None
-    if not isinstance(data, dict):
-        raise BadInput(f"{path}: expected a JSON object; fetch the file again")
-    return data
 
 
 def _read_tensor_index(folder: Path) -> dict[str, TensorInfo]:

@@ -10,8 +10,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from quantize.checkpoint import read_json, sha256_file
+from quantize.checkpoint import sha256_file
 from quantize.errors import BadInput
+from quantize.files import read_json
 
 SENTENCEPIECE_FILES = ("tokenizer.model", "spiece.model")
 

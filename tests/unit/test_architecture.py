@@ -12,13 +12,18 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("quantize", "evals", "benchmarks", "reports")
 # importer -> what it may import of ours. Commands reach other packages by lazy string or command line only.
 ALLOWED = {
-    "reports": ("reports", "evals.result", "evals.statistics", "quantize.artifact", "quantize.errors", "quantize.commands"),
+    "reports": (
+        "reports", "evals.result", "evals.statistics", "quantize.artifact", "quantize.errors", "quantize.commands",
+        "quantize.files", "quantize.terminal",
+    ),
     "benchmarks": (
+        "quantize.files", "quantize.terminal",
         "benchmarks", "evals.result", "quantize.artifact", "quantize.runtimes", "quantize.errors", "quantize.recipe",
         "quantize.checkpoint", "quantize.commands", "quantize.process", "quantize.calibration", "evals.subjects",
         "quantize.gguf.reader", "quantize.gguf_repository", "quantize.jobs",
     ),
     "evals": (
+        "quantize.files", "quantize.terminal",
         "evals", "quantize.artifact", "quantize.checkpoint", "quantize.recipe", "quantize.runtimes", "quantize.errors",
         "quantize.tokenizer", "quantize.calibration", "quantize.commands", "quantize.convert", "quantize.hub", "quantize.process",
         "quantize.registry", "quantize.gguf.reader", "quantize.gguf.families",

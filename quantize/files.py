@@ -1,0 +1,181 @@
+"""Reading what somebody else may have written: within bounds, by plain relative names, and never through a link that leads out.
+
+Everything that comes from a checkpoint, an artifact, a results folder or a job file is read through here. Each function names the
+file in its error and allocates no more than the file's own size justifies.
+"""
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from quantize.errors import BadInput
+
+MIB = 1 << 20
+#: tokenizer.json of 262,144 tokens takes 33 MB; an index of a model with 100,000 tensors, 10 MB
+MAX_JSON_BYTES = 128 * MIB
+#: brackets and commas: each costs Python at most some 120 bytes, so that parsing stays under 1 GB; the 33 MB above
+#: have 1.9 million
+MAX_JSON_ITEMS = 8_000_000
+MAX_DEPTH = 64
+MAX_YAML_BYTES = MIB
+MAX_NAME_CHARACTERS = 1024
+_ESCAPED_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+_HUB_SNAPSHOT = re.compile(r"(.*/(?:models|datasets)--[^/]+)/snapshots/[^/]+(?:/.*)?")
+
+
+def read_bytes(path: Path, limit: int = MAX_JSON_BYTES) -> bytes:
+    """The whole file. Errors: BadInput where it is missing, unreadable, no regular file, or larger than ``limit``."""
+    try:
+        if not path.is_file():
+            raise BadInput(f"{path}: " + ("is not a regular file" if path.exists() else "is missing") + "; fetch it again")
+        size = path.stat().st_size
+        if size > limit:
+            raise BadInput(f"{path}: has {size:,} bytes, which is more than such a file can hold ({limit:,}); fetch it again")
+        with open(path, "rb") as file:
+            return file.read(limit + 1)
+    except OSError as error:
+        raise BadInput(f"{path}: cannot be read ({error.strerror or error}); check its permissions") from None
+
+
+def read_text(path: Path, limit: int = MAX_JSON_BYTES) -> str:
+    """UTF-8, with or without a byte order mark. Errors: BadInput."""
+    try:
+        return read_bytes(path, limit).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise BadInput(f"{path}: not UTF-8 text (byte {error.start}); fetch the file again, or save it as UTF-8") from None
+
+
+def read_json(path: Path, limit: int = MAX_JSON_BYTES) -> dict[str, Any]:
+    """Errors: BadInput where the file cannot be read within ``limit``, is no JSON, or no object."""
+    data = parse_json(read_bytes(path, limit), str(path))
+    if not isinstance(data, dict):
+        raise BadInput(f"{path}: expected a JSON object; fetch the file again")
+    return data
+
+
+def parse_json(raw: bytes, where: str) -> Any:
+    """JSON of bounded size and depth, its strings valid Unicode. Errors: BadInput, naming ``where``."""
+    if raw.count(b",") + raw.count(b"[") + raw.count(b"{") > MAX_JSON_ITEMS:
+        raise BadInput(f"{where}: more than {MAX_JSON_ITEMS:,} entries; fetch the file again")
+    try:
+        data = json.loads(raw.decode("utf-8-sig"))
+    except RecursionError:
+        raise BadInput(f"{where}: nested deeper than {MAX_DEPTH} levels; fetch the file again") from None
+    except ValueError as error:
+        raise BadInput(f"{where}: not valid JSON ({error}); fetch the file again") from None
+    if _deeper_than(data, MAX_DEPTH):
+        raise BadInput(f"{where}: nested deeper than {MAX_DEPTH} levels; fetch the file again")
+    if _ESCAPED_SURROGATE.search(raw):
+        try:
+            json.dumps(data, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            raise BadInput(f"{where}: holds half a surrogate pair, which is no text; fetch the file again") from None
+    return data
+
+
+def _deeper_than(data: Any, depth: int) -> bool:
+    level = [data]
+    for _ in range(depth + 1):
+        level = [
+            value
+            for container in level
+            if isinstance(container, (dict, list))
+            for value in (container.values() if isinstance(container, dict) else container)
+            if isinstance(value, (dict, list))
+        ]
+        if not level:
+            return False
+    return True
+
+
+def parse_yaml(text: str, where: str) -> Any:
+    """YAML without aliases (a few lines of them unfold to gigabytes); dates stay text. Errors: BadInput, naming ``where``."""
+    import yaml
+
+    if len(text) > MAX_YAML_BYTES:
+        raise BadInput(f"{where}: longer than {MAX_YAML_BYTES:,} characters; such a file is not read")
+
+    class Loader(yaml.SafeLoader):
+        def compose_node(self, parent: Any, index: Any) -> Any:
+            if self.check_event(yaml.events.AliasEvent):
+                mark = self.peek_event().start_mark
+                raise BadInput(f"{where}: line {mark.line + 1}: YAML aliases (*name) are not read; write the value out")
+            return super().compose_node(parent, index)
+
+    Loader.yaml_implicit_resolvers = {
+        first: [(tag, pattern) for tag, pattern in entries if tag != "tag:yaml.org,2002:timestamp"]
+        for first, entries in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+    try:
+        data = yaml.load(text, Loader=Loader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f"line {mark.line + 1}: " if mark else ""
+        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise BadInput(f"{where}: {line}not valid YAML: {problem}") from None
+    except RecursionError:
+        raise BadInput(f"{where}: nested deeper than {MAX_DEPTH} levels") from None
+    except ValueError as error:  # a number or a tag that Python cannot make a value of
+        raise BadInput(f"{where}: not valid YAML: {str(error).splitlines()[0]}") from None
+    if _deeper_than(data, MAX_DEPTH):
+        raise BadInput(f"{where}: nested deeper than {MAX_DEPTH} levels")
+    return data
+
+
+def front_matter(text: str, where: str) -> dict[str, Any]:
+    """The YAML block at the head of a model card; {} where there is none. Errors: BadInput where it is no YAML mapping."""
+    if not text.startswith("---"):
+        return {}
+    parts = re.split(r"^---\s*$", text, maxsplit=2, flags=re.MULTILINE)
+    if len(parts) < 3:
+        return {}
+    data = parse_yaml(parts[1], where)
+    if data is None:
+        return {}
+    if not isinstance(data, dict):
+        raise BadInput(f"{where}: its YAML head is no mapping of names to values")
+    return data
+
+
+def plain_name(name: object, where: str) -> str:
+    """A relative path that stays in its folder, as it stands in a manifest or an index. Errors: BadInput, naming ``where``."""
+    good = (
+        isinstance(name, str)
+        and 0 < len(name) <= MAX_NAME_CHARACTERS
+        and not _CONTROL.search(name)
+        and "\\" not in name
+        and not re.match(r"[A-Za-z]:", name)
+        and all(part not in ("", ".", "..") for part in name.split("/"))
+    )
+    if not good:
+        raise BadInput(f"{where}: names the file {str(name)[:200]!r}; expected a plain relative path inside the folder")
+    assert isinstance(name, str)
+    return name
+
+
+def inside(folder: Path, name: str) -> Path:
+    """``folder / name``, which need not exist. Links are followed within ``folder`` and, in the Hub's cache, to its blobs.
+
+    Errors: BadInput where the name, or a link on the way, leads anywhere else.
+    """
+    path = folder / plain_name(name, str(folder))
+    # a string comparison settles the common case: nothing on the way is a link
+    real_folder = os.path.realpath(folder)
+    real = os.path.realpath(path)
+    allowed = [real_folder]
+    snapshot = _HUB_SNAPSHOT.fullmatch(real_folder)
+    if snapshot:
+        allowed.append(os.path.join(snapshot[1], "blobs"))
+    if not any(real == root or real.startswith(root + os.sep) for root in allowed):
+        raise BadInput(f"{folder}: {name} is a link to {real}, outside the folder; put the file itself there, or remove the link")
+    return path
+
+
+def files_inside(folder: Path, pattern: str) -> Iterator[Path]:
+    """What ``pattern`` (a glob of one level) finds in ``folder``, sorted, each held against ``inside``. Errors: BadInput."""
+    for path in sorted(folder.glob(pattern)):
+        yield inside(folder, path.name)

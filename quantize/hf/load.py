@@ -98,6 +98,8 @@ def load_model(
             raise StepFailed(f"{folder}: transformers cannot load it: {_first_line(error)}") from error
         model, info = loaded
         if "device_map" not in options:
+            if config.get("quantization_config"):
+                unquantized_in(model, torch_dtype(dtype))
             model = model.to(device)
     missing = sorted(set(info["missing_keys"]) | {str(key[0]) for key in info.get("mismatched_keys") or ()})
     if missing:
@@ -105,6 +107,16 @@ def load_model(
         raise BadInput(f"{folder}: holds no weights of the right shape for {missing[0]}{more}; fetch the whole checkpoint")
     ready: PreTrainedModel = model.eval()
     return ready
+
+
+def unquantized_in(model: "torch.nn.Module", dtype: "torch.dtype") -> None:
+    """What a quantized checkpoint stores in 16 bits, in ``dtype``: transformers leaves it as it is stored there, and where it
+    dequantizes the rest as it loads (FP8 and MXFP4 without a GPU that has such arithmetic), two dtypes would meet."""
+    import torch
+
+    for parameter in model.parameters():
+        if parameter.dtype in (torch.float16, torch.bfloat16):
+            parameter.data = parameter.data.to(dtype)
 
 
 def model_without_weights(folder: Path, dtype: str, *, trust_remote_code: bool = False) -> "PreTrainedModel":

@@ -194,3 +194,31 @@ def test_a_runtime_without_weights_describes_itself_as_the_whole(demo_checkpoint
         assert light.describe() == whole.describe()
         assert (light.vocabulary, light.context) == (whole.vocabulary, whole.context)
         assert light.tokenize("Some words") == whole.tokenize("Some words")
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("auto", 1e-4), ("bfloat16", 0), ("float16", 2e-2)])
+def test_fp8_that_transformers_dequantizes_runs_in_any_dtype(
+    make_checkpoint: Callable[..., Path], tmp_path: Path, dtype: str, tolerance: float
+) -> None:
+    import torch
+    from safetensors.torch import load_file, save_file
+    from transformers import AutoModelForCausalLM
+
+    folder = shutil.copytree(make_checkpoint(num_hidden_layers=1), tmp_path / "fp8")
+    config = json.loads((folder / "config.json").read_text())
+    blocks = {"quant_method": "fp8", "activation_scheme": "dynamic", "fmt": "e4m3", "weight_block_size": [128, 128]}
+    (folder / "config.json").write_text(json.dumps({**config, "quantization_config": blocks}))
+    tensors = load_file(folder / "model.safetensors")
+    for name in [name for name in tensors if "proj" in name]:
+        rows, columns = tensors[name].shape
+        squares = tensors[name].float().reshape(rows // 128, 128, columns // 128, 128)
+        scales = squares.abs().amax((1, 3)) / 448
+        packed = (squares / scales[:, None, :, None]).reshape(rows, columns).to(torch.float8_e4m3fn)
+        tensors |= {name: packed, f"{name}_scale_inv": scales}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with TransformersRuntime(folder, CPU.model_copy(update={"dtype": dtype})) as runtime:
+        got = gather(runtime, ROWS)
+    own = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16 if dtype == "bfloat16" else torch.float32)
+    with torch.no_grad():
+        wanted = (own if dtype == "bfloat16" else own.float())(torch.as_tensor(ROWS)).logits.float().numpy()
+    np.testing.assert_allclose(got, wanted, atol=tolerance)

@@ -7,6 +7,7 @@ import click
 from quantize.commands import emit_json, log, run_options
 from quantize.errors import BadInput
 from quantize.recipe import RunOptions
+from quantize.terminal import console
 
 COLUMNS = ("pp_tokens_per_s", "tg_tokens_per_s", "ttft_ms", "load_ms", "peak_memory_bytes", "size_bytes")
 
@@ -94,7 +95,6 @@ def _numbers(text: str, option: str) -> tuple[int, ...]:
 
 def _table(names: list[str], rows: list) -> None:  # type: ignore[type-arg]
     """Median and half the width from least to greatest, per artifact."""
-    from rich.console import Console
     from rich.table import Table
 
     protocols = sorted({(COLUMNS.index(row.metric), row.protocol, row.metric) for row in rows if row.metric in COLUMNS})
@@ -102,7 +102,7 @@ def _table(names: list[str], rows: list) -> None:  # type: ignore[type-arg]
     for name in names:
         cells = {(row.metric, row.protocol): row for row in rows if row.artifact == name}
         table.add_row(name, *[_cell(cells.get((metric, protocol))) for _, protocol, metric in protocols])
-    Console(width=None if Console().is_terminal else 160).print(table)
+    console().print(table)
 
 
 def _heading(metric: str, protocol: str) -> str:

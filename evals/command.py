@@ -8,6 +8,7 @@ import click
 from quantize.commands import emit_json, parse_size, run_options
 from quantize.errors import BadInput
 from quantize.recipe import RunOptions
+from quantize.terminal import console
 
 if TYPE_CHECKING:
     from evals.result import EvalResult
@@ -161,14 +162,10 @@ def _names(text: str, option: str) -> list[str]:
 
 def _table(rows: "list[EvalResult]") -> None:
     """One line per artifact and protocol (or task), the figures with their 95 % interval."""
-    from rich.console import Console
     from rich.table import Table
-    from rich.text import Text
 
     text_rows = [row for row in rows if not row.task and row.metric != "generations"]
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=240)  # a file or a pipe: no column is cut
+    out = console(width=240)
     if text_rows:
         metrics = [m for m in TABLE_METRICS if any(row.metric == m for row in text_rows)]
         table = Table(title="perplexity and divergence", caption="± half the 95 % interval (chunks resampled)")
@@ -178,18 +175,16 @@ def _table(rows: "list[EvalResult]") -> None:
             mine = [row for row in text_rows if (row.artifact, row.protocol, row.role) == key]
             cells = {row.metric: _figure(row) for row in mine}
             name = key[0] + (f" ({key[2]})" if key[2] else "")
-            table.add_row(
-                Text(name), key[1], mine[0].ids, *(cells.get(m, "") for m in metrics), str(mine[0].n), str(mine[0].excluded)
-            )
-        console.print(table)
+            table.add_row(name, key[1], mine[0].ids, *(cells.get(m, "") for m in metrics), str(mine[0].n), str(mine[0].excluded))
+        out.print(table)
     task_rows = [row for row in rows if row.task]
     if task_rows:
         table = Table(title="tasks", caption="± half the 95 % interval")
         for column in ("artifact", "task", "metric", "value", "n"):
             table.add_column(column, justify="right" if column in ("value", "n") else "left")
         for row in task_rows:
-            table.add_row(Text(row.artifact), Text(row.task), row.metric, _figure(row), str(row.n))
-        console.print(table)
+            table.add_row(row.artifact, row.task, row.metric, _figure(row), str(row.n))
+        out.print(table)
 
 
 def _figure(row: "EvalResult") -> str:

@@ -23,6 +23,7 @@ from evals.task_files import LocalTask, Task, task_manager
 from quantize.errors import BadInput, QuantwrightError, StepFailed
 from quantize.runtimes import Runtime
 from quantize.runtimes.llamacpp_tree import common_beginning
+from quantize.terminal import console
 from quantize.tokenizer import SourceTokenizer
 
 PROTOCOL = "lm-eval"
@@ -264,11 +265,10 @@ def _quiet() -> Iterator[None]:
 
 @contextmanager
 def _progress(what: str, wanted: bool) -> Iterator[Callable[[str, int], Callable[[int], None]]]:
-    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), disable=not wanted) as bar:
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console(stderr=True), disable=not wanted) as bar:
 
         def begin(unit: str, total: int) -> Callable[[int], None]:
             task = bar.add_task(f"{what} {unit}", total=total)

@@ -7,6 +7,7 @@ from importlib import import_module
 import click
 
 from quantize.errors import QuantwrightError
+from quantize.terminal import settle_output
 
 # name -> (where its click command lives, the line shown by --help)
 COMMANDS = {
@@ -62,6 +63,7 @@ def cli() -> None:
 def main() -> None:
     # Kernels built on first use (quanto, gptqmodel) look for ninja on PATH; `.venv/bin/quantwright` alone does not put it there.
     os.environ["PATH"] = os.path.dirname(sys.executable) + os.pathsep + os.environ.get("PATH", "")
+    settle_output()
     try:
         code = cli.main(standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)

@@ -3,11 +3,16 @@
 Anything that is not a ``QuantwrightError`` is a bug of ours and keeps its traceback.
 """
 
+from quantize.terminal import printable
+
 
 class QuantwrightError(Exception):
-    """A message for the person: which thing, what was expected, what to do. One line."""
+    """A message for the person: which thing, what was expected, what to do. One line, without control characters or secrets."""
 
     exit_code = 1
+
+    def __init__(self, message: object = ""):
+        super().__init__(printable(message))
 
 
 class BadInput(QuantwrightError):
@@ -32,4 +37,4 @@ def one_line(error: Exception) -> str:
     """Our own message; of anybody else's error its kind and first line."""
     if isinstance(error, QuantwrightError):
         return str(error)
-    return ": ".join([type(error).__name__, *str(error).strip().splitlines()[:1]])
+    return printable(": ".join([type(error).__name__, *str(error).strip().splitlines()[:1]]))

@@ -179,3 +179,10 @@ def files_inside(folder: Path, pattern: str) -> Iterator[Path]:
     """What ``pattern`` (a glob of one level) finds in ``folder``, sorted, each held against ``inside``. Errors: BadInput."""
     for path in sorted(folder.glob(pattern)):
         yield inside(folder, path.name)
+
+
+def user_cache() -> Path:
+    """This program's own folder of this user, made where it is missing, closed to others. Errors: OSError."""
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "quantwright"
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return folder

@@ -7,10 +7,11 @@ process killed while it builds leaves that file, and every later load then waits
 import contextlib
 import os
 import sys
-import tempfile
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
+
+from quantize.files import user_cache
 
 #: A lock whose folder has not been written to for this long belongs to nobody: the longest single compiler call of these
 #: kernels takes a minute or two, and ninja writes its log between calls.
@@ -37,8 +38,10 @@ def keep_hub_caches() -> None:
     not set, at a folder under /tmp, for this process and all that it starts."""
     import huggingface_hub.constants  # noqa: F401 - reads the variables before they change
 
+    from quantize.hf.quiet import quiet
+
     unset = [name for name in ("HF_HOME", "HF_HUB_CACHE", "TRANSFORMERS_CACHE", "HF_MODULES_CACHE") if name not in os.environ]
-    with contextlib.suppress(ImportError):
+    with quiet(), contextlib.suppress(ImportError):
         import tokenicer  # noqa: F401
     for name in unset:
         os.environ.pop(name, None)
@@ -100,10 +103,21 @@ def _file_lock() -> Iterator[None]:
     except ImportError:  # not POSIX
         yield
         return
-    path = Path(tempfile.gettempdir()) / f"quantwright-kernels-{os.getuid()}.lock"
-    with open(path, "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    try:
+        folder = user_cache()
+        descriptor = os.open(folder / "kernels.lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    except OSError:  # no home that can be written: removing a lock twice does no harm, it is only looked for twice
         yield
+        return
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"waiting for another process that prepares kernels ({folder / 'kernels.lock'})", file=sys.stderr, flush=True)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def build_kernels() -> list[tuple[str, str]]:

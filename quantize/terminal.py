@@ -1,7 +1,13 @@
 """What leaves the program as text: one line stays one line, no stranger's string moves the cursor, no secret is shown."""
 
+import logging
 import os
 import re
+import sys
+from typing import TYPE_CHECKING, Any, TextIO
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 MAX_CHARACTERS = 4000
 SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "MODELSCOPE_API_TOKEN", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
@@ -28,3 +34,59 @@ def printable(text: object, limit: int = MAX_CHARACTERS) -> str:
     one = redact(str(text)).replace("\r\n", " ").replace("\n", " ").replace("\r", " ").replace("\t", " ")
     one = _UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape", "surrogatepass").decode("ascii"), one)
     return one if len(one) <= limit else one[: limit - 1] + "…"
+
+
+def clean_lines(text: str) -> str:
+    """``printable`` for text that is several lines on purpose; nothing is cut."""
+    return "\n".join(printable(line, len(line) * 10 + 1) for line in text.split("\n"))
+
+
+def console(stderr: bool = False, width: int = 160, markup: bool = False) -> "Console":
+    """A rich Console whose every cell and line is ``clean_lines``, and where square brackets are text unless markup is asked
+    for. ``width``: where the output is a file or a pipe, so that no column is cut."""
+    from rich.console import Console
+    from rich.segment import Segment
+
+    class Clean(Console):
+        def render_str(self, text: str, **options: Any) -> Any:  # before widths are laid out
+            return super().render_str(clean_lines(text), **options)
+
+        def render(self, renderable: Any, options: Any = None) -> Any:
+            for segment in super().render(renderable, options):
+                dirty = segment.text if not segment.control else ""
+                yield Segment(clean_lines(dirty), segment.style) if _UNPRINTABLE.search(dirty) else segment
+
+    made = Clean(stderr=stderr, markup=markup)
+    return made if made.is_terminal or stderr else Clean(width=width, markup=markup)
+
+
+class Redacting:
+    """A stream that shows no secret, whoever writes to it: a library's warning and a traceback too."""
+
+    def __init__(self, stream: TextIO):
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        self._stream.write(redact(text))
+        return len(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def settle_output() -> None:
+    """For the command, once, before anything is printed: secrets are redacted, what the terminal's encoding lacks is escaped,
+    and libraries' log records go to the file that QUANTWRIGHT_LOG names, or nowhere."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # closed by who started us (`>&-`)
+            stream = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - lives as long as the process
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+        setattr(sys, name, Redacting(stream))
+    log = os.environ.get("QUANTWRIGHT_LOG")
+    if log:
+        handler = logging.StreamHandler(Redacting(open(log, "a", encoding="utf-8")))  # type: ignore[arg-type]  # noqa: SIM115
+        logging.basicConfig(level=logging.INFO, handlers=[handler], format="%(asctime)s %(name)s %(levelname)s %(message)s")
+    else:
+        logging.disable(logging.WARNING)

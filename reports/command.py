@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from quantize.commands import emit_json, log, parse_size
+from quantize.commands import emit_json, log, parse_size, say
 from quantize.errors import BadInput
 
 RUNS = click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RUN...")
@@ -35,7 +35,7 @@ def report(runs: tuple[Path, ...], out: Path | None, png: bool, since: Path | No
     print_rows(document["rows"])
     if since is not None:
         print_changes(_changes(since, runs), since)
-    click.echo(f"report: {Path(document['report']).resolve()}")
+    say(f"report: {Path(document['report']).resolve()}")
     return 0
 
 
@@ -177,5 +177,5 @@ def publish(
     if as_json:
         emit_json(document)
     else:
-        click.echo(document.get("url") or f"{len(repository.files)} files for {repo} in {out}; nothing was uploaded")
+        say(document.get("url") or f"{len(repository.files)} files for {repo} in {out}; nothing was uploaded")
     return 0

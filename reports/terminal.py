@@ -2,15 +2,18 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from quantize.terminal import console
 from reports import format as text
 from reports.markdown import limit_words
 from reports.recommend import Advice, Candidate
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 #: (key of a row, heading)
 COLUMNS = (
@@ -24,10 +27,6 @@ COLUMNS = (
     ("tg_tokens_per_s", "decode t/s"),
     ("peak_memory_bytes", "peak mem."),
 )
-
-
-def _console() -> Console:
-    return Console() if Console().is_terminal else Console(width=160)
 
 
 def print_rows(rows: Sequence[dict[str, Any]]) -> None:
@@ -45,11 +44,11 @@ def print_rows(rows: Sequence[dict[str, Any]]) -> None:
         name = [escape(row["model"])] if several else []
         state = row["verified"] or "–" if row["status"] == "ok" else f"[yellow]{row['status']}[/]"
         table.add_row(*name, escape(row["label"]) + role, *(_cell(row, key) for key, _ in shown), state)
-    console = _console()
-    console.print(table)
+    out = console(markup=True)
+    out.print(table)
     for row in rows:
         if row["reason"]:
-            console.print(f"{row['label']}: {row['status']}: {row['reason']}", markup=False, highlight=False)
+            out.print(f"{row['label']}: {row['status']}: {row['reason']}", markup=False, highlight=False)
 
 
 def _cell(row: dict[str, Any], key: str) -> str:
@@ -66,38 +65,38 @@ def _cell(row: dict[str, Any], key: str) -> str:
 
 def print_advice(advice: Advice, several: bool = False) -> None:
     """The answer, the arithmetic of what was chosen (or comes nearest), and in a line each why smaller ones were not."""
-    console = _console()
+    out = console(markup=True)
     if several:
-        console.print(f"[bold]{escape(advice.model)}[/]")
+        out.print(f"[bold]{escape(advice.model)}[/]")
     if advice.chosen:
-        console.print(f"{limit_words(advice.limits)}: [bold green]{escape(advice.chosen.row.label)}[/]", highlight=False)
-        _checks(console, advice.chosen)
+        out.print(f"{limit_words(advice.limits)}: [bold green]{escape(advice.chosen.row.label)}[/]", highlight=False)
+        _checks(out, advice.chosen)
     elif advice.nearest:
-        console.print(f"{limit_words(advice.limits)}: [bold red]none[/]", highlight=False)
-        console.print(f"nearest: {escape(advice.nearest.row.label)}", highlight=False)
-        _checks(console, advice.nearest)
+        out.print(f"{limit_words(advice.limits)}: [bold red]none[/]", highlight=False)
+        out.print(f"nearest: {escape(advice.nearest.row.label)}", highlight=False)
+        _checks(out, advice.nearest)
     else:
-        console.print("none: nothing was measured that could be recommended")
+        out.print("none: nothing was measured that could be recommended")
     for candidate in advice.candidates:
         if candidate is advice.chosen:
             break
         if candidate is advice.nearest:
             continue
         why = "; ".join(check.arithmetic for check in candidate.missed)
-        console.print(f"  not {candidate.row.label}: {why}", markup=False, highlight=False)
+        out.print(f"  not {candidate.row.label}: {why}", markup=False, highlight=False)
 
 
-def _checks(console: Console, candidate: Candidate) -> None:
+def _checks(out: "Console", candidate: Candidate) -> None:
     for check in candidate.checks:
         mark = "[green]✓[/]" if check.met else "[red]✗[/]"
-        console.print(f"  {mark} {check.name}: {escape(check.arithmetic)}", highlight=False)
+        out.print(f"  {mark} {check.name}: {escape(check.arithmetic)}", highlight=False)
 
 
 def print_changes(found: Sequence[dict[str, Any]], since: Path) -> None:
-    console = _console()
+    out = console(markup=True)
     if not found:
-        console.print(f"nothing changed since {since}", markup=False)
+        out.print(f"nothing changed since {since}", markup=False)
         return
-    console.print(f"changed since {since}:", markup=False, highlight=False)
+    out.print(f"changed since {since}:", markup=False, highlight=False)
     for change in found:
-        console.print(f"  {change['text']}", markup=False, highlight=False)
+        out.print(f"  {change['text']}", markup=False, highlight=False)

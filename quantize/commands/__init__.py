@@ -10,6 +10,7 @@ import click
 
 from quantize.errors import BadInput
 from quantize.recipe import RunOptions
+from quantize.terminal import clean_lines
 
 F = TypeVar("F", bound=Callable[..., Any])
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
@@ -70,7 +71,12 @@ def apply_threads(run: RunOptions) -> None:
 
 def log(message: str) -> None:
     """Progress and remarks go to stderr."""
-    click.echo(message, err=True)
+    click.echo(clean_lines(message), err=True)
+
+
+def say(message: str) -> None:
+    """Results go to stdout."""
+    click.echo(clean_lines(message))
 
 
 def emit_json(document: Any) -> None:

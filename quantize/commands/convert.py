@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from quantize.commands import emit_json, log, run_options
+from quantize.commands import emit_json, log, run_options, say
 from quantize.commands.gguf_options import OPTIONS, gguf_options, with_options
 from quantize.errors import BadInput, QuantwrightError, StepFailed
 from quantize.recipe import CalibrationOptions, Recipe, RunOptions
@@ -94,7 +94,7 @@ def convert_one(
     manifest = artifact.manifest
     for tensors, what, why in grouped((note.tensor, note.what, note.why) for note in manifest.notes):
         log(f"note: {tensors}: {what} ({why})")
-    click.echo(
+    say(
         f"{out}: {manifest.recipe_short}, {artifact.size_bytes / 1e6:.1f} MB, {artifact.bits_per_weight:.3f} bits per weight, "
         f"verified: {artifact.verified}"
     )
@@ -141,7 +141,7 @@ def _convert_each(
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
         lines = done.stdout.splitlines()
         for line in lines[:-1]:
-            click.echo(line)
+            say(line)
         if done.returncode == 0:
             documents.append(json.loads(lines[-1]))
         elif done.returncode in (130, -2):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from quantize.commands import emit_json, log, run_options
+from quantize.commands import emit_json, log, run_options, say
 from quantize.errors import BadInput
 from quantize.recipe import CalibrationOptions, RunOptions
 
@@ -49,7 +49,7 @@ def imatrix(
         log(f"note: {name}: no token reached {count} of its {len(entries[name].counts)} experts; use a longer text")
     for name in computed.missing:
         log(f"note: {name}: what it is multiplied with exists in llama.cpp's graph alone; it is quantized without importances")
-    click.echo(f"{out}: {len(entries)} tensors over {len(ids)} windows of {ids.shape[1]} tokens")
+    say(f"{out}: {len(entries)} tensors over {len(ids)} windows of {ids.shape[1]} tokens")
     if as_json:
         emit_json(
             {

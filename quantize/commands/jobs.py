@@ -7,8 +7,9 @@ from typing import Any
 
 import click
 
-from quantize.commands import emit_json, log
+from quantize.commands import emit_json, log, say
 from quantize.errors import BadInput
+from quantize.terminal import console
 
 
 @click.command()
@@ -166,14 +167,13 @@ COLUMNS = {
 
 def print_outcome(summary: Any, document: dict[str, Any]) -> None:
     """The table and the report's path on stdout; how it went on stderr."""
-    from rich.console import Console
     from rich.table import Table
 
     if document["rows"]:
         table = Table(*COLUMNS.values(), box=None, pad_edge=False)
         for row in document["rows"]:
             table.add_row(*[_cell(key, row.get(key)) for key in COLUMNS])
-        Console(width=None if Console().is_terminal else 150).print(table)
+        console(width=150).print(table)
     counts = {
         "done": summary.done,
         "already done": summary.skipped,
@@ -185,7 +185,7 @@ def print_outcome(summary: Any, document: dict[str, Any]) -> None:
     told = ", ".join(f"{len(names)} {what}" for what, names in counts.items() if names) or "nothing done"
     log(told + ("; interrupted: the same command goes on from here" if summary.interrupted else ""))
     if document["report"]:
-        click.echo(f"report: {document['report']}")
+        say(f"report: {document['report']}")
 
 
 def _cell(key: str, value: Any) -> str:
@@ -239,7 +239,6 @@ def _target(target: str, recipes: str | None, overrides: tuple[str, ...]) -> tup
 
 
 def _print_plan(plan: Any, cost: Any) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     from quantize.jobs.estimate import spell, spell_seconds
@@ -250,10 +249,10 @@ def _print_plan(plan: Any, cost: Any) -> None:
         size = spell(its.size_bytes) if its.size_bytes else spell(its.cache_bytes) + " cache" if its.cache_bytes else "-"
         time = f"{spell_seconds(its.time.low_s)} to {spell_seconds(its.time.high_s)}"
         table.add_row(step.id.replace(":", " "), size, spell(its.memory_bytes), time, its.time.source)
-    Console(width=None if Console().is_terminal else 160).print(table)
+    console().print(table)
     for row in plan.rows:
-        click.echo(f"{row.status}: {row.reason}")
-    click.echo(
+        say(f"{row.status}: {row.reason}")
+    say(
         f"disk: {spell(cost.disk_bytes)} at the worst moment, {spell(cost.free_bytes)} free; "
         f"memory: {spell(cost.memory_bytes)} of {spell(cost.available_bytes)}; "
         f"time: {spell_seconds(cost.low_s)} to {spell_seconds(cost.high_s)}, one step after another"
@@ -283,14 +282,13 @@ def _plan_document(plan: Any, cost: Any) -> dict[str, Any]:
 def check(target: str, recipes: str | None, trust_remote_code: bool, strict: bool, as_json: bool) -> int:
     """Say which recipes TARGET, a model or a job file, can take, and why not. Looks at headers only."""
     rows = _check_job(Path(target)) if target.endswith((".yaml", ".yml")) else _check_model(target, recipes, trust_remote_code)
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     table = Table("model", "recipe", "possible", "why not", box=None, pad_edge=False)
     for row in rows:
         table.add_row(Text(row["model"]), row["recipe"], "yes" if row["possible"] else "no", Text(row["reason"]))
-    Console(width=None if Console().is_terminal else 200).print(table)
+    console(width=200).print(table)
     if as_json:
         emit_json(rows)
     return 2 if strict and not all(row["possible"] for row in rows) else 0

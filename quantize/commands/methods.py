@@ -2,14 +2,14 @@
 
 import click
 
-from quantize.commands import emit_json
+from quantize.commands import emit_json, say
+from quantize.terminal import console
 
 
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="last line of stdout is one JSON document")
 def methods(as_json: bool) -> None:
     """List every recipe, what it needs, and whether it can run here."""
-    from rich.console import Console
     from rich.table import Table
 
     from quantize.convert import install_command, missing_packages
@@ -41,7 +41,7 @@ def methods(as_json: bool) -> None:
                     "loads_in": list(engine.loads_in),
                 }
             )
-    Console(width=None if Console().is_terminal else 160).print(table)
+    console().print(table)
     if as_json:
         emit_json(document)
 
@@ -76,7 +76,7 @@ def doctor(as_json: bool) -> int:
 
     add("Hub", True, f"{constants.ENDPOINT}, cache {constants.HF_HUB_CACHE}" + (", offline" if constants.HF_HUB_OFFLINE else ""))
     for name, good, detail in checks:
-        click.echo(f"{'ok ' if good else 'BAD'}  {name:20} {detail}")
+        say(f"{'ok ' if good else 'BAD'}  {name:20} {detail}")
     if as_json:
         emit_json([{"name": name, "ok": good, "detail": detail} for name, good, detail in checks])
     return 0 if all(good for _, good, _ in checks) else 1

@@ -5,8 +5,9 @@ from typing import Any
 
 import click
 
-from quantize.commands import emit_json, log
+from quantize.commands import emit_json, log, say
 from quantize.errors import BadInput
+from quantize.terminal import console
 
 TEMPLATE = """\
 # A job: every model by every recipe, evaluated, benchmarked and reported.
@@ -66,7 +67,7 @@ def init(job: Path, force: bool) -> None:
     if not job.absolute().parent.is_dir():
         raise BadInput(f"{job.parent}: no such folder")
     job.write_text(TEMPLATE.format(name=job), encoding="utf-8")
-    click.echo(f"{job}: written; edit models and recipes, then: quantwright plan {job}")
+    say(f"{job}: written; edit models and recipes, then: quantwright plan {job}")
 
 
 @click.command()
@@ -80,21 +81,20 @@ def status(run: Path, once: bool, planned: bool, as_json: bool) -> None:
     import time
     from dataclasses import asdict
 
-    from rich.console import Console
     from rich.live import Live
 
     from quantize.jobs.folder import is_running, states
 
     found = states(run)
-    console = Console(width=None if Console().is_terminal else 160)
+    out = console()
     if sys.stdout.isatty() and not (once or planned or as_json):
-        with Live(_table(found, is_running(run)), console=console, refresh_per_second=2) as live:
+        with Live(_table(found, is_running(run)), console=out, refresh_per_second=2) as live:
             while (pid := is_running(run)) is not None:
                 time.sleep(0.5)
                 live.update(_table(states(run), pid))
             live.update(_table(states(run), None))
         return
-    console.print(_planned_table(found) if planned else _table(found, is_running(run)))
+    out.print(_planned_table(found) if planned else _table(found, is_running(run)))
     if as_json:
         emit_json({"runner": is_running(run), "steps": [asdict(state) for state in found]})
 
@@ -165,9 +165,9 @@ def clean(run: Path, yes: bool) -> int:
     with RunLock(run):
         paths = list(unused(run))
         for path in paths:
-            click.echo(f"{size_bytes(path) / 1e6:10.1f} MB  {path}")
+            say(f"{size_bytes(path) / 1e6:10.1f} MB  {path}")
         if not paths:
-            click.echo(f"{run}: nothing to remove")
+            say(f"{run}: nothing to remove")
             return 0
         total = sum(size_bytes(path) for path in paths) / 1e6
         if not yes and not click.confirm(f"remove these {len(paths)} ({total:.1f} MB)?", default=False):
@@ -178,5 +178,5 @@ def clean(run: Path, yes: bool) -> int:
                 shutil.rmtree(path)
             else:
                 path.unlink(missing_ok=True)
-        click.echo(f"removed {len(paths)}, {total:.1f} MB")
+        say(f"removed {len(paths)}, {total:.1f} MB")
     return 0

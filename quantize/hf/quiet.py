@@ -7,7 +7,10 @@ import os
 import warnings
 from collections.abc import Iterator
 
-NOISY = ("transformers", "optimum", "bitsandbytes", "accelerate", "gptqmodel", "torch", "huggingface_hub", "datasets")
+NOISY = (
+    "transformers", "optimum", "bitsandbytes", "accelerate", "gptqmodel", "tokenicer", "torch", "torchao", "huggingface_hub",
+    "datasets",
+)  # fmt: skip
 
 
 def hush() -> None:

@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Container, Iterator
 from pathlib import Path
@@ -17,8 +18,10 @@ LOCK, LOG = ".lock", "log"
 def work_root() -> Path:
     """``$TMPDIR/quantwright-<uid>``, for this user alone. Errors: StepFailed where somebody else has made it."""
     root = Path(tempfile.gettempdir()) / f"quantwright-{os.getuid()}"
-    root.mkdir(mode=0o700, exist_ok=True)
-    if root.stat().st_uid != os.getuid():
+    with contextlib.suppress(FileExistsError):
+        root.mkdir(mode=0o700)
+    found = root.lstat()  # a link that somebody planted there is theirs, wherever it leads
+    if found.st_uid != os.getuid() or not stat.S_ISDIR(found.st_mode):
         raise StepFailed(f"{root} belongs to another user; set TMPDIR where Ray is started")
     return root
 

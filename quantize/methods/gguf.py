@@ -21,6 +21,7 @@ from quantize.errors import BadInput, Unsupported
 from quantize.methods import Conversion, Method
 from quantize.methods.gguf_recipe import PRESET_TYPES, GgufRecipe
 from quantize.recipe import RunOptions
+from quantize.terminal import console
 
 if TYPE_CHECKING:
     from quantize.gguf.families import FamilyPlan, Mapped
@@ -285,11 +286,14 @@ def _progress(title: str, weights: int, run: RunOptions) -> Iterator[Callable[[i
     if not run.progress or not sys.stderr.isatty():
         yield lambda done: None
         return
-    from rich.console import Console
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
     with Progress(
-        TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn(), console=Console(stderr=True)
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeRemainingColumn(),
+        console=console(stderr=True),
     ) as bar:
         task = bar.add_task(title, total=weights)
         yield lambda done: bar.advance(task, done)

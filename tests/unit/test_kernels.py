@@ -1,13 +1,17 @@
 """Locks that a killed build leaves behind, and variables that an engine's dependency would move."""
 
+import fcntl
 import os
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
+from quantize.errors import StepFailed
+from quantize.jobs.work_folder import work_root
 from quantize.kernels import ensure_kernel_environment, stale_locks
 
 
@@ -65,3 +69,34 @@ def test_the_hubs_caches_stay_where_they_are() -> None:
     clean = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "TRANSFORMERS_"))}
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=clean, check=True).stdout
     assert not [name for name in ("HF_HOME", "HF_HUB_CACHE", "TRANSFORMERS_CACHE") if name in printed]
+
+
+def test_the_lock_follows_no_link_and_says_when_it_waits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    (tmp_path / "quantwright").mkdir()
+    lock = tmp_path / "quantwright" / "kernels.lock"
+    lock.symlink_to(victim)
+    ensure_kernel_environment()
+    assert victim.read_text() == "precious"
+    lock.unlink()
+    with open(lock, "w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        waiting = threading.Thread(target=ensure_kernel_environment)
+        waiting.start()
+        said = ""
+        while "waiting for another process" not in said:
+            said += capsys.readouterr().err
+    waiting.join(30)
+    assert not waiting.is_alive()
+
+
+def test_a_work_folder_that_somebody_else_planted_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / f"quantwright-{os.getuid()}").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(StepFailed, match="belongs to another user"):
+        work_root()

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from evals.result import read_results
 from quantize.artifact import Artifact
 
@@ -33,3 +35,15 @@ def until(what: Callable[[], Any], process: subprocess.Popen[str], timeout_s: fl
         assert time.monotonic() < deadline
         time.sleep(0.02)
     return found
+
+
+def standing_step(process: subprocess.Popen[str]) -> psutil.Process:
+    """The first step of a run just started, made to stand still: what the test does next happens while the run is at work,
+    however slow the machine is. ``resume()`` lets it go on."""
+
+    def at_work() -> list[psutil.Process]:  # not between fork and exec, where it would hold up the runner too
+        return [step for step in psutil.Process(process.pid).children() if "quantize.process" in step.cmdline()]
+
+    step: psutil.Process = until(at_work, process)[0]
+    step.suspend()
+    return step

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from job_runs import standing_step
 
 from evals.result import read_results
 from quantize.jobs.child import Child
@@ -92,14 +93,7 @@ def start(job: Path, run: Path, *more: str) -> tuple[subprocess.Popen[str], psut
     process = subprocess.Popen(
         [sys.executable, "-m", "quantize.cli", "run", str(job), "-o", str(run), *more], stderr=subprocess.PIPE, text=True
     )
-    deadline = time.monotonic() + 60
-    # Not between fork and exec, where it would hold up the runner too.
-    while not (steps := [step for step in psutil.Process(process.pid).children() if "quantize.process" in step.cmdline()]):
-        assert time.monotonic() < deadline
-        assert process.poll() is None
-        time.sleep(0.005)
-    steps[0].suspend()
-    return process, steps[0]
+    return process, standing_step(process)
 
 
 def test_a_disk_without_a_byte_left_ends_the_run_in_one_line(job: Path, small_disk: Path) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
+from job_runs import standing_step, until
 
 from evals.result import read_results
 from quantize.artifact import Artifact
@@ -153,19 +154,12 @@ def start(job: Path, run: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(command(job, run), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
 
-def wait_for_step(run: Path, process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 60
-    while not list((run / "steps").glob("*.json")):
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
 def test_two_runners_on_one_folder(checkpoint: Path, tmp_path: Path) -> None:
     job, run = write_job(tmp_path / "job", checkpoint, ["gguf-f16"]), tmp_path / "run"
     first = start(job, run)
-    wait_for_step(run, first)
+    step = standing_step(first)
     second = run_job(job, run)
+    step.resume()
     assert second.returncode == 2
     assert f"process {first.pid} is running a job here" in second.stderr
     assert first.wait(120) == 0
@@ -174,8 +168,10 @@ def test_two_runners_on_one_folder(checkpoint: Path, tmp_path: Path) -> None:
 def test_ctrl_c_once_finishes_the_running_step(checkpoint: Path, tmp_path: Path) -> None:
     job, run = write_job(tmp_path / "job", checkpoint, MADE), tmp_path / "run"
     process = start(job, run)
-    wait_for_step(run, process)
+    step = standing_step(process)
     process.send_signal(signal.SIGINT)
+    until(lambda: "the running step" in process.stderr.readline(), process)
+    step.resume()
     assert process.wait(120) == 130, process.stderr.read()
     assert [path.name for path in (run / "artifacts" / "checkpoint").iterdir()] == MADE[:1]
 
@@ -183,9 +179,9 @@ def test_ctrl_c_once_finishes_the_running_step(checkpoint: Path, tmp_path: Path)
 def test_ctrl_c_twice_stops(checkpoint: Path, tmp_path: Path) -> None:
     job, run = write_job(tmp_path / "job", checkpoint, MADE), tmp_path / "run"
     process = start(job, run)
-    wait_for_step(run, process)
+    standing_step(process)
     process.send_signal(signal.SIGINT)
-    time.sleep(0.1)
+    until(lambda: "the running step" in process.stderr.readline(), process)
     process.send_signal(signal.SIGINT)
     assert process.wait(20) == 130
     assert list(steps_of(process.pid)) == []

@@ -1,13 +1,15 @@
 """Runs that share a cache: made once, copied by the others, awaited while somebody makes it, made anew where it is damaged."""
 
+import contextlib
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
+from job_runs import standing_step
 
 from evals.result import read_results
 from quantize.artifact import Artifact
@@ -77,14 +79,14 @@ def test_the_second_waits_for_the_first_and_goes_on_where_it_dies(checkpoint: Pa
     cache, mine, yours = tmp_path / "cache", write_job(tmp_path / "mine", checkpoint), write_job(tmp_path / "yours", checkpoint)
     one = ("--set", "recipes=[gguf-q4_k_m]")
     first = start(mine, cache, *one)
-    while not list(cache.glob("locks/*")):
-        assert first.poll() is None
-        time.sleep(0.005)
+    step = standing_step(first)
     second = start(yours, cache, *one)
     assert second.stderr is not None
     while "another run is making it" not in (line := second.stderr.readline()):
         assert line, "it did not wait"
     first.kill()
+    with contextlib.suppress(psutil.NoSuchProcess):  # it may stand before it has asked to die with its parent
+        step.resume()
     _, said = second.communicate(timeout=120)
     assert second.returncode == 0, said
     assert "1 done" in said

@@ -28,7 +28,8 @@ from quantize.checkpoint import (
     sha256_file,
 )
 from quantize.errors import BadInput, StepFailed, Unsupported
-from quantize.files import read_json
+from quantize.files import inside, read_json
+from quantize.model_card import CARD, license_files
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
@@ -300,7 +301,7 @@ def _config(checkpoint: Checkpoint, adapter: Adapter, shapes: dict[str, tuple[in
 def _copy_small_files(checkpoint: Checkpoint, adapter: Adapter, folder: Path, shapes: dict[str, tuple[int, ...]]) -> None:
     """The base's tokenizer, or the adapter's where it brings an embedding with other rows (added tokens)."""
     resized = any(n in checkpoint.tensors and checkpoint.tensors[n].shape != shapes[n] for n in adapter.replaced)
-    for path in [*checkpoint.companion_files, checkpoint.folder / "README.md"]:
+    for path in [*checkpoint.companion_files, inside(checkpoint.folder, CARD), *license_files(checkpoint.folder)]:
         if path.is_file():
             shutil.copyfile(path, folder / path.name)
     if resized:

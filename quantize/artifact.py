@@ -64,6 +64,10 @@ class Source(Frozen):
     model_type: str
     parameters: int
     license: str | None = None
+    license_name: str | None = None
+    license_link: str | None = None
+    languages: tuple[str, ...] = ()
+    tags: tuple[str, ...] = ()
     remote_code: bool = False
 
 

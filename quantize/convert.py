@@ -10,6 +10,7 @@ from quantize.artifact import (
     AdapterRecord,
     Artifact,
     Manifest,
+    Note,
     Source,
     Verification,
     claim_output,
@@ -21,6 +22,7 @@ from quantize.calibration import Calibration, load_calibration
 from quantize.checkpoint import Checkpoint
 from quantize.errors import BadInput, StepFailed, Unsupported
 from quantize.methods import Conversion, Method
+from quantize.model_card import CARD, ModelCard, license_files, read_model_card
 from quantize.recipe import CalibrationOptions, Recipe, RunOptions, parse_recipe
 from quantize.registry import method as find_method
 
@@ -56,6 +58,7 @@ def convert(
     claim_output(out, force)
     checkpoint = model if isinstance(model, Checkpoint) else Checkpoint.open(model, trust_remote_code=run.trust_remote_code)
     check(method, checkpoint, recipe)
+    card = read_model_card(checkpoint.folder)
     merged = None
     if adapter is not None:
         from quantize.adapters import adapter_record, merge_adapter
@@ -66,8 +69,10 @@ def convert(
         conversion = method.convert(checkpoint, recipe, stage, run, text)
         if method.hf_folder:
             _copy_companions(checkpoint, stage)
+        for path in license_files(checkpoint.folder):
+            shutil.copyfile(path, stage / path.name)
         verification = _verify(method, recipe, stage, checkpoint, conversion, run, verify)
-        manifest = _manifest(method, recipe, stage, checkpoint, conversion, run, text, verification, merged)
+        manifest = _manifest(method, recipe, stage, checkpoint, card, conversion, run, text, verification, merged)
         return commit(stage, out, manifest, force)
 
 
@@ -134,6 +139,7 @@ def _manifest(
     recipe: Recipe,
     stage: Path,
     checkpoint: Checkpoint,
+    card: ModelCard,
     conversion: Conversion,
     run: RunOptions,
     calibration: Calibration | None,
@@ -157,7 +163,11 @@ def _manifest(
             architecture=checkpoint.architecture,
             model_type=checkpoint.model_type,
             parameters=parameters,
-            license=source_license(checkpoint),
+            license=card.license,
+            license_name=card.license_name,
+            license_link=card.license_link,
+            languages=card.languages,
+            tags=card.tags,
             remote_code=checkpoint.trust_remote_code,
         ),
         tool={"name": "quantwright", "version": metadata.version("quantwright")},
@@ -169,27 +179,9 @@ def _manifest(
         files=files,
         weight_bytes=conversion.weight_bytes,
         bits_per_weight=8 * conversion.weight_bytes / parameters,
-        notes=tuple(conversion.notes),
+        notes=(*conversion.notes, *(Note(tensor=CARD, what=what, why=why) for what, why in card.remarks)),
         details=conversion.details,
         runtime=method.runtime,
         loads_in=method.loads_in,
         verification=verification,
     )
-
-
-def source_license(checkpoint: Checkpoint) -> str | None:
-    """``license`` of the source's model card, where it has one."""
-    card = checkpoint.folder / "README.md"
-    if not card.is_file():
-        return None
-    import yaml
-
-    text = card.read_text(encoding="utf-8", errors="replace")
-    if not text.startswith("---"):
-        return None
-    try:
-        data = yaml.safe_load(text.split("---", 2)[1])
-    except (yaml.YAMLError, IndexError):
-        return None
-    value = data.get("license") if isinstance(data, dict) else None
-    return str(value) if value else None

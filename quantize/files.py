@@ -21,6 +21,7 @@ MAX_JSON_BYTES = 128 * MIB
 MAX_JSON_ITEMS = 8_000_000
 MAX_DEPTH = 64
 MAX_YAML_BYTES = MIB
+MAX_DIGITS = 400  # of a number in YAML, whose base 60 takes quadratic time
 MAX_NAME_CHARACTERS = 1024
 _ESCAPED_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
@@ -94,6 +95,12 @@ def _deeper_than(data: Any, depth: int) -> bool:
 
 def parse_yaml(text: str, where: str) -> Any:
     """YAML without aliases (a few lines of them unfold to gigabytes); dates stay text. Errors: BadInput, naming ``where``."""
+    return parse_yaml_nodes(text, where)[0]
+
+
+def parse_yaml_nodes(text: str, where: str, *, texts: bool = False) -> tuple[Any, Any]:
+    """``parse_yaml``, and the tree of yaml's nodes, which know their lines. ``texts``: every scalar but null stays the text that
+    it is (``no`` is Norwegian, 1.10 a version)."""
     import yaml
 
     if len(text) > MAX_YAML_BYTES:
@@ -101,17 +108,24 @@ def parse_yaml(text: str, where: str) -> Any:
 
     class Loader(yaml.SafeLoader):
         def compose_node(self, parent: Any, index: Any) -> Any:
-            if self.check_event(yaml.events.AliasEvent):
-                mark = self.peek_event().start_mark
-                raise BadInput(f"{where}: line {mark.line + 1}: YAML aliases (*name) are not read; write the value out")
-            return super().compose_node(parent, index)
+            event = self.peek_event()
+            line = f"{where}: line {event.start_mark.line + 1}"
+            if isinstance(event, yaml.events.AliasEvent):
+                raise BadInput(f"{line}: YAML aliases (*name) are not read; write the value out")
+            node: Any = super().compose_node(parent, index)
+            if node.tag in ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float") and len(node.value) > MAX_DIGITS:
+                raise BadInput(f"{line}: a number of {len(node.value):,} characters")
+            return node
 
+    left_out = ("timestamp", "bool", "int", "float", "value", "merge") if texts else ("timestamp",)
     Loader.yaml_implicit_resolvers = {
-        first: [(tag, pattern) for tag, pattern in entries if tag != "tag:yaml.org,2002:timestamp"]
+        first: [(tag, pattern) for tag, pattern in entries if tag.rpartition(":")[2] not in left_out]
         for first, entries in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
     try:
-        data = yaml.load(text, Loader=Loader)
+        loader = Loader(text)
+        node = loader.get_single_node()
+        data = loader.construct_document(node) if node is not None else None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f"line {mark.line + 1}: " if mark else ""
@@ -119,21 +133,24 @@ def parse_yaml(text: str, where: str) -> Any:
         raise BadInput(f"{where}: {line}not valid YAML: {problem}") from None
     except RecursionError:
         raise BadInput(f"{where}: nested deeper than {MAX_DEPTH} levels") from None
-    except ValueError as error:  # a number or a tag that Python cannot make a value of
-        raise BadInput(f"{where}: not valid YAML: {str(error).splitlines()[0]}") from None
+    except (ValueError, LookupError, AttributeError, ArithmeticError) as error:  # `!!bool x`: what a tag cannot make a value of
+        raise BadInput(f"{where}: not valid YAML: a value does not fit its tag ({type(error).__name__})") from None
     if _deeper_than(data, MAX_DEPTH):
         raise BadInput(f"{where}: nested deeper than {MAX_DEPTH} levels")
-    return data
+    return data, node
 
 
 def front_matter(text: str, where: str) -> dict[str, Any]:
-    """The YAML block at the head of a model card; {} where there is none. Errors: BadInput where it is no YAML mapping."""
+    """The YAML block at the head of a model card, every scalar of it text; {} where there is none.
+
+    Tabs count as two spaces, which cards on the Hub rely on. Errors: BadInput where it is no YAML mapping.
+    """
     if not text.startswith("---"):
         return {}
     parts = re.split(r"^---\s*$", text, maxsplit=2, flags=re.MULTILINE)
     if len(parts) < 3:
         return {}
-    data = parse_yaml(parts[1], where)
+    data, _ = parse_yaml_nodes(parts[1].replace("\t", "  "), where, texts=True)
     if data is None:
         return {}
     if not isinstance(data, dict):

@@ -15,7 +15,9 @@ from quantize.errors import BadInput, StepFailed
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?")
 # Everything a conversion reads, and nothing else: no .bin beside safetensors, no original/ folder.
-WANTED = ["*.json", "*.safetensors", "tokenizer.model", "spiece.model", "*.txt", "*.jinja", "LICENSE*", "README.md"]
+WANTED = ["*.json", "*.safetensors", "tokenizer.model", "spiece.model", "*.txt", "*.jinja", "README.md"]
+# The terms, by the names of ``model_card.license_files``; the Hub's patterns tell capitals from small letters.
+WANTED += ["LICENSE*", "LICENCE*", "MODEL_LICENSE*", "COPYING*", "NOTICE*", "Notice*", "license*", "USE_POLICY*"]
 UNWANTED = ["*/*"]
 
 

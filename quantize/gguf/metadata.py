@@ -10,44 +10,48 @@ from typing import Any
 
 import gguf
 import numpy as np
-import yaml
 from gguf import GGUFValueType
 
 from quantize.checkpoint import Checkpoint
-from quantize.errors import BadInput
+from quantize.files import read_json
 from quantize.gguf.types import FileType
+from quantize.model_card import read_model_card
 
 Kvs = dict[str, tuple[Any, GGUFValueType]]
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+MAX_STEM_CHARACTERS = 160
 
 
 def load_metadata(checkpoint: Checkpoint, shapes: Iterable[tuple[str, tuple[int, ...]]]) -> gguf.Metadata:
-    """``shapes``: (GGUF name, shape) of every tensor, for the size label. Errors: BadInput where the model card is malformed."""
+    """``shapes``: (GGUF name, shape) of every tensor, for the size label.
+
+    Errors: BadInput where generation_config.json is malformed.
+    """
     writer = gguf.GGUFWriter(None, "")
     for name, shape in shapes:
         writer.add_tensor_info(name, shape, np.dtype(np.float32), 0)
     total, shared, expert, experts = writer.get_total_parameter_count()
-    try:
-        card = gguf.Metadata.load_model_card(checkpoint.folder)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise BadInput(
-            f"{checkpoint.folder / 'README.md'}: its front matter is not YAML ({_line(error)}); mend or remove it"
-        ) from None
+    card = read_model_card(checkpoint.folder).front
+    origin = checkpoint.config.get("_name_or_path")
+    config = {"_name_or_path": origin} if isinstance(origin, str) else {}
     # Only the last part of the name: where a folder lies on this machine is nobody's business. A GGUF file's own name ends in a
     # type, which the heuristic takes for a finetune; what the file says of itself is in the card.
     path = Path(checkpoint.name)
     heuristic = gguf.Metadata.apply_metadata_heuristic
-    metadata = heuristic(gguf.Metadata(), card, checkpoint.config, None if path.suffix == ".gguf" else path, total)
-    generation = gguf.Metadata.load_generation_config(checkpoint.folder)
+    metadata = heuristic(gguf.Metadata(), card, config, None if path.suffix == ".gguf" else path, total)
+    generation = checkpoint.folder / "generation_config.json"
+    settings = read_json(generation) if generation.is_file() else {}
     for field, key in (("temp", "temperature"), ("top_k", "top_k"), ("top_p", "top_p"), ("min_p", "min_p")):
-        value = generation.get(key)
-        if isinstance(value, (int, float)) and not isinstance(value, bool):
+        value = settings.get(key)
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 2**31:
             setattr(metadata, f"sampling_{field}", int(value) if field == "top_k" else float(value))
     if metadata.name is None:
         metadata.name = path.stem if path.suffix == ".gguf" else checkpoint.name
     if metadata.size_label is None and total > 0:
         metadata.size_label = gguf.size_label(total, shared, expert, experts)
-    if checkpoint.revision and not metadata.base_models:
-        organization, _, name = checkpoint.source.split("@")[0].partition("/")
+    hub_id = HUB_ID.match(checkpoint.source) if checkpoint.revision else None  # an adapter's name may follow
+    if hub_id and not metadata.base_models:
+        organization, _, name = hub_id[0].partition("/")
         url = f"https://huggingface.co/{organization}/{name}"
         metadata.base_models = [{"name": _title(name), "organization": _title(organization), "repo_url": url}]
     return metadata
@@ -55,10 +59,6 @@ def load_metadata(checkpoint: Checkpoint, shapes: Iterable[tuple[str, tuple[int,
 
 def _title(identifier: str) -> str:
     return str(gguf.Metadata.id_to_title(identifier))
-
-
-def _line(error: Exception) -> str:
-    return re.sub(r"\s+", " ", str(error))[:120]
 
 
 def general_kvs(metadata: gguf.Metadata, architecture: str, *, quantized_by: str | None) -> Kvs:
@@ -82,4 +82,8 @@ def file_name(metadata: gguf.Metadata, file_type: FileType) -> str:
     stem = gguf.naming_convention(
         metadata.name, metadata.basename, metadata.finetune, metadata.version, metadata.size_label, file_type.name
     )
-    return re.sub(r"[^\w.+-]", "-", stem).lstrip(".-") + ".gguf"
+    stem = re.sub(r"[^\w.+-]", "-", stem).lstrip(".-")
+    # The encoding at its end tells files apart; letters beyond ASCII take up to four bytes of the 255 that a name may have.
+    if len(stem.encode()) > MAX_STEM_CHARACTERS:
+        stem = f"{stem.encode()[:MAX_STEM_CHARACTERS].decode(errors='ignore')}-{file_type.name.upper()}"
+    return f"{stem or 'model'}.gguf"

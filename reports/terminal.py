@@ -40,9 +40,9 @@ def print_rows(rows: Sequence[dict[str, Any]]) -> None:
         table.add_column(title, justify="right", no_wrap=True)
     table.add_column("verified")
     for row in rows:
-        role = f" ({row['role']})" if row["role"] else ""
+        role = escape(f" ({row['role']})") if row["role"] else ""
         name = [escape(row["model"])] if several else []
-        state = row["verified"] or "–" if row["status"] == "ok" else f"[yellow]{row['status']}[/]"
+        state = escape(row["verified"] or "–") if row["status"] == "ok" else f"[yellow]{escape(row['status'])}[/]"
         table.add_row(*name, escape(row["label"]) + role, *(_cell(row, key) for key, _ in shown), state)
     out = console(markup=True)
     out.print(table)
@@ -89,7 +89,7 @@ def print_advice(advice: Advice, several: bool = False) -> None:
 def _checks(out: "Console", candidate: Candidate) -> None:
     for check in candidate.checks:
         mark = "[green]✓[/]" if check.met else "[red]✗[/]"
-        out.print(f"  {mark} {check.name}: {escape(check.arithmetic)}", highlight=False)
+        out.print(f"  {mark} {escape(check.name)}: {escape(check.arithmetic)}", highlight=False)
 
 
 def print_changes(found: Sequence[dict[str, Any]], since: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from evals.result import Subject
 from quantize.artifact import MANIFEST, Artifact, Manifest
-from quantize.checkpoint import VOCABULARY_FILES, read_safetensors_header, sha256_file
+from quantize.checkpoint import VOCABULARY_FILES, read_weights, sha256_file
 from quantize.errors import BadInput, QuantwrightError
 from quantize.gguf.reader import read_gguf
 from quantize.gguf_repository import HubGguf, find, is_gguf_name
@@ -147,10 +147,9 @@ class Typed:
             return sum(t.size_bytes for t in tensors), sum(math.prod(t.shape) for t in tensors), self.gguf.name
         sizes: dict[str, int] = {}
         total = 0
-        for path in sorted(self.path.glob("*.safetensors")):
-            for info in read_safetensors_header(path).values():
-                sizes[info.dtype] = sizes.get(info.dtype, 0) + info.parameters
-                total += info.size_bytes
+        for info in read_weights(self.path, self.config.get("transformers_weights"))[0].values():
+            sizes[info.dtype] = sizes.get(info.dtype, 0) + info.parameters
+            total += info.size_bytes
         quantization = self.config.get("quantization_config")
         if isinstance(quantization, dict):
             return total, None, str(quantization.get("quant_method", "quantized"))

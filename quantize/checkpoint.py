@@ -6,10 +6,8 @@ is read when asked for. Nothing from a checkpoint is executed: no pickle, no rem
 
 import hashlib
 import json
-import math
 import os
 import re
-import struct
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -19,76 +17,27 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from quantize.checkpoint_config import check_sizes, read_config
 from quantize.errors import BadInput, StepFailed, Unsupported
-from quantize.files import read_json
+from quantize.safetensors_header import DTYPE_BYTES, TensorInfo, read_raw, read_safetensors_header
+from quantize.terminal import printable
+from quantize.weight_files import read_weights
 
 if TYPE_CHECKING:
     import torch
 
-DTYPE_BYTES = {
-    "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1,
-    "U16": 2, "U32": 4, "U64": 8, "F8_E4M3": 1, "F8_E5M2": 1,
-}  # fmt: skip
+__all__ = ["DTYPE_BYTES", "Checkpoint", "TensorInfo", "read_safetensors_header", "read_weights"]  # what others find here
+
 FLOAT_DTYPES = ("F64", "F32", "F16", "BF16")
-MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors format itself
 
 # Files that make up a tokenizer, and the other small files that belong to a model as served.
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
     "vocab.json", "merges.txt", "chat_template.jinja", "chat_template.json", "spiece.model", "vocab.txt",
 )  # fmt: skip
+#: ends of names of the buffers that may be stored as whole numbers or truth values: causal masks, positions, counters
+BUFFERS = (".attention.bias", ".attn.bias", ".masked_bias", ".position_ids", ".num_batches_tracked")
 VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
-
-
-@dataclass(frozen=True)
-class TensorInfo:
-    """Where one tensor lies: ``offset`` counts from the start of ``file``; ``dtype`` is safetensors' name for it."""
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: str
-    file: Path
-    offset: int
-    size_bytes: int
-
-    @property
-    def parameters(self) -> int:
-        return math.prod(self.shape)
-
-
-def read_safetensors_header(path: Path) -> dict[str, TensorInfo]:
-    """The tensors of one safetensors file. Errors: BadInput where the file is truncated or its header inconsistent."""
-    size = path.stat().st_size
-    with open(path, "rb") as file:
-        prefix = file.read(8)
-        if len(prefix) < 8:
-            raise BadInput(f"{path}: truncated: {size} bytes, not even a safetensors header; fetch the file again")
-        (length,) = struct.unpack("<Q", prefix)
-        if length > min(size - 8, MAX_HEADER_BYTES):
-            raise BadInput(
-                f"{path}: truncated or not safetensors: header of {length} bytes in a file of {size}; fetch the file again"
-            )
-        try:
-            header = json.loads(file.read(length))
-        except ValueError:
-            raise BadInput(f"{path}: its safetensors header is not JSON; fetch the file again") from None
-    if not isinstance(header, dict):
-        raise BadInput(f"{path}: its safetensors header is not an object; fetch the file again")
-    header.pop("__metadata__", None)
-    tensors = {}
-    for name, entry in header.items():
-        try:
-            dtype, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
-        except (KeyError, TypeError, ValueError):
-            raise BadInput(f"{path}: malformed header entry for tensor {name}; fetch the file again") from None
-        if dtype in DTYPE_BYTES and math.prod(shape) * DTYPE_BYTES[dtype] != end - begin:
-            raise BadInput(f"{path}: tensor {name} of shape {list(shape)} {dtype} does not fill its {end - begin} bytes")
-        if begin < 0 or 8 + length + end > size:
-            raise BadInput(
-                f"{path}: truncated: tensor {name} ends at byte {8 + length + end}, the file has {size}; fetch the file again"
-            )
-        tensors[name] = TensorInfo(name, shape, dtype, path, 8 + length + begin, end - begin)
-    return tensors
 
 
 def bfloat16_to_float32(raw: np.ndarray) -> np.ndarray:
@@ -98,7 +47,10 @@ def bfloat16_to_float32(raw: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """``source`` is the path or Hub id as the person typed it; ``revision`` the pinned commit of a Hub model, else None."""
+    """``source`` is the path or Hub id as the person typed it; ``revision`` the pinned commit of a Hub model, else None.
+
+    ``left_alone``: names of .safetensors beside the model's. ``usual_files``: its weights lie where transformers looks for them.
+    """
 
     folder: Path
     source: str
@@ -106,6 +58,8 @@ class Checkpoint:
     config: dict[str, Any]
     tensors: Mapping[str, TensorInfo]
     trust_remote_code: bool = False
+    left_alone: tuple[str, ...] = ()
+    usual_files: bool = True
     _digests: dict[str, str] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
@@ -118,25 +72,23 @@ class Checkpoint:
         from quantize.hub import resolve_model
 
         folder, revision = resolve_model(str(model))
-        config = _read_config(folder)
-        if "quantization_config" in config:
-            method = (config["quantization_config"] or {}).get("quant_method", "unknown")
-            raise Unsupported(
-                f"{model}: already quantized ({method}); quantize from the original full-precision checkpoint instead"
-            )
+        config = read_config(folder)
+        for part in (config, config.get("text_config") or {}):
+            if part.get("quantization_config"):
+                method = printable(part["quantization_config"].get("quant_method", "unknown"), 40)
+                raise Unsupported(
+                    f"{model}: already quantized ({method}); quantize from the original full-precision checkpoint instead"
+                )
         if "auto_map" in config and not trust_remote_code and not _known_to_transformers(config):
             raise Unsupported(
                 f"{model}: its architecture needs code from the checkpoint (auto_map in config.json); "
                 "nothing from a checkpoint is executed unless you pass --trust-remote-code"
             )
-        tensors = _read_tensor_index(folder)
-        for info in tensors.values():
-            if info.dtype not in FLOAT_DTYPES and info.parameters > 1 and info.dtype.startswith(("F8", "U8", "I8")):
-                raise Unsupported(
-                    f"{model}: tensor {info.name} is stored as {info.dtype}, so the checkpoint is already quantized; "
-                    "start from a full-precision one"
-                )
-        checkpoint = cls(folder, str(model), revision, config, tensors, trust_remote_code)
+        # what it named is read here; an artifact's weights are under the usual names
+        tensors, weights = read_weights(folder, config.pop("transformers_weights", None))
+        _check_types(str(model), tensors)
+        check_sizes(config, tensors, str(folder / "config.json"))
+        checkpoint = cls(folder, str(model), revision, config, tensors, trust_remote_code, weights.left_alone, weights.usual)
         if tokenizer and not any((folder / name).is_file() for name in VOCABULARY_FILES):
             raise BadInput(
                 f"{model}: no tokenizer (expected tokenizer.json or tokenizer.model in {folder}); "
@@ -165,10 +117,11 @@ class Checkpoint:
 
     @cached_property
     def dtype(self) -> str:
-        """The dtype that most weights are stored in, as safetensors names it."""
+        """The dtype that most weights are stored in, as safetensors names it; masks and counters are no weights."""
         sizes: dict[str, int] = {}
         for info in self.tensors.values():
-            sizes[info.dtype] = sizes.get(info.dtype, 0) + info.parameters
+            if info.dtype in FLOAT_DTYPES:
+                sizes[info.dtype] = sizes.get(info.dtype, 0) + info.parameters
         return max(sizes, key=lambda dtype: sizes[dtype])
 
     @property
@@ -198,14 +151,7 @@ class Checkpoint:
 
     def read(self, name: str) -> np.ndarray:
         """Raw data of one tensor, BF16 as uint16 bit patterns. Memory-mapped: nothing is copied until used."""
-        info = self.tensors[name]
-        numpy_dtype = {
-            "F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": np.uint16, "I64": np.int64, "I32": np.int32,
-            "I16": np.int16, "I8": np.int8, "U8": np.uint8, "BOOL": np.bool_,
-        }[info.dtype]  # fmt: skip
-        if info.parameters == 0:
-            return np.empty(info.shape, numpy_dtype)
-        return np.memmap(info.file, dtype=numpy_dtype, mode="r", offset=info.offset, shape=info.shape or (1,)).reshape(info.shape)
+        return read_raw(self.tensors[name])
 
     def read_float32(self, name: str) -> np.ndarray:
         """One tensor as float32. Errors: StepFailed where it holds NaN or Inf."""
@@ -279,40 +225,24 @@ def _sha256_loop(file: Any) -> str:
     return digest.hexdigest()
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
-    path = folder / "config.json"
-    if not path.is_file():
-        raise BadInput(f"{folder}: no config.json, so not a Hugging Face checkpoint; give the folder that holds it")
-    return read_json(path)
-
-
-def _read_tensor_index(folder: Path) -> dict[str, TensorInfo]:
-    index_path = folder / "model.safetensors.index.json"
-    tensors: dict[str, TensorInfo] = {}
-    if index_path.is_file():
-        try:
-            weight_map = json.loads(index_path.read_text(encoding="utf-8"))["weight_map"]
-            shards = sorted(set(weight_map.values()))
-        except (ValueError, KeyError, TypeError, AttributeError):
-            raise BadInput(f"{index_path}: not a safetensors index (no weight_map); fetch the file again") from None
-        for shard in shards:
-            if not (folder / shard).is_file():
-                raise BadInput(f"{folder}: {index_path.name} names {shard}, which is missing; fetch that shard")
-            tensors.update(read_safetensors_header(folder / shard))
-        missing = sorted(set(weight_map) - set(tensors))
-        if missing:
-            raise BadInput(f"{folder}: {index_path.name} names tensor {missing[0]}, which no shard holds; fetch the shards again")
-    else:
-        for path in sorted(folder.glob("*.safetensors")):
-            tensors.update(read_safetensors_header(path))
-    if not tensors:
-        if any(folder.glob("*.bin")) or any(folder.glob("*.pt")) or any(folder.glob("*.pth")):
-            raise BadInput(
-                f"{folder}: holds pickle weights only (.bin), which can run code when opened; "
-                "convert them to safetensors first (the Hub's convert space, or save_pretrained in a sandbox)"
+def _check_types(model: str, tensors: Mapping[str, TensorInfo]) -> None:
+    """Errors: Unsupported where weights are not stored as floats, BadInput where there are none."""
+    for name, info in tensors.items():
+        if info.dtype in FLOAT_DTYPES or info.parameters <= 1 or info.dtype == "BOOL" or name.endswith(BUFFERS):
+            continue
+        packed = name.endswith((".qweight", ".qzeros", ".weight_packed", ".scales"))
+        if packed or info.dtype.startswith(("F4", "F6", "F8", "U8", "I8")):
+            raise Unsupported(
+                f"{model}: tensor {name} is stored as {info.dtype}, so the checkpoint is already quantized; "
+                "start from a full-precision one"
             )
-        raise BadInput(f"{folder}: no .safetensors weights; fetch the whole checkpoint")
-    return tensors
+        if info.dtype in ("I16", "U16", "C64") or name.endswith((".weight", ".bias", "_proj")):
+            raise Unsupported(
+                f"{model}: tensor {name} is stored as {info.dtype}; expected a weight in {', '.join(FLOAT_DTYPES)}; "
+                "fetch the file again, or start from a full-precision checkpoint"
+            )
+    if not any(info.dtype in FLOAT_DTYPES and info.parameters for info in tensors.values()):
+        raise BadInput(f"{model}: its files hold no weights; fetch the whole checkpoint")
 
 
 def _known_to_transformers(config: dict[str, Any]) -> bool:

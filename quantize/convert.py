@@ -25,6 +25,7 @@ from quantize.methods import Conversion, Method
 from quantize.model_card import CARD, ModelCard, license_files, read_model_card
 from quantize.recipe import CalibrationOptions, Recipe, RunOptions, parse_recipe
 from quantize.registry import method as find_method
+from quantize.terminal import printable
 
 VERIFY_LEVELS = ("full", "tensors", "none")
 
@@ -179,9 +180,22 @@ def _manifest(
         files=files,
         weight_bytes=conversion.weight_bytes,
         bits_per_weight=8 * conversion.weight_bytes / parameters,
-        notes=(*conversion.notes, *(Note(tensor=CARD, what=what, why=why) for what, why in card.remarks)),
+        notes=(
+            *conversion.notes,
+            *(Note(tensor=CARD, what=what, why=why) for what, why in card.remarks),
+            *_left_alone(checkpoint),
+        ),
         details=conversion.details,
         runtime=method.runtime,
         loads_in=method.loads_in,
         verification=verification,
     )
+
+
+def _left_alone(checkpoint: Checkpoint) -> list[Note]:
+    """A note for every file of tensors beside the model's own."""
+    read = ", ".join(sorted({info.file.name for info in checkpoint.tensors.values()})[:3])
+    return [
+        Note(tensor="*", what=f"left alone: {printable(name, 200)}", why=f"the model's weights are in {read}")
+        for name in checkpoint.left_alone
+    ]

@@ -58,10 +58,10 @@ def read_json(path: Path, limit: int = MAX_JSON_BYTES) -> dict[str, Any]:
     return data
 
 
-def parse_json(raw: bytes, where: str) -> Any:
-    """JSON of bounded size and depth, its strings valid Unicode. Errors: BadInput, naming ``where``."""
-    if raw.count(b",") + raw.count(b"[") + raw.count(b"{") > MAX_JSON_ITEMS:
-        raise BadInput(f"{where}: more than {MAX_JSON_ITEMS:,} entries; fetch the file again")
+def parse_json(raw: bytes, where: str, items: int = MAX_JSON_ITEMS) -> Any:
+    """JSON of at most ``items`` entries and bounded depth, its strings valid Unicode. Errors: BadInput, naming ``where``."""
+    if raw.count(b",") + raw.count(b"[") + raw.count(b"{") > items:
+        raise BadInput(f"{where}: more than {items:,} entries; fetch the file again")
     try:
         data = json.loads(raw.decode("utf-8-sig"))
     except RecursionError:

@@ -7,8 +7,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from quantize.checkpoint_config import read_config
 from quantize.errors import BadInput, StepFailed, Unsupported
 from quantize.hf.quiet import quiet
+from quantize.weight_files import weight_files
 
 if TYPE_CHECKING:
     import torch
@@ -17,20 +19,6 @@ if TYPE_CHECKING:
 QUANTO_MAP = "quanto_qmap.json"
 #: a threshold of LLM.int8() that all but zeros reach (0 would switch the treatment of outliers off)
 EVERY_ACTIVATION = 1e-30
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """config.json as it stands. Errors: BadInput where there is none or it is not JSON."""
-    path = folder / "config.json"
-    if not path.is_file():
-        raise BadInput(f"{folder}: no config.json, so nothing transformers can open; give a checkpoint or an artifact folder")
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise BadInput(f"{path}: not valid JSON ({error}); fetch the file again") from None
-    if not isinstance(config, dict):
-        raise BadInput(f"{path}: expected a JSON object; fetch the file again")
-    return config
 
 
 def storage_format(folder: Path, config: dict[str, Any]) -> str:
@@ -181,11 +169,11 @@ def load_quanto(folder: Path, dtype: str, device: str) -> "PreTrainedModel":
 
 
 def _read_state(folder: Path, dtype: "torch.dtype") -> "dict[str, torch.Tensor]":
-    """Every tensor under ``folder``; the floating ones in ``dtype``, but quantized data (float8 too) as it is."""
+    """The model's tensors in ``folder``; the floating ones in ``dtype``, but quantized data (float8 too) as it is."""
     from safetensors.torch import load_file
 
     state: dict[str, Any] = {}
-    for path in sorted(folder.glob("*.safetensors")):
+    for path in weight_files(folder).files:
         state.update(load_file(path))
     return {
         name: tensor.to(dtype) if tensor.is_floating_point() and not name.endswith("._data") else tensor

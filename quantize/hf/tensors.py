@@ -12,26 +12,21 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from quantize.checkpoint import DTYPE_BYTES, TensorInfo, bfloat16_to_float32, read_safetensors_header
+from quantize.checkpoint import bfloat16_to_float32
+from quantize.safetensors_header import DTYPE_BYTES, TensorInfo, read_raw
+from quantize.weight_files import INDEX, read_weights
 
 if TYPE_CHECKING:
     import torch
 
 SHARD_BYTES = 5 * 10**9
-INDEX = "model.safetensors.index.json"
-NUMPY_DTYPES = {
-    "F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": np.uint16, "I64": np.int64, "I32": np.int32, "I16": np.int16,
-    "I8": np.int8, "U8": np.uint8, "BOOL": np.bool_, "F8_E4M3": np.uint8, "F8_E5M2": np.uint8,
-}  # fmt: skip
 
 
 class StoredTensors:
-    """The tensors of every ``.safetensors`` under one folder."""
+    """The model's tensors in one folder (``quantize.weight_files`` says in which files). Errors: BadInput."""
 
     def __init__(self, folder: Path):
-        self.info: dict[str, TensorInfo] = {}
-        for path in sorted(folder.glob("*.safetensors")):
-            self.info.update(read_safetensors_header(path))
+        self.info: dict[str, TensorInfo] = read_weights(folder)[0]
 
     def __contains__(self, name: object) -> bool:
         return name in self.info
@@ -41,11 +36,7 @@ class StoredTensors:
 
     def raw(self, name: str) -> np.ndarray:
         """Stored bits: bfloat16 as uint16, float8 as uint8. Errors: KeyError."""
-        info = self.info[name]
-        dtype = NUMPY_DTYPES[info.dtype]
-        if info.parameters == 0:
-            return np.empty(info.shape, dtype)
-        return np.memmap(info.file, dtype=dtype, mode="r", offset=info.offset, shape=info.shape or (1,)).reshape(info.shape)
+        return read_raw(self.info[name])
 
     def float32(self, name: str) -> np.ndarray:
         """A floating tensor's values, exact except for F64."""

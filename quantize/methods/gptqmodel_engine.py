@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from quantize.artifact import Note
-from quantize.checkpoint import Checkpoint, read_safetensors_header
+from quantize.checkpoint import Checkpoint, read_weights
 from quantize.errors import QuantwrightError, StepFailed
 from quantize.recipe import RunOptions
 
@@ -315,9 +315,7 @@ def write_checkpoint(
     import torch
     from safetensors import safe_open
 
-    infos = {
-        name: info for path in sorted(run.folder.glob("*.safetensors")) for name, info in read_safetensors_header(path).items()
-    }
+    infos, _ = read_weights(run.folder)
     packed = {name.removesuffix(".qweight") for name in infos if name.endswith(".qweight")}
     names = [name for name in sorted(infos) if name in checkpoint.tensors or name.rpartition(".")[0] in packed]
     missing = sorted(set(checkpoint.tensors) - set(names) - {f"{base}.weight" for base in packed})
@@ -386,5 +384,4 @@ class _ShardWriter:
 
 def stored_tensors(stage: Path) -> Checkpoint:
     """The safetensors under ``stage``, readable tensor by tensor, whatever else is or is not there yet."""
-    tensors = {name: info for path in sorted(stage.glob("*.safetensors")) for name, info in read_safetensors_header(path).items()}
-    return Checkpoint(stage, str(stage), None, {}, tensors)
+    return Checkpoint(stage, str(stage), None, {}, read_weights(stage)[0])

@@ -45,13 +45,20 @@ def poison(value: float) -> Break:
 
 
 def missing_shard(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")
     index = {"metadata": {}, "weight_map": {"lm_head.weight": "model-00002-of-00002.safetensors"}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
 
 
 def index_names_unknown_tensor(folder: Path) -> None:
-    index = {"metadata": {}, "weight_map": {"no.such.weight": "model.safetensors"}}
+    (folder / "model.safetensors").rename(folder / "weights.safetensors")
+    index = {"metadata": {}, "weight_map": {"no.such.weight": "weights.safetensors"}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def index_is_no_json(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00001.safetensors")
+    (folder / "model.safetensors.index.json").write_text("x")
 
 
 def pickle_only(folder: Path) -> None:
@@ -107,9 +114,7 @@ CHECKPOINTS: dict[str, tuple[Break, str, int, tuple[str, ...]]] = {
     "shape does not fill its bytes": (wrong_offsets, "bfloat16", 2, ("does not fill",)),
     "missing shard": (missing_shard, "bfloat16", 2, ("model-00002-of-00002.safetensors", "missing")),
     "index names an unknown tensor": (index_names_unknown_tensor, "bfloat16", 2, ("no.such.weight",)),
-    "index is not JSON": (
-        lambda f: (f / "model.safetensors.index.json").write_text("x"), "bfloat16", 2, ("index", "weight_map"),
-    ),
+    "index is not JSON": (index_is_no_json, "bfloat16", 2, ("index", "not valid JSON")),
     "pickle weights only": (pickle_only, "bfloat16", 2, ("pickle", "safetensors")),
     "no weights at all": (lambda f: (f / "model.safetensors").unlink(), "bfloat16", 2, ("no .safetensors weights",)),
     "already quantized (GPTQ)": (

@@ -12,6 +12,8 @@ class Hyperparameters:
 
     def __init__(self, config: Mapping[str, Any], defaults: Mapping[str, Any], source: str = "config.json"):
         self.config = {**defaults, **{key: value for key, value in config.items() if value is not None or key not in defaults}}
+        if not self.config.get("head_dim", 1):  # 0 says as little as null
+            del self.config["head_dim"]
         self.source = source
 
     def find(self, *names: str) -> Any:

@@ -4,7 +4,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 # llama.cpp is compiled at install (llama-cpp-python ships sources only): the library alone, without its tools and server.
-LLAMA_CPP := -DLLAVA_BUILD=OFF -DLLAMA_BUILD_COMMON=OFF -DLLAMA_BUILD_TOOLS=OFF -DLLAMA_BUILD_SERVER=OFF
+LLAMA_CPP := CMAKE_BUILD_PARALLEL_LEVEL=$$(nproc) CMAKE_ARGS="-DLLAVA_BUILD=OFF -DLLAMA_BUILD_COMMON=OFF -DLLAMA_BUILD_TOOLS=OFF -DLLAMA_BUILD_SERVER=OFF"
 
 .PHONY: demo test test-long lint setup clean
 
@@ -26,15 +26,23 @@ lint: setup
 
 setup: .venv/installed
 
-.venv/installed: pyproject.toml constraints.txt
+# Files are checked against their sha256 where those are known; elsewhere the versions alone are pinned.
+HASHED := $(shell $(PYTHON) -c "import platform, sys; print(sys.version_info[:2] == (3, 11) and platform.system() + platform.machine() == 'Linuxx86_64' and sys.implementation.name == 'cpython')" 2>/dev/null)
+
+.venv/installed: pyproject.toml quantize/constraints.txt requirements.lock
 	@echo "== 1/4 environment in .venv"
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info[:2] < (3, 10) and 'Python 3.10 or newer is needed (3.11 is what the pins were tested with)')"
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --upgrade pip
-	@echo "== 2/4 PyTorch (about a minute)"
-	$(BIN)/python -m pip install -c constraints.txt torch
-	@echo "== 3/4 the other packages; llama.cpp is compiled here, which takes 4 to 10 minutes on 2 cores"
-	CMAKE_ARGS="$(LLAMA_CPP)" CMAKE_BUILD_PARALLEL_LEVEL=$$(nproc) $(BIN)/python -m pip install -c constraints.txt -e '.[dev]'
+	@echo "== 2/4 packages, each against its sha256; llama.cpp is compiled here, which takes 4 to 10 minutes on 2 cores"
+ifeq ($(HASHED),True)
+	$(LLAMA_CPP) $(BIN)/python -m pip install --no-deps --require-hashes -r requirements.lock
+else
+	@echo "   no sha256 are known for this Python and system: by version alone"
+	$(BIN)/python -m pip install -c quantize/constraints.txt torch
+endif
+	@echo "== 3/4 this project, and what its packages need besides (CUDA's libraries for torch's CUDA build)"
+	$(LLAMA_CPP) $(BIN)/python -m pip install -c quantize/constraints.txt -e '.[dev]'
 	@echo "== 4/4 compute kernels of quanto and GPTQModel, compiled once (1 to 3 minutes)"
 	$(BIN)/python -m quantize.kernels
 	touch $@

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from evals.task_data import SUITES, leaves, with_data
 from quantize.errors import BadInput
+from quantize.packages import install_command
 
 if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager
@@ -280,7 +281,7 @@ def task_manager(names: bool) -> "TaskManager":
     try:
         from lm_eval.tasks import TaskManager
     except ImportError:
-        raise BadInput("--tasks needs lm-eval: pip install 'quantwright[tasks]'") from None
+        raise BadInput(f"--tasks needs lm-eval; install with: {install_command('tasks')}") from None
     return TaskManager(include_defaults=names)
 
 

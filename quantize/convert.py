@@ -23,6 +23,7 @@ from quantize.checkpoint import Checkpoint
 from quantize.errors import BadInput, StepFailed, Unsupported
 from quantize.methods import Conversion, Method
 from quantize.model_card import CARD, ModelCard, license_files, read_model_card
+from quantize.packages import install_command
 from quantize.recipe import CalibrationOptions, Recipe, RunOptions, parse_recipe
 from quantize.registry import method as find_method
 from quantize.terminal import printable
@@ -82,7 +83,7 @@ def require(recipe: Recipe) -> Method:
     method = find_method(recipe.method)
     missing = missing_packages(method)
     if missing:
-        raise Unsupported(f"{recipe.short}: needs {', '.join(missing)}; install with: {install_command(method)}")
+        raise Unsupported(f"{recipe.short}: needs {', '.join(missing)}; install with: {install_command(method.extra, missing)}")
     return method
 
 
@@ -90,10 +91,6 @@ def missing_packages(method: Method) -> list[str]:
     from importlib.util import find_spec
 
     return [distribution for distribution, module in method.needs if find_spec(module) is None]
-
-
-def install_command(method: Method) -> str:
-    return f"pip install -c constraints.txt 'quantwright[{method.extra}]'" if method.extra else "pip install quantwright"
 
 
 def check(method: Method, checkpoint: Checkpoint, recipe: Recipe) -> None:

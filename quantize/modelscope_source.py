@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from quantize.errors import BadInput, StepFailed
+from quantize.packages import install_command
 
 PREFIX = "modelscope:"
 NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
@@ -25,9 +26,7 @@ def snapshot(model: str, wanted: Sequence[str], unwanted: Sequence[str]) -> tupl
     try:
         from modelscope.hub.snapshot_download import snapshot_download
     except ImportError:
-        raise BadInput(
-            f"{model}: needs ModelScope's library; install with: pip install -c constraints.txt 'quantwright[modelscope]'"
-        ) from None
+        raise BadInput(f"{model}: needs ModelScope's library; install with: {install_command('modelscope')}") from None
     name, _, revision = inner.partition("@")
     try:
         folder = snapshot_download(name, revision=revision or None, allow_patterns=list(wanted), ignore_patterns=list(unwanted))

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from quantize.packages import install_command
 from reports.charts import Point, Scatter, Strip, StripChart, scatter, standalone, strips
 from reports.format import change, heading, interval, number, unit
 from reports.labels import Box, place_labels
@@ -153,7 +154,7 @@ def write_pngs(group: Group, folder: Path, prefix: str = "") -> tuple[list[Path]
     except ImportError:
         return (
             [],
-            "no PNG files: matplotlib is not installed (pip install 'quantwright[plots]'); the SVG files hold the same plots",
+            f"no PNG files: matplotlib is not installed ({install_command('plots')}); the SVG files hold the same plots",
         )
     folder.mkdir(parents=True, exist_ok=True)
     files = []

@@ -3,6 +3,7 @@
 import click
 
 from quantize.commands import emit_json, say
+from quantize.packages import install_command
 from quantize.terminal import console
 
 
@@ -12,7 +13,7 @@ def methods(as_json: bool) -> None:
     """List every recipe, what it needs, and whether it can run here."""
     from rich.table import Table
 
-    from quantize.convert import install_command, missing_packages
+    from quantize.convert import missing_packages
     from quantize.recipe import parse_recipe
     from quantize.registry import METHODS, method
 
@@ -22,7 +23,8 @@ def methods(as_json: bool) -> None:
         engine = method(name)
         missing = missing_packages(engine)
         needs = ", ".join(distribution for distribution, _ in engine.needs) or "nothing more"
-        state = "yes" if not missing else f"no: {install_command(engine)}"
+        install = install_command(engine.extra, missing) if missing else None
+        state = f"no: {install}" if install else "yes"
         for short in engine.presets:
             recipe = parse_recipe(short)
             calibrated = " + calibration text" if recipe.calibrated else ""
@@ -35,7 +37,7 @@ def methods(as_json: bool) -> None:
                     "needs": [distribution for distribution, _ in engine.needs],
                     "missing": missing,
                     "available": not missing,
-                    "install": install_command(engine) if missing else None,
+                    "install": install,
                     "calibrated": recipe.calibrated,
                     "parameters": recipe.canonical,
                     "loads_in": list(engine.loads_in),
@@ -64,7 +66,7 @@ def doctor(as_json: bool) -> int:
     compiler = shutil.which("g++") or shutil.which("c++")
     add("C++ compiler", compiler is not None, compiler or "missing: quanto's and gptqmodel's CPU kernels are built on first use")
     ninja = shutil.which("ninja")
-    add("ninja", ninja is not None, ninja or "missing: pip install ninja")
+    add("ninja", ninja is not None, ninja or f"missing: {install_command('', ['ninja'])}")
     add("llama.cpp", *_llamacpp())
     import torch
 
@@ -104,7 +106,7 @@ def _package(distribution: str, extra: str) -> tuple[bool, str]:
     try:
         return True, metadata.version(distribution)
     except metadata.PackageNotFoundError:
-        return False, f"missing: pip install -c constraints.txt 'quantwright[{extra}]'" if extra else "missing"
+        return False, f"missing: {install_command(extra, [distribution])}"
 
 
 def _llamacpp() -> tuple[bool, str]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from quantize.checkpoint_config import read_config
 from quantize.errors import BadInput, StepFailed, Unsupported
 from quantize.hf.quiet import quiet
+from quantize.packages import install_command
 from quantize.weight_files import weight_files
 
 if TYPE_CHECKING:
@@ -143,9 +144,7 @@ def load_quanto(folder: Path, dtype: str, device: str) -> "PreTrainedModel":
         try:
             from optimum.quanto import requantize
         except ImportError:
-            raise Unsupported(
-                f"{folder}: is an optimum-quanto model; install with: pip install -c constraints.txt 'quantwright[quanto]'"
-            ) from None
+            raise Unsupported(f"{folder}: is an optimum-quanto model; install with: {install_command('quanto')}") from None
         try:
             mapping = json.loads((folder / QUANTO_MAP).read_text(encoding="utf-8"))
             with init_empty_weights():  # parameters only: buffers that no file holds (rotary frequencies) stay real

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from quantize.errors import BadInput, StepFailed
+from quantize.packages import install_command
 
 Found = TypeVar("Found")
 
@@ -48,9 +49,7 @@ class Bucket:
             self._files, root = url_to_fs(url, **({"auto_mkdir": True} if protocol in ("file", "local") else {}))
         except ImportError as error:
             if protocol in ("s3", "s3a"):
-                raise BadInput(
-                    f"{option} {url}: needs s3fs; install with: pip install -c constraints.txt 'quantwright[s3]'"
-                ) from None
+                raise BadInput(f"{option} {url}: needs s3fs; install with: {install_command('s3')}") from None
             raise BadInput(f"{option} {url}: {_line(error)}") from None
         except ValueError as error:
             raise BadInput(f"{option} {url}: {_line(error)}; give a URL such as s3://bucket/prefix") from None

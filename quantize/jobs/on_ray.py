@@ -27,6 +27,7 @@ from quantize.jobs.ray_step import Carrier, RayStep
 from quantize.jobs.ray_task import Ended, Order, local_digest, run_order
 from quantize.jobs.spec import Job
 from quantize.jobs.steps import Step, device, step_threads
+from quantize.packages import install_command
 
 #: What a step may need to know of the environment in which the job was started.
 FORWARDED = ("HF_", "MODELSCOPE_", "QUANTWRIGHT_")
@@ -233,7 +234,7 @@ def _connect(address: str | None) -> None:
         import ray
         import ray.util.scheduling_strategies
     except ImportError:
-        raise BadInput("--executor ray: needs Ray; install with: pip install -c constraints.txt 'quantwright[ray]'") from None
+        raise BadInput(f"--executor ray: needs Ray; install with: {install_command('ray')}") from None
     address = address or os.environ.get("RAY_ADDRESS")
     if address and "://" in address:
         raise BadInput(

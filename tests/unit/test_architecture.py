@@ -14,16 +14,16 @@ PACKAGES = ("quantize", "evals", "benchmarks", "reports")
 ALLOWED = {
     "reports": (
         "reports", "evals.result", "evals.statistics", "quantize.artifact", "quantize.errors", "quantize.commands",
-        "quantize.files", "quantize.terminal",
+        "quantize.files", "quantize.packages", "quantize.terminal",
     ),
     "benchmarks": (
-        "quantize.files", "quantize.terminal",
+        "quantize.files", "quantize.packages", "quantize.terminal",
         "benchmarks", "evals.result", "quantize.artifact", "quantize.runtimes", "quantize.errors", "quantize.recipe",
         "quantize.checkpoint", "quantize.commands", "quantize.process", "quantize.calibration", "evals.subjects",
         "quantize.gguf.reader", "quantize.gguf_repository", "quantize.jobs",
     ),
     "evals": (
-        "quantize.files", "quantize.terminal",
+        "quantize.files", "quantize.packages", "quantize.terminal",
         "evals", "quantize.artifact", "quantize.checkpoint", "quantize.recipe", "quantize.runtimes", "quantize.errors",
         "quantize.tokenizer", "quantize.calibration", "quantize.commands", "quantize.convert", "quantize.hub", "quantize.process",
         "quantize.registry", "quantize.gguf.reader", "quantize.gguf.families",
@@ -93,3 +93,4 @@ def test_wheel_holds_the_four_packages_and_the_demo(tmp_path: Path) -> None:
     assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {*PACKAGES, "demo"}
     assert "demo/checkpoint/model.safetensors" in names
     assert "demo/job.yaml" in names
+    assert "quantize/constraints.txt" in names  # hints name it

@@ -35,8 +35,12 @@ TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
     "vocab.json", "merges.txt", "chat_template.jinja", "chat_template.json", "spiece.model", "vocab.txt",
 )  # fmt: skip
-#: ends of names of the buffers that may be stored as whole numbers or truth values: causal masks, positions, counters
-BUFFERS = (".attention.bias", ".attn.bias", ".masked_bias", ".position_ids", ".num_batches_tracked")
+#: ends of names of what old checkpoints store though a model computes it anew as it is loaded: rotary frequencies, causal masks
+#: (as numbers, bytes or truth values), positions, counters
+BUFFERS = (
+    ".inv_freq", ".cos_cached", ".sin_cached", ".attn.bias", ".attention.bias", ".masked_bias", ".position_ids",
+    ".num_batches_tracked",
+)  # fmt: skip
 VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
 
 
@@ -112,8 +116,8 @@ class Checkpoint:
 
     @cached_property
     def parameters(self) -> int:
-        """Number of weights stored, a tied embedding counted once."""
-        return sum(info.parameters for info in self.tensors.values())
+        """Number of weights stored, a tied embedding counted once; buffers are none."""
+        return sum(info.parameters for name, info in self.tensors.items() if not name.endswith(BUFFERS))
 
     @cached_property
     def dtype(self) -> str:

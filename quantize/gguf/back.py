@@ -101,7 +101,7 @@ def plan_back(file: GgufFile, config: dict[str, Any]) -> list[Mapped]:
     checkpoint = Checkpoint(file.path.parent, str(file.path), None, config, headers)
     family: Family = import_module(f"quantize.gguf.families.{KNOWN[architecture]}").family(checkpoint)
     h = Hyperparameters(config, family.defaults, str(file.path))
-    tied = family.output_required and config["tie_word_embeddings"]
+    tied = family.head == "required" and config["tie_word_embeddings"]
     for rule, layer in _rules(family, h.layers):
         for suffix in (*rule.suffixes, *rule.optional):
             name = target_name(rule, suffix, layer)

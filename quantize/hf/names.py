@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from quantize.artifact import Note
-from quantize.checkpoint import Checkpoint
+from quantize.checkpoint import BUFFERS, Checkpoint
 from quantize.errors import Unsupported
 from quantize.hf.load import torch_dtype
 from quantize.hf.plain_decoders import parameters
@@ -13,8 +13,7 @@ from quantize.hf.quiet import quiet
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-#: buffers that old checkpoints carry and transformers computes by itself
-IGNORED = ("rotary_emb.inv_freq", "rotary_pos_emb.inv_freq", ".attn.masked_bias", ".attn.bias", ".attention.masked_bias")
+IGNORED = BUFFERS
 HEAD, EMBEDDING = "lm_head", "model.embed_tokens.weight"  # of the decoders that need not be built
 
 

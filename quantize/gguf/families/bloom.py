@@ -2,7 +2,7 @@
 
 from quantize.checkpoint import Checkpoint
 from quantize.gguf.families.config import Hyperparameters
-from quantize.gguf.families.decoder import F32, U32, Family, KVs, Rule, plain
+from quantize.gguf.families.decoder import F32, HEAD, U32, Family, KVs, Rule, plain
 from quantize.gguf.families.gptneox import by_head
 
 
@@ -32,10 +32,10 @@ FAMILY = Family(
         Rule("token_embd", "transformer.word_embeddings"),
         plain("token_embd_norm", "transformer.word_embeddings_layernorm"),
         plain("output_norm", "transformer.ln_f"),
-        Rule("output", "lm_head", suffixes=(), optional=(".weight",)),
+        HEAD,
     ),
     kvs=kvs,
-    defaults={"layer_norm_epsilon": 1e-5},
+    defaults={"layer_norm_epsilon": 1e-5, "tie_word_embeddings": True},
     prefix="transformer.",
 )
 

@@ -4,11 +4,11 @@ from quantize.artifact import Note
 from quantize.checkpoint import Checkpoint
 from quantize.errors import Unsupported
 from quantize.gguf.families.config import Hyperparameters
-from quantize.gguf.families.decoder import ATTENTION, F32, MLP, STRING, U32, Family, KVs, Rule, common_kvs
+from quantize.gguf.families.decoder import ATTENTION, F32, HEAD, MLP, STRING, U32, Family, KVs, Rule, common_kvs
 from quantize.gguf.families.gemma import layer_types
 
 NORM = Rule("blk.{i}.attn_norm", "model.layers.{i}.input_layernorm")
-ENDS = (Rule("token_embd", "model.embed_tokens"), Rule("output_norm", "model.norm"))
+ENDS = (Rule("token_embd", "model.embed_tokens"), Rule("output_norm", "model.norm"), HEAD)
 
 
 def many_layers(h: Hyperparameters, layer: int) -> bool:
@@ -60,10 +60,13 @@ COHERE = Family(
     ),
     ends=ENDS,
     kvs=kvs,
-    defaults={"max_position_embeddings": 8192, "layer_norm_eps": 1e-5, "rope_theta": 500000.0, "logit_scale": 0.0625},
+    defaults={
+        "max_position_embeddings": 8192, "layer_norm_eps": 1e-5, "rope_theta": 500000.0, "logit_scale": 0.0625,
+        "tie_word_embeddings": True,
+    },
     check=check,
-    dropped=("lm_head.weight",),
-)
+    head="never",
+)  # fmt: skip
 COHERE2 = Family(
     architecture="cohere2",
     layer=(NORM, *ATTENTION, *MLP),
@@ -71,10 +74,10 @@ COHERE2 = Family(
     kvs=kvs2,
     defaults={
         "max_position_embeddings": 8192, "layer_norm_eps": 1e-5, "rope_theta": 10000.0, "logit_scale": 0.0625,
-        "sliding_window": 4096,
+        "sliding_window": 4096, "tie_word_embeddings": True,
     },
     check=check2,
-    dropped=("lm_head.weight",),
+    head="never",
 )  # fmt: skip
 
 

@@ -1,19 +1,21 @@
 """The generic decoder: rules that turn checkpoint tensors into GGUF tensors, and the key-values that all decoders share."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from gguf import GGUFValueType
 
 from quantize.artifact import Note
-from quantize.checkpoint import Checkpoint
+from quantize.checkpoint import BUFFERS, Checkpoint
 from quantize.errors import BadInput, Unsupported
 from quantize.gguf.families import FamilyPlan, Mapped
 from quantize.gguf.families.config import Hyperparameters
+from quantize.gguf.families.heads import settle_head
 from quantize.gguf.families.operations import COPY, Operation
+from quantize.gguf.families.pooling import pooling_kvs
 
 KVs = dict[str, tuple[Any, GGUFValueType]]
 U32, F32, BOOL, STRING, ARRAY = (
@@ -66,18 +68,17 @@ class Family:
     constants: Callable[[Hyperparameters], dict[str, np.ndarray]] = lambda h: {}
     defaults: Mapping[str, Any] = field(default_factory=dict)  # of config keys left out, as the config class has them
     check: Callable[[Hyperparameters], list[Note]] = lambda h: []
-    prefix: str = ""  # of source names, that some checkpoints leave out
-    #: ends of names of tensors that carry nothing (buffers), and of those that llama.cpp has no use for
-    ignored: tuple[str, ...] = (".rotary_emb.inv_freq", ".attention.masked_bias", ".attn.masked_bias")
-    dropped: tuple[str, ...] = ()
+    prefix: str = "model."  # of source names, that some checkpoints leave out (what a base model saved)
     activations: tuple[str, ...] = ("silu",)  # the ones that llama.cpp's graph computes for this architecture
-    output_required: bool = False  # llama.cpp has no tied head here: the embedding is written a second time as the head
+    #: whether llama.cpp has a head apart from the embedding: where it must have one, a tied embedding is written a second time
+    head: Literal["optional", "required", "never"] = "optional"
 
 
+HEAD = Rule("output", "lm_head", suffixes=(), optional=(".weight",))
 ENDS = (
     Rule("token_embd", "model.embed_tokens"),
     Rule("output_norm", "model.norm"),
-    Rule("output", "lm_head", suffixes=(), optional=(".weight",)),
+    HEAD,
 )
 NORMS = (
     Rule("blk.{i}.attn_norm", "model.layers.{i}.input_layernorm"),
@@ -227,21 +228,18 @@ def make_plan(family: Family, checkpoint: Checkpoint) -> FamilyPlan:
             for rule in (entry,) if isinstance(entry, Rule) else choose(entry, layer):
                 apply(rule, layer)
     for name in checkpoint.tensors:
-        if name in used or name.endswith(family.ignored):
-            continue
-        if not name.endswith(family.dropped):
+        if name not in used and not name.endswith(BUFFERS):
             raise Unsupported(
                 f"{checkpoint.source}: tensor {name} has no place in llama.cpp's {family.architecture} "
                 f"({h.layers} layers by the config); dropping it would change the model"
             )
-        notes.append(Note(tensor=name, what="left out", why=f"llama.cpp's {family.architecture} does not use it"))
-    if family.output_required and not any(mapped.name == "output.weight" for _, mapped in found):
-        found.append(_tied_head(found, h))
-        why = f"llama.cpp's {family.architecture} needs output.weight, this model ties it to the embedding"
-        notes.append(Note(tensor="output.weight", what="the embedding written twice", why=why))
+    found, said = settle_head(found, family.architecture, family.head, h.find("tie_word_embeddings"), checkpoint)
+    notes += said
     _check_embedding(h, checkpoint, found)
     found.sort(key=lambda pair: pair[0])  # stable: tensors from one source stay in the order of the rules
-    kvs = {f"{family.architecture}.{key}": value for key, value in family.kvs(h).items()}
+    pooling, unpooled = pooling_kvs(checkpoint)
+    notes += unpooled
+    kvs = {f"{family.architecture}.{key}": value for key, value in {**family.kvs(h), **pooling}.items()}
     return FamilyPlan(family.architecture, kvs, [mapped for _, mapped in found], notes)
 
 
@@ -273,15 +271,6 @@ def _restore(operation: Operation, shapes: Sequence[tuple[int, ...]], array: np.
 
 def _constant(name: str, array: np.ndarray) -> Mapped:
     return Mapped(name, array.shape, (), lambda arrays: array, lambda restored: [], pure=False)
-
-
-def _tied_head(found: list[tuple[int, Mapped]], h: Hyperparameters) -> tuple[int, Mapped]:
-    position, embedding = next(pair for pair in found if pair[1].name == "token_embd.weight")
-    if h.find("tie_word_embeddings") is False:
-        raise Unsupported(
-            f"{h.source}: tensor lm_head.weight is missing and the config says that it is not tied to the embedding"
-        )
-    return position, replace(embedding, name="output.weight")
 
 
 def _check_activation(family: Family, h: Hyperparameters) -> None:

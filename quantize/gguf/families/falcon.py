@@ -4,7 +4,7 @@ from quantize.artifact import Note
 from quantize.checkpoint import Checkpoint
 from quantize.errors import Unsupported
 from quantize.gguf.families.config import Hyperparameters
-from quantize.gguf.families.decoder import F32, STRING, U32, Family, KVs, OneOf, Rule, plain, unusual_rope
+from quantize.gguf.families.decoder import F32, HEAD, STRING, U32, Family, KVs, OneOf, Rule, plain, unusual_rope
 from quantize.gguf.families.operations import Operation, UngroupQkv
 
 
@@ -58,10 +58,16 @@ FAMILY = Family(
     ends=(
         Rule("token_embd", "transformer.word_embeddings"),
         plain("output_norm", "transformer.ln_f"),
-        Rule("output", "lm_head", suffixes=(), optional=(".weight",)),
+        HEAD,
     ),
     kvs=kvs,
-    defaults={"layer_norm_epsilon": 1e-5, "multi_query": True, "max_position_embeddings": 2048, "rope_theta": 10000.0},
+    defaults={
+        "layer_norm_epsilon": 1e-5,
+        "multi_query": True,
+        "max_position_embeddings": 2048,
+        "rope_theta": 10000.0,
+        "tie_word_embeddings": True,
+    },
     check=check,
     prefix="transformer.",
     activations=("gelu",),

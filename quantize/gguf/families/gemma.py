@@ -4,7 +4,19 @@ from quantize.artifact import Note
 from quantize.checkpoint import Checkpoint
 from quantize.errors import Unsupported
 from quantize.gguf.families.config import Hyperparameters
-from quantize.gguf.families.decoder import ARRAY, ATTENTION, F32, MLP, U32, Family, KVs, Rule, common_kvs, unusual_rope
+from quantize.gguf.families.decoder import (
+    ARRAY,
+    ATTENTION,
+    F32,
+    HEAD,
+    MLP,
+    U32,
+    Family,
+    KVs,
+    Rule,
+    common_kvs,
+    unusual_rope,
+)
 from quantize.gguf.families.operations import Add, Operation
 
 
@@ -25,10 +37,12 @@ QK_NORMS = (
 ENDS = (
     Rule("token_embd", "model.embed_tokens"),
     Rule("output_norm", "model.norm", one),
+    HEAD,
 )
 GEMMA3_DEFAULTS = {
     "max_position_embeddings": 131072, "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256, "rms_norm_eps": 1e-6,
     "rope_theta": 1_000_000.0, "rope_local_base_freq": 10_000.0, "sliding_window": 4096, "query_pre_attn_scalar": 256,
+    "tie_word_embeddings": True,
 }  # fmt: skip
 
 
@@ -97,7 +111,7 @@ def gemma2_check(h: Hyperparameters) -> list[Note]:
     return []
 
 
-COMMON = {"head_dim": 256, "rms_norm_eps": 1e-6}
+COMMON = {"head_dim": 256, "rms_norm_eps": 1e-6, "tie_word_embeddings": True}
 TANH = ("gelu_pytorch_tanh", "gelu")  # early configs say gelu and mean the tanh form, as transformers assumes too
 GEMMA = Family(
     architecture="gemma",
@@ -110,7 +124,7 @@ GEMMA = Family(
     ends=ENDS,
     kvs=gemma_kvs,
     defaults={**COMMON, "max_position_embeddings": 8192, "num_key_value_heads": 16, "rope_theta": 10_000.0},
-    dropped=("lm_head.weight",),
+    head="never",
     activations=TANH,
 )
 GEMMA2 = Family(
@@ -123,7 +137,7 @@ GEMMA2 = Family(
         "sliding_window": 4096,
     },
     check=gemma2_check,
-    dropped=("lm_head.weight",),
+    head="never",
     activations=TANH,
 )  # fmt: skip
 GEMMA3 = Family(
@@ -133,7 +147,6 @@ GEMMA3 = Family(
     kvs=gemma3_kvs,
     defaults=GEMMA3_DEFAULTS,
     check=gemma3_check,
-    dropped=("lm_head.weight",),
     activations=TANH,
 )
 

@@ -2,7 +2,7 @@
 
 from quantize.checkpoint import Checkpoint
 from quantize.gguf.families.config import Hyperparameters
-from quantize.gguf.families.decoder import F32, U32, Family, KVs, Rule, plain
+from quantize.gguf.families.decoder import F32, HEAD, U32, Family, KVs, Rule, plain
 from quantize.gguf.families.operations import Operation, Transpose
 
 
@@ -39,12 +39,11 @@ FAMILY = Family(
         Rule("token_embd", "transformer.wte"),
         Rule("position_embd", "transformer.wpe"),
         plain("output_norm", "transformer.ln_f"),
-        Rule("output", "lm_head", suffixes=(), optional=(".weight",)),
+        HEAD,
     ),
     kvs=kvs,
-    defaults={"layer_norm_epsilon": 1e-5, "n_positions": 1024},
+    defaults={"layer_norm_epsilon": 1e-5, "n_positions": 1024, "tie_word_embeddings": True},
     prefix="transformer.",
-    ignored=(".attn.bias", ".attn.masked_bias"),
     activations=("gelu_new", "gelu_pytorch_tanh"),
 )
 

@@ -43,9 +43,9 @@ FAMILY = Family(
         "max_position_embeddings": 2048, "layer_norm_eps": 1e-5, "use_parallel_residual": True, "rope_theta": 10000.0,
         "partial_rotary_factor": 0.25,
     },
-    ignored=(".attention.bias", ".attention.masked_bias", ".rotary_emb.inv_freq"),
     activations=("gelu",),
-    output_required=True,
+    prefix="gpt_neox.",
+    head="required",
 )  # fmt: skip
 
 

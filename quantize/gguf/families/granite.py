@@ -54,7 +54,7 @@ MINICPM = Family(
     kvs=minicpm_kvs,
     constants=minicpm_constants,
     # of the checkpoint's own configuration class
-    defaults={**DEFAULTS, "scale_emb": 1, "dim_model_base": 1, "scale_depth": 1},
+    defaults={**DEFAULTS, "scale_emb": 1, "dim_model_base": 1, "scale_depth": 1, "tie_word_embeddings": True},
 )
 
 

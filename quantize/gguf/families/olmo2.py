@@ -21,7 +21,7 @@ FAMILY = Family(
     ends=ENDS,
     kvs=kvs,
     defaults={"max_position_embeddings": 2048, "rms_norm_eps": 1e-5, "rope_theta": 10000.0},
-    output_required=True,
+    head="required",
 )
 
 

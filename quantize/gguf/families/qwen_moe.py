@@ -86,7 +86,7 @@ QWEN2_MOE = Family(
         "shared_expert_intermediate_size": 5632,
     },
     check=check_qwen2,
-    output_required=True,
+    head="required",
 )  # fmt: skip
 QWEN3_MOE = Family(
     architecture="qwen3moe",

@@ -27,7 +27,13 @@ FAMILY = Family(
     ends=ENDS,
     kvs=kvs,
     constants=rope_frequencies,
-    defaults={**DEFAULTS, "max_position_embeddings": 32768, "rope_theta": 2e6, "num_key_value_heads": 4},
+    defaults={
+        **DEFAULTS,
+        "max_position_embeddings": 32768,
+        "rope_theta": 2e6,
+        "num_key_value_heads": 4,
+        "tie_word_embeddings": True,
+    },
     check=check,
 )
 

@@ -2,7 +2,7 @@
 
 from quantize.checkpoint import Checkpoint
 from quantize.gguf.families.config import Hyperparameters
-from quantize.gguf.families.decoder import ATTENTION, BOOL, F32, MLP, U32, Family, KVs, Rule, plain, unusual_rope
+from quantize.gguf.families.decoder import ATTENTION, BOOL, F32, HEAD, MLP, U32, Family, KVs, Rule, plain, unusual_rope
 from quantize.gguf.families.mixtral import stack
 
 
@@ -49,14 +49,14 @@ FAMILY = Family(
     ends=(
         Rule("token_embd", "model.embed_tokens"),
         plain("output_norm", "model.norm"),
-        Rule("output", "lm_head", suffixes=(), optional=(".weight",)),
+        HEAD,
     ),
     kvs=kvs,
     defaults={
         "max_position_embeddings": 4096, "layer_norm_eps": 1e-5, "rope_theta": 10000.0, "partial_rotary_factor": 0.25,
         "use_parallel_residual": False,
     },
-    output_required=True,
+    head="required",
 )  # fmt: skip
 
 

@@ -3,7 +3,7 @@
 from quantize.artifact import Note
 from quantize.checkpoint import Checkpoint
 from quantize.gguf.families.config import Hyperparameters
-from quantize.gguf.families.decoder import Family, KVs, Rule, common_kvs, plain
+from quantize.gguf.families.decoder import HEAD, Family, KVs, Rule, common_kvs, plain
 
 
 def kvs(h: Hyperparameters) -> KVs:
@@ -33,10 +33,16 @@ FAMILY = Family(
     ends=(
         Rule("token_embd", "model.embed_tokens"),
         plain("output_norm", "model.norm"),
-        Rule("output", "lm_head", suffixes=(), optional=(".weight",)),
+        HEAD,
     ),
     kvs=kvs,
-    defaults={"max_position_embeddings": 4096, "norm_epsilon": 1e-5, "rope_theta": 10000.0, "num_key_value_heads": 2},
+    defaults={
+        "max_position_embeddings": 4096,
+        "norm_epsilon": 1e-5,
+        "rope_theta": 10000.0,
+        "num_key_value_heads": 2,
+        "tie_word_embeddings": True,
+    },
     check=check,
     activations=("gelu_pytorch_tanh", "gelu_new"),
 )

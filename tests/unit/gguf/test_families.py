@@ -1,5 +1,7 @@
 """Plans from headers alone: the checkpoints here have no data behind them."""
 
+import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -218,3 +220,35 @@ def test_parts_of_one_source_are_joined() -> None:
     ((name, whole),) = restore(tensors, built.__getitem__)
     assert name == "h"
     assert np.array_equal(whole, source)
+
+
+@pytest.mark.parametrize(
+    ("config", "kept"),
+    [
+        ({"pooling_mode_lasttoken": True, "pooling_mode_mean_tokens": False}, 3),
+        ({"pooling_mode_mean_tokens": True, "word_embedding_dimension": 64}, 1),
+        ({"pooling_mode_cls_token": True}, 2),
+        ({"pooling_mode": "lasttoken"}, 3),
+        ({"pooling_mode_mean_tokens": True, "pooling_mode_max_tokens": True}, None),
+        ({"pooling_mode_max_tokens": True}, None),
+        (None, None),
+    ],
+)
+def test_pooling_of_an_embedding_model(config: dict[str, Any] | None, kept: int | None, tmp_path: Path) -> None:
+    modules = [("", "Transformer"), ("1_Pooling", "Pooling"), ("2_Dense", "Dense"), ("3_Normalize", "Normalize")]
+    types = [{"path": path, "type": f"sentence_transformers.models.{kind}"} for path, kind in modules]
+    (tmp_path / "modules.json").write_text(json.dumps(types))
+    if config is not None:
+        (tmp_path / "1_Pooling").mkdir()
+        (tmp_path / "1_Pooling" / "config.json").write_text(json.dumps(config))
+    family = plan(replace(headers(), folder=tmp_path))
+    assert family.kvs.get("llama.pooling_type", (None,))[0] == kept
+    said = [note.what for note in family.notes]
+    assert ("pooling not kept" in said) == (kept is None)
+    assert "Dense after the pooling not kept" in said
+
+
+def test_pooling_that_lies_elsewhere_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "modules.json").write_text(json.dumps([{"path": "../elsewhere", "type": "Pooling"}]))
+    with pytest.raises(BadInput, match="plain relative path"):
+        plan(replace(headers(), folder=tmp_path))

@@ -43,6 +43,7 @@ class LocalTask:
     form: str
     items: tuple[dict[str, Any], ...]
     delimiter: str = " "
+    typed: str = ""  # what ``--tasks`` said, for the command that measures it again
 
     @property
     def is_hellaswag(self) -> bool:
@@ -97,6 +98,7 @@ class HarnessTask:
     name: str
     manager: "TaskManager"
     path: Path | None = None
+    typed: str = ""
 
 
 Task = LocalTask | HarnessTask
@@ -114,6 +116,7 @@ def parse_tasks(names: Sequence[str], say: Callable[[str], None], allow_code: bo
             suite, equals = typed, ""
         for member in SUITES.get(suite, (suite,)):
             task = _parse(member, Path(data).expanduser() if equals else None, say, allow_code)
+            task = replace(task, typed=typed if member == suite else member)
             if task.name in {t.name for t in found}:
                 raise BadInput(f"--tasks: {task.name} is there twice; name the files differently or list it once")
             found.append(task)

@@ -128,7 +128,8 @@ def _one_task(model: Any, task: Task, heading: Heading, options: TaskOptions, id
                 "chat_template": model.template.sha256 if model.template else None,
             },
             environment=heading.environment | {"items_sha256": _hash_of(samples)},
-            detail=({"file": str(task.path)} if task.path else {})
+            detail={"typed": task.typed or task.name}
+            | ({"file": str(task.path)} if task.path else {})
             | ({"remarks": [f"{name}: {remark}" for remark in sorted(model.remarks)]} if model.remarks else {}),
         )
         for key, value in metrics.items():

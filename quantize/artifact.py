@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePath
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -23,6 +23,7 @@ from quantize.errors import BadInput, StepFailed
 
 MANIFEST = "manifest.json"
 FORMAT_VERSION = 1
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
 class Frozen(BaseModel):
@@ -69,6 +70,17 @@ class Source(Frozen):
     languages: tuple[str, ...] = ()
     tags: tuple[str, ...] = ()
     remote_code: bool = False
+
+    @property
+    def hub_id(self) -> str | None:
+        """``org/name`` of a source on the Hub, which has a revision; None for a folder, whose name may hold any character."""
+        found = HUB_ID.match(self.id) if self.revision else None
+        return found[0] if found else None
+
+    @property
+    def name(self) -> str:
+        """Its last part, without a revision: what to call it where nobody must see a path of the machine it was made on."""
+        return PurePath(self.id.partition("@")[0] if self.revision else self.id).name or "model"
 
 
 class AdapterRecord(Frozen):

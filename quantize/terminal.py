@@ -3,6 +3,7 @@
 import logging
 import os
 import re
+import shlex
 import sys
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -34,6 +35,11 @@ def printable(text: object, limit: int = MAX_CHARACTERS) -> str:
     one = redact(str(text)).replace("\r\n", " ").replace("\n", " ").replace("\r", " ").replace("\t", " ")
     one = _UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape", "surrogatepass").decode("ascii"), one)
     return one if len(one) <= limit else one[: limit - 1] + "…"
+
+
+def shell(*words: str) -> str:
+    """A command to copy, on one line whatever its words hold."""
+    return " ".join(shlex.quote(printable(word)) for word in words)
 
 
 def clean_lines(text: str) -> str:

@@ -1,7 +1,6 @@
 """The README.md of a published repository: metadata the Hub reads, and the measured numbers with what they rest on."""
 
 import re
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from quantize.artifact import Artifact, grouped
 from quantize.errors import BadInput
+from quantize.terminal import printable, shell
 from reports.format import heading, size
 from reports.markdown import code, escape, footnotes, note_line, table, task_tables
 from reports.rows import Group, Row, head
@@ -16,12 +16,34 @@ from reports.rows import Group, Row, head
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-LIBRARIES = {"gguf": "gguf"}  # by method; all others load in transformers
+#: by method; all others load in transformers. Where none is named, the Hub takes a config.json for a sign of transformers,
+#: whose loader leaves quanto's quantized weights out.
+LIBRARIES = {"gguf": "gguf", "quanto": "optimum-quanto"}
 METHOD_TAGS = {"gguf": "gguf", "gptq": "gptq", "awq": "awq", "quanto": "quanto", "bnb": "bitsandbytes"}
 #: Path in the repository -> the artifact it comes from and its name there.
 Files = dict[str, tuple[Artifact, str]]
 BITS = re.compile(r"(?:int|nf|fp|float|q|iq|tq)(\d+)")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+#: tags of a source that say how it is stored, which is what changed
+STORAGE_TAGS = frozenset(
+    (
+        "safetensors",
+        "pytorch",
+        "tf",
+        "jax",
+        "transformers",
+        "gguf",
+        "ggml",
+        "onnx",
+        "mlx",
+        "peft",
+        "lora",
+        "fp8",
+        "8-bit",
+        "4-bit",
+    )
+)
 
 
 @dataclass(frozen=True)
@@ -31,6 +53,8 @@ class CardOptions:
     repo: str
     base_model: str | None = None
     license: str | None = None
+    license_name: str | None = None
+    license_link: str | None = None
     quantized_by: str | None = None
 
 
@@ -53,17 +77,37 @@ def base_model_of(artifacts: Sequence[Artifact], options: CardOptions) -> str | 
         if not HUB_ID.fullmatch(options.base_model):
             raise BadInput(f"--base-model {options.base_model!r}: expected a Hub id, org/name")
         return options.base_model
-    source = artifacts[0].manifest.source.id.partition("@")[0]
-    return source if HUB_ID.fullmatch(source) and not Path(source).exists() else None
+    return artifacts[0].manifest.source.hub_id
 
 
 def source_name(artifacts: Sequence[Artifact], base_model: str | None) -> str:
     """What the card calls the source: never a path of the machine that it was made on."""
-    return base_model or Path(artifacts[0].manifest.source.id.partition("@")[0]).name
+    return base_model or artifacts[0].manifest.source.name
 
 
-def license_of(artifacts: Sequence[Artifact], options: CardOptions) -> str | None:
-    return options.license or artifacts[0].manifest.source.license
+@dataclass(frozen=True)
+class Terms:
+    """The card's licence: the person's word, else what the source's card says."""
+
+    license: str | None
+    name: str | None = None
+    link: str | None = None
+
+    @property
+    def missing(self) -> str:
+        """What the Hub asks for beside ``license: other`` and is not known."""
+        return "" if self.license != "other" or (self.name and self.link) else "license_link" if self.name else "license_name"
+
+
+def terms_of(artifacts: Sequence[Artifact], options: CardOptions) -> Terms:
+    """A link into the source's repository is followed there where that file is not among the artifact's own."""
+    source = artifacts[0].manifest.source
+    if options.license:
+        return Terms(options.license, options.license_name, options.license_link)
+    link = options.license_link or source.license_link
+    if link and not options.license_link and "://" not in link and link not in artifacts[0].manifest.files and source.hub_id:
+        link = f"https://huggingface.co/{source.hub_id}/blob/{source.revision}/{link.removeprefix('./')}"
+    return Terms(source.license, options.license_name or source.license_name, link)
 
 
 def model_card(artifacts: Sequence[Artifact], files: Files, options: CardOptions, group: Group | None) -> "ModelCard":
@@ -96,13 +140,20 @@ def card_data(artifacts: Sequence[Artifact], options: CardOptions, group: Group 
         m.group(1) for a in artifacts if (m := BITS.search(a.manifest.recipe_short)) and a.manifest.recipe["method"] != "dense"
     }
     tags += [f"{b}-bit" for b in sorted(bits)]
+    source, terms = artifacts[0].manifest.source, terms_of(artifacts, options)
+    tags += [tag for each in source.tags if (tag := printable(each)).lower() not in (*STORAGE_TAGS, *tags)]
+    languages = [printable(language) for language in source.languages]
     results = _eval_results(group) if group is not None else []
     base = base_model_of(artifacts, options)
     return ModelCardData(
         base_model=base,
         base_model_relation="quantized" if base else None,
         quantized_by=options.quantized_by or options.repo.partition("/")[0],
-        license=license_of(artifacts, options),
+        # Several licences stand in the manifest with commas between them; the Hub takes a list.
+        license=terms.license.split(",") if terms.license and "," in terms.license else terms.license,  # type: ignore[arg-type]
+        license_name=terms.name,
+        license_link=terms.link,
+        language=languages or None,
         library_name=LIBRARIES.get(methods[0], "transformers"),
         pipeline_tag="text-generation",
         tags=tags,
@@ -123,7 +174,7 @@ def _eval_results(group: Group) -> "list[EvalResult]":
             result = row.cells.get(metric)
             if result is not None and result.value is not None:
                 text = str(result.environment.get("text") or "text").partition(" (")[0]
-                name = Path(text).name
+                name = printable(Path(text).name)
                 out.append(
                     EvalResult(
                         task_type="text-generation",
@@ -131,7 +182,7 @@ def _eval_results(group: Group) -> "list[EvalResult]":
                         dataset_name=name,
                         metric_type=metric,
                         metric_value=_digits(result.value),
-                        metric_name=f"{heading(metric)}, {result.protocol}{suffix}",
+                        metric_name=printable(f"{heading(metric)}, {result.protocol}{suffix}"),
                     )
                 )
         for task, metrics in row.tasks.items():
@@ -140,11 +191,11 @@ def _eval_results(group: Group) -> "list[EvalResult]":
                 out.append(
                     EvalResult(
                         task_type="text-generation",
-                        dataset_type=task,
-                        dataset_name=task,
-                        metric_type=found.metric,
+                        dataset_type=printable(task),
+                        dataset_name=printable(task),
+                        metric_type=printable(found.metric),
                         metric_value=_digits(found.value),
-                        metric_name=f"{heading(found.metric)}{suffix}",
+                        metric_name=printable(f"{heading(found.metric)}{suffix}"),
                     )
                 )
     return out
@@ -160,7 +211,6 @@ def _introduction(artifacts: Sequence[Artifact], base: str | None) -> list[str]:
     recipes = ", ".join(code(a.manifest.recipe_short) for a in artifacts)
     revision = f" at revision {code(source.revision)}" if source.revision else ""
     version = escape(artifacts[0].manifest.tool.get("version", ""))
-    version = escape(artifacts[0].manifest.tool.get("version", ""))
     size_words = f"{source.parameters:,} parameters, {escape(source.dtype)}"
     return [f"{name}{revision} ({size_words}), quantized to {recipes} by Quantwright {version}."]
 
@@ -171,7 +221,7 @@ def _files(files: Files) -> list[str]:
         if Path(name).suffix in (".gguf", ".safetensors"):
             entry, recipe = artifact.manifest.files[name], artifact.manifest.recipe_short
             bits = f"{artifact.bits_per_weight:.2f}"
-            lines.append(f"| {code(path)} | {code(recipe)} | {size(entry.size_bytes)} | {bits} | `{entry.sha256}` |")
+            lines.append(f"| {code(path)} | {code(recipe)} | {size(entry.size_bytes)} | {bits} | {code(entry.sha256)} |")
     return lines
 
 
@@ -179,25 +229,27 @@ def _use(artifacts: Sequence[Artifact], files: Files, options: CardOptions) -> l
     out = ["## Use", ""]
     gguf = next((path for path in files if path.endswith(".gguf")), None)
     if gguf:
-        tag = Path(gguf).name
-        out += ["```sh", f"llama-cli -hf {shlex.quote(options.repo)} -hff {shlex.quote(tag)}", "```", ""]
+        out += ["```sh", shell("llama-cli", "-hf", options.repo, "-hff", Path(gguf).name), "```", ""]
     else:
+        quanto = artifacts[0].manifest.recipe["method"] == "quanto"
+        if quanto:
+            out += [
+                "transformers' own loader leaves the quantized weights out; `pip install optimum-quanto transformers accelerate` brings one that does not:",
+                "",
+            ]
+        tokenizer = f"tokenizer = AutoTokenizer.from_pretrained({options.repo!r})"
         out += [
             "```python",
-            "from transformers import AutoModelForCausalLM, AutoTokenizer",
-            "",
-            f"model = AutoModelForCausalLM.from_pretrained({options.repo!r})",
-            f"tokenizer = AutoTokenizer.from_pretrained({options.repo!r})",
+            *(
+                ["from optimum.quanto import QuantizedModelForCausalLM", "from transformers import AutoTokenizer", ""]
+                if quanto
+                else ["from transformers import AutoModelForCausalLM, AutoTokenizer", ""]
+            ),
+            f"model = {'Quantized' if quanto else 'Auto'}ModelForCausalLM.from_pretrained({options.repo!r})",
+            tokenizer,
             "```",
             "",
         ]
-        method = str(artifacts[0].manifest.recipe["method"])
-        if method == "quanto":
-            out = [
-                *out[:2], "```python", "from huggingface_hub import snapshot_download",
-                "from optimum.quanto import QuantizedModelForCausalLM", "",
-                f"model = QuantizedModelForCausalLM.from_pretrained(snapshot_download({options.repo!r}))", "```", "",
-            ]  # fmt: skip
     loads = list(dict.fromkeys(name for a in artifacts for name in a.manifest.loads_in))
     return [*out, f"Loads in {escape(', '.join(loads))}.", ""] if loads else out
 
@@ -206,14 +258,14 @@ def _made(artifacts: Sequence[Artifact], base: str | None) -> list[str]:
     out = ["## How it was made and checked", ""]
     for artifact in artifacts:
         m = artifact.manifest
-        out.append(f"- {code(m.recipe_short)}: {escape(m.engine)}; artifact digest `{artifact.digest}`.")
+        out.append(f"- {code(m.recipe_short)}: {escape(m.engine)}; artifact digest {code(artifact.digest)}.")
         out.append("  " + _verification(artifact))
         if m.calibration:
             c = m.calibration
-            how = f"sequences of {c.sequence_length}, seed {c.seed}, sha256 `{c.sha256}`"
+            how = f"sequences of {c.sequence_length}, seed {c.seed}, sha256 {code(c.sha256)}"
             out.append(f"  Calibrated on {c.tokens:,} tokens of {escape(Path(c.source).name)} ({how}).")
     first = artifacts[0].manifest
-    out += ["", f"Source: {code(source_name(artifacts, base))}, content sha256 `{first.source.digest}`.", ""]
+    out += ["", f"Source: {code(source_name(artifacts, base))}, content sha256 {code(first.source.digest)}.", ""]
     tool = f"{first.tool.get('name', 'quantwright')} {first.tool.get('version', '')}".strip()
     libraries = [tool, *sorted({f"{name} {version}" for a in artifacts for name, version in a.manifest.libraries.items()})]
     out += [f"Made with {escape(', '.join(libraries))}.", ""]
@@ -254,11 +306,13 @@ def _reproduction(artifacts: Sequence[Artifact], base: str | None) -> list[str]:
     for artifact in artifacts:
         m = artifact.manifest
         words = ["quantwright", "convert", source, "--to", m.recipe_short, "-o", "OUT"]
+        if m.adapter:
+            words += ["--adapter", m.adapter.name]
         if m.calibration:
             given = m.calibration.source
             words += ["--calibration", given if given == "stdlib" or HUB_ID.fullmatch(given) else Path(given).name]
             words += ["--calibration-tokens", str(m.calibration.tokens), "--seed", str(m.calibration.seed)]
-        lines.append(" ".join(shlex.quote(word) for word in words))
+        lines.append(shell(*words))
     return [*lines, "```", ""]
 
 

@@ -131,6 +131,8 @@ def _share(text: str | None, option: str) -> float | None:
 )
 @click.option("--base-model", help="Hub id of the source, for the card  [default: the manifest's, where it is a Hub id]")
 @click.option("--license", "license_id", help="licence of the card  [default: the source's]")
+@click.option("--license-name", help="name of a licence that the Hub knows as `other`  [default: the source's]")
+@click.option("--license-link", help="address of its text, or its file in the repository  [default: the source's]")
 @click.option("--quantized-by", help="who made it  [default: the user part of --repo]")
 @click.option("--private", is_flag=True, help="create the repository private")
 @click.option("--revision", help="branch to upload to  [default: main]")
@@ -146,6 +148,8 @@ def publish(
     runs: tuple[Path, ...],
     base_model: str | None,
     license_id: str | None,
+    license_name: str | None,
+    license_link: str | None,
     quantized_by: str | None,
     private: bool,
     revision: str | None,
@@ -165,7 +169,7 @@ def publish(
 
     if dry_run and out is None:
         raise BadInput("publish --dry-run: give -o DIR, the folder to write the repository to")
-    options = CardOptions(repo, base_model, license_id, quantized_by)
+    options = CardOptions(repo, base_model, license_id, license_name, license_link, quantized_by)
     repository = prepare(list(artifacts), list(runs), options, allow_unverified=allow_unverified, say=log)
     if out is not None:
         write_repository(repository, out, force)

@@ -1,11 +1,11 @@
 """Under what circumstances the numbers were made, and the commands that make them again."""
 
 import json
-import shlex
 from dataclasses import dataclass
 from typing import Any
 
 from evals.result import EvalResult
+from quantize.terminal import shell
 from reports.rows import Comparison, Group, Row
 
 #: Of the environment what changes from one moment to the next: the least and the greatest is shown.
@@ -80,7 +80,8 @@ def _commands(group: Group) -> list[str]:
     ours = [row for row in rows if row.subject.verified]
     commands = [_line("convert", row.subject.model, "--to", row.subject.recipe, "-o", row.subject.name) for row in ours]
     quality = [r for row in rows for r in row.cells.values() if r.metric in ("perplexity", "kl_mean")]
-    tasks = list(dict.fromkeys(task for row in rows for task in row.tasks))
+    measured = [result for row in rows for metrics in row.tasks.values() for result in metrics.values()]
+    tasks = list(dict.fromkeys(str(r.detail.get("typed") or r.task) for r in measured))
     names = [row.subject.name for row in rows if row.cells and not _load_as(row)]
     if quality or tasks:
         options: list[str] = []
@@ -107,4 +108,4 @@ def _load_as(row: Row) -> str:
 
 
 def _line(*words: str) -> str:
-    return "quantwright " + " ".join(shlex.quote(word) for word in words if word)
+    return shell("quantwright", *(word for word in words if word))

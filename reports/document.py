@@ -4,6 +4,7 @@ import csv
 import io
 from typing import Any
 
+from quantize.terminal import printable
 from reports.differences import Difference
 from reports.rows import Comparison, Group, Row, bounds, head
 
@@ -133,5 +134,8 @@ def report_csv(comparison: Comparison) -> str:
 
 
 def _cell(value: Any) -> Any:
-    """A spreadsheet takes a cell that begins with = + - @ for a formula: names get an apostrophe before it."""
-    return "'" + value if isinstance(value, str) and value[:1] in "=+-@\t\r" else value
+    """A spreadsheet takes a cell that begins with = + - @ (wide ones too) for a formula: text gets an apostrophe before it."""
+    if not isinstance(value, str):
+        return value
+    text = printable(value)
+    return "'" + text if text.lstrip()[:1] in tuple("=+-@＝＋－＠") else text

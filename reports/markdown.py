@@ -1,8 +1,10 @@
 """The comparison in Markdown: what GitHub and a model card show. Charts are linked where their files lie beside it."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from quantize.terminal import printable
 from reports import format as text
 from reports.commands_used import reproduction
 from reports.format import change, number, p_value, points
@@ -23,25 +25,20 @@ COLUMNS = (
 
 
 def escape(words: object) -> str:
-    """Text inside a table cell: no markup, no HTML, no cell border of its own."""
-    out = str(words).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace("\\", "\\\\")
+    """One line of text: no markup, no HTML, no address that becomes a link, no cell border of its own, no secret."""
+    out = printable(words).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace("\\", "\\\\")
     for character in "|*_`[]~":
         out = out.replace(character, "\\" + character)
-    return " ".join(out.split())
+    out = re.sub(r"^(#*|[-+=]*|\d+)([#.)+=-])(?=\s|$)", r"\1\\\2", " ".join(out.split()))  # what begins a heading, a list, a rule
+    return out.replace("://", "&#58;//").replace("www.", "www&#46;")
 
 
 def code(words: object) -> str:
     """In backticks, whatever it holds; inside a table a bar still has to be escaped."""
-    plain = " ".join(str(words).split()).replace("|", "\\|")
-    fence = "`" * (max((len(run) for run in _runs(plain)), default=0) + 1)
+    plain = " ".join(printable(words).split()).replace("|", "\\|")
+    fence = "`" * (max((len(run) for run in re.findall("`+", plain)), default=0) + 1)
     pad = " " if plain.startswith("`") or plain.endswith("`") else ""
     return f"{fence}{pad}{plain}{pad}{fence}"
-
-
-def _runs(words: str) -> list[str]:
-    import re
-
-    return re.findall("`+", words)
 
 
 def limit_words(limits: Limits) -> str:
@@ -77,7 +74,7 @@ def report_markdown(comparison: Comparison, advice: Sequence[Advice], plots: Seq
         if failed:
             out += ["### Failures", ""]
             out += [
-                f"- {code(row.label)} ({row.subject.status}): {escape('; '.join(row.failures) or row.subject.reason)}"
+                f"- {code(row.label)} ({escape(row.subject.status)}): {escape('; '.join(row.failures) or row.subject.reason)}"
                 for row in failed
             ]
             out.append("")
@@ -121,7 +118,7 @@ def table(group: Group) -> list[str]:
             cells.append(with_interval(row, column))
             if column == "perplexity":
                 cells.append(_change(row))
-        state = escape(row.subject.verified or "–") if row.subject.status == "ok" else f"**{row.subject.status}**"
+        state = escape(row.subject.verified or "–") if row.subject.status == "ok" else f"**{escape(row.subject.status)}**"
         mark = " (source)" if row is group.reference else " (floor)" if row.subject.role == "floor" else ""
         lines.append(f"| {code(row.label)}{mark} | " + " | ".join(cells) + f" | {state} |")
     return lines
@@ -146,15 +143,15 @@ def footnotes(group: Group) -> list[str]:
     quality = [r for r in results if r.metric in ("perplexity", "kl_mean")]
     out = [
         "In brackets: 95 % intervals. "
-        + f"Reference: {code(group.reference.label) if group.reference else 'none'}, {group.reference_why}."
+        + f"Reference: {code(group.reference.label) if group.reference else 'none'}, {escape(group.reference_why)}."
     ]
     if quality:
         # The file's name alone: this goes into model cards, and where it lay on somebody's disk is nobody's business.
         texts = ", ".join(sorted({Path(str(r.environment.get("text", ""))).name for r in quality} - {""}))
         ids = " and ".join(sorted({r.ids for r in quality} - {""}))
         out.append(
-            f"Quality: {', '.join(sorted({r.protocol for r in quality}))} on {max(r.n for r in quality):,} tokens"
-            + (f" of {escape(texts)}" if texts else "") + (f", {ids} token ids" if ids else "") + "."
+            f"Quality: {escape(', '.join(sorted({r.protocol for r in quality})))} on {max(r.n for r in quality):,} tokens"
+            + (f" of {escape(texts)}" if texts else "") + (f", {escape(ids)} token ids" if ids else "") + "."
         )  # fmt: skip
     floors = {row.cells["kl_mean"].n for row in group.floors if "kl_mean" in row.cells}
     if floors:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from quantize.artifact import MANIFEST, Artifact, claim_output, staging
 from quantize.errors import BadInput, StepFailed
-from reports.card import CardOptions, base_model_of, check_repo_id, license_of, model_card, published, source_name
+from reports.card import CardOptions, base_model_of, check_repo_id, model_card, published, source_name, terms_of
 from reports.compare import compare
 from reports.load import load
 from reports.rows import Group
@@ -58,8 +58,11 @@ def prepare(
         for artifact in artifacts:
             if artifact.digest not in known:
                 say(f"{artifact.folder}: {', '.join(map(str, runs))} holds no numbers of it (digest {artifact.digest[:12]})")
-    if license_of(artifacts, options) is None:
+    terms = terms_of(artifacts, options)
+    if terms.license is None:
         say("the source names no licence, so neither does the card: give --license")
+    elif terms.missing:
+        say(f"the licence is `other` and the source's card has no {terms.missing}: give --{terms.missing.replace('_', '-')}")
     if base_model_of(artifacts, options) is None:
         say("the source is a local folder, so the card names no base model: give --base-model org/name where it is on the Hub")
     card = model_card(artifacts, belongs, options, group)

@@ -42,8 +42,9 @@ def _step(job: Job, publish: Publish, plan: Plan, model: str, kind: str, convert
     except (KeyError, IndexError, ValueError):
         raise BadInput(f"publish.repo {publish.repo!r}: may hold {{model}} and {{format}}, nothing else in braces") from None
     arguments = ["publish", *[step.name for step in converts], "--repo", repo, "--results", "."]
-    for option, value in (("--license", publish.license), ("--base-model", publish.base_model)):
-        arguments += [option, value] if value else []
+    for option in ("license", "license_name", "license_link", "base_model"):
+        value = getattr(publish, option)
+        arguments += [f"--{option.replace('_', '-')}={value}"] if value else []
     arguments += ["--private"] if publish.private else []
     arguments += ["--allow-unverified"] if job.verify == "none" else []
     # What is uploaded lies in artifacts/ already; only a dry run writes the repository out.

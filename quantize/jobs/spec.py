@@ -124,6 +124,8 @@ class Publish(Strict):
     upload: bool = False
     private: bool = False
     license: str | None = None
+    license_name: str | None = None
+    license_link: str | None = None
     base_model: str | None = None
 
 

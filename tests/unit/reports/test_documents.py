@@ -3,6 +3,7 @@
 import csv
 import html.parser
 import io
+import itertools
 import json
 import re
 import sys
@@ -29,6 +30,8 @@ from reports.markdown import code, escape
 from reports.svg import linear_ticks, log_ticks
 
 HOSTILE = "<script>alert(1)</script>\"'|`&<img src=x onerror=alert(2)>"
+#: what Markdown would make a heading, a list, a rule, a link, an image, HTML or code of
+MARKUP = "# one\n\n# two\n- three\n\n---\n```\n<b>x</b> [a](javascript:b) ![c](https://d.example/e) https://f.example\x1b[31m"
 
 
 @pytest.fixture(scope="module")
@@ -198,6 +201,64 @@ def test_markdown_tables_are_rectangular(built: Path) -> None:
         assert len(widths) == 1
     for link in re.findall(r"!\[[^]]*\]\(([^)]+)\)", text):
         assert (built / link).is_file()
+
+
+@pytest.mark.parametrize(
+    "where", ["model", "name", "recipe", "reason", "note", "protocol", "ids", "backend", "task", "verified", "text"]
+)
+def test_markdown_of_strangers_stays_text(where: str, tmp_path: Path) -> None:
+    from markdown_it import MarkdownIt
+
+    def hostile(key: str, otherwise: str) -> str:
+        return MARKUP if where == key else otherwise
+
+    failed = where == "reason"
+    s = subject(
+        hostile("recipe", "gguf-q8_0"), model=hostile("model", MODEL), name=hostile("name", "a"),
+        verified=hostile("verified", "full"), status="failed" if failed else "ok", reason=MARKUP if failed else "", size_bytes=10,
+        notes=({"tensor": hostile("note", "t"), "what": hostile("note", "w"), "why": hostile("note", "y")},),
+    )  # fmt: skip
+    rows = [
+        replace(r, protocol=hostile("protocol", "p"), ids=hostile("ids", "source"), environment={"text": hostile("text", "t")})
+        for r in quality(s, 0.01, hostile("backend", "llama.cpp"))
+    ]
+    rows.append(replace(rows[0], metric="accuracy", task=hostile("task", "t"), samples=(1.0, 0.0), value=0.5))
+    write_results(results_path(tmp_path, "a", "eval"), s, rows)
+    reports.build([tmp_path])
+    text = (tmp_path / "report" / "report.md").read_text()
+    assert "\x1b" not in text
+    tokens = MarkdownIt("commonmark").enable("table").parse(text)
+    inline = [child for token in tokens for child in token.children or ()]
+    assert not [t for t in (*tokens, *inline) if t.type.startswith("html") or t.type in ("link_open", "hr")]
+    assert all(str(t.attrs["src"]).startswith("plots/") for t in inline if t.type == "image")
+    blocks = [after.content for token, after in itertools.pairwise(tokens) if token.type.endswith("_open")]
+    assert not [words for words in blocks if re.fullmatch("one|two|three", words)]
+    fences = [t.content for t in tokens if t.type == "fence"]
+    assert all(line.startswith("quantwright ") for fence in fences for line in fence.splitlines())
+    assert "https://f.example" not in re.sub(r"(`+)(?!`).+?(?<!`)\1(?!`)", "", re.sub(r"```sh.*?\n```\n", "", text, flags=re.S))
+
+
+def test_cells_that_a_spreadsheet_would_compute(tmp_path: Path) -> None:
+    for index, formula in enumerate(("=1+1", " =1+1", "+1", "-1+1", "@a", "\t=1", "\n=1", "＝1")):
+        s = subject("gguf-q8_0", name=f"a{index}", digest=str(index), reason=formula, status="failed")
+        write_results(results_path(tmp_path, s.name, "eval"), s, quality(s, 0.01, "llama.cpp"))
+    reports.build([tmp_path])
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "report" / "results.csv").read_text())))
+    assert len(rows) == 8
+    for row in rows:
+        assert row["reason"].startswith("'")
+
+
+def test_the_command_names_tasks_as_they_were_typed(tmp_path: Path) -> None:
+    s = subject("gguf-q8_0")
+    rows = quality(s, 0.01, "llama.cpp")
+    for name, typed in (("two", "tasks/two.yaml"), ("piqa", "piqa=my data"), ("arc_easy", ""), ("one", "tasks/two.yaml")):
+        detail = {"typed": typed} if typed else {}
+        rows.append(replace(rows[0], metric="accuracy", task=name, samples=(1.0, 0.0), value=0.5, detail=detail))
+    write_results(results_path(tmp_path, s.name, "eval"), s, rows)
+    reports.build([tmp_path])
+    text = (tmp_path / "report" / "report.md").read_text()
+    assert "--tasks 'tasks/two.yaml,piqa=my data,arc_easy'" in text
 
 
 def test_code_spans_hold_anything() -> None:

@@ -1,5 +1,6 @@
 """Model cards and repositories, from small artifacts committed the way convert commits them."""
 
+import itertools
 import json
 import sys
 from dataclasses import replace
@@ -109,6 +110,82 @@ def test_repository_is_the_artifact(tmp_path: Path) -> None:
     assert Artifact.load(tmp_path / "out").digest == artifact.digest  # it is an artifact still
     assert card_of(tmp_path / "out").data.library_name == "transformers"
     assert "Nothing was measured" in card_of(tmp_path / "out").text
+
+
+def test_terms_languages_and_tags_of_the_source(tmp_path: Path) -> None:
+    base = make_artifact(tmp_path / "tmp").manifest.source
+    source = base.model_copy(
+        update={"license": "other", "license_name": "acme-1.0", "license_link": "LICENSE", "languages": ("de", "no"),
+                "tags": ("chat", "Safetensors", "a\n---\nb")}
+    )  # fmt: skip
+    artifact = make_artifact(tmp_path / "q4", source=source)
+    said: list[str] = []
+    data = ModelCard(card_bytes(artifact, CardOptions("me/x"), said)).data.to_dict()
+    assert (data["license"], data["license_name"], data["language"]) == ("other", "acme-1.0", ["de", "no"])
+    assert data["license_link"] == "https://huggingface.co/org/small/blob/abc123/LICENSE"  # the file is not among the artifact's
+    assert {"chat", "a --- b"} < set(data["tags"])
+    assert "Safetensors" not in data["tags"]
+    assert said == ["no --results: the model card will show no measured numbers"]
+    given = CardOptions("me/x", license="other", license_name="mine", license_link="https://example.org/terms")
+    data = ModelCard(card_bytes(artifact, given, said)).data.to_dict()
+    assert (data["license_name"], data["license_link"]) == ("mine", "https://example.org/terms")
+    card_bytes(make_artifact(tmp_path / "b", source=base.model_copy(update={"license": "other"})), CardOptions("me/x"), said)
+    assert any("--license-name" in words for words in said)
+    several = make_artifact(tmp_path / "c", source=base.model_copy(update={"license": "mit,apache-2.0"}))
+    assert ModelCard(card_bytes(several, CardOptions("me/x"), said)).data.to_dict()["license"] == ["mit", "apache-2.0"]
+
+
+def card_bytes(artifact: Artifact, options: CardOptions, said: list[str]) -> str:
+    return prepare([artifact.folder], [], options, say=said.append).files["README.md"].decode()  # type: ignore[union-attr]
+
+
+def test_what_the_source_is_called(tmp_path: Path) -> None:
+    """Only a source on the Hub has a revision; in a folder's name an @ is a letter like any other."""
+    base = make_artifact(tmp_path / "tmp").manifest.source
+    for number, (given, revision, name, hub) in enumerate([
+        ("/home/me/my@model", None, "my@model", None), ("models/small", None, "small", None),
+        ("org/small@v1", "abc123", "org/small", "org/small"), ("org/small+adapter", "abc123", "org/small", "org/small"),
+        ("modelscope:org/small@v1", "abc123", "small", None),
+    ]):  # fmt: skip
+        artifact = make_artifact(tmp_path / str(number), source=base.model_copy(update={"id": given, "revision": revision}))
+        card = ModelCard(card_bytes(artifact, CardOptions("me/x"), []))
+        assert card.data.to_dict().get("base_model") == hub
+        assert f"Source: `{name}`" in card.text
+        assert "/home/me" not in card.text
+
+
+def test_quanto_is_loaded_by_its_own_library(tmp_path: Path) -> None:
+    card = ModelCard(card_bytes(make_artifact(tmp_path / "a", "quanto-int4"), CardOptions("me/x"), []))
+    assert card.data.library_name == "optimum-quanto"
+    assert "QuantizedModelForCausalLM.from_pretrained('me/x')" in card.text
+    assert "pip install optimum-quanto" in card.text
+
+
+def test_a_card_of_strangers_strings_stays_text(tmp_path: Path) -> None:
+    from markdown_it import MarkdownIt
+
+    hostile = "# one\n\n# two\n```\n<b>x</b> [a](javascript:b) ![c](d) `` https://f.example\x1b[31m"
+    base = make_artifact(tmp_path / "tmp").manifest
+    artifact = make_artifact(
+        tmp_path / "q4", recipe_short=hostile, engine=hostile, libraries={hostile: hostile}, loads_in=(hostile,), runtime=hostile,
+        tool={"name": hostile, "version": hostile}, notes=(Note(tensor=hostile, what=hostile, why=hostile),),
+        source=base.source.model_copy(update={"id": hostile, "revision": None, "digest": hostile, "dtype": hostile,
+                                              "license": hostile, "license_name": hostile, "tags": (hostile,)}),
+        calibration=CalibrationRecord(source=hostile, sha256=hostile, ids_sha256="0", tokens=1, sequence_length=1, seed=0),
+        verification=Verification(level="full", runtime=hostile, reader=hostile,
+                                  checks=(Check(name=hostile, passed=True, detail=hostile),)),
+    )  # fmt: skip
+    text = card_bytes(artifact, CardOptions("me/x"), [])
+    assert "\x1b" not in text
+    card = ModelCard(text)
+    tokens = MarkdownIt("commonmark").enable("table").parse(card.content.split("\n---\n", 1)[1])
+    inline = [child for token in tokens for child in token.children or ()]
+    assert not [t for t in (*tokens, *inline) if t.type.startswith("html") or t.type in ("image", "hr")]
+    links = [t.attrs["href"] for t in inline if t.type == "link_open"]
+    assert all(str(link).startswith("https://huggingface.co/") for link in links)
+    headings = {after.content for token, after in itertools.pairwise(tokens) if token.type == "heading_open"}
+    assert headings == {"x", "Files", "Measured", "Use", "How it was made and checked", "Fallbacks and notes", "Reproduce"}
+    assert len([t for t in tokens if t.type == "fence"]) == 2
 
 
 def test_several_gguf_share_a_repository(tmp_path: Path) -> None:

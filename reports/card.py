@@ -234,7 +234,7 @@ def _use(artifacts: Sequence[Artifact], files: Files, options: CardOptions) -> l
         quanto = artifacts[0].manifest.recipe["method"] == "quanto"
         if quanto:
             out += [
-                "transformers' own loader leaves the quantized weights out; `pip install optimum-quanto transformers accelerate` brings one that does not:",
+                "transformers alone leaves the quantized weights out. With `pip install optimum-quanto transformers accelerate`:",
                 "",
             ]
         tokenizer = f"tokenizer = AutoTokenizer.from_pretrained({options.repo!r})"

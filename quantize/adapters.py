@@ -28,7 +28,7 @@ from quantize.checkpoint import (
     sha256_file,
 )
 from quantize.errors import BadInput, StepFailed, Unsupported
-from quantize.files import inside, read_json
+from quantize.files import check_links, inside, read_json
 from quantize.model_card import CARD, license_files
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -126,7 +126,7 @@ def adapter_record(folder: str | Path) -> AdapterRecord:
 def open_adapter(folder: Path, checkpoint: Checkpoint) -> Adapter:
     """Read config and headers, and match every tensor with one of the base. Errors: BadInput, Unsupported, as above."""
     config = _read_config(folder)
-    weights = folder / WEIGHTS
+    weights = inside(folder, WEIGHTS)
     if not weights.is_file():
         pickled = (folder / "adapter_model.bin").is_file()
         hint = (
@@ -144,6 +144,8 @@ def open_adapter(folder: Path, checkpoint: Checkpoint) -> Adapter:
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
+    if folder.is_dir():
+        check_links(folder)
     path = folder / CONFIG
     if not path.is_file():
         raise BadInput(f"{folder}: no {CONFIG}, so not a PEFT adapter; give the folder that holds it")

@@ -19,6 +19,7 @@ import numpy as np
 
 from quantize.checkpoint_config import check_sizes, read_config
 from quantize.errors import BadInput, StepFailed, Unsupported
+from quantize.files import check_links, inside
 from quantize.safetensors_header import DTYPE_BYTES, TensorInfo, read_raw, read_safetensors_header
 from quantize.terminal import printable
 from quantize.weight_files import read_weights
@@ -76,6 +77,7 @@ class Checkpoint:
         from quantize.hub import resolve_model
 
         folder, revision = resolve_model(str(model))
+        check_links(folder)
         config = read_config(folder)
         for part in (config, config.get("text_config") or {}):
             if part.get("quantization_config"):
@@ -130,12 +132,12 @@ class Checkpoint:
 
     @property
     def tokenizer_files(self) -> list[Path]:
-        return [self.folder / name for name in TOKENIZER_FILES if (self.folder / name).is_file()]
+        return [path for name in TOKENIZER_FILES if (path := inside(self.folder, name)).is_file()]
 
     @property
     def companion_files(self) -> list[Path]:
         """Small files served beside the weights, copied unchanged into HF-format artifacts."""
-        extra = [self.folder / "generation_config.json"]
+        extra = [inside(self.folder, "generation_config.json")]
         return self.tokenizer_files + [path for path in extra if path.is_file()]
 
     @property

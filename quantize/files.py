@@ -25,7 +25,12 @@ MAX_DIGITS = 400  # of a number in YAML, whose base 60 takes quadratic time
 MAX_NAME_CHARACTERS = 1024
 _ESCAPED_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
-_HUB_SNAPSHOT = re.compile(r"(.*/(?:models|datasets)--[^/]+)/snapshots/[^/]+(?:/.*)?")
+_HUB_SNAPSHOT = re.compile(r"((.*)/(?:models|datasets)--[^/]+)/snapshots/[^/]+(?:/.*)?")
+#: where huggingface_hub 2 keeps what several repositories of one cache hold
+_SHARED_BLOB = re.compile(r"/blobs/([0-9a-f]{2})/\1[0-9a-f]{62}")
+#: files beside the weights that a tokenizer, template or model is read from
+_SMALL = (".json", ".txt", ".jinja", ".model", ".tiktoken")
+TEMPLATES = "additional_chat_templates"
 
 
 def read_bytes(path: Path, limit: int = MAX_JSON_BYTES) -> bytes:
@@ -185,9 +190,11 @@ def inside(folder: Path, name: str) -> Path:
     real = os.path.realpath(path)
     allowed = [real_folder]
     snapshot = _HUB_SNAPSHOT.fullmatch(real_folder)
+    shared = False
     if snapshot:
         allowed.append(os.path.join(snapshot[1], "blobs"))
-    if not any(real == root or real.startswith(root + os.sep) for root in allowed):
+        shared = real.startswith(snapshot[2]) and bool(_SHARED_BLOB.fullmatch(real, len(snapshot[2])))
+    if not shared and not any(real == root or real.startswith(root + os.sep) for root in allowed):
         raise BadInput(f"{folder}: {name} is a link to {real}, outside the folder; put the file itself there, or remove the link")
     return path
 
@@ -196,6 +203,19 @@ def files_inside(folder: Path, pattern: str) -> Iterator[Path]:
     """What ``pattern`` (a glob of one level) finds in ``folder``, sorted, each held against ``inside``. Errors: BadInput."""
     for path in sorted(folder.glob(pattern)):
         yield inside(folder, path.name)
+
+
+def check_links(folder: Path) -> None:
+    """Errors: BadInput where a file of ``folder`` that a tokenizer, template or config may be read from, by us or by a library
+    that is given the folder, is a link that leads out of it."""
+    with os.scandir(folder) as entries:
+        links = sorted(entry.name for entry in entries if entry.is_symlink())
+    for name in links:
+        if name.endswith(_SMALL) or name == TEMPLATES:
+            inside(folder, name)
+    if (folder / TEMPLATES).is_dir():
+        for path in (folder / TEMPLATES).iterdir():
+            inside(folder, f"{TEMPLATES}/{path.name}")
 
 
 def user_cache() -> Path:

@@ -33,3 +33,16 @@ def test_every_step_opens_the_commit_that_was_planned(
         "bench:name:float32": "artifacts/name/float32",
         "report": ".",
     }
+
+
+@pytest.mark.parametrize(("typed", "name"), [("..", "model"), (".", "inner"), ("../../model/", "model"), ("../../a:b", "a-b")])
+def test_a_models_name_is_one_plain_part_of_a_path(typed: str, name: str, tmp_path: Path, demo_checkpoint: Path) -> None:
+    from quantize.jobs.load import load_job
+    from quantize.jobs.steps import build_plan
+
+    for folder in ("model", "model/inner", "a:b"):
+        shutil.copytree(demo_checkpoint, tmp_path / folder)
+    job = tmp_path / "model" / "inner" / "job.yaml"
+    job.write_text(f"models: ['{typed}']\nrecipes: [float32]\nreport: false\n")
+    plan = build_plan(load_job(job), job.parent)
+    assert [str(step.output) for step in plan.steps] == [f"artifacts/{name}/float32"]

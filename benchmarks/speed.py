@@ -104,7 +104,7 @@ def measure(target: Target, workload: Workload, run: RunOptions) -> dict[str, An
         }
         (folder / "spec.json").write_text(json.dumps(spec), encoding="utf-8")
         threads = str(run.resolved_threads)
-        environment = child_environment(OMP_NUM_THREADS=threads, MKL_NUM_THREADS=threads)
+        environment = child_environment(OMP_NUM_THREADS=threads, MKL_NUM_THREADS=threads, GGML_NO_BACKTRACE="1")
         command = child_command("benchmarks.worker", str(folder / "spec.json"), str(folder / "out.json"))
         with open(folder / "log", "w+", encoding="utf-8", errors="replace") as log:
             done = subprocess.run(command, stdout=log, stderr=log, env=environment, check=False)

@@ -34,7 +34,8 @@ def measure(spec: dict[str, Any]) -> dict[str, Any]:
     needed = max(spec["prefill"], max(depths) + spec["decode"])
     # A model whose context is unknown until it is open: ask for no more than it has.
     limit = spec.get("context") or needed
-    with open_runtime(Path(spec["path"]), run, load_as=load_as, context=min(needed, limit)) as runtime:
+    opening = open_runtime(Path(spec["path"]), run, load_as=load_as, context=min(needed, limit), own_process=False)
+    with opening as runtime:
         loaded = time.perf_counter()
         runtime.tune(spec["attention"], spec["compiled"])
         prefill = min(spec["prefill"], runtime.context)

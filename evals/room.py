@@ -8,6 +8,14 @@ from quantize.recipe import RunOptions
 
 def check_room(more: int, run: RunOptions) -> None:
     """Errors: StepFailed where ``more`` bytes exceed the memory that is free, or, with what is held, what ``run`` allows."""
-    held = psutil.Process().memory_info().rss
+    process = psutil.Process()
+    held = sum(_held(one) for one in (process, *process.children()))  # llama.cpp's models lie in children
     if more > min(psutil.virtual_memory().available, (run.memory_bytes or 1 << 62) - held):
         raise StepFailed(f"it takes {more / 2**30:.1f} GiB of memory more, which are not free")
+
+
+def _held(process: psutil.Process) -> int:
+    try:
+        return int(process.memory_info().rss)
+    except psutil.Error:  # it has just ended
+        return 0

@@ -4,6 +4,7 @@ ctypes releases the GIL around every call here, so block quantizers run on as ma
 """
 
 import ctypes
+import os
 import re
 from collections import deque
 from collections.abc import Sequence
@@ -16,9 +17,11 @@ import numpy as np
 
 from quantize.errors import BadInput, StepFailed
 from quantize.gguf.types import LlamaFileType, Type, row_bytes
+from quantize.terminal import printable
 
 _log: deque[str] = deque(maxlen=10_000)
 _callbacks: list[Any] = []  # llama.cpp keeps a pointer to the function: so must we
+_echo: int | None = None
 
 
 @cache
@@ -28,6 +31,8 @@ def library() -> Any:
 
     @llama_cpp.llama_log_callback
     def keep(level: int, text: bytes, user_data: Any) -> None:
+        if _echo is not None:
+            os.write(_echo, text)
         line = text.decode("utf-8", errors="replace")
         if level == 5 and _log:  # GGML_LOG_LEVEL_CONT
             _log[-1] += line
@@ -63,6 +68,12 @@ def _ggml() -> Any:
     return lib
 
 
+def echo_log(descriptor: int) -> None:
+    """From here on, write what llama.cpp logs to the open file ``descriptor`` too: it stays where this process aborts."""
+    global _echo
+    _echo = descriptor
+
+
 def clear_log() -> None:
     library()
     _log.clear()
@@ -78,7 +89,7 @@ def last_error() -> str:
     errors = [line[1:].strip() for line in _log if line[:1] == "4" and line[1:].strip()]
     telling = [line for line in errors if not re.search(r"failed to load model$|unable to load model$", line)]
     chosen = (telling or errors or log_lines() or ["no reason given"])[-1]
-    return re.sub(r"\s+", " ", chosen)
+    return printable(chosen, 400)
 
 
 def prepare(kind: Type) -> None:
@@ -203,13 +214,17 @@ def describe() -> dict[str, str]:
 
 
 class Model:
-    """A GGUF file opened by llama.cpp. Close it, or use it as a context manager."""
+    """A GGUF file opened by llama.cpp, in this process, which an assertion of llama.cpp would end. Close it."""
 
-    def __init__(self, path: Path, *, gpu: bool = False):
-        """Errors: BadInput, with llama.cpp's own words, where it refuses the file."""
+    def __init__(self, path: Path, *, device: str = "cpu"):
+        """``device``: ``cpu``, ``cuda`` or ``auto``. Errors: BadInput, with llama.cpp's own words, where it refuses the file."""
         lib = library()
+        offloads = bool(lib.llama_supports_gpu_offload())
+        if device.startswith("cuda") and not offloads:
+            raise BadInput("--device cuda: the installed llama.cpp was built without GPU support; use --device cpu")
+        self.gpu = offloads and device != "cpu"
         parameters = lib.llama_model_default_params()
-        parameters.n_gpu_layers = -1 if gpu else 0
+        parameters.n_gpu_layers = -1 if self.gpu else 0
         clear_log()
         self.path = path
         self._model = lib.llama_model_load_from_file(str(path).encode(), parameters)
@@ -249,6 +264,13 @@ class Model:
                 return data.raw[:count].decode(errors="replace")
             room = -count
         raise StepFailed(f"{self.path}: llama.cpp cannot spell {len(ids)} tokens: {last_error()}")
+
+    def describe(self) -> dict[str, str]:
+        return describe()
+
+    def context(self, length: int, **settings: Any) -> "Context":
+        """Errors: as of ``Context``."""
+        return Context(self, length, **settings)
 
     def close(self) -> None:
         if self._model:

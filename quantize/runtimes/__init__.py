@@ -170,12 +170,14 @@ def open_runtime(
     exact: bool = False,
     context: int = 0,
     runtime: str = "",
+    own_process: bool = True,
 ) -> Runtime:
     """Open whatever lies at ``path``: an artifact folder, a .gguf file, or an HF folder or Hub id (quantized or not).
 
     ``runtime``: one of ``RUNTIMES``, else what the files call for. ``load_as`` quantizes on the fly (quanto, bnb).
     ``exact`` asks for the most exact arithmetic the runtime offers (llama.cpp: F32 KV cache, flash attention off).
     ``context``: tokens per window that are needed; 0 takes the model's own.
+    ``own_process``: llama.cpp, which ends its process where it does not like a file, is run in a child of this one.
     """
     path = Path(path)
     gguf = path if path.suffix == ".gguf" else next(iter(sorted(path.glob("*.gguf"))), None) if path.is_dir() else None
@@ -183,5 +185,7 @@ def open_runtime(
     if (name == "llamacpp") != bool(gguf):
         raise BadInput(f"{path}: is {'a GGUF file' if gguf else 'no GGUF file'}, which {name} does not open here; drop --runtime")
     module, _, attribute = RUNTIMES[name].partition(":")
-    opened: Runtime = getattr(import_module(module), attribute)(gguf or path, run, load_as=load_as, exact=exact, context=context)
+    more = {} if own_process or not gguf else {"own_process": False}
+    make = getattr(import_module(module), attribute)
+    opened: Runtime = make(gguf or path, run, load_as=load_as, exact=exact, context=context, **more)
     return opened

@@ -1,4 +1,4 @@
-"""GGUF files in llama.cpp, in process. The binding itself is ``quantize.gguf.llamacpp``."""
+"""GGUF files in llama.cpp: in a child (``quantize.gguf.llamacpp_apart``) or in process (``quantize.gguf.llamacpp``)."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 
 from quantize.errors import BadInput, Unsupported
-from quantize.gguf import llamacpp
+from quantize.gguf import llamacpp, llamacpp_apart
 from quantize.gguf.reader import read_gguf
 from quantize.recipe import Recipe, RunOptions
 from quantize.runtimes import Consume, Runtime, TreeConsume
-from quantize.runtimes.llamacpp_tree import SEQUENCES, Tree, run_packed
+from quantize.runtimes.llamacpp_tree import SEQUENCES, Context, Tree, run_packed
 
 LOGITS_BYTES = 1 << 28  # of one call's logits; a vocabulary of 262k tokens has 1 MB a position
 BATCH = 2048  # llama.cpp's default
@@ -28,26 +28,29 @@ class LlamaCppRuntime(Runtime):
     shares_beginnings = True
 
     def __init__(
-        self, path: Path | str, run: RunOptions, *, load_as: Recipe | None = None, exact: bool = False, context: int = 0
+        self,
+        path: Path | str,
+        run: RunOptions,
+        *,
+        load_as: Recipe | None = None,
+        exact: bool = False,
+        context: int = 0,
+        own_process: bool = True,
     ) -> None:
-        """Errors: BadInput where the file is damaged or llama.cpp refuses it."""
+        """``own_process``: llama.cpp runs in a child, and can end without ending this process.
+
+        Errors: BadInput where the file is damaged or llama.cpp refuses it; StepFailed where it ended in opening it."""
         if load_as is not None:
             raise BadInput(f"{path}: a GGUF file cannot be loaded as {load_as.short}; give the original checkpoint")
         path = Path(path)
-        header = read_gguf(path)  # says clearly what is damaged; llama.cpp may abort on it
-        if "general.architecture" not in header.kvs:
-            raise BadInput(f"{path}: no general.architecture in its metadata, so not a language model's GGUF")
-        wanted = run.device.startswith("cuda")
-        if wanted and not llamacpp.library().llama_supports_gpu_offload():
-            raise BadInput("--device cuda: the installed llama.cpp was built without GPU support; use --device cpu")
-        self.gpu = wanted or (run.device == "auto" and bool(llamacpp.library().llama_supports_gpu_offload()))
         self.exact, self.threads = exact, run.resolved_threads
-        self.model = llamacpp.Model(path, gpu=self.gpu)
+        self.model = _open_apart(path, run.device) if own_process else _open_here(path, run.device)
+        self.gpu = self.model.gpu
         self.vocabulary = self.model.vocabulary
         self.context = context or self.model.trained_context
         self._given_context = context
-        self._windows: llamacpp.Context | None = None
-        self._stream: llamacpp.Context | None = None
+        self._windows: Context | None = None
+        self._stream: Context | None = None
         self._position = 0
         self._flash: bool | None = None
 
@@ -63,7 +66,7 @@ class LlamaCppRuntime(Runtime):
         for start in range(0, len(rows), together):
             self._run_together(context, rows[start : start + together], start, first, consume)
 
-    def _run_together(self, context: llamacpp.Context, rows: np.ndarray, start: int, first: int, consume: Consume) -> None:
+    def _run_together(self, context: Context, rows: np.ndarray, start: int, first: int, consume: Consume) -> None:
         """Rows side by side as sequences of their own; a row longer than one call goes through in pieces."""
         context.clear()
         length = rows.shape[1]
@@ -95,8 +98,8 @@ class LlamaCppRuntime(Runtime):
         most = max(1, LOGITS_BYTES // (4 * self.vocabulary))
         outputs = min(room, max(most, *(tree.outputs for tree in trees)))
         self._drop()
-        self._windows = context = llamacpp.Context(
-            self.model, room, sequences=SEQUENCES, batch=room, outputs=outputs, threads=self.threads, exact=self.exact,
+        self._windows = context = self.model.context(
+            room, sequences=SEQUENCES, batch=room, outputs=outputs, threads=self.threads, exact=self.exact,
             flash=self._flash, unified=True,
         )  # fmt: skip
         packed: list[Tree] = []
@@ -108,7 +111,7 @@ class LlamaCppRuntime(Runtime):
             packed.append(tree)
         run_packed(context, packed, consume)
 
-    def _windows_context(self, length: int, sequences: int, batch: int, outputs: int) -> llamacpp.Context:
+    def _windows_context(self, length: int, sequences: int, batch: int, outputs: int) -> Context:
         old = self._windows
         if old is not None and (old.length, old.sequences, old.outputs) == (length, sequences, outputs):
             return old
@@ -116,10 +119,9 @@ class LlamaCppRuntime(Runtime):
         self._windows = self._new_context(length, sequences, batch, outputs)
         return self._windows
 
-    def _new_context(self, length: int, sequences: int, batch: int, outputs: int) -> llamacpp.Context:
+    def _new_context(self, length: int, sequences: int, batch: int, outputs: int) -> Context:
         batch = min(batch, length * sequences)
-        return llamacpp.Context(
-            self.model,
+        return self.model.context(
             length,
             sequences=sequences,
             batch=batch,
@@ -185,7 +187,7 @@ class LlamaCppRuntime(Runtime):
     def describe(self) -> dict[str, Any]:
         return {
             "backend": "llama.cpp",
-            **llamacpp.describe(),
+            **self.model.describe(),
             **self.model.special_tokens,
             "device": "gpu" if self.gpu else "cpu",
             "dtype": "KV cache F32, flash attention off" if self.exact else "llama.cpp's defaults (KV cache F16)",
@@ -201,6 +203,28 @@ class LlamaCppRuntime(Runtime):
     def close(self) -> None:
         self._drop()
         self.model.close()
+
+
+def _open_here(path: Path, device: str) -> llamacpp.Model:
+    _check_header(path)
+    return llamacpp.Model(path, device=device)
+
+
+def _open_apart(path: Path, device: str) -> llamacpp_apart.Model:
+    model = llamacpp_apart.Model(path)
+    try:
+        _check_header(path)  # while the child starts
+        model.open(device)
+    except BaseException:
+        model.close()
+        raise
+    return model
+
+
+def _check_header(path: Path) -> None:
+    """Says clearly what is damaged. Errors: BadInput."""
+    if "general.architecture" not in read_gguf(path).kvs:
+        raise BadInput(f"{path}: no general.architecture in its metadata, so not a language model's GGUF")
 
 
 def _pieces(wanted: np.ndarray, size: int, outputs: int) -> Iterator[slice]:

@@ -4,10 +4,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from quantize.gguf import llamacpp
+from quantize.gguf import llamacpp, llamacpp_apart
 from quantize.runtimes import TreeConsume
 
 SEQUENCES = 64  # of one call
+Context = llamacpp.Context | llamacpp_apart.Context
 
 
 class Tree:
@@ -29,7 +30,7 @@ def common_beginning(rows: Sequence[Sequence[int]]) -> int:
     return next((i for i, (a, b) in enumerate(zip(least, most, strict=False)) if a != b), min(len(least), len(most)))
 
 
-def run_packed(context: llamacpp.Context, trees: Sequence[Tree], consume: TreeConsume) -> None:
+def run_packed(context: Context, trees: Sequence[Tree], consume: TreeConsume) -> None:
     """One call; every tree's rows are sequences of their own."""
     tokens: list[int] = []
     positions: list[int] = []

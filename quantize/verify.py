@@ -1,50 +1,31 @@
 """After a conversion: is what lies in the staging folder what the recipe meant, and does its own runtime agree?
 
-Four kinds of check. Types: the tensors that the recipe names are quantized. Tokenizer and chat template: the source's. Weights: a
-second reader of the format, which shares no code with the engine that wrote nor the runtime that serves, reads each, and each
-points the way its source does. Logits (``full``): the runtime's equal those of the source architecture on the second reader's
-weights. The distance to the source is recorded and never a gate: it is what the recipe costs.
+Four kinds of check. Types: the tensors that the recipe names are quantized. Tokenizer and chat template: the
+source's. Weights: a second reader of the format, which shares no code with the engine that wrote nor the runtime
+that serves, reads each: it equals what the engine computed and is nobody else's (``verify_weights``). Logits
+(``full``): the runtime's equal those of the source architecture on the second reader's weights. The distance to
+the source is recorded and never a gate: it is what the recipe costs.
 
 Memory stays at a few tensors: weights read back are spilled, as float32, to a scratch folder (``run.scratch``, else beside the
 artifact: 4 bytes a weight for the time of the check) and mapped from there, module by module.
 """
 
 import dataclasses
-import re
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, cast
 
-import numpy as np
-
 from quantize.artifact import Check, Note, Verification
-from quantize.checkpoint import FLOAT_DTYPES, TOKENIZER_FILES, Checkpoint
+from quantize.checkpoint import TOKENIZER_FILES, Checkpoint
 from quantize.errors import QuantwrightError
 from quantize.methods import Conversion, Method
-from quantize.numerics.resemblance import compare
 from quantize.recipe import Recipe, RunOptions
 from quantize.runtimes import Runtime, open_runtime
 from quantize.verify_logits import WINDOW_TOKENS, compare_logits
-
-# Weights: direction and size against the source, as a bug would change them and rounding does not. A row at 4 bits and more keeps
-# a cosine above 0.9 with its source and a tensor its size to a percent; at 2 bits an outlier in a group can double what rounding
-# leaves of the rest.
-MIN_ROW_COSINE = {"few": 0.2, "many": 0.6}
-SLOPE = {"few": (0.4, 4.0), "many": (0.8, 1.25)}
-FEW_BITS = 3
-
-
-@dataclass
-class _Weights:
-    """What the second reader's pass found."""
-
-    checks: list[Check] = field(default_factory=list)
-    extra: set[str] = field(default_factory=set)  # read, but no tensor of the source: a tied head stored apart
-    spill: "_Spill | None" = None
+from quantize.verify_weights import check_weights
 
 
 def verify(
@@ -70,7 +51,7 @@ def verify(
         if method.hf_folder:
             checks += _companions(stage, checkpoint)
         spill = scratch if level == "full" else None
-        weights = _weights(method, recipe, stage, checkpoint, spill)
+        weights = check_weights(method, recipe, stage, checkpoint, conversion, spill)
         checks += weights.checks
         if not all(check.passed for check in checks):
             return _result(level, method, checks)
@@ -177,92 +158,6 @@ def _tokenizer(
         checks.append(Check(name="chat template", passed=same, detail="" if same else "not the source's"))
     extra = getattr(method, "verify_extra", None)
     return checks + (list(extra(stage, recipe, checkpoint, runtime)) if extra else [])
-
-
-def _weights(method: Method, recipe: Recipe, stage: Path, checkpoint: Checkpoint, spill: Path | None) -> _Weights:
-    """Every weight of the source, read back once: covered, of its shape, finite, and like its source."""
-    from quantize.hf.names import IGNORED
-
-    found = method.quantized(stage, recipe)
-    result = _Weights(spill=_Spill(spill) if spill is not None else None)
-    errors: dict[str, float] = {}
-    problems: list[str] = []
-    seen: set[str] = set()
-    rescaled = (
-        recipe.method == "awq"
-    )  # its scales move from one tensor to the one before: each alone need not resemble its source
-    try:
-        for name, values in method.dequantize(stage, recipe, checkpoint):
-            if result.spill is not None:
-                result.spill.add(name, values)
-            if not np.isfinite(values.sum(dtype=np.float64)) and not np.isfinite(values).all():
-                problems.append(f"{name} holds NaN or Inf")
-            if name not in checkpoint.tensors:
-                result.extra.add(name)
-                continue
-            seen.add(name)
-            if checkpoint.tensors[name].dtype not in FLOAT_DTYPES:
-                continue
-            if values.shape != checkpoint.tensors[name].shape:
-                problems.append(f"{name} has shape {list(values.shape)}, its source {list(checkpoint.tensors[name].shape)}")
-                continue
-            errors[name], problem = _resembles(name, checkpoint.read_float32(name), values, found.get(name, ""), rescaled)
-            if problem:
-                problems.append(problem)
-    except (QuantwrightError, ValueError, KeyError) as error:
-        problems.append(f"the second reader cannot read it: {error}")
-    absent = [name for name in checkpoint.tensors if name not in seen and not name.endswith(IGNORED)]
-    if absent and not problems:
-        problems.append(f"{absent[0]} is not in the artifact")
-    detail = problems[0] + (f" ({len(problems) - 1} more)" if len(problems) > 1 else "") if problems else f"{len(seen)} tensors"
-    result.checks.append(Check(name="weights", passed=not problems, detail=detail))
-    if errors:
-        worst = max(errors, key=lambda name: errors[name])
-        result.checks.append(
-            Check(
-                name="weight error",
-                passed=True,
-                value=float(np.mean(list(errors.values()))),
-                detail=f"mean relative error of {len(errors)} tensors; largest {errors[worst]:.3g} at {worst}",
-            )
-        )
-    return result
-
-
-def _resembles(name: str, source: np.ndarray, values: np.ndarray, kind: str, rescaled: bool) -> tuple[float, str]:
-    """(relative error, what is wrong or nothing)."""
-    likeness = compare(source, values)
-    digits = re.search(r"\d+", kind)
-    few = "few" if (digits and int(digits.group()) <= FEW_BITS) or rescaled else "many"
-    low, high = SLOPE[few]
-    if not low <= likeness.slope <= high:
-        return likeness.error, f"{name} is {likeness.slope:.3g} times its source; its scales are not what was quantized"
-    if likeness.worst_cosine < MIN_ROW_COSINE[few]:
-        return (
-            likeness.error,
-            f"{name}: row {likeness.worst_row} does not resemble its source (cosine {likeness.worst_cosine:.2f})",
-        )
-    return likeness.error, ""
-
-
-class _Spill:
-    """float32 arrays as raw files, mapped when read."""
-
-    def __init__(self, folder: Path):
-        self.folder = folder
-        self._shapes: dict[str, tuple[int, tuple[int, ...]]] = {}
-
-    def add(self, name: str, values: np.ndarray) -> None:
-        number = len(self._shapes)
-        np.ascontiguousarray(values, dtype=np.float32).tofile(self.folder / f"{number}.f32")
-        self._shapes[name] = (number, values.shape)
-
-    def read(self, name: str) -> np.ndarray:
-        number, shape = self._shapes[name]
-        if 0 in shape:
-            return np.empty(shape, np.float32)
-        mapped: np.ndarray = np.memmap(self.folder / f"{number}.f32", np.float32, "r", shape=shape or (1,))
-        return mapped.reshape(shape)
 
 
 def _backend(runtime: Runtime) -> str:

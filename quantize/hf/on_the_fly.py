@@ -53,24 +53,26 @@ def quantize_quanto(folder: Path, recipe: Any, dtype: str, run: RunOptions) -> "
 def _quanto_compute_in(model: "PreTrainedModel", dtype: Any) -> None:
     """Cast scales and unquantized parameters; the integers stay. The result is what a saved model gives when it is loaded so."""
     import torch
-    from optimum.quanto import WeightQBitsTensor, WeightQBytesTensor
 
     for module in model.modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
-            cast: Any
-            if parameter.dtype == dtype or not parameter.dtype.is_floating_point:
-                continue
-            if isinstance(parameter, WeightQBytesTensor):
-                w: Any = parameter
-                cast = WeightQBytesTensor(w.qtype, w.axis, w.size(), w.stride(), w._data, w._scale.to(dtype), None)
-            elif isinstance(parameter, WeightQBitsTensor):
-                # The bfloat16 kernel's own layout is undone as it is for saving.
-                w = parameter if type(parameter) is WeightQBitsTensor else parameter.weight_qbits_tensor()
-                shift = w._shift.to(dtype) if w._shift.is_floating_point() else w._shift
-                cast = WeightQBitsTensor(w.qtype, w.axis, w._group_size, w.size(), w.stride(), w._data, w._scale.to(dtype), shift)
-            else:
-                cast = parameter.data.to(dtype)
-            setattr(module, name, torch.nn.Parameter(cast, requires_grad=False))
+            if parameter.dtype != dtype and parameter.dtype.is_floating_point:
+                setattr(module, name, torch.nn.Parameter(quanto_in(parameter, dtype), requires_grad=False))
+
+
+def quanto_in(parameter: Any, dtype: Any) -> Any:
+    """A floating parameter in ``dtype``: of a quantized one the scales are cast, the integers stay."""
+    from optimum.quanto import WeightQBitsTensor, WeightQBytesTensor
+
+    w: Any = parameter
+    if isinstance(w, WeightQBytesTensor):
+        return WeightQBytesTensor(w.qtype, w.axis, w.size(), w.stride(), w._data, w._scale.to(dtype), None)
+    if isinstance(w, WeightQBitsTensor):
+        # The bfloat16 kernel's own layout is undone as it is for saving.
+        w = w if type(w) is WeightQBitsTensor else w.weight_qbits_tensor()
+        shift = w._shift.to(dtype) if w._shift.is_floating_point() else w._shift
+        return WeightQBitsTensor(w.qtype, w.axis, w._group_size, w.size(), w.stride(), w._data, w._scale.to(dtype), shift)
+    return parameter.data.to(dtype)
 
 
 def _head_name(model: "PreTrainedModel") -> str | None:

@@ -83,6 +83,7 @@ class Awq(Method):
             libraries=engine.LIBRARIES,
             notes=[*kept_notes(checkpoint), *result.notes],
             details={"compute_dtype": engine.compute_dtype(run), "calibration_tokens_used": int(rows.size)},
+            computed=result.computed,
         )
 
     def quantized(self, stage: Path, recipe: AwqRecipe) -> dict[str, str]:

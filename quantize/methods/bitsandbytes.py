@@ -4,10 +4,11 @@ Quantized while the model loads and saved before any forward pass: on a CPU a 4-
 what is saved after that reloads as noise, with no error.
 """
 
+import copy
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -16,8 +17,13 @@ from quantize.artifact import Note
 from quantize.calibration import Calibration
 from quantize.checkpoint import Checkpoint
 from quantize.errors import StepFailed, Unsupported
-from quantize.methods import Conversion, Method
+from quantize.methods import Computed, Conversion, Method
 from quantize.recipe import Recipe, RunOptions
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from quantize.hf.names import Layers
 
 BLOCK = 64  # weights that share a scale: the default of transformers, which the recipe does not change
 FLOAT16_MAX = 65504.0
@@ -86,6 +92,7 @@ class BitsAndBytes(Method):
             kinds = (bitsandbytes.nn.Linear4bit, bitsandbytes.nn.Linear8bitLt)
             done = {name for name, module in model.named_modules() if isinstance(module, kinds)}
             quantization = json.loads(json.dumps(model.config.quantization_config.to_dict(), default=str))
+            computed = _computed(model, layers)
             state = model.state_dict()
         if layers.tied:
             state.pop(f"{layers.head}.weight", None)
@@ -117,6 +124,7 @@ class BitsAndBytes(Method):
             libraries=("bitsandbytes", "transformers", "torch"),
             notes=notes,
             details={"unquantized_dtype": dtype},
+            computed=computed,
         )
 
     def quantized(self, stage: Path, recipe: BnbRecipe) -> dict[str, str]:
@@ -176,6 +184,32 @@ def _read_4bit(stored: Any, name: str, kind: str) -> np.ndarray:
     else:
         absmax = stored.float32(f"{name}.absmax")
     return dequantize_blocks(stored.raw(name), absmax, CODEBOOKS[kind], state["blocksize"], tuple(state["shape"]))
+
+
+def _computed(model: "PreTrainedModel", layers: "Layers") -> Computed:
+    """The library's own dequantization of every weight, in float32."""
+    import bitsandbytes as bnb
+    import torch
+
+    from quantize.hf.load import dequantize_flat
+
+    computed = Computed()
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        source = layers.source.get(name)
+        if source is None or (layers.tied and name == f"{layers.head}.weight"):
+            continue
+        weight: Any = parameter
+        with torch.no_grad():
+            if isinstance(weight, bnb.nn.Params4bit) and weight.quant_state is not None:
+                state = copy.copy(weight.quant_state)
+                state.dtype = torch.float32
+                values = dequantize_flat(weight.data, state)
+            elif isinstance(weight, bnb.nn.Int8Params) and weight.dtype == torch.int8:
+                values = bnb.functional.int8_vectorwise_dequant(weight.data, weight.SCB.float())
+            else:
+                values = weight.data
+        computed.add(source, values.float().cpu().numpy())
+    return computed
 
 
 def _same_map(stored: Any, name: str, codebook: np.ndarray) -> None:

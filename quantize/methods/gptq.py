@@ -110,6 +110,7 @@ class Gptq(Method):
                 "calibration_tokens_used": int(calibration.ids.size),
                 "loss": {f"layer {row['layer']} {row['module']}": float(row["loss"]) for row in result.log},
             },
+            computed=result.computed,
         )
 
     def quantized(self, stage: Path, recipe: GptqRecipe) -> dict[str, str]:

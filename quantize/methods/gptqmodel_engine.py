@@ -25,6 +25,7 @@ import numpy as np
 from quantize.artifact import Note
 from quantize.checkpoint import Checkpoint, read_weights
 from quantize.errors import QuantwrightError, StepFailed
+from quantize.methods import Computed
 from quantize.recipe import RunOptions
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ class EngineRun:
     log: list[dict[str, Any]]
     config: dict[str, Any]
     notes: list[Note] = field(default_factory=list)
+    computed: Computed | None = None
 
 
 def engine_name() -> str:
@@ -101,6 +103,7 @@ def quantize(
         from gptqmodel import BACKEND, GPTQModel
 
         from quantize.methods.gptqmodel_awq import awq_search
+        from quantize.methods.gptqmodel_computed import add_unquantized, packed_weights
 
         if run.threads:
             torch.set_num_threads(run.threads)
@@ -121,8 +124,15 @@ def quantize(
             trust_remote_code=checkpoint.trust_remote_code,
         )
         samples = [{"input_ids": row, "attention_mask": [1] * len(row)} for row in rows.tolist()]
-        with _surviving_workers(), _watched_hessians() as floors, awq_search(), _progress(model, checkpoint, title, run, stderr):
+        with (
+            _surviving_workers(),
+            _watched_hessians() as floors,
+            awq_search(),
+            packed_weights() as computed,
+            _progress(model, checkpoint, title, run, stderr),
+        ):
             log = model.quantize(samples, batch_size=BATCH_ROWS, backend=BACKEND[backend])
+        add_unquantized(computed, model.model, checkpoint)
         flat = [row for entries in log.values() for row in entries] if isinstance(log, dict) else list(log)
         notes = _damping_notes(flat, config, floors)
         folder = scratch / "saved"
@@ -130,7 +140,7 @@ def quantize(
         saved = json.loads((folder / "config.json").read_text(encoding="utf-8"))["quantization_config"]
         del model
         gc.collect()
-    return EngineRun(folder, flat, saved, notes)
+    return EngineRun(folder, flat, saved, notes, computed)
 
 
 def _environment(run: RunOptions) -> None:

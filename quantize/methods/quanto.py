@@ -7,15 +7,20 @@ into ``_data``, ``_scale`` and ``_shift``, and ``quanto_qmap.json``, which names
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
 from quantize.artifact import Note
 from quantize.calibration import Calibration
 from quantize.checkpoint import Checkpoint
-from quantize.methods import Conversion, Method
+from quantize.methods import Computed, Conversion, Method
 from quantize.recipe import Recipe, RunOptions
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from quantize.hf.names import Layers
 
 GROUP = 128
 
@@ -64,6 +69,7 @@ class Quanto(Method):
             from optimum.quanto.quantize import quantization_map
 
             mapping = quantization_map(model)
+            computed = _computed(model, layers, head_apart=layers.tied and layers.head in mapping)
             state = model.state_dict()
         config = {key: value for key, value in checkpoint.config.items() if key != "torch_dtype"} | {"dtype": dtype}
         head_quantized = layers.head in mapping
@@ -96,6 +102,7 @@ class Quanto(Method):
             libraries=("optimum-quanto", "transformers", "torch"),
             notes=notes,
             details={"scales_dtype": dtype},
+            computed=computed,
         )
 
     def quantized(self, stage: Path, recipe: QuantoRecipe) -> dict[str, str]:
@@ -151,6 +158,26 @@ class Quanto(Method):
             else:
                 values = stored.float32(name)
             yield (name if apart else source), values
+
+
+def _computed(model: "PreTrainedModel", layers: "Layers", head_apart: bool) -> Computed:
+    """The library's own dequantization of every weight, in float32: its scales are stored in less and exact there."""
+    import torch
+    from optimum.quanto import QTensor
+
+    from quantize.hf.on_the_fly import quanto_in
+
+    computed = Computed()
+    head = f"{layers.head}.weight"
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        source = layers.source.get(name)
+        if source is None or (layers.tied and name == head and not head_apart):
+            continue
+        with torch.no_grad():
+            exact = quanto_in(parameter, torch.float32)
+            values = (exact.dequantize() if isinstance(exact, QTensor) else exact).float().cpu().numpy()
+        computed.add(name if name == head and head_apart else source, values)
+    return computed
 
 
 def group_note(name: str, width: int) -> Note | None:

@@ -17,10 +17,12 @@ from quantize.artifact import CalibrationRecord
 from quantize.calibration import Calibration
 from quantize.checkpoint import Checkpoint
 from quantize.errors import BadInput, StepFailed, Unsupported
+from quantize.hf.tensors import Entry, StoredTensors, write_folder
 from quantize.methods import Conversion
 from quantize.methods.gptqmodel_layers import MODEL_TYPES
 from quantize.recipe import RunOptions, parse_recipe
 from quantize.registry import method
+from quantize.verify_weights import check_weights
 
 pytest.importorskip("gptqmodel")
 
@@ -109,6 +111,45 @@ def test_reader_covers_the_source(made: SimpleNamespace) -> None:
         assert values.shape == source.shape
         if name not in quantized and (made.recipe.method == "gptq" or "layernorm" not in name):
             np.testing.assert_array_equal(values, source)
+
+
+def test_every_weight_equals_what_the_engine_computed(made: SimpleNamespace) -> None:
+    checks = check_weights(made.method, made.recipe, made.folder, made.source, made.conversion, None).checks
+    assert checks[0].passed, checks[0].detail
+    assert checks[0].detail == "12 tensors, 12 equal to what the engine computed"
+
+
+def exchange(arrays: dict[str, np.ndarray]) -> None:
+    for name in [name for name in arrays if ".up_proj." in name]:
+        other = name.replace("up_proj", "gate_proj")
+        arrays[name], arrays[other] = arrays[other], arrays[name]
+
+
+def scale_of_the_neighbour(arrays: dict[str, np.ndarray]) -> None:
+    scales = arrays["model.layers.0.mlp.up_proj.scales"]
+    first = int(np.flatnonzero(scales[0, 1:] != scales[0, :-1])[0])
+    scales[0, first] = scales[0, first + 1]
+
+
+def turn_outputs(arrays: dict[str, np.ndarray]) -> None:
+    for name, raw in arrays.items():
+        if name.startswith("model.layers.0.mlp.up_proj.") and not name.endswith("g_idx"):
+            arrays[name] = np.roll(raw, raw.shape[1] // 2, 1)
+
+
+@pytest.mark.parametrize("made", ["gptq-int4", "awq-int4"], indirect=True)
+@pytest.mark.parametrize(("damage", "without"), [(exchange, True), (turn_outputs, True), (scale_of_the_neighbour, False)])
+def test_damage_is_noticed(
+    made: SimpleNamespace, damage: Callable[[dict[str, np.ndarray]], None], without: bool, tmp_path: Path
+) -> None:
+    stored = StoredTensors(made.folder)
+    arrays = {name: np.array(stored.raw(name)) for name in stored}
+    damage(arrays)
+    write_folder(tmp_path, [Entry(n, i.dtype, arrays[n].shape) for n, i in stored.info.items()], lambda name: arrays[name])
+    for known in (made.conversion, Conversion(0, ""))[: 1 + without]:
+        checks = check_weights(made.method, made.recipe, tmp_path, made.source, known, None).checks
+        assert not checks[0].passed
+        assert "mlp.up_proj" in checks[0].detail or "mlp.gate_proj" in checks[0].detail
 
 
 @pytest.fixture

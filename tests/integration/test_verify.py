@@ -16,6 +16,7 @@ from quantize.recipe import RunOptions, parse_recipe
 from quantize.registry import method
 from quantize.verify import verify
 from quantize.verify_logits import KL_FLOAT32
+from quantize.verify_weights import check_weights
 
 CPU = RunOptions(device="cpu")
 RECIPES = ["quanto-int8", "quanto-int4", "bnb-nf4", "bnb-nf4:double_quant=true", "bnb-int8"]
@@ -130,6 +131,79 @@ def reverify(
     return result
 
 
+@pytest.fixture(scope="module")
+def two_layers(make_checkpoint: Callable[..., Path]) -> Checkpoint:
+    return Checkpoint.open(make_checkpoint(num_hidden_layers=2, hidden_size=128, intermediate_size=256))
+
+
+@pytest.fixture(scope="module")
+def conversions(two_layers: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Conversion]]:
+    """What the methods wrote and what they say their engines computed; nothing verified yet."""
+    made = {}
+    for short in RECIPES:
+        recipe, folder = parse_recipe(short), tmp_path_factory.mktemp("made")
+        made[short] = (folder, method(recipe.method).convert(two_layers, recipe, folder, CPU, None))
+    return made
+
+
+@pytest.mark.parametrize("short", RECIPES)
+def test_every_weight_equals_what_the_engine_computed(
+    short: str, conversions: dict[str, tuple[Path, Conversion]], two_layers: Checkpoint
+) -> None:
+    folder, conversion = conversions[short]
+    recipe = parse_recipe(short)
+    weights = check_weights(method(recipe.method), recipe, folder, two_layers, conversion, None)
+    count = len(two_layers.tensors)
+    assert weights.checks[0] == Check(
+        name="weights", passed=True, detail=f"{count} tensors, {count} equal to what the engine computed"
+    )
+
+
+def swap_layers(arrays: dict[str, np.ndarray]) -> None:
+    for mine in [name for name in arrays if ".layers.0.mlp.up_proj." in name]:
+        theirs = mine.replace(".layers.0.", ".layers.1.")
+        arrays[mine], arrays[theirs] = arrays[theirs], arrays[mine]
+
+
+def turn_rows(arrays: dict[str, np.ndarray]) -> None:
+    """The first half of the rows after the second: the parts of a fused matrix in another order."""
+    for name in parts(arrays, LAYER):
+        raw = arrays[name]
+        if raw.size >= 256 and not name.endswith(("quant_map", "nested_absmax")) and "quant_state" not in name:
+            arrays[name] = np.roll(raw.reshape(-1), raw.size // 2).reshape(raw.shape)
+
+
+def scale_of_the_neighbour(arrays: dict[str, np.ndarray]) -> None:
+    name = next(n for n in parts(arrays, LAYER) if n.endswith(("weight._scale", ".absmax", "SCB")))
+    scales = arrays[name].reshape(-1)
+    first = int(np.flatnonzero(scales[1:] != scales[:-1])[0])
+    scales[first] = scales[first + 1]
+
+
+@pytest.mark.parametrize("short", RECIPES)
+@pytest.mark.parametrize(
+    ("damage", "without"), [(swap_layers, True), (turn_rows, True), (scale_of_the_neighbour, False), (swap, True)]
+)
+def test_damage_to_what_was_computed(
+    short: str,
+    damage: Callable[[dict[str, np.ndarray]], None],
+    without: bool,
+    conversions: dict[str, tuple[Path, Conversion]],
+    two_layers: Checkpoint,
+    tmp_path: Path,
+) -> None:
+    """Told by what was computed; misplaced tensors and rows by whose they are, too, where nobody says what was (the two
+    halves of quanto's 4-bit rows share bytes, so that there a turn makes other rows of them)."""
+    folder, conversion = conversions[short]
+    shutil.copytree(folder, tmp_path / "stage")
+    rewrite(tmp_path / "stage", damage)
+    recipe = parse_recipe(short)
+    for known in [conversion, Conversion(0, "")] if without and (short, damage) != ("quanto-int4", turn_rows) else [conversion]:
+        checks = check_weights(method(recipe.method), recipe, tmp_path / "stage", two_layers, known, None).checks
+        assert not checks[0].passed
+        assert "mlp.up_proj" in checks[0].detail or "mlp.gate_proj" in checks[0].detail
+
+
 def failed_check(result: Verification) -> Check:
     return next(check for check in result.checks if not check.passed)
 
@@ -209,7 +283,7 @@ def test_a_folder_that_does_not_open(artifacts: dict[str, Artifact], source: Pat
     assert failed.name == "opens"
 
 
-GGUF_DAMAGE = ["swap", "lose row"]
+GGUF_DAMAGE = ["swap", "lose row", "scale of the neighbour"]
 
 
 @pytest.mark.parametrize("damage", GGUF_DAMAGE)
@@ -226,13 +300,19 @@ def test_damage_to_a_gguf_is_noticed(damage: str, source: Path, tmp_path: Path) 
     up, gate = file.tensors["blk.0.ffn_up.weight"], file.tensors["blk.0.ffn_gate.weight"]
     assert up.size_bytes == gate.size_bytes
     a, b = slice(up.offset, up.offset + up.size_bytes), slice(gate.offset, gate.offset + gate.size_bytes)
+    written = {}
     if damage == "swap":
         data[a], data[b] = data[b], data[a]
+    elif damage == "scale of the neighbour":  # told by the hash that was taken while the file was written
+        data[up.offset : up.offset + 2] = data[up.offset + 144 : up.offset + 146]
+        written = {path.name: artifact.manifest.files[path.name].sha256}
     else:
         row = up.size_bytes // 512
         data[up.offset + 7 * row : up.offset + 8 * row] = bytes(row)
     path.write_bytes(data)
-    result = verify(method("gguf"), recipe, tmp_path / "stage", Checkpoint.open(source), Conversion(0, ""), CPU, "tensors")
+    result = verify(
+        method("gguf"), recipe, tmp_path / "stage", Checkpoint.open(source), Conversion(0, "", sha256=written), CPU, "tensors"
+    )
     assert failed_check(result).name == "weights"
 
 

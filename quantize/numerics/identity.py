@@ -1,0 +1,108 @@
+"""Whose tensor, and whose row, is this? Told from which source it is nearest to, whatever the distance.
+
+A coarse recipe takes a tensor far from its source and still nearer to it than to any other; one that changed places is nearer to
+another. How far it is says nothing here. Equal sources, such as untrained experts or copied layers, are nobody's alone.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from quantize.numerics.sketch import as_rows
+
+#: the other must be nearer by this factor: what rounding leaves of sources that are nearly one is near to both
+NEARER = 1.5
+#: part of its source's norm within which a reading is its source's, whoever else is near: no rounding to 8 bits leaves more
+SAME = 2.0**-6
+#: rows whose norm is below this part of the tensor's root mean square are not looked at: a scale that a small
+#: row shares with a large neighbour may round it to nothing, rightly
+SMALL_ROW = 0.1
+SAMPLES = 1024  # values by which tensors are told apart
+COLUMNS = 64  # by which rows are told apart, before all of their columns are
+ROW_WORK = 1 << 28  # products of rows with rows, for each of these columns
+FEWEST = 32  # values of a tensor, or of a row, from which on it can be told
+
+
+def feature(values: np.ndarray, rescaled: bool) -> np.ndarray:
+    """(SAMPLES,) values of a tensor at places that depend on its shape alone; ``rescaled``: their signs, which no
+    positive scale of a row or a column changes."""
+    flat = values.reshape(-1)
+    places = np.random.default_rng(values.shape).integers(0, flat.size, SAMPLES) if flat.size > SAMPLES else slice(None)
+    taken = flat[places].astype(np.float32)
+    return np.sign(taken) if rescaled else taken
+
+
+def misplaced(read: np.ndarray, source: np.ndarray) -> Iterator[tuple[int, int]]:
+    """(i, j) of readings i that are not of source i but of source j. ``read`` and ``source`` (n, values): features
+    of n tensors of one shape."""
+    if read.shape[-1] < FEWEST:
+        return
+    norms, theirs = _squares(source), _squares(read)
+    for begin in range(0, len(read), 1024):
+        part = slice(begin, begin + 1024)
+        squares = theirs[part, None] + norms[None, :] - 2.0 * (read[part] @ source.T).astype(np.float64)
+        for i in range(begin, begin + len(squares)):
+            j = _other(squares[i - begin], i, norms)
+            if j is not None and _nearer(read[i], source[i], source[j]):
+                yield i, j
+
+
+def misplaced_row(read: np.ndarray, source: np.ndarray, rescaled: bool) -> tuple[int, int] | None:
+    """The first row i of ``read`` (rows, columns) that is not row i of ``source`` but row j of it; None where there is none.
+
+    Of more than 16,384 rows, some that are spread evenly are looked at.
+    """
+    a, b = as_rows(read), as_rows(source)
+    count, columns = b.shape
+    if columns < FEWEST or count < 2:
+        return None
+    norms = np.sqrt(_squares(b))
+    large = norms >= SMALL_ROW * np.sqrt(np.square(norms).mean())
+    wanted = min(count, max(256, ROW_WORK // count))
+    looked = np.unique(np.linspace(0, count - 1, wanted).round().astype(int))
+    looked = looked[large[looked]]
+    taken = np.unique(np.linspace(0, columns - 1, min(columns, COLUMNS)).round().astype(int))
+    few, fewer = _signed(a[looked][:, taken], rescaled), _signed(b[:, taken], rescaled)
+    squares_b = _squares(fewer)
+    squares_b[~large] = np.inf  # nobody's
+    for begin in range(0, len(looked), 256):
+        block = few[begin : begin + 256]
+        squares = _squares(block)[:, None] + squares_b[None, :] - 2.0 * (block @ fewer.T).astype(np.float64)
+        for row, i in zip(squares, looked[begin : begin + 256], strict=True):
+            j = _other(row, int(i), squares_b)
+            if j is not None and _nearer(*(_signed(x, rescaled) for x in (a[i], b[i], b[j]))):
+                return int(i), j
+    return None
+
+
+def lost_row(read: np.ndarray, source: np.ndarray) -> int | None:
+    """The first row of nothing but zeros whose source is not small."""
+    a, b = as_rows(read), as_rows(source)
+    if not len(a):
+        return None
+    norms = _squares(b)
+    found = np.flatnonzero((norms > SMALL_ROW**2 * norms.mean()) & ~a.any(1))
+    return int(found[0]) if len(found) else None
+
+
+def _other(squares: np.ndarray, own: int, norms: np.ndarray) -> int | None:
+    """The nearest source, where that is another than ``own`` by so much that it is worth a closer look."""
+    nearest = int(squares.argmin())
+    if nearest == own or squares[own] <= SAME**2 * norms[own] or squares[nearest] * NEARER > squares[own]:
+        return None
+    return nearest
+
+
+def _nearer(read: np.ndarray, own: np.ndarray, other: np.ndarray) -> bool:
+    x, a, b = (part.astype(np.float64) for part in (read, own, other))
+    mine, theirs = float(np.square(x - a).sum()), float(np.square(x - b).sum())
+    return mine > SAME**2 * float(np.square(a).sum()) and mine > NEARER**2 * theirs
+
+
+def _signed(values: np.ndarray, rescaled: bool) -> np.ndarray:
+    return np.sign(values) if rescaled else values
+
+
+def _squares(rows: np.ndarray) -> np.ndarray:
+    found: np.ndarray = np.einsum("ij,ij->i", rows, rows, dtype=np.float64)
+    return found

@@ -1,0 +1,183 @@
+"""Every weight of the source, read back once by a reader that shares no code with the engine nor the runtime.
+
+What gates: each is there, of its shape, finite; where the method says what its engine held in memory before it saved
+(``Conversion.computed``), the reading equals it; each tensor, and each of its rows, is its own source's and no other's. How far
+it is from that source is recorded: it is what the recipe costs, and real models cost strange things.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from quantize.artifact import Check
+from quantize.checkpoint import FLOAT_DTYPES, Checkpoint, sha256_file
+from quantize.errors import QuantwrightError
+from quantize.methods import Computed, Conversion, Method
+from quantize.numerics import identity
+from quantize.numerics.resemblance import Resemblance, compare
+from quantize.recipe import Recipe
+
+# Where nobody says what the engine computed, and it rounds to nearest: a factor between source and reading
+# that such rounding cannot explain, and that of 2 bits. GPTQ, AWQ and GGUF files are never judged by it.
+SLOPES, SLOPES_OF_2_BITS = (0.8, 1.25), (0.4, 4.0)
+ROUNDING = {"float32": 0.0, "float16": 2.0**-11, "bfloat16": 2.0**-8}  # of a value, by rounding it to nearest
+
+
+@dataclass
+class Weights:
+    """What the second reader's pass found."""
+
+    checks: list[Check] = field(default_factory=list)
+    extra: set[str] = field(default_factory=set)  # read, but no tensor of the source: a tied head stored apart
+    spill: "Spill | None" = None
+
+
+def check_weights(
+    method: Method, recipe: Recipe, stage: Path, checkpoint: Checkpoint, conversion: Conversion, spill: Path | None
+) -> Weights:
+    """``spill``: folder that keeps what was read, for the logits."""
+    from quantize.hf.names import IGNORED
+
+    result = Weights(spill=Spill(spill) if spill is not None else None)
+    reading = _Reading(recipe, checkpoint, conversion.computed, guess=method.hf_folder and recipe.method not in ("gptq", "awq"))
+    problems = list(_changed_files(stage, conversion.sha256))
+    try:
+        for name, values in method.dequantize(stage, recipe, checkpoint):
+            if result.spill is not None:
+                result.spill.add(name, values)
+            problems += reading.add(name, values)
+    except (QuantwrightError, ValueError, KeyError) as error:
+        problems.append(f"the second reader cannot read it: {error}")
+    if not problems:
+        problems += reading.misplaced()
+    result.extra = reading.seen - set(checkpoint.tensors)
+    absent = [name for name in checkpoint.tensors if name not in reading.seen and not name.endswith(IGNORED)]
+    if absent and not problems:
+        problems.append(f"{absent[0]} is not in the artifact")
+    detail = problems[0] + (f" ({len(problems) - 1} more)" if len(problems) > 1 else "") if problems else reading.summary()
+    result.checks.append(Check(name="weights", passed=not problems, detail=detail))
+    result.checks += reading.recorded()
+    return result
+
+
+class _Reading:
+    """What is known of the tensors read so far: a few kilobytes each."""
+
+    def __init__(self, recipe: Recipe, checkpoint: Checkpoint, computed: Computed | None, guess: bool):
+        self.checkpoint, self.computed = checkpoint, computed
+        self.seen: set[str] = set()
+        self._equal = 0
+        bounds = SLOPES_OF_2_BITS if getattr(recipe, "weights", "") == "int2" else SLOPES
+        self._slopes = bounds if guess and computed is None else (-np.inf, np.inf)
+        # AWQ's scales move from one tensor to the one before: signs are what it leaves alone
+        self._rescaled = recipe.method == "awq"
+        self._stored = ROUNDING[str(getattr(recipe, "dtype", "float32"))] if recipe.method == "dense" else None
+        self._likeness: dict[str, Resemblance] = {}
+        self._features: dict[tuple[int, ...], dict[str, tuple[np.ndarray, np.ndarray]]] = {}
+
+    def add(self, name: str, values: np.ndarray) -> Iterator[str]:
+        """What is wrong with it."""
+        if not np.isfinite(values.sum(dtype=np.float64)) and not np.isfinite(values).all():
+            yield f"{name} holds NaN or Inf"
+            return
+        self.seen.add(name)
+        if problem := self._differs(name, values):
+            yield problem
+        info = self.checkpoint.tensors.get(name)
+        if info is None or info.dtype not in FLOAT_DTYPES:
+            return
+        if values.shape != info.shape:
+            yield f"{name} has shape {list(values.shape)}, its source {list(info.shape)}"
+            return
+        if values.size:
+            yield from self._against_source(name, self.checkpoint.read_float32(name), values)
+
+    def _differs(self, name: str, values: np.ndarray) -> str:
+        if self.computed is None or name not in self.computed:
+            return ""
+        wrong = self.computed.differing_rows(name, values)
+        self._equal += not len(wrong)
+        if not len(wrong):
+            return ""
+        more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+        return f"{name}: row {wrong[0]}{more} is not what the engine computed"
+
+    def _against_source(self, name: str, source: np.ndarray, values: np.ndarray) -> Iterator[str]:
+        likeness = self._likeness[name] = compare(source, values)
+        self._features.setdefault(values.shape, {})[name] = tuple(
+            identity.feature(array, self._rescaled) for array in (values, source)
+        )  # type: ignore[assignment]
+        known = self.computed is not None and name in self.computed
+        if self._stored is not None:
+            apart = np.abs(values - source)
+            wrong = np.flatnonzero((apart > self._stored * np.abs(source) + 2.0**-24 * (self._stored > 0)).reshape(-1))
+            if len(wrong):
+                yield f"{name}: value {wrong[0]} is not its source's, rounded"
+                return
+        if not known and (row := identity.lost_row(values, source)) is not None:
+            yield f"{name}: row {row} is lost: it holds zeros alone"
+        elif not self._slopes[0] <= likeness.slope <= self._slopes[1]:
+            yield f"{name} is {likeness.slope:.3g} times its source; its scales are not what was quantized"
+        elif (moved := identity.misplaced_row(values, source, self._rescaled)) is not None:
+            yield f"{name}: row {moved[0]} is row {moved[1]} of its source"
+
+    def misplaced(self) -> Iterator[str]:
+        for tensors in self._features.values():
+            names = list(tensors)
+            read, source = (np.stack([pair[side] for pair in tensors.values()]) for side in (0, 1))
+            for i, j in identity.misplaced(read, source):
+                yield f"{names[i]} is {names[j]} of its source"
+
+    def summary(self) -> str:
+        equal = f", {self._equal} equal to what the engine computed" if self.computed is not None else ""
+        return f"{len(self.seen)} tensors{equal}"
+
+    def recorded(self) -> Iterator[Check]:
+        found = self._likeness
+        if not found:
+            return
+        worst = max(found, key=lambda name: found[name].error)
+        yield Check(
+            name="weight error",
+            passed=True,
+            value=float(np.mean([likeness.error for likeness in found.values()])),
+            detail=f"mean relative error of {len(found)} tensors; largest {found[worst].error:.3g} at {worst}; recorded",
+        )
+        lowest = min(found, key=lambda name: found[name].worst_cosine)
+        farthest = max(found, key=lambda name: abs(np.log(max(found[name].slope, 1e-30))))
+        yield Check(
+            name="likeness",
+            passed=True,
+            value=found[lowest].worst_cosine,
+            detail=f"smallest cosine of a row with its source's, row {found[lowest].worst_row} of {lowest}; size "
+            f"{found[farthest].slope:.3g} times the source's at {farthest}; recorded",
+        )
+
+
+def _changed_files(stage: Path, written: dict[str, str]) -> Iterator[str]:
+    """Files that are not, byte for byte, what was hashed while the engine's numbers were written."""
+    for name, digest in written.items():
+        if not (stage / name).is_file() or sha256_file(stage / name) != digest:
+            yield f"{name} is not what was written"
+
+
+class Spill:
+    """float32 arrays as raw files, mapped when read."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self._shapes: dict[str, tuple[int, tuple[int, ...]]] = {}
+
+    def add(self, name: str, values: np.ndarray) -> None:
+        number = len(self._shapes)
+        np.ascontiguousarray(values, dtype=np.float32).tofile(self.folder / f"{number}.f32")
+        self._shapes[name] = (number, values.shape)
+
+    def read(self, name: str) -> np.ndarray:
+        number, shape = self._shapes[name]
+        if 0 in shape:
+            return np.empty(shape, np.float32)
+        mapped: np.ndarray = np.memmap(self.folder / f"{number}.f32", np.float32, "r", shape=shape or (1,))
+        return mapped.reshape(shape)

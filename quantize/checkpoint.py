@@ -5,7 +5,6 @@ is read when asked for. Nothing from a checkpoint is executed: no pickle, no rem
 """
 
 import hashlib
-import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping

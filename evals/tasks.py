@@ -68,7 +68,7 @@ def run_tasks(
         folder = source.folder if source else own
         if folder is None:
             raise BadInput("--apply-chat-template needs the source's tokenizer; give --reference MODEL")
-        template = (gguf_template if folder.suffix == ".gguf" else folder_template)(folder, options.template_name)
+        template = (gguf_template if folder.is_file() else folder_template)(folder, options.template_name)
     rows: list[EvalResult] = []
     for task in tasks:
         with _progress(f"{heading.artifact} {Path(task.name).stem}", progress) as advance:

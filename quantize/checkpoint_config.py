@@ -5,7 +5,6 @@ The table is strict about types and upper bounds, since an absurd size costs mem
 about the rest: fields may be missing or null, whole numbers may be written as 32.0, what is not in the table is not looked at.
 """
 
-import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -51,7 +50,9 @@ class Number:
     def takes(self, value: Any) -> bool:
         if self.many and isinstance(value, list):
             return all(Number(self.least, self.most).takes(item) for item in value)
-        return type(value) in (int, float) and math.isfinite(value) and self.least <= value <= self.most
+        if type(value) is int and abs(value) >= 1 << 63:  # torch takes no larger ones
+            return False
+        return type(value) in (int, float) and self.least <= value <= self.most
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,8 @@ FIELDS: dict[str, Kind] = {
     **_fields(WIDTHS, "shared_expert_intermediate_size", "rotary_dim"),
     **_fields(Whole(1, 65_536), "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim", "kv_lora_rank", "q_lora_rank"),
     **_fields(Whole(0, 10_000, many=True), "first_k_dense_replace", "decoder_sparse_step", "no_rope_layer_interval"),
-    **_fields(Whole(1), "max_position_embeddings", "n_ctx", "n_positions", "max_sequence_length", "seq_length"),
+    **_fields(Whole(1), "max_position_embeddings", "n_ctx", "max_sequence_length", "seq_length"),
+    **_fields(Whole(1, 65_536), "n_positions"),  # GPT-2, GPT-J and their like hold a mask of that many rows and columns
     **_fields(Whole(1), "original_max_position_embeddings"),
     **_fields(Whole(0, 2**63), "model_max_length", "max_length", "sliding_window"),
     **_fields(TEXT_OR_WHOLE, "sliding_window_pattern", "_sliding_window_pattern"),
@@ -134,7 +136,8 @@ FIELDS: dict[str, Kind] = {
     **_fields(Number(0, 1, many=True), "partial_rotary_factor", "rotary_pct", "rope_pct", "rope_percent"),
     **_fields(Number(), "logit_scale", "scale_emb", "scale_depth", "z_loss_weight", "routed_scaling_factor"),
     **_fields(Number(), "attention_multiplier", "embedding_multiplier", "residual_multiplier", "logits_scaling"),
-    **_fields(Number(), "query_pre_attn_scalar", "final_logit_softcapping", "attn_logit_softcapping"),
+    **_fields(POSITIVE, "query_pre_attn_scalar"),
+    **_fields(Number(), "final_logit_softcapping", "attn_logit_softcapping"),
     **_fields(TEXT, "hidden_activation", "hidden_act", "activation_function", "activation"),
     **_fields(TEXT, "score_function", "scoring_func", "score_func", "topk_method"),
     **_fields(FLAG, "tie_word_embeddings", "attention_bias", "mlp_bias", "qk_layernorm", "use_qk_norm", "norm_topk_prob"),
@@ -184,11 +187,17 @@ def _config(config: dict[str, Any], where: str, prefix: str) -> dict[str, Any]:
         rope = config.get(key)
         if rope:
             rope = _typed(rope, ROPE, where, f"{prefix}{key}.")
-            for kind, inner in rope.items():  # by layer type: {"full_attention": {...}, "sliding_attention": {...}}
-                if kind.endswith("_attention") and inner is not None and not isinstance(inner, dict):
-                    raise _wrong(where, f"{prefix}{key}.{kind}", inner, MAPPING)
+            for kind, inner in list(rope.items()):  # by layer type: {"full_attention": {...}, "sliding_attention": {...}}
                 if isinstance(inner, dict):
                     rope[kind] = _typed(inner, ROPE, where, f"{prefix}{key}.{kind}.")
+                elif kind.endswith("_attention"):
+                    if inner is not None:
+                        raise _wrong(where, f"{prefix}{key}.{kind}", inner, MAPPING)
+                    del rope[kind]
+            for part, name in ((rope, key), *((rope[kind], f"{key}.{kind}") for kind in rope if isinstance(rope[kind], dict))):
+                low, high = part.get("low_freq_factor"), part.get("high_freq_factor")
+                if low is not None and high is not None and low >= high:
+                    raise _wrong(where, f"{prefix}{name}.high_freq_factor", high, f"more than low_freq_factor, {low}")
             config[key] = rope
     for key, inner in config.items():
         if key == "text_config" and inner is not None:
@@ -236,6 +245,9 @@ def check_sizes(config: dict[str, Any], tensors: Mapping[str, TensorInfo], where
     for part, prefix in ((config, ""), (nested if isinstance(nested, dict) else {}, "text_config.")):
         _check_layers(part, tensors, where, prefix)
         _check_experts(part, tensors, where, prefix)
+        heads, groups = part.get("num_attention_heads"), part.get("num_key_value_heads")
+        if isinstance(heads, int) and isinstance(groups, int) and heads % groups:
+            raise _wrong(where, f"{prefix}num_key_value_heads", groups, f"a divisor of num_attention_heads, {heads}")
     if not any(config.get(name) for name in _OTHER_EMBEDDING):
         _check_embedding(config, tensors, where)
 

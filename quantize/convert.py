@@ -21,7 +21,6 @@ from quantize.artifact import (
 from quantize.calibration import Calibration, load_calibration
 from quantize.checkpoint import Checkpoint
 from quantize.errors import BadInput, StepFailed, Unsupported
-from quantize.hub import QUANTIZED
 from quantize.methods import Conversion, Method
 from quantize.model_card import CARD, ModelCard, license_files, read_model_card
 from quantize.packages import install_command
@@ -61,7 +60,7 @@ def convert(
     claim_output(out, force)
     checkpoint = model if isinstance(model, Checkpoint) else Checkpoint.open(model, trust_remote_code=run.trust_remote_code)
     check(method, checkpoint, recipe)
-    card, quantized = read_model_card(checkpoint.folder), QUANTIZED.get(checkpoint.folder, "")
+    card = read_model_card(checkpoint.folder)
     merged = None
     if adapter is not None:
         from quantize.adapters import adapter_record, merge_adapter
@@ -75,7 +74,7 @@ def convert(
         for path in license_files(checkpoint.folder):
             shutil.copyfile(path, stage / path.name)
         verification = _verify(method, recipe, stage, checkpoint, conversion, run, verify)
-        manifest = _manifest(method, recipe, stage, checkpoint, card, conversion, run, text, verification, merged, quantized)
+        manifest = _manifest(method, recipe, stage, checkpoint, card, conversion, run, text, verification, merged)
         return commit(stage, out, manifest, force)
 
 
@@ -101,6 +100,10 @@ def check(method: Method, checkpoint: Checkpoint, recipe: Recipe) -> None:
             f"{checkpoint.source}: {checkpoint.architecture} is a multimodal model; "
             "only its text model can be quantized: save that alone first"
         )
+    if method.hf_folder:
+        from quantize.hf.refusals import check_config
+
+        check_config(checkpoint)
     method.check(checkpoint, recipe)
 
 
@@ -144,7 +147,6 @@ def _manifest(
     calibration: Calibration | None,
     verification: Verification,
     adapter: AdapterRecord | None,
-    quantized: str,
 ) -> Manifest:
     parameters = checkpoint.parameters
     with ThreadPoolExecutor(1) as pool:  # of a conversion that little more than copies, hashing is the longest part
@@ -169,7 +171,6 @@ def _manifest(
             languages=card.languages,
             tags=card.tags,
             remote_code=checkpoint.trust_remote_code,
-            quantized=quantized,
         ),
         tool={"name": "quantwright", "version": metadata.version("quantwright")},
         engine=conversion.engine,
@@ -184,19 +185,12 @@ def _manifest(
             *conversion.notes,
             *(Note(tensor=CARD, what=what, why=why) for what, why in card.remarks),
             *_left_alone(checkpoint),
-            *_rounded_before(quantized),
         ),
         details=conversion.details,
         runtime=method.runtime,
         loads_in=method.loads_in,
         verification=verification,
     )
-
-
-def _rounded_before(quantized: str) -> list[Note]:
-    """``quantized``: the tensors of the GGUF file that the source is, "12 of Q4_K"."""
-    why = "the source is a quantized GGUF, whose rounding stays; convert the original checkpoint where there is one"
-    return [Note(tensor="*", what=f"rounded before this conversion: {quantized}", why=why)] if quantized else []
 
 
 def _left_alone(checkpoint: Checkpoint) -> list[Note]:

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 from quantize.checkpoint_config import read_config
 from quantize.errors import BadInput, StepFailed, Unsupported
 from quantize.hf.quiet import quiet
+from quantize.hf.refusals import reason, refusals
 from quantize.packages import install_command
+from quantize.terminal import printable
 from quantize.weight_files import weight_files
 
 if TYPE_CHECKING:
@@ -66,25 +68,20 @@ def load_model(
         from transformers import AutoModelForCausalLM
 
         common = {"dtype": torch_dtype(dtype), "output_loading_info": True, **options}
-        try:
-            if weights is None:
-                loaded: Any = AutoModelForCausalLM.from_pretrained(
-                    folder, use_safetensors=True, local_files_only=True, trust_remote_code=trust_remote_code, **common
-                )
-            else:  # which the class of the model alone takes
-                empty = model_without_weights(folder, dtype, trust_remote_code=trust_remote_code)
-                loaded = type(empty).from_pretrained(None, config=empty.config, state_dict=weights, **common)
-        except ImportError as error:
-            raise Unsupported(f"{folder}: {_first_line(error)}") from error
-        except (ValueError, KeyError, AttributeError) as error:
-            import transformers
-
-            raise Unsupported(
-                f"{folder}: transformers {transformers.__version__} cannot open {config.get('architectures') or 'it'} "
-                f"(model_type {config.get('model_type')!r}): {_first_line(error)}"
-            ) from error
-        except (OSError, RuntimeError, SafetensorError) as error:
-            raise StepFailed(f"{folder}: transformers cannot load it: {_first_line(error)}") from error
+        kind = f"{config.get('architectures') or 'it'} (model_type {config.get('model_type')!r})"
+        with refusals(str(folder), f"cannot open {printable(kind, 200)}"):
+            try:
+                if weights is None:
+                    loaded: Any = AutoModelForCausalLM.from_pretrained(
+                        folder, use_safetensors=True, local_files_only=True, trust_remote_code=trust_remote_code, **common
+                    )
+                else:  # which the class of the model alone takes
+                    empty = model_without_weights(folder, dtype, trust_remote_code=trust_remote_code)
+                    loaded = type(empty).from_pretrained(None, config=empty.config, state_dict=weights, **common)
+            except ImportError as error:
+                raise Unsupported(f"{folder}: {reason(error)}") from error
+            except (OSError, RuntimeError, SafetensorError) as error:
+                raise StepFailed(f"{folder}: transformers cannot load it: {reason(error)}") from error
         model, info = loaded
         if "device_map" not in options:
             if config.get("quantization_config"):
@@ -114,14 +111,12 @@ def model_without_weights(folder: Path, dtype: str, *, trust_remote_code: bool =
         import torch
         from transformers import AutoConfig, AutoModelForCausalLM
 
-        try:
+        with refusals(str(folder), "cannot make its model"):
             config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)
             with torch.device("meta"):
                 made: PreTrainedModel = AutoModelForCausalLM.from_config(
                     config, dtype=torch_dtype(dtype), trust_remote_code=trust_remote_code
                 )
-        except (ImportError, ValueError, KeyError, AttributeError, OSError, RuntimeError) as error:
-            raise Unsupported(f"{folder}: {_first_line(error)}") from error
     return made.eval()
 
 

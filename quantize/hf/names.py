@@ -9,6 +9,9 @@ from quantize.errors import Unsupported
 from quantize.hf.load import torch_dtype
 from quantize.hf.plain_decoders import parameters
 from quantize.hf.quiet import quiet
+from quantize.hf.refusals import refusals
+from quantize.terminal import printable
+from quantize.weight_files import INDEX, SINGLE
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -34,29 +37,29 @@ class Layers:
         return self.source.get(f"{module}.weight", f"{module}.weight")
 
 
-def empty_model(checkpoint: Checkpoint, dtype: str = "float32", tied: bool | None = None) -> "PreTrainedModel":
-    """The architecture with parameters on the meta device, buffers real; ``tied`` overrides the config's tie_word_embeddings.
+def empty_model(
+    checkpoint: Checkpoint, dtype: str = "float32", tied: bool | None = None, buffers: bool = True
+) -> "PreTrainedModel":
+    """The architecture with parameters on the meta device, ``buffers`` real or not; ``tied`` overrides tie_word_embeddings.
 
     Errors: Unsupported where transformers lacks it.
     """
     with quiet():
+        import torch
         from accelerate import init_empty_weights
-        from transformers import AutoConfig, AutoModelForCausalLM, __version__
+        from transformers import AutoConfig, AutoModelForCausalLM
 
-        try:
+        with refusals(checkpoint.source, "refuses its config.json", "; GGUF recipes may take it"):
             config = AutoConfig.from_pretrained(checkpoint.folder, trust_remote_code=checkpoint.trust_remote_code)
-            if tied is not None:
-                config.tie_word_embeddings = config.get_text_config().tie_word_embeddings = tied
-            with init_empty_weights():
-                model: PreTrainedModel = AutoModelForCausalLM.from_config(
-                    config, dtype=torch_dtype(dtype), trust_remote_code=checkpoint.trust_remote_code
-                )
-        except (ValueError, KeyError, ImportError) as error:
-            line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise Unsupported(
-                f"{checkpoint.source}: transformers {__version__} has no causal language model for model_type "
-                f"{checkpoint.model_type!r} ({line}); GGUF recipes may take it"
-            ) from None
+        if tied is not None:
+            config.tie_word_embeddings = config.get_text_config().tie_word_embeddings = tied
+        kind = printable(checkpoint.model_type, 100)
+        makes = f"has no causal language model for model_type {kind!r}"
+        place = init_empty_weights() if buffers else torch.device("meta")
+        with refusals(checkpoint.source, makes, "; GGUF recipes may take it"), place:
+            model: PreTrainedModel = AutoModelForCausalLM.from_config(
+                config, dtype=torch_dtype(dtype), trust_remote_code=checkpoint.trust_remote_code
+            )
     return model
 
 
@@ -68,6 +71,12 @@ def find_layers(checkpoint: Checkpoint) -> Layers:
 
     Errors: Unsupported where transformers lacks the architecture, or its names or shapes are not those of the files.
     """
+    if not checkpoint.usual_files:
+        files = ", ".join(sorted({info.file.name for info in checkpoint.tensors.values()})[:2])
+        raise Unsupported(
+            f"{checkpoint.source}: transformers opens {SINGLE} or {INDEX} with its shards, and the weights are in {files}; "
+            f"rename a single file to {SINGLE}"
+        )
     if not _last or _last[0][0] is not checkpoint:
         _last[:] = [(checkpoint, _find_layers(checkpoint))]
     return _last[0][1]
@@ -88,7 +97,7 @@ def _find_layers(checkpoint: Checkpoint) -> Layers:
 def _built_layers(checkpoint: Checkpoint) -> Layers:
     import torch
 
-    model = empty_model(checkpoint)
+    model = empty_model(checkpoint, buffers=False)
     tied = bool(model.config.get_text_config().tie_word_embeddings)
     output = model.get_output_embeddings()
     linear, head = {}, None

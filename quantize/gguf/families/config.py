@@ -4,7 +4,10 @@ from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
 
-from quantize.errors import BadInput
+from quantize.checkpoint_config import FIELDS, Number, Whole
+from quantize.errors import BadInput, Unsupported
+
+PER_LAYER = frozenset(name for name, kind in FIELDS.items() if isinstance(kind, Whole | Number) and kind.many)
 
 
 class Hyperparameters:
@@ -17,8 +20,14 @@ class Hyperparameters:
         self.source = source
 
     def find(self, *names: str) -> Any:
-        """The first of ``names`` that the config has a value for, else None."""
-        return next((self.config[name] for name in names if self.config.get(name) is not None), None)
+        """The first of ``names`` that the config has a value for, else None. Errors: Unsupported where it is one a layer."""
+        for name in names:
+            value = self.config.get(name)
+            if isinstance(value, list) and name in PER_LAYER:
+                raise Unsupported(f"{self.source}: config.json gives {name} layer by layer; this architecture has one number")
+            if value is not None:
+                return value
+        return None
 
     def need(self, *names: str) -> Any:
         """As ``find``. Errors: BadInput where the config has none of them."""

@@ -200,6 +200,10 @@ def make_plan(family: Family, checkpoint: Checkpoint) -> FamilyPlan:
             return
         for suffix in (*rule.suffixes, *rule.optional):
             sources = names(rule, suffix, layer)
+            if not sources:
+                raise Unsupported(
+                    f"{checkpoint.source}: by its config.json it has no experts, which {checkpoint.architecture} needs"
+                )
             missing = [name for name in sources if name not in checkpoint.tensors]
             if missing and suffix in rule.optional and len(missing) == len(sources):
                 continue

@@ -109,8 +109,9 @@ def _decode(runtime: Any, ids: np.ndarray, depth: int, tokens: int) -> list[floa
 
 def _import_engine(path: Path) -> None:
     """Import what opening will need, so that the load time is the model's own."""
-    is_gguf = path.suffix == ".gguf" or (path.is_dir() and any(path.glob("*.gguf")))
-    for name in ("quantize.gguf.llamacpp", "llama_cpp") if is_gguf else ("torch", "transformers.modeling_utils"):
+    from quantize.gguf.files import find_gguf
+
+    for name in ("quantize.gguf.llamacpp", "llama_cpp") if find_gguf(path) else ("torch", "transformers.modeling_utils"):
         with contextlib.suppress(ImportError):  # opening says what is missing, and how to mend it
             import_module(name)
 

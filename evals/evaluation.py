@@ -199,8 +199,8 @@ class Evaluation:
             return None
         assert self.reference is not None
         source = self.measured.tokenizer(self.reference)
-        ids = source.sha256 if source else "runtime"
-        return keeper.other("generations", runtime, self.prompts, self.generate, ids)
+        ids, ends = source.sha256 if source else "runtime", sorted(self.measured.special(self.reference).ends)
+        return keeper.other("generations", runtime, self.prompts, self.generate, ids, ends)
 
     def _keep_reference(self, keeper: Keeper, runtime: Runtime, windows: Windows, listed: bool) -> ReferenceRows:
         assert self.reference is not None
@@ -281,16 +281,16 @@ class Evaluation:
     def _task_rows(self, typed: Typed, tasks: Any, runtime: Runtime, heading: Heading) -> list[EvalResult]:
         from evals.tasks import run_tasks
 
-        source, special = self.measured.tokenizer(typed), self.measured.special(typed, runtime)
+        source, special = self.measured.tokenizer(typed), self.measured.special(typed)
         return run_tasks(runtime, tasks, source, heading, self.task_options, self.run.progress, special, typed.gguf or typed.path)
 
     def _generation_rows(self, typed: Typed, runtime: Runtime, heading: Heading, kept: Kept | None = None) -> list[EvalResult]:
         if not self.generate:
             return []
-        source, eos = self.measured.tokenizer(typed), self.measured.special(typed, runtime)["eos"]
+        source, ends = self.measured.tokenizer(typed), self.measured.special(typed).ends
         items = kept.read() if kept else None
         if items is None:
-            items = generation_items(runtime, self.prompts, self.generate, source, eos)
+            items = generation_items(runtime, self.prompts, self.generate, source, ends)
             if kept:
                 kept.write(items)
         return [generation_row(items, self.generate, "source" if source else "runtime", heading)]

@@ -56,10 +56,10 @@ def prompts_from(text: str) -> list[str]:
 
 
 def generation_items(
-    runtime: Runtime, prompts: Sequence[str], tokens: int, source: SourceTokenizer | None, eos: int | None
+    runtime: Runtime, prompts: Sequence[str], tokens: int, source: SourceTokenizer | None, ends: frozenset[int]
 ) -> list[dict[str, Any]]:
-    """Each prompt with the text and ids of its continuation, which ends after ``tokens``, before ``eos``, or where the logits
-    are not finite (``"ended"``)."""
+    """Each prompt with the text and ids of its continuation, which ends after ``tokens``, before one of ``ends``, or where the
+    logits are not finite (``"ended"``)."""
     items: list[dict[str, Any]] = []
     decode = source.decode if source else runtime.detokenize
     for prompt in prompts:
@@ -69,7 +69,7 @@ def generation_items(
             raise BadInput(
                 f"a prompt of {len(ids)} tokens leaves no room in the model's context of {runtime.context}: shorten it"
             )
-        made, ended = _continue(runtime, ids, min(tokens, room), eos)
+        made, ended = _continue(runtime, ids, min(tokens, room), ends)
         items.append({"prompt": prompt, "text": decode(made) if made else "", "ids": made, "ended": ended})
     return items
 
@@ -88,15 +88,16 @@ def generation_row(items: list[dict[str, Any]], tokens: int, ids: str, heading: 
     )
 
 
-def _continue(runtime: Runtime, ids: Sequence[int], tokens: int, eos: int | None) -> tuple[list[int], str]:
+def _continue(runtime: Runtime, ids: Sequence[int], tokens: int, ends: frozenset[int]) -> tuple[list[int], str]:
     made: list[int] = []
     if not runtime.gives_logits:
         made = runtime.generate(ids, tokens)
-        return (made[: made.index(eos)], "end of text") if eos in made else (made, "length")
+        end = next((i for i, token in enumerate(made) if token in ends), None)
+        return (made, "length") if end is None else (made[:end], "end of text")
     logits = runtime.start(ids)
     while not np.isnan(logits.max()):
         token = int(logits.argmax())
-        if token == eos:
+        if token in ends:
             return made, "end of text"
         made.append(token)
         if len(made) == tokens:

@@ -7,6 +7,7 @@ the rolling windows: lm_eval/models/huggingface.py.
 
 import math
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -15,8 +16,10 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs
 
-from evals.chat import ChatTemplate
 from evals.kernels import as_tensor, blocks
+from evals.special import SpecialIds
+from quantize.chat.render import TemplateRefuses
+from quantize.chat.templates import ChatTemplate
 from quantize.errors import Unsupported
 from quantize.runtimes import Runtime
 from quantize.tokenizer import SourceTokenizer
@@ -34,15 +37,14 @@ Request = tuple[tuple[str, str], list[int], list[int]]
 
 
 class RuntimeLM(TemplateLM):
-    """``source`` None: the runtime's own tokenizer. ``bos``/``eos``: ids, None where there is none."""
+    """``source`` None: the runtime's own tokenizer."""
 
     def __init__(
         self,
         runtime: Runtime,
         source: SourceTokenizer | None,
+        special: SpecialIds,
         *,
-        bos: int | None,
-        eos: int | None,
         advance: Callable[[str, int], Advance] | None = None,
         template: ChatTemplate | None = None,
     ):
@@ -50,8 +52,7 @@ class RuntimeLM(TemplateLM):
         self.template = template
         self.runtime = runtime
         self.source = source
-        self.bos = bos
-        self.eos = eos
+        self.special = special
         self.advance = advance or (lambda what, total: lambda n: None)
         #: what was done otherwise than the task says
         self.remarks: set[str] = set()
@@ -62,13 +63,14 @@ class RuntimeLM(TemplateLM):
 
     @property
     def eot_token_id(self) -> int:
-        if self.eos is None:
-            raise Unsupported("the model has no end-of-text token, which lm-eval needs here")
-        return self.eos
+        ends = [self.special.eos, *sorted(self.special.stops)]
+        if (found := next((end for end in ends if end is not None), None)) is None:
+            raise Unsupported("the model's tokenizer has no end-of-text token, which lm-eval needs here")
+        return found
 
     @property
     def prefix_token_id(self) -> int:
-        return self.bos if self.bos is not None else self.eot_token_id
+        return self.special.prefix if self.special.prefix is not None else self.eot_token_id
 
     @property
     def max_length(self) -> int:
@@ -85,16 +87,34 @@ class RuntimeLM(TemplateLM):
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
         encode = self.source.encode if self.source else self.runtime.tokenize
         ids = encode(string, add_special=add_special_tokens is not False)
-        if add_special_tokens is None and len(ids) > 1 and ids[0] == ids[1] == self.bos:
-            return ids[1:]  # the text began with a BOS of its own
+        if add_special_tokens is None and self._prefix_text and string.startswith(self._prefix_text):
+            return encode(string, add_special=False)  # the text, a chat's most often, begins with a BOS of its own
         return ids
+
+    @cached_property
+    def _prefix_text(self) -> str:
+        """ "" where there is no such token, or nothing can spell it."""
+        try:
+            return "" if self.special.prefix is None else self._continuation([self.special.prefix])
+        except Unsupported:
+            return ""
 
     def chat_template(self, chat_template: bool | str = False) -> str | None:
         return self.template.text if self.template and chat_template else None
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         assert self.template is not None
-        return self.template.render(chat_history, add_generation_prompt)
+        try:
+            return self.template.render(chat_history, add_generation_prompt, open_end=not add_generation_prompt)
+        except TemplateRefuses as error:
+            left = [message for message in chat_history if message["role"] != "system"]
+            if len(left) == len(chat_history):
+                raise
+            text = self.template.render(left, add_generation_prompt, open_end=not add_generation_prompt)
+            self.remarks.add(
+                f"system messages, such as a task's description, were left out; the chat template refuses them ({error.reason})"
+            )
+            return text
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         for request in requests:
@@ -222,7 +242,7 @@ class RuntimeLM(TemplateLM):
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """Greedy. Errors: Unsupported where a task wants sampling, or nothing can spell tokens."""
-        end = self._continuation([self.eot_token_id]) if self.eos is not None else None
+        end = self._continuation([self.eot_token_id]) if self.special.ends else None
         advance = self.advance("generations", len(requests))
         out = []
         for request in requests:
@@ -247,26 +267,31 @@ class RuntimeLM(TemplateLM):
     def _generate(self, ids: Sequence[int], limit: int, stops: list[str]) -> tuple[str, bool]:
         """Greedy continuation up to a stop, and whether all logits were finite: it ends where they are not."""
         made: list[int] = []
+        finite = True
         if not self.runtime.gives_logits:
             whole = self.runtime.generate(ids, limit)
-            text = self._continuation(whole[: whole.index(self.eos)] if self.eos in whole else whole)
-            for stop in stops:
-                text = text.split(stop)[0]
-            return text, True
-        logits = self.runtime.start(ids)
-        while finite := not np.isnan(logits.max()):
-            token = int(logits.argmax())
-            if token == self.eos:
-                break
-            made.append(token)
-            text = self._continuation(made)
-            if any(stop in text for stop in stops) or len(made) == limit:
-                break
-            logits = self.runtime.step(token)
-        text = self._continuation(made) if made else ""
+            made = whole[: next((i + 1 for i, token in enumerate(whole) if token in self.special.ends), limit)]
+        else:
+            logits = self.runtime.start(ids)
+            while finite := not np.isnan(logits.max()):
+                made.append(int(logits.argmax()))
+                if made[-1] in self.special.ends or len(made) == limit:
+                    break
+                text = self._continuation(made)
+                if any(stop in text for stop in stops):
+                    break
+                logits = self.runtime.step(made[-1])
+        text = self._said(made)
         for stop in stops:
             text = text.split(stop)[0]
         return text, finite
+
+    def _said(self, made: list[int]) -> str:
+        """The text of ``made`` as lm-eval's HF class has it: without special tokens, which end it most often."""
+        if self.source:
+            return self.source.decode(made, skip_special=True)
+        made = made[:-1] if made and made[-1] in self.special.ends else made
+        return self._continuation(made) if made else ""
 
     def _continuation(self, made: list[int]) -> str:
         return self.source.decode(made) if self.source else self.runtime.detokenize(made)

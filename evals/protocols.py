@@ -177,8 +177,8 @@ def bos_of(tokenize: Tokenize) -> int | None:
 def make_windows(
     protocol: TextProtocol, text: str, tokenize: Tokenize, *, ids: str, prefix: int | None = None, tokens: int | None = None
 ) -> Windows:
-    """``protocol`` must have been fitted. ``prefix``: token that begins a document where the tokenizer adds no BOS (lm-eval uses
-    EOS). ``tokens``: only so many of the text's tokens.
+    """``protocol`` must have been fitted. ``prefix``: token that begins a document (lm-eval: BOS, else EOS), where it is another
+    than the tokenizer adds. ``tokens``: only so many of the text's tokens.
 
     Errors: BadInput where the text is empty or too short for the protocol.
     """
@@ -189,7 +189,7 @@ def make_windows(
     documents: tuple[tuple[int, int], ...] = ()
     if protocol.family == "lmeval-wikitext":
         pages = wikitext_pages(text)
-        prefix_id = bos if bos is not None else prefix
+        prefix_id = prefix if prefix is not None else bos
         if prefix_id is None:
             raise BadInput(f"protocol {protocol.name}: the tokenizer has neither a BOS nor an EOS token to begin a document with")
         windows: list[Window] = []

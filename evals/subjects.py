@@ -14,6 +14,7 @@ from evals.result import Subject
 from quantize.artifact import MANIFEST, Artifact, Manifest
 from quantize.checkpoint import VOCABULARY_FILES, read_weights, sha256_file
 from quantize.errors import BadInput, QuantwrightError
+from quantize.gguf.files import find_gguf, is_gguf
 from quantize.gguf.reader import read_gguf
 from quantize.gguf_repository import HubGguf, find, is_gguf_name
 from quantize.recipe import Recipe
@@ -48,9 +49,7 @@ class Typed:
 
     @property
     def gguf(self) -> Path | None:
-        if self.path.suffix == ".gguf":
-            return self.path
-        return next(iter(sorted(self.path.glob("*.gguf"))), None)
+        return self.path if self.hub else find_gguf(self.path)
 
     @cached_property
     def config(self) -> dict[str, Any]:
@@ -144,7 +143,8 @@ class Typed:
         """(bytes of weights, number of weights where the files tell, recipe)."""
         if self.gguf:
             tensors = read_gguf(self.gguf).tensors.values()
-            return sum(t.size_bytes for t in tensors), sum(math.prod(t.shape) for t in tensors), self.gguf.name
+            name = self.gguf.name if self.gguf.suffix else f"{self.gguf.name}.gguf"  # by which reports know what it is
+            return sum(t.size_bytes for t in tensors), sum(math.prod(t.shape) for t in tensors), name
         sizes: dict[str, int] = {}
         total = 0
         for info in read_weights(self.path, self.config.get("transformers_weights"))[0].values():
@@ -166,12 +166,11 @@ def resolve(name: str | Path, load_as: Recipe | None = None) -> Typed:
             raise BadInput(f"{typed}: --load-as quantizes a Hugging Face checkpoint on the fly; a .gguf is opened as it is")
         hub = find(typed)
         return Typed(typed, hub.path, hub=hub)
-    if path.suffix == ".gguf" and not path.is_dir():
+    if not path.is_dir() and find_gguf(path):
         if not path.is_file():
             raise BadInput(f"{typed}: no such file")
-        with open(path, "rb") as file:
-            if file.read(4) != b"GGUF":
-                raise BadInput(f"{typed}: not a GGUF file (its first bytes are not 'GGUF'); fetch it again")
+        if not is_gguf(path):
+            raise BadInput(f"{typed}: not a GGUF file (its first bytes are not 'GGUF'); fetch it again")
         if load_as:
             raise BadInput(f"{typed}: --load-as quantizes a Hugging Face checkpoint on the fly; a .gguf is opened as it is")
         artifact = Artifact.load(path.parent) if (path.parent / MANIFEST).is_file() else None
@@ -181,7 +180,7 @@ def resolve(name: str | Path, load_as: Recipe | None = None) -> Typed:
 
         path, _ = resolve_model(typed)
     if path.is_file():
-        raise BadInput(f"{typed}: is a file; give an artifact's or checkpoint's folder, a .gguf file, or a Hub id")
+        raise BadInput(f"{typed}: is a file; give an artifact's or checkpoint's folder, a GGUF file, or a Hub id")
     artifact = Artifact.load(path) if (path / MANIFEST).is_file() else None
     found = Typed(typed, path, artifact, load_as)
     if not artifact and not found.gguf and not (path / "config.json").is_file():

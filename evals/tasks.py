@@ -15,11 +15,12 @@ from typing import Any
 import numpy as np
 
 from evals import statistics
-from evals.chat import folder_template, gguf_template
 from evals.code_execution import code_eval_at_hand
 from evals.result import EvalResult
 from evals.rows import Heading, interval, number
+from evals.special import SpecialIds
 from evals.task_files import LocalTask, Task, task_manager
+from quantize.chat.templates import folder_template, gguf_template
 from quantize.errors import BadInput, QuantwrightError, StepFailed
 from quantize.runtimes import Runtime
 from quantize.runtimes.llamacpp_tree import common_beginning
@@ -50,12 +51,12 @@ def run_tasks(
     heading: Heading,
     options: TaskOptions,
     progress: bool,
-    special: dict[str, int | None],
+    special: SpecialIds,
     own: Path | None = None,
 ) -> list[EvalResult]:
     """One row per task and metric of lm-eval's; of a group that lm-eval averages, the average alone, its tasks in ``detail``.
 
-    ``special``: ``bos`` and ``eos`` ids. ``own``: the artifact's GGUF file or folder, whose chat template counts where the
+    ``own``: the artifact's GGUF file or folder, whose chat template counts where the
     source's tokenizer is not at hand.
 
     Errors: StepFailed where lm-eval fails on a task, with its reason; BadInput where a chat template is wanted and there is none.
@@ -67,11 +68,11 @@ def run_tasks(
         folder = source.folder if source else own
         if folder is None:
             raise BadInput("--apply-chat-template needs the source's tokenizer; give --reference MODEL")
-        template = (gguf_template if folder.suffix == ".gguf" else folder_template)(folder, options.template_name)
+        template = (gguf_template if folder.is_file() else folder_template)(folder, options.template_name)
     rows: list[EvalResult] = []
     for task in tasks:
         with _progress(f"{heading.artifact} {Path(task.name).stem}", progress) as advance:
-            model = RuntimeLM(runtime, source, bos=special.get("bos"), eos=special.get("eos"), advance=advance, template=template)
+            model = RuntimeLM(runtime, source, special, advance=advance, template=template)
             rows += _one_task(model, task, heading, options, "source" if source else "runtime")
     return rows
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from evals.protocols import TextProtocol, Tokenize, Windows, make_windows
 from evals.saved_ids import SavedIds
+from evals.special import SpecialIds, of_gguf, of_source
 from evals.subjects import Typed
 from quantize.calibration import held_out_text, read_text
 from quantize.runtimes import Runtime
@@ -83,7 +84,6 @@ class MeasuredText:
         if tokenizer is not None and protocol.requested in self.made:
             return self.made[protocol.requested]
         fitted = protocol.fit(runtime.context, self._say_once)
-        special = self.special(typed, runtime)
         encode: Tokenize = runtime.tokenize
         if tokenizer is not None:
             encode = SavedIds(tokenizer, self.cache) if self.cache else tokenizer.encode
@@ -92,7 +92,7 @@ class MeasuredText:
             self.body,
             encode,
             ids="source" if tokenizer else "runtime",
-            prefix=special["bos"] if special["bos"] is not None else special["eos"],
+            prefix=self.special(typed).prefix if fitted.family == "lmeval-wikitext" else None,
             tokens=self.tokens,
         )
         for remark in windows.remarks:
@@ -101,15 +101,17 @@ class MeasuredText:
             self.made[protocol.requested] = windows
         return windows
 
-    def special(self, typed: Typed, runtime: Runtime) -> dict[str, int | None]:
-        """BOS and EOS ids: of the reference's config, else of the artifact's own, else what the runtime says of itself."""
-        found: dict[str, int | None] = {}
-        configs = [c.config for c in (self.reference, typed) if c] + [runtime.describe()]
-        for name in ("bos", "eos"):
-            values = (config.get(f"{name}_token_id") for config in configs)
-            single = (value[0] if isinstance(value, list) and value else value for value in values)
-            found[name] = next((value for value in single if isinstance(value, int)), None)
-        return found
+    def special(self, typed: Typed) -> SpecialIds:
+        """Of the tokenizer that makes ``typed``'s token ids; what ends generation as the reference has it, else ``typed``."""
+        tokenizer = self.tokenizer(typed)
+        models = [self.reference, typed] if tokenizer else [typed]
+        if tokenizer is None and typed.gguf:
+            return of_gguf(typed.gguf)
+        if tokenizer is None and typed.tokenizer_folder:
+            tokenizer = SourceTokenizer.open(typed.tokenizer_folder)  # which the runtime opens too
+        if tokenizer is None:
+            return SpecialIds()
+        return of_source(tokenizer, [model.path for model in models if model and model.path.is_dir()])
 
     def _say_once(self, message: str) -> None:
         if message not in self._said:

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from quantize.adapter_config import CONFIG, LoraConfig, read_adapter_config
 from quantize.artifact import AdapterRecord
 from quantize.checkpoint import (
     FLOAT_DTYPES,
@@ -28,25 +29,22 @@ from quantize.checkpoint import (
     sha256_file,
 )
 from quantize.errors import BadInput, StepFailed, Unsupported
-from quantize.files import check_links, inside, read_json
+from quantize.files import inside
 from quantize.model_card import CARD, license_files
+from quantize.terminal import printable
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+WEIGHTS = "adapter_model.safetensors"
 PREFIX = "base_model.model."
 PARTS = re.compile(
     r"(?P<module>.+)\.(?P<part>lora_A|lora_B|lora_embedding_A|lora_embedding_B|lora_magnitude_vector)(\.default)?(\.weight)?"
 )
-WRAPPERS = re.compile(r"\.(modules_to_save(\.default)?|base_layer)(?=\.)")
-# Settings of LoraConfig that change what the weights mean, and are not merged here.
-REFUSED = {
-    "target_parameters": "LoRA on bare parameters (fused experts)", "lora_bias": "LoRA with a bias of its own",
-    "use_qalora": "QALoRA", "alora_invocation_tokens": "an activated LoRA, which cannot be merged",
-    "megatron_config": "Megatron layers", "trainable_token_indices": "single trained tokens",
-    "layer_replication": "replicated layers", "arrow_config": "Arrow routing", "velora_config": "VeLoRA",
-    "use_bdlora": "BD-LoRA", "monteclora_config": "MonteCLoRA", "kasa_config": "KaSA",
-}  # fmt: skip
-# Ways to start that change the base too: without them the base on disk is not the one that was trained on.
-BASE_CHANGING = ("pissa", "olora", "corda", "loftq", "lora_ga")
+#: what peft puts between a module and its parameters: a trained copy, or what stands under the adapter
+COPY, UNDER = re.compile(r"\.modules_to_save(\.default)?(?=\.)"), re.compile(r"\.(base_layer|original_module)(?=\.)")
+#: architectures whose linear layers are transformers' Conv1D, which stores a weight input-first; fan_in_fan_out in the config is
+#: that of whichever layer peft came to last
+INPUT_FIRST = {"gpt2": ("c_attn", "c_proj", "c_fc", "q_attn"), "openai-gpt": ("c_attn", "c_proj", "c_fc")}
+#: names of embeddings and heads: only for these it matters whether they are tied
+AT_THE_ENDS = re.compile(r"(^|\.)(embed_tokens|wte|word_embeddings|embed_in|tok_embeddings|lm_head|embed_out|output)\.weight$")
 
 
 @dataclass
@@ -61,15 +59,43 @@ class Delta:
     transposed: bool = False  # the base stores the weight input-first
 
 
+@dataclass(frozen=True)
+class Tie:
+    """Names in the base's files (of a head that is not there: its name in the model)."""
+
+    embedding: str
+    head: str
+
+
 @dataclass
 class Adapter:
-    """``deltas``: base tensor -> Delta; ``replaced``: base tensor -> adapter tensor that stands in for it."""
+    """``deltas``: base tensor -> Delta; ``replaced``: base tensor -> adapter tensor that stands in for it.
+
+    ``tie``: embedding and head of the base where they are one tensor, and the adapter touches it. ``shared``: adapter tensor that
+    stands in for that one; what is in ``replaced`` under one of the two names is of that one alone.
+    """
 
     folder: Path
-    config: dict[str, Any]
+    config: LoraConfig
     tensors: dict[str, TensorInfo]
     deltas: dict[str, Delta] = field(default_factory=dict)
     replaced: dict[str, str] = field(default_factory=dict)
+    tie: Tie | None = None
+    shared: str = ""
+
+    @property
+    def unties(self) -> bool:
+        """peft runs embedding and head with different weights."""
+        ends = {self.tie.embedding, self.tie.head} if self.tie else set()
+        return any(name in self.replaced or name in self.deltas for name in ends) and not self.config.ensure_weight_tying
+
+    def under(self, name: str, checkpoint: Checkpoint) -> TensorInfo:
+        """What a weight is before its delta is added: a tensor of the adapter or the base."""
+        if name in self.replaced:
+            return self.tensors[self.replaced[name]]
+        if self.tie and name in (self.tie.embedding, self.tie.head):
+            return self.tensors[self.shared] if self.shared else checkpoint.tensors[self.tie.embedding]
+        return checkpoint.tensors[name]
 
     def float32(self, name: str) -> np.ndarray:
         """Errors: StepFailed where it holds NaN or Inf."""
@@ -88,18 +114,21 @@ def merge_adapter(checkpoint: Checkpoint, adapter: str | Path) -> Checkpoint:
     from quantize.hf.tensors import Entry, write_config, write_folder
 
     opened = open_adapter(Path(adapter).expanduser(), checkpoint)
-    shapes = {name: info.shape for name, info in checkpoint.tensors.items()}
-    dtypes = {name: info.dtype for name, info in checkpoint.tensors.items()}
-    for name, source in opened.replaced.items():
-        shapes[name] = opened.tensors[source].shape
-        dtypes.setdefault(name, checkpoint.dtype)
+    names = [*checkpoint.tensors, *(name for name in (*opened.replaced, *opened.deltas) if name not in checkpoint.tensors)]
+    names += [opened.tie.head] if opened.tie and opened.unties else []
+    shapes = {name: opened.under(name, checkpoint).shape for name in dict.fromkeys(names)}
+    dtypes = {name: checkpoint.tensors[name].dtype if name in checkpoint.tensors else checkpoint.dtype for name in shapes}
+    if opened.tie:
+        dtypes[opened.tie.head] = checkpoint.tensors[opened.tie.embedding].dtype
     folder = Path(tempfile.mkdtemp(prefix="quantwright-merged-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
 
     def data(name: str) -> np.ndarray:
-        if name not in opened.replaced and name not in opened.deltas:
-            return np.asarray(checkpoint.read(name))
-        weight = opened.float32(opened.replaced[name]) if name in opened.replaced else checkpoint.read_float32(name)
+        under = opened.under(name, checkpoint)
+        inherited = checkpoint.tensors.get(under.name) is under
+        if inherited and name not in opened.deltas:
+            return np.asarray(checkpoint.read(under.name))
+        weight = checkpoint.read_float32(under.name) if inherited else opened.float32(under.name)
         return _store(_merged(weight, opened, opened.deltas[name]) if name in opened.deltas else weight, dtypes[name])
 
     config = _config(checkpoint, opened, shapes)
@@ -119,13 +148,13 @@ def adapter_record(folder: str | Path) -> AdapterRecord:
     path = Path(folder).expanduser().resolve()
     whole = hashlib.sha256()
     for name in (CONFIG, WEIGHTS):
-        whole.update(f"{name} {sha256_file(path / name)}\n".encode())
+        whole.update(f"{name} {sha256_file(inside(path, name))}\n".encode())
     return AdapterRecord(name=path.name, sha256=whole.hexdigest())
 
 
 def open_adapter(folder: Path, checkpoint: Checkpoint) -> Adapter:
     """Read config and headers, and match every tensor with one of the base. Errors: BadInput, Unsupported, as above."""
-    config = _read_config(folder)
+    config = read_adapter_config(folder)
     weights = inside(folder, WEIGHTS)
     if not weights.is_file():
         pickled = (folder / "adapter_model.bin").is_file()
@@ -134,119 +163,112 @@ def open_adapter(folder: Path, checkpoint: Checkpoint) -> Adapter:
         )
         raise BadInput(f"{folder}: no {WEIGHTS}; {hint}")
     adapter = Adapter(folder, config, read_safetensors_header(weights))
+    if any(AT_THE_ENDS.search(f"{_module(name)[0]}.weight") for name in adapter.tensors):
+        adapter.tie = _tie(checkpoint)
     for name in adapter.tensors:
         _place(adapter, name, checkpoint)
-    if not adapter.deltas and not adapter.replaced:
+    if not adapter.deltas and not adapter.replaced and not adapter.shared:
         raise BadInput(f"{weights}: holds no LoRA tensors")
+    if config.ensure_weight_tying and adapter.tie:  # what peft saves of the head is the embedding's once more
+        if adapter.tie.embedding not in adapter.replaced and adapter.tie.embedding not in adapter.deltas:
+            raise Unsupported(f"{folder}: ensure_weight_tying is set, and only the head was trained; merge it with peft first")
+        adapter.replaced.pop(adapter.tie.head, None)
+        adapter.deltas.pop(adapter.tie.head, None)
     for target, delta in adapter.deltas.items():
         _check_shapes(adapter, target, delta, checkpoint)
+    _check_rows(adapter, checkpoint)
     return adapter
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
-    if folder.is_dir():
-        check_links(folder)
-    path = folder / CONFIG
-    if not path.is_file():
-        raise BadInput(f"{folder}: no {CONFIG}, so not a PEFT adapter; give the folder that holds it")
-    config = read_json(path)
-    if config.get("peft_type") != "LORA":
-        raise Unsupported(f"{folder}: an adapter of type {config.get('peft_type')}; only LORA can be merged")
-    for key, what in REFUSED.items():
-        if config.get(key):
-            raise Unsupported(f"{folder}: {key} is set: {what}; merge it with peft first (merge_and_unload)")
-    start = config.get("init_lora_weights")
-    if isinstance(start, str) and start.startswith(BASE_CHANGING):
-        raise Unsupported(
-            f"{folder}: init_lora_weights is {start}, which changed the base in training; "
-            "save it as an ordinary LoRA with peft first"
-        )
-    for key in ("r", "lora_alpha"):
-        value = config.get(key)
-        if not isinstance(value, (int, float)) or isinstance(value, bool) or value <= 0:
-            raise BadInput(f"{path}: {key} is {value!r}, a positive number was expected")
-    return config
+def _module(name: str) -> tuple[str, str, str]:
+    """An adapter's tensor -> (module, its part of a LoRA or "", parameter's name)."""
+    inner = name.removeprefix(PREFIX)
+    match = PARTS.fullmatch(inner)
+    if match:
+        return match["module"], match["part"], "weight"
+    module, _, parameter = UNDER.sub("", COPY.sub("", inner)).rpartition(".")
+    return module, "", parameter
+
+
+def _tie(checkpoint: Checkpoint) -> Tie | None:
+    """As transformers ties them: where the config says so, unless two are stored that differ."""
+    from quantize.hf.names import find_layers
+
+    layers = find_layers(checkpoint)
+    if not layers.tied or layers.head is None:
+        return None
+    head = f"{layers.head}.weight"
+    stored = layers.source.get(head)
+    embedding = next((name for name in checkpoint.tensors if name != stored and AT_THE_ENDS.search(name)), stored)
+    if embedding is None:
+        return None
+    apart = stored is not None and stored != embedding
+    if apart and not np.array_equal(checkpoint.read(stored or ""), checkpoint.read(embedding)):
+        return None
+    return Tie(embedding, stored if apart and stored else head)
 
 
 def _place(adapter: Adapter, name: str, checkpoint: Checkpoint) -> None:
-    inner = name.removeprefix(PREFIX)
-    match = PARTS.fullmatch(inner)
-    if match is None:
-        target = _base_name(WRAPPERS.sub("", inner), adapter, checkpoint)
-        if target is None:
-            raise BadInput(_another_base(adapter, name, checkpoint))
-        info, base = adapter.tensors[name], checkpoint.tensors.get(target)
-        resized = base is not None and base.shape[1:] == info.shape[1:] and len(base.shape) == 2
-        if base is not None and base.shape != info.shape and not resized:
-            raise BadInput(_another_shape(adapter, name, info.shape, target, base.shape))
-        adapter.replaced[target] = name
-        return
-    module, part = match["module"], match["part"]
-    target = _base_name(f"{module}.weight", adapter, checkpoint)
-    if target is None or target not in checkpoint.tensors:
+    module, part, parameter = _module(name)
+    target = _base_name(f"{module}.{parameter}", adapter, checkpoint)
+    if target is None:
         raise BadInput(_another_base(adapter, name, checkpoint))
-    delta = adapter.deltas.setdefault(target, Delta(_scaling(adapter.config, module)))
-    delta.transposed = bool(adapter.config.get("fan_in_fan_out"))
-    delta.embedding |= "embedding" in part
-    if part == "lora_magnitude_vector":
-        delta.magnitude = name
-    elif part.endswith("_A"):
-        delta.a = name
-    else:
-        delta.b = name
+    if part:
+        delta = adapter.deltas.setdefault(target, Delta(adapter.config.scaling(module)))
+        delta.transposed = _input_first(adapter, module, checkpoint)
+        delta.embedding |= "embedding" in part
+        if part == "lora_magnitude_vector":
+            delta.magnitude = name
+        elif part.endswith("_A"):
+            delta.a = name
+        else:
+            delta.b = name
+        return
+    info, base = adapter.tensors[name], checkpoint.tensors.get(target)
+    resized = base is not None and base.shape[1:] == info.shape[1:] and len(base.shape) == 2
+    if base is not None and base.shape != info.shape and not resized:
+        raise BadInput(_another_shape(adapter, name, info.shape, target, base.shape))
+    tied = adapter.tie is not None and target in (adapter.tie.embedding, adapter.tie.head)
+    alone = COPY.search(name) or (adapter.config.trains_whole(module) and not UNDER.search(name))
+    if alone:
+        adapter.replaced[target] = name
+    elif tied:
+        adapter.shared = name
+    else:  # what stands under a trained copy does not count beside it
+        adapter.replaced.setdefault(target, name)
 
 
 def _base_name(name: str, adapter: Adapter, checkpoint: Checkpoint) -> str | None:
     """The base's tensor for a module's: as it is, or with or without the wrapper's prefix (``model.``, ``transformer.``)."""
     candidates = [name, name.partition(".")[2], f"model.{name}", f"transformer.{name}"]
     found = next((candidate for candidate in candidates if candidate in checkpoint.tensors), None)
-    tied_head = name in ("lm_head.weight", "embed_out.weight") and found is None
-    return name if tied_head and not PARTS.search(name) and _saves(adapter.config, name) else found
+    return adapter.tie.head if found is None and adapter.tie and adapter.tie.head in candidates else found
 
 
-def _saves(config: dict[str, Any], name: str) -> bool:
-    """Whether the head is trained whole, so that it exists apart from the embedding it was tied to."""
-    return name.partition(".")[0] in (config.get("modules_to_save") or [])
-
-
-def _scaling(config: dict[str, Any], module: str) -> float:
-    rank = _pattern(config.get("rank_pattern"), module, config["r"])
-    alpha = _pattern(config.get("alpha_pattern"), module, config["lora_alpha"])
-    return float(alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank)
-
-
-def _pattern(patterns: Any, module: str, default: float) -> float:
-    for key, value in (patterns or {}).items():
-        try:
-            if re.match(rf"(.*\.)?({key})$", module):
-                return float(value)
-        except (re.error, TypeError, ValueError):
-            raise BadInput(f"adapter_config.json: pattern {key!r}: {value!r} cannot be used") from None
-    return default
+def _input_first(adapter: Adapter, module: str, checkpoint: Checkpoint) -> bool:
+    if checkpoint.model_type in INPUT_FIRST:
+        return module.rpartition(".")[2] in INPUT_FIRST[checkpoint.model_type]
+    return bool(adapter.config.fan_in_fan_out) and checkpoint.trust_remote_code  # of linear layers peft takes it back
 
 
 def _another_base(adapter: Adapter, name: str, checkpoint: Checkpoint) -> str:
-    made_for = adapter.config.get("base_model_name_or_path")
-    hint = f"; it says it was made for {made_for}" if made_for else ""
-    return f"{adapter.folder}: tensor {name} has no counterpart in {checkpoint.source}: a LoRA for another base{hint}"
+    what = f"tensor {printable(name, 200)} has no counterpart in {checkpoint.source}"
+    return f"{adapter.folder}: {what}: a LoRA for another base{adapter.config.made_for}"
 
 
 def _another_shape(adapter: Adapter, name: str, found: tuple[int, ...], target: str, base: tuple[int, ...]) -> str:
-    made_for = adapter.config.get("base_model_name_or_path")
-    hint = f"; it says it was made for {made_for}" if made_for else ""
-    fit = f"tensor {name} of shape {list(found)} does not fit {target} {list(base)}"
-    return f"{adapter.folder}: {fit}: a LoRA for another base{hint}"
+    fit = f"tensor {printable(name, 200)} of shape {list(found)} does not fit {target} {list(base)}"
+    return f"{adapter.folder}: {fit}: a LoRA for another base{adapter.config.made_for}"
 
 
 def _check_shapes(adapter: Adapter, target: str, delta: Delta, checkpoint: Checkpoint) -> None:
-    base = checkpoint.tensors[target]
+    base = adapter.under(target, checkpoint)
     if not delta.a or not delta.b:
         raise BadInput(f"{adapter.folder}: {target} has only one of lora_A and lora_B; fetch the adapter again")
     a, b = adapter.tensors[delta.a].shape, adapter.tensors[delta.b].shape
     if base.dtype not in FLOAT_DTYPES or len(base.shape) != 2 or len(a) != 2 or len(b) != 2:
         raise Unsupported(f"{adapter.folder}: {target} of shape {list(base.shape)}: only LoRA on matrices can be merged")
-    shape = adapter.tensors[adapter.replaced[target]].shape if target in adapter.replaced else base.shape
-    outer = shape[::-1] if delta.transposed or delta.embedding else shape
+    outer = base.shape[::-1] if delta.transposed or delta.embedding else base.shape
     if a[0] != b[1] or a[1] != outer[1] or b[0] != outer[0]:
         worse = (delta.a, a) if a[1] != outer[1] else (delta.b, b)
         raise BadInput(_another_shape(adapter, *worse, target, base.shape))
@@ -254,6 +276,21 @@ def _check_shapes(adapter: Adapter, target: str, delta: Delta, checkpoint: Check
         raise BadInput(_another_shape(adapter, delta.magnitude, adapter.tensors[delta.magnitude].shape, target, base.shape))
     if delta.magnitude and delta.embedding:
         raise Unsupported(f"{adapter.folder}: DoRA on an embedding; merge it with peft first (merge_and_unload)")
+
+
+def _check_rows(adapter: Adapter, checkpoint: Checkpoint) -> None:
+    """Of a vocabulary that was resized the adapter must hold embedding and head."""
+    ends = [name for name in (*checkpoint.tensors, *adapter.replaced) if AT_THE_ENDS.search(name)]
+    rows = {name: adapter.under(name, checkpoint).shape[0] for name in ends}
+    if adapter.tie and adapter.unties:
+        rows |= {name: adapter.under(name, checkpoint).shape[0] for name in (adapter.tie.embedding, adapter.tie.head)}
+    touched = any(name in adapter.replaced for name in ends) or bool(adapter.shared)
+    if touched and len(set(rows.values())) > 1:
+        found = ", ".join(f"{name} {count:,}" for name, count in sorted(rows.items()))
+        raise Unsupported(
+            f"{adapter.folder}: was made on a base with another vocabulary and does not hold all of it (rows: {found}); merge it "
+            "with peft, into that base, first"
+        )
 
 
 def _merged(weight: np.ndarray, adapter: Adapter, delta: Delta) -> np.ndarray:
@@ -292,21 +329,21 @@ def _store(values: np.ndarray, dtype: str) -> np.ndarray:
 
 def _config(checkpoint: Checkpoint, adapter: Adapter, shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
     config = dict(checkpoint.config)
-    for name in adapter.replaced:
-        if name.endswith(("embed_tokens.weight", "wte.weight", "word_embeddings.weight")):
-            config["vocab_size"] = shapes[name][0]
-        if name in ("lm_head.weight", "embed_out.weight") and name not in checkpoint.tensors:
-            config["tie_word_embeddings"] = False
+    resized = [name for name, info in checkpoint.tensors.items() if AT_THE_ENDS.search(name) and info.shape != shapes[name]]
+    if resized:
+        config["vocab_size"] = shapes[resized[0]][0]
+    if adapter.unties:
+        config["tie_word_embeddings"] = False
     return config
 
 
 def _copy_small_files(checkpoint: Checkpoint, adapter: Adapter, folder: Path, shapes: dict[str, tuple[int, ...]]) -> None:
     """The base's tokenizer, or the adapter's where it brings an embedding with other rows (added tokens)."""
-    resized = any(n in checkpoint.tensors and checkpoint.tensors[n].shape != shapes[n] for n in adapter.replaced)
+    resized = any(checkpoint.tensors[name].shape != shape for name, shape in shapes.items() if name in checkpoint.tensors)
     for path in [*checkpoint.companion_files, inside(checkpoint.folder, CARD), *license_files(checkpoint.folder)]:
         if path.is_file():
             shutil.copyfile(path, folder / path.name)
     if resized:
         for name in TOKENIZER_FILES:
-            if (adapter.folder / name).is_file():
+            if inside(adapter.folder, name).is_file():
                 shutil.copyfile(adapter.folder / name, folder / name)

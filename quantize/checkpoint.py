@@ -5,7 +5,6 @@ is read when asked for. Nothing from a checkpoint is executed: no pickle, no rem
 """
 
 import hashlib
-import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -142,18 +141,10 @@ class Checkpoint:
 
     @property
     def chat_template(self) -> str | None:
-        path = self.folder / "chat_template.jinja"
-        if path.is_file():
-            return path.read_text(encoding="utf-8")
-        config = self.folder / "tokenizer_config.json"
-        if config.is_file():
-            template = json.loads(config.read_text(encoding="utf-8")).get("chat_template")
-            if isinstance(template, str):
-                return template
-            if isinstance(template, list):  # several named ones
-                named = {entry["name"]: entry["template"] for entry in template}
-                return named.get("default") or next(iter(named.values()), None)
-        return None
+        """The default one."""
+        from quantize.chat.templates import DEFAULT, folder_templates
+
+        return folder_templates(self.folder).get(DEFAULT)
 
     def read(self, name: str) -> np.ndarray:
         """Raw data of one tensor, BF16 as uint16 bit patterns. Memory-mapped: nothing is copied until used."""

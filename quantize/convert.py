@@ -21,6 +21,7 @@ from quantize.artifact import (
 from quantize.calibration import Calibration, load_calibration
 from quantize.checkpoint import Checkpoint
 from quantize.errors import BadInput, StepFailed, Unsupported
+from quantize.hub import QUANTIZED
 from quantize.methods import Conversion, Method
 from quantize.model_card import CARD, ModelCard, license_files, read_model_card
 from quantize.packages import install_command
@@ -60,7 +61,7 @@ def convert(
     claim_output(out, force)
     checkpoint = model if isinstance(model, Checkpoint) else Checkpoint.open(model, trust_remote_code=run.trust_remote_code)
     check(method, checkpoint, recipe)
-    card = read_model_card(checkpoint.folder)
+    card, quantized = read_model_card(checkpoint.folder), QUANTIZED.get(checkpoint.folder, "")
     merged = None
     if adapter is not None:
         from quantize.adapters import adapter_record, merge_adapter
@@ -74,7 +75,7 @@ def convert(
         for path in license_files(checkpoint.folder):
             shutil.copyfile(path, stage / path.name)
         verification = _verify(method, recipe, stage, checkpoint, conversion, run, verify)
-        manifest = _manifest(method, recipe, stage, checkpoint, card, conversion, run, text, verification, merged)
+        manifest = _manifest(method, recipe, stage, checkpoint, card, conversion, run, text, verification, merged, quantized)
         return commit(stage, out, manifest, force)
 
 
@@ -147,6 +148,7 @@ def _manifest(
     calibration: Calibration | None,
     verification: Verification,
     adapter: AdapterRecord | None,
+    quantized: str,
 ) -> Manifest:
     parameters = checkpoint.parameters
     with ThreadPoolExecutor(1) as pool:  # of a conversion that little more than copies, hashing is the longest part
@@ -171,6 +173,7 @@ def _manifest(
             languages=card.languages,
             tags=card.tags,
             remote_code=checkpoint.trust_remote_code,
+            quantized=quantized,
         ),
         tool={"name": "quantwright", "version": metadata.version("quantwright")},
         engine=conversion.engine,
@@ -185,12 +188,19 @@ def _manifest(
             *conversion.notes,
             *(Note(tensor=CARD, what=what, why=why) for what, why in card.remarks),
             *_left_alone(checkpoint),
+            *_rounded_before(quantized),
         ),
         details=conversion.details,
         runtime=method.runtime,
         loads_in=method.loads_in,
         verification=verification,
     )
+
+
+def _rounded_before(quantized: str) -> list[Note]:
+    """``quantized``: the tensors of the GGUF file that the source is, "12 of Q4_K"."""
+    why = "the source is a quantized GGUF, whose rounding stays; convert the original checkpoint where there is one"
+    return [Note(tensor="*", what=f"rounded before this conversion: {quantized}", why=why)] if quantized else []
 
 
 def _left_alone(checkpoint: Checkpoint) -> list[Note]:

@@ -10,13 +10,12 @@ from functools import cache
 from pathlib import Path
 
 from quantize.errors import BadInput
+from quantize.gguf.files import NO_MODEL, PART
 from quantize.hub import hub_errors
 
 NAME = re.compile(r"([A-Za-z0-9][\w.-]*/[\w.-]+)(?:@([\w./-]+))?:([\w.*-]+)")
 ALL = "*"
-_PART = re.compile(r"-(\d{5})-of-(\d{5})$")
 _LABEL = re.compile(r"(?:^|[-._])((?:UD-)?(?:I?Q\d+\w*|TQ\d_\d|BF16|F16|FP16|F32|FP32|MXFP4\w*|NVFP4\w*))$", re.IGNORECASE)
-_NO_MODEL = re.compile(r"mmproj|imatrix", re.IGNORECASE)
 
 
 @dataclass
@@ -111,7 +110,7 @@ def quantizations(repository: str, revision: str | None) -> tuple[HubGguf, ...]:
             commit, sizes = cached
     parts: dict[str, list[str]] = defaultdict(list)
     for name in sorted(sizes):
-        if name.endswith(".gguf") and not _NO_MODEL.search(Path(name).name):
+        if name.endswith(".gguf") and not NO_MODEL.search(Path(name).name):
             parts[_stem(name)].append(name)
     if not parts:
         raise BadInput(f"{repository}: holds no .gguf file; give the repository's id alone to open it with transformers")
@@ -124,7 +123,7 @@ def quantizations(repository: str, revision: str | None) -> tuple[HubGguf, ...]:
 
 
 def _stem(name: str) -> str:
-    return _PART.sub("", Path(name).name.removesuffix(".gguf"))
+    return PART.sub("", Path(name).name.removesuffix(".gguf"))
 
 
 def _label(stem: str) -> str:

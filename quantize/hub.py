@@ -19,6 +19,8 @@ WANTED = ["*.json", "*.safetensors", "tokenizer.model", "spiece.model", "*.txt",
 # The terms, by the names of ``model_card.license_files``; the Hub's patterns tell capitals from small letters.
 WANTED += ["LICENSE*", "LICENCE*", "MODEL_LICENSE*", "COPYING*", "NOTICE*", "Notice*", "license*", "USE_POLICY*"]
 UNWANTED = ["*/*"]
+#: of folders made from a GGUF file: the types of those of its tensors that were quantized already, "12 of Q4_K, 2 of Q6_K"
+QUANTIZED: dict[Path, str] = {}
 
 
 def resolve_model(model: str) -> tuple[Path, str | None]:
@@ -32,12 +34,16 @@ def resolve_model(model: str) -> tuple[Path, str | None]:
         file = find(model)
         file.fetch()
         path = file.path
-    if path.is_file() and path.suffix == ".gguf":
+    if path.is_file():
         from quantize.gguf.back import materialise
+        from quantize.gguf.files import find_gguf
 
-        return materialise(path), None
+        if find_gguf(path):
+            folder, quantized = materialise(path)
+            QUANTIZED[folder] = quantized
+            return folder, None
     if path.exists():
-        raise BadInput(f"{model}: is a file; give the checkpoint's folder, a .gguf file or a Hub id (org/name)")
+        raise BadInput(f"{model}: is a file; give the checkpoint's folder, a GGUF file or a Hub id (org/name)")
     if model.startswith(modelscope_source.PREFIX):
         return modelscope_source.snapshot(model, WANTED, UNWANTED)
     if not HUB_ID.fullmatch(model) or model.startswith((".", "/", "~")):

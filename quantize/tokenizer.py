@@ -151,9 +151,12 @@ class SourceTokenizer:
         number = self.id_of(text) if text else None
         return default if number is None else number
 
-    def decode(self, ids: list[int]) -> str:
+    def decode(self, ids: list[int], skip_special: bool = False) -> str:
         if not self.is_sentencepiece:
-            return str(self.backend.decode(ids, skip_special_tokens=False))
+            return str(self.backend.decode(ids, skip_special_tokens=skip_special))
+        if skip_special:
+            declared = sentencepiece_added_tokens(self.folder)
+            ids = [n for n in ids if not (declared[n][1] if n in declared else self.backend.is_control(n))]
         model, named, parts, run = self.backend, {n: t for t, n in self.added_tokens.items()}, [], list[int]()
         for number in [*ids, -1]:
             if number == -1 or number in named:

@@ -212,6 +212,8 @@ def _introduction(artifacts: Sequence[Artifact], base: str | None) -> list[str]:
     revision = f" at revision {code(source.revision)}" if source.revision else ""
     version = escape(artifacts[0].manifest.tool.get("version", ""))
     size_words = f"{source.parameters:,} parameters, {escape(source.dtype)}"
+    if source.quantized:
+        size_words = f"{source.parameters:,} parameters, itself quantized: {escape(source.quantized)}"
     return [f"{name}{revision} ({size_words}), quantized to {recipes} by Quantwright {version}."]
 
 

@@ -158,8 +158,8 @@ def _tensor_changes(tensor: Tensor, all_of_them: tuple[Tensor, ...]) -> Iterator
     yield "of NaN", {"data": b"\xff" * len(tensor.data)}
 
 
-def tiny_gguf(folder: Path, make_checkpoint: Callable[..., Path], **config: Any) -> Path:
-    """A Llama of 2 layers and 300 tokens, converted by the project itself to float32."""
+def tiny_gguf(folder: Path, make_checkpoint: Callable[..., Path], recipe: str = "gguf-f32", **config: Any) -> Path:
+    """A Llama of 2 layers and 300 tokens, converted by the project itself."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     from quantize import convert
@@ -178,7 +178,7 @@ def tiny_gguf(folder: Path, make_checkpoint: Callable[..., Path], **config: Any)
     tokenizer.save(str(source / "tokenizer.json"))
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|endoftext|>", "bos_token": "<|endoftext|>"}
     (source / "tokenizer_config.json").write_text(json.dumps(settings))
-    made = convert(source, "gguf-f32", folder, verify="none", run=RunOptions(threads=1, progress=False)).folder
+    made = convert(source, recipe, folder, verify="none", run=RunOptions(threads=1, progress=False)).folder
     return next(made.glob("*.gguf"))
 
 

@@ -297,10 +297,13 @@ def check(target: str, recipes: str | None, trust_remote_code: bool, strict: boo
 def _check_model(model: str, recipes: str | None, trust_remote_code: bool) -> list[dict[str, Any]]:
     from quantize.checkpoint import Checkpoint
     from quantize.commands.convert import split_recipes
+    from quantize.hub import QUANTIZED
     from quantize.recipe import parse_recipe
     from quantize.registry import presets
 
     checkpoint = Checkpoint.open(model, trust_remote_code=trust_remote_code)
+    if quantized := QUANTIZED.get(checkpoint.folder):
+        log(f"note: {model}: its tensors are quantized already ({quantized}), so that whatever is made of them is rounded twice")
     parsed = [parse_recipe(text) for text in (split_recipes(recipes) if recipes else presets())]
     return [_check_one(checkpoint, recipe) for recipe in parsed]
 

@@ -8,7 +8,7 @@ import atexit
 import json
 import shutil
 import tempfile
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -31,23 +31,25 @@ STORED = {Type.F32: "F32", Type.F16: "F16", Type.BF16: "BF16"}
 NUMPY = {Type.F32: "<f4", Type.F16: "<f2", Type.BF16: "<u2"}
 KEPT = 4  # GGUF tensors of which the pieces are kept: gate, up and down of stacked experts come apart one expert at a time
 
-_made: dict[tuple[str, int, int], Path] = {}
+_made: dict[tuple[str, int, int], tuple[Path, str]] = {}
 
 
-def materialise(path: Path) -> Path:
+def materialise(path: Path) -> tuple[Path, str]:
     """A temporary folder with the checkpoint of ``path``, removed when the program ends; the same file gives the same folder.
+    And how many of the file's tensors are quantized, by type ("12 of Q4_K, 2 of Q6_K"); empty where none is.
 
     Errors: as of ``write_checkpoint``.
     """
     state = path.stat()
     key = (str(path.resolve()), state.st_size, state.st_mtime_ns)
-    if key not in _made or not _made[key].is_dir():
+    if key not in _made or not _made[key][0].is_dir():
         file = read_gguf(path)
         to_config(file)  # refuses before anything is written
         folder = Path(tempfile.mkdtemp(prefix="quantwright-gguf-"))
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
         write_checkpoint(file, folder)
-        _made[key] = folder
+        kinds = Counter(tensor.kind.name for tensor in file.tensors.values() if tensor.kind not in STORED)
+        _made[key] = folder, ", ".join(f"{count} of {kind}" for kind, count in kinds.most_common())
     return _made[key]
 
 

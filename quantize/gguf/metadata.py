@@ -37,8 +37,9 @@ def load_metadata(checkpoint: Checkpoint, shapes: Iterable[tuple[str, tuple[int,
     # Only the last part of the name: where a folder lies on this machine is nobody's business. A GGUF file's own name ends in a
     # type, which the heuristic takes for a finetune; what the file says of itself is in the card.
     path = Path(checkpoint.name)
+    from_gguf = path.suffix.lower() == ".gguf" or Path(checkpoint.source).expanduser().is_file()
     heuristic = gguf.Metadata.apply_metadata_heuristic
-    metadata = heuristic(gguf.Metadata(), card, config, None if path.suffix == ".gguf" else path, total)
+    metadata = heuristic(gguf.Metadata(), card, config, None if from_gguf else path, total)
     generation = checkpoint.folder / "generation_config.json"
     settings = read_json(generation) if generation.is_file() else {}
     for field, key in (("temp", "temperature"), ("top_k", "top_k"), ("top_p", "top_p"), ("min_p", "min_p")):
@@ -46,7 +47,7 @@ def load_metadata(checkpoint: Checkpoint, shapes: Iterable[tuple[str, tuple[int,
         if isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 2**31:
             setattr(metadata, f"sampling_{field}", int(value) if field == "top_k" else float(value))
     if metadata.name is None:
-        metadata.name = path.stem if path.suffix == ".gguf" else checkpoint.name
+        metadata.name = path.stem if from_gguf else checkpoint.name
     if metadata.size_label is None and total > 0:
         metadata.size_label = gguf.size_label(total, shared, expert, experts)
     hub_id = HUB_ID.match(checkpoint.source) if checkpoint.revision else None  # an adapter's name may follow

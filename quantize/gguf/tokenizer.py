@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 from gguf import GGUFValueType, Keys
 
 from quantize.artifact import Note
+from quantize.chat.templates import folder_templates
 from quantize.checkpoint import Checkpoint
-from quantize.gguf.tokenizer_special import Kvs, chat_templates, special_kvs, template_kvs
+from quantize.gguf.tokenizer_special import Kvs, special_kvs, template_kvs
 from quantize.gguf.tokenizer_verify import Mismatch, TokenizerReport, verify_tokenizer
 from quantize.gguf.tokenizer_vocabulary import Vocabulary, read_vocabulary
 from quantize.tokenizer import SourceTokenizer
@@ -40,7 +41,7 @@ def tokenizer_metadata(checkpoint: Checkpoint, *, pre: str | None = None) -> Tok
     kvs = _vocabulary_kvs(vocabulary)
     special, notes = special_kvs(checkpoint, source, vocabulary)
     kvs |= special
-    kvs |= template_kvs(chat_templates(checkpoint, source))
+    kvs |= template_kvs(folder_templates(checkpoint.folder))
     _made.clear()
     _made[key] = TokenizerMetadata(kvs, [*vocabulary.notes, *notes])
     return _made[key]

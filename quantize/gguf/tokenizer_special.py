@@ -129,36 +129,6 @@ def added_around(source: SourceTokenizer) -> tuple[list[int], list[int]]:
     return [], []
 
 
-def chat_templates(checkpoint: Checkpoint, source: SourceTokenizer) -> dict[str, str]:
-    """Name -> template, ``default`` first. A chat_template.jinja goes before tokenizer_config.json, as transformers has it.
-
-    Errors: BadInput where tokenizer_config.json's templates are neither a text nor a list of named texts.
-    """
-    folder = checkpoint.folder
-    templates: dict[str, str] = {}
-    value = source.config.get("chat_template")
-    if value is None:
-        value = _json(folder / "chat_template.json").get("chat_template")
-    if isinstance(value, str):
-        templates["default"] = value
-    elif isinstance(value, list):
-        for entry in value:
-            if (
-                not isinstance(entry, dict)
-                or not isinstance(entry.get("name"), str)
-                or not isinstance(entry.get("template"), str)
-            ):
-                raise BadInput(f"{folder / 'tokenizer_config.json'}: chat_template: expected objects with name and template")
-            templates[entry["name"]] = entry["template"]
-    elif value is not None:
-        raise BadInput(f"{folder / 'tokenizer_config.json'}: chat_template: expected a text or a list of named ones")
-    if (folder / "chat_template.jinja").is_file():
-        templates["default"] = (folder / "chat_template.jinja").read_text(encoding="utf-8")
-    for path in sorted((folder / "additional_chat_templates").glob("*.jinja")):
-        templates[path.stem] = path.read_text(encoding="utf-8")
-    return dict(sorted(templates.items(), key=lambda item: item[0] != "default"))
-
-
 def template_kvs(templates: dict[str, str]) -> Kvs:
     """Named templates go under names of letters, digits and underscores, as the GGUF specification has them."""
     kvs: Kvs = {}

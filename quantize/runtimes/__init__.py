@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from quantize.errors import BadInput, Unsupported
+from quantize.gguf.files import find_gguf
 from quantize.recipe import Recipe, RunOptions
 from quantize.tokenizer import SourceTokenizer
 
@@ -153,7 +154,7 @@ def open_without_weights(path: Path | str, run: RunOptions) -> Runtime | None:
     """What ``open_runtime`` gives for a plain Hugging Face folder, but for logits: to know what those would be called by. None
     where that cannot be known without the weights."""
     path = Path(path)
-    if path.suffix == ".gguf" or (path.is_dir() and any(path.glob("*.gguf"))):
+    if find_gguf(path):
         return None
     try:
         found: Runtime | None = import_module("quantize.runtimes.transformers").skeleton(path, run)
@@ -180,7 +181,7 @@ def open_runtime(
     ``own_process``: llama.cpp, which ends its process where it does not like a file, is run in a child of this one.
     """
     path = Path(path)
-    gguf = path if path.suffix == ".gguf" else next(iter(sorted(path.glob("*.gguf"))), None) if path.is_dir() else None
+    gguf = find_gguf(path)
     name = runtime or ("llamacpp" if gguf else "transformers")
     if (name == "llamacpp") != bool(gguf):
         raise BadInput(f"{path}: is {'a GGUF file' if gguf else 'no GGUF file'}, which {name} does not open here; drop --runtime")

@@ -80,6 +80,98 @@ def test_equals_peft(case: Case, settings: dict[str, Any], tmp_path: Path) -> No
     assert all(np.array_equal(merged.read(name), source.read(name)) for name in untouched)
 
 
+def combinations() -> list[tuple[bool, bool, tuple[str, ...], tuple[str, ...]]]:
+    """(tied, ensure_weight_tying, target modules, modules to save): every way to train embedding and head."""
+    out = []
+    for tied, ensured in ((True, False), (True, True), (False, False)):
+        for targets in ((), ("embed_tokens",), ("lm_head",), ("embed_tokens", "lm_head")):
+            for whole in ((), ("embed_tokens",), ("lm_head",), ("embed_tokens", "lm_head")):
+                if not set(targets) & set(whole) and not (ensured and targets and whole):  # peft makes none of these
+                    out.append((tied, ensured, targets, whole))
+    return out
+
+
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+def test_equals_peft_running_it(tied: bool, tmp_path: Path) -> None:
+    """Not peft's merge, which changes a tied head with the embedding: the model with the adapter in it."""
+
+    _, base = make(TIED if tied else LLAMA, tmp_path / "base")
+    add_tokenizer(base)
+    seen = set()
+    for number, (_, ensured, targets, whole) in enumerate(c for c in combinations() if c[0] == tied):
+        settings = {
+            "target_modules": ["q_proj", *targets],
+            "modules_to_save": list(whole) or None,
+            "ensure_weight_tying": ensured,
+        }
+        names = running_and_merged_agree(base, tmp_path / f"lora{number}", settings)
+        seen.add("lm_head.weight" in names)
+    assert seen == ({True, False} if tied else {True})
+
+
+@pytest.mark.parametrize(
+    ("tied", "settings"),
+    [
+        (True, {"target_modules": ["q_proj"]}),
+        (True, {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"]}),
+        (True, {"target_modules": ["q_proj", "embed_tokens"]}),
+        (True, {"target_modules": ["q_proj", "lm_head"]}),
+        (False, {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens", "lm_head"]}),
+        (False, {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]}),
+    ],
+)
+def test_equals_peft_running_it_on_a_larger_vocabulary(tied: bool, settings: dict[str, Any], tmp_path: Path) -> None:
+    _, base = make(TIED if tied else LLAMA, tmp_path / "base")
+    add_tokenizer(base)
+    running_and_merged_agree(base, tmp_path / "lora", settings, more_rows=8)
+
+
+def test_half_of_a_larger_vocabulary_is_refused(tmp_path: Path) -> None:
+    """peft does not save the head that it does not train, and its rows are nowhere."""
+    _, base = make(LLAMA, tmp_path / "base")
+    add_tokenizer(base)
+    with pytest.raises(Unsupported, match=r"another vocabulary.*lm_head\.weight 160, model\.embed_tokens\.weight 168"):
+        running_and_merged_agree(base, tmp_path / "lora", {"target_modules": ["q_proj", "embed_tokens"]}, more_rows=8)
+
+
+@pytest.mark.parametrize("order", [["c_attn", "c_proj", "lm_head"], ["lm_head", "c_attn", "c_proj"]])
+def test_layers_stored_input_first_beside_a_head_that_is_not(order: list[str], tmp_path: Path) -> None:
+    """attn.c_proj is square: its orientation is told by the architecture, not by a flag that holds for one of the two."""
+    _, base = make(GPT2, tmp_path / "base")
+    add_tokenizer(base)
+    for flag in (True, False):
+        settings = {"target_modules": order, "fan_in_fan_out": flag}
+        assert "lm_head.weight" in running_and_merged_agree(base, tmp_path / f"lora{flag}", settings)
+
+
+def running_and_merged_agree(base: Path, lora: Path, settings: dict[str, Any], more_rows: int = 0) -> set[str]:
+    """Trains at random, saves, and compares logits; -> the names of the merged checkpoint's tensors."""
+    import torch
+    from peft import LoraConfig, PeftModel, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    def opened(folder: Path, more: int = 0) -> Any:
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        if more:
+            torch.manual_seed(2)
+            model.resize_token_embeddings(model.config.vocab_size + more, mean_resizing=False)
+        return model.eval()
+
+    ids = torch.arange(3, 40)[None]
+    adapted = get_peft_model(opened(base, more_rows), LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=8, **settings))
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if "lora_" in name or "modules_to_save" in name:
+                parameter.add_(0.1 * torch.randn(parameter.shape))
+        adapted.save_pretrained(lora)
+        expected = PeftModel.from_pretrained(opened(base, more_rows), lora).eval()(ids).logits
+        merged = merge_adapter(Checkpoint.open(base), lora)
+        got = opened(merged.folder)(ids).logits
+    assert (got - expected).abs().max() < 1e-3 * expected.std(), settings
+    return set(merged.tensors)
+
+
 def test_bfloat16_base_is_rounded_once(tmp_path: Path) -> None:
     import torch
     from safetensors.torch import load_file, save_file

@@ -53,13 +53,14 @@ def test_likelihoods_and_greediness_without_logits() -> None:
     from lm_eval.api.instance import Instance
 
     from evals.harness import RuntimeLM
+    from evals.special import SpecialIds
 
     table = random_table(60)
     pairs = [("ab", "c"), ("ab", "cd"), ("", "ab"), ("q" * 100, "rs"), *[("x", chr(c)) for c in range(65, 91)]]
 
     def ask(model: Bigram) -> list[tuple[float, bool]]:
         requests = [Instance("loglikelihood", {}, pair, i) for i, pair in enumerate(pairs)]
-        return RuntimeLM(model, None, bos=0, eos=0).loglikelihood(requests)
+        return RuntimeLM(model, None, SpecialIds(0, 0)).loglikelihood(requests)
 
     full, bare = ask(Bigram(table, context=48, bos=0)), ask(Scorer(table, context=48, bos=0))
     assert [value for value, _ in bare] == pytest.approx([value for value, _ in full], rel=1e-6)

@@ -20,14 +20,14 @@ ALLOWED = {
         "quantize.files", "quantize.packages", "quantize.terminal",
         "benchmarks", "evals.result", "quantize.artifact", "quantize.runtimes", "quantize.errors", "quantize.recipe",
         "quantize.checkpoint", "quantize.commands", "quantize.process", "quantize.calibration", "evals.subjects",
-        "quantize.gguf.reader", "quantize.gguf_repository", "quantize.jobs",
+        "quantize.gguf.files", "quantize.gguf.reader", "quantize.gguf_repository", "quantize.jobs",
     ),
     "evals": (
         "quantize.files", "quantize.packages", "quantize.terminal",
         "evals", "quantize.artifact", "quantize.checkpoint", "quantize.recipe", "quantize.runtimes", "quantize.errors",
         "quantize.tokenizer", "quantize.calibration", "quantize.commands", "quantize.convert", "quantize.hub", "quantize.process",
-        "quantize.registry", "quantize.gguf.reader", "quantize.gguf.families",
-        "quantize.gguf.chat_templates", "quantize.gguf_repository",
+        "quantize.registry", "quantize.gguf.files", "quantize.gguf.reader", "quantize.gguf.families",
+        "quantize.gguf.chat_templates", "quantize.gguf_repository", "quantize.chat",
     ),
     "quantize": ("quantize",),
 }  # fmt: skip

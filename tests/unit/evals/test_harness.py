@@ -14,6 +14,7 @@ from bigram import Bigram, naive_log_probs, random_table
 
 from evals.harness import RuntimeLM, alike
 from evals.rows import Heading
+from evals.special import SpecialIds
 from evals.task_files import LocalTask
 from evals.tasks import TaskOptions, pair_with_reference, run_tasks
 from quantize.errors import Unsupported
@@ -52,7 +53,7 @@ def make_task(form: str, n: int = 30) -> LocalTask:
 
 def test_multiple_choice_equals_a_naive_loop() -> None:
     model, task = letters_model(), make_task("choices")
-    rows = {row.metric: row for row in run_tasks(model, [task], None, HEADING, TaskOptions(), False, {"bos": 0, "eos": 0})}
+    rows = {row.metric: row for row in run_tasks(model, [task], None, HEADING, TaskOptions(), False, SpecialIds(0, 0))}
     plain, normalized = [], []
     for item in task.items:
         scores = [naive_score(model, item["query"], " " + choice)[0] for choice in item["choices"]]
@@ -75,7 +76,7 @@ def test_hellaswags_text_form_is_scored_as_llama_perplexity_does_too() -> None:
         {**item, "choices": ["snow or " + choice + " s" * i for i, choice in enumerate(item["choices"])]} for item in plain.items
     )
     rows = run_tasks(
-        model, [LocalTask("mine", Path("mine.txt"), "choices", items)], None, HEADING, TaskOptions(), False, {"bos": 0, "eos": 0}
+        model, [LocalTask("mine", Path("mine.txt"), "choices", items)], None, HEADING, TaskOptions(), False, SpecialIds(0, 0)
     )
     want, whole = [], []
     for item in items:
@@ -96,7 +97,7 @@ def test_hellaswags_text_form_is_scored_as_llama_perplexity_does_too() -> None:
 
 def test_context_options_equal_a_naive_loop() -> None:
     model, task = letters_model(), make_task("contexts")
-    (row,) = run_tasks(model, [task], None, HEADING, TaskOptions(), False, {"bos": 0, "eos": 0})
+    (row,) = run_tasks(model, [task], None, HEADING, TaskOptions(), False, SpecialIds(0, 0))
     want = []
     for item in task.items:
         scores = [naive_score(model, context, " " + item["continuation"])[0] for context in item["context_options"]]
@@ -112,7 +113,7 @@ def requests_of(pairs: list[tuple[str, ...]]) -> list:  # type: ignore[type-arg]
 
 def test_loglikelihood_and_greediness_with_shared_and_truncated_inputs() -> None:
     model = letters_model()
-    lm = RuntimeLM(model, None, bos=0, eos=0)
+    lm = RuntimeLM(model, None, SpecialIds(0, 0))
     best = chr(int(model.table[model.tokenize("x", False)[0]].argmax()) - 1 + 59)  # some text whose one token is that id
     assert model.tokenize(best, False) == [int(model.table[model.tokenize("x", False)[0]].argmax())]
     pairs = [("ab", "c"), ("ab", "d"), ("ab", "cd"), ("x", best), ("  ", "ab"), ("", "ab"), ("q" * 100, "rs")]
@@ -155,16 +156,16 @@ def test_llamacpp_shares_beginnings_and_gives_the_same(make_checkpoint, tmp_path
     ]
     monkeypatch.setattr(llamacpp, "PACKED", 64)  # some groups to a call
     with open_runtime(folder, run, exact=True) as runtime:
-        shared = RuntimeLM(runtime, None, bos=0, eos=0).loglikelihood(requests_of(pairs))
+        shared = RuntimeLM(runtime, None, SpecialIds(0, 0)).loglikelihood(requests_of(pairs))
         monkeypatch.setattr(type(runtime), "shares_beginnings", False)
-        single = RuntimeLM(runtime, None, bos=0, eos=0).loglikelihood(requests_of(pairs))
+        single = RuntimeLM(runtime, None, SpecialIds(0, 0)).loglikelihood(requests_of(pairs))
     assert [value for value, _ in shared] == pytest.approx([value for value, _ in single], rel=1e-5)
     assert [greedy for _, greedy in shared] == [greedy for _, greedy in single]
 
 
 def test_rolling_scores_every_token_once_in_windows() -> None:
     model = letters_model()
-    lm = RuntimeLM(model, None, bos=0, eos=0)
+    lm = RuntimeLM(model, None, SpecialIds(0, 0))
     text = "the quick brown fox jumps over the lazy dog and runs far away from here, then returns"
     ids = model.tokenize(text)
     assert len(ids) > model.context
@@ -176,14 +177,14 @@ def test_generation_needs_a_tokenizer_and_is_greedy(make_checkpoint) -> None:  #
     from quantize.tokenizer import SourceTokenizer
 
     with pytest.raises(Unsupported, match="needs the source's tokenizer"):
-        RuntimeLM(letters_model(), None, bos=0, eos=0).generate_until(requests_of([("a", {"until": ["b"]})]))
+        RuntimeLM(letters_model(), None, SpecialIds(0, 0)).generate_until(requests_of([("a", {"until": ["b"]})]))
     source = SourceTokenizer.open(make_checkpoint())
     rng = np.random.default_rng(0)
     table = np.zeros((4096, 4096), np.float32)
     successor = rng.integers(300, 4096, 4096)
     table[np.arange(4096), successor] = 5
     model = Bigram(table, context=128)
-    lm = RuntimeLM(model, source, bos=0, eos=0)
+    lm = RuntimeLM(model, source, SpecialIds(0, 0))
     ids = source.encode("Hello there")
     want, token = [], ids[-1]
     for _ in range(12):
@@ -201,7 +202,7 @@ def test_candidates_are_paired_with_the_reference() -> None:
     from dataclasses import replace
 
     task = make_task("choices", 60)
-    special = {"bos": 0, "eos": 0}
+    special = SpecialIds(0, 0)
     reference = run_tasks(letters_model(), [task], None, replace(HEADING, role="reference"), TaskOptions(), False, special)
     others = [run_tasks(letters_model(seed), [task], None, HEADING, TaskOptions(), False, special) for seed in (1, 2)]
     rows = pair_with_reference([*reference, *others[0], *others[1]])

@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 
 from evals import evaluate
-from evals.chat import folder_template, gguf_template
 from evals.code_execution import CodeEval, passes
 from evals.harness import RuntimeLM
 from evals.rows import Heading
+from evals.special import SpecialIds
 from evals.task_data import SUITES
 from evals.task_files import HarnessTask, LocalTask, parse_tasks
 from evals.tasks import TaskOptions, run_tasks
+from quantize.chat.templates import folder_template, gguf_template
 from quantize.errors import BadInput
 from quantize.recipe import RunOptions
 from quantize.runtimes import Consume, Runtime, open_runtime
@@ -79,7 +80,7 @@ def test_local_data_few_shot_and_chat_template_agree_with_plain_lm_eval(
     assert isinstance(task, HarnessTask)
     theirs = run_plain(HFLM(pretrained=str(model), dtype="float32", batch_size=1, device="cpu"), task, limit=2, **options)
     with open_runtime(model, RUN) as runtime:
-        lm = RuntimeLM(runtime, SourceTokenizer.open(model), bos=0, eos=0, template=folder_template(model))
+        lm = RuntimeLM(runtime, SourceTokenizer.open(model), SpecialIds(0, 0), template=folder_template(model))
         ours = run_plain(lm, task, limit=2, **options)
     for key in ("arguments", "resps", "filtered_resps", "exact_match"):
         assert [sample[key] for sample in ours] == [sample[key] for sample in theirs]
@@ -223,7 +224,7 @@ def test_code_is_run_against_its_tests(model: Path, tmp_path: Path) -> None:
     path.write_text("".join(json.dumps(item) + "\n" for item in items), encoding="utf-8")
     source = SourceTokenizer.open(model)
     tasks = parse_tasks([f"code={path}"], print, allow_code=True)
-    options, special = TaskOptions(allow_code=True), {"bos": None, "eos": 0}
+    options, special = TaskOptions(allow_code=True), SpecialIds(None, 0)
     (row,) = run_tasks(Reciter(source, prompts), tasks, source, Heading("m", "", "r", {}), options, False, special)
     assert (row.metric, row.value, row.samples, row.task) == ("pass_at_1", 0.5, (1.0, 0.0), "humaneval")
 

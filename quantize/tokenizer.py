@@ -13,6 +13,7 @@ from typing import Any
 from quantize.checkpoint import sha256_file
 from quantize.errors import BadInput
 from quantize.files import read_json
+from quantize.tokenizer_added import add_declared, added_to_pieces
 
 SENTENCEPIECE_FILES = ("tokenizer.model", "spiece.model")
 
@@ -36,9 +37,11 @@ class SourceTokenizer:
             from tokenizers import Tokenizer
 
             try:
-                return cls(folder, path, Tokenizer.from_file(str(path)))
+                backend = Tokenizer.from_file(str(path))
             except Exception as error:  # the library raises bare Exception
                 raise BadInput(f"{path}: not a tokenizer the tokenizers library can read ({error}); fetch it again") from None
+            add_declared(backend, folder)
+            return cls(folder, path, backend)
         for name in SENTENCEPIECE_FILES:
             path = folder / name
             if path.is_file():
@@ -76,8 +79,9 @@ class SourceTokenizer:
         """Tokens that are found in the text before anything else looks at it: text -> id."""
         if not self.is_sentencepiece:
             return {token.content: number for number, token in self.backend.get_added_tokens_decoder().items()}
-        declared = {text: number for number, (text, _) in sentencepiece_added_tokens(self.folder).items()}
         model = self.backend
+        added = added_to_pieces(self.folder, model.vocab_size(), self._piece_id)
+        declared = {text: number for number, (text, _) in added.items()}
         for number in range(model.vocab_size()):
             if model.is_control(number) or model.is_unknown(number):
                 declared.setdefault(model.id_to_piece(number), number)
@@ -106,6 +110,9 @@ class SourceTokenizer:
             return number
         if text in self.added_tokens:
             return self.added_tokens[text]
+        return self._piece_id(text)
+
+    def _piece_id(self, text: str) -> int | None:
         known = int(self.backend.piece_to_id(text))
         return known if self.backend.id_to_piece(known) == text else None
 
@@ -192,30 +199,6 @@ def token_text(entry: Any) -> str | None:
     """The text of a token as tokenizer_config.json gives it: a string, or an object with ``content``."""
     text = entry.get("content") if isinstance(entry, dict) else entry
     return text if isinstance(text, str) and text else None
-
-
-def sentencepiece_added_tokens(folder: Path) -> dict[int, tuple[str, bool]]:
-    """What the folder of a SentencePiece model adds to it: id -> (text, special). Ids of plain pieces are left alone.
-
-    From added_tokens.json, then tokenizer_config.json's added_tokens_decoder, which knows more.
-    Errors: BadInput for an id that is not a number.
-    """
-    added: dict[int, tuple[str, bool]] = {}
-    for text, number in _read_json(folder / "added_tokens.json").items():
-        added[_token_id(folder / "added_tokens.json", number)] = (text, False)
-    path = folder / "tokenizer_config.json"
-    for number, entry in (_read_json(path).get("added_tokens_decoder") or {}).items():
-        content = token_text(entry)
-        if content is not None:
-            added[_token_id(path, number)] = (content, bool(isinstance(entry, dict) and entry.get("special")))
-    return added
-
-
-def _token_id(path: Path, number: Any) -> int:
-    try:
-        return int(number)
-    except (TypeError, ValueError):
-        raise BadInput(f"{path}: {number!r} is not a token id; fetch the file again") from None
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -33,6 +33,9 @@ BY_TEXT: dict[str, tuple[str, ...]] = {
     T.FIM_REP_ID: ("<|fim_repo|>", "<|repo_name|>", "<fim-repo>", "<REPO>", "<reponame>"),
     T.FIM_SEP_ID: ("<|file_sep|>",),
 }  # fmt: skip
+# Texts that end generation in llama.cpp whatever the ids say.
+ENDS = frozenset(("<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<|endoftext|>", "<|eom_id|>", "<EOT>", "_<EOT>",
+                  "<|end_of_text|>", "<end_of_utterance>"))  # fmt: skip
 ROLES = {"bos": T.BOS_ID, "eos": T.EOS_ID, "unk": T.UNK_ID, "sep": T.SEP_ID, "pad": T.PAD_ID, "mask": T.MASK_ID}
 
 
@@ -81,13 +84,14 @@ def special_kvs(checkpoint: Checkpoint, source: SourceTokenizer, vocabulary: Voc
     size = len(vocabulary.tokens)
     kvs: Kvs = {ROLES[role]: (ids[role], U32) for role in ROLES if role in ids and 0 <= ids[role] < size}
     known = {text: number for number, text in enumerate(vocabulary.tokens)}
-    eos_ids = _listed_eos(checkpoint)
-    for key, texts in BY_TEXT.items():
-        number = next((known[text] for text in texts if text in known), None)
-        if key == T.EOT_ID and number is None:  # a second end token that generation_config.json names
-            number = next((n for n in eos_ids if n != ids.get("eos") and 0 <= n < size), None)
-        if number is not None:
-            kvs[key] = (number, U32)
+    by_text = {key: known[next(t for t in texts if t in known)] for key, texts in BY_TEXT.items() if set(texts) & known.keys()}
+    ends = [n for n in _listed_eos(checkpoint) if n != ids.get("eos") and 0 <= n < size and vocabulary.tokens[n] not in ENDS]
+    given = dict(zip((T.EOT_ID, T.EOM_ID), ends, strict=False))  # as end tokens of their own: of a turn, of a message
+    kvs |= {key: ({**by_text, **given}[key], U32) for key in BY_TEXT if key in by_text or key in given}
+    if len(ends) > len(given):
+        texts = [vocabulary.tokens[n] for n in ends[len(given) :]]
+        why = f"a GGUF file has room for three end tokens, generation_config.json names {len(_listed_eos(checkpoint))}"
+        notes.append(Note(tensor="*", what=f"tokenizer: {', '.join(texts)} does not end generation in llama.cpp", why=why))
     kvs[T.ADD_BOS] = (len(before) == 1, BOOL)
     kvs[T.ADD_EOS] = (len(after) == 1, BOOL)
     return kvs, notes
@@ -112,8 +116,14 @@ def _role_id(checkpoint: Checkpoint, source: SourceTokenizer, role: str) -> int 
 
 
 def _listed_eos(checkpoint: Checkpoint) -> list[int]:
-    value = _generation(checkpoint).get("eos_token_id", checkpoint.config.get("eos_token_id"))
-    return [n for n in (value if isinstance(value, list) else [value]) if isinstance(n, int)]
+    """Every end token of generation_config.json, or where it names none, of config.json (of its text model's part)."""
+    nested = checkpoint.config.get("text_config")
+    for config in (_generation(checkpoint), checkpoint.config, nested if isinstance(nested, dict) else {}):
+        value = config.get("eos_token_id")
+        if value is not None and value != []:
+            listed = value if isinstance(value, list) else [value]
+            return list(dict.fromkeys(n for n in listed if isinstance(n, int) and not isinstance(n, bool)))
+    return []
 
 
 def _generation(checkpoint: Checkpoint) -> dict[str, Any]:

@@ -3,9 +3,12 @@
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 from quantize.checkpoint import Checkpoint
 from quantize.errors import Unsupported
+from quantize.files import read_json
 from quantize.gguf.awkward_texts import awkward_texts
 from quantize.gguf.llamacpp_split import split
 from quantize.gguf.llamacpp_tokenize import Oracle
@@ -13,7 +16,11 @@ from quantize.gguf.pretokenizers import BY_NAME, PRES
 from quantize.gguf.tokenizer_pre import Cutter, recognize
 from quantize.gguf.tokenizer_special import added_around
 from quantize.gguf.tokenizer_vocabulary import SPACE, Vocabulary, read_vocabulary
+from quantize.terminal import printable
 from quantize.tokenizer import SourceTokenizer
+
+ADDED_TOKENS = 2000
+DECLARING = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "tokenizer.json")
 
 
 @dataclass(frozen=True)
@@ -31,6 +38,7 @@ class Mismatch:
 class TokenizerReport:
     compared: int = 0
     mismatches: list[Mismatch] = field(default_factory=list)
+    alone: str = ""  # why transformers' own reading of the folder was not compared
 
     @property
     def fixable(self) -> list[Mismatch]:
@@ -42,11 +50,14 @@ class TokenizerReport:
 
     def summary(self) -> str:
         """One line: how many texts, how many differ, why."""
+        alone = f"; transformers' own reading not compared: {self.alone}" if self.alone else ""
         if not self.mismatches:
-            return f"{self.compared} texts, all alike"
+            return f"{self.compared} texts, all alike{alone}"
         causes = Counter(mismatch.cause for mismatch in self.mismatches)
-        return f"{self.compared} texts, {len(self.mismatches)} differ: " + "; ".join(
-            f"{c} ({n})" for c, n in causes.most_common()
+        return (
+            f"{self.compared} texts, {len(self.mismatches)} differ: "
+            + "; ".join(f"{c} ({n})" for c, n in causes.most_common())
+            + alone
         )
 
 
@@ -56,6 +67,8 @@ def verify_tokenizer(
     """Compare ``tokenize`` (llama.cpp's on the written file, adding and parsing special tokens) with the source's ids.
 
     ``texts``: a few hundred awkward ones where not given. ``pre``: the name given with --pre-tokenizer, if one was.
+
+    Each added token is compared with transformers' own reading of the folder too, which shares no code with what wrote the file.
     """
     from quantize.gguf.tokenizer import embedding_rows
 
@@ -68,11 +81,56 @@ def verify_tokenizer(
         wanted, got = source.encode(text), tokenize(text)
         if wanted != got:
             differing.append((text, wanted, got))
+    rows = embedding_rows(checkpoint)
+    theirs, report.alone = added_by_transformers(checkpoint.folder)
+    for text, number in theirs.items():
+        got = tokenize(text)
+        if number in got or (rows is not None and number >= rows):
+            continue
+        if source.added_tokens.get(text) == number:
+            differing += [] if text in texts else [(text, source.encode(text), got)]
+        else:
+            report.mismatches.append(Mismatch(text, [number], got, f"token {number} to transformers", True))
+    report.compared += len(theirs)
     if differing:
-        vocabulary = read_vocabulary(source, embedding_rows(checkpoint), pre=pre, model_type=checkpoint.model_type)
+        vocabulary = read_vocabulary(source, rows, pre=pre, model_type=checkpoint.model_type)
         judge = _Judge(source, vocabulary, _better_pre(source, vocabulary, pre, texts))
-        report.mismatches = [Mismatch(text, wanted, got, *judge(text, wanted, got)) for text, wanted, got in differing]
+        report.mismatches += [Mismatch(text, wanted, got, *judge(text, wanted, got)) for text, wanted, got in differing]
     return report
+
+
+def added_by_transformers(folder: Path) -> tuple[dict[str, int], str]:
+    """(text -> id of the tokens that transformers finds in a text before it splits it, why it could not be asked).
+
+    At most some ``ADDED_TOKENS``, spread evenly; those that a file of the folder names, not those that only its class adds.
+    """
+    from quantize.hf.quiet import quiet
+
+    with quiet():
+        from transformers import AutoTokenizer
+
+        try:
+            decoder = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False).added_tokens_decoder
+        except Exception as error:  # of any kind: code that is not run, a class it has not, a file it cannot read
+            return {}, printable(f"{type(error).__name__}: {error}", 120)
+    declared = _strings(folder)
+    numbers = [number for number in sorted(decoder) if decoder[number].content in declared - {""}]
+    return {decoder[number].content: number for number in numbers[:: max(1, -(-len(numbers) // ADDED_TOKENS))]}, ""
+
+
+def _strings(folder: Path) -> set[str]:
+    """Every text in the files of ``folder`` that can declare a token, but for the vocabulary itself."""
+    found: set[str] = set()
+    todo: list[Any] = [read_json(path) for name in DECLARING if (path := folder / name).is_file()]
+    while todo:
+        node = todo.pop()
+        if isinstance(node, str):
+            found.add(node)
+        elif isinstance(node, dict):
+            todo += [key for key in node if key != "model"] + [value for key, value in node.items() if key != "model"]
+        elif isinstance(node, list):
+            todo += node
+    return found
 
 
 class _Judge:

@@ -17,7 +17,8 @@ from quantize.errors import BadInput, Unsupported
 from quantize.gguf import sentencepiece_model as sp
 from quantize.gguf.pretokenizers import BY_NAME
 from quantize.gguf.tokenizer_pre import Cutter, known_names, recognize
-from quantize.tokenizer import SENTENCEPIECE_FILES, SourceTokenizer, sentencepiece_added_tokens
+from quantize.tokenizer import SENTENCEPIECE_FILES, SourceTokenizer
+from quantize.tokenizer_added import added_to_pieces
 
 SPACE = "▁"
 SPECIAL_SCORE = -1000.0  # llama.cpp's converter gives it to added tokens; its tokenizer does not look at it
@@ -190,7 +191,8 @@ def _from_sentencepiece(folder: Path, path: Path) -> Vocabulary:
     tokens = [text.replace(SPACE, " ") if kind == sp.USER_DEFINED else text for text, _, kind in spec.pieces]
     scores = [score for _, score, _ in spec.pieces]
     types = [kind for _, _, kind in spec.pieces]
-    for number, (text, special) in sorted(sentencepiece_added_tokens(folder).items()):
+    ids = {text: number for number, (text, _, _) in enumerate(spec.pieces)}
+    for number, (text, special) in sorted(added_to_pieces(folder, len(tokens), ids.get).items()):
         while len(tokens) <= number:
             tokens.append(f"[PAD{len(tokens)}]")
             scores.append(PADDING_SCORE)

@@ -50,6 +50,10 @@ class Vocabulary:
         assert count >= 0
         return list(ids[:count])
 
+    def ends(self, number: int) -> bool:
+        """Whether a token ends generation."""
+        return bool(self._lib.llama_vocab_is_eog(self._vocab, number))
+
     def close(self) -> None:
         self._lib.llama_model_free(self._model)
 

@@ -80,12 +80,15 @@ class SourceTokenizer:
         if not self.is_sentencepiece:
             return {token.content: number for number, token in self.backend.get_added_tokens_decoder().items()}
         model = self.backend
-        added = added_to_pieces(self.folder, model.vocab_size(), self._piece_id)
-        declared = {text: number for number, (text, _) in added.items()}
+        declared = {text: number for number, (text, _) in self._declared.items()}
         for number in range(model.vocab_size()):
             if model.is_control(number) or model.is_unknown(number):
                 declared.setdefault(model.id_to_piece(number), number)
         return declared
+
+    @cached_property
+    def _declared(self) -> dict[int, tuple[str, bool]]:
+        return added_to_pieces(self.folder, self.backend.vocab_size(), self._piece_id)
 
     @property
     def vocab_size(self) -> int:
@@ -162,7 +165,7 @@ class SourceTokenizer:
         if not self.is_sentencepiece:
             return str(self.backend.decode(ids, skip_special_tokens=skip_special))
         if skip_special:
-            declared = sentencepiece_added_tokens(self.folder)
+            declared = self._declared
             ids = [n for n in ids if not (declared[n][1] if n in declared else self.backend.is_control(n))]
         model, named, parts, run = self.backend, {n: t for t, n in self.added_tokens.items()}, [], list[int]()
         for number in [*ids, -1]:

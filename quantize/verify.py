@@ -140,8 +140,11 @@ def _tokenizer(
     checks = []
     gguf = next(iter(sorted(stage.glob("*.gguf"))), None)
     if gguf is not None:
+        from quantize.chat.templates import folder_templates
+        from quantize.gguf.chat_templates import templates_of
         from quantize.gguf.reader import read_gguf
         from quantize.gguf.tokenizer import verify_tokenizer
+        from quantize.gguf.tokenizer_special import gguf_name
 
         report = verify_tokenizer(checkpoint, runtime.tokenize, pre=getattr(recipe, "pre_tokenizer", None))
         detail = report.summary()
@@ -154,7 +157,8 @@ def _tokenizer(
         if report.fixable and allowed is not None:
             allowed.append(Note(tensor="*", what=f"tokenizer: {detail}", why="--allow-tokenizer-mismatch was given"))
         checks.append(Check(name="tokenizer", passed=passed, value=float(len(report.mismatches)), detail=detail))
-        same = (read_gguf(gguf).kvs.get("tokenizer.chat_template") or None) == (checkpoint.chat_template or None)
+        wanted = {gguf_name(name): text for name, text in folder_templates(checkpoint.folder).items()}
+        same = templates_of(read_gguf(gguf).kvs) == wanted
         checks.append(Check(name="chat template", passed=same, detail="" if same else "not the source's"))
     extra = getattr(method, "verify_extra", None)
     return checks + (list(extra(stage, recipe, checkpoint, runtime)) if extra else [])

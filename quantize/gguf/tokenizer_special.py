@@ -1,6 +1,5 @@
 """Special token ids, what is added around a text, and chat templates, as ``tokenizer.*`` metadata."""
 
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,7 @@ from gguf import GGUFValueType, Keys
 
 from quantize.artifact import Note
 from quantize.checkpoint import Checkpoint
-from quantize.errors import BadInput
+from quantize.files import read_json
 from quantize.gguf.tokenizer_vocabulary import Vocabulary
 from quantize.tokenizer import SourceTokenizer, token_text
 
@@ -139,10 +138,14 @@ def added_around(source: SourceTokenizer) -> tuple[list[int], list[int]]:
     return [], []
 
 
+def gguf_name(template: str) -> str:
+    return re.sub(r"[^A-Za-z0-9]", "_", template)
+
+
 def template_kvs(templates: dict[str, str]) -> Kvs:
     """Named templates go under names of letters, digits and underscores, as the GGUF specification has them."""
     kvs: Kvs = {}
-    named = {re.sub(r"[^A-Za-z0-9]", "_", name): text for name, text in templates.items() if name != "default"}
+    named = {gguf_name(name): text for name, text in templates.items() if name != "default"}
     for name, text in named.items():
         kvs[T.CHAT_TEMPLATE_N.format(name=name)] = (text, STRING)
     if named:
@@ -153,10 +156,4 @@ def template_kvs(templates: dict[str, str]) -> Kvs:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, UnicodeDecodeError) as error:
-        raise BadInput(f"{path}: not valid JSON ({error}); fetch the file again") from None
-    return data if isinstance(data, dict) else {}
+    return read_json(path) if path.is_file() else {}

@@ -20,6 +20,7 @@ from evals.result import EvalResult
 from quantize.errors import BadInput, StepFailed, Unsupported
 from quantize.process import child_command, child_environment
 from quantize.recipe import RunOptions
+from quantize.staging import held_folder
 
 #: Below this share of the median, the middle half of the samples says that two models can be told apart.
 WORTHLESS_SPREAD = 0.20
@@ -87,8 +88,7 @@ def bench(targets: Sequence[Target], workload: Workload, run: RunOptions, say: S
 
 def measure(target: Target, workload: Workload, run: RunOptions) -> dict[str, Any]:
     """One fresh process; its raw samples (``benchmarks.worker.measure``). Errors: StepFailed with the last lines it wrote."""
-    with tempfile.TemporaryDirectory(prefix="quantwright-bench-") as name:
-        folder = Path(name)
+    with held_folder(Path(tempfile.gettempdir()), "quantwright-bench-") as folder:
         spec = {
             "path": str(target.path),
             "run": run.model_dump(mode="json"),

@@ -28,6 +28,7 @@ from quantize.errors import Unsupported, one_line
 from quantize.recipe import RunOptions, parse_recipe
 from quantize.registry import method
 from quantize.runtimes import Runtime, open_runtime
+from quantize.staging import held_folder
 
 ROOM_BYTES = 512 << 20  # of a second runtime, beside its weights
 
@@ -116,6 +117,6 @@ def _f32_gguf(reference: Typed, run: RunOptions) -> Iterator[Path]:
     recipe = parse_recipe("gguf-f32")
     gguf = method(recipe.method)
     gguf.check(checkpoint, recipe)
-    with tempfile.TemporaryDirectory(dir=run.scratch) as folder:
-        gguf.convert(checkpoint, recipe, Path(folder), run, None)
-        yield next(iter(sorted(Path(folder).glob("*.gguf"))))
+    with held_folder(run.scratch or Path(tempfile.gettempdir()), "quantwright-floor-") as folder:
+        gguf.convert(checkpoint, recipe, folder, run, None)
+        yield next(iter(sorted(folder.glob("*.gguf"))))

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from evals.reference import (
 )
 from quantize.recipe import RunOptions
 from quantize.runtimes import Runtime, open_without_weights
+from quantize.staging import whole_file
 
 
 class Keeper:
@@ -90,6 +90,5 @@ class Kept:
     def write(self, items: list[dict[str, Any]]) -> None:
         """Complete under its name, by one rename."""
         self.file.parent.mkdir(parents=True, exist_ok=True)
-        part = self.file.with_name(f".reference-{os.getpid()}-{self.file.name}")
-        part.write_text(json.dumps(items), encoding="utf-8")
-        part.replace(self.file)
+        with whole_file(self.file) as part:
+            part.write_text(json.dumps(items), encoding="utf-8")

@@ -9,9 +9,9 @@ a row keeps 20 bytes: its range, ln p of the true token in float32, its most pro
 import hashlib
 import json
 import shutil
-import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +23,7 @@ from evals.perplexity import Advance, run_windows
 from evals.protocols import Windows
 from quantize.errors import StepFailed
 from quantize.runtimes import Runtime
+from quantize.staging import held_folder, held_until_exit, put_in_place
 
 if TYPE_CHECKING:
     import torch
@@ -269,10 +270,12 @@ def write_cache(
     """
     import torch
 
-    if root:
-        root.mkdir(parents=True, exist_ok=True)
-    stage = Path(tempfile.mkdtemp(prefix=".reference-", dir=root))
-    try:
+    with ExitStack() as held:
+        if root is None:
+            stage = held_until_exit("quantwright-reference-")
+        else:
+            root.mkdir(parents=True, exist_ok=True)
+            stage = held.enter_context(held_folder(root, ".reference-", mode=0o777))
         total, vocabulary = windows.scored, reference.vocabulary
         kept = np.empty(total, ROW)
         self_kl = np.full(total, np.nan)
@@ -297,11 +300,7 @@ def write_cache(
         folder = stage
         if root is not None:
             folder = root / f"reference-{key[:16]}"
-            shutil.rmtree(folder, ignore_errors=True)
-            stage.rename(folder)
+            put_in_place(stage, folder, replace=True)
         cached = CachedReference(folder, temporary=root is None)
         cached.self_kl = self_kl if check_self else None
         return cached
-    except BaseException:
-        shutil.rmtree(stage, ignore_errors=True)
-        raise

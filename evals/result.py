@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from quantize.errors import BadInput
+from quantize.staging import whole_file
 
 SCHEMA_VERSION = 1
 
@@ -83,9 +84,8 @@ def write_results(path: Path, subject: Subject, results: list[EvalResult]) -> No
     """One file per subject and step; written under a temporary name and renamed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     document = {"schema": SCHEMA_VERSION, "subject": asdict(subject), "results": [r.to_json() for r in results]}
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(document, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    with whole_file(path) as part:
+        part.write_text(json.dumps(document, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def merge_results(path: Path, subject: Subject, results: list[EvalResult]) -> None:

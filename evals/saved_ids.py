@@ -2,14 +2,13 @@
 
 import hashlib
 import json
-import shutil
-import tempfile
 from importlib import metadata
 from pathlib import Path
 
 import numpy as np
 
 from quantize.checkpoint import TOKENIZER_FILES, sha256_files
+from quantize.staging import held_folder, put_in_place
 from quantize.tokenizer import SourceTokenizer
 
 #: Shorter texts are tokenized faster than they are looked up.
@@ -37,13 +36,10 @@ class SavedIds:
         data = np.asarray(ids, "<i4").tobytes()
         try:
             self.root.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(prefix=".tokens-", dir=self.root) as made:
-                stage = Path(made) / "new"
-                stage.mkdir()
+            with held_folder(self.root, ".tokens-", mode=0o777) as stage:
                 (stage / "ids.i32").write_bytes(data)
                 (stage / "about.json").write_text(json.dumps({**about, "sha256": _sha256(data)}) + "\n", encoding="utf-8")
-                shutil.rmtree(folder, ignore_errors=True)
-                stage.rename(folder)
+                put_in_place(stage, folder, replace=True)
         except OSError:  # a folder that may only be read, or another process was faster: the ids are right all the same
             pass
         return ids

@@ -4,18 +4,16 @@ The task stays lm-eval's own definition (prompt, few-shot examples, filters, met
 by a YAML file that includes the original.
 """
 
-import atexit
 import copy
 import csv
 import hashlib
 import json
-import shutil
-import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from quantize.errors import BadInput
+from quantize.staging import held_until_exit
 
 if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager
@@ -65,8 +63,7 @@ def with_data(manager: "TaskManager", name: str, path: Path) -> "TaskManager":
     import yaml
     from lm_eval.tasks._index import TaskIndex
 
-    folder = Path(tempfile.mkdtemp(prefix="quantwright-tasks-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    folder = held_until_exit("quantwright-tasks-")
     changed = dict(manager.task_index)
     found = list(leaves(manager, name))
     if not found or (path.is_file() and len(found) > 1):

@@ -5,12 +5,10 @@ Nothing of the adapter is executed; its weights must be safetensors.
 Source: peft's LoraConfig (scaling, patterns), ``tuners/lora/layer.py`` (get_delta_weight) and ``tuners/lora/dora.py``.
 """
 
-import atexit
 import hashlib
 import math
 import re
 import shutil
-import tempfile
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +29,7 @@ from quantize.checkpoint import (
 from quantize.errors import BadInput, StepFailed, Unsupported
 from quantize.files import inside
 from quantize.model_card import CARD, license_files
+from quantize.staging import held_until_exit
 from quantize.terminal import printable
 
 WEIGHTS = "adapter_model.safetensors"
@@ -120,8 +119,7 @@ def merge_adapter(checkpoint: Checkpoint, adapter: str | Path) -> Checkpoint:
     dtypes = {name: checkpoint.tensors[name].dtype if name in checkpoint.tensors else checkpoint.dtype for name in shapes}
     if opened.tie:
         dtypes[opened.tie.head] = checkpoint.tensors[opened.tie.embedding].dtype
-    folder = Path(tempfile.mkdtemp(prefix="quantwright-merged-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    folder = held_until_exit("quantwright-merged-")
 
     def data(name: str) -> np.ndarray:
         under = opened.under(name, checkpoint)

@@ -8,21 +8,23 @@ import hashlib
 import json
 import os
 import re
-import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path, PurePath
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from quantize.checkpoint import sha256_file, sha256_files
-from quantize.errors import BadInput, StepFailed
+from quantize.errors import BadInput
+from quantize.files import inside, plain_name, read_bytes
+from quantize.staging import claim, put_in_place
 
 MANIFEST = "manifest.json"
 FORMAT_VERSION = 1
+#: what systems leave in folders that people look into
+DROPPINGS = (".DS_Store", "Thumbs.db", "desktop.ini")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
@@ -84,6 +86,16 @@ class Source(Frozen):
         return PurePath(self.id.partition("@")[0] if self.revision else self.id).name or "model"
 
 
+def _file_name(name: str) -> str:
+    try:
+        return plain_name(name, MANIFEST)
+    except BadInput as error:
+        raise ValueError(str(error)) from None
+
+
+FileName = Annotated[str, AfterValidator(_file_name)]
+
+
 class AdapterRecord(Frozen):
     """A LoRA that was merged into the source: its folder's name, and sha256 over its config and weights."""
 
@@ -133,7 +145,7 @@ class Manifest(Frozen):
     calibration: CalibrationRecord | None = None
     adapter: AdapterRecord | None = None
     run: dict[str, Any] = Field(default_factory=dict)
-    files: dict[str, FileEntry]
+    files: dict[FileName, FileEntry]
     weight_bytes: int
     bits_per_weight: float
     notes: tuple[Note, ...] = ()
@@ -154,17 +166,17 @@ class Artifact:
     def load(cls, folder: Path | str) -> "Artifact":
         """Errors: BadInput where the folder has no manifest, or a malformed one, or lacks a file that it names."""
         folder = Path(folder)
-        path = folder / MANIFEST
+        path = inside(folder, MANIFEST)
         if not path.is_file():
             raise BadInput(f"{folder}: no {MANIFEST}, so not an artifact of quantwright; make one with `quantwright convert`")
         try:
-            manifest = Manifest.model_validate_json(path.read_bytes())
+            manifest = Manifest.model_validate_json(read_bytes(path))
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"]))
             raise BadInput(f"{path}: malformed manifest: {where}: {first['msg']}; convert again with --force") from None
         for name, entry in manifest.files.items():
-            file = folder / name
+            file = inside(folder, name)
             if not file.is_file() or file.stat().st_size != entry.size_bytes:
                 state = f"has {file.stat().st_size} bytes instead of {entry.size_bytes}" if file.is_file() else "is missing"
                 raise BadInput(f"{folder}: {name} {state}; convert again with --force")
@@ -220,70 +232,38 @@ def _flush(path: Path) -> None:
         os.fsync(file.fileno())
 
 
-def claim_output(out: Path, force: bool) -> None:
-    """Errors: BadInput where ``out`` exists (unless ``force``) or its parent cannot be written."""
-    if out.exists() and not force:
-        raise BadInput(f"{out}: already exists; choose another -o, or pass --force to replace it")
-    parent = out.absolute().parent
-    existing = next(p for p in [parent, *parent.parents] if p.exists())
-    if not existing.is_dir() or not os.access(existing, os.W_OK):
-        raise BadInput(f"{out}: cannot be written ({existing} is not a writable folder); choose another -o")
+def claim_output(out: Path, force: bool, inputs: Iterable[Path] = ()) -> Path:
+    """``staging.claim`` for an artifact: with ``force``, only another artifact or an empty folder is replaced."""
+    return claim(out, force, inputs, why_not_ours)
 
 
-@contextmanager
-def staging(out: Path) -> Iterator[Path]:
-    """A folder beside ``out`` that ``commit`` renames into place; removed, with parents made for it, if that does not happen."""
-    out = out.absolute()
-    made = [p for p in [out.parent, *out.parent.parents] if not p.exists()]
-    stage = out.parent / f".{out.name}.staging-{os.getpid()}"
+def why_not_ours(folder: Path, besides: tuple[str, ...] = ()) -> str:
+    """Why ``folder`` is no artifact, or more than one: nothing where it holds the files of its manifest alone (and those named in
+    ``besides``). A manifest that is ours and damaged vouches for the files around it."""
+    entries = {path.name for path in folder.iterdir()} - {MANIFEST, *DROPPINGS, *besides}
+    first = min(entries, default="nothing")
     try:
-        try:
-            out.parent.mkdir(parents=True, exist_ok=True)
-        except FileNotFoundError:  # a folder that takes no others, such as /proc
-            raise BadInput(f"{out}: cannot be written ({made[-1].parent} takes no folders); choose another -o") from None
-        if stage.exists():
-            shutil.rmtree(stage)
-        stage.mkdir()
-        yield stage
-    except OSError as error:
-        raise disk_error(error, out) from error
-    finally:
-        shutil.rmtree(stage, ignore_errors=True)
-        if not out.exists():
-            for parent in made:
-                try:
-                    parent.rmdir()
-                except OSError:
-                    break
-
-
-def disk_error(error: OSError, out: Path) -> Exception:
-    """StepFailed where the disk under ``out`` is to blame, else ``error`` itself."""
-    import errno
-
-    if error.errno == errno.ENOSPC:
-        return StepFailed(f"{out}: the disk is full; free some space (`quantwright plan` says how much is needed) and run again")
-    if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM, errno.EDQUOT):
-        return StepFailed(f"{out}: cannot be written: {error.strerror}")
-    return error
+        raw = read_bytes(folder / MANIFEST)
+    except BadInput:
+        return f"holds {first} and no {MANIFEST}: --force replaces an artifact, nothing else"
+    if b'"recipe_digest"' not in raw:
+        return f"holds {first} and another program's {MANIFEST}: --force replaces an artifact, nothing else"
+    try:
+        named = {name.partition("/")[0] for name in Manifest.model_validate_json(raw).files}
+    except ValidationError:
+        named = {path.name for path in folder.iterdir() if not path.is_dir()}
+    others = sorted(entries - named)
+    return f"holds {others[0]} beside the artifact, which --force would delete" if others else ""
 
 
 def commit(stage: Path, out: Path, manifest: Manifest, force: bool) -> Artifact:
-    """Write the manifest into ``stage``, flush everything to disk, and rename the folder to ``out``."""
+    """Write the manifest into ``stage``, flush everything to disk, and put the folder at ``out``.
+
+    Errors: BadInput where something lies there and ``force`` is not given; OSError.
+    """
     (stage / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
     for path in stage.rglob("*"):
         if path.is_file():
             _flush(path)
-    old = None
-    if out.exists() and force:
-        old = out.absolute().parent / f".{out.name}.old-{os.getpid()}"
-        os.rename(out, old)
-    try:
-        os.rename(stage, out)
-    except OSError:
-        if old is not None:
-            os.rename(old, out)
-        raise
-    if old is not None:
-        shutil.rmtree(old) if old.is_dir() else old.unlink()
+    put_in_place(stage, out, force)
     return Artifact(out, manifest)

@@ -1,8 +1,10 @@
 """The ``quantwright`` command. Holds lazy strings only: ``quantwright --help`` imports neither torch nor transformers."""
 
 import os
+import signal
 import sys
 from importlib import import_module
+from typing import Any
 
 import click
 
@@ -64,8 +66,10 @@ def main() -> None:
     # Kernels built on first use (quanto, gptqmodel) look for ninja on PATH; `.venv/bin/quantwright` alone does not put it there.
     os.environ["PATH"] = os.path.dirname(sys.executable) + os.pathsep + os.environ.get("PATH", "")
     settle_output()
+    end_on_signals()
     try:
         code = cli.main(standalone_mode=False)
+        sys.stdout.flush()
         sys.exit(code if isinstance(code, int) else 0)
     except click.exceptions.Abort:
         click.echo("interrupted", err=True)
@@ -79,6 +83,31 @@ def main() -> None:
     except QuantwrightError as error:
         click.echo(f"quantwright: {error}", err=True)
         sys.exit(error.exit_code)
+    except BrokenPipeError:  # who read our output is gone (`| head`)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        sys.exit(128 + signal.SIGPIPE)
+    except Exception as error:
+        from quantize.staging import disk_error
+
+        known = disk_error(error, "quantwright")
+        if known is error:
+            raise
+        click.echo(f"quantwright: {known}", err=True)
+        sys.exit(1)
+
+
+def end_on_signals() -> None:
+    """SIGTERM and SIGHUP end the command as Ctrl-C does, so that it clears up; its exit code is then as a shell shows it. What
+    was ignored when it began (nohup) stays so."""
+
+    def end(number: int, frame: Any) -> None:
+        for each in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(each, signal.SIG_IGN)  # clearing up is not interrupted
+        raise SystemExit(128 + number)
+
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, end)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ from quantize.artifact import (
     claim_output,
     commit,
     hash_files,
-    staging,
 )
 from quantize.calibration import Calibration, load_calibration
 from quantize.checkpoint import Checkpoint
@@ -27,6 +26,7 @@ from quantize.model_card import CARD, ModelCard, license_files, read_model_card
 from quantize.packages import install_command
 from quantize.recipe import CalibrationOptions, Recipe, RunOptions, parse_recipe
 from quantize.registry import method as find_method
+from quantize.staging import staging
 from quantize.terminal import printable
 
 VERIFY_LEVELS = ("full", "tensors", "none")
@@ -49,17 +49,21 @@ def convert(
     types, weights and tokenizer without a forward pass, ``none`` skips both. ``adapter``: folder of a PEFT LoRA,
     merged into the model first.
 
-    Errors: BadInput or Unsupported before any work; StepFailed when work fails or the artifact does not verify. In every case
-    nothing is left under ``out``, nor beside it.
+    ``force`` replaces another artifact, or an empty folder, in one step; never what is read or a folder that holds it.
+
+    Errors: BadInput or Unsupported before any work, BadInput where another process was faster; StepFailed when work fails or the
+    artifact does not verify. In every case nothing is left under ``out``, nor beside it.
     """
     run = run or RunOptions()
-    out = Path(out)
     if verify not in VERIFY_LEVELS:
         raise BadInput(f"verify {verify!r}: expected one of {', '.join(VERIFY_LEVELS)}")
     recipe = parse_recipe(to)
     method = require(recipe)
-    claim_output(out, force)
+    calibration = calibration or CalibrationOptions()
+    inputs = inputs_of(model.folder if isinstance(model, Checkpoint) else model, recipe, calibration, adapter)
+    out = claim_output(Path(out), force, inputs)
     checkpoint = model if isinstance(model, Checkpoint) else Checkpoint.open(model, trust_remote_code=run.trust_remote_code)
+    inputs.append(checkpoint.folder)
     check(method, checkpoint, recipe)
     card, quantized = read_model_card(checkpoint.folder), QUANTIZED.get(checkpoint.folder, "")
     merged = None
@@ -67,7 +71,7 @@ def convert(
         from quantize.adapters import adapter_record, merge_adapter
 
         checkpoint, merged = merge_adapter(checkpoint, adapter), adapter_record(adapter)
-    text = load_calibration(checkpoint, calibration or CalibrationOptions()) if recipe.calibrated else None
+    text = load_calibration(checkpoint, calibration) if recipe.calibrated else None
     with staging(out) as stage:
         conversion = method.convert(checkpoint, recipe, stage, run, text)
         if method.hf_folder:
@@ -76,7 +80,15 @@ def convert(
             shutil.copyfile(path, stage / path.name)
         verification = _verify(method, recipe, stage, checkpoint, conversion, run, verify)
         manifest = _manifest(method, recipe, stage, checkpoint, card, conversion, run, text, verification, merged, quantized)
+        if force:  # what lies there may have changed since
+            claim_output(out, force, inputs)
         return commit(stage, out, manifest, force)
+
+
+def inputs_of(model: str | Path, recipe: Recipe, calibration: CalibrationOptions, adapter: str | Path | None) -> list[Path]:
+    """What a conversion reads, as it was typed: an output that is or holds one of these replaces nothing."""
+    given = (model, adapter, getattr(recipe, "imatrix", None), calibration.source)
+    return [Path(each).expanduser() for each in given if each]
 
 
 def require(recipe: Recipe) -> Method:

@@ -8,9 +8,11 @@ import ctypes
 import os
 import runpy
 import signal
+import subprocess
 import sys
 
 PR_SET_PDEATHSIG = 1
+CLEARING_SECONDS = 20  # a child that is told to end has so long to remove what it has begun
 
 
 def child_command(module: str, *arguments: str) -> list[str]:
@@ -32,6 +34,23 @@ def die_with(parent: int) -> None:
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent:  # it died before the call above
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+def run_child(module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """``child_command`` run to its end, its stdout kept. A signal that ends this process ends it too, after it has cleared up."""
+    command = child_command(module, *arguments)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=child_environment()) as process:
+        try:
+            out, _ = process.communicate()
+        except BaseException as error:
+            if not isinstance(error, KeyboardInterrupt):  # Ctrl-C reaches all processes of the terminal
+                process.terminate()
+            try:
+                process.wait(CLEARING_SECONDS)
+            except subprocess.TimeoutExpired:
+                process.kill()
+            raise
+    return subprocess.CompletedProcess(command, process.returncode, out)
 
 
 def peak_rss_bytes(pid: int | None = None) -> int:

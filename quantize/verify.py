@@ -11,8 +11,6 @@ artifact: 4 bytes a weight for the time of the check) and mapped from there, mod
 """
 
 import dataclasses
-import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +22,7 @@ from quantize.errors import QuantwrightError
 from quantize.methods import Conversion, Method
 from quantize.recipe import Recipe, RunOptions
 from quantize.runtimes import Runtime, open_runtime
+from quantize.staging import held_folder
 from quantize.verify_logits import WINDOW_TOKENS, compare_logits
 from quantize.verify_weights import check_weights
 
@@ -82,12 +81,8 @@ def _result(level: str, method: Method, checks: list[Check]) -> Verification:
 @contextmanager
 def _scratch(stage: Path, run: RunOptions) -> Iterator[Path]:
     """Never inside the stage, whose files become the artifact's."""
-    parent = run.scratch or stage.absolute().parent
-    folder = Path(tempfile.mkdtemp(prefix=f".{stage.name.lstrip('.')}.verify-", dir=parent))
-    try:
+    with held_folder(run.scratch or stage.absolute().parent, ".quantwright-verify-") as folder:
         yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _types(method: Method, recipe: Recipe, stage: Path, checkpoint: Checkpoint, notes: list[Note]) -> Check:

@@ -140,7 +140,7 @@ def _share(text: str | None, option: str) -> float | None:
 @click.option("--allow-unverified", is_flag=True, help="publish artifacts that were converted with --verify none")
 @click.option("--dry-run", is_flag=True, help="upload nothing: write the repository to -o")
 @click.option("-o", "out", type=click.Path(path_type=Path), help="folder for the repository as it would be uploaded")
-@click.option("--force", is_flag=True, help="replace -o if it exists")
+@click.option("--force", is_flag=True, help="replace the repository, or the empty folder, at -o")
 @JSON
 def publish(
     artifacts: tuple[Path, ...],
@@ -172,7 +172,7 @@ def publish(
     options = CardOptions(repo, base_model, license_id, license_name, license_link, quantized_by)
     repository = prepare(list(artifacts), list(runs), options, allow_unverified=allow_unverified, say=log)
     if out is not None:
-        write_repository(repository, out, force)
+        write_repository(repository, out, force, [*artifacts, *runs])
     document: dict[str, Any] = {"repo": repo, "files": sorted(repository.files), "dry_run": dry_run}
     if out is not None:
         document["folder"] = str(out)

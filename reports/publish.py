@@ -7,8 +7,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from quantize.artifact import MANIFEST, Artifact, claim_output, staging
+from quantize.artifact import DROPPINGS, MANIFEST, Artifact, Manifest, why_not_ours
 from quantize.errors import BadInput, StepFailed
+from quantize.files import read_bytes
+from quantize.staging import claim, put_in_place, staging
 from reports.card import CardOptions, base_model_of, check_repo_id, model_card, published, source_name, terms_of
 from reports.compare import compare
 from reports.load import load
@@ -136,9 +138,14 @@ def _measured(groups: Sequence[Group], artifacts: Sequence[Artifact]) -> Group |
     return next((found for group in groups if (found := published(group, artifacts)) is not None), None)
 
 
-def write_repository(repository: Repository, out: Path, force: bool = False) -> None:
-    """Write every file as it would be uploaded; whole or not at all. Errors: BadInput where ``out`` exists, unless ``force``."""
-    claim_output(out, force)
+def write_repository(repository: Repository, out: Path, force: bool = False, inputs: Sequence[Path] = ()) -> None:
+    """Write every file as it would be uploaded; whole or not at all. ``force`` replaces a folder that this wrote.
+
+    Errors: BadInput where ``out`` exists, unless ``force``, or is or holds one of ``inputs``, what it is made of; StepFailed
+    where the disk is full.
+    """
+    read = [*inputs, *(content for content in repository.files.values() if isinstance(content, Path))]
+    out = claim(out, force, read, _why_not_ours)
     with staging(out) as stage:
         for name, content in repository.files.items():
             target = stage / name
@@ -147,9 +154,22 @@ def write_repository(repository: Repository, out: Path, force: bool = False) -> 
                 target.write_bytes(content)
             else:
                 shutil.copyfile(content, target)
-        if out.exists():
-            shutil.rmtree(out) if out.is_dir() else out.unlink()
-        stage.rename(out.absolute())
+        put_in_place(stage, out, force)
+
+
+def _why_not_ours(folder: Path) -> str:
+    """Where several artifacts share a repository, their manifests lie in a folder of it."""
+    manifests = sorted((folder / "manifests").glob("*.json"))
+    if not manifests:
+        return why_not_ours(folder, besides=("README.md",))
+    expected = {"README.md", "manifests", *DROPPINGS, *(path.stem for path in manifests)}
+    for path in manifests:
+        try:
+            expected |= {name.partition("/")[0] for name in Manifest.model_validate_json(read_bytes(path)).files}
+        except (BadInput, ValueError):
+            return f"holds manifests/{path.name}, which is not ours"
+    others = sorted(path.name for path in folder.iterdir() if path.name not in expected and path.suffix != ".gguf")
+    return f"holds {others[0]} beside the repository, which --force would delete" if others else ""
 
 
 def upload(

@@ -1,14 +1,13 @@
 """All files of a report. Written into a folder beside it and renamed, so that a report is whole or not there."""
 
-import errno
 import json
-import os
 import shutil
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from quantize.errors import BadInput, StepFailed
+from quantize.artifact import DROPPINGS
+from quantize.staging import claim, put_in_place, staging
 from reports.compare import compare
 from reports.document import report_csv, report_json
 from reports.html import default_limits, render
@@ -20,30 +19,23 @@ from reports.recommend import recommend
 from reports.rows import Comparison
 
 SCHEMA = Path(__file__).parent / "report.schema.json"
+FILES = ("index.html", "report.md", "results.csv", "report.json", SCHEMA.name, "plots")
 
 
 def write_report(runs: list[Path], out: Path | None = None, png: bool = False) -> dict[str, Any]:
     """See ``reports.build``."""
     comparison = compare(load(runs))
     out = out or runs[0] / "report"
-    if out.exists() and not out.is_dir():
-        raise BadInput(f"{out}: is a file; give -o a folder for the report")
-    if out.is_dir() and any(out.iterdir()) and not (out / "report.json").is_file():
-        raise BadInput(f"{out}: holds files that are not a report; give -o another folder")
-    stage = out.absolute().parent / f".{out.name}.staging-{os.getpid()}"
-    try:
-        shutil.rmtree(stage, ignore_errors=True)
-        stage.mkdir(parents=True)
+    real = claim(out, True, runs, _why_not_ours)
+    with staging(real) as stage:
         document = _write(comparison, runs, stage, png)
-        if out.exists():
-            shutil.rmtree(out)
-        stage.rename(out)
-    except OSError as error:
-        reason = "the disk is full" if error.errno == errno.ENOSPC else error.strerror
-        raise StepFailed(f"{out}: the report cannot be written: {reason}") from error
-    finally:
-        shutil.rmtree(stage, ignore_errors=True)
+        put_in_place(stage, real, replace=True)
     return {"report": str(out / "index.html"), "rows": document["rows"]}
+
+
+def _why_not_ours(folder: Path) -> str:
+    others = sorted(path.name for path in folder.iterdir() if path.name not in (*FILES, *DROPPINGS))
+    return f"holds files that are not a report ({others[0]})" if others else ""
 
 
 def _write(comparison: Comparison, runs: list[Path], folder: Path, png: bool) -> dict[str, Any]:

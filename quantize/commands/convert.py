@@ -1,7 +1,5 @@
 """``quantwright convert``."""
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +8,7 @@ import click
 from quantize.commands import emit_json, log, run_options, say
 from quantize.commands.gguf_options import OPTIONS, gguf_options, with_options
 from quantize.errors import BadInput, QuantwrightError, StepFailed
+from quantize.process import run_child
 from quantize.recipe import CalibrationOptions, Recipe, RunOptions
 
 
@@ -22,7 +21,7 @@ from quantize.recipe import CalibrationOptions, Recipe, RunOptions
 @click.option("--calibration-length", type=click.IntRange(min=32), default=512, show_default=True, help="tokens per window")
 @click.option("--seed", type=int, default=0, show_default=True, help="which windows of the calibration text are drawn")
 @click.option("--verify", type=click.Choice(["full", "tensors", "none"]), default="full", show_default=True)
-@click.option("--force", is_flag=True, help="replace what lies at --out")
+@click.option("--force", is_flag=True, help="replace the artifact, or the empty folder, at --out")
 @click.option("--adapter", type=click.Path(path_type=Path), help="folder of a PEFT LoRA, merged into the model first")
 @gguf_options
 @run_options
@@ -55,7 +54,7 @@ def convert(
         if as_json:
             emit_json(document)
         return 0
-    return _convert_each(model, parsed, out, force, run, as_json, adapter)
+    return _convert_each(model, parsed, out, options, force, run, as_json, adapter)
 
 
 def split_recipes(text: str) -> list[str]:
@@ -110,13 +109,21 @@ def convert_one(
 
 
 def _convert_each(
-    model: str, recipes: list[Recipe], out: Path, force: bool, run: RunOptions, as_json: bool, adapter: Path | None
+    model: str,
+    recipes: list[Recipe],
+    out: Path,
+    calibration: CalibrationOptions,
+    force: bool,
+    run: RunOptions,
+    as_json: bool,
+    adapter: Path | None,
 ) -> int:
     """One child process per recipe, the same command line with that recipe alone; a failure costs only its own artifact."""
     import json
 
+    from quantize.artifact import claim_output
     from quantize.checkpoint import Checkpoint
-    from quantize.convert import check, require
+    from quantize.convert import check, inputs_of, require
 
     checkpoint = Checkpoint.open(model, trust_remote_code=run.trust_remote_code)
     problems: list[QuantwrightError] = []
@@ -127,18 +134,16 @@ def _convert_each(
     for recipe in recipes:
         try:
             check(require(recipe), checkpoint, recipe)
+            claim_output(out / recipe.slug, force, inputs_of(model, recipe, calibration, adapter))
         except QuantwrightError as error:
             problems.append(error)
-        if (out / recipe.slug).exists() and not force:
-            problems.append(BadInput(f"{out / recipe.slug}: already exists; choose another -o, or pass --force to replace it"))
     if problems:
         for problem in problems[1:]:
             log(f"quantwright: {problem}")
         raise problems[0]
     documents, failed = [], []
     for recipe in recipes:
-        command = [sys.executable, "-m", "quantize.cli", "convert", model, *_forwarded(recipe, out)]
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+        done = run_child("quantize.cli", "convert", model, *_forwarded(recipe, out))
         lines = done.stdout.splitlines()
         for line in lines[:-1]:
             say(line)
@@ -146,6 +151,8 @@ def _convert_each(
             documents.append(json.loads(lines[-1]))
         elif done.returncode in (130, -2):
             raise KeyboardInterrupt
+        elif done.returncode in (143, 129):  # the whole group was told to end
+            return done.returncode
         else:
             failed.append(recipe.short)
     if as_json:

@@ -1,5 +1,6 @@
 """``quantwright imatrix``."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from quantize.recipe import CalibrationOptions, RunOptions
 @click.option("--chunk", type=click.IntRange(min=32), default=512, show_default=True, help="tokens per window")
 @click.option("--seed", type=int, default=0, show_default=True, help="which windows of the text are drawn")
 @click.option("-o", "--out", type=click.Path(path_type=Path), default=Path("imatrix.gguf"), show_default=True)
-@click.option("--force", is_flag=True, help="replace what lies at --out")
+@click.option("--force", is_flag=True, help="replace the importance matrix at --out")
 @run_options
 def imatrix(
     model: str, text: str, tokens: int, chunk: int, seed: int, out: Path, force: bool, run: RunOptions, as_json: bool
@@ -31,10 +32,7 @@ def imatrix(
     from quantize.gguf.imatrix import write_imatrix
     from quantize.gguf.imatrix_compute import compute_imatrix, with_first_token
 
-    if out.is_dir() or (out.exists() and not force):
-        raise BadInput(f"{out}: already exists; choose another -o, or pass --force to replace a file")
-    if not out.absolute().parent.is_dir():
-        raise BadInput(f"{out}: its folder does not exist; make it, or choose another -o")
+    _claim(out, force, [Path(model).expanduser(), Path(text).expanduser()])
     checkpoint = Checkpoint.open(model, trust_remote_code=run.trust_remote_code)
     calibration = load_calibration(checkpoint, CalibrationOptions(source=text, tokens=tokens, sequence_length=chunk, seed=seed))
     log(calibration.summary)
@@ -42,7 +40,7 @@ def imatrix(
     label = f"{checkpoint.name}: importances"
     with click.progressbar(length=len(ids), label=label, file=sys.stderr) as bar:
         computed = compute_imatrix(checkpoint, ids, dataset=Path(text).name, device=run.resolved_device, progress=bar.update)
-    write_imatrix(out, computed.matrix)
+    write_imatrix(out, computed.matrix, replace=force)
     entries = computed.matrix.entries
     unreached = {name: int((entry.counts == 0).sum()) for name, entry in entries.items() if not entry.counts.all()}
     for name, count in unreached.items():
@@ -64,3 +62,23 @@ def imatrix(
             }
         )
     return 0
+
+
+def _claim(out: Path, force: bool, inputs: list[Path]) -> None:
+    """Errors: BadInput where ``out`` cannot be written, or lies there and is no importance matrix or ``force`` is not given."""
+    from quantize.gguf.imatrix import read_imatrix
+    from quantize.staging import follow, keep_inputs
+
+    real = follow(out)
+    if real.is_dir() or (real.exists() and not force):
+        raise BadInput(f"{out}: already exists; choose another -o, or pass --force to replace a file")
+    if not os.access(real.parent, os.W_OK):
+        raise BadInput(f"{out}: its folder does not exist, or cannot be written; make it, or choose another -o")
+    if real.exists():
+        keep_inputs(out, inputs)
+        try:
+            read_imatrix(real)
+        except BadInput:
+            raise BadInput(
+                f"{out}: is no importance matrix, and --force replaces nothing else; choose another -o, or remove it"
+            ) from None

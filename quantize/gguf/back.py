@@ -4,10 +4,7 @@ Tensors that the file holds in F32, F16 or BF16 keep their type, quantized ones 
 rounded on the way; one tensor is in memory at a time.
 """
 
-import atexit
 import json
-import shutil
-import tempfile
 from collections import Counter, OrderedDict
 from importlib import import_module
 from pathlib import Path
@@ -26,6 +23,7 @@ from quantize.gguf.families.decoder import Family, OneOf, Rule, make_plan, sourc
 from quantize.gguf.families.operations import COPY
 from quantize.gguf.reader import GgufFile, read_gguf
 from quantize.gguf.types import Type
+from quantize.staging import held_until_exit
 
 STORED = {Type.F32: "F32", Type.F16: "F16", Type.BF16: "BF16"}
 NUMPY = {Type.F32: "<f4", Type.F16: "<f2", Type.BF16: "<u2"}
@@ -45,8 +43,7 @@ def materialise(path: Path) -> tuple[Path, str]:
     if key not in _made or not _made[key][0].is_dir():
         file = read_gguf(path)
         to_config(file)  # refuses before anything is written
-        folder = Path(tempfile.mkdtemp(prefix="quantwright-gguf-"))
-        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        folder = held_until_exit("quantwright-gguf-")
         write_checkpoint(file, folder)
         kinds = Counter(tensor.kind.name for tensor in file.tensors.values() if tensor.kind not in STORED)
         _made[key] = folder, ", ".join(f"{count} of {kind}" for kind, count in kinds.most_common())

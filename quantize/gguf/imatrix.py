@@ -20,6 +20,7 @@ from quantize.errors import BadInput
 from quantize.gguf.reader import MAGIC, MAX_KEY, GgufFile, read_gguf
 from quantize.gguf.types import Type
 from quantize.gguf.writer import Kvs, Planned, write_gguf
+from quantize.staging import whole_file
 
 SUMS, COUNTS = ".in_sum2", ".counts"
 DATASETS, CHUNK_COUNT, CHUNK_SIZE = "imatrix.datasets", "imatrix.chunk_count", "imatrix.chunk_size"
@@ -137,8 +138,9 @@ class _Old:
         return ImportanceMatrix(entries, (dataset,) if dataset else (), max(chunks, 0), 0)
 
 
-def write_imatrix(path: Path, matrix: ImportanceMatrix) -> None:
-    """llama.cpp's GGUF format, as llama-imatrix writes it; in place only when complete."""
+def write_imatrix(path: Path, matrix: ImportanceMatrix, replace: bool = True) -> None:
+    """llama.cpp's GGUF format, as llama-imatrix writes it; in place only when complete. Errors: BadInput where ``path`` is there
+    by then and not to be replaced."""
     kvs: Kvs = {
         "general.type": ("imatrix", GGUFValueType.STRING),
         DATASETS: (list(matrix.datasets), GGUFValueType.ARRAY),
@@ -151,9 +153,5 @@ def write_imatrix(path: Path, matrix: ImportanceMatrix) -> None:
         for end, values in ((SUMS, entry.sums), (COUNTS, entry.counts.astype(np.float32)[:, None])):
             give: Callable[[], np.ndarray] = partial(np.asarray, values, np.float32)
             tensors.append(Planned(name + end, values.shape if several else values.shape[1:], Type.F32, give, lambda: None))
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        write_gguf(temporary, kvs, tensors, threads=1)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with whole_file(path, replace) as part:
+        write_gguf(part, kvs, tensors, threads=1)

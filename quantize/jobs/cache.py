@@ -6,20 +6,18 @@ anew. A lock of each key lets the second of two runs wait for the first; where t
 of two equal entries stays.
 """
 
-import errno
 import fcntl
 import hashlib
 import os
-import platform
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from quantize.errors import BadInput
+from quantize.staging import NO_LOCKS, held_folder
 
 SUMS = "SHA256SUMS"
 BLOCK_BYTES = 4 << 20
-NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 class Damaged(Exception):
@@ -105,26 +103,23 @@ class SharedCache:
     def store(self, key: str, files: Mapping[str, Path]) -> None:
         """``files``: name in the entry -> file. What hinders it is said, and costs the entry only."""
         entry = self.entry(key)
-        stage = entry.parent / f".{key[:16]}.staging-{platform.node()}-{os.getpid()}"
         try:
-            shutil.rmtree(stage, ignore_errors=True)
-            stage.mkdir(parents=True)
-            sums = {}
-            for name, path in files.items():
-                target = stage / name
-                target.parent.mkdir(parents=True, exist_ok=True)
-                sums[name] = _copy(path, target)
-            (stage / SUMS).write_bytes(format_sums(sums))
-            for path in stage.rglob("*"):
-                if path.is_file():
-                    with open(path, "rb") as file:
-                        os.fsync(file.fileno())
-            stage.rename(entry)
+            entry.parent.mkdir(parents=True, exist_ok=True)
+            with held_folder(entry.parent, f".{key[:16]}.staging-", mode=0o777) as stage:
+                sums = {}
+                for name, path in files.items():
+                    target = stage / name
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    sums[name] = _copy(path, target)
+                (stage / SUMS).write_bytes(format_sums(sums))
+                for path in stage.rglob("*"):
+                    if path.is_file():
+                        with open(path, "rb") as file:
+                            os.fsync(file.fileno())
+                stage.rename(entry)
         except OSError as error:
             if not entry.is_dir():  # else another run was faster
                 self.say(f"cache: {entry} cannot be kept ({error.strerror})")
-        finally:
-            shutil.rmtree(stage, ignore_errors=True)
 
 
 def clear(folder: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 from quantize.errors import BadInput
 from quantize.jobs.records import LOCK, Records
 from quantize.jobs.steps import Plan, results_path
+from quantize.staging import whole_file
 
 JOBS = "jobs.json"
 
@@ -21,9 +22,8 @@ def register(run: Path, job: Path, plan: Plan) -> None:
         "steps": [step.id for step in plan.steps],
         "names": sorted({step.name for step in plan.steps if step.name} | {row.name for row in plan.rows}),
     }
-    temporary = run / f".{JOBS}.tmp"
-    temporary.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
-    temporary.replace(run / JOBS)
+    with whole_file(run / JOBS) as part:
+        part.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
 
 
 def read_jobs(run: Path) -> dict[str, Any]:

@@ -6,7 +6,6 @@ recipe and options, and the versions of the packages that do the work. It holds 
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from functools import cache
 from importlib import metadata
@@ -15,6 +14,7 @@ from typing import Any
 
 from quantize.checkpoint import Checkpoint, sha256_file
 from quantize.jobs.steps import Step
+from quantize.staging import whole_file
 
 
 @cache
@@ -72,6 +72,5 @@ class FileHashes:
 
     def _save(self) -> None:
         self.memory.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.memory.with_name(f".{self.memory.name}.tmp-{os.getpid()}")
-        temporary.write_text(json.dumps(self._known), encoding="utf-8")
-        temporary.replace(self.memory)
+        with whole_file(self.memory) as part:
+            part.write_text(json.dumps(self._known), encoding="utf-8")

@@ -14,6 +14,7 @@ from quantize.checkpoint import sha256_file
 from quantize.errors import BadInput
 from quantize.jobs.records import Record, identity
 from quantize.jobs.steps import Row, Step, results_path
+from quantize.staging import sweep, sweep_output
 
 WORK = ".work"
 
@@ -147,12 +148,8 @@ class Outputs:
         """What a killed step left beside its artifact. Stages of results stay: a finished one is moved into place later."""
         for step in steps:
             if step.kind == "convert":
-                output = self.run / step.output
-                for pattern in (f".{output.name}.staging-*", f".{output.name}.old-*"):
-                    for path in output.parent.glob(pattern):
-                        shutil.rmtree(path, ignore_errors=True)
-        for path in (self.run / "cache").glob(".reference-*"):
-            shutil.rmtree(path, ignore_errors=True)
+                sweep_output(self.run / step.output)
+        sweep(self.run / "cache", ".reference-")
 
 
 def _published_digest(path: Path) -> str:

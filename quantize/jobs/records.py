@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from quantize.errors import BadInput
+from quantize.staging import whole_file
 
 LOCK = ".lock"
 
@@ -51,9 +52,8 @@ class Records:
 
     def write(self, slug: str, record: Record) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        temporary = self.folder / f".{slug}.tmp"
-        temporary.write_text(json.dumps(asdict(record), indent=1) + "\n", encoding="utf-8")
-        temporary.replace(self.folder / f"{slug}.json")
+        with whole_file(self.folder / f"{slug}.json") as part:
+            part.write_text(json.dumps(asdict(record), indent=1) + "\n", encoding="utf-8")
 
     def all(self) -> list[Record]:
         found = [self.read(path.stem) for path in sorted(self.folder.glob("*.json"))]

@@ -13,7 +13,6 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from quantize.artifact import disk_error
 from quantize.errors import BadInput, QuantwrightError
 from quantize.jobs.cache_bucket import open_cache
 from quantize.jobs.child import failure_reason
@@ -27,6 +26,7 @@ from quantize.jobs.records import Record, Records, RunLock
 from quantize.jobs.sharing import Sharing
 from quantize.jobs.spec import Job
 from quantize.jobs.steps import STAGE, Plan, Step, step_threads
+from quantize.staging import disk_error
 
 #: What a step says when a second attempt may succeed: the network, and nothing else.
 NETWORK = ("cannot be reached", "ConnectionError", "Connection reset", "timed out", "Temporary failure in name resolution")
@@ -42,12 +42,12 @@ class Summary:
     failed: list[str] = field(default_factory=list)
     blocked: list[str] = field(default_factory=list)
     unsupported: list[str] = field(default_factory=list)
-    interrupted: bool = False
+    interrupted: int = 0  # by which signal
     report: dict[str, Any] | None = None
 
     @property
     def exit_code(self) -> int:
-        return 130 if self.interrupted else 1 if self.failed or self.blocked else 0
+        return 128 + self.interrupted if self.interrupted else 1 if self.failed or self.blocked else 0
 
 
 @dataclass
@@ -103,7 +103,10 @@ class Runner:
                 self.outputs.write_row(row)
                 (self.summary.failed if row.status == "failed" else self.summary.unsupported).append(row.name)
                 self.say(f"{row.status}: {row.reason}")
-            handlers = {number: signal.signal(number, self._interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+            heard = [signal.SIGINT, signal.SIGTERM]
+            if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup
+                heard.append(signal.SIGHUP)
+            handlers = {number: signal.signal(number, self._interrupt) for number in heard}
             try:
                 self._loop()
             except OSError as error:
@@ -116,8 +119,8 @@ class Runner:
 
     def _interrupt(self, number: int, frame: Any) -> None:
         """Only takes note: the loop, which is back in 0.2 s, stops what is to be stopped."""
-        self.interrupts += 2 if number == signal.SIGTERM else 1
-        self.summary.interrupted = True
+        self.interrupts += 1 if number == signal.SIGINT else 2
+        self.summary.interrupted = self.summary.interrupted or number
         if self.interrupts == 1 and self.running:
             self.say("interrupted: finishing the running step; press Ctrl-C again to stop it")
 

@@ -1,14 +1,13 @@
 """What of a job goes through the shared cache: artifacts, reference logits, token ids. Speeds belong to a machine and do not."""
 
-import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from quantize.artifact import MANIFEST, Artifact, commit, staging
+from quantize.artifact import MANIFEST, Artifact, claim_output, commit
 from quantize.jobs.cache import SharedCache
 from quantize.jobs.cache_bucket import BucketCache
 from quantize.jobs.steps import Step
+from quantize.staging import held_folder, staging
 
 
 class Sharing:
@@ -25,7 +24,7 @@ class Sharing:
     def fetch(self, step: Step, key: str) -> bool:
         """Whether the step's output lies in place now. A reference's logits only spare its step the work.
 
-        Errors: StepFailed where the run folder cannot be written.
+        Errors: StepFailed where the run folder cannot be written; BadInput where the output's place holds something else.
         """
         if _makes_reference(step):
             self._fetch_reference(key)
@@ -35,7 +34,8 @@ class Sharing:
         with staging(out) as stage:
             if not self.cache.fetch(key, stage):
                 return False
-            commit(stage, out, _readdressed(Artifact.load(stage), step).manifest, force=out.exists())
+            claim_output(out, force=True)
+            commit(stage, out, _readdressed(Artifact.load(stage), step).manifest, force=True)
         return True
 
     def keep(self, step: Step, key: str) -> None:
@@ -55,19 +55,16 @@ class Sharing:
         return {path.name: path for kind in ("reference", "tokens") for path in (self.run / "cache").glob(f"{kind}-*")}
 
     def _fetch_reference(self, key: str) -> None:
-        stage = self.run / "cache" / f".reference-fetched-{os.getpid()}"
-        shutil.rmtree(stage, ignore_errors=True)
-        stage.mkdir(parents=True)
         try:
-            if self.cache.fetch(key, stage):
-                for folder in stage.iterdir():
-                    target = stage.parent / folder.name
-                    if not target.exists():
-                        folder.rename(target)
+            (self.run / "cache").mkdir(exist_ok=True)
+            with held_folder(self.run / "cache", ".reference-fetched-", mode=0o777) as stage:
+                if self.cache.fetch(key, stage):
+                    for folder in stage.iterdir():
+                        target = stage.parent / folder.name
+                        if not target.exists():
+                            folder.rename(target)
         except OSError as error:  # it is made anew then
             self.cache.say(f"cache: the reference's logits cannot be copied ({error.strerror})")
-        finally:
-            shutil.rmtree(stage, ignore_errors=True)
 
 
 def _makes_reference(step: Step) -> bool:

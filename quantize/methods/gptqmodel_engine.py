@@ -12,7 +12,6 @@ import json
 import os
 import shutil
 import sys
-import tempfile
 import threading
 import traceback
 from collections.abc import Callable, Iterator
@@ -27,6 +26,7 @@ from quantize.checkpoint import Checkpoint, read_weights
 from quantize.errors import QuantwrightError, StepFailed
 from quantize.methods import Computed
 from quantize.recipe import RunOptions
+from quantize.staging import held_folder
 
 if TYPE_CHECKING:
     import torch
@@ -69,11 +69,8 @@ def compute_dtype(run: RunOptions) -> str:
 @contextlib.contextmanager
 def scratch_folder(stage: Path, run: RunOptions) -> Iterator[Path]:
     """A folder for the engine's files, under ``run.scratch`` or the staging folder, removed afterwards."""
-    folder = Path(tempfile.mkdtemp(prefix=".engine-", dir=run.scratch or stage))
-    try:
+    with held_folder(run.scratch or stage, ".quantwright-engine-") as folder:
         yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def quantize(

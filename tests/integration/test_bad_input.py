@@ -206,8 +206,14 @@ def test_output_exists(good: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     assert code == 2
     assert "--force" in message
     assert (tmp_path / "out" / "precious").read_text() == "keep me"
-    code, _ = run(["convert", str(good), "--to", "bfloat16", "-o", str(tmp_path / "out"), "--force", "--verify", "none"], capsys)
-    assert code == 0
+    forced = ["convert", str(good), "--to", "bfloat16", "-o", str(tmp_path / "out"), "--force", "--verify", "none"]
+    code, message = run(forced, capsys)
+    assert code == 2
+    assert "holds precious and no manifest.json" in message
+    (tmp_path / "out" / "precious").unlink()
+    for _ in range(2):  # an empty folder, then an artifact
+        code, _ = run(forced, capsys)
+        assert code == 0
     assert left_behind(tmp_path) == ["out"]
     assert (tmp_path / "out" / "manifest.json").is_file()
 
@@ -218,11 +224,11 @@ def test_forced_conversion_that_fails_keeps_what_was_there(
     model = tmp_path / "model"
     shutil.copytree(good, model)
     poison(float("nan"))(model)
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "precious").write_text("keep me")
+    assert run(["convert", str(good), "--to", "float16", "-o", str(tmp_path / "out"), "--verify", "none"], capsys)[0] == 0
+    before = (tmp_path / "out" / "manifest.json").read_bytes()
     code, _ = run(["convert", str(model), "--to", "gguf-q8_0", "-o", str(tmp_path / "out"), "--force"], capsys)
     assert code == 1
-    assert (tmp_path / "out" / "precious").read_text() == "keep me"
+    assert (tmp_path / "out" / "manifest.json").read_bytes() == before
     assert left_behind(tmp_path) == ["model", "out"]
 
 

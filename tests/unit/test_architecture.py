@@ -14,16 +14,16 @@ PACKAGES = ("quantize", "evals", "benchmarks", "reports")
 ALLOWED = {
     "reports": (
         "reports", "evals.result", "evals.statistics", "quantize.artifact", "quantize.errors", "quantize.commands",
-        "quantize.files", "quantize.packages", "quantize.terminal",
+        "quantize.files", "quantize.packages", "quantize.staging", "quantize.terminal",
     ),
     "benchmarks": (
-        "quantize.files", "quantize.packages", "quantize.terminal",
+        "quantize.files", "quantize.packages", "quantize.staging", "quantize.terminal",
         "benchmarks", "evals.result", "quantize.artifact", "quantize.runtimes", "quantize.errors", "quantize.recipe",
         "quantize.checkpoint", "quantize.commands", "quantize.process", "quantize.calibration", "evals.subjects",
         "quantize.gguf.files", "quantize.gguf.reader", "quantize.gguf_repository", "quantize.jobs",
     ),
     "evals": (
-        "quantize.files", "quantize.packages", "quantize.terminal",
+        "quantize.files", "quantize.packages", "quantize.staging", "quantize.terminal",
         "evals", "quantize.artifact", "quantize.checkpoint", "quantize.recipe", "quantize.runtimes", "quantize.errors",
         "quantize.tokenizer", "quantize.calibration", "quantize.commands", "quantize.convert", "quantize.hub", "quantize.process",
         "quantize.registry", "quantize.gguf.files", "quantize.gguf.reader", "quantize.gguf.families",

@@ -25,9 +25,9 @@ from quantize.artifact import (
     Verification,
     commit,
     hash_files,
-    staging,
 )
 from quantize.errors import BadInput
+from quantize.staging import staging
 from reports.card import CardOptions
 from reports.publish import prepare, write_repository
 

@@ -71,15 +71,19 @@ def convert(
         from quantize.adapters import adapter_record, merge_adapter
 
         checkpoint, merged = merge_adapter(checkpoint, adapter), adapter_record(adapter)
+    whole, (checkpoint, left_out) = checkpoint, method.source(checkpoint)
     text = load_calibration(checkpoint, calibration) if recipe.calibrated else None
     with staging(out) as stage:
         conversion = method.convert(checkpoint, recipe, stage, run, text)
+        conversion.notes += left_out
         if method.hf_folder:
             _copy_companions(checkpoint, stage)
         for path in license_files(checkpoint.folder):
             shutil.copyfile(path, stage / path.name)
         verification = _verify(method, recipe, stage, checkpoint, conversion, run, verify)
-        manifest = _manifest(method, recipe, stage, checkpoint, card, conversion, run, text, verification, merged, quantized)
+        manifest = _manifest(
+            method, recipe, stage, checkpoint, whole, card, conversion, run, text, verification, merged, quantized
+        )
         if force:  # what lies there may have changed since
             claim_output(out, force, inputs)
         return commit(stage, out, manifest, force)
@@ -117,7 +121,7 @@ def check(method: Method, checkpoint: Checkpoint, recipe: Recipe) -> None:
         from quantize.hf.refusals import check_config
 
         check_config(checkpoint)
-    method.check(checkpoint, recipe)
+    method.check(method.source(checkpoint)[0], recipe)
 
 
 def _copy_companions(checkpoint: Checkpoint, stage: Path) -> None:
@@ -154,6 +158,7 @@ def _manifest(
     recipe: Recipe,
     stage: Path,
     checkpoint: Checkpoint,
+    whole: Checkpoint,
     card: ModelCard,
     conversion: Conversion,
     run: RunOptions,
@@ -164,7 +169,7 @@ def _manifest(
 ) -> Manifest:
     parameters = checkpoint.parameters
     with ThreadPoolExecutor(1) as pool:  # of a conversion that little more than copies, hashing is the longest part
-        source_digest = pool.submit(lambda: checkpoint.digest)
+        source_digest = pool.submit(lambda: whole.digest)
         files = hash_files(stage, conversion.sha256)
     libraries = {name: metadata.version(name) for name in sorted({"numpy", *conversion.libraries})}
     return Manifest(

@@ -1,7 +1,10 @@
 """Which tensors of a checkpoint become linear layers when transformers opens it, found without reading a weight."""
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from quantize.artifact import Note
 from quantize.checkpoint import BUFFERS, Checkpoint
@@ -24,13 +27,16 @@ HEAD, EMBEDDING = "lm_head", "model.embed_tokens.weight"  # of the decoders that
 class Layers:
     """Module names of a model's linear layers, with (out, in); ``head`` is its output layer, or None where it has none.
 
-    ``source`` maps the names of parameters in the model to those in the checkpoint's files.
+    ``source`` maps the names of parameters in the model to those in the checkpoint's files; ``buffers`` are tensors of the files
+    that the model computes by itself; ``stored_head`` is a tied head's own tensor, where the files hold one.
     """
 
     linear: dict[str, tuple[int, int]]
     head: str | None
     tied: bool
     source: dict[str, str]
+    buffers: tuple[str, ...] = ()
+    stored_head: str | None = None
 
     def tensor(self, module: str) -> str:
         """The checkpoint's name of a layer's weight (of the embedding, for a tied head)."""
@@ -88,9 +94,10 @@ def _find_layers(checkpoint: Checkpoint) -> Layers:
     if told is not None and all(told[0].get(name) == info.shape for name, info in checkpoint.tensors.items()):
         _, linear, tied = told
         source = {name: name for name in checkpoint.tensors}
-        if tied and f"{HEAD}.weight" not in source and EMBEDDING in source:
+        stored_head = source.get(f"{HEAD}.weight") if tied and EMBEDDING in source else None
+        if tied and EMBEDDING in source:
             source[f"{HEAD}.weight"] = EMBEDDING
-        return Layers(linear, HEAD, tied, source)
+        return Layers(linear, HEAD, tied, source, stored_head=stored_head)
     return _built_layers(checkpoint)
 
 
@@ -107,12 +114,13 @@ def _built_layers(checkpoint: Checkpoint) -> Layers:
         if isinstance(module, torch.nn.Linear):
             linear[name] = (module.out_features, module.in_features)
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters(remove_duplicate=False)}
-    source = {}
-    prefix = f"{model.base_model_prefix}."
+    source, ignored = {}, []
+    buffers, place = dict(model.named_buffers()), _renaming(model)
     for name, info in checkpoint.tensors.items():
-        known = name if name in shapes else prefix + name if prefix + name in shapes else None
-        if known is None:
-            if name.endswith(IGNORED) or name in dict(model.named_buffers()):
+        known = name if name in shapes else place(name)
+        if known not in shapes:
+            if name.endswith(IGNORED) or name in buffers or known in buffers:
+                ignored.append(name)
                 continue
             raise Unsupported(
                 f"{checkpoint.source}: tensor {name} has no place of that name in transformers' {type(model).__name__} "
@@ -124,11 +132,78 @@ def _built_layers(checkpoint: Checkpoint) -> Layers:
                 f"and its config.json means {list(shapes[known])}; fetch config and weights of the same model"
             )
         source[known] = name
-    if tied and head is not None and f"{head}.weight" not in source:
+    stored_head = None
+    if tied and head is not None:
         embedding = next((n for n, m in model.named_modules() if m is model.get_input_embeddings()), None)
         if embedding is not None and f"{embedding}.weight" in source:
+            stored_head = source.get(f"{head}.weight")
             source[f"{head}.weight"] = source[f"{embedding}.weight"]
-    return Layers(linear, head, tied, source)
+    return Layers(linear, head, tied, source, tuple(ignored), stored_head)
+
+
+def _renaming(model: "PreTrainedModel") -> "Callable[[str], str | None]":
+    """Name in a file -> name in the model, as from_pretrained renames (``embed_out`` of GPT-NeoX is ``lm_head`` now, a prefix
+    comes or goes); None for a tensor that it merges with others or takes apart."""
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightConverter, rename_source_key
+
+    transforms = get_model_conversion_mapping(model)
+    converters = [each for each in transforms if isinstance(each, WeightConverter)]
+    renamings: list[Any] = [each for each in transforms if not isinstance(each, WeightConverter)]
+    state = model.state_dict()
+
+    def place(name: str) -> str | None:
+        renamed, merged = rename_source_key(name, renamings, converters, model.base_model_prefix, state)
+        return None if merged else renamed
+
+    return place
+
+
+def needed(checkpoint: Checkpoint) -> tuple[Checkpoint, list[Note]]:
+    """Without the tensors that a loaded model does not take from the files: buffers, and a tied head that is stored all the same.
+    A stored head that differs from the embedding is what transformers uses: the model is not tied then, whatever its config says.
+
+    Remembers the last answer, as ``find_layers`` does.
+    """
+    if not _needed or _needed[0][0] is not checkpoint:
+        _needed[:] = [(checkpoint, *_without_what_is_computed(checkpoint))]
+    return _needed[0][1], list(_needed[0][2])
+
+
+_needed: list[tuple[Checkpoint, Checkpoint, list[Note]]] = []
+
+
+def _without_what_is_computed(checkpoint: Checkpoint) -> tuple[Checkpoint, list[Note]]:
+    try:
+        layers = find_layers(checkpoint)
+    except Unsupported:  # said by the method's own check, where it needs to know the layers
+        return checkpoint, []
+    left_out = dict.fromkeys(layers.buffers, "the model computes it")
+    notes, config = [], checkpoint.config
+    if layers.stored_head and layers.head:
+        embedding = layers.source[f"{layers.head}.weight"]
+        if _same(checkpoint, layers.stored_head, embedding):
+            left_out[layers.stored_head] = f"it equals {embedding}, to which the config ties it"
+        else:
+            untied = {"tie_word_embeddings": False}
+            config = {**config, **untied}
+            if isinstance(config.get("text_config"), dict):
+                config["text_config"] = {**config["text_config"], **untied}
+            why = f"{layers.stored_head} is not {embedding}, and transformers then uses both"
+            notes.append(Note(tensor=layers.stored_head, what="tie_word_embeddings set to false", why=why))
+    if not left_out and not notes:
+        return checkpoint, []
+    notes += [Note(tensor=name, what="left out", why=why) for name, why in left_out.items()]
+    tensors = {name: info for name, info in checkpoint.tensors.items() if name not in left_out}
+    return replace(checkpoint, tensors=tensors, config=config), notes
+
+
+def _same(checkpoint: Checkpoint, one: str, other: str) -> bool:
+    if checkpoint.tensors[one].shape != checkpoint.tensors[other].shape:
+        return False
+    if checkpoint.tensors[one].dtype == checkpoint.tensors[other].dtype:
+        return np.array_equal(checkpoint.read(one), checkpoint.read(other))
+    return np.array_equal(checkpoint.read_float32(one), checkpoint.read_float32(other))
 
 
 def kept_notes(checkpoint: Checkpoint, quantized: set[str], layers: Layers, library: str) -> list[Note]:

@@ -21,6 +21,7 @@ CONFIG_EXTRA_BYTES = 600  # of a quantization_config
 def output_bytes(checkpoint: Checkpoint, recipe: Recipe) -> int | None:
     """Bytes of the artifact's files, the manifest left out; None where the method does not tell."""
     method = find_method(recipe.method)
+    checkpoint, _ = method.source(checkpoint)
     own = getattr(method, "output_bytes", None)
     if own is not None:
         return int(own(checkpoint, recipe))

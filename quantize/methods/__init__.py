@@ -82,6 +82,17 @@ class Method(ABC):
     #: whether the conversion itself runs on ``--device`` (and so may depend on it), rather than on the CPU always
     on_device: ClassVar[bool] = True
 
+    def source(self, checkpoint: Checkpoint) -> tuple[Checkpoint, list[Note]]:
+        """What of the checkpoint the artifact holds, and a note for each tensor that it leaves out.
+
+        An HF folder is loaded by libraries that compute buffers and tie heads by themselves; a stored copy of either is left out.
+        """
+        if not self.hf_folder:
+            return checkpoint, []
+        from quantize.hf.names import needed
+
+        return needed(checkpoint)
+
     @abstractmethod
     def check(self, checkpoint: Checkpoint, recipe: Any) -> None:
         """Look at headers only. Errors: Unsupported with the reason, where the combination cannot be made."""

@@ -27,6 +27,10 @@ class Dense(Method):
     summary: ClassVar[str] = "the checkpoint as it is, in one dtype: the baseline"
     loads_in: ClassVar[tuple[str, ...]] = ("transformers", "vllm", "sglang")
 
+    def source(self, checkpoint: Checkpoint) -> tuple[Checkpoint, list[Note]]:
+        """Every tensor of the files, whatever a model would take from them."""
+        return checkpoint, []
+
     def check(self, checkpoint: Checkpoint, recipe: DenseRecipe) -> None:
         """Any checkpoint can be stored in another dtype."""
 

@@ -14,6 +14,7 @@ from evals.result import Subject
 from quantize.artifact import MANIFEST, Artifact, Manifest
 from quantize.checkpoint import VOCABULARY_FILES, read_weights, sha256_file
 from quantize.errors import BadInput, QuantwrightError
+from quantize.files import typed_path
 from quantize.gguf.files import find_gguf, is_gguf
 from quantize.gguf.reader import read_gguf
 from quantize.gguf_repository import HubGguf, find, is_gguf_name
@@ -160,7 +161,7 @@ class Typed:
 def resolve(name: str | Path, load_as: Recipe | None = None) -> Typed:
     """Errors: BadInput where nothing lies there, or it is neither an artifact, a GGUF nor a Hugging Face folder; StepFailed where
     the Hub cannot be reached."""
-    typed, path = str(name), Path(name).expanduser()
+    typed, path = str(name), typed_path(name)
     if is_gguf_name(typed):
         if load_as:
             raise BadInput(f"{typed}: --load-as quantizes a Hugging Face checkpoint on the fly; a .gguf is opened as it is")
@@ -184,7 +185,7 @@ def resolve(name: str | Path, load_as: Recipe | None = None) -> Typed:
     artifact = Artifact.load(path) if (path / MANIFEST).is_file() else None
     found = Typed(typed, path, artifact, load_as)
     if not artifact and not found.gguf and not (path / "config.json").is_file():
-        if not Path(name).expanduser().exists():
+        if not typed_path(name).exists():
             raise BadInput(f"{typed}: no config.json in it; of a GGUF repository name a file, {typed}:Q4_K_M, or all, {typed}:*")
         raise BadInput(f"{typed}: neither {MANIFEST}, config.json nor a .gguf in it; give an artifact's or a checkpoint's folder")
     if load_as and found.gguf:

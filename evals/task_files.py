@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from evals.task_data import SUITES, leaves, with_data
 from quantize.errors import BadInput
+from quantize.files import typed_path
 from quantize.packages import install_command
 
 if TYPE_CHECKING:
@@ -112,10 +113,10 @@ def parse_tasks(names: Sequence[str], say: Callable[[str], None], allow_code: bo
     found: list[Task] = []
     for typed in names:
         suite, equals, data = typed.partition("=")
-        if Path(typed).expanduser().exists():  # a path may hold an equals sign
+        if typed_path(typed).exists():  # a path may hold an equals sign
             suite, equals = typed, ""
         for member in SUITES.get(suite, (suite,)):
-            task = _parse(member, Path(data).expanduser() if equals else None, say, allow_code)
+            task = _parse(member, typed_path(data) if equals else None, say, allow_code)
             task = replace(task, typed=typed if member == suite else member)
             if task.name in {t.name for t in found}:
                 raise BadInput(f"--tasks: {task.name} is there twice; name the files differently or list it once")
@@ -124,7 +125,7 @@ def parse_tasks(names: Sequence[str], say: Callable[[str], None], allow_code: bo
 
 
 def _parse(name: str, data: Path | None, say: Callable[[str], None], allow_code: bool) -> Task:
-    path = Path(name).expanduser()
+    path = typed_path(name)
     if data is not None:
         return _named_on(name, data, allow_code)
     if name == HELD_OUT:

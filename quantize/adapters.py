@@ -27,7 +27,7 @@ from quantize.checkpoint import (
     sha256_file,
 )
 from quantize.errors import BadInput, StepFailed, Unsupported
-from quantize.files import inside
+from quantize.files import inside, typed_path
 from quantize.model_card import CARD, license_files
 from quantize.staging import held_until_exit
 from quantize.terminal import printable
@@ -112,7 +112,7 @@ def merge_adapter(checkpoint: Checkpoint, adapter: str | Path) -> Checkpoint:
     """
     from quantize.hf.tensors import Entry, write_config, write_folder
 
-    opened = open_adapter(Path(adapter).expanduser(), checkpoint)
+    opened = open_adapter(typed_path(adapter), checkpoint)
     names = [*checkpoint.tensors, *(name for name in (*opened.replaced, *opened.deltas) if name not in checkpoint.tensors)]
     names += [opened.tie.head] if opened.tie and opened.unties else []
     shapes = {name: opened.under(name, checkpoint).shape for name in dict.fromkeys(names)}
@@ -143,7 +143,7 @@ def merge_adapter(checkpoint: Checkpoint, adapter: str | Path) -> Checkpoint:
 
 def adapter_record(folder: str | Path) -> AdapterRecord:
     """What the manifest says of the adapter in ``folder``."""
-    path = Path(folder).expanduser().resolve()
+    path = typed_path(folder).resolve()
     whole = hashlib.sha256()
     for name in (CONFIG, WEIGHTS):
         whole.update(f"{name} {sha256_file(inside(path, name))}\n".encode())

@@ -24,13 +24,28 @@ MAX_YAML_BYTES = MIB
 MAX_DIGITS = 400  # of a number in YAML, whose base 60 takes quadratic time
 MAX_NAME_CHARACTERS = 1024
 _ESCAPED_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _HUB_SNAPSHOT = re.compile(r"((.*)/(?:models|datasets)--[^/]+)/snapshots/[^/]+(?:/.*)?")
 #: where huggingface_hub 2 keeps what several repositories of one cache hold
 _SHARED_BLOB = re.compile(r"/blobs/([0-9a-f]{2})/\1[0-9a-f]{62}")
 #: files beside the weights that a tokenizer, template or model is read from
 _SMALL = (".json", ".txt", ".jinja", ".model", ".tiktoken")
 TEMPLATES = "additional_chat_templates"
+
+
+def typed_path(text: str | Path) -> Path:
+    """What somebody typed as a path, ``~`` expanded; it need not exist, but can be asked whether it does.
+
+    Errors: BadInput where there is no such user, or no file can have that name.
+    """
+    try:
+        path = Path(text).expanduser()
+        path.is_dir()
+    except RuntimeError:
+        raise BadInput(f"{text}: there is no home folder of that user; write the path out") from None
+    except (OSError, ValueError) as error:
+        raise BadInput(f"{str(text)[:200]}: no usable path ({getattr(error, 'strerror', None) or error}); check it") from None
+    return path
 
 
 def read_bytes(path: Path, limit: int = MAX_JSON_BYTES) -> bytes:
@@ -168,7 +183,7 @@ def plain_name(name: object, where: str) -> str:
     good = (
         isinstance(name, str)
         and 0 < len(name) <= MAX_NAME_CHARACTERS
-        and not _CONTROL.search(name)
+        and not CONTROL.search(name)
         and "\\" not in name
         and not re.match(r"[A-Za-z]:", name)
         and all(part not in ("", ".", "..") for part in name.split("/"))

@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 
 from quantize.errors import BadInput
+from quantize.files import typed_path
 from quantize.gguf.files import NO_MODEL, PART
 from quantize.hub import hub_errors
 
@@ -66,7 +67,7 @@ class HubGguf:
 
 def is_gguf_name(text: str) -> bool:
     """``org/name:WHICH`` and nothing on disk."""
-    return NAME.fullmatch(text) is not None and not Path(text).expanduser().exists()
+    return NAME.fullmatch(text) is not None and not typed_path(text).exists()
 
 
 def expand(text: str) -> list[str]:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from quantize import modelscope_source
 from quantize.errors import BadInput, StepFailed
+from quantize.files import typed_path
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?")
 # Everything a conversion reads, and nothing else: no .bin beside safetensors, no original/ folder.
@@ -27,7 +28,7 @@ def resolve_model(model: str) -> tuple[Path, str | None]:
     """-> (folder, commit of a Hub model or None). Errors: BadInput; StepFailed where the Hub cannot be reached."""
     from quantize.gguf_repository import find, is_gguf_name
 
-    path = Path(model).expanduser()
+    path = typed_path(model)
     if path.is_dir():
         return path, None
     if is_gguf_name(model):

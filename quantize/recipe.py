@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from quantize.errors import BadInput
+from quantize.terminal import printable
 
 
 class Recipe(BaseModel):
@@ -90,9 +91,9 @@ class CalibrationOptions(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     source: str = "stdlib"
-    tokens: int = Field(default=32_768, ge=128)
-    sequence_length: int = Field(default=512, ge=32)
-    seed: int = 0
+    tokens: int = Field(default=32_768, ge=128, le=2**40)
+    sequence_length: int = Field(default=512, ge=32, le=2**24)
+    seed: int = Field(default=0, ge=0, lt=2**32)
 
 
 class RunOptions(BaseModel):
@@ -138,8 +139,9 @@ def parse_recipe(text: str | dict[str, Any] | Recipe) -> Recipe:
         return text
     if isinstance(text, dict):
         method = text.get("method")
-        if method not in METHODS:
-            raise BadInput(f"recipe {text}: unknown method {method!r}{_did_you_mean(str(method), METHODS)}")
+        if not isinstance(method, str) or method not in METHODS:
+            what = f"recipe {printable(text, 200)}: unknown method {printable(repr(method), 100)}"
+            raise BadInput(f"{what}{_did_you_mean(printable(method, 100), METHODS)}")
         return _validate(recipe_class(method), text, str(text))
     name, _, rest = text.strip().partition(":")
     known = presets()

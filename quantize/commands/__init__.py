@@ -22,7 +22,7 @@ def parse_size(text: str) -> int:
     unit = number.lstrip("0123456789.").strip()
     try:
         return int(float(number.removesuffix(unit).strip()) * UNITS[unit])
-    except (ValueError, KeyError):
+    except (ValueError, KeyError, OverflowError):
         raise BadInput(f"size {text!r}: expected something like 8GiB, 500MB or a number of bytes") from None
 
 

@@ -51,7 +51,7 @@ class Bucket:
             if protocol in ("s3", "s3a"):
                 raise BadInput(f"{option} {url}: needs s3fs; install with: {install_command('s3')}") from None
             raise BadInput(f"{option} {url}: {_line(error)}") from None
-        except ValueError as error:
+        except Exception as error:  # of whatever library speaks the protocol: of ftp:// it connects at once
             raise BadInput(f"{option} {url}: {_line(error)}; give a URL such as s3://bucket/prefix") from None
         self._root = str(root).rstrip("/")
         try:

@@ -6,24 +6,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
 from quantize.errors import BadInput
+from quantize.files import CONTROL, MAX_YAML_BYTES, parse_yaml, parse_yaml_nodes, read_text, typed_path
 from quantize.jobs.spec import Job
+from quantize.terminal import printable
 
 Place = tuple[str | int, ...]
 
 
 def load_job(path: Path, overrides: Sequence[str] = ()) -> Job:
     """Errors: BadInput, one line, for anything that is not a valid job."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise BadInput(f"{path}: no such job file; `quantwright init` writes one to start from") from None
-    except (IsADirectoryError, UnicodeDecodeError):
-        raise BadInput(f"{path}: expected a YAML job file") from None
-    data, lines = _read_yaml(path, text)
+    if not typed_path(path).exists():
+        raise BadInput(f"{path}: no such job file; `quantwright init` writes one to start from")
+    data, lines = _read_yaml(path, read_text(path, MAX_YAML_BYTES))
     if not isinstance(data, dict):
         raise BadInput(f"{path}:1: expected a mapping with models: and recipes:; `quantwright init` writes one to start from")
     changed = [_override(data, text) for text in overrides]
@@ -42,15 +39,15 @@ def _place_matrices(recipes: Any, base: Path) -> Any:
     if isinstance(recipes, list):
         return [_place_matrices(recipe, base) for recipe in recipes]
     if isinstance(recipes, str):
-        return re.sub(r"(?<=[:,]imatrix=)[^,]+", lambda found: str(base / Path(found[0].strip()).expanduser()), recipes)
+        return re.sub(r"(?<=[:,]imatrix=)[^,]+", lambda found: str(base / typed_path(found[0].strip())), recipes)
     if not isinstance(recipes, dict):
         return recipes
     placed = {key: _place_matrices(value, base) if key == "matrix" else value for key, value in recipes.items()}
     files = placed.get("imatrix")
     if isinstance(files, list):
-        placed["imatrix"] = [str(base / file) if isinstance(file, str) else file for file in files]
+        placed["imatrix"] = [str(base / typed_path(file)) if isinstance(file, str) else file for file in files]
     elif isinstance(files, str):
-        placed["imatrix"] = str(base / Path(files).expanduser())
+        placed["imatrix"] = str(base / typed_path(files))
     return placed
 
 
@@ -60,37 +57,37 @@ def job_of(data: dict[str, Any]) -> Job:
         return Job.model_validate(data)
     except ValidationError as error:
         first = error.errors()[0]
-        raise BadInput(str(first["msg"]).removeprefix("Value error, ")) from None
+        raise BadInput(printable(str(first["msg"]).removeprefix("Value error, "), 1000)) from None
 
 
 def _read_yaml(path: Path, text: str) -> tuple[Any, dict[Place, int]]:
     """Data, and the line (from 1) of every key and item."""
-    loader = yaml.SafeLoader(text)
-    try:
-        node = loader.get_single_node()
-        lines: dict[Place, int] = {}
-        if node is not None:
-            _walk(path, node, (), lines)
-        return (loader.construct_document(node) if node is not None else None), lines
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f":{mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
-        raise BadInput(f"{path}{where}: not valid YAML: {problem}") from None
-    finally:
-        loader.dispose()
+    data, node = parse_yaml_nodes(text, str(path))
+    lines: dict[Place, int] = {}
+    if node is not None:
+        _walk(path, node, (), lines)
+    return data, lines
 
 
-def _walk(path: Path, node: yaml.Node, place: Place, lines: dict[Place, int]) -> None:
+def _walk(path: Path, node: Any, place: Place, lines: dict[Place, int]) -> None:
+    """Of yaml's nodes, whose ``id`` says what they are."""
     lines.setdefault(place, node.start_mark.line + 1)
-    if isinstance(node, yaml.MappingNode):
+    if node.id == "scalar" and CONTROL.search(node.value):
+        what = f"{_spell(place)}: " if place else ""
+        raise BadInput(
+            f"{path}:{node.start_mark.line + 1}: {what}holds a line break or a control character; write it on one line"
+        )
+    if node.id == "mapping":
         for key, value in node.value:
+            line = key.start_mark.line + 1
+            if key.id != "scalar" or CONTROL.search(key.value):
+                raise BadInput(f"{path}:{line}: expected a name before the colon")
             child = (*place, key.value)
             if child in lines:
-                raise BadInput(f"{path}:{key.start_mark.line + 1}: {_spell(child)}: given twice (first in line {lines[child]})")
-            lines[child] = key.start_mark.line + 1
+                raise BadInput(f"{path}:{line}: {_spell(child)}: given twice (first in line {lines[child]})")
+            lines[child] = line
             _walk(path, value, child, lines)
-    elif isinstance(node, yaml.SequenceNode):
+    elif node.id == "sequence":
         for index, value in enumerate(node.value):
             _walk(path, value, (*place, index), lines)
 
@@ -100,11 +97,8 @@ def _override(data: dict[str, Any], text: str) -> Place:
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
         raise BadInput(f"--set {text!r}: expected key=value, e.g. evaluate.limit=20000")
-    try:
-        parsed = yaml.safe_load(value) if value.strip() else None
-    except yaml.YAMLError:
-        raise BadInput(f"--set {text!r}: the value is not valid YAML") from None
-    place: Place = tuple(int(part) if part.isdigit() else part for part in key.strip().split("."))
+    parsed = parse_yaml(value, f"--set {text!r}") if value.strip() else None
+    place: Place = tuple(int(part) if re.fullmatch("[0-9]{1,9}", part) else part for part in key.strip().split("."))
     here: Any = data
     for part, following in zip(place, [*place[1:], None], strict=True):
         if isinstance(here, list):
@@ -137,7 +131,7 @@ def _explain(path: Path, error: ValidationError, data: Any, lines: dict[Place, i
     else:
         message = str(first["msg"]).removeprefix("Value error, ").replace("Input should be", "should be")
     more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
-    return f"{where}: {name + ': ' if name else ''}{message}{more}"
+    return f"{where}: {name + ': ' if name else ''}{printable(message, 1000)}{more}"
 
 
 def _place_in(data: Any, loc: tuple[Any, ...]) -> Place:
@@ -185,4 +179,4 @@ def _model_in(annotation: Any) -> type[BaseModel] | None:
 
 
 def _spell(place: Place) -> str:
-    return ".".join(str(part) for part in place)
+    return printable(".".join(str(part) for part in place), 200)

@@ -1,5 +1,6 @@
 """What a job file may say. Every level is strict: an unknown key is an error. Paths are relative to the file."""
 
+import math
 from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -7,10 +8,12 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from quantize.errors import BadInput
+from quantize.files import typed_path
 from quantize.recipe import CalibrationOptions, Recipe, parse_recipe
 
 #: What ``text:`` and ``tasks:`` call the text that every Python carries, and the task made from it.
 HELD_OUT = "held-out"
+MAX_COMBINATIONS = 1000  # of one matrix
 
 
 class Strict(BaseModel):
@@ -44,6 +47,8 @@ def expand_recipe(entry: str | dict[str, Any]) -> list[Recipe]:
         matrix = entry["matrix"]
         if not isinstance(matrix, dict) or not all(isinstance(v, list) and v for v in matrix.values()) or not matrix:
             raise ValueError("matrix: expected parameters, each with a list of values, e.g. {bits: [3, 4]}")
+        if math.prod(map(len, matrix.values())) > MAX_COMBINATIONS:
+            raise ValueError(f"matrix: makes more than {MAX_COMBINATIONS:,} recipes; leave some values out")
         fixed = {key: value for key, value in entry.items() if key != "matrix"}
         return [parse_recipe({**fixed, **dict(zip(matrix, values, strict=True))}) for values in product(*matrix.values())]
     except BadInput as error:
@@ -52,7 +57,10 @@ def expand_recipe(entry: str | dict[str, Any]) -> list[Recipe]:
 
 RecipeEntry = Annotated[str | dict[str, Any], BeforeValidator(_known_recipe)]
 Recipes = Annotated[list[RecipeEntry], BeforeValidator(_as_list)]
-Names = Annotated[list[str], BeforeValidator(_as_list)]
+Text = Annotated[str, Field(min_length=1, max_length=4096)]
+Count = Annotated[int, Field(ge=1, le=2**40)]
+Names = Annotated[list[Text], BeforeValidator(_as_list)]
+RecipeNames = Annotated[list[Annotated[Text, BeforeValidator(_known_recipe)]], BeforeValidator(_as_list)]
 Calibration = Annotated[CalibrationOptions, BeforeValidator(_source_alone)]
 
 
@@ -62,11 +70,11 @@ class Model(Strict):
     ``adapters``: folders of PEFT LoRAs; each, merged into the source, is a model of its own, in place of the bare source.
     """
 
-    source: str
-    revision: str | None = None
-    name: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][\w.-]*$")
+    source: Text
+    revision: Text | None = None
+    name: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][\w.-]*$", max_length=200)
     recipes: Recipes | None = None
-    skip: Names = Field(default_factory=list)
+    skip: RecipeNames = Field(default_factory=list)
     adapters: Names = Field(default_factory=list)
     calibration: Calibration | None = None
     trust_remote_code: bool = False
@@ -81,20 +89,20 @@ class Evaluate(Strict):
     by which every artifact continues each prompt of the file ``prompts``, or where there is none three cut from the text.
     ``runtime``: measures artifacts other than GGUF files in it, the reference in its own."""
 
-    text: str | None = None
+    text: Text | None = None
     metrics: list[Literal["perplexity", "divergence"]] = ["perplexity", "divergence"]
-    protocol: str | None = None
+    protocol: Text | None = None
     ids: Literal["source", "runtime"] = "source"
     tasks: Names = Field(default_factory=list)
-    limit: int | None = Field(default=None, ge=1)
-    task_limit: int | None = Field(default=None, ge=1)
-    num_fewshot: int | None = Field(default=None, ge=0)
+    limit: Count | None = None
+    task_limit: Count | None = None
+    num_fewshot: int | None = Field(default=None, ge=0, le=10_000)
     apply_chat_template: bool = False
-    chat_template: str | None = None
+    chat_template: Text | None = None
     allow_code_execution: bool = False
-    prompts: str | None = None
-    generate: int | None = Field(default=None, ge=1)
-    cache_limit: str | None = None
+    prompts: Text | None = None
+    generate: int | None = Field(default=None, ge=1, le=2**20)
+    cache_limit: Text | None = None
     floors: bool = True
     weights_only: Literal["sample", "full", "none"] = "sample"
     runtime: Literal["vllm"] | None = None
@@ -103,13 +111,13 @@ class Evaluate(Strict):
 class Benchmark(Strict):
     """``compile`` goes for what runs in torch: llama.cpp has nothing to compile."""
 
-    prefill: int = Field(default=512, ge=1)
-    decode: int = Field(default=128, ge=1)
-    repetitions: int = Field(default=5, ge=1)
-    rounds: int = Field(default=1, ge=1)
-    depths: list[Annotated[int, Field(ge=0)]] = Field(default=[0], min_length=1)
-    batches: list[Annotated[int, Field(ge=1)]] = Field(default=[1], min_length=1)
-    attention: str | None = None
+    prefill: int = Field(default=512, ge=1, le=2**24)
+    decode: int = Field(default=128, ge=1, le=2**24)
+    repetitions: int = Field(default=5, ge=1, le=100_000)
+    rounds: int = Field(default=1, ge=1, le=100_000)
+    depths: list[Annotated[int, Field(ge=0, le=2**24)]] = Field(default=[0], min_length=1, max_length=1000)
+    batches: list[Annotated[int, Field(ge=1, le=2**16)]] = Field(default=[1], min_length=1, max_length=1000)
+    attention: Text | None = None
     compile: bool = False
 
 
@@ -119,39 +127,39 @@ class Publish(Strict):
     Without ``upload`` the repositories are written to RUN/published.
     """
 
-    repo: str = Field(pattern=r"^[^/]+/[^/]+$")
-    recipes: Names = Field(default_factory=list)
+    repo: str = Field(pattern=r"^[^/]+/[^/]+$", max_length=200)
+    recipes: RecipeNames = Field(default_factory=list)
     upload: bool = False
     private: bool = False
-    license: str | None = None
-    license_name: str | None = None
-    license_link: str | None = None
-    base_model: str | None = None
+    license: Text | None = None
+    license_name: Text | None = None
+    license_link: Text | None = None
+    base_model: Text | None = None
 
 
 class Nodes(Strict):
     """Kind of step -> custom resource that its Ray node must have (``ray start --resources '{"quiet": 1}'``)."""
 
-    convert: str | None = None
-    eval: str | None = None
-    bench: str | None = None
-    report: str | None = None
-    publish: str | None = None
+    convert: Text | None = None
+    eval: Text | None = None
+    bench: Text | None = None
+    report: Text | None = None
+    publish: Text | None = None
 
 
 class Resources(Strict):
     """How steps run. ``parallel``: steps at a time, as far as ``memory`` allows (benchmarks always run alone); by default one,
     on a Ray cluster as many as its nodes hold. ``store``: URL by which files go to nodes that do not see the run folder."""
 
-    device: str = "auto"
+    device: Text = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    threads: int | None = Field(default=None, ge=1)
-    memory: str | None = None
-    parallel: int | None = Field(default=None, ge=1)
-    time_limit_minutes: float | None = Field(default=None, gt=0)
-    retries: int = Field(default=2, ge=0)
+    threads: int | None = Field(default=None, ge=1, le=4096)
+    memory: Text | None = None
+    parallel: int | None = Field(default=None, ge=1, le=4096)
+    time_limit_minutes: float | None = Field(default=None, gt=0, le=1e7, allow_inf_nan=False)
+    retries: int = Field(default=2, ge=0, le=1000)
     nodes: Nodes = Field(default_factory=Nodes)
-    store: str | None = None
+    store: Text | None = None
 
 
 class Job(Strict):
@@ -165,7 +173,7 @@ class Job(Strict):
     benchmark: Benchmark | None = None
     report: bool = True
     publish: Publish | None = None
-    cache: str | None = None
+    cache: Text | None = None
     resources: Resources = Field(default_factory=Resources)
 
     def recipes_of(self, model: Model) -> list[Recipe]:
@@ -178,5 +186,5 @@ class Job(Strict):
 
 def resolve_path(text: str, base: Path) -> Path | None:
     """``text`` as a path relative to the job file's folder, where something lies there."""
-    path = (base / Path(text).expanduser()).resolve()
-    return path if path.exists() else None
+    path = typed_path(base / typed_path(text))
+    return path.resolve() if path.exists() else None

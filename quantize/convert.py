@@ -20,6 +20,7 @@ from quantize.artifact import (
 from quantize.calibration import Calibration, load_calibration
 from quantize.checkpoint import Checkpoint
 from quantize.errors import BadInput, StepFailed, Unsupported
+from quantize.files import typed_path
 from quantize.hub import QUANTIZED
 from quantize.methods import Conversion, Method
 from quantize.model_card import CARD, ModelCard, license_files, read_model_card
@@ -92,7 +93,7 @@ def convert(
 def inputs_of(model: str | Path, recipe: Recipe, calibration: CalibrationOptions, adapter: str | Path | None) -> list[Path]:
     """What a conversion reads, as it was typed: an output that is or holds one of these replaces nothing."""
     given = (model, adapter, getattr(recipe, "imatrix", None), calibration.source)
-    return [Path(each).expanduser() for each in given if each]
+    return [typed_path(each) for each in given if each]
 
 
 def require(recipe: Recipe) -> Method:

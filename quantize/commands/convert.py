@@ -19,7 +19,13 @@ from quantize.recipe import CalibrationOptions, Recipe, RunOptions
 @click.option("--calibration", default="stdlib", show_default=True, help="text file, Hub dataset id, or the built-in stdlib text")
 @click.option("--calibration-tokens", type=click.IntRange(min=128), default=32_768, show_default=True)
 @click.option("--calibration-length", type=click.IntRange(min=32), default=512, show_default=True, help="tokens per window")
-@click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="which windows of the calibration text are drawn")
+@click.option(
+    "--seed",
+    type=click.IntRange(0, 2**32 - 1),
+    default=0,
+    show_default=True,
+    help="which windows of the calibration text are drawn",
+)
 @click.option("--verify", type=click.Choice(["full", "tensors", "none"]), default="full", show_default=True)
 @click.option("--force", is_flag=True, help="replace the artifact, or the empty folder, at --out")
 @click.option("--adapter", type=click.Path(path_type=Path), help="folder of a PEFT LoRA, merged into the model first")

@@ -8,6 +8,7 @@ import click
 
 from quantize.commands import emit_json, log, run_options, say
 from quantize.errors import BadInput
+from quantize.files import typed_path
 from quantize.recipe import CalibrationOptions, RunOptions
 
 
@@ -32,7 +33,7 @@ def imatrix(
     from quantize.gguf.imatrix import write_imatrix
     from quantize.gguf.imatrix_compute import compute_imatrix, with_first_token
 
-    _claim(out, force, [Path(model).expanduser(), Path(text).expanduser()])
+    _claim(out, force, [typed_path(model), typed_path(text)])
     checkpoint = Checkpoint.open(model, trust_remote_code=run.trust_remote_code)
     calibration = load_calibration(checkpoint, CalibrationOptions(source=text, tokens=tokens, sequence_length=chunk, seed=seed))
     log(calibration.summary)

@@ -13,7 +13,7 @@ import numpy as np
 from gguf import GGUFValueType
 
 from quantize.checkpoint import Checkpoint
-from quantize.files import read_json
+from quantize.files import read_json, typed_path
 from quantize.gguf.types import FileType
 from quantize.model_card import read_model_card
 
@@ -37,7 +37,7 @@ def load_metadata(checkpoint: Checkpoint, shapes: Iterable[tuple[str, tuple[int,
     # Only the last part of the name: where a folder lies on this machine is nobody's business. A GGUF file's own name ends in a
     # type, which the heuristic takes for a finetune; what the file says of itself is in the card.
     path = Path(checkpoint.name)
-    from_gguf = path.suffix.lower() == ".gguf" or Path(checkpoint.source).expanduser().is_file()
+    from_gguf = path.suffix.lower() == ".gguf" or typed_path(checkpoint.source).is_file()
     heuristic = gguf.Metadata.apply_metadata_heuristic
     metadata = heuristic(gguf.Metadata(), card, config, None if from_gguf else path, total)
     generation = checkpoint.folder / "generation_config.json"

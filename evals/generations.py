@@ -1,6 +1,5 @@
 """Greedy continuations of the same prompts by every artifact, for the report to show side by side."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,8 +9,9 @@ import numpy as np
 
 from evals.result import EvalResult
 from evals.rows import Heading
-from quantize.calibration import read_text
+from quantize.documents import LINES_OF_JSON, read_document
 from quantize.errors import BadInput
+from quantize.files import parse_json
 from quantize.runtimes import Runtime
 from quantize.tokenizer import SourceTokenizer
 
@@ -26,16 +26,13 @@ def read_prompts(path: Path) -> list[str]:
     Errors: BadInput naming the line.
     """
     found = []
-    for number, line in enumerate(read_text(path).split("\n"), 1):
+    for number, line in enumerate(read_document(path).lines, 1):
         if not line.strip():
             continue
-        if path.suffix != ".jsonl":
-            found.append(line.rstrip("\r"))
+        if path.suffix not in LINES_OF_JSON:
+            found.append(line)
             continue
-        try:
-            item = json.loads(line)
-        except ValueError as error:
-            raise BadInput(f"{path}:{number}: not JSON ({error}); expected an object with a prompt") from None
+        item = parse_json(line.encode(), f"{path}:{number}", hint="expected an object with a prompt")
         if not isinstance(item, dict) or not isinstance(item.get("prompt"), str) or not item["prompt"]:
             raise BadInput(f'{path}:{number}: expected {{"prompt": "..."}}')
         found.append(item["prompt"])

@@ -5,13 +5,13 @@ by a YAML file that includes the original.
 """
 
 import copy
-import csv
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from quantize.documents import read_document, read_rows
 from quantize.errors import BadInput
 from quantize.staging import held_until_exit
 
@@ -106,6 +106,8 @@ def _data(path: Path, leaf: str, config: dict[str, Any], scratch: Path) -> dict[
     replaced: dict[str, Any] = {key: None for key in SPLITS if config.get(key) and config[key] not in files}
     if config.get("fewshot_split") not in files:
         replaced["fewshot_split"] = measured
+    if measured in (config.get("fewshot_split"), replaced.get("fewshot_split")):
+        replaced["test_split"] = measured  # lm-eval leaves an item out of its own examples where they come from this split
     source = {"data_files": {split: str(file) for split, file in data.items()}}
     return replaced | {"dataset_path": kinds.pop(), "dataset_name": None, "dataset_kwargs": source}
 
@@ -125,25 +127,25 @@ def _missing(path: Path, leaf: str, names: list[str], split: str) -> Path:
 
 def _in_harness_form(file: Path, scratch: Path) -> Path:
     """The file, or what lm-eval's definitions can read in its place: of a CSV every value as text (datasets would guess types
-    from the first rows), of GSM8K as llm-foundry keeps it (context, chain_of_thought, answer) question and answer."""
-    if file.suffix == ".csv":
-        with open(file, encoding="utf-8", newline="") as lines:
-            items: Iterable[dict[str, Any]] = [{k: v for k, v in row.items() if k} for row in csv.DictReader(lines)]
-    elif file.suffix == ".jsonl" and set(_first_item(file)) == {"context", "chain_of_thought", "answer"}:
-        with open(file, encoding="utf-8") as lines:
-            found = [json.loads(line) for line in lines if line.strip()]
-        items = [{"question": i["context"], "answer": f"{i['chain_of_thought']}\n#### {i['answer']}"} for i in found]
-    else:
+    from the first rows), of GSM8K as llm-foundry keeps it (context, chain_of_thought, answer) question and answer, of what is not
+    UTF-8 with LF line ends (``quantize.documents``) that."""
+    if file.suffix == ".parquet":
         return file
-    target = scratch / f"{hashlib.sha256(str(file).encode()).hexdigest()[:8]}-{file.stem}.jsonl"
-    target.write_text("".join(json.dumps(item, ensure_ascii=False) + "\n" for item in items), encoding="utf-8")
-    return target
+    document = read_document(file)
+    name = f"{hashlib.sha256(str(file).encode()).hexdigest()[:8]}-{file.name}"
+    if file.suffix == ".json":
+        return _written(scratch / name, document.text) if document.read_as else file
+    items = [item for _, item in read_rows(file, document)]
+    if not all(isinstance(item, dict) for item in items):
+        raise BadInput(f"{file}: expected objects, one item a line")
+    if items and set(items[0]) == {"context", "chain_of_thought", "answer"}:
+        items = [{"question": i["context"], "answer": f"{i['chain_of_thought']}\n#### {i['answer']}"} for i in items]
+    elif file.suffix != ".csv" and not document.read_as and "\n\n" not in document.text:
+        return file
+    lines = "".join(json.dumps(item, ensure_ascii=False) + "\n" for item in items)
+    return _written((scratch / name).with_suffix(".jsonl"), lines)
 
 
-def _first_item(file: Path) -> dict[str, Any]:
-    with open(file, encoding="utf-8") as lines:
-        try:
-            first = json.loads(next(lines, "{}"))
-        except ValueError as error:
-            raise BadInput(f"{file}:1: not JSON ({error}); expected one item a line") from None
-    return first if isinstance(first, dict) else {}
+def _written(path: Path, text: str) -> Path:
+    path.write_text(text, encoding="utf-8")
+    return path

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evals.task_data import SUITES, leaves, with_data
+from quantize.documents import read_document, read_rows
 from quantize.errors import BadInput
 from quantize.files import typed_path
 from quantize.packages import install_command
@@ -52,7 +53,13 @@ class LocalTask:
 
     def config(self) -> dict[str, Any]:
         """The lm-eval task, without its data."""
-        shared = {"task": self.name, "test_split": "test", "target_delimiter": self.delimiter, "metadata": {"version": 1.0}}
+        shared = {
+            "task": self.name,
+            "test_split": "test",
+            "fewshot_split": "test",  # named, so that lm-eval leaves an item out of its own examples
+            "target_delimiter": self.delimiter,
+            "metadata": {"version": 1.0},
+        }
         accuracy = {"metric": "acc", "aggregation": "mean", "higher_is_better": True}
         normalized = {"metric": "acc_norm", "aggregation": "mean", "higher_is_better": True}
         if self.form == "choices":
@@ -159,30 +166,17 @@ def _named_on(name: str, data: Path, allow_code: bool) -> Task:
 
 def _has_our_form(path: Path) -> bool:
     try:
-        first = json.loads(next((line for line in _read_lines(path) if line.strip()), "{}"))
-    except ValueError:
+        _, first = next(read_rows(path, read_document(path)), ("", None))
+    except BadInput:
         return False
     return isinstance(first, dict) and any(set(keys) <= set(first) for keys in FORMS.values())
-
-
-def _read_lines(path: Path) -> list[str]:
-    from quantize.calibration import read_text
-
-    return read_text(path).split("\n")
 
 
 def read_jsonl(path: Path) -> LocalTask:
     """Errors: BadInput with the line that is malformed."""
     items: list[dict[str, Any]] = []
     form, delimiter = "", " "
-    for number, line in enumerate(_read_lines(path), 1):
-        if not line.strip():
-            continue
-        where = f"{path}:{number}"
-        try:
-            item = json.loads(line)
-        except ValueError as error:
-            raise BadInput(f"{where}: not JSON ({error}); expected one item a line") from None
+    for where, item in read_rows(path, read_document(path)):
         if not isinstance(item, dict):
             raise BadInput(f"{where}: expected an object, got {type(item).__name__}")
         if not items:
@@ -225,7 +219,7 @@ def _check_item(item: dict[str, Any], form: str, where: str) -> None:
 
 def read_hellaswag(path: Path) -> LocalTask:
     """The text form that llama-perplexity --hellaswag reads: six lines an item, query, gold, four endings."""
-    lines = _read_lines(path)
+    lines = read_document(path).lines
     while lines and not lines[-1].strip():
         lines.pop()
     if len(lines) % 6:
@@ -247,7 +241,7 @@ def read_yaml(path: Path, allow_code: bool = False) -> HarnessTask:
     if not path.is_file():
         raise BadInput(f"{path}: no such task file")
     try:
-        document = yaml.load(path.read_text(encoding="utf-8"), Loader=_lenient_loader())
+        document = yaml.load(read_document(path).text, Loader=_lenient_loader())
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""

@@ -43,7 +43,12 @@ class MeasuredText:
     def read(self, text: str | Path | None) -> str:
         """Read a file, or without one the demo's held-out text; returns what to call it. Errors: BadInput."""
         if text is not None and str(text) != HELD_OUT:
-            self.body, name = read_text(Path(text)), str(text)
+            folders = (typed.tokenizer_folder for typed in (self.reference, *self.artifacts) if typed)
+            found = read_text(Path(text), next(filter(None, folders), None))
+            self.body, name = found.body, str(text)
+            if found.read_as:
+                self._say(f"{text}: read as {found.read_as}")
+                name += f" (read as {found.read_as})"
         else:
             self.body = held_out_text()
             release = f"pydoc_data.topics of Python {platform.python_version()}"

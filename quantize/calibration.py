@@ -4,23 +4,32 @@ import ast
 import hashlib
 import inspect
 import sysconfig
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from quantize.artifact import CalibrationRecord
+from quantize.artifact import CalibrationRecord, Note
 from quantize.checkpoint import Checkpoint
+from quantize.conversations import Text, text_of_rows
+from quantize.documents import ROWS, read_document, read_rows
 from quantize.errors import BadInput, StepFailed
 from quantize.recipe import CalibrationOptions
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """``ids``: (rows, sequence_length) int64 windows of the calibration text, drawn by seed."""
+    """``ids``: (rows, sequence_length) int64 windows of the calibration text, drawn by seed. ``said``: what was assumed."""
 
     ids: np.ndarray
     record: CalibrationRecord
+    said: tuple[str, ...] = ()
+
+    @property
+    def notes(self) -> list[Note]:
+        return [Note(tensor="*", what="calibration", why=words) for words in self.said]
 
     @property
     def summary(self) -> str:
@@ -67,32 +76,33 @@ def held_out_text() -> str:
     return "\n\n".join(topics[name] for name in sorted(topics))
 
 
-def read_text(path: Path) -> str:
-    """Errors: BadInput where the file is missing, empty or not UTF-8."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise BadInput(f"{path}: no such text file") from None
-    except IsADirectoryError:
-        raise BadInput(f"{path}: is a folder; give a UTF-8 text file") from None
-    except UnicodeDecodeError as error:
-        raise BadInput(f"{path}: not UTF-8 text (byte {error.start}); convert it to UTF-8") from None
-    if not text.strip():
-        raise BadInput(f"{path}: is empty; give a text file with some text")
-    return text
+def calibration_text(source: str, folder: Path) -> Text:
+    """What ``source`` stands for: ``stdlib``, a text file, rows in a file (.jsonl, .json, .csv) or of a Hub dataset. ``folder``:
+    of the model, whose chat template conversations are rendered by.
 
-
-def calibration_text(source: str) -> str:
+    Errors: BadInput where it is none of these, or holds nothing that can be calibrated on; StepFailed where the Hub fails.
+    """
     if source == "stdlib":
-        return stdlib_documentation()
+        return Text(stdlib_documentation())
     path = Path(source)
-    if path.exists() or path.suffix in (".txt", ".md", ".utf8", ".raw"):
-        return read_text(path)
-    return _dataset_text(source)
+    if path.exists() or path.suffix in (".txt", ".md", ".utf8", ".raw", *ROWS):
+        return read_text(path, folder)
+    return _dataset_text(source, folder)
 
 
-def _dataset_text(name: str) -> str:
-    """The train split of a Hub dataset (``org/name[:config]``), its ``text`` column joined by blank lines."""
+def read_text(path: Path, folder: Path | None) -> Text:
+    """A text file, or rows in one (.jsonl, .json, .csv), conversations by the chat template of the model in ``folder``.
+
+    Errors: BadInput.
+    """
+    document = read_document(path)
+    if path.suffix in ROWS:
+        return text_of_rows(str(path), read_rows(path, document), folder, document.read_as)
+    return Text(document.text, document.read_as)
+
+
+def _dataset_text(name: str, folder: Path) -> Text:
+    """The train split of a Hub dataset (``org/name[:config]``)."""
     if "/" not in name:
         raise BadInput(f"calibration {name!r}: neither a text file nor a Hub dataset id (org/name[:config]) nor 'stdlib'")
     from datasets import load_dataset
@@ -104,10 +114,8 @@ def _dataset_text(name: str) -> str:
         raise StepFailed(
             f"calibration dataset {name}: cannot be loaded ({str(error).splitlines()[0]}); give a text file"
         ) from None
-    column = next((c for c in ("text", "content", "prompt") if c in rows.column_names), None)
-    if column is None:
-        raise BadInput(f"calibration dataset {name}: no text column among {', '.join(rows.column_names)}; give a text file")
-    return "\n\n".join(text for text in rows[column] if text)
+    where = f"calibration dataset {name}"
+    return text_of_rows(where, ((f"{where}: row {number}", row) for number, row in enumerate(rows)), folder)
 
 
 def load_calibration(checkpoint: Checkpoint, options: CalibrationOptions) -> Calibration:
@@ -117,10 +125,10 @@ def load_calibration(checkpoint: Checkpoint, options: CalibrationOptions) -> Cal
     """
     from quantize.tokenizer import SourceTokenizer
 
-    text = calibration_text(options.source)
+    found = calibration_text(options.source, checkpoint.folder)
     tokenizer = SourceTokenizer.open(checkpoint.folder)
-    ids = np.asarray(tokenizer.encode(text, add_special=False), dtype=np.int64)
-    length = min(options.sequence_length, int(checkpoint.config.get("max_position_embeddings") or options.sequence_length))
+    ids = np.asarray(tokenizer.encode(found.body, add_special=False), dtype=np.int64)
+    length = min(options.sequence_length, context_length(checkpoint.config) or options.sequence_length)
     available, wanted = len(ids) // length, max(1, options.tokens // length)
     if available < wanted:
         raise BadInput(
@@ -131,10 +139,24 @@ def load_calibration(checkpoint: Checkpoint, options: CalibrationOptions) -> Cal
     rows = ids[: available * length].reshape(available, length)[chosen]
     record = CalibrationRecord(
         source=options.source,
-        sha256=hashlib.sha256(text.encode()).hexdigest(),
+        sha256=hashlib.sha256(found.body.encode()).hexdigest(),
         ids_sha256=hashlib.sha256(rows.astype("<i8").tobytes()).hexdigest(),
         tokens=rows.size,
         sequence_length=length,
         seed=options.seed,
     )
-    return Calibration(rows, record)
+    said = [f"{options.source}: read as {found.read_as}"] if found.read_as else []
+    if length < options.sequence_length:
+        said.append(f"windows of {length} tokens, all that the model takes, in place of {options.sequence_length}")
+    return Calibration(rows, record, tuple(said))
+
+
+def context_length(config: Mapping[str, Any]) -> int:
+    """Tokens that a model takes, by its config or what that says of the text; 0 where neither tells."""
+    text = config.get("text_config")
+    for part in (config, text if isinstance(text, dict) else {}):
+        for name in ("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx", "seq_length"):
+            value = part.get(name)
+            if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+                return value
+    return 0

@@ -204,6 +204,7 @@ def _manifest(
         bits_per_weight=8 * conversion.weight_bytes / parameters,
         notes=(
             *conversion.notes,
+            *(calibration.notes if calibration else ()),
             *(Note(tensor=CARD, what=what, why=why) for what, why in card.remarks),
             *_left_alone(checkpoint),
             *_rounded_before(quantized),

@@ -78,23 +78,26 @@ def read_json(path: Path, limit: int = MAX_JSON_BYTES) -> dict[str, Any]:
     return data
 
 
-def parse_json(raw: bytes, where: str, items: int = MAX_JSON_ITEMS) -> Any:
-    """JSON of at most ``items`` entries and bounded depth, its strings valid Unicode. Errors: BadInput, naming ``where``."""
+def parse_json(raw: bytes, where: str, items: int = MAX_JSON_ITEMS, hint: str = "fetch the file again") -> Any:
+    """JSON of at most ``items`` entries and bounded depth, its strings valid Unicode. ``hint``: what to do.
+
+    Errors: BadInput, naming ``where``.
+    """
     if raw.count(b",") + raw.count(b"[") + raw.count(b"{") > items:
-        raise BadInput(f"{where}: more than {items:,} entries; fetch the file again")
+        raise BadInput(f"{where}: more than {items:,} entries; {hint}")
     try:
         data = json.loads(raw.decode("utf-8-sig"))
     except RecursionError:
-        raise BadInput(f"{where}: nested deeper than {MAX_DEPTH} levels; fetch the file again") from None
+        raise BadInput(f"{where}: nested deeper than {MAX_DEPTH} levels; {hint}") from None
     except ValueError as error:
-        raise BadInput(f"{where}: not valid JSON ({error}); fetch the file again") from None
+        raise BadInput(f"{where}: not valid JSON ({error}); {hint}") from None
     if _deeper_than(data, MAX_DEPTH):
-        raise BadInput(f"{where}: nested deeper than {MAX_DEPTH} levels; fetch the file again")
+        raise BadInput(f"{where}: nested deeper than {MAX_DEPTH} levels; {hint}")
     if _ESCAPED_SURROGATE.search(raw):
         try:
             json.dumps(data, ensure_ascii=False).encode()
         except UnicodeEncodeError:
-            raise BadInput(f"{where}: holds half a surrogate pair, which is no text; fetch the file again") from None
+            raise BadInput(f"{where}: holds half a surrogate pair, which is no text; {hint}") from None
     return data
 
 

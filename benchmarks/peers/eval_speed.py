@@ -213,9 +213,9 @@ def write_text(path: Path, model: Path, tokens: int) -> Path:
 def lm_eval_perplexity(folder: Path, pages: Path) -> dict[str, float]:
     from benchmarks.peers.protocols import lm_eval_wikitext
     from evals.protocols import wikitext_pages
-    from quantize.calibration import read_text
+    from quantize.documents import read_document
 
-    return lm_eval_wikitext(folder, wikitext_pages(read_text(pages)))
+    return lm_eval_wikitext(folder, wikitext_pages(read_document(pages).text))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from typing import Any
 from evals import evaluate
 from evals.protocols import wikitext_pages, wikitext_rows
 from evals.subjects import resolve
-from quantize.calibration import read_text
+from quantize.documents import read_document
 from quantize.recipe import RunOptions
 from quantize.tokenizer import SourceTokenizer
 
@@ -80,7 +80,7 @@ def rows(name: str, text: Path, tokens: int, window: int, run: RunOptions) -> It
     import torch
     from transformers import AutoModelForCausalLM
 
-    folder, body = resolve(name).path, read_text(text)
+    folder, body = resolve(name).path, read_document(text).text
     tokenizer = SourceTokenizer.open(folder)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     stride = window // 4
@@ -97,7 +97,7 @@ def rows(name: str, text: Path, tokens: int, window: int, run: RunOptions) -> It
         pages.pop()
     few = Path(f"{text.stem}.pages")
     few.write_text("\n".join(pages), encoding="utf-8")
-    pages = wikitext_pages(read_text(few))
+    pages = wikitext_pages(read_document(few).text)
     try:
         ours = {r.metric: r.value for r in evaluate([folder], text=few, protocol="lmeval-wikitext", run=run)}
     finally:

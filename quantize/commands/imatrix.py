@@ -36,7 +36,8 @@ def imatrix(
     _claim(out, force, [typed_path(model), typed_path(text)])
     checkpoint = Checkpoint.open(model, trust_remote_code=run.trust_remote_code)
     calibration = load_calibration(checkpoint, CalibrationOptions(source=text, tokens=tokens, sequence_length=chunk, seed=seed))
-    log(calibration.summary)
+    for words in (calibration.summary, *calibration.said):
+        log(words)
     ids = with_first_token(checkpoint, calibration.ids)
     label = f"{checkpoint.name}: importances"
     with click.progressbar(length=len(ids), label=label, file=sys.stderr) as bar:

@@ -480,8 +480,8 @@ BAD: list[tuple[list[str], str]] = [
     (["--text", "{tmp}/none.txt"], "no such text file"),
     (["--text", "{tmp}/empty.txt"], "is empty"),
     (["--text", "{tmp}/short.txt", "--protocol", "llamacpp-128"], "needs a text of at least 256 tokens"),
-    (["--text", "{tmp}/latin.txt"], "not UTF-8"),
-    (["--tasks", "{tmp}/bad.jsonl"], "bad.jsonl:2: not JSON"),
+    (["--text", "{tmp}/gbk.txt"], "not UTF-8"),
+    (["--tasks", "{tmp}/bad.jsonl"], "bad.jsonl:2: not valid JSON"),
     (["--tasks", ","], "expected at least one name"),
     (["--load-as", "no-such-recipe"], "unknown recipe"),
     (["--reference", "{tmp}/nothing"], "no such folder"),
@@ -494,7 +494,7 @@ BAD: list[tuple[list[str], str]] = [
 def test_bad_input(checkpoint: Path, tmp_path: Path, options: list[str], expected: str) -> None:
     (tmp_path / "empty.txt").write_text(" \n", encoding="utf-8")
     (tmp_path / "short.txt").write_text("Too short.", encoding="utf-8")
-    (tmp_path / "latin.txt").write_bytes(b"caf\xe9 " * 50)
+    (tmp_path / "gbk.txt").write_bytes("量化模型".encode("gbk") * 50)
     (tmp_path / "bad.jsonl").write_text('{"query": "a", "choices": ["b", "c"], "gold": 0}\n{', encoding="utf-8")
     out = tmp_path / "run"
     done = invoke(checkpoint, *[option.format(tmp=tmp_path) for option in options], "-o", out)

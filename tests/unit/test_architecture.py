@@ -27,7 +27,7 @@ ALLOWED = {
         "evals", "quantize.artifact", "quantize.checkpoint", "quantize.recipe", "quantize.runtimes", "quantize.errors",
         "quantize.tokenizer", "quantize.calibration", "quantize.commands", "quantize.convert", "quantize.hub", "quantize.process",
         "quantize.registry", "quantize.gguf.files", "quantize.gguf.reader", "quantize.gguf.families",
-        "quantize.gguf.chat_templates", "quantize.gguf_repository", "quantize.chat",
+        "quantize.gguf.chat_templates", "quantize.gguf_repository", "quantize.chat", "quantize.documents",
     ),
     "quantize": ("quantize",),
 }  # fmt: skip

@@ -30,7 +30,7 @@ def test_the_three_forms(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("lines", "expected"),
     [
-        ((GOOD, "{not json"), ":2: not JSON"),
+        ((GOOD, "{not json"), ":2: not valid JSON"),
         ((GOOD, [1]), ":2: expected an object"),
         (({"query": "a"},), ":1: has the keys query; expected {query, choices, gold} or"),
         ((GOOD, {"query": "a", "choices": ["b", "c"]}), ":2: lacks 'gold'"),

@@ -8,13 +8,14 @@ Source of the estimator: M. Chen et al., "Evaluating Large Language Models Train
 import contextlib
 import resource
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from math import comb
 from typing import Any
 from unittest import mock
+
+from quantize.process import isolated_command
 
 SECONDS = 3.0  # as Hugging Face's code_eval
 MEMORY_BYTES = 4 << 30
@@ -35,7 +36,7 @@ def passes(program: str) -> bool:
     with tempfile.TemporaryDirectory(prefix="quantwright-code-") as folder:
         try:
             done = subprocess.run(
-                [sys.executable, "-I", "-c", program],
+                isolated_command(program),
                 cwd=folder,
                 env={},
                 stdin=subprocess.DEVNULL,

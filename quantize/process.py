@@ -1,4 +1,5 @@
-"""A Python child that dies with its parent, however the parent died: `kill -9` of a runner leaves nothing running.
+"""The one way to start a Python child: it dies with its parent, however the parent died (`kill -9` of a runner leaves nothing
+running), and imports nothing from the working directory, which may be a downloaded checkpoint with a click.py in it.
 
 The child asks the kernel for a SIGKILL at its parent's death (PR_SET_PDEATHSIG) before it runs anything else. The kernel ties
 that to the *thread* that started the child, so children are started from threads that live as long as they are wanted.
@@ -15,16 +16,30 @@ PR_SET_PDEATHSIG = 1
 CLEARING_SECONDS = 20  # a child that is told to end has so long to remove what it has begun
 
 
+#: what -P does, which Python 3.10 does not know, before anything but sys is imported
+_SAFE_PATH = (
+    "import sys; sys.path[:] = [p for p in sys.path if p not in ('', '.')]; del sys.argv[1]; "
+    "from quantize.process import main; main()"
+)
+_START = ("-P", "-m", "quantize.process") if sys.version_info >= (3, 11) else ("-c", _SAFE_PATH, "quantize.process")
+
+
 def child_command(module: str, *arguments: str) -> list[str]:
     """The command line that runs ``python -m module arguments...`` as a child bound to this process."""
-    return [sys.executable, "-m", "quantize.process", str(os.getpid()), module, *arguments]
+    return [sys.executable, *_START, str(os.getpid()), module, *arguments]
+
+
+def isolated_command(program: str) -> list[str]:
+    """The command line that runs Python source of somebody else's: no environment variables, no working directory, no user's
+    packages."""
+    return [sys.executable, "-I", "-c", program]
 
 
 def child_environment(**extra: str) -> dict[str, str]:
     """This environment, with the interpreter's own bin on PATH (kernels built on first use look for ninja there) and without
     the working directory on the import path (a folder of results may hold anything)."""
     path = os.path.dirname(sys.executable) + os.pathsep + os.environ.get("PATH", "")
-    return {**os.environ, "PATH": path, "PYTHONSAFEPATH": "1", **extra}
+    return {**os.environ, "PATH": path, "PYTHONSAFEPATH": "1", **extra}  # the last for what the child starts
 
 
 def die_with(parent: int) -> None:

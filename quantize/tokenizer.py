@@ -12,8 +12,8 @@ from typing import Any
 
 from quantize.checkpoint import sha256_file
 from quantize.errors import BadInput
-from quantize.files import read_json
 from quantize.tokenizer_added import add_declared, added_to_pieces
+from quantize.tokenizer_files import library, read_definition, read_if_there, token_id
 
 SENTENCEPIECE_FILES = ("tokenizer.model", "spiece.model")
 
@@ -36,12 +36,15 @@ class SourceTokenizer:
         if path.is_file():
             from tokenizers import Tokenizer
 
-            try:
+            definition = read_definition(path)
+            with library(path, "not a tokenizer the tokenizers library can read"):
                 backend = Tokenizer.from_file(str(path))
-            except Exception as error:  # the library raises bare Exception
-                raise BadInput(f"{path}: not a tokenizer the tokenizers library can read ({error}); fetch it again") from None
-            add_declared(backend, folder)
-            return cls(folder, path, backend)
+                backend.no_truncation()  # which was meant for training, as the padding
+                backend.no_padding()
+                add_declared(backend, folder)
+            opened = cls(folder, path, backend)
+            opened.definition = definition
+            return opened
         for name in SENTENCEPIECE_FILES:
             path = folder / name
             if path.is_file():
@@ -59,7 +62,7 @@ class SourceTokenizer:
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        return _read_json(self.folder / "tokenizer_config.json")
+        return read_if_there(self.folder / "tokenizer_config.json")
 
     @cached_property
     def definition(self) -> dict[str, Any]:
@@ -69,7 +72,7 @@ class SourceTokenizer:
         """
         if self.is_sentencepiece:
             return {}
-        data: dict[str, Any] = read_json(self.file) if self.file.name == "tokenizer.json" else json.loads(self.backend.to_str())
+        data: dict[str, Any] = json.loads(self.backend.to_str())
         if not isinstance(data.get("model"), dict) or "vocab" not in data["model"]:
             raise BadInput(f"{self.file}: has no vocabulary (model.vocab); fetch it again")
         return data
@@ -126,7 +129,8 @@ class SourceTokenizer:
         this, for the model's own control pieces and for the added tokens that the folder declares.
         """
         if not self.is_sentencepiece:
-            ids: list[int] = self.backend.encode(text, add_special_tokens=add_special).ids
+            with library(self.file, "its rules fail on a text"):
+                ids: list[int] = self.backend.encode(text, add_special_tokens=add_special).ids
             return ids
         ids = []
         added = self.added_tokens
@@ -163,17 +167,19 @@ class SourceTokenizer:
 
     def decode(self, ids: list[int], skip_special: bool = False) -> str:
         if not self.is_sentencepiece:
-            return str(self.backend.decode(ids, skip_special_tokens=skip_special))
+            with library(self.file, "its rules fail on token ids"):
+                return str(self.backend.decode(ids, skip_special_tokens=skip_special))
+        pieces = self.backend.vocab_size()
         if skip_special:
             declared = self._declared
-            ids = [n for n in ids if not (declared[n][1] if n in declared else self.backend.is_control(n))]
+            ids = [n for n in ids if not (declared[n][1] if n in declared else n < pieces and self.backend.is_control(n))]
         model, named, parts, run = self.backend, {n: t for t, n in self.added_tokens.items()}, [], list[int]()
         for number in [*ids, -1]:
             if number == -1 or number in named:
                 parts.append(model.decode(run) if run else "")
                 parts.append(named.get(number, ""))
                 run = []
-            else:
+            elif number < pieces:  # rows of the embedding beyond the vocabulary have no text, as in the other library
                 run.append(number)
         return "".join(parts)
 
@@ -181,7 +187,7 @@ class SourceTokenizer:
     def bos_id(self) -> int | None:
         """The id that ``add_special`` puts first, or None where it adds none."""
         with_special, without = self.encode("a"), self.encode("a", add_special=False)
-        return with_special[0] if len(with_special) > len(without) and with_special[0] != without[0] else None
+        return with_special[0] if len(with_special) > len(without) and with_special[:1] != without[:1] else None
 
     @property
     def sha256(self) -> str:
@@ -192,10 +198,8 @@ def open_sentencepiece(path: Path) -> Any:
     """Errors: BadInput where it is not a SentencePiece model."""
     from sentencepiece import SentencePieceProcessor
 
-    try:
+    with library(path, "not a SentencePiece model"):
         return SentencePieceProcessor(model_file=str(path))
-    except RuntimeError as error:
-        raise BadInput(f"{path}: not a SentencePiece model ({error}); fetch it again") from None
 
 
 def token_text(entry: Any) -> str | None:
@@ -204,19 +208,12 @@ def token_text(entry: Any) -> str | None:
     return text if isinstance(text, str) and text else None
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    return read_json(path) if path.is_file() else {}
-
-
 def _from_class(folder: Path) -> Any:
     """vocab.json and merges.txt through the transformers class that the folder names. Errors: BadInput where there is none."""
     from transformers import AutoTokenizer
 
-    try:
-        backend = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False).backend_tokenizer
-    except Exception as error:
-        raise BadInput(
-            f"{folder}: vocab.json and merges.txt do not say how text is split, and transformers cannot tell "
-            f"({type(error).__name__}: {error}); add the base model's tokenizer.json"
-        ) from None
-    return backend
+    vocabulary = read_if_there(folder / "vocab.json")
+    for number in vocabulary.values():
+        token_id(folder / "vocab.json", number, len(vocabulary))
+    with library(folder, "vocab.json and merges.txt do not say how text is split, and transformers cannot tell"):
+        return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False).backend_tokenizer

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from quantize.errors import BadInput
-from quantize.files import read_json
+from quantize.tokenizer_files import read_if_there, token_id
 
 ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
@@ -52,7 +52,7 @@ def added_to_pieces(folder: Path, size: int, find: Callable[[str], int | None]) 
 def _declared(folder: Path) -> tuple[dict[int, Any], list[Any], list[Any]]:
     """(id -> token, tokens with a role, extra ones)."""
     path = folder / "tokenizer_config.json"
-    config = _read(path)
+    config = read_if_there(path)
     entries = config.get("added_tokens_decoder")
     extra = config.get("extra_special_tokens") or config.get("additional_special_tokens") or []
     roles = {key: config.get(key) for key in ROLES}
@@ -63,12 +63,12 @@ def _declared(folder: Path) -> tuple[dict[int, Any], list[Any], list[Any]]:
             raise BadInput(f"{path}: added_tokens_decoder: expected an object of ids; fetch the file again")
         declared = {token_id(path, number): _token(entry, path) for number, entry in entries.items()}
     else:
-        listed = _read(folder / "special_tokens_map.json")
+        listed = read_if_there(folder / "special_tokens_map.json")
         roles |= {key: _special(listed[key]) for key in ROLES if listed.get(key)}
         extra = listed.get("extra_special_tokens") or listed.get("additional_special_tokens") or extra
         special = {_text(entry) for entry in [*roles.values(), *_listed(extra)]}
         path = folder / "added_tokens.json"
-        for text, number in _read(path).items():
+        for text, number in read_if_there(path).items():
             flags = {"special": text in special, "normalized": text not in special}
             declared[token_id(path, number)] = _token({"content": text, **flags}, path)
     if isinstance(extra, dict):
@@ -106,17 +106,3 @@ def _token(entry: Any, path: Path) -> Any:
         return AddedToken(text, **{key: whole[key] for key in FLAGS if isinstance(whole.get(key), bool)})
     except (TypeError, ValueError) as error:  # half a character
         raise BadInput(f"{path}: {text[:80]!r}: not a token ({error})") from None
-
-
-def token_id(path: Path, number: Any) -> int:
-    """Errors: BadInput where it is no number from 0."""
-    try:
-        if int(number) >= 0:
-            return int(number)
-    except (TypeError, ValueError, OverflowError):
-        pass
-    raise BadInput(f"{path}: {str(number)[:80]!r} is not a token id; fetch the file again") from None
-
-
-def _read(path: Path) -> dict[str, Any]:
-    return read_json(path) if path.is_file() else {}

@@ -39,9 +39,10 @@ class Fault:
 
 
 def places(value: Any, most: int = 3) -> Iterator[Path]:
-    """The way to everything inside a JSON value: all keys of an object, the first and last few items of a list."""
+    """The way to everything inside a JSON value: all keys of an object (of a large one, a vocabulary, the first few), the
+    first and last few items of a list."""
     if isinstance(value, dict):
-        keys: Iterable[str | int] = value
+        keys: Iterable[str | int] = value if len(value) <= 100 else list(value)[:most]
     elif isinstance(value, list):
         keys = range(len(value)) if len(value) <= most else [*range(most - 1), len(value) - 1]
     else:

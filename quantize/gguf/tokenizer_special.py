@@ -1,16 +1,16 @@
 """Special token ids, what is added around a text, and chat templates, as ``tokenizer.*`` metadata."""
 
 import re
-from pathlib import Path
 from typing import Any
 
 from gguf import GGUFValueType, Keys
 
 from quantize.artifact import Note
 from quantize.checkpoint import Checkpoint
-from quantize.files import read_json
+from quantize.checkpoint_config import read_generation_config
 from quantize.gguf.tokenizer_vocabulary import Vocabulary
 from quantize.tokenizer import SourceTokenizer, token_text
+from quantize.tokenizer_files import read_if_there
 
 Kvs = dict[str, tuple[Any, GGUFValueType]]
 U32, BOOL, STRING, ARRAY = GGUFValueType.UINT32, GGUFValueType.BOOL, GGUFValueType.STRING, GGUFValueType.ARRAY
@@ -100,7 +100,7 @@ def _role_id(checkpoint: Checkpoint, source: SourceTokenizer, role: str) -> int 
     """The text in tokenizer_config.json, then in special_tokens_map.json, then the id in config.json, generation_config.json."""
     for text in (
         token_text(source.config.get(f"{role}_token")),
-        token_text(_json(checkpoint.folder / "special_tokens_map.json").get(f"{role}_token")),
+        token_text(read_if_there(checkpoint.folder / "special_tokens_map.json").get(f"{role}_token")),
     ):
         if text is not None and (number := source.id_of(text)) is not None:
             return number
@@ -126,7 +126,7 @@ def _listed_eos(checkpoint: Checkpoint) -> list[int]:
 
 
 def _generation(checkpoint: Checkpoint) -> dict[str, Any]:
-    return _json(checkpoint.folder / "generation_config.json")
+    return read_generation_config(checkpoint.folder)
 
 
 def added_around(source: SourceTokenizer) -> tuple[list[int], list[int]]:
@@ -153,7 +153,3 @@ def template_kvs(templates: dict[str, str]) -> Kvs:
     if "default" in templates:
         kvs[T.CHAT_TEMPLATE] = (templates["default"], STRING)
     return kvs
-
-
-def _json(path: Path) -> dict[str, Any]:
-    return read_json(path) if path.is_file() else {}

@@ -8,13 +8,18 @@ from fuzzing import damaged, faults, mutations, sample
 from quantize.errors import BadInput
 
 
+class Unprintable(BadInput):
+    def __str__(self) -> str:
+        return "one\ntwo"
+
+
 def attempt(value: object) -> None:
     if value == "traceback":
         raise KeyError("field")
     if value == "panic":
         raise BaseException("not even an Exception")
     if value == "several lines":
-        raise BadInput("one\ntwo")
+        raise Unprintable
     if value == "hang":
         time.sleep(60)
     if value == "died":

@@ -128,7 +128,8 @@ OTHER_KEYS = (
     "ARCH.rope.dimension_sections", "ARCH.attention.sliding_window", "ARCH.attention.sliding_window_pattern",
     "ARCH.attention.key_length_mla", "ARCH.pooling_type", "general.alignment", "split.count", "split.no",
     "tokenizer.ggml.token_type_count", "tokenizer.ggml.precompiled_charsmap", "tokenizer.ggml.add_eos_token",
-    "tokenizer.ggml.eot_token_id", "tokenizer.chat_templates", "general.base_model.count", "general.tags",
+    "tokenizer.ggml.eot_token_id", "tokenizer.chat_template", "tokenizer.chat_templates",
+    "general.base_model.count", "general.tags",
 )  # fmt: skip
 
 
@@ -138,7 +139,8 @@ def _arrays(document: Document, key: str) -> Iterator[tuple[str, bytes]]:
         return
     variants = {
         "one less": values[:-1], "one more": [*values, values[-1]], "doubled": [values[-1], *values[1:]],
-        "all alike": [values[0]] * len(values), "of nothing": [type(values[0])()] * len(values),
+        "all alike": [values[0]] * len(values), "broken": ["\udcff", *values[1:]] if element is V.STRING else values[::-1],
+        "of nothing": [type(values[0])()] * len(values),
     }  # fmt: skip
     for name, new in variants.items():
         yield f"{key} {name}", document.with_kv(key, (kind, element, new)).to_bytes()
@@ -180,6 +182,23 @@ def tiny_gguf(folder: Path, make_checkpoint: Callable[..., Path], recipe: str = 
     (source / "tokenizer_config.json").write_text(json.dumps(settings))
     made = convert(source, recipe, folder, verify="none", run=RunOptions(threads=1, progress=False)).folder
     return next(made.glob("*.gguf"))
+
+
+def mixture(document: Document, experts: int = 4) -> Document:
+    """The same model with its feed-forward as ``experts`` experts, all alike."""
+    tensors: list[Tensor] = []
+    for tensor in document.tensors:
+        block, _, name = tensor.name.partition(".ffn_")
+        if name and not name.startswith("norm"):
+            stacked = f"{block}.ffn_{name.replace('.weight', '_exps.weight')}"
+            tensors.append(replace(tensor, name=stacked, shape=(experts, *tensor.shape), data=tensor.data * experts))
+        else:
+            tensors.append(tensor)
+        if name.startswith("norm"):
+            width = tensor.shape[0]
+            tensors.append(Tensor(f"{block}.ffn_gate_inp.weight", (experts, width), 0, b"\0" * (4 * experts * width)))
+    counts = {"llama.expert_count": experts, "llama.expert_used_count": 2}
+    return replace(document, kvs={**document.kvs, **{k: (V.UINT32, None, n) for k, n in counts.items()}}, tensors=tuple(tensors))
 
 
 def sentencepiece(document: Document) -> Document:

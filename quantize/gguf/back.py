@@ -17,6 +17,7 @@ from quantize.errors import BadInput, StepFailed, Unsupported
 from quantize.gguf.back_card import write_card
 from quantize.gguf.back_config import to_config
 from quantize.gguf.back_tokenizer import write_tokenizer
+from quantize.gguf.chat_templates import end_tokens, token_of
 from quantize.gguf.families import KNOWN, Mapped
 from quantize.gguf.families.config import Hyperparameters
 from quantize.gguf.families.decoder import Family, OneOf, Rule, make_plan, source_names, target_name
@@ -24,6 +25,7 @@ from quantize.gguf.families.operations import COPY
 from quantize.gguf.reader import GgufFile, read_gguf
 from quantize.gguf.types import Type
 from quantize.staging import held_until_exit
+from quantize.terminal import printable
 
 STORED = {Type.F32: "F32", Type.F16: "F16", Type.BF16: "BF16"}
 NUMPY = {Type.F32: "<f4", Type.F16: "<f2", Type.BF16: "<u2"}
@@ -116,7 +118,9 @@ def plan_back(file: GgufFile, config: dict[str, Any]) -> list[Mapped]:
     planned = [mapped for mapped in make_plan(family, checkpoint).tensors if mapped.name in file.tensors]
     left = sorted(set(file.tensors) - {mapped.name for mapped in planned} - {"rope_freqs.weight"})
     if left:
-        raise Unsupported(f"{file.path}: tensor {left[0]} has no place in a {architecture}; this GGUF cannot be read back")
+        raise Unsupported(
+            f"{file.path}: tensor {printable(left[0], 100)} has no place in a {architecture}; this GGUF cannot be read back"
+        )
     return [mapped for mapped in planned if mapped.sources]
 
 
@@ -151,14 +155,12 @@ def _values(file: GgufFile, mapped: Mapped) -> np.ndarray:
 
 
 def _write_generation_config(file: GgufFile, folder: Path) -> None:
-    kvs = file.kvs
-    ends = [kvs.get(f"tokenizer.ggml.{key}_token_id") for key in ("eos", "eot", "eom")]
-    unique = list(dict.fromkeys(number for number in ends if isinstance(number, int)))
+    ends = end_tokens(file.kvs)
     config: dict[str, Any] = {"_from_model_config": True}
-    if isinstance(bos := kvs.get("tokenizer.ggml.bos_token_id"), int):
+    if (bos := token_of(file.kvs, "bos")) is not None:
         config["bos_token_id"] = bos
-    if unique:
-        config["eos_token_id"] = unique if len(unique) > 1 else unique[0]
-    if isinstance(pad := kvs.get("tokenizer.ggml.padding_token_id"), int):
+    if ends:
+        config["eos_token_id"] = ends if len(ends) > 1 else ends[0]
+    if (pad := token_of(file.kvs, "pad")) is not None:
         config["pad_token_id"] = pad
     (folder / "generation_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

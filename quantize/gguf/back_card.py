@@ -14,6 +14,7 @@ CARD_KEYS = {
     "license.name": "license_name", "license.link": "license_link", "source.url": "url", "source.repo_url": "repo_url",
     "tags": "tags", "languages": "language",
 }  # fmt: skip
+MAX_CHARACTERS = 20_000  # of one entry: what is longer, nobody has written by hand
 
 
 def write_card(file: GgufFile, folder: Path) -> None:
@@ -21,7 +22,8 @@ def write_card(file: GgufFile, folder: Path) -> None:
     data: dict[str, Any] = {}
     for key, name in CARD_KEYS.items():
         value = file.kvs.get(f"general.{key}")
-        if isinstance(value, str) or (isinstance(value, list) and all(isinstance(each, str) for each in value)):
+        texts = value if isinstance(value, list) else [value]
+        if all(isinstance(text, str) for text in texts) and sum(map(len, texts)) <= MAX_CHARACTERS:
             data[name] = value
     count = file.kvs.get("general.base_model.count", 0)
     urls = [file.kvs.get(f"general.base_model.{n}.repo_url") for n in range(min(count, 100) if isinstance(count, int) else 0)]

@@ -1,14 +1,20 @@
 """A GGUF's metadata as the config.json of the Hugging Face checkpoint it stands for: Llama, Mixtral, Qwen and Gemma."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from quantize.errors import BadInput, Unsupported
+from quantize.gguf.chat_templates import token_of
 from quantize.gguf.families.config import Hyperparameters
 from quantize.gguf.families.llama import rope_frequencies
 from quantize.gguf.reader import GgufFile
+from quantize.terminal import printable
+
+MOST = 2**31 - 1  # of any size: what configs and llama.cpp count in
+MOST_HEAD = 1 << 16
 
 LLAMA3_KNOWN = [  # (factor is read off) low, high, original context: of the models published with this scaling
     (1.0, 4.0, 8192),
@@ -25,17 +31,38 @@ class Metadata:
     def find(self, key: str) -> Any:
         return self.file.kvs.get(f"{self.architecture}.{key}")
 
-    def number(self, key: str, default: float | None = None) -> Any:
-        """Errors: BadInput where the file has no such key and there is no default, or not one positive number."""
-        value = self.find(key)
-        if value is None:
-            value = default
-        if isinstance(value, list) and value and len(set(value)) == 1:  # one number per layer, all the same
-            value = value[0]
-        if not isinstance(value, (int, float)) or isinstance(value, bool) or value <= 0:
-            found = "has none" if value is None else f"has {str(value)[:60]}"
-            raise BadInput(f"{self.file.path}: expected one positive number as {self.architecture}.{key}, the file {found}")
+    def number(self, key: str, default: float | None = None) -> float:
+        """Errors: BadInput where the file has no such key and there is no default, or not one positive, finite number."""
+        value = self._one(key, default)
+        if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value < math.inf:
+            raise self._wrong(key, value, "one positive number")
         return value
+
+    def integer(self, key: str, default: int | None = None, most: int = MOST) -> int:
+        """Errors: BadInput where the file has no such key and there is no default, or no integer from 1 to ``most``."""
+        value = self._one(key, default)
+        if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= most:
+            raise self._wrong(key, value, f"an integer from 1 to {most}")
+        return value
+
+    def experts(self) -> int:
+        """As many as the tensors hold. Errors: BadInput where the file says otherwise."""
+        stacked = self.file.tensors.get("blk.0.ffn_down_exps.weight")
+        count = self.integer("expert_count")
+        if stacked is None or stacked.shape[0] != count:
+            there = stacked.shape[0] if stacked else "no"
+            raise BadInput(f"{self.file.path}: {self.architecture}.expert_count of {count}, but tensors of {there} experts")
+        return count
+
+    def _one(self, key: str, default: float | None) -> Any:
+        value = self.find(key)
+        if isinstance(value, list) and value and all(each == value[0] for each in value):  # one per layer, all the same
+            return value[0]
+        return default if value is None else value
+
+    def _wrong(self, key: str, value: Any, expected: str) -> BadInput:
+        found = "has none" if value is None else f"has {printable(value, 60)}"
+        return BadInput(f"{self.file.path}: expected {expected} as {printable(self.architecture, 60)}.{key}, the file {found}")
 
     def has(self, tensor: str) -> bool:
         return tensor in self.file.tensors
@@ -49,36 +76,35 @@ def to_config(file: GgufFile) -> dict[str, Any]:
     """
     m = Metadata(file)
     if m.architecture not in ARCHITECTURES:
-        known = ", ".join(ARCHITECTURES)
-        raise Unsupported(
-            f"{file.path}: a GGUF of architecture {m.architecture!r} cannot be read back into a checkpoint; known: {known}"
-        )
+        known, given = ", ".join(ARCHITECTURES), printable(m.architecture, 60)
+        raise Unsupported(f"{file.path}: a GGUF of architecture {given!r} cannot be read back into a checkpoint; known: {known}")
     embedding = file.tensors.get("token_embd.weight")
     if embedding is None or len(embedding.shape) != 2:
         raise BadInput(f"{file.path}: no token_embd.weight of two axes; fetch the file again")
-    hidden, heads = int(m.number("embedding_length")), int(m.number("attention.head_count"))
+    hidden = m.integer("embedding_length")
     if embedding.shape[1] != hidden:
         raise BadInput(f"{file.path}: token_embd.weight has rows of {embedding.shape[1]}, embedding_length is {hidden}")
-    blocks = int(m.number("block_count"))
-    if blocks > len(file.tensors):
-        raise BadInput(f"{file.path}: block_count of {blocks}, but only {len(file.tensors)} tensors")
+    heads = m.integer("attention.head_count", most=hidden)
+    blocks = m.integer("block_count", most=len(file.tensors))
     config: dict[str, Any] = {
         "vocab_size": embedding.shape[0],
         "hidden_size": hidden,
-        "intermediate_size": int(m.number("feed_forward_length", 1)),
+        "intermediate_size": m.integer("feed_forward_length", 1),
         "num_hidden_layers": blocks,
         "num_attention_heads": heads,
-        "num_key_value_heads": int(m.number("attention.head_count_kv", heads)),
-        "max_position_embeddings": int(m.number("context_length")),
+        "num_key_value_heads": m.integer("attention.head_count_kv", heads, most=heads),
+        "max_position_embeddings": m.integer("context_length"),
         "rms_norm_eps": _exact(m.number("attention.layer_norm_rms_epsilon")),
         "rope_theta": float(m.number("rope.freq_base", 10000.0)),
         "tie_word_embeddings": not m.has("output.weight"),
-        "head_dim": int(m.number("attention.key_length", m.number("rope.dimension_count", hidden // heads))),
+        "head_dim": m.integer(
+            "attention.key_length", m.integer("rope.dimension_count", hidden // heads, most=MOST_HEAD), most=MOST_HEAD
+        ),
     }
     if scaling := _scaling(m, config):
         config["rope_scaling"] = scaling
     for role in ("bos", "eos"):
-        if isinstance(number := file.kvs.get(f"tokenizer.ggml.{role}_token_id"), int):
+        if (number := token_of(file.kvs, role)) is not None:
             config[f"{role}_token_id"] = number
     return ARCHITECTURES[m.architecture](m, config)
 
@@ -93,17 +119,19 @@ def _scaling(m: Metadata, config: dict[str, Any]) -> dict[str, Any] | None:
     if kind in ("linear", "yarn"):
         scaling: dict[str, Any] = {"rope_type": kind, "factor": _exact(m.number("rope.scaling.factor"))}
         if kind == "yarn":
-            scaling["original_max_position_embeddings"] = int(m.number("rope.scaling.original_context_length"))
+            scaling["original_max_position_embeddings"] = m.integer("rope.scaling.original_context_length")
             for ours, theirs in (
                 ("yarn_attn_factor", "attention_factor"),
                 ("yarn_beta_fast", "beta_fast"),
                 ("yarn_beta_slow", "beta_slow"),
             ):
-                if (value := m.find(f"rope.scaling.{ours}")) is not None:
-                    scaling[theirs] = _exact(value)
+                if m.find(f"rope.scaling.{ours}") is not None:
+                    scaling[theirs] = _exact(m.number(f"rope.scaling.{ours}"))
         return scaling
     if kind not in (None, "none"):
-        raise Unsupported(f"{m.file.path}: rope scaling of type {kind!r} cannot be read back; linear, yarn and llama3 can")
+        raise Unsupported(
+            f"{m.file.path}: rope scaling of type {printable(kind, 60)!r} cannot be read back; linear, yarn and llama3 can"
+        )
     return _llama3(m, config) if m.has("rope_freqs.weight") else None
 
 
@@ -134,10 +162,11 @@ def _biases(m: Metadata) -> dict[str, bool]:
 
 
 def _llama(m: Metadata, config: dict[str, Any]) -> dict[str, Any]:
-    if experts := m.find("expert_count"):
+    if m.find("expert_count"):
         return {
             "architectures": ["MixtralForCausalLM"], "model_type": "mixtral", **config, "hidden_act": "silu",
-            "sliding_window": None, "num_local_experts": int(experts), "num_experts_per_tok": int(m.number("expert_used_count")),
+            "sliding_window": None, "num_local_experts": (count := m.experts()),
+            "num_experts_per_tok": m.integer("expert_used_count", most=count),
         }  # fmt: skip
     return {"architectures": ["LlamaForCausalLM"], "model_type": "llama", **config, "hidden_act": "silu", **_biases(m)}
 
@@ -163,16 +192,16 @@ def _qwen3(m: Metadata, config: dict[str, Any]) -> dict[str, Any]:
 
 def _experts(m: Metadata) -> dict[str, Any]:
     return {
-        "hidden_act": "silu", "num_experts": int(m.number("expert_count")),
-        "num_experts_per_tok": int(m.number("expert_used_count")),
-        "moe_intermediate_size": int(m.number("expert_feed_forward_length")), "use_sliding_window": False,
+        "hidden_act": "silu", "num_experts": (count := m.experts()),
+        "num_experts_per_tok": m.integer("expert_used_count", most=count),
+        "moe_intermediate_size": m.integer("expert_feed_forward_length"), "use_sliding_window": False,
         "decoder_sparse_step": 1, "mlp_only_layers": [],
     }  # fmt: skip
 
 
 def _qwen2moe(m: Metadata, config: dict[str, Any]) -> dict[str, Any]:
     config.pop("head_dim")
-    shared = int(m.number("expert_shared_feed_forward_length"))
+    shared = m.integer("expert_shared_feed_forward_length")
     return {
         "architectures": ["Qwen2MoeForCausalLM"], "model_type": "qwen2_moe", **config, **_experts(m), "norm_topk_prob": False,
         "shared_expert_intermediate_size": shared,
@@ -210,21 +239,23 @@ def _gemma2(m: Metadata, config: dict[str, Any]) -> dict[str, Any]:
     return {
         "architectures": ["Gemma2ForCausalLM"], "model_type": "gemma2", **config, "hidden_activation": "gelu_pytorch_tanh",
         **caps, "query_pre_attn_scalar": _query_scale(config, 46), "attention_bias": False,
-        "sliding_window": int(m.number("attention.sliding_window", 4096)),
+        "sliding_window": m.integer("attention.sliding_window", 4096),
         "layer_types": _layer_types(m, config["num_hidden_layers"], 2),
     }  # fmt: skip
 
 
 def _gemma3(m: Metadata, config: dict[str, Any]) -> dict[str, Any]:
     layers = config["num_hidden_layers"]
-    window = m.find("attention.sliding_window")
+    window = m.find("attention.sliding_window") is not None
+    cap = m.find("final_logit_softcapping") is not None
     config["rope_theta"] = float(m.number("rope.freq_base", 1_000_000.0))
     return {
         "architectures": ["Gemma3ForCausalLM"], "model_type": "gemma3_text", **config, "hidden_activation": "gelu_pytorch_tanh",
-        "query_pre_attn_scalar": _query_scale(config, 62), "attention_bias": False, "sliding_window": int(window or 4096),
+        "query_pre_attn_scalar": _query_scale(config, 62), "attention_bias": False,
+        "sliding_window": m.integer("attention.sliding_window", 4096),
         "rope_local_base_freq": float(m.number("rope.freq_base_swa", 10_000.0)),
         "layer_types": _layer_types(m, layers, 6) if window else ["full_attention"] * layers,
-        "attn_logit_softcapping": None, "final_logit_softcapping": m.find("final_logit_softcapping"),
+        "attn_logit_softcapping": None, "final_logit_softcapping": m.number("final_logit_softcapping") if cap else None,
     }  # fmt: skip
 
 

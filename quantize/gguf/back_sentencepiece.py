@@ -11,22 +11,32 @@ from gguf import TokenType
 
 from quantize.errors import BadInput
 from quantize.gguf.back_vocabulary import Vocabulary
+from quantize.terminal import printable
 
 SPACE = "▁"
+MAX_PIECE = 1024  # characters; sentencepiece's own default is 16, its trainer takes no more than 512
 
 
 def sentencepiece_model_definition(vocabulary: Vocabulary) -> dict[str, Any]:
     """``model`` of a tokenizer.json: pieces are merged in the order of their scores, as SentencePiece does it.
 
     A piece gets a merge for every pair of pieces that it can be made of: which of them meet is decided by the text.
+    Errors: BadInput where a piece is longer than any real one.
     """
     plain = {text: n for n, text in enumerate(vocabulary.tokens) if vocabulary.types[n] == TokenType.NORMAL}
     scores = vocabulary.scores()
+    longest = max(plain, key=len, default="")
+    if len(longest) > MAX_PIECE:
+        raise BadInput(
+            f"{vocabulary.file.path}: token {plain[longest]} has {len(longest):,} characters, more than a piece of SentencePiece "
+            f"can ({MAX_PIECE}); no tokenizer can be made"
+        )
+    lengths = {len(text) for text in plain}
     merges = [
         [text[:cut], text[cut:]]
         for text in sorted(plain, key=lambda text: (-scores[plain[text]], plain[text]))
         for cut in range(1, len(text))
-        if text[:cut] in plain and text[cut:] in plain
+        if cut in lengths and len(text) - cut in lengths and text[:cut] in plain and text[cut:] in plain
     ]
     unknown = unknown_id(vocabulary)
     return {
@@ -81,7 +91,8 @@ def sentencepiece_model(vocabulary: Vocabulary) -> bytes:
         piece = text.replace(" ", SPACE) if kind == TokenType.USER_DEFINED else text
         if piece in seen or not piece:
             raise BadInput(
-                f"{vocabulary.file.path}: token {number} ({piece!r}) is empty or there twice; no SentencePiece model can be made"
+                f"{vocabulary.file.path}: token {number} ({printable(piece, 60)!r}) is empty or there twice; "
+                "no SentencePiece model can be made"
             )
         seen.add(piece)
         stored = int(TokenType.UNKNOWN) if number == unknown else kind

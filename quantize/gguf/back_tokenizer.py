@@ -17,6 +17,7 @@ from quantize.gguf.back_vocabulary import Vocabulary
 from quantize.gguf.chat_templates import templates_of
 from quantize.gguf.pretokenizers import BY_NAME, SPLITS, Pre
 from quantize.gguf.reader import GgufFile
+from quantize.terminal import printable
 
 # llama.cpp adds the bos token unasked with these pre-tokenizers and with SentencePiece-style vocabularies
 BOS_UNASKED = ("llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "tekken", "midm-2.0", "lfm2")
@@ -48,7 +49,9 @@ def write_tokenizer(file: GgufFile, folder: Path) -> None:
         adds_bos = vocabulary.find("pre") in BOS_UNASKED if adds_bos is None else bool(adds_bos)
         steps, merged = byte_level_steps(vocabulary), byte_level_model(vocabulary)
     else:
-        raise Unsupported(f"{file.path}: a tokenizer of kind {vocabulary.model!r} cannot be read back; llama and gpt2 can")
+        raise Unsupported(
+            f"{file.path}: a tokenizer of kind {printable(vocabulary.model, 60)!r} cannot be read back; llama and gpt2 can"
+        )
     definition = {
         "version": "1.0",
         "truncation": None,
@@ -92,9 +95,13 @@ def _added_token(text: str, special: bool) -> dict[str, Any]:
 
 def _write_templates(file: GgufFile, folder: Path) -> None:
     for name, template in templates_of(file.kvs).items():
+        try:
+            template.encode()
+        except UnicodeEncodeError:
+            raise BadInput(f"{file.path}: a chat template holds bytes that are no UTF-8; fetch the file again") from None
         if name == "default":
             (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
-        elif name.replace("_", "").isalnum():
+        elif len(name) < 100 and name.replace("_", "").isalnum():
             (folder / "additional_chat_templates").mkdir(exist_ok=True)
             (folder / "additional_chat_templates" / f"{name}.jinja").write_text(template, encoding="utf-8")
 
@@ -124,7 +131,7 @@ def byte_level_model(vocabulary: Vocabulary) -> dict[str, Any]:
     for merge in vocabulary.merges():
         left, space, right = merge.partition(" ")
         if not space or not left or not right or " " in right:
-            raise BadInput(f"{vocabulary.file.path}: tokenizer.ggml.merges: {merge!r} is not a pair of tokens")
+            raise BadInput(f"{vocabulary.file.path}: tokenizer.ggml.merges: {printable(merge, 60)!r} is not a pair of tokens")
         merges.append([left, right])
     return {
         "type": "BPE",
@@ -144,7 +151,7 @@ def _pre(vocabulary: Vocabulary) -> Pre:
     name = str(vocabulary.find("pre") or "default")
     pre = BY_NAME.get(name)
     if pre is None or not pre.byte_level:
-        raise Unsupported(f"{vocabulary.file.path}: pre-tokenizer {name!r} is not one that can be read back")
+        raise Unsupported(f"{vocabulary.file.path}: pre-tokenizer {printable(name, 60)!r} is not one that can be read back")
     return pre
 
 

@@ -16,6 +16,7 @@ class Vocabulary:
         self.file = file
         self.model = str(self.find("model") or "")
         self.tokens: list[str] = self._list("tokens", str)
+        self._demand_text("tokens", self.tokens)
         count = len(self.tokens)
         self.types: list[int] = self._list("token_type", int, count) or [int(TokenType.NORMAL)] * count
 
@@ -30,11 +31,21 @@ class Vocabulary:
             raise BadInput(f"{self.file.path}: tokenizer.ggml.{key}: expected a list of {count or 'some'} {kind.__name__}")
         return value
 
+    def _demand_text(self, key: str, texts: list[str]) -> None:
+        try:
+            "\n".join(texts).encode()
+        except UnicodeEncodeError:
+            raise BadInput(
+                f"{self.file.path}: tokenizer.ggml.{key}: holds bytes that are no UTF-8; fetch the file again"
+            ) from None
+
     def scores(self) -> list[float]:
         return self._list("scores", float, len(self.tokens)) or [0.0] * len(self.tokens)
 
     def merges(self) -> list[str]:
-        return self._list("merges", str)
+        merges: list[str] = self._list("merges", str)
+        self._demand_text("merges", merges)
+        return merges
 
     def id_of(self, role: str) -> int | None:
         number = self.find(f"{role}_token_id")

@@ -17,19 +17,22 @@ def templates_of(kvs: Mapping[str, Any]) -> dict[str, str]:
 
 def special_tokens(kvs: Mapping[str, Any]) -> dict[str, str]:
     """``bos_token``, ``eos_token`` and so on -> their text, of a file's metadata."""
-    tokens = kvs.get(T.LIST) or []
-    ids = {role: kvs.get(key) for role, key in ROLES.items()}
-    return {f"{role}_token": str(tokens[i]) for role, i in ids.items() if isinstance(i, int) and 0 <= i < len(tokens)}
+    ids = {role: token_of(kvs, role) for role in ROLES}
+    return {f"{role}_token": str(kvs[T.LIST][number]) for role, number in ids.items() if number is not None}
 
 
 def token_of(kvs: Mapping[str, Any], role: str) -> int | None:
     """The id of ``bos``, ``eos`` and so on; None where the file names none of its vocabulary."""
-    number = kvs.get(ROLES[role])
-    return number if isinstance(number, int) and 0 <= number < len(kvs.get(T.LIST) or ()) else None
+    return next(iter(_ids(kvs, ROLES[role])), None)
 
 
 def end_tokens(kvs: Mapping[str, Any]) -> list[int]:
     """Ids that end generation in llama.cpp by the file's metadata: the ends of a text, of a turn, of a message."""
-    size = len(kvs.get(T.LIST) or ())
-    values = (kvs.get(key) for key in (T.EOS_ID, T.EOT_ID, T.EOM_ID))
-    return [number for number in dict.fromkeys(values) if isinstance(number, int) and 0 <= number < size]
+    return list(dict.fromkeys(_ids(kvs, T.EOS_ID, T.EOT_ID, T.EOM_ID)))
+
+
+def _ids(kvs: Mapping[str, Any], *keys: str) -> list[int]:
+    """What the file has under ``keys``, where it is the number of a token."""
+    tokens, values = kvs.get(T.LIST), [kvs.get(key) for key in keys]
+    size = len(tokens) if isinstance(tokens, list) else 0
+    return [number for number in values if isinstance(number, int) and not isinstance(number, bool) and 0 <= number < size]

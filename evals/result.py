@@ -1,12 +1,18 @@
 """One measured number with everything needed to judge it: protocol, uncertainty, environment. Latency is the same type."""
 
 import json
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from evals.result_fields import Detail, Environment, Interval, Measured, Note, Samples, Whole, Word, cleaned
 from quantize.errors import BadInput
+from quantize.files import read_json
 from quantize.staging import whole_file
+from quantize.terminal import clean_lines, printable
 
 SCHEMA_VERSION = 1
 
@@ -19,54 +25,59 @@ class EvalResult:
     repetition (speed). ``role`` is empty, ``reference``, or ``floor`` for rows that nobody listed.
     """
 
-    artifact: str
-    metric: str
-    protocol: str
-    value: float | None
-    stderr: float | None = None
-    interval: tuple[float, float] | None = None
-    n: int = 0
-    excluded: int = 0
-    unit: str = ""
-    task: str = ""
-    role: str = ""
-    ids: str = ""  # "source" or "runtime": whose tokenizer made the token ids
-    backend: str = ""
-    artifact_digest: str = ""
-    protocol_version: int = 1
+    __pydantic_config__ = ConfigDict(extra="forbid")  # of what is read from a file
+
+    artifact: Word
+    metric: Word
+    protocol: Word
+    value: Measured
+    stderr: Measured = None
+    interval: Interval = None
+    n: Whole = 0
+    excluded: Whole = 0
+    unit: Word = ""
+    task: Word = ""
+    role: Word = ""
+    ids: Word = ""  # "source" or "runtime": whose tokenizer made the token ids
+    backend: Word = ""
+    artifact_digest: Word = ""
+    protocol_version: Whole = 1
     protocol_parameters: dict[str, Any] = field(default_factory=dict)
-    samples: tuple[float, ...] = ()
-    environment: dict[str, Any] = field(default_factory=dict)
-    detail: dict[str, Any] = field(default_factory=dict)
+    samples: Samples = ()
+    environment: Environment = field(default_factory=dict)
+    detail: Detail = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
     @classmethod
-    def from_json(cls, data: dict[str, Any]) -> "EvalResult":
-        data = dict(data)
-        data["samples"] = tuple(data.get("samples") or ())
-        data["interval"] = tuple(data["interval"]) if data.get("interval") else None
-        return cls(**data)
+    def from_json(cls, data: Any) -> "EvalResult":
+        """Errors: ValueError."""
+        return _RESULT.validate_python(data)
 
 
 @dataclass(frozen=True)
 class Subject:
     """What was measured, as a report needs it, so that reporting needs no artifact at hand."""
 
-    name: str  # as typed
-    recipe: str  # short spelling; file name for artifacts of other tools
-    model: str = ""  # source checkpoint
-    digest: str = ""
-    status: str = "ok"  # ok, failed, unsupported
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    name: Word  # as typed
+    recipe: Word  # short spelling; file name for artifacts of other tools
+    model: Word = ""  # source checkpoint
+    digest: Word = ""
+    status: Word = "ok"  # ok, failed, unsupported
     reason: str = ""  # why failed or unsupported
-    verified: str = ""
-    size_bytes: int | None = None
-    bits_per_weight: float | None = None
-    parameters: int | None = None
-    loads_in: tuple[str, ...] = ()
-    notes: tuple[dict[str, str], ...] = ()
-    role: str = ""
+    verified: Word = ""
+    size_bytes: Whole | None = None
+    bits_per_weight: Measured = None
+    parameters: Whole | None = None
+    loads_in: tuple[Word, ...] = ()
+    notes: tuple[Note, ...] = ()
+    role: Word = ""
+
+
+_RESULT, _SUBJECT = TypeAdapter(EvalResult), TypeAdapter(Subject)
 
 
 def results_path(run: Path, name: str, stage: str) -> Path:
@@ -92,11 +103,10 @@ def merge_results(path: Path, subject: Subject, results: list[EvalResult]) -> No
     """``write_results``, keeping what the file holds of the same bytes by another protocol, on another text or task."""
     kept: list[EvalResult] = []
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-        if subject.digest and document["subject"]["digest"] == subject.digest:
-            kept = [EvalResult.from_json(row) for row in document["results"]]
-    except (OSError, ValueError, KeyError, TypeError):
-        pass  # nothing there, or nothing that could be kept
+        before, rows = _read(path) if path.exists() else (subject, [])
+        kept = rows if subject.digest and before.digest == subject.digest else []
+    except BadInput:
+        pass  # nothing that could be kept
     new = {_measurement(row) for row in results}
     write_results(path, subject, results + [row for row in kept if _measurement(row) not in new])
 
@@ -110,13 +120,33 @@ def read_results(run: Path) -> list[tuple[Subject, list[EvalResult]]]:
     paths = sorted((run / "results").glob("*.json"))
     if not paths:
         raise BadInput(f"{run}: no results (expected {run / 'results'}/*.json); make some with `quantwright eval ... -o {run}`")
-    out = []
-    for path in paths:
-        try:
-            document = json.loads(path.read_text(encoding="utf-8"))
-            subject = dict(document["subject"])
-            subject["loads_in"], subject["notes"] = tuple(subject["loads_in"]), tuple(subject["notes"])
-            out.append((Subject(**subject), [EvalResult.from_json(r) for r in document["results"]]))
-        except (ValueError, KeyError, TypeError) as error:
-            raise BadInput(f"{path}: not a results file ({error}); remove it or measure again") from None
-    return out
+    return [_read(path, clean_lines) for path in paths]
+
+
+def _read(path: Path, clean: Callable[[str], str] | None = None) -> tuple[Subject, list[EvalResult]]:
+    document = read_json(path)
+    if document.get("schema") != SCHEMA_VERSION:
+        raise BadInput(
+            f"{path}: not a results file of this version (schema {printable(document.get('schema'), 50)}, expected "
+            f"{SCHEMA_VERSION}); remove it or measure again"
+        )
+    document = cleaned(document, clean) if clean else document
+    results = document.get("results")
+    if not isinstance(results, list):
+        raise BadInput(f"{path}: not a results file (no list of results); remove it or measure again")
+    where = "subject"
+    try:
+        subject = _SUBJECT.validate_python(document.get("subject"))
+        rows = []
+        for index, row in enumerate(results):
+            where = f"results.{index}"
+            result = EvalResult.from_json(row)
+            if result.value is None and row.get("value") is not None:
+                remark = f"{result.artifact}: {result.metric} is {row['value']:.3g}, too much to compare"
+                result = replace(result, detail=result.detail | {"remarks": [*result.detail.get("remarks", ()), remark]})
+            rows.append(result)
+        return subject, rows
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        field_name = printable(".".join(map(str, (where, *first["loc"]))), 200)
+        raise BadInput(f"{path}: {field_name}: {printable(first['msg'], 300)}; remove it or measure again") from None

@@ -1,6 +1,5 @@
 """How much memory serving takes: the weights, the KV cache at a context, and what the program needs besides."""
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -8,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from quantize.errors import BadInput
+from quantize.files import read_json
 from reports.rows import Group, Row
 
 CACHE_BYTES = 2  # of an element: half precision, the default of llama.cpp, vLLM and a bf16 model in transformers
@@ -39,24 +39,35 @@ def kv_shape(config: dict[str, Any], source: str = "") -> KvShape | None:
     A layer stores 2 (keys and values) x KV heads x head dimension elements a token; with latent attention (``kv_lora_rank``)
     the compressed vector and the rotary part.
     """
-    text = config.get("text_config") or config
-    layers = text.get("num_hidden_layers")
-    heads = text.get("num_key_value_heads") or text.get("num_attention_heads")
-    if not isinstance(layers, int) or not isinstance(heads, int):
+    inner = config.get("text_config")
+    text = inner if isinstance(inner, dict) and inner else config
+
+    def whole(key: str) -> int:
+        """0 where it is not said, or by no number that a model can have."""
+        value = text.get(key)
+        return value if type(value) is int and 0 < value < 2**31 else 0
+
+    layers, heads = whole("num_hidden_layers"), whole("num_key_value_heads") or whole("num_attention_heads")
+    if not layers or not heads:
         return None
-    if text.get("kv_lora_rank"):
-        elements = int(text["kv_lora_rank"]) + int(text.get("qk_rope_head_dim") or 0)
+    if whole("kv_lora_rank"):
+        elements = whole("kv_lora_rank") + whole("qk_rope_head_dim")
     else:
-        size = text.get("head_dim") or text.get("hidden_size", 0) // text.get("num_attention_heads", heads)
+        size = whole("head_dim") or whole("hidden_size") // (whole("num_attention_heads") or heads)
         if not size:
             return None
-        elements = 2 * heads * int(size)
-    kinds = text.get("layer_types") or ["full_attention"] * layers
-    window = text.get("sliding_window")
-    caps = Counter(window if kind == "sliding_attention" and window else None for kind in kinds if "attention" in kind)
+        elements = 2 * heads * size
+    kinds, window = text.get("layer_types"), whole("sliding_window")
+    if isinstance(kinds, list) and kinds:
+        sliding = [
+            kind == "sliding_attention" and bool(window) for kind in kinds if isinstance(kind, str) and "attention" in kind
+        ]
+        caps = Counter(window if slides else None for slides in sliding)
+    else:
+        caps = Counter({None: layers})
     per_layer = elements * CACHE_BYTES
     found = tuple((count * per_layer, cap) for cap, count in sorted(caps.items(), key=lambda pair: pair[0] or 0))
-    return KvShape(found, text.get("max_position_embeddings"), source)
+    return KvShape(found, whole("max_position_embeddings") or None, source)
 
 
 def find_shapes(group: Group, roots: Sequence[Path] = (Path(),)) -> dict[str, KvShape | None]:
@@ -71,8 +82,8 @@ def _first_shape(names: Iterable[str], roots: Sequence[Path]) -> KvShape | None:
         for root in roots:
             path = root / name / "config.json"
             try:
-                shape = kv_shape(json.loads(path.read_text(encoding="utf-8")), str(path)) if path.is_file() else None
-            except (OSError, ValueError):
+                shape = kv_shape(read_json(path), str(path)) if path.is_file() else None
+            except (BadInput, OSError, ValueError):  # a name that no file can have among them
                 continue
             if shape:
                 return shape
@@ -83,9 +94,9 @@ def read_shape(model: Path) -> KvShape:
     """Errors: BadInput where ``model`` holds no config.json that says what the cache takes."""
     path = model / "config.json" if model.is_dir() else model
     try:
-        shape = kv_shape(json.loads(path.read_text(encoding="utf-8")), str(path))
-    except (OSError, ValueError) as error:
-        raise BadInput(f"--model {model}: no readable config.json ({error}); give the folder of the source checkpoint") from None
+        shape = kv_shape(read_json(path), str(path))
+    except BadInput as error:
+        raise BadInput(f"--model {model}: {error}; give the folder of the source checkpoint") from None
     if shape is None:
         raise BadInput(f"{path}: does not say num_hidden_layers and heads; give --kv-bytes-per-token instead")
     return shape

@@ -183,7 +183,9 @@ def _table(rows: "list[EvalResult]") -> None:
         for column in ("artifact", "task", "metric", "value", "n"):
             table.add_column(column, justify="right" if column in ("value", "n") else "left")
         for row in task_rows:
-            table.add_row(row.artifact, row.task, row.metric, _figure(row), str(row.n))
+            by = row.protocol_parameters.get("filter")
+            metric = f"{row.metric} ({by})" if by else row.metric
+            table.add_row(row.artifact, row.task, metric, _figure(row), str(row.n))
         out.print(table)
 
 

@@ -1,5 +1,6 @@
 """Greedy continuations of the same prompts by every artifact, for the report to show side by side."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,9 @@ from quantize.tokenizer import SourceTokenizer
 TOKENS = 64
 FROM_TEXT = 3
 WORDS = 24  # of a prompt that is cut from a text
+CHARACTERS = 48  # of one whose script puts no spaces between words
+#: Thai, Lao, Burmese, Khmer, Japanese, Chinese
+UNSPACED = re.compile("[\u0e01-\u0eff\u1000-\u109f\u1780-\u17ff\u3041-\u30ff\u3400-\u4dbf\u4e00-\u9fff\U00020000-\U0003ffff]")
 
 
 def read_prompts(path: Path) -> list[str]:
@@ -44,12 +48,15 @@ def read_prompts(path: Path) -> list[str]:
 def prompts_from(text: str) -> list[str]:
     """The beginnings of three parts of equal length of ``text``. Errors: BadInput where it is too short."""
     words = text.split()
-    if len(words) < 2 * FROM_TEXT * WORDS:
+    units, length, between, name = words, WORDS, " ", "words"
+    if 4 * len(UNSPACED.findall(text)) > sum(map(len, words)):
+        units, length, between, name = list(between.join(words)), CHARACTERS, "", "characters"
+    if len(units) < 2 * FROM_TEXT * length:
         raise BadInput(
-            f"the text has {len(words)} words, too few to cut {FROM_TEXT} prompts of {WORDS} from; give --prompts FILE"
+            f"the text has {len(units)} {name}, too few to cut {FROM_TEXT} prompts of {length} from; give --prompts FILE"
         )
-    starts = [i * len(words) // FROM_TEXT for i in range(FROM_TEXT)]
-    return [" ".join(words[start : start + WORDS]) for start in starts]
+    starts = [i * len(units) // FROM_TEXT for i in range(FROM_TEXT)]
+    return [between.join(units[start : start + length]) for start in starts]
 
 
 def generation_items(

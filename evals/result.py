@@ -112,7 +112,9 @@ def merge_results(path: Path, subject: Subject, results: list[EvalResult]) -> No
 
 
 def _measurement(row: EvalResult) -> tuple[object, ...]:
-    return (row.artifact, row.metric, row.protocol, row.task, row.role, row.ids, row.environment.get("text_sha256", ""))
+    parameters = {key: value for key, value in row.protocol_parameters.items() if key not in ("lm_eval", "task_version")}
+    data = (row.environment.get("text_sha256", ""), row.environment.get("items_sha256", ""))
+    return (row.artifact, row.metric, row.protocol, row.task, row.role, row.ids, repr(sorted(parameters.items())), data)
 
 
 def read_results(run: Path) -> list[tuple[Subject, list[EvalResult]]]:

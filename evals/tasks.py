@@ -31,6 +31,10 @@ PROTOCOL = "lm-eval"
 METRIC_NAMES = {"acc": "accuracy", "acc_norm": "accuracy_norm", "pass@1": "pass_at_1"}
 PER_TOKEN = "accuracy_per_token"
 BOOTSTRAP_ITERATIONS = 1000
+OWN_EXAMPLE = (
+    "lm-eval draws examples from the items that are measured, so that one may be among its own; "
+    "give the task a test_split and the same fewshot_split, or other data for examples"
+)
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,11 @@ def run_tasks(
         template = (gguf_template if folder.is_file() else folder_template)(folder, options.template_name)
     rows: list[EvalResult] = []
     for task in tasks:
+        if isinstance(task, LocalTask) and (options.num_fewshot or 0) >= len(task.items):
+            raise BadInput(
+                f"--num-fewshot {options.num_fewshot}: {task.name} has {len(task.items)} items, and an item is not among its own "
+                f"examples; ask for at most {len(task.items) - 1}"
+            )
         with _progress(f"{heading.artifact} {Path(task.name).stem}", progress) as advance:
             model = RuntimeLM(runtime, source, special, advance=advance, template=template)
             rows += _one_task(model, task, heading, options, "source" if source else "runtime")
@@ -111,6 +120,8 @@ def _one_task(model: Any, task: Task, heading: Heading, options: TaskOptions, id
             for member in members
             for sample in sorted(outcome["samples"].get(member, []), key=lambda s: s["doc_id"])
         ]
+        said = [*sorted(model.remarks), *([OWN_EXAMPLE] if any(_is_its_own_example(outcome, m) for m in members) else [])]
+        remarks = [f"{name}: {remark}" for remark in said]
         base = EvalResult(
             artifact=heading.artifact,
             metric="",
@@ -131,7 +142,7 @@ def _one_task(model: Any, task: Task, heading: Heading, options: TaskOptions, id
             environment=heading.environment | {"items_sha256": _hash_of(samples)},
             detail={"typed": task.typed or task.name}
             | ({"file": str(task.path)} if task.path else {})
-            | ({"remarks": [f"{name}: {remark}" for remark in sorted(model.remarks)]} if model.remarks else {}),
+            | ({"remarks": remarks} if remarks else {}),
         )
         for key, value in metrics.items():
             if _is_metric(key, value):
@@ -170,6 +181,16 @@ def _measured(outcome: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any], li
 def _groups_below(children: dict[str, list[str]], group: str) -> list[str]:
     inner = [child for child in children[group] if child in children]
     return [*inner, *(name for child in inner for name in _groups_below(children, child))]
+
+
+def _is_its_own_example(outcome: dict[str, Any], task: str) -> bool:
+    """Whether lm-eval draws a task's examples from the very items that it measures, and leaves none out."""
+    config = outcome.get("configs", {}).get(task, {})
+    if not outcome.get("n-shot", {}).get(task) or (config.get("fewshot_config") or {}).get("samples"):
+        return False
+    test, validation, split = config.get("test_split"), config.get("validation_split"), config.get("fewshot_split")
+    source = split or config.get("training_split") or validation or test
+    return source == (test or validation) and split != test
 
 
 def _hash_of(samples: list[dict[str, Any]]) -> str:
@@ -222,15 +243,15 @@ def _row(
 
 def pair_with_reference(rows: list[EvalResult]) -> list[EvalResult]:
     """Adds ``vs_reference`` (difference, interval, p of exact McNemar, p adjusted by Holm over the candidates) to task rows."""
-    known = {(r.task, r.metric): r for r in rows if r.task and r.role == "reference" and r.samples}
+    known = {_asked(r): r for r in rows if r.task and r.role == "reference" and r.samples}
     found: dict[int, statistics.Difference] = {}
     for index, row in enumerate(rows):
-        base = known.get((row.task, row.metric))
+        base = known.get(_asked(row))
         if base and row.role == "" and len(row.samples) == len(base.samples) and set(base.samples + row.samples) <= {0.0, 1.0}:
             found[index] = statistics.accuracy_difference(np.array(row.samples), np.array(base.samples))
     out = list(rows)
-    for task, metric in known:
-        members = [i for i in found if (rows[i].task, rows[i].metric) == (task, metric)]
+    for asked in known:
+        members = [i for i in found if _asked(rows[i]) == asked]
         adjusted = statistics.holm([found[i].p_value or 0.0 for i in members])
         for index, p in zip(members, adjusted, strict=True):
             difference = found[index]
@@ -242,6 +263,11 @@ def pair_with_reference(rows: list[EvalResult]) -> list[EvalResult]:
             }
             out[index] = replace(rows[index], detail=rows[index].detail | {"vs_reference": paired})
     return out
+
+
+def _asked(row: EvalResult) -> tuple[Any, ...]:
+    """What a row measures: a task has rows of several metrics and filters, and two tasks may share a name."""
+    return (row.task, row.metric, repr(sorted(row.protocol_parameters.items())), row.environment.get("items_sha256"))
 
 
 @contextmanager

@@ -28,15 +28,15 @@ def side_by_side(group: Group) -> list[Prompt]:
     """From results of metric ``generations``, whose ``detail["items"]`` are ``{"prompt", "text"}`` with, perhaps, ``"ids"``."""
     if group.reference is None:
         return []
-    source = {item["prompt"]: item for item in _items(group, group.reference.label)}
+    source = {(length, item["prompt"]): item for length, item in _items(group, group.reference.label)}
     out = []
-    for prompt, theirs in source.items():
+    for (wanted, prompt), theirs in source.items():
         found = []
         for row in group.rows:
             if row is group.reference:
                 continue
-            for item in _items(group, row.label):
-                if item["prompt"] == prompt:
+            for length, item in _items(group, row.label):
+                if (length, item["prompt"]) == (wanted, prompt):
                     common = _common(item["text"], theirs["text"])
                     equal = _common(item["ids"], theirs["ids"]) if item.get("ids") and theirs.get("ids") else None
                     same = item["text"] == theirs["text"]
@@ -45,10 +45,11 @@ def side_by_side(group: Group) -> list[Prompt]:
     return out
 
 
-def _items(group: Group, label: str) -> list[dict]:  # type: ignore[type-arg]
+def _items(group: Group, label: str) -> list[tuple[str, dict]]:  # type: ignore[type-arg]
+    """(protocol, which says how many tokens were asked for; item)."""
     row = next(row for row in group.all_rows if row.label == label)
     results = [r for r in (*row.cells.values(), *row.others) if r.metric == "generations"]
-    return [item for r in results for item in r.detail.get("items", ())]
+    return [(r.protocol, item) for r in results for item in r.detail.get("items", ())]
 
 
 def _common(a: str | list[int], b: str | list[int]) -> int:

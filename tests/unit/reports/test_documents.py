@@ -25,6 +25,7 @@ from reports.charts import log_text, tick_text
 from reports.command import report as command
 from reports.compare import compare
 from reports.format import change, interval, number, significant, size
+from reports.generations import side_by_side
 from reports.load import load
 from reports.markdown import code, escape
 from reports.svg import linear_ticks, log_ticks
@@ -353,13 +354,17 @@ def test_side_by_side_marks_the_first_departure(tmp_path: Path) -> None:
             text = "the cat sat" if entry.subject.role else "the dog sat"
             ids = [1, 2, 3] if entry.subject.role else [1, 9, 3]
             item = {"prompt": "Once,", "text": text, "ids": ids}
-            result = EvalResult(entry.subject.name, "generations", "greedy", None, detail={"items": [item]})
-            write_results(run / "results" / f"g{entry.subject.role}.eval.json", entry.subject, [*entry.results, result])
+            result = EvalResult(entry.subject.name, "generations", "greedy-3", None, detail={"items": [item]})
+            longer = replace(result, protocol="greedy-9", detail={"items": [{**item, "text": "the same", "ids": [1, 5]}]})
+            write_results(run / "results" / f"g{entry.subject.role}.eval.json", entry.subject, [*entry.results, result, longer])
     reports.build([run])
     page = Page((run / "report" / "index.html").read_text())
     assert "dog sat" in page.words
     assert "the " in page.words
     assert any("1 tokens equal" in words for words in page.words)
+    found = side_by_side(next(iter(compare(load([run])).groups)))
+    assert [prompt.reference for prompt in found] == ["the cat sat", "the same"]
+    assert [[one.identical for one in prompt.continuations] for prompt in found] == [[False], [True]]
 
 
 @pytest.mark.parametrize(

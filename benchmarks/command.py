@@ -54,12 +54,15 @@ def bench(
     from benchmarks.targets import find_target
     from evals.result import EvalResult, results_path, write_results
     from quantize.gguf_repository import expand
+    from quantize.staging import claim_run
 
     names = [one for name in artifacts for one in expand(name)]
     if len(set(names)) < len(names):
         raise BadInput("bench: an artifact is listed twice; --rounds measures each several times")
     if prune and rounds > 1:
         raise BadInput("bench: --rounds goes through all artifacts in turn, so none can be deleted before the next: drop --prune")
+    if out is not None:
+        claim_run(out)
     workload = Workload(
         prefill, decode, repetitions, rounds, _numbers(depths, "--depth"), _numbers(batches, "--batch"), attention, compiled
     )

@@ -14,6 +14,7 @@ from quantize.commands import log
 from quantize.errors import BadInput
 from quantize.gguf_repository import expand
 from quantize.recipe import Recipe, RunOptions, parse_recipe
+from quantize.staging import claim_run
 
 DEFAULT_PROTOCOL = "llamacpp-512"
 DEFAULT_CACHE_LIMIT = 4 << 30
@@ -87,6 +88,9 @@ def measure(
     names = [one for name in artifacts for one in expand(str(name))]
     if len(set(names)) < len(names):
         raise BadInput("eval: an artifact is listed twice")
+    for folder in (out, cache):
+        if folder:
+            claim_run(Path(folder))
     whole_repository = len(names) > len(artifacts)
     return Evaluation(
         artifacts=[resolve(name, parse_recipe(load_as) if load_as else None) for name in names],

@@ -12,14 +12,20 @@ from typing import Any
 
 from evals.result import Subject
 from quantize.artifact import MANIFEST, Artifact, Manifest
-from quantize.checkpoint import VOCABULARY_FILES, read_weights, sha256_file
+from quantize.checkpoint import TOKENIZER_FILES, VOCABULARY_FILES, read_weights
 from quantize.errors import BadInput, QuantwrightError
-from quantize.files import typed_path
+from quantize.file_hashes import user_hashes
+from quantize.files import check_links, typed_path
 from quantize.gguf.files import find_gguf, is_gguf
 from quantize.gguf.reader import read_gguf
 from quantize.gguf_repository import HubGguf, find, is_gguf_name
 from quantize.recipe import Recipe
 
+#: what libraries read of a model's folder where it is there
+LOADED = (
+    *TOKENIZER_FILES, "model.safetensors.index.json", "config.json", "generation_config.json", "adapter_config.json",
+    "quanto_qmap.json", "pytorch_model.bin", "pytorch_model.bin.index.json",
+)  # fmt: skip
 DTYPE_RECIPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
@@ -83,12 +89,12 @@ class Typed:
         if self.path.is_file():
             files = gguf_files(self.path)
             if len(files) == 1:
-                return sha256_file(self.path)
+                return user_hashes().sha256(self.path)
         else:
             files = sorted(self.path.iterdir())
         for path in files:
             if path.suffix in (".json", ".safetensors", ".model", ".gguf", ".txt", ".jinja"):
-                whole.update(f"{path.name} {sha256_file(path)}\n".encode())
+                whole.update(f"{path.name} {user_hashes().sha256(path)}\n".encode())
         return whole.hexdigest()
 
     def same_as(self, other: "Typed | None") -> bool:
@@ -175,14 +181,19 @@ def resolve(name: str | Path, load_as: Recipe | None = None) -> Typed:
         if load_as:
             raise BadInput(f"{typed}: --load-as quantizes a Hugging Face checkpoint on the fly; a .gguf is opened as it is")
         artifact = Artifact.load(path.parent) if (path.parent / MANIFEST).is_file() else None
-        return Typed(typed, path, artifact if artifact and path.name in artifact.manifest.files else None)
+        if artifact is None or path.name not in artifact.manifest.files:
+            return Typed(typed, path)
+        artifact.check_files(user_hashes().sha256)
+        return Typed(typed, path, artifact)
     if not path.exists():
         from quantize.hub import resolve_model
 
         path, _ = resolve_model(typed)
     if path.is_file():
         raise BadInput(f"{typed}: is a file; give an artifact's or checkpoint's folder, a GGUF file, or a Hub id")
-    artifact = Artifact.load(path) if (path / MANIFEST).is_file() else None
+    artifact = _checked(path) if (path / MANIFEST).is_file() else None
+    if artifact is None:
+        check_links(path)
     found = Typed(typed, path, artifact, load_as)
     if not artifact and not found.gguf and not (path / "config.json").is_file():
         if not typed_path(name).exists():
@@ -191,6 +202,18 @@ def resolve(name: str | Path, load_as: Recipe | None = None) -> Typed:
     if load_as and found.gguf:
         raise BadInput(f"{typed}: --load-as quantizes a Hugging Face checkpoint on the fly; a .gguf is opened as it is")
     return found
+
+
+def _checked(folder: Path) -> Artifact:
+    """The artifact in ``folder``, which holds what its manifest says, byte for byte, and nothing else that a runtime would read:
+    numbers are filed under the digest of those files. Errors: BadInput."""
+    artifact = Artifact.load(folder)
+    artifact.check_files(user_hashes().sha256)
+    for path in sorted(folder.iterdir()):
+        loaded = path.suffix in (".gguf", ".safetensors") or path.name in LOADED
+        if loaded and path.name not in artifact.manifest.files:
+            raise BadInput(f"{folder}: {path.name} is not of the artifact and would be read as if it were; move it away")
+    return artifact
 
 
 def guess_reference(subjects: list[Typed]) -> Typed | None:

@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePath
 from types import MappingProxyType
@@ -206,11 +206,13 @@ class Artifact:
         """The (first) GGUF file, where the artifact is one."""
         return next((self.folder / name for name in sorted(self.manifest.files) if name.endswith(".gguf")), None)
 
-    def check_files(self) -> None:
+    def check_files(self, sha256: Callable[[Path], str] = sha256_file) -> None:
         """Hash every file. Errors: BadInput naming the first that does not match."""
-        for name, entry in self.manifest.files.items():
-            if sha256_file(self.folder / name) != entry.sha256:
-                raise BadInput(f"{self.folder}: {name} does not match its sha256; convert again with --force")
+        with ThreadPoolExecutor(min(8, len(os.sched_getaffinity(0)))) as pool:
+            digests = pool.map(lambda name: sha256(self.folder / name), self.manifest.files)
+            for (name, entry), digest in zip(self.manifest.files.items(), digests, strict=True):
+                if digest != entry.sha256:
+                    raise BadInput(f"{self.folder}: {name} does not match its sha256: it is damaged; convert again with --force")
 
 
 def hash_files(folder: Path, known: Mapping[str, str] = MappingProxyType({})) -> dict[str, FileEntry]:

@@ -17,6 +17,7 @@ from quantize.artifact import (
     commit,
     hash_files,
 )
+from quantize.attestation import attest
 from quantize.calibration import Calibration, load_calibration
 from quantize.checkpoint import Checkpoint
 from quantize.errors import BadInput, StepFailed, Unsupported
@@ -87,7 +88,10 @@ def convert(
         )
         if force:  # what lies there may have changed since
             claim_output(out, force, inputs)
-        return commit(stage, out, manifest, force)
+        artifact = commit(stage, out, manifest, force)
+        if verification.level != "none":
+            attest(artifact)
+        return artifact
 
 
 def inputs_of(model: str | Path, recipe: Recipe, calibration: CalibrationOptions, adapter: str | Path | None) -> list[Path]:

@@ -238,6 +238,15 @@ def check_links(folder: Path) -> None:
 
 def user_cache() -> Path:
     """This program's own folder of this user, made where it is missing, closed to others. Errors: OSError."""
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "quantwright"
+    return _user_folder("XDG_CACHE_HOME", ".cache")
+
+
+def user_data() -> Path:
+    """As ``user_cache``, for what must outlive a cache that is cleared. Errors: OSError."""
+    return _user_folder("XDG_DATA_HOME", ".local/share")
+
+
+def _user_folder(variable: str, default: str) -> Path:
+    folder = Path(os.environ.get(variable) or Path.home() / default) / "quantwright"
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     return folder

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from quantize.artifact import Artifact, grouped
+from quantize.attestation import verified_here
 from quantize.errors import BadInput
 from quantize.terminal import printable, shell
 from reports.format import heading, size
@@ -286,9 +287,9 @@ def _verification(artifact: Artifact) -> str:
         words = escape(check.name) + (f" {check.value:.3g}" if check.value is not None else "")
         words += f" (tolerance {check.tolerance:.3g})" if check.tolerance is not None else ""
         checks.append(f"{words} {'passed' if check.passed else 'FAILED'}")
-    return (
-        f"Verified ({v.level}) by reopening it in {escape(v.runtime or artifact.manifest.runtime)}{reader}: {'; '.join(checks)}."
-    )
+    whose = "" if verified_here(artifact) else ", as claimed by the artifact's maker and not checked by who published it"
+    runtime = escape(v.runtime or artifact.manifest.runtime)
+    return f"Verified ({v.level}) by reopening it in {runtime}{reader}{whose}: {'; '.join(checks)}."
 
 
 def _notes(artifacts: Sequence[Artifact]) -> list[str]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from quantize.artifact import DROPPINGS, MANIFEST, Artifact, Manifest, why_not_ours
+from quantize.attestation import verified_here
 from quantize.errors import BadInput, StepFailed
 from quantize.files import read_bytes
 from quantize.staging import claim, put_in_place, staging
@@ -51,6 +52,8 @@ def prepare(
     groups = compare(load(list(runs))).groups if runs else ()
     for artifact in artifacts:
         artifact.check_files()
+        if artifact.verified != "none" and not verified_here(artifact):
+            say(f"{artifact.folder}: verified ({artifact.verified}) as claimed by the artifact's maker; not checked here")
     files, belongs = _layout(artifacts, options)
     group = _measured(groups, artifacts)
     if not runs:

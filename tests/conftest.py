@@ -21,9 +21,10 @@ SHARED = ROOT.parent / "shared"
 
 @pytest.fixture(scope="session", autouse=True)
 def rates(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Steps of tests are no experience that a person's plans should go by."""
+    """Steps of tests are no experience that a person's plans should go by, nor what they verify what a person vouches for."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("QUANTWRIGHT_RATES", str(tmp_path_factory.mktemp("rates") / "rates.jsonl"))
+        patch.setenv("XDG_DATA_HOME", str(tmp_path_factory.mktemp("data")))
         yield
 
 

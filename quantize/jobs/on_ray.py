@@ -18,11 +18,12 @@ from typing import Any
 
 from quantize.checkpoint import Checkpoint
 from quantize.errors import BadInput
+from quantize.file_hashes import FileHashes
 from quantize.jobs.bucket import Bucket
 from quantize.jobs.child import Child
 from quantize.jobs.estimate import StepCost, spell
 from quantize.jobs.executor import Executor, Handle, Here
-from quantize.jobs.keys import FileHashes, version
+from quantize.jobs.keys import version
 from quantize.jobs.ray_step import Carrier, RayStep
 from quantize.jobs.ray_task import Ended, Order, local_digest, run_order
 from quantize.jobs.spec import Job

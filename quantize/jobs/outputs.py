@@ -12,6 +12,7 @@ from typing import Any
 from quantize.artifact import MANIFEST, Artifact
 from quantize.checkpoint import sha256_file
 from quantize.errors import BadInput
+from quantize.file_hashes import user_hashes
 from quantize.jobs.records import Record, identity
 from quantize.jobs.steps import Row, Step, results_path
 from quantize.staging import sweep, sweep_output
@@ -61,7 +62,9 @@ class Outputs:
         path = self.run / step.output
         try:
             if step.kind == "convert":
-                return Artifact.load(path).digest
+                artifact = Artifact.load(path)
+                artifact.check_files(user_hashes().sha256)
+                return artifact.digest
             if step.kind == "report":
                 return self._results_digest() if path.is_file() else None
             if step.kind == "publish":

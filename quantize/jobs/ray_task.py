@@ -16,9 +16,10 @@ from pathlib import Path
 
 from quantize.checkpoint import Checkpoint
 from quantize.errors import QuantwrightError, StepFailed
+from quantize.file_hashes import FileHashes
 from quantize.jobs.bucket import Bucket, BucketError
 from quantize.jobs.child import Child
-from quantize.jobs.keys import FileHashes, version
+from quantize.jobs.keys import version
 from quantize.jobs.transfer import pull, push
 from quantize.jobs.work_folder import LOG, new_files, work_folder, work_root
 

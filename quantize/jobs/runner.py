@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from quantize.errors import BadInput, QuantwrightError
+from quantize.file_hashes import FileHashes
 from quantize.jobs.cache_bucket import open_cache
 from quantize.jobs.child import failure_reason
 from quantize.jobs.estimate import StepCost, spell, spell_seconds
 from quantize.jobs.executor import Executor, Handle, Here
 from quantize.jobs.folder import register
-from quantize.jobs.keys import FileHashes, step_key
+from quantize.jobs.keys import step_key
 from quantize.jobs.outputs import Outputs
 from quantize.jobs.rates import Sample, add_sample
 from quantize.jobs.records import Record, Records, RunLock

@@ -34,8 +34,10 @@ class Sharing:
         with staging(out) as stage:
             if not self.cache.fetch(key, stage):
                 return False
+            artifact = Artifact.load(stage)
+            artifact.check_files()
             claim_output(out, force=True)
-            commit(stage, out, _readdressed(Artifact.load(stage), step).manifest, force=True)
+            commit(stage, out, _readdressed(artifact, step).manifest, force=True)
         return True
 
     def keep(self, step: Step, key: str) -> None:

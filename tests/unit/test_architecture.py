@@ -13,7 +13,8 @@ PACKAGES = ("quantize", "evals", "benchmarks", "reports")
 # importer -> what it may import of ours. Commands reach other packages by lazy string or command line only.
 ALLOWED = {
     "reports": (
-        "reports", "evals.result", "evals.statistics", "quantize.artifact", "quantize.errors", "quantize.commands",
+        "reports", "evals.result", "evals.statistics", "quantize.artifact", "quantize.attestation", "quantize.errors",
+        "quantize.commands",
         "quantize.files", "quantize.packages", "quantize.staging", "quantize.terminal",
     ),
     "benchmarks": (
@@ -23,7 +24,7 @@ ALLOWED = {
         "quantize.gguf.files", "quantize.gguf.reader", "quantize.gguf_repository", "quantize.jobs",
     ),
     "evals": (
-        "quantize.files", "quantize.packages", "quantize.staging", "quantize.terminal",
+        "quantize.file_hashes", "quantize.files", "quantize.packages", "quantize.staging", "quantize.terminal",
         "evals", "quantize.artifact", "quantize.checkpoint", "quantize.recipe", "quantize.runtimes", "quantize.errors",
         "quantize.tokenizer", "quantize.calibration", "quantize.commands", "quantize.convert", "quantize.hub", "quantize.process",
         "quantize.registry", "quantize.gguf.files", "quantize.gguf.reader", "quantize.gguf.families",

@@ -26,6 +26,7 @@ from quantize.artifact import (
     commit,
     hash_files,
 )
+from quantize.attestation import attest
 from quantize.errors import BadInput
 from quantize.staging import staging
 from reports.card import CardOptions
@@ -52,7 +53,9 @@ def make_artifact(folder: Path, recipe: str = "gguf-q4_k_m", **changes: Any) -> 
             "verification": Verification(level="full", runtime="llamacpp", reader="gguf (numpy)",
                                          checks=(Check(name="logits", passed=True, value=0.001, tolerance=0.02),)),
         }  # fmt: skip
-        return commit(stage, folder, Manifest(**{**fields, **changes}), force=False)
+        artifact = commit(stage, folder, Manifest(**{**fields, **changes}), force=False)
+    attest(artifact)
+    return artifact
 
 
 def run_for(folder: Path, artifacts: list[Artifact]) -> Path:

@@ -47,7 +47,7 @@ def open_models(job: Job, base: Path) -> list[OpenModel]:
         local = resolve_path(spec.source, base)
         if local and spec.revision:
             raise BadInput(f"model {spec.source}: is a local folder, which has no revision; take revision: out")
-        name = spec.name or _plain(local.resolve().name if local else Path(spec.source.split("@")[0]).name)
+        name = spec.name or _plain(spec.source if local else spec.source.split("@")[0], local)
         plain = OpenModel(spec, name, str(local) if local else spec.id, None)
         try:
             checkpoint = Checkpoint.open(plain.id, trust_remote_code=spec.trust_remote_code)
@@ -80,9 +80,13 @@ def _adapted(model: OpenModel, text: str, base: Path) -> OpenModel:
         from quantize.adapters import open_adapter
 
         open_adapter(folder, model.checkpoint)
-    return replace(model, name=f"{model.name}-{_plain(folder.resolve().name)}", adapter=folder)
+    return replace(model, name=f"{model.name}-{_plain(text, folder)}", adapter=folder)
 
 
-def _plain(name: str) -> str:
-    """A folder's name as the name of a model: one part of a path, and of the id of a step (``kind:model:recipe``)."""
+def _plain(typed: str, local: Path | None) -> str:
+    """The last part of what was typed, as the name of a model: one part of a path, and of the id of a step
+    (``kind:model:recipe``)."""
+    name = Path(typed).name
+    if name in ("", "..") and local:
+        name = local.name
     return re.sub(r"[:/\\\x00-\x1f\x7f]", "-", name).lstrip(".") or "model"

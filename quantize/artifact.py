@@ -18,14 +18,20 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from quantize.checkpoint import sha256_file, sha256_files
 from quantize.errors import BadInput
-from quantize.files import inside, plain_name, read_bytes
+from quantize.files import inside, parse_json, plain_name, read_bytes
 from quantize.staging import claim, put_in_place
+from quantize.terminal import printable
 
 MANIFEST = "manifest.json"
 FORMAT_VERSION = 1
 #: what systems leave in folders that people look into
 DROPPINGS = (".DS_Store", "Thumbs.db", "desktop.ini")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+
+
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Bytes = Annotated[int, Field(ge=0, le=2**60)]
+Count = Annotated[int, Field(ge=0, le=2**60)]
 
 
 class Frozen(BaseModel):
@@ -54,8 +60,8 @@ def grouped(notes: Iterable[tuple[str, str, str]]) -> list[tuple[str, str, str]]
 
 
 class FileEntry(Frozen):
-    sha256: str
-    size_bytes: int
+    sha256: Sha256
+    size_bytes: Bytes
 
 
 class Source(Frozen):
@@ -65,7 +71,7 @@ class Source(Frozen):
     dtype: str
     architecture: str
     model_type: str
-    parameters: int
+    parameters: Count
     license: str | None = None
     license_name: str | None = None
     license_link: str | None = None
@@ -107,8 +113,8 @@ class CalibrationRecord(Frozen):
     source: str
     sha256: str  # of the text that was used
     ids_sha256: str
-    tokens: int
-    sequence_length: int
+    tokens: Count
+    sequence_length: Count
     seed: int
 
 
@@ -133,9 +139,15 @@ class Verification(Frozen):
         return all(check.passed for check in self.checks)
 
 
+def _with_method(recipe: dict[str, Any]) -> dict[str, Any]:
+    if not isinstance(recipe.get("method"), str):
+        raise ValueError("names no method")
+    return recipe
+
+
 class Manifest(Frozen):
-    format_version: int = FORMAT_VERSION
-    recipe: dict[str, Any]
+    format_version: int = Field(default=FORMAT_VERSION, ge=1, le=FORMAT_VERSION)
+    recipe: Annotated[dict[str, Any], AfterValidator(_with_method)]
     recipe_short: str
     recipe_digest: str
     source: Source
@@ -146,13 +158,25 @@ class Manifest(Frozen):
     adapter: AdapterRecord | None = None
     run: dict[str, Any] = Field(default_factory=dict)
     files: dict[FileName, FileEntry]
-    weight_bytes: int
-    bits_per_weight: float
+    weight_bytes: Bytes
+    bits_per_weight: float = Field(ge=0, le=1e6, allow_inf_nan=False)
     notes: tuple[Note, ...] = ()
     details: dict[str, Any] = Field(default_factory=dict)
     runtime: str
     loads_in: tuple[str, ...]
     verification: Verification
+
+
+def read_manifest(path: Path) -> Manifest:
+    """Errors: BadInput where it is none, or of a later version."""
+    try:
+        return Manifest.model_validate(parse_json(read_bytes(path), str(path)))
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = printable(".".join(map(str, first["loc"])), 200)
+        raise BadInput(
+            f"{path}: malformed manifest: {where}: {printable(first['msg'], 300)}; convert again with --force"
+        ) from None
 
 
 class Artifact:
@@ -169,12 +193,7 @@ class Artifact:
         path = inside(folder, MANIFEST)
         if not path.is_file():
             raise BadInput(f"{folder}: no {MANIFEST}, so not an artifact of quantwright; make one with `quantwright convert`")
-        try:
-            manifest = Manifest.model_validate_json(read_bytes(path))
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(map(str, first["loc"]))
-            raise BadInput(f"{path}: malformed manifest: {where}: {first['msg']}; convert again with --force") from None
+        manifest = read_manifest(path)
         for name, entry in manifest.files.items():
             file = inside(folder, name)
             if not file.is_file() or file.stat().st_size != entry.size_bytes:

@@ -7,10 +7,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from quantize.artifact import DROPPINGS, MANIFEST, Artifact, Manifest, why_not_ours
+from quantize.artifact import DROPPINGS, MANIFEST, Artifact, read_manifest, why_not_ours
 from quantize.attestation import verified_here
 from quantize.errors import BadInput, StepFailed
-from quantize.files import read_bytes
 from quantize.staging import claim, put_in_place, staging
 from reports.card import CardOptions, base_model_of, check_repo_id, model_card, published, source_name, terms_of
 from reports.compare import compare
@@ -168,8 +167,8 @@ def _why_not_ours(folder: Path) -> str:
     expected = {"README.md", "manifests", *DROPPINGS, *(path.stem for path in manifests)}
     for path in manifests:
         try:
-            expected |= {name.partition("/")[0] for name in Manifest.model_validate_json(read_bytes(path)).files}
-        except (BadInput, ValueError):
+            expected |= {name.partition("/")[0] for name in read_manifest(path).files}
+        except BadInput:
             return f"holds manifests/{path.name}, which is not ours"
     others = sorted(path.name for path in folder.iterdir() if path.name not in expected and path.suffix != ".gguf")
     return f"holds {others[0]} beside the repository, which --force would delete" if others else ""

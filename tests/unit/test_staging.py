@@ -70,7 +70,8 @@ def artifact_with_manifest(folder: Path, beside: str) -> Path:
         (stage / "weights.bin").write_text("x")
         source = Source(id="m", revision=None, digest="12", dtype="BF16", architecture="A", model_type="a", parameters=1)
         manifest = Manifest(
-            recipe={}, recipe_short="float32", recipe_digest="12", source=source, tool={}, engine="", libraries={},
+            recipe={"method": "dense"}, recipe_short="float32", recipe_digest="12", source=source, tool={}, engine="",
+            libraries={},
             files=hash_files(stage), weight_bytes=1, bits_per_weight=8, runtime="", loads_in=(),
             verification=Verification(level="none"),
         )  # fmt: skip

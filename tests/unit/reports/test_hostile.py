@@ -1,4 +1,4 @@
-"""Results files with one place changed, and damaged ones, through `report`: a report, or one line."""
+"""Results files and manifests with one place changed, and damaged ones: a report, a repository, or one line."""
 
 import json
 import sys
@@ -13,9 +13,13 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from fuzzing import damaged, faults, mutations, places, replaced, sample
 from sample_run import MODEL, quality, speed, subject, task
+from test_publish import make_artifact
 
 import reports
 from evals.result import EvalResult, Subject, results_path, write_results
+from quantize.artifact import AdapterRecord, CalibrationRecord
+from reports.card import CardOptions
+from reports.publish import prepare
 
 CHUNKS = 6
 #: beyond what every field is set to: numbers at the edge of what can be squared, drawn and written
@@ -81,3 +85,41 @@ def test_results_changed_in_one_place(attempt: Callable[[bytes], object], run: P
 @pytest.mark.long
 def test_every_change_of_results(attempt: Callable[[bytes], object], run: Path) -> None:
     assert faults(attempt, inputs(run), seconds=20) == []
+
+
+@pytest.fixture
+def manifest(tmp_path: Path) -> Path:
+    artifact = make_artifact(
+        tmp_path / "a",
+        calibration=CalibrationRecord(source="t", sha256="0" * 64, ids_sha256="0", tokens=9, sequence_length=3, seed=1),
+        adapter=AdapterRecord(name="lora", sha256="0" * 64),
+    )
+    return artifact.folder / "manifest.json"
+
+
+def manifests(path: Path) -> Iterator[tuple[str, bytes]]:
+    raw = path.read_bytes()
+    for label, changed in mutations(json.loads(raw)):
+        yield label, json.dumps(changed).encode()
+    name = next(iter(json.loads(raw)["files"]))
+    for other in ("../x.gguf", "/etc/passwd", "a/../../x", "C:x", "", "a\nb", "x" * 2000):
+        yield f"named {other[:20]!r}", raw.replace(json.dumps(name).encode(), json.dumps(other).encode())
+    yield "deep", raw.replace(b'"details": {}', b'"details": ' + b'{"a":' * 100_000 + b"1" + b"}" * 100_000)
+    yield from damaged(raw, 300)
+
+
+def published(path: Path) -> Callable[[bytes], object]:
+    def attempt(raw: bytes) -> object:
+        path.write_bytes(raw)
+        return prepare([path.parent], [], CardOptions("me/x"), allow_unverified=True)
+
+    return attempt
+
+
+def test_manifests_changed_in_one_place(manifest: Path) -> None:
+    assert faults(published(manifest), sample(manifests(manifest), 250), seconds=20) == []
+
+
+@pytest.mark.long
+def test_every_change_of_a_manifest(manifest: Path) -> None:
+    assert faults(published(manifest), manifests(manifest), seconds=20) == []

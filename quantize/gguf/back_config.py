@@ -9,7 +9,7 @@ import numpy as np
 from quantize.errors import BadInput, Unsupported
 from quantize.gguf.chat_templates import token_of
 from quantize.gguf.families.config import Hyperparameters
-from quantize.gguf.families.llama import rope_frequencies
+from quantize.gguf.families.rope import growth, llama3_divisors, read_rope
 from quantize.gguf.reader import GgufFile
 from quantize.terminal import printable
 
@@ -127,6 +127,8 @@ def _scaling(m: Metadata, config: dict[str, Any]) -> dict[str, Any] | None:
             ):
                 if m.find(f"rope.scaling.{ours}") is not None:
                     scaling[theirs] = _exact(m.number(f"rope.scaling.{ours}"))
+            if m.find("rope.scaling.attn_factor") is not None:  # what llama.cpp reads, on top of YaRN's usual factor
+                scaling["attention_factor"] = _exact(m.number("rope.scaling.attn_factor") * growth(scaling["factor"]))
         return scaling
     if kind not in (None, "none"):
         raise Unsupported(
@@ -147,7 +149,8 @@ def _llama3(m: Metadata, config: dict[str, Any]) -> dict[str, Any]:
             "rope_type": "llama3", "factor": factor, "low_freq_factor": low, "high_freq_factor": high,
             "original_max_position_embeddings": context,
         }  # fmt: skip
-        made = rope_frequencies(Hyperparameters({**config, "rope_scaling": scaling}, {}))["rope_freqs.weight"]
+        h = Hyperparameters({**config, "rope_scaling": scaling}, {})
+        made = llama3_divisors(read_rope(h), h.head_dim)
         if made.shape == stored.shape and np.allclose(made, stored, rtol=1e-5):
             return scaling
     if np.all(stored == 1):

@@ -35,6 +35,7 @@ FAMILY = Family(
         HEAD,
     ),
     kvs=kvs,
+    rope=None,
     defaults={"layer_norm_epsilon": 1e-5, "tie_word_embeddings": True},
     prefix="transformer.",
 )

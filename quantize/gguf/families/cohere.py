@@ -19,17 +19,22 @@ def kvs(h: Hyperparameters) -> KVs:
     kvs = common_kvs(h)
     if h.find("model_max_length"):
         kvs["context_length"] = (h["model_max_length"], U32)
-    return kvs | {"logit_scale": (h["logit_scale"], F32), "rope.scaling.type": ("none", STRING)}
+    return unscaled(kvs | {"logit_scale": (h["logit_scale"], F32)})
 
 
 def kvs2(h: Hyperparameters) -> KVs:
-    return common_kvs(h) | {
+    kvs = common_kvs(h) | {
         "logit_scale": (h["logit_scale"], F32),
         "attention.sliding_window": (h["sliding_window"], U32),
         "vocab_size": (h["vocab_size"], U32),
         "rope.dimension_count": (h.head_dim, U32),
-        "rope.scaling.type": ("none", STRING),
     }
+    return unscaled(kvs)
+
+
+def unscaled(kvs: KVs) -> KVs:
+    """With the type that llama.cpp's converter writes where nothing is scaled."""
+    return kvs if "rope.scaling.type" in kvs else kvs | {"rope.scaling.type": ("none", STRING)}
 
 
 def check(h: Hyperparameters) -> list[Note]:

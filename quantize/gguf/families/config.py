@@ -62,39 +62,3 @@ class Hyperparameters:
     @cached_property
     def experts(self) -> int:
         return int(self.find("num_local_experts", "num_experts", "n_routed_experts") or 0)
-
-    @cached_property
-    def rope(self) -> dict[str, Any]:
-        """Parameters of the (global) rotary embedding: rope_theta, rope_type, factor, ...
-
-        Accepts rope_parameters (transformers 5), flat or by layer type, and rope_scaling with rope_theta beside it (older).
-        """
-        nested = self.find("rope_parameters", "rope_scaling") or {}
-        flat = dict(nested.get("full_attention", {} if "sliding_attention" in nested else nested))
-        flat.setdefault("rope_type", flat.pop("type", None) or "default")
-        flat["rope_type"] = {"su": "longrope"}.get(flat["rope_type"], flat["rope_type"])
-        for key, names in {
-            "rope_theta": ("global_rope_theta", "rope_theta", "rotary_emb_base"),
-            "partial_rotary_factor": ("partial_rotary_factor", "rotary_pct", "rope_pct", "rope_percent"),
-            "original_max_position_embeddings": ("original_max_position_embeddings",),
-        }.items():
-            if flat.get(key) is None and (value := self.find(*names)) is not None:
-                flat[key] = value
-        return flat
-
-    @cached_property
-    def rope_local(self) -> dict[str, Any]:
-        """Parameters of the rotary embedding of sliding-window layers, where they have their own."""
-        nested = self.find("rope_parameters", "rope_scaling") or {}
-        if "sliding_attention" in nested:
-            return dict(nested["sliding_attention"])
-        theta = self.find("rope_local_base_freq", "local_rope_theta", "swa_rope_theta")
-        return {"rope_theta": theta} if theta is not None else {}
-
-    @property
-    def rope_type(self) -> str:
-        return str(self.rope["rope_type"]).lower()
-
-    @property
-    def original_context(self) -> int:
-        return int(self.rope.get("original_max_position_embeddings") or self.need("max_position_embeddings"))

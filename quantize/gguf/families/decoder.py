@@ -16,6 +16,7 @@ from quantize.gguf.families.config import Hyperparameters
 from quantize.gguf.families.heads import settle_head
 from quantize.gguf.families.operations import COPY, Operation
 from quantize.gguf.families.pooling import pooling_kvs
+from quantize.gguf.families.rope import read_rope, rope_kvs, rope_tensors
 
 KVs = dict[str, tuple[Any, GGUFValueType]]
 U32, F32, BOOL, STRING, ARRAY = (
@@ -65,7 +66,10 @@ class Family:
     layer: tuple[Rule | OneOf, ...]
     ends: tuple[Rule | OneOf, ...]  # embeddings, last norm, output
     kvs: Callable[[Hyperparameters], KVs]
-    constants: Callable[[Hyperparameters], dict[str, np.ndarray]] = lambda h: {}
+    #: tensors of frequencies that llama.cpp loads for it; None: nothing is rotated
+    rope: frozenset[str] | None = frozenset()
+    #: columns of a head that are rotated, where partial_rotary_factor may leave some out
+    rotated: Callable[[Hyperparameters], int] | None = None
     defaults: Mapping[str, Any] = field(default_factory=dict)  # of config keys left out, as the config class has them
     check: Callable[[Hyperparameters], list[Note]] = lambda h: []
     prefix: str = "model."  # of source names, that some checkpoints leave out (what a base model saved)
@@ -142,50 +146,17 @@ def common_kvs(h: Hyperparameters) -> KVs:
     return kvs
 
 
-def rope_kvs(h: Hyperparameters) -> KVs:
-    """``rope.*``: scaling and bases. llama3's scaling is a tensor (``rope_freqs``), not a key."""
-    kvs: KVs = {}
-    rope = h.rope
-    kind, factor = h.rope_type, rope.get("factor")
-    if kind in ("linear", "yarn") and factor is not None:
-        kvs["rope.scaling.type"] = (kind, STRING)
-        kvs["rope.scaling.factor"] = (factor, F32)
-    if kind == "yarn" and factor is not None:
-        kvs["rope.scaling.original_context_length"] = (h.original_context, U32)
-        for key, names in {
-            "yarn_ext_factor": ("extrapolation_factor",),
-            "yarn_attn_factor": ("attention_factor", "attn_factor"),
-            "yarn_beta_fast": ("beta_fast",),
-            "yarn_beta_slow": ("beta_slow",),
-        }.items():
-            value = next((rope[name] for name in names if rope.get(name) is not None), None)
-            if value is not None:
-                kvs[f"rope.scaling.{key}"] = (value, F32)
-    if kind == "longrope":
-        kvs["rope.scaling.type"] = ("longrope", STRING)
-    if kind not in ("default", "linear", "yarn", "longrope", "llama3"):
-        raise Unsupported(
-            f"{h.source}: rope scaling of type {kind!r} cannot be expressed in GGUF (default, linear, yarn, longrope, llama3 can)"
-        )
-    if rope.get("rope_theta") is not None:
-        kvs["rope.freq_base"] = (rope["rope_theta"], F32)
-    if h.rope_local.get("rope_theta") is not None:
-        kvs["rope.freq_base_swa"] = (h.rope_local["rope_theta"], F32)
-    return kvs
-
-
-def unusual_rope(h: Hyperparameters) -> KVs:
-    """For architectures whose converter writes no ``rope.*`` keys: those that differ from what llama.cpp assumes without them."""
-    return {key: value for key, value in rope_kvs(h).items() if key != "rope.freq_base" or float(value[0]) != 10_000.0}
-
-
 def make_plan(family: Family, checkpoint: Checkpoint) -> FamilyPlan:
     """Apply ``family`` to the headers of ``checkpoint``. Errors: as ``families.plan``."""
     h = Hyperparameters(checkpoint.config, family.defaults, checkpoint.source)
     _check_activation(family, h)
     notes = list(family.check(h))
     position = {name: index for index, name in enumerate(checkpoint.tensors)}
-    found: list[tuple[int, Mapped]] = [(-1, _constant(name, array)) for name, array in family.constants(h).items()]
+    found: list[tuple[int, Mapped]] = []
+    if family.rope is not None:
+        frequencies, said = rope_tensors(h, _rotated(family, h), family.rope, family.architecture)
+        notes += said
+        found += [(-1, _constant(name, array)) for name, array in frequencies.items()]
     used: set[str] = set()
 
     def resolve(name: str) -> str:
@@ -271,6 +242,15 @@ def _mapped(target: str, sources: tuple[str, ...], operation: Operation, checkpo
 
 def _restore(operation: Operation, shapes: Sequence[tuple[int, ...]], array: np.ndarray) -> list[np.ndarray]:
     return operation.restore(array, shapes)
+
+
+def _rotated(family: Family, h: Hyperparameters) -> int:
+    if family.rotated is not None:
+        return family.rotated(h)
+    rope = read_rope(h)
+    if rope.kind != "default" and rope.partial != 1:  # to a plain rotation the key means nothing
+        raise Unsupported(f"{h.source}: partial_rotary_factor {rope.partial}; a {family.architecture} rotates whole heads")
+    return h.head_dim
 
 
 def _constant(name: str, array: np.ndarray) -> Mapped:

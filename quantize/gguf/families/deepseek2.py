@@ -1,13 +1,16 @@
 """DeepSeek V2 and V2-Lite: latent attention (its key-value projection split and the key half transposed), experts stacked."""
 
+import math
 from dataclasses import replace
 
 from quantize.artifact import Note
 from quantize.checkpoint import Checkpoint
+from quantize.errors import Unsupported
 from quantize.gguf.families.config import Hyperparameters
 from quantize.gguf.families.decoder import BOOL, ENDS, F32, MLP, NORMS, U32, Family, KVs, OneOf, Rule, common_kvs
 from quantize.gguf.families.operations import Operation, Part, SwapAxes
 from quantize.gguf.families.qwen_moe import EXPERTS, ROUTER
+from quantize.gguf.families.rope import growth, read_rope
 
 
 def dense(h: Hyperparameters, layer: int) -> bool:
@@ -62,8 +65,12 @@ LAYER: tuple[Rule | OneOf, ...] = (
 )
 
 
+def rotated(h: Hyperparameters) -> int:
+    return int(h["qk_rope_head_dim"])
+
+
 def kvs(h: Hyperparameters) -> KVs:
-    rank, rotated = int(h["kv_lora_rank"]), int(h["qk_rope_head_dim"])
+    rank = int(h["kv_lora_rank"])
     kvs = common_kvs(h) | {
         "attention.head_count_kv": (1, U32),  # the latent is one key-value head for all queries
         "leading_dense_block_count": (h["first_k_dense_replace"] if h.find("n_routed_experts") else h.layers, U32),
@@ -75,9 +82,9 @@ def kvs(h: Hyperparameters) -> KVs:
         kvs["attention.q_lora_rank"] = (0, U32)
     kvs |= {
         "attention.kv_lora_rank": (rank, U32),
-        "attention.key_length": (rank + rotated, U32),
+        "attention.key_length": (rank + rotated(h), U32),
         "attention.value_length": (rank, U32),
-        "attention.key_length_mla": (h["qk_nope_head_dim"] + rotated, U32),
+        "attention.key_length_mla": (h["qk_nope_head_dim"] + rotated(h), U32),
         "attention.value_length_mla": (h["v_head_dim"], U32),
         "expert_feed_forward_length": (h.need("moe_intermediate_size", "intermediate_size"), U32),
         "expert_shared_count": (h.find("n_shared_experts") or 0, U32),
@@ -86,13 +93,28 @@ def kvs(h: Hyperparameters) -> KVs:
         kvs["expert_weights_scale"] = (scale, F32)
     if h.find("norm_topk_prob"):
         kvs["expert_weights_norm"] = (True, BOOL)
-    kvs["rope.dimension_count"] = (rotated, U32)
-    if (scale := h.rope.get("mscale_all_dim")) is not None:
-        kvs["rope.scaling.yarn_log_multiplier"] = (0.1 * scale, F32)
-    return kvs
+    kvs["rope.dimension_count"] = (rotated(h), U32)
+    return kvs | yarn_kvs(h)
+
+
+def yarn_kvs(h: Hyperparameters) -> KVs:
+    """transformers scales cos and sin by A and the scores by B (``yarn_apply_mscale``, 1 without mscale_all_dim), llama.cpp by
+    attn_factor, and the scores by (attn_factor * (1 + log_multiplier * ln factor)) ** 2."""
+    rope = read_rope(h)
+    if rope.kind != "yarn" or rope.factor <= 1:
+        return {}
+    all_dim = float(rope.own.get("mscale_all_dim") or 0)
+    multiplier = 0.1 * all_dim
+    if rope.attention != 1:
+        multiplier = (growth(rope.factor, all_dim) / rope.attention - 1) / math.log(rope.factor)
+    if abs(multiplier) < 1e-9:  # where it is zero, llama.cpp multiplies by YaRN's usual factor, as elsewhere
+        return {}
+    return {"rope.scaling.attn_factor": (rope.attention, F32), "rope.scaling.yarn_log_multiplier": (multiplier, F32)}
 
 
 def check(h: Hyperparameters) -> list[Note]:
+    if read_rope(h).kind == "linear":
+        raise Unsupported(f"{h.source}: linear rope scaling, by which llama.cpp's deepseek2 would scale the scores too")
     if h.find("topk_method") == "group_limited_greedy" and (h.find("n_group") or 1) > 1:
         why = "llama.cpp ranks groups of experts by the sum of their two best, this model by the best"
         return [Note(tensor="*", what="choice of expert groups approximated", why=why)]
@@ -104,6 +126,7 @@ FAMILY = Family(
     layer=LAYER,
     ends=ENDS,
     kvs=kvs,
+    rotated=rotated,
     defaults={
         "rms_norm_eps": 1e-6, "rope_theta": 10000.0, "max_position_embeddings": 2048, "first_k_dense_replace": 0,
         "kv_lora_rank": 512, "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128, "routed_scaling_factor": 1.0,

@@ -4,8 +4,9 @@ from quantize.artifact import Note
 from quantize.checkpoint import Checkpoint
 from quantize.errors import Unsupported
 from quantize.gguf.families.config import Hyperparameters
-from quantize.gguf.families.decoder import F32, HEAD, STRING, U32, Family, KVs, OneOf, Rule, plain, unusual_rope
+from quantize.gguf.families.decoder import F32, HEAD, STRING, U32, Family, KVs, OneOf, Rule, plain
 from quantize.gguf.families.operations import Operation, UngroupQkv
+from quantize.gguf.families.rope import unusual_rope
 
 
 def groups(h: Hyperparameters) -> int:

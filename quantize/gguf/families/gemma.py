@@ -15,9 +15,9 @@ from quantize.gguf.families.decoder import (
     KVs,
     Rule,
     common_kvs,
-    unusual_rope,
 )
 from quantize.gguf.families.operations import Add, Operation
+from quantize.gguf.families.rope import unusual_rope
 
 
 def one(h: Hyperparameters) -> Operation:

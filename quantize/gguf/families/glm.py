@@ -3,6 +3,7 @@
 from quantize.checkpoint import Checkpoint
 from quantize.gguf.families.config import Hyperparameters
 from quantize.gguf.families.decoder import ATTENTION, ENDS, F32, NORMS, U32, Family, KVs, Rule, common_kvs
+from quantize.gguf.families.rope import read_rope, rope_kvs
 
 FUSED_MLP = (
     Rule("blk.{i}.ffn_up", "model.layers.{i}.mlp.gate_up_proj"),
@@ -15,7 +16,7 @@ DEFAULTS = {
 
 
 def rotated(h: Hyperparameters) -> int:
-    return int(h.head_dim * h.rope["partial_rotary_factor"])
+    return int(h.head_dim * read_rope(h).partial)
 
 
 def glm4_kvs(h: Hyperparameters) -> KVs:
@@ -36,11 +37,10 @@ def glm_kvs(h: Hyperparameters) -> KVs:
         "attention.key_length": (h.head_dim, U32),
         "attention.value_length": (h.head_dim, U32),
         "rope.dimension_count": (rotated(h), U32),
-        "rope.freq_base": (h.rope["rope_theta"], F32),
-    }
+    } | rope_kvs(h)
 
 
-GLM = Family("chatglm", (*NORMS, *ATTENTION, *FUSED_MLP), ENDS, glm_kvs, defaults=DEFAULTS)
+GLM = Family("chatglm", (*NORMS, *ATTENTION, *FUSED_MLP), ENDS, glm_kvs, defaults=DEFAULTS, rotated=rotated)
 GLM4 = Family(
     architecture="glm4",
     layer=(
@@ -54,6 +54,7 @@ GLM4 = Family(
     ends=ENDS,
     kvs=glm4_kvs,
     defaults=DEFAULTS,
+    rotated=rotated,
 )
 
 

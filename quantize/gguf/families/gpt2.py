@@ -42,6 +42,7 @@ FAMILY = Family(
         HEAD,
     ),
     kvs=kvs,
+    rope=None,
     defaults={"layer_norm_epsilon": 1e-5, "n_positions": 1024, "tie_word_embeddings": True},
     prefix="transformer.",
     activations=("gelu_new", "gelu_pytorch_tanh"),

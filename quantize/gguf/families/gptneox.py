@@ -2,12 +2,17 @@
 
 from quantize.checkpoint import Checkpoint
 from quantize.gguf.families.config import Hyperparameters
-from quantize.gguf.families.decoder import BOOL, F32, U32, Family, KVs, Rule, plain, unusual_rope
+from quantize.gguf.families.decoder import BOOL, F32, U32, Family, KVs, Rule, plain
 from quantize.gguf.families.operations import Operation, UngroupQkv
+from quantize.gguf.families.rope import read_rope, unusual_rope
 
 
 def by_head(h: Hyperparameters) -> Operation:
     return UngroupQkv(h.heads)
+
+
+def rotated(h: Hyperparameters) -> int:
+    return int(h.head_dim * read_rope(h).partial)
 
 
 def kvs(h: Hyperparameters) -> KVs:
@@ -16,7 +21,7 @@ def kvs(h: Hyperparameters) -> KVs:
         "embedding_length": (h.hidden, U32),
         "block_count": (h.layers, U32),
         "feed_forward_length": (h["intermediate_size"], U32),
-        "rope.dimension_count": (int(h.rope["partial_rotary_factor"] * (h.hidden // h.heads)), U32),
+        "rope.dimension_count": (rotated(h), U32),
         "attention.head_count": (h.heads, U32),
         "use_parallel_residual": (bool(h["use_parallel_residual"]), BOOL),
         "attention.layer_norm_epsilon": (h["layer_norm_eps"], F32),
@@ -46,6 +51,7 @@ FAMILY = Family(
     activations=("gelu",),
     prefix="gpt_neox.",
     head="required",
+    rotated=rotated,
 )  # fmt: skip
 
 

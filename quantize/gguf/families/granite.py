@@ -1,12 +1,9 @@
 """Granite, and MiniCPM 1 and 2, which llama.cpp computes with the same graph: Llama with four scaling factors."""
 
-import numpy as np
-
 from quantize.checkpoint import Checkpoint
 from quantize.gguf.families.config import Hyperparameters
 from quantize.gguf.families.decoder import ENDS, F32, MLP, NORMS, U32, Family, KVs, common_kvs
-from quantize.gguf.families.llama import DEFAULTS, PERMUTED_ATTENTION, rope_frequencies
-from quantize.gguf.families.phi import long_factors
+from quantize.gguf.families.llama import DEFAULTS, PERMUTED_ATTENTION, ROPE
 
 
 def granite_kvs(h: Hyperparameters) -> KVs:
@@ -33,16 +30,12 @@ def minicpm_kvs(h: Hyperparameters) -> KVs:
     }
 
 
-def minicpm_constants(h: Hyperparameters) -> dict[str, np.ndarray]:
-    return long_factors(h) if h.rope_type == "longrope" else {}
-
-
 GRANITE = Family(
     architecture="granite",
     layer=(*NORMS, *PERMUTED_ATTENTION, *MLP),
     ends=ENDS,
     kvs=granite_kvs,
-    constants=rope_frequencies,
+    rope=ROPE,
     defaults={
         **DEFAULTS, "attention_multiplier": 1.0, "embedding_multiplier": 1.0, "residual_multiplier": 1.0, "logits_scaling": 1.0,
     },
@@ -52,7 +45,7 @@ MINICPM = Family(
     layer=(*NORMS, *PERMUTED_ATTENTION, *MLP),
     ends=ENDS,
     kvs=minicpm_kvs,
-    constants=minicpm_constants,
+    rope=ROPE,
     # of the checkpoint's own configuration class
     defaults={**DEFAULTS, "scale_emb": 1, "dim_model_base": 1, "scale_depth": 1, "tie_word_embeddings": True},
 )

@@ -1,14 +1,11 @@
 """Llama 2 and 3, Mistral and what is built like them (Yi, DeepSeek-coder). q and k rows are permuted for llama.cpp's rotation."""
 
-import math
-
-import numpy as np
-
 from quantize.artifact import Note
 from quantize.checkpoint import Checkpoint
 from quantize.gguf.families.config import Hyperparameters
 from quantize.gguf.families.decoder import ENDS, MLP, NORMS, U32, Family, KVs, common_kvs, linear
 from quantize.gguf.families.operations import Operation, RopePermutation
+from quantize.gguf.families.rope import FACTORS, FREQUENCIES
 
 
 def permute_q(h: Hyperparameters) -> Operation:
@@ -34,19 +31,8 @@ def kvs(h: Hyperparameters) -> KVs:
     return common_kvs(h) | {"vocab_size": (h["vocab_size"], U32), "rope.dimension_count": (h.head_dim, U32)}
 
 
-def rope_frequencies(h: Hyperparameters) -> dict[str, np.ndarray]:
-    """Llama 3's rope scaling as divisors of each frequency, (head_dim / 2,) float32. Source: transformers'
-    ``_compute_llama3_parameters``."""
-    if h.rope_type != "llama3":
-        return {}
-    rope, dim = h.rope, h.head_dim
-    factor, low, high = (float(rope.get(k, d)) for k, d in (("factor", 8), ("low_freq_factor", 1), ("high_freq_factor", 4)))
-    context = float(rope.get("original_max_position_embeddings", 8192))
-    frequency = 1.0 / (np.float32(rope["rope_theta"]) ** (np.arange(0, dim, 2, dtype=np.float32) / np.float32(dim)))
-    wavelength = 2 * math.pi / frequency.astype(np.float32)
-    smooth = (context / wavelength - low) / (high - low)
-    divisor = np.where(wavelength > context / low, factor, 1 / ((1 - smooth) / factor + smooth))
-    return {"rope_freqs.weight": np.where(wavelength < context / high, 1.0, divisor).astype(np.float32)}
+#: llama.cpp's llama, minicpm and granite
+ROPE = frozenset((FREQUENCIES, FACTORS))
 
 
 def window_note(h: Hyperparameters) -> list[Note]:
@@ -67,7 +53,7 @@ LLAMA = Family(
     layer=(*NORMS, *PERMUTED_ATTENTION, *MLP),
     ends=ENDS,
     kvs=kvs,
-    constants=rope_frequencies,
+    rope=ROPE,
     defaults=DEFAULTS,
 )
 MISTRAL = Family(
@@ -75,7 +61,7 @@ MISTRAL = Family(
     layer=(*NORMS, *PERMUTED_ATTENTION, *MLP),
     ends=ENDS,
     kvs=kvs,
-    constants=rope_frequencies,
+    rope=ROPE,
     defaults={**DEFAULTS, "max_position_embeddings": 131072, "num_key_value_heads": 8, "sliding_window": None},
     check=window_note,
 )

@@ -3,7 +3,7 @@
 from quantize.checkpoint import Checkpoint
 from quantize.gguf.families.config import Hyperparameters
 from quantize.gguf.families.decoder import ENDS, NORMS, Family, OneOf, Rule
-from quantize.gguf.families.llama import DEFAULTS, PERMUTED_ATTENTION, kvs, rope_frequencies, window_note
+from quantize.gguf.families.llama import DEFAULTS, PERMUTED_ATTENTION, ROPE, kvs, window_note
 from quantize.gguf.families.operations import Operation, Stack
 
 
@@ -29,7 +29,7 @@ FAMILY = Family(
     ),
     ends=ENDS,
     kvs=kvs,
-    constants=rope_frequencies,
+    rope=ROPE,
     defaults={
         **DEFAULTS, "max_position_embeddings": 131072, "num_key_value_heads": 8, "rms_norm_eps": 1e-5, "rope_theta": 1e6,
         "num_experts_per_tok": 2, "num_local_experts": 8,

@@ -1,14 +1,11 @@
 """Phi-2 (attention and MLP in parallel, biases everywhere), Phi-3 and Phi-4 (fused q, k, v and gate, up, kept fused)."""
 
-import math
-
-import numpy as np
-
 from quantize.artifact import Note
 from quantize.checkpoint import Checkpoint
-from quantize.errors import BadInput, Unsupported
+from quantize.errors import Unsupported
 from quantize.gguf.families.config import Hyperparameters
-from quantize.gguf.families.decoder import ENDS, F32, NORMS, U32, Family, KVs, Rule, plain, unusual_rope
+from quantize.gguf.families.decoder import ENDS, F32, NORMS, U32, Family, KVs, Rule, plain
+from quantize.gguf.families.rope import FACTORS, read_rope, unusual_rope
 
 PHI2_LAYER = (
     plain("blk.{i}.attn_norm", "model.layers.{i}.input_layernorm"),
@@ -22,7 +19,7 @@ PHI2_LAYER = (
 
 
 def rotated(h: Hyperparameters) -> int:
-    return int(h.rope.get("partial_rotary_factor", 1.0) * h.hidden) // h.heads
+    return int(h.head_dim * read_rope(h).partial)
 
 
 def phi2_kvs(h: Hyperparameters) -> KVs:
@@ -47,7 +44,7 @@ def phi2_check(h: Hyperparameters) -> list[Note]:
 def phi3_kvs(h: Hyperparameters) -> KVs:
     kvs: KVs = {
         "context_length": (h.need("n_positions", "max_position_embeddings"), U32),
-        "rope.scaling.original_context_length": (h.original_context, U32),
+        "rope.scaling.original_context_length": (read_rope(h).original, U32),
         "embedding_length": (h.hidden, U32),
         "feed_forward_length": (h["intermediate_size"], U32),
         "block_count": (h.layers, U32),
@@ -55,34 +52,16 @@ def phi3_kvs(h: Hyperparameters) -> KVs:
         "attention.head_count_kv": (h.kv_heads, U32),
         "attention.layer_norm_rms_epsilon": (h["rms_norm_eps"], F32),
         "rope.dimension_count": (rotated(h), U32),
-        "rope.freq_base": (h.rope["rope_theta"], F32),
+        "rope.freq_base": (read_rope(h).theta, F32),
         # zero tells Phi-4 from Phi-3; llama.cpp has the window itself switched off
         "attention.sliding_window": (h.find("sliding_window") or 0, U32),
     }
-    if h.rope.get("long_factor"):
-        kvs["rope.scaling.attn_factor"] = (attention_factor(h), F32)
+    rope = read_rope(h)
+    if rope.kind == "longrope":  # llama.cpp's phi3 takes the factors whatever the type of scaling, which its converter leaves out
+        kvs["rope.scaling.attn_factor"] = (rope.attention, F32)
+    elif rope.kind != "default":
+        raise Unsupported(f"{h.source}: rope scaling of type {rope.kind!r}; a Phi-3 has longrope or none")
     return kvs
-
-
-def attention_factor(h: Hyperparameters) -> float:
-    """Factor on cos and sin of the stretched embedding. Source: transformers' ``_compute_longrope_parameters``."""
-    scale = h["max_position_embeddings"] / h.original_context
-    if scale <= 1:
-        return 1.0
-    return 0.1 * math.log(scale) + 1 if h.rope_type == "yarn" else math.sqrt(1 + math.log(scale) / math.log(h.original_context))
-
-
-def long_factors(h: Hyperparameters) -> dict[str, np.ndarray]:
-    factors = {}
-    for length in ("long", "short"):
-        values = h.rope.get(f"{length}_factor")
-        if values:
-            if len(values) != rotated(h) // 2:
-                raise BadInput(f"{h.source}: rope {length}_factor has {len(values)} values, its heads need {rotated(h) // 2}")
-            factors[f"rope_factors_{length}.weight"] = np.array(values, np.float32)
-    if len(factors) == 1:
-        raise BadInput(f"{h.source}: rope long_factor and short_factor must come together")
-    return factors
 
 
 def phi3_check(h: Hyperparameters) -> list[Note]:
@@ -102,6 +81,7 @@ PHI2 = Family(
     defaults={"partial_rotary_factor": 0.5, "max_position_embeddings": 2048, "layer_norm_eps": 1e-5, "rope_theta": 10000.0},
     check=phi2_check,
     activations=("gelu_new", "gelu_pytorch_tanh"),
+    rotated=rotated,
 )
 PHI3 = Family(
     architecture="phi3",
@@ -114,7 +94,8 @@ PHI3 = Family(
     ),
     ends=ENDS,
     kvs=phi3_kvs,
-    constants=long_factors,
+    rope=frozenset((FACTORS,)),
+    rotated=rotated,
     defaults={
         "max_position_embeddings": 4096, "original_max_position_embeddings": 4096, "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
     },

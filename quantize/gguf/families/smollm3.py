@@ -5,7 +5,7 @@ from quantize.checkpoint import Checkpoint
 from quantize.errors import Unsupported
 from quantize.gguf.families.config import Hyperparameters
 from quantize.gguf.families.decoder import ENDS, MLP, NORMS, U32, Family, KVs, common_kvs
-from quantize.gguf.families.llama import DEFAULTS, PERMUTED_ATTENTION, rope_frequencies
+from quantize.gguf.families.llama import DEFAULTS, PERMUTED_ATTENTION
 from quantize.gguf.families.qwen import window_note
 
 
@@ -26,7 +26,6 @@ FAMILY = Family(
     layer=(*NORMS, *PERMUTED_ATTENTION, *MLP),
     ends=ENDS,
     kvs=kvs,
-    constants=rope_frequencies,
     defaults={
         **DEFAULTS,
         "max_position_embeddings": 32768,

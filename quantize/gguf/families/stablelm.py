@@ -2,8 +2,9 @@
 
 from quantize.checkpoint import Checkpoint
 from quantize.gguf.families.config import Hyperparameters
-from quantize.gguf.families.decoder import ATTENTION, BOOL, F32, HEAD, MLP, U32, Family, KVs, Rule, plain, unusual_rope
+from quantize.gguf.families.decoder import ATTENTION, BOOL, F32, HEAD, MLP, U32, Family, KVs, Rule, plain
 from quantize.gguf.families.mixtral import stack
+from quantize.gguf.families.rope import read_rope, unusual_rope
 
 
 def per_head(h: Hyperparameters, layer: int) -> bool:
@@ -22,13 +23,17 @@ def kv_heads(h: Hyperparameters) -> int:
     return h.kv_heads
 
 
+def rotated(h: Hyperparameters) -> int:
+    return int(h.head_dim * read_rope(h).partial)
+
+
 def kvs(h: Hyperparameters) -> KVs:
     return {
         "context_length": (h["max_position_embeddings"], U32),
         "embedding_length": (h.hidden, U32),
         "block_count": (h.layers, U32),
         "feed_forward_length": (h["intermediate_size"], U32),
-        "rope.dimension_count": (int(h.rope["partial_rotary_factor"] * (h.hidden // h.heads)), U32),
+        "rope.dimension_count": (rotated(h), U32),
         "attention.head_count": (h.heads, U32),
         "attention.head_count_kv": (h.kv_heads, U32),
         "use_parallel_residual": (bool(h["use_parallel_residual"]), BOOL),
@@ -57,6 +62,7 @@ FAMILY = Family(
         "use_parallel_residual": False,
     },
     head="required",
+    rotated=rotated,
 )  # fmt: skip
 
 

@@ -84,17 +84,20 @@ def test_defaults_are_those_of_the_config_class(case: Case) -> None:
 
     from quantize.gguf.families import KNOWN
     from quantize.gguf.families.config import Hyperparameters
+    from quantize.gguf.families.rope import read_rope
 
     family = import_module(f"quantize.gguf.families.{KNOWN[case.hf_class]}").family(SimpleNamespace(architecture=case.hf_class))
     config = CONFIG_MAPPING[case.model_type]().to_dict()
+    rope = config.get("rope_parameters") or {}
     theirs, ours = Hyperparameters(config, {}), Hyperparameters({}, family.defaults)
     for key, value in family.defaults.items():
         if key in ("rope_theta", "partial_rotary_factor"):
-            assert theirs.rope[key] == ours.rope[key], key
+            assert rope.get("full_attention", rope)[key] == getattr(read_rope(ours), ROPE[key]), key
         elif key == "rope_local_base_freq":
-            assert theirs.rope_local["rope_theta"] == value
+            assert rope["sliding_attention"]["rope_theta"] == value
         else:
             assert theirs.find(key, *SPELLINGS.get(key, ())) == (value if value is not None else theirs.find(key)), key
 
 
+ROPE = {"rope_theta": "theta", "partial_rotary_factor": "partial"}
 SPELLINGS = {"num_experts": ("num_local_experts",)}

@@ -138,8 +138,16 @@ def test_refusals_name_what_is_wrong() -> None:
         plan(headers(model__layers__1__mlp__up_proj__weight=(96, 64)))
     with pytest.raises(Unsupported, match=r"activation 'relu'.*silu"):
         plan(headers({"hidden_act": "relu"}))
-    with pytest.raises(Unsupported, match="rope scaling of type 'dynamic'"):
-        plan(headers({"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}))
+    with pytest.raises(Unsupported, match="rope scaling of type 'spiral'"):
+        plan(headers({"rope_scaling": {"rope_type": "spiral", "factor": 2.0}}))
+    with pytest.raises(Unsupported, match=r"partial_rotary_factor 0\.5; a llama rotates whole heads"):
+        plan(headers({"rope_scaling": {"rope_type": "linear", "factor": 2.0}, "partial_rotary_factor": 0.5}))
+    with pytest.raises(Unsupported, match="by type of layer"):
+        plan(headers({"rope_parameters": {"full_attention": {"rope_type": "default"}}}))
+    with pytest.raises(BadInput, match="'linear' has no factor"):
+        plan(headers({"rope_scaling": {"rope_type": "linear"}}))
+    with pytest.raises(BadInput, match="short_factor has 3 values, its heads need 8"):
+        plan(headers({"rope_scaling": {"rope_type": "longrope", "long_factor": [1] * 8, "short_factor": [1] * 3}}))
     with pytest.raises(BadInput, match=r"rows of 64.*hidden_size 128"):
         plan(headers({"hidden_size": 128}))
     with pytest.raises(BadInput, match=r"k_proj\.weight.*32 rows.*3 heads"):

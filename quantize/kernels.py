@@ -72,8 +72,8 @@ def stale_locks(folders: list[Path]) -> list[Path]:
 
 
 def _abandoned(lock: Path) -> bool:
-    """A build in progress keeps a compiler or a linker running with the folder's files on its command line or as its working
-    directory. Where processes cannot be looked at, age decides."""
+    """torch keeps the file open while it builds, and a build keeps a compiler running with the folder's files on its command line
+    or as its working directory. Where processes cannot be looked at, age decides."""
     import time
 
     try:
@@ -86,9 +86,12 @@ def _abandoned(lock: Path) -> bool:
     processes = Path("/proc")
     if not (processes / "self").exists():
         return age > STALE_AFTER_SECONDS
-    folder = str(lock.parent.resolve())
+    folder, path = str(lock.parent.resolve()), str(lock.resolve())
     for process in processes.iterdir():
         if process.name.isdigit():
+            with contextlib.suppress(OSError):
+                if any(os.readlink(process / "fd" / number) == path for number in os.listdir(process / "fd")):
+                    return False
             with contextlib.suppress(OSError):
                 if os.readlink(process / "cwd") == folder or folder.encode() in (process / "cmdline").read_bytes():
                     return False

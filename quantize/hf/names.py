@@ -1,7 +1,8 @@
 """Which tensors of a checkpoint become linear layers when transformers opens it, found without reading a weight."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from quantize.hf.load import torch_dtype
 from quantize.hf.plain_decoders import parameters
 from quantize.hf.quiet import quiet
 from quantize.hf.refusals import refusals
+from quantize.hf.watched import NONE, Uses, linear_uses
 from quantize.terminal import printable
 from quantize.weight_files import INDEX, SINGLE
 
@@ -37,6 +39,7 @@ class Layers:
     source: dict[str, str]
     buffers: tuple[str, ...] = ()
     stored_head: str | None = None
+    uses: Uses = NONE
 
     def tensor(self, module: str) -> str:
         """The checkpoint's name of a layer's weight (of the embedding, for a tied head)."""
@@ -138,7 +141,8 @@ def _built_layers(checkpoint: Checkpoint) -> Layers:
         if embedding is not None and f"{embedding}.weight" in source:
             stored_head = source.get(f"{head}.weight")
             source[f"{head}.weight"] = source[f"{embedding}.weight"]
-    return Layers(linear, head, tied, source, tuple(ignored), stored_head)
+    uses = linear_uses(checkpoint.folder, trust_remote_code=checkpoint.trust_remote_code)
+    return Layers(linear, head, tied, source, tuple(ignored), stored_head, uses)
 
 
 def _renaming(model: "PreTrainedModel") -> "Callable[[str], str | None]":
@@ -206,14 +210,18 @@ def _same(checkpoint: Checkpoint, one: str, other: str) -> bool:
     return np.array_equal(checkpoint.read_float32(one), checkpoint.read_float32(other))
 
 
-def kept_notes(checkpoint: Checkpoint, quantized: set[str], layers: Layers, library: str) -> list[Note]:
-    """A note for every matrix that the library left in the source's precision, and why."""
+def kept_notes(
+    checkpoint: Checkpoint, quantized: set[str], layers: Layers, library: str, reasons: Mapping[str, str] = MappingProxyType({})
+) -> list[Note]:
+    """A note for every matrix that the library left in the source's precision, and why; ``reasons``: by tensor, where known."""
     notes = []
     head = layers.tensor(layers.head) if layers.head else None
     for name, info in checkpoint.tensors.items():
         if name in quantized or len(info.shape) < 2:
             continue
-        if name == head and layers.tied:
+        if name in reasons:
+            why = reasons[name]
+        elif name == head and layers.tied:
             why = "the output layer is tied to the embedding, and a lookup needs its rows"
         elif name == head:
             why = "the output layer, which decides every token, is left alone"

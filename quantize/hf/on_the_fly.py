@@ -4,8 +4,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from quantize.errors import BadInput
-from quantize.hf.load import bitsandbytes_compute_in, load_model, read_config, stored_dtype, torch_dtype
+from quantize.hf.load import bitsandbytes_compute_in, load_model, model_without_weights, read_config, stored_dtype, torch_dtype
 from quantize.hf.quiet import quiet
+from quantize.hf.watched import linear_uses
 from quantize.recipe import Recipe, RunOptions
 
 if TYPE_CHECKING:
@@ -42,12 +43,26 @@ def quantize_quanto(folder: Path, recipe: Any, dtype: str, run: RunOptions) -> "
     ensure_kernel_environment()
     model = load_model(folder, dtype, run.resolved_device, trust_remote_code=run.trust_remote_code)
     with quiet():
+        import torch
         from optimum.quanto import QuantizedModelForCausalLM
 
-        exclude = None if recipe.lm_head else _head_name(model)
-        wrapped = QuantizedModelForCausalLM.quantize(model, weights=QUANTO_TYPES[recipe.weights], exclude=exclude)
+        exclude = [] if recipe.lm_head else [_head_name(model)]
+        exclude += [
+            name
+            for name, module in model.named_modules()
+            if isinstance(module, torch.nn.Linear) and unpackable(recipe.weights, dtype, module.out_features, module.in_features)
+        ]
+        wrapped = QuantizedModelForCausalLM.quantize(
+            model, weights=QUANTO_TYPES[recipe.weights], exclude=[each for each in exclude if each]
+        )
         quantized: PreTrainedModel = wrapped._wrapped
     return quantized
+
+
+def unpackable(weights: str, dtype: str, outputs: int, inputs: int) -> bool:
+    """Whether optimum-quanto 0.2.7 fails at a layer: 4-bit weights in groups of 128 with bfloat16 scales are put into the
+    layout of a kernel that takes outputs 16 at a time, when they are made and again when they are loaded."""
+    return weights == "int4" and dtype == "bfloat16" and inputs > 128 and inputs % 128 == 0 and outputs % 16 != 0
 
 
 def _quanto_compute_in(model: "PreTrainedModel", dtype: Any) -> None:
@@ -81,7 +96,9 @@ def _head_name(model: "PreTrainedModel") -> str | None:
 
 
 def quantize_bitsandbytes(folder: Path, recipe: Any, dtype: str, run: RunOptions) -> "PreTrainedModel":
-    """Quantized while it loads, never run: its first forward pass on a CPU may repack the weights."""
+    """Quantized while it loads, never run: its first forward pass on a CPU may repack the weights. Layers whose weight the
+    model's own code takes are left alone."""
+    direct = sorted(linear_uses(folder, trust_remote_code=run.trust_remote_code).direct)
     with quiet():
         from transformers import BitsAndBytesConfig
 
@@ -94,6 +111,9 @@ def quantize_bitsandbytes(folder: Path, recipe: Any, dtype: str, run: RunOptions
                 bnb_4bit_use_double_quant=recipe.double_quant,
                 bnb_4bit_compute_dtype=torch_dtype(dtype),
             )
+        if direct:  # given any, transformers no longer leaves the output layer out by itself
+            empty = model_without_weights(folder, dtype, trust_remote_code=run.trust_remote_code)
+            config.llm_int8_skip_modules = [*direct, *filter(None, [_head_name(empty)])]
     device = run.resolved_device
     return load_model(
         folder, dtype, device, trust_remote_code=run.trust_remote_code, quantization_config=config, device_map={"": device}

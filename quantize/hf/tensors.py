@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import torch
 
 SHARD_BYTES = 5 * 10**9
+ALIGNMENT = 64  # of the first tensor in a file, and of every tensor before the first whose size is no multiple of it
 
 
 class StoredTensors:
@@ -88,8 +89,10 @@ def write_folder(folder: Path, entries: Iterable[Entry], data: Callable[[str], A
 
 
 def _write_file(path: Path, entries: list[Entry], data: Callable[[str], Any]) -> None:
-    # The format wants no holes and readers want alignment: wider types first, as the safetensors library orders them.
-    ordered = sorted(entries, key=lambda entry: (-DTYPE_BYTES[entry.dtype], entry.name))
+    # The format wants no holes, and kernels that work in the mapped file want alignment: torch's int8 kernel for CPUs, which
+    # optimum-quanto calls, ends the process at a weight that does not lie at a multiple of 16. So tensors of whole lines first,
+    # then by width, as the safetensors library orders them.
+    ordered = sorted(entries, key=lambda e: (e.size_bytes % ALIGNMENT != 0, -DTYPE_BYTES[e.dtype], e.name))
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for entry in ordered:
@@ -100,7 +103,7 @@ def _write_file(path: Path, entries: list[Entry], data: Callable[[str], Any]) ->
         }
         offset += entry.size_bytes
     encoded = json.dumps(header, separators=(",", ":")).encode()
-    encoded += b" " * (-len(encoded) % 8)
+    encoded += b" " * (-(8 + len(encoded)) % ALIGNMENT)
     with open(path, "wb") as file:
         file.write(struct.pack("<Q", len(encoded)) + encoded)
         for entry in ordered:

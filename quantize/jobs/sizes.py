@@ -10,6 +10,7 @@ from math import ceil
 from typing import Any
 
 from quantize.checkpoint import DTYPE_BYTES, FLOAT_DTYPES, Checkpoint
+from quantize.hf.tensors import ALIGNMENT
 from quantize.recipe import Recipe
 from quantize.registry import method as find_method
 
@@ -50,7 +51,7 @@ def _safetensors_bytes(entries: list[Entry]) -> int:
             size *= axis
         header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, offset + size]}
         offset += size
-    return 8 + ceil(len(json.dumps(header, separators=(",", ":"))) / 8) * 8 + offset
+    return ceil((8 + len(json.dumps(header, separators=(",", ":")))) / ALIGNMENT) * ALIGNMENT + offset
 
 
 def _dense(checkpoint: Checkpoint, recipe: Any, name: str, quantized: bool) -> Iterator[Entry]:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from quantize.hf.names import Layers
 
 BLOCK = 64  # weights that share a scale: the default of transformers, which the recipe does not change
+CPU_OUTPUTS = 32  # rows that the layout for CPUs with bfloat16 instructions packs together
 FLOAT16_MAX = 65504.0
 STATE = ".quant_state.bitsandbytes__"
 
@@ -60,7 +61,7 @@ class BitsAndBytes(Method):
         from quantize.hf.names import find_layers
 
         layers = find_layers(checkpoint)
-        names = set(layers.linear) - {layers.head}
+        names = set(layers.linear) - {layers.head} - layers.uses.direct
         if not names:
             raise Unsupported(
                 f"{checkpoint.source}: {checkpoint.architecture} has no linear layers for bitsandbytes to quantize "
@@ -99,8 +100,10 @@ class BitsAndBytes(Method):
         config = {key: value for key, value in checkpoint.config.items() if key != "torch_dtype"}
         weight_bytes = write_state(stage, state)
         write_config(stage, {**config, "dtype": dtype, "quantization_config": quantization})
-        notes = kept_notes(checkpoint, {layers.tensor(name) for name in done}, layers, "bitsandbytes")
-        for name in sorted(set(layers.linear) - done - {layers.head}):
+        own = "the model's own code multiplies with this weight, which bitsandbytes packs for its layer alone"
+        reasons = {layers.tensor(name): own for name in layers.uses.direct}
+        notes = kept_notes(checkpoint, {layers.tensor(name) for name in done}, layers, "bitsandbytes", reasons)
+        for name in sorted(set(layers.linear) - done - {layers.head} - layers.uses.direct):
             if not any(note.tensor == layers.tensor(name) and "linear layers only" not in note.why for note in notes):
                 notes = [note for note in notes if note.tensor != layers.tensor(name)]
                 notes.append(
@@ -117,6 +120,15 @@ class BitsAndBytes(Method):
                 )
                 for name in sorted(done)
                 if layers.linear[name][1] % BLOCK
+            ]
+            notes += [
+                Note(
+                    tensor=layers.tensor(name),
+                    what=f"{layers.linear[name][0]} outputs, no multiple of {CPU_OUTPUTS}",
+                    why="bitsandbytes 0.50 refuses it on CPUs with bfloat16 instructions; right on GPUs and in this program",
+                )
+                for name in sorted(done)
+                if layers.linear[name][0] % CPU_OUTPUTS
             ]
         return Conversion(
             weight_bytes,
@@ -144,7 +156,7 @@ class BitsAndBytes(Method):
         from quantize.hf.names import find_layers
 
         layers = find_layers(checkpoint)
-        return {f"{name}.weight" for name in layers.linear if name != layers.head}
+        return {f"{name}.weight" for name in layers.linear if name != layers.head and name not in layers.uses.direct}
 
     def fits(self, recipe: BnbRecipe, kind: str) -> bool:
         return kind == recipe.weights + (" double" if recipe.double_quant else "")

@@ -43,13 +43,11 @@ class Quanto(Method):
 
     def check(self, checkpoint: Checkpoint, recipe: QuantoRecipe) -> None:
         from quantize.errors import Unsupported
-        from quantize.hf.names import find_layers
 
-        layers = find_layers(checkpoint)
-        if not set(layers.linear) - ({layers.head} if not recipe.lm_head else set()):
+        if not self.expected(checkpoint, recipe):
             raise Unsupported(
                 f"{checkpoint.source}: {checkpoint.architecture} has no linear layers for optimum-quanto to quantize "
-                "(its projections are another kind of layer); GGUF recipes may take it"
+                "(its projections are another kind of layer, or of a shape it cannot pack); GGUF recipes may take it"
             )
 
     def convert(
@@ -63,7 +61,7 @@ class Quanto(Method):
 
         checkpoint.check_finite()
         layers = find_layers(checkpoint)
-        dtype = {"F32": "float32", "F16": "float16"}.get(checkpoint.dtype, "bfloat16")
+        dtype = _scales_dtype(checkpoint)
         model = quantize_quanto(checkpoint.folder, recipe, dtype, run)
         with quiet():
             from optimum.quanto.quantize import quantization_map
@@ -85,7 +83,17 @@ class Quanto(Method):
             {layers.tensor(name) for name in mapping if name != layers.head or not layers.tied},
             layers,
             "optimum-quanto",
+            {layers.tensor(name): _WHY_UNPACKABLE for name in _unpackable(checkpoint, recipe)},
         )
+        notes += [
+            Note(
+                tensor=layers.tensor(name),
+                what="its inputs are not contiguous",
+                why="optimum-quanto 0.2.7's bfloat16 kernels for CPUs refuse such; right on GPUs and in this program",
+            )
+            for name in sorted(layers.uses.strided & set(mapping))
+            if recipe.weights in ("int8", "int4")
+        ]
         if recipe.weights in ("int4", "int2"):
             notes += [note for name in mapping if (note := group_note(layers.tensor(name), layers.linear[name][1]))]
         if layers.tied and head_quantized:
@@ -127,7 +135,8 @@ class Quanto(Method):
         from quantize.hf.names import find_layers
 
         layers = find_layers(checkpoint)
-        return {f"{name}.weight" for name in layers.linear if recipe.lm_head or name != layers.head}
+        names = set(layers.linear) - _unpackable(checkpoint, recipe) - (set() if recipe.lm_head else {layers.head})
+        return {f"{name}.weight" for name in names}
 
     def fits(self, recipe: QuantoRecipe, kind: str) -> bool:
         return kind.split()[0] == recipe.weights
@@ -178,6 +187,23 @@ def _computed(model: "PreTrainedModel", layers: "Layers", head_apart: bool) -> C
             values = (exact.dequantize() if isinstance(exact, QTensor) else exact).float().cpu().numpy()
         computed.add(name if name == head and head_apart else source, values)
     return computed
+
+
+_WHY_UNPACKABLE = (
+    "optimum-quanto 0.2.7 packs 4-bit weights with bfloat16 scales 16 outputs at a time; from a float32 or float16 source it can"
+)
+
+
+def _scales_dtype(checkpoint: Checkpoint) -> str:
+    return {"F32": "float32", "F16": "float16"}.get(checkpoint.dtype, "bfloat16")
+
+
+def _unpackable(checkpoint: Checkpoint, recipe: QuantoRecipe) -> set[str]:
+    from quantize.hf.names import find_layers
+    from quantize.hf.on_the_fly import unpackable
+
+    dtype = _scales_dtype(checkpoint)
+    return {name for name, shape in find_layers(checkpoint).linear.items() if unpackable(recipe.weights, dtype, *shape)}
 
 
 def group_note(name: str, width: int) -> Note | None:

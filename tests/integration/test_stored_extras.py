@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +12,7 @@ import pytest
 
 from quantize import Artifact, convert
 from quantize.artifact import Note
-from quantize.hf.tensors import StoredTensors
+from quantize.hf.tensors import Entry, StoredTensors, write_folder
 from quantize.recipe import CalibrationOptions
 
 CALIBRATION = CalibrationOptions(tokens=1024, sequence_length=128)
@@ -93,3 +95,66 @@ def test_a_tensor_that_transformers_renames_when_it_loads_it(recipe: str, tmp_pa
     assert "output layer" in notes["embed_out.weight"].why
     assert notes["gpt_neox.layers.0.attention.bias"].what == "left out"
     assert sum(check.name == "types" and "4" in check.detail for check in artifact.manifest.verification.checks) == 1
+
+
+@pytest.fixture(scope="module")
+def mamba(tmp_path_factory: pytest.TempPathFactory, demo_checkpoint: Path) -> Path:
+    """Its own code multiplies with ``dt_proj.weight``; its other projections get inputs that are transposed."""
+    import torch
+    from transformers import MambaConfig, MambaForCausalLM
+
+    torch.manual_seed(0)
+    config = MambaConfig(vocab_size=4096, hidden_size=64, num_hidden_layers=1, bos_token_id=0, eos_token_id=0, pad_token_id=0)
+    folder = tmp_path_factory.mktemp("mamba")
+    MambaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(demo_checkpoint / name, folder / name)
+    return folder
+
+
+@pytest.mark.parametrize("recipe", ["bnb-nf4", "bnb-int8"])
+def test_a_weight_that_the_models_own_code_uses_is_left_alone(mamba: Path, recipe: str, tmp_path: Path) -> None:
+    artifact, _, notes = made(mamba, recipe, tmp_path)
+    assert "own code" in notes["backbone.layers.0.mixer.dt_proj.weight"].why
+    assert "backbone.layers.0.mixer.in_proj.weight" not in notes  # quantized, and nothing to say
+    assert any(check.name == "types" and check.detail.startswith("3 ") for check in artifact.manifest.verification.checks)
+
+
+def test_what_a_librarys_kernel_for_cpus_refuses_is_noted(mamba: Path, tmp_path: Path) -> None:
+    _, _, notes = made(mamba, "quanto-int8", tmp_path)
+    assert "contiguous" in notes["backbone.layers.0.mixer.x_proj.weight"].what
+    _, _, notes = made(mamba, "bnb-fp4", tmp_path)
+    assert "outputs, no multiple of 32" in notes["backbone.layers.0.mixer.x_proj.weight"].what
+
+
+def test_layers_that_optimum_quanto_cannot_pack_are_kept(make_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+    """bfloat16, 4 bits, outputs that are no multiple of 16; an output layer of 4099 rows among them."""
+    source = make_checkpoint(num_hidden_layers=1, intermediate_size=648, vocab_size=4099)
+    _, _, notes = made(source, "quanto-int4:lm_head=true", tmp_path)
+    for name in ("model.layers.0.mlp.up_proj.weight", "lm_head.weight"):
+        assert "16 outputs at a time" in notes[name].why
+    assert "model.layers.0.self_attn.q_proj.weight" not in notes
+
+
+def test_optimum_quanto_itself_runs_the_artifact(make_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+    """In bfloat16, on weights mapped from the file: its kernel ends the process where one lies at no multiple of 16."""
+    source = make_checkpoint(num_hidden_layers=1, attention_bias=True, head_dim=36, num_key_value_heads=1)
+    artifact, stored, _ = made(source, "quanto-int8", tmp_path)
+    assert any(info.size_bytes % 16 for info in StoredTensors(artifact.folder).info.values()), stored
+    code = (
+        "import sys, torch; from optimum.quanto import QuantizedModelForCausalLM as Q;"
+        "print(bool(Q.from_pretrained(sys.argv[1])(torch.arange(1, 20)[None]).logits.isfinite().all()))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(artifact.folder)], capture_output=True, text=True)
+    assert (done.returncode, done.stdout.splitlines()[-1:]) == (0, ["True"]), done.stderr[-2000:]
+
+
+def test_tensors_lie_where_kernels_want_them(tmp_path: Path) -> None:
+    sizes = {"a": (3, 5), "b": (64,), "c": (7, 64), "d": (1,)}
+    state = {name: np.arange(np.prod(shape)).astype(np.int8).reshape(shape) for name, shape in sizes.items()}
+    state["wide"] = np.arange(32, dtype=np.float32)
+    kinds = {"wide": "F32"}
+    write_folder(tmp_path, [Entry(n, kinds.get(n, "I8"), v.shape) for n, v in state.items()], lambda name: state[name])
+    stored = StoredTensors(tmp_path)
+    assert [stored.info[name].offset % 64 for name in ("b", "c", "wide")] == [0, 0, 0]
+    assert all(np.array_equal(stored.raw(name), value) for name, value in state.items())

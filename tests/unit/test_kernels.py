@@ -100,3 +100,18 @@ def test_a_work_folder_that_somebody_else_planted_is_refused(tmp_path: Path, mon
     (tmp_path / f"quantwright-{os.getuid()}").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(StepFailed, match="belongs to another user"):
         work_root()
+
+
+def test_a_lock_that_a_process_holds_open_stays(tmp_path: Path) -> None:
+    """As torch does from before the compiler starts until after it has ended, however long a loaded machine takes between."""
+    lock = make_lock(tmp_path / "quanto_cpp", age_s=3600)
+    code = f"import sys, time; file = open({str(lock)!r}); print('open', flush=True); time.sleep(60)"
+    builder = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    try:
+        assert builder.stdout is not None
+        assert builder.stdout.readline() == "open\n"
+        assert stale_locks([tmp_path]) == []
+    finally:
+        builder.kill()
+        builder.wait()
+    assert stale_locks([tmp_path]) == [lock]

@@ -3,6 +3,7 @@
 from benchmarks.speed import Target
 from evals.result import Subject
 from evals.subjects import Typed, resolve
+from quantize.calibration import context_length
 from quantize.recipe import parse_recipe
 
 
@@ -22,5 +23,4 @@ def trained_context(typed: Typed) -> int:
 
         values = read_gguf(typed.gguf).kvs
         return int(values.get(f"{values.get('general.architecture')}.context_length") or 0)
-    config = typed.config.get("text_config") or typed.config
-    return int(config.get("max_position_embeddings") or 0)
+    return context_length(typed.config)

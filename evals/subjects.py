@@ -2,7 +2,6 @@
 Hugging Face folder or Hub id."""
 
 import glob
-import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from typing import Any
 
 from evals.result import Subject
 from quantize.artifact import MANIFEST, Artifact, Manifest
-from quantize.checkpoint import TOKENIZER_FILES, VOCABULARY_FILES, read_weights
+from quantize.checkpoint import TOKENIZER_FILES, VOCABULARY_FILES, read_config, read_weights
 from quantize.errors import BadInput, QuantwrightError
 from quantize.file_hashes import user_hashes
 from quantize.files import check_links, typed_path
@@ -60,12 +59,7 @@ class Typed:
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        path = self.path / "config.json"
-        try:
-            config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        except ValueError as error:
-            raise BadInput(f"{path}: not valid JSON ({error}); fetch the file again") from None
-        return config if isinstance(config, dict) else {}
+        return read_config(self.path) if (self.path / "config.json").is_file() else {}
 
     @property
     def tokenizer_folder(self) -> Path | None:

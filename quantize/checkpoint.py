@@ -26,7 +26,14 @@ from quantize.weight_files import read_weights
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["DTYPE_BYTES", "Checkpoint", "TensorInfo", "read_safetensors_header", "read_weights"]  # what others find here
+__all__ = [
+    "DTYPE_BYTES",
+    "Checkpoint",
+    "TensorInfo",
+    "read_config",
+    "read_safetensors_header",
+    "read_weights",
+]  # what others find here
 
 FLOAT_DTYPES = ("F64", "F32", "F16", "BF16")
 

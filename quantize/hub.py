@@ -5,21 +5,25 @@ HF_HOME, HF_HUB_CACHE, HF_ENDPOINT, HF_HUB_OFFLINE and HF_TOKEN mean what they m
 """
 
 import errno
+import glob
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from quantize import modelscope_source
 from quantize.errors import BadInput, StepFailed
 from quantize.files import typed_path
+from quantize.weight_files import INDEX, OTHERS, SINGLE, index_shards
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?")
-# Everything a conversion reads, and nothing else: no .bin beside safetensors, no original/ folder.
-WANTED = ["*.json", "*.safetensors", "tokenizer.model", "spiece.model", "*.txt", "*.jinja", "README.md"]
+# Everything a conversion reads but weights, and nothing else: no .bin, no original/ folder. Of the weights, first the one file.
+WANTED = ["*.json", SINGLE, "tokenizer.model", "spiece.model", "*.txt", "*.jinja", "README.md"]
 # The terms, by the names of ``model_card.license_files``; the Hub's patterns tell capitals from small letters.
 WANTED += ["LICENSE*", "LICENCE*", "MODEL_LICENSE*", "COPYING*", "NOTICE*", "Notice*", "license*", "USE_POLICY*"]
 UNWANTED = ["*/*"]
+#: what lies in folders of its own: how an embedding is pooled, chat templates with names
+INNER = ["1_Pooling/config.json", "additional_chat_templates/*.jinja"]
 #: of folders made from a GGUF file: the types of those of its tensors that were quantized already, "12 of Q4_K, 2 of Q6_K"
 QUANTIZED: dict[Path, str] = {}
 
@@ -46,18 +50,48 @@ def resolve_model(model: str) -> tuple[Path, str | None]:
     if path.exists():
         raise BadInput(f"{model}: is a file; give the checkpoint's folder, a GGUF file or a Hub id (org/name)")
     if model.startswith(modelscope_source.PREFIX):
-        return modelscope_source.snapshot(model, WANTED, UNWANTED)
+        revisions = []
+
+        def fetch(wanted: list[str], unwanted: list[str]) -> Path:
+            folder, revision = modelscope_source.snapshot(model, wanted, unwanted)
+            revisions.append(revision)
+            return folder
+
+        return fetch_needed(fetch), revisions[0]
     if not HUB_ID.fullmatch(model) or model.startswith((".", "/", "~")):
         raise BadInput(f"{model}: no such folder, and not a Hub id (org/name[@revision])")
     return _snapshot(model)
+
+
+def fetch_needed(fetch: Callable[[list[str], list[str]], Path]) -> Path:
+    """What a conversion reads and no more of the weights than transformers loads: model.safetensors, else an index's shards.
+
+    ``fetch`` gets the patterns of files that are wanted and unwanted, and gives the folder. Errors: BadInput for a bad index.
+    """
+    folder = fetch(WANTED, UNWANTED)
+    if (folder / SINGLE).is_file():
+        shards = []
+    elif (folder / INDEX).is_file():
+        shards = [glob.escape(name) for name in sorted(set(index_shards(folder / INDEX).values()))]
+    else:
+        return fetch(["*.safetensors"], [*UNWANTED, *(f"{name}*" for name in OTHERS)])
+    return fetch([*shards, *INNER], [])
 
 
 def _snapshot(model: str) -> tuple[Path, str]:
     from huggingface_hub import snapshot_download
 
     name, _, revision = model.partition("@")
+    commit: list[str] = []  # the one that the first files were of
+
+    def fetch(wanted: list[str], unwanted: list[str]) -> Path:
+        pinned = commit[0] if commit else revision or None
+        folder = Path(snapshot_download(name, revision=pinned, allow_patterns=wanted, ignore_patterns=unwanted))
+        commit.append(folder.name)
+        return folder
+
     with hub_errors(name, revision or None):
-        folder = Path(snapshot_download(name, revision=revision or None, allow_patterns=WANTED, ignore_patterns=UNWANTED))
+        folder = fetch_needed(fetch)
     return folder, folder.name
 
 

@@ -221,3 +221,31 @@ def test_a_hub_that_cannot_be_reached(hub: Hub) -> None:
     done = run(hub, "eval", "org/small-GGUF:Q4_0")
     assert done.returncode == 1
     assert "org/small-GGUF: the Hub cannot be reached" in done.stderr.splitlines()[-1]
+
+
+SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
+INDEX = json.dumps({"weight_map": {"a": SHARDS[0], "b": SHARDS[1]}}).encode()
+BESIDE = ("consolidated.safetensors", "adapter_model.safetensors", "optimizer.safetensors", "pytorch_model.bin", "onnx/m.json")
+SMALL = ("config.json", "1_Pooling/config.json", "additional_chat_templates/tool_use.jinja")
+
+
+@pytest.mark.parametrize(
+    ("weights", "needed"),
+    [
+        (("model.safetensors", *SHARDS, "model.safetensors.index.json"), ("model.safetensors", "model.safetensors.index.json")),
+        ((*SHARDS, "model-extra.safetensors", "model.safetensors.index.json"), (*SHARDS, "model.safetensors.index.json")),
+    ],
+)
+def test_of_the_weights_only_what_is_loaded_is_fetched(hub: Hub, weights: tuple[str, ...], needed: tuple[str, ...]) -> None:
+    files = {name: name.encode() for name in (*weights, *BESIDE, *SMALL)} | {"model.safetensors.index.json": INDEX}
+    hub.repositories["org/large"] = files
+    script = "import sys; from quantize.hub import resolve_model; print(*resolve_model(sys.argv[1]))"
+    for offline in (False, True):
+        done = subprocess.run(
+            [sys.executable, "-c", script, "org/large"],
+            capture_output=True, text=True, env=environment(hub, offline), timeout=120, check=True,
+        )  # fmt: skip
+        folder, commit = done.stdout.split()
+        assert commit == COMMIT
+        assert {path.relative_to(folder).as_posix() for path in Path(folder).rglob("*") if path.is_file()} == {*needed, *SMALL}
+    assert sorted(hub.sent) == sorted({*needed, *SMALL})

@@ -110,5 +110,5 @@ def test_what_is_no_name_of_a_model(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(importlib.util.find_spec("modelscope") is not None, reason="modelscope is installed")
 def test_without_the_library() -> None:
-    with pytest.raises(BadInput, match=r"quantwright\[modelscope\]"):
+    with pytest.raises(BadInput, match=r"pip install .*modelscope"):
         resolve_model("modelscope:org/name")

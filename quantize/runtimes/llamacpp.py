@@ -8,6 +8,7 @@ import numpy as np
 
 from quantize.errors import BadInput, Unsupported
 from quantize.gguf import llamacpp, llamacpp_apart
+from quantize.gguf.llamacpp_limits import check_metadata
 from quantize.gguf.reader import read_gguf
 from quantize.recipe import Recipe, RunOptions
 from quantize.runtimes import Consume, Runtime, TreeConsume
@@ -206,25 +207,19 @@ class LlamaCppRuntime(Runtime):
 
 
 def _open_here(path: Path, device: str) -> llamacpp.Model:
-    _check_header(path)
+    check_metadata(read_gguf(path))
     return llamacpp.Model(path, device=device)
 
 
 def _open_apart(path: Path, device: str) -> llamacpp_apart.Model:
     model = llamacpp_apart.Model(path)
     try:
-        _check_header(path)  # while the child starts
+        check_metadata(read_gguf(path))  # while the child starts
         model.open(device)
     except BaseException:
         model.close()
         raise
     return model
-
-
-def _check_header(path: Path) -> None:
-    """Says clearly what is damaged. Errors: BadInput."""
-    if "general.architecture" not in read_gguf(path).kvs:
-        raise BadInput(f"{path}: no general.architecture in its metadata, so not a language model's GGUF")
 
 
 def _pieces(wanted: np.ndarray, size: int, outputs: int) -> Iterator[slice]:

@@ -15,6 +15,7 @@ from gguf_bytes import Document, tiny_gguf
 
 from quantize.errors import StepFailed
 from quantize.gguf.llamacpp_apart import Model
+from quantize.gguf.types import Type
 from quantize.recipe import RunOptions
 from quantize.runtimes import open_runtime
 from quantize.runtimes.llamacpp import LlamaCppRuntime
@@ -30,10 +31,10 @@ def good(make_checkpoint: Callable[..., Path], tmp_path_factory: pytest.TempPath
 
 @pytest.fixture
 def bad(good: Path, tmp_path: Path) -> Iterator[Path]:
-    """A file that the reader takes and llama.cpp ends over: of its norm's epsilon it asserts that it is no NaN."""
-    path = tmp_path / "bad.gguf"
-    epsilon = (V.FLOAT32, None, float("nan"))
-    path.write_bytes(Document.read(good).with_kv("llama.attention.layer_norm_rms_epsilon", epsilon).to_bytes())
+    """A file that the reader takes and llama.cpp ends over: its graph multiplies by norms in F32 alone."""
+    path, document = tmp_path / "bad.gguf", Document.read(good)
+    index = next(i for i, tensor in enumerate(document.tensors) if tensor.name == "output_norm.weight")
+    path.write_bytes(document.with_tensor(index, kind=int(Type.Q8_0), data=b"\0" * 34).to_bytes())
     return path
 
 
@@ -61,7 +62,7 @@ def test_its_death_is_one_line_that_names_the_file(bad: Path) -> None:
         runtime.logits(np.ones((1, 4), np.int64), 0, lambda row, first, logits: None)
     runtime.close()
     said = str(failed.value)
-    assert re.fullmatch(r"llama\.cpp ended with signal 6 \(SIGABRT\) while running .*bad\.gguf: .*GGML_ASSERT.*", said)
+    assert re.fullmatch(r"llama\.cpp ended with signal 6 \(SIGABRT\) while running .*bad\.gguf: .*unsupported types.*", said)
     assert str(bad) in said
 
 
@@ -95,7 +96,7 @@ def test_eval_measures_the_others(bad: Path, good: Path, tmp_path: Path) -> None
 
 
 def test_a_conversion_that_it_ends_over(make_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
-    """transformers' Llama has no experts; a GGUF that says it has some makes llama.cpp assert that it uses some."""
+    """transformers' Llama has no experts; of a GGUF that says it has some, llama.cpp asserts that it uses some."""
     from quantize import convert
 
     source = shutil.copytree(make_checkpoint(num_hidden_layers=1), tmp_path / "source")
@@ -105,4 +106,18 @@ def test_a_conversion_that_it_ends_over(make_checkpoint: Callable[..., Path], tm
         said = f"opens: {convert(source, 'gguf-f32', tmp_path / 'out', run=RUN).verified}"
     except StepFailed as error:
         said = str(error)
-    assert re.search(r"opens: (full|llama\.cpp ended with signal 6 \(SIGABRT\) while opening .*GGML_ASSERT.*)$", said)
+    assert re.search(r"opens: (full|.*llama\.cpp (ended|wants).*)$", said)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("block_count", 0), ("block_count", 2**32 - 1), ("expert_count", 8), ("expert_count", 2**31),
+        ("attention.layer_norm_rms_epsilon", float("nan")), ("attention.layer_norm_rms_epsilon", -1.0),
+    ],
+)  # fmt: skip
+def test_what_it_asserts_is_said_before(good: Path, tmp_path: Path, key: str, value: float) -> None:
+    kind = V.FLOAT32 if isinstance(value, float) else V.UINT32
+    (tmp_path / "f.gguf").write_bytes(Document.read(good).with_kv(f"llama.{key}", (kind, None, value)).to_bytes())
+    with pytest.raises(StepFailed, match=r"llama\.(block_count|expert_.*|attention.*) is .*; llama\.cpp wants"):
+        LlamaCppRuntime(tmp_path / "f.gguf", RUN)

@@ -47,13 +47,18 @@ def perplexity_change(mine: EvalResult, reference: EvalResult) -> Difference | N
     if mine.environment.get("ids_sha256") != reference.environment.get("ids_sha256"):
         return None
     counts = _token_counts(mine)
-    if len(counts) != len(mine.samples) or mine.excluded != reference.excluded:
+    if len(counts) != len(mine.samples) or mine.excluded != reference.excluded or counts.min() < 0 or not counts.sum():
         return None
     a, b = np.asarray(mine.samples) * counts, np.asarray(reference.samples) * counts
     found = statistics.paired_mean_difference(a, b, counts, resamples=RESAMPLES)
     low, high = found.interval
-    bounds = None if math.isnan(low) else (math.expm1(low), math.expm1(high))
-    return Difference(math.expm1(found.value), bounds, found.p_value, n=found.n)
+    bounds = None if math.isnan(low) else (_expm1(low), _expm1(high))
+    return Difference(_expm1(found.value), bounds, found.p_value, n=found.n)
+
+
+def _expm1(value: float) -> float:
+    """Beyond what a float holds there is nothing to compare."""
+    return math.expm1(min(value, 700.0))
 
 
 def measured_change(ratio: EvalResult) -> Difference | None:

@@ -131,14 +131,12 @@ def job_name(path: Path) -> str:
 
 def report_document(run_folder: Path, summary: Any) -> dict[str, Any]:
     """``{"report": path, "rows": [...]}`` as the report step printed it, now or when it last ran; the path made absolute."""
-    import json
+    from quantize.jobs.records import Records
 
     document = summary.report
     if document is None:
-        try:
-            document = json.loads((run_folder / "steps" / "report.json").read_text(encoding="utf-8"))["detail"]
-        except (OSError, ValueError, KeyError):
-            document = {}
+        record = Records(run_folder).read("report")
+        document = record.detail if record else {}
     path = document.get("report")
     return {
         **document,

@@ -45,6 +45,8 @@ class Bucket:
         protocol = url.partition("://")[0]
         if not is_url(url) or protocol == "memory":
             raise BadInput(f"{option} {url}: expected a URL that all machines can reach, such as s3://bucket/prefix")
+        if not url.partition("://")[2].strip("/") and protocol not in ("file", "local"):
+            raise BadInput(f"{option} {url}: cannot be used (it names no bucket or host); give a URL such as s3://bucket/prefix")
         try:
             self._files, root = url_to_fs(url, **({"auto_mkdir": True} if protocol in ("file", "local") else {}))
         except ImportError as error:

@@ -7,12 +7,24 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, TypeAdapter, ValidationError
+
 from quantize.errors import BadInput
+from quantize.files import read_json
 from quantize.jobs.records import LOCK, Records
 from quantize.jobs.steps import Plan, results_path
 from quantize.staging import whole_file
 
 JOBS = "jobs.json"
+
+
+class _Noted(BaseModel):
+    steps: list[str]
+    names: list[str]
+
+
+#: job file -> its steps and names
+_JOBS = TypeAdapter(dict[str, _Noted])
 
 
 def register(run: Path, job: Path, plan: Plan) -> None:
@@ -26,13 +38,12 @@ def register(run: Path, job: Path, plan: Plan) -> None:
         part.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
 
 
-def read_jobs(run: Path) -> dict[str, Any]:
+def read_jobs(run: Path) -> dict[str, dict[str, list[str]]]:
     """Job file -> its steps and names; empty where nothing was noted."""
     try:
-        known = json.loads((run / JOBS).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return {job: noted.model_dump() for job, noted in _JOBS.validate_python(read_json(run / JOBS)).items()}
+    except (BadInput, ValidationError):
         return {}
-    return known if isinstance(known, dict) else {}
 
 
 def is_running(run: Path) -> int | None:

@@ -9,8 +9,12 @@ import os
 import statistics
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, TypeAdapter
 
 KEPT = 2000
+Amount = Annotated[float, Field(ge=0, le=1e15, allow_inf_nan=False)]
 
 #: seconds before any work (imports), seconds per million weights: one slow core to two fast ones, for a machine that has run
 #: nothing yet. Measured on two cores; calibrated methods with 32,768 tokens.
@@ -37,10 +41,13 @@ class Sample:
     """``work``: millions of weights for conversions and benchmarks; times thousands of tokens for evaluations."""
 
     kind: str
-    work: float
-    wall_s: float
+    work: Amount
+    wall_s: Amount
     peak_rss_bytes: int
     threads: int
+
+
+_SAMPLE = TypeAdapter(Sample)
 
 
 @dataclass(frozen=True)
@@ -66,8 +73,8 @@ def read_samples() -> list[Sample]:
         return []
     for line in lines:
         try:
-            samples.append(Sample(**json.loads(line)))
-        except (ValueError, TypeError):
+            samples.append(_SAMPLE.validate_json(line))
+        except ValueError:
             continue
     return samples
 

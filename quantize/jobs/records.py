@@ -8,7 +8,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
 from quantize.errors import BadInput
+from quantize.files import read_json
 from quantize.staging import whole_file
 
 LOCK = ".lock"
@@ -18,6 +21,8 @@ LOCK = ".lock"
 class Record:
     """RUN/steps/<slug>.json. ``previous``: what lay at the output's place when the step began, so that something else there
     afterwards is known to be of this step even if the runner died before it could say so."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
 
     id: str
     key: str
@@ -39,6 +44,9 @@ class Record:
     detail: dict[str, Any] = field(default_factory=dict)
 
 
+_RECORD = TypeAdapter(Record)
+
+
 class Records:
     def __init__(self, run: Path):
         self.folder = run / "steps"
@@ -46,8 +54,8 @@ class Records:
     def read(self, slug: str) -> Record | None:
         """None where there is none, or a crash of the machine left half of one: the step is then not done."""
         try:
-            return Record(**json.loads((self.folder / f"{slug}.json").read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError):
+            return _RECORD.validate_python(read_json(self.folder / f"{slug}.json"))
+        except (BadInput, ValidationError):
             return None
 
     def write(self, slug: str, record: Record) -> None:

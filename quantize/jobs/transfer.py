@@ -11,6 +11,7 @@ from pathlib import Path
 
 from quantize.artifact import MANIFEST, Artifact, commit
 from quantize.checkpoint import sha256_file, sha256_files
+from quantize.files import plain_name
 from quantize.jobs.bucket import Bucket, BucketError
 from quantize.jobs.steps import Step, results_path
 
@@ -81,7 +82,7 @@ def _noted(path: Path, *keys: str) -> str:
 def settle(made: Mapping[str, str], node: Path, run: Path) -> None:
     """Put what came from a node, lying in ``node`` as it lay in its work folder, where a step of this machine leaves it."""
     for name in made:
-        path = Path(name)
+        path = Path(plain_name(name, "a node"))
         if path.parts[0] == "artifacts" and path.name == MANIFEST and (node / path).is_file():
             folder = path.parent
             (run / folder).parent.mkdir(parents=True, exist_ok=True)

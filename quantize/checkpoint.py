@@ -120,7 +120,9 @@ class Checkpoint:
     def name(self) -> str:
         """Last part of the id or folder, for file names and tables; a folder of the Hub's cache goes by its model's id."""
         cached = re.search(r"/models--(?:[^/]+--)?([^/]+)/snapshots/[0-9a-f]{40}$", self.folder.absolute().as_posix())
-        return cached[1] if cached else self.source.split("@")[0].rstrip("/").split("/")[-1] or self.folder.resolve().name
+        # in a folder's name an @ is a letter like any other
+        typed = self.source.partition("@")[0] if self.revision else self.source
+        return cached[1] if cached else typed.rstrip("/").split("/")[-1] or self.folder.resolve().name
 
     @cached_property
     def parameters(self) -> int:

@@ -13,7 +13,8 @@ import numpy as np
 from gguf import GGUFValueType
 
 from quantize.checkpoint import Checkpoint
-from quantize.files import read_json, typed_path
+from quantize.checkpoint_config import read_generation_config
+from quantize.files import typed_path
 from quantize.gguf.types import FileType
 from quantize.model_card import read_model_card
 
@@ -40,8 +41,7 @@ def load_metadata(checkpoint: Checkpoint, shapes: Iterable[tuple[str, tuple[int,
     from_gguf = path.suffix.lower() == ".gguf" or typed_path(checkpoint.source).is_file()
     heuristic = gguf.Metadata.apply_metadata_heuristic
     metadata = heuristic(gguf.Metadata(), card, config, None if from_gguf else path, total)
-    generation = checkpoint.folder / "generation_config.json"
-    settings = read_json(generation) if generation.is_file() else {}
+    settings = read_generation_config(checkpoint.folder)
     for field, key in (("temp", "temperature"), ("top_k", "top_k"), ("top_p", "top_p"), ("min_p", "min_p")):
         value = settings.get(key)
         if isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 2**31:

@@ -1,9 +1,12 @@
 """What is taken from a source's model card, and what is made of cards as people and machines write them."""
 
 import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import yaml
+from fuzzing import damaged, faults, mutations, sample
 
 from quantize.checkpoint import Checkpoint
 from quantize.convert import convert
@@ -103,6 +106,70 @@ def test_the_terms_go_with_the_weights(folder: Path, tmp_path: Path) -> None:
     (folder / "NOTICE").symlink_to(tmp_path / "token")
     with pytest.raises(BadInput, match="NOTICE is a link"):
         convert(folder, "float32", tmp_path / "linked", verify="none")
+
+
+def test_a_folder_with_an_at_in_its_name(folder: Path) -> None:
+    other = folder.rename(folder.parent / "my@model")
+    checkpoint = Checkpoint.open(other)
+    assert checkpoint.name == "my@model"
+    assert file_contents(checkpoint, GgufRecipe(type="q8_0")).kvs["general.name"][0] == "My@Model"
+
+
+#: every kind of entry that a card may have
+FRONT = {
+    "license": ["mit"], "license_name": "n", "license_link": "l", "language": ["en"], "tags": ["a"], "pipeline_tag": "b",
+    "name": "c", "version": "1.0", "model_name": "d", "model_creator": "e", "basename": "f-7b1", "size_label": "7B",
+    "base_model": ["org/x-7B", {"name": "y", "repo_url": "z"}], "datasets": ["https://huggingface.co/org/x", {"name": "y"}],
+}  # fmt: skip
+
+
+def cards() -> Iterator[tuple[str, bytes]]:
+    strange = (
+        None,
+        -1,
+        1e308,
+        "x",
+        [],
+        {},
+        True,
+        10**30,
+        "",
+        "-",
+        "/",
+        "a/",
+        "7b1",
+        "x" * 5000,
+        "\x1b[31m",
+        [None],
+        [[]],
+        [{}],
+        ["-"],
+    )
+    for label, front in mutations(FRONT, strange):
+        yield label, f"---\n{yaml.safe_dump(front)}---\n# x\n".encode()
+    yield from damaged(f"---\n{yaml.safe_dump(FRONT)}---\n# x\n".encode(), 400)
+
+
+def reading(folder: Path) -> Callable[[bytes], object]:
+    checkpoint = Checkpoint.open(folder)
+
+    def attempt(raw: bytes) -> object:
+        (folder / "README.md").write_bytes(raw)
+        metadata = load_metadata(checkpoint, [("a", (2, 2_100_000))])
+        kvs = general_kvs(metadata, "llama", quantized_by=None)
+        return file_name(metadata, FILE_TYPES["q8_0"]), [pack_value(name, *value) for name, value in kvs.items()]
+
+    attempt(f"---\n{yaml.safe_dump(FRONT)}---\n".encode())
+    return attempt
+
+
+def test_cards_changed_in_one_place(folder: Path) -> None:
+    assert faults(reading(folder), sample(cards(), 300), seconds=10) == []
+
+
+@pytest.mark.long
+def test_every_change_of_a_card(folder: Path) -> None:
+    assert faults(reading(folder), cards(), seconds=10) == []
 
 
 def test_names_that_no_file_can_have(folder: Path) -> None:

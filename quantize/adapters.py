@@ -43,7 +43,9 @@ COPY, UNDER = re.compile(r"\.modules_to_save(\.default)?(?=\.)"), re.compile(r"\
 #: that of whichever layer peft came to last
 INPUT_FIRST = {"gpt2": ("c_attn", "c_proj", "c_fc", "q_attn"), "openai-gpt": ("c_attn", "c_proj", "c_fc")}
 #: names of embeddings and heads: only for these it matters whether they are tied
-AT_THE_ENDS = re.compile(r"(^|\.)(embed_tokens|wte|word_embeddings|embed_in|tok_embeddings|lm_head|embed_out|output)\.weight$")
+AT_THE_ENDS = re.compile(
+    r"(?:(^|\.)(embed_tokens|wte|word_embeddings|embed_in|tok_embeddings|lm_head|embed_out)|^output)\.weight$"
+)
 
 
 @dataclass

@@ -27,6 +27,12 @@ def test_the_three_forms(tmp_path: Path) -> None:
     assert plain.form == "continuation"
 
 
+def test_a_task_remembers_how_it_was_typed(tmp_path: Path) -> None:
+    file = write(tmp_path / "a.jsonl", GOOD)
+    typed = [str(file), "held-out", f"piqa={file}"]
+    assert [task.typed for task in parse_tasks(typed, print)] == typed
+
+
 @pytest.mark.parametrize(
     ("lines", "expected"),
     [

@@ -239,6 +239,19 @@ def test_markdown_of_strangers_stays_text(where: str, tmp_path: Path) -> None:
     assert "https://f.example" not in re.sub(r"(`+)(?!`).+?(?<!`)\1(?!`)", "", re.sub(r"```sh.*?\n```\n", "", text, flags=re.S))
 
 
+def test_no_secret_and_no_control_character_gets_into_a_report(tmp_path: Path) -> None:
+    token, escape_code = "hf_" + "a" * 34, "\x1b[31m\u202e"
+    s = subject("gguf-q8_0", name=f"a{escape_code}", reason=f"https://me:{token}@example.org failed {token}", status="failed")
+    rows = [replace(r, environment={**r.environment, "from": f"{token}{escape_code}"}) for r in quality(s, 0.01, "llama.cpp")]
+    write_results(results_path(tmp_path, "a", "eval"), s, rows)
+    reports.build([tmp_path])
+    for path in (tmp_path / "report").rglob("*"):
+        if path.suffix in (".html", ".md", ".csv", ".json", ".svg"):
+            text = path.read_text()
+            for secret in (token, "\x1b", "\u202e", "\\u001b"):
+                assert secret not in text, path.name
+
+
 def test_cells_that_a_spreadsheet_would_compute(tmp_path: Path) -> None:
     for index, formula in enumerate(("=1+1", " =1+1", "+1", "-1+1", "@a", "\t=1", "\n=1", "＝1")):
         s = subject("gguf-q8_0", name=f"a{index}", digest=str(index), reason=formula, status="failed")

@@ -13,6 +13,7 @@ from quantize.artifact import MANIFEST, Artifact
 from quantize.checkpoint import sha256_file
 from quantize.errors import BadInput
 from quantize.file_hashes import user_hashes
+from quantize.files import read_json
 from quantize.jobs.records import Record, identity
 from quantize.jobs.steps import Row, Step, results_path
 from quantize.staging import sweep, sweep_output
@@ -185,7 +186,7 @@ def artifact_subject(run: Path, name: str) -> Any:
 def _is_result(path: Path) -> bool:
     """A whole results file of a step that went well."""
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = read_json(path)
         return document["subject"]["status"] == "ok" and isinstance(document["results"], list)
-    except (OSError, ValueError, KeyError, TypeError):
+    except (BadInput, KeyError, TypeError):
         return False

@@ -4,14 +4,15 @@ A file is uploaded once, whoever needs it, and hashed where it arrives. The buck
 the driver has committed in the run folder, and everything in the bucket may be deleted between two runs.
 """
 
-import json
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from quantize.artifact import MANIFEST, Artifact, commit
 from quantize.checkpoint import sha256_file, sha256_files
-from quantize.files import plain_name
+from quantize.errors import BadInput
+from quantize.files import plain_name, read_json
 from quantize.jobs.bucket import Bucket, BucketError
 from quantize.jobs.steps import Step, results_path
 
@@ -71,11 +72,11 @@ def _references(step: Step, run: Path) -> list[Path]:
 def _noted(path: Path, *keys: str) -> str:
     """What a JSON file says there; empty where it is gone or says nothing."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value: Any = read_json(path)
         for key in keys:
             value = value[key]
         return str(value)
-    except (OSError, ValueError, KeyError, TypeError):
+    except (BadInput, KeyError, TypeError):
         return ""
 
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from quantize.checkpoint import Checkpoint
-from quantize.hf.names import empty_model, find_layers
+from quantize.hf.conversions import Part, parameter_parts
+from quantize.hf.names import empty_model
 from quantize.hf.quiet import quiet
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ TRIM_BYTES = 1 << 27  # read between two returns of free memory to the system
 class _Weights(Mapping[str, "torch.Tensor"]):
     """Parameter name -> float32 tensor, read when asked for and kept by nobody."""
 
-    def __init__(self, names: dict[str, str], read: Callable[[str], np.ndarray]):
+    def __init__(self, names: Mapping[str, Any], read: Callable[[Any], np.ndarray]):
         self._names, self._read, self._since_trim = names, read, 0
 
     def __getitem__(self, name: str) -> "torch.Tensor":
@@ -50,21 +51,21 @@ def streamed_model(
     Buffers that no file holds (rotary frequencies, an embedding's scale) are real from the start. ``extra`` names parameters that
     ``read`` knows though the checkpoint does not hold them: ``lm_head.weight`` where a tied one was stored apart.
 
-    Errors: Unsupported where transformers lacks the architecture, or merges or renames tensors when it loads them.
+    Errors: Unsupported where transformers lacks the architecture, or a tensor has no place in it.
     """
-    names = {**find_layers(checkpoint).source, **{name: name for name in extra}}
     model = empty_model(checkpoint, dtype="float32", tied=False if extra else None)
-    missing = [name for name, _ in model.named_parameters(remove_duplicate=False) if name not in names]
+    parts = {**parameter_parts(checkpoint, model), **{name: Part((name,)) for name in extra}}
+    missing = [name for name, _ in model.named_parameters(remove_duplicate=False) if name not in parts]
     if missing:
         from quantize.errors import BadInput
 
         raise BadInput(f"{checkpoint.source}: holds no weights for {missing[0]}; fetch the whole checkpoint")
-    stream_weights(model, names, read)
+    stream_weights(model, parts, lambda part: part.read(read))
     return model
 
 
 def stream_weights(
-    model: "torch.nn.Module", names: dict[str, str], read: Callable[[str], np.ndarray], device: str = "cpu"
+    model: "torch.nn.Module", names: Mapping[str, Any], read: Callable[[Any], np.ndarray], device: str = "cpu"
 ) -> None:
     """Let ``model``, empty, read its weights when a module needs them; ``names``: parameter -> what ``read`` knows it by."""
     with quiet():
@@ -85,6 +86,8 @@ def _malloc_trim() -> Callable[[int], int]:
 def round_like_runtime(model: "PreTrainedModel", checkpoint: Checkpoint, kinds: dict[str, str], gelu_table: bool) -> None:
     """Round what enters each linear layer whose tensor ``kinds`` names (``round_activations``; ``bf16_io``: in and out).
 
+    Of experts that transformers keeps in one tensor, what enters them and leaves them; not what is between.
+
     ``gelu_table``: also what a GELU takes and gives, which ggml looks up in a table of float16 between -10 and 10.
     """
     import torch
@@ -94,16 +97,20 @@ def round_like_runtime(model: "PreTrainedModel", checkpoint: Checkpoint, kinds: 
     def looked_up(gelu: torch.nn.Module, inputs: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
         return torch.where(inputs.abs() < 10, gelu.forward(inputs.half().float()).half().float(), output)
 
-    layers = find_layers(checkpoint)
-    for name in [*layers.linear, *([layers.head] if layers.head else [])]:
-        kind = kinds.get(layers.tensor(name))
+    parts = parameter_parts(checkpoint, model)
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Linear) or module is model.get_output_embeddings():
+            part = parts.get(f"{name}.weight")
+        else:  # stacked experts
+            part = next((parts[f"{name}.{p}"] for p, _ in module.named_parameters(recurse=False) if f"{name}.{p}" in parts), None)
+            part = part if part and part.make else None
+        kind = kinds.get(part.sources[0]) if part else None
         if kind is None:
             continue
-        module = model.get_submodule(name)
         rounded = kind.removesuffix("_io")
         module.register_forward_pre_hook(lambda _, inputs, kind=rounded: (round_activations(inputs[0], kind), *inputs[1:]))
         if kind.endswith("_io"):
             module.register_forward_hook(lambda _, __, output, kind=rounded: round_activations(output, kind))
-    for part in model.modules() if gelu_table else ():
-        if "GELU" in type(part).__name__.upper() and not list(part.parameters()):
-            part.register_forward_hook(lambda gelu, inputs, output: looked_up(gelu, inputs[0], output))
+    for gelu in model.modules() if gelu_table else ():
+        if "GELU" in type(gelu).__name__.upper() and not list(gelu.parameters()):
+            gelu.register_forward_hook(lambda gelu, inputs, output: looked_up(gelu, inputs[0], output))

@@ -1,0 +1,113 @@
+"""How transformers makes a model's parameters of a checkpoint's tensors: renamed, stacked, joined, as its own loader does it."""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from quantize.checkpoint import Checkpoint
+from quantize.errors import Unsupported
+from quantize.hf.names import IGNORED, find_layers
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+Read = Callable[[str], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Part:
+    """One parameter: the checkpoint's tensors that it is made of, and how; None: it is the one tensor, as it is."""
+
+    sources: tuple[str, ...]
+    make: "Callable[[list[torch.Tensor]], torch.Tensor] | None" = None
+
+    def read(self, read: Read) -> np.ndarray:
+        if self.make is None:
+            return read(self.sources[0])
+        import torch
+
+        made: np.ndarray = self.make([torch.from_numpy(np.array(read(name), np.float32)) for name in self.sources]).numpy()
+        return made
+
+
+def parameter_parts(checkpoint: Checkpoint, model: "PreTrainedModel") -> dict[str, Part]:
+    """Of each parameter of ``model``, the checkpoint's architecture without weights.
+
+    Errors: Unsupported where a tensor has no place in it, or one of another shape.
+    """
+    try:
+        return {name: Part((source,)) for name, source in find_layers(checkpoint).source.items()}
+    except Unsupported as error:
+        parts = _converted(checkpoint, model)
+        if parts is None:
+            raise error
+        return parts
+
+
+def _converted(checkpoint: Checkpoint, model: "PreTrainedModel") -> dict[str, Part] | None:
+    """None where the loader's mapping leaves a tensor without a place."""
+    import torch
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightConverter, dot_natural_key, rename_source_key
+
+    transforms = get_model_conversion_mapping(model)
+    converters = [each for each in transforms if isinstance(each, WeightConverter)]
+    renamings: list[Any] = [each for each in transforms if not isinstance(each, WeightConverter)]
+    by_pattern = {pattern: each for each in converters for pattern in each.source_patterns}
+    state = dict(model.state_dict())
+    parameters = {name: tuple(p.shape) for name, p in model.named_parameters(remove_duplicate=False)}
+    parts: dict[str, Part] = {}
+    groups: dict[str, tuple[WeightConverter, list[tuple[str, str]]]] = {}
+    for name in sorted(checkpoint.tensors, key=dot_natural_key):
+        if name.endswith(IGNORED):
+            continue
+        known, pattern = rename_source_key(name, renamings, converters, model.base_model_prefix, state)
+        if pattern is not None:
+            groups.setdefault(known, (by_pattern[pattern], []))[1].append((pattern, name))
+        elif known in parameters:
+            parts[known] = Part((name,))
+        elif known not in state:
+            return None
+    for known, (converter, members) in groups.items():
+        sources = tuple(name for _, name in members)
+        convert = partial(_convert, converter, known, [pattern for pattern, _ in members], model)
+        shapes = [torch.empty(checkpoint.tensors[name].shape, device="meta") for name in sources]
+        for made in convert(shapes):
+            parts[made] = Part(sources, partial(lambda made, convert, tensors: convert(tensors)[made], made, convert))
+            state[made] = convert(shapes)[made]
+    _tie(model, parts)
+    for name, part in parts.items():
+        shape = tuple(state[name].shape) if part.make else checkpoint.tensors[part.sources[0]].shape
+        if parameters.get(name) != shape:
+            return None
+    return parts
+
+
+def _convert(
+    converter: "WeightConverter",  # type: ignore[name-defined]  # noqa: F821
+    name: str,
+    patterns: list[str],
+    model: "PreTrainedModel",
+    tensors: "list[torch.Tensor]",
+) -> "dict[str, torch.Tensor]":
+    own = copy.deepcopy(converter)
+    for pattern, tensor in zip(patterns, tensors, strict=True):
+        own.add_tensor(name, name, pattern, tensor)
+    made: dict[str, torch.Tensor] = own.convert(name, model=model, config=model.config)
+    return {key: value[0] if isinstance(value, list) else value for key, value in made.items()}
+
+
+def _tie(model: "PreTrainedModel", parts: dict[str, Part]) -> None:
+    """A tied head is the embedding."""
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    if not model.config.get_text_config().tie_word_embeddings or head is None:
+        return
+    names = {id(module): name for name, module in model.named_modules()}
+    mine, theirs = f"{names[id(head)]}.weight", f"{names[id(embedding)]}.weight"
+    if mine not in parts and theirs in parts:
+        parts[mine] = parts[theirs]

@@ -11,10 +11,14 @@ artifact: 4 bytes a weight for the time of the check) and mapped from there, mod
 """
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Literal, cast
+from typing import Any, Literal, cast
+
+import numpy as np
 
 from quantize.artifact import Check, Note, Verification
 from quantize.checkpoint import TOKENIZER_FILES, Checkpoint
@@ -23,8 +27,24 @@ from quantize.methods import Conversion, Method
 from quantize.recipe import Recipe, RunOptions
 from quantize.runtimes import Runtime, open_runtime
 from quantize.staging import held_folder
-from quantize.verify_logits import WINDOW_TOKENS, compare_logits
+from quantize.verify_logits import WINDOW_TOKENS, Served, compare_logits, fixed_rows
+from quantize.verify_process import Opened
 from quantize.verify_weights import check_weights
+
+#: the runtime and the rows that it is asked for -> what was found, and the level that was reached
+Compare = Callable[[Served, np.ndarray], tuple[list[Check], str]]
+
+
+@dataclass(frozen=True)
+class _Made:
+    """What was made, of what, how."""
+
+    method: Method
+    recipe: Recipe
+    stage: Path
+    checkpoint: Checkpoint
+    conversion: Conversion
+    run: RunOptions
 
 
 def verify(
@@ -36,15 +56,17 @@ def verify(
     run: RunOptions,
     level: str,
 ) -> Verification:
-    """Check the artifact in ``stage``; ``level`` ``tensors`` leaves the logits out. Never raises for a damaged artifact: a failed
-    check says what is wrong. ``level`` of the result is ``tensors`` too where transformers cannot run the source's architecture.
+    """Check the artifact in ``stage``; ``level`` ``tensors`` leaves the logits out. Never raises for a damaged artifact:
+    a failed check says what is wrong. ``level`` of the result is ``tensors`` too where transformers has not the source's
+    architecture.
 
-    A method may bring checks of its own as ``verify_extra(stage, recipe, checkpoint, runtime) -> Iterable[Check]``, its own
-    tolerance as ``kl_tolerance(recipe) -> float``, and which types its tensors may have as ``fits(recipe, kind) -> bool``.
+    A method may bring its own tolerance as ``kl_tolerance(recipe) -> float``, and which types its tensors may have as
+    ``fits(recipe, kind) -> bool``.
     """
     if level == "none":
         return Verification(level="none")
     checks: list[Check] = []
+    made = _Made(method, recipe, stage, checkpoint, conversion, run)
     with _scratch(stage, run) as scratch:
         checks.append(_types(method, recipe, stage, checkpoint, conversion.notes))
         if method.hf_folder:
@@ -54,21 +76,49 @@ def verify(
         checks += weights.checks
         if not all(check.passed for check in checks):
             return _result(level, method, checks)
+        compare = None
+        if weights.spill is not None:
+            read, extra = weights.spill.read, frozenset(weights.extra)
+            compare = partial(compare_logits, method, recipe, stage, checkpoint, read, extra)
         try:
-            opened = open_runtime(stage, run, exact=True, context=WINDOW_TOKENS)
+            found, reached = _in_a_process(made, compare, scratch) if method.hf_folder else _here(made, compare)
+            level = reached or level
+            checks += found
         except QuantwrightError as error:
-            return _result(level, method, [*checks, Check(name="opens", passed=False, detail=str(error))])
-        with opened as runtime:
-            checks.append(Check(name="opens", passed=True, detail=_backend(runtime)))
-            checks += _tokenizer(
-                method, recipe, stage, checkpoint, runtime, conversion.notes if run.allow_tokenizer_mismatch else None
-            )
-            if level == "full":
-                assert weights.spill is not None
-                read, extra = weights.spill.read, frozenset(weights.extra)
-                found, level = compare_logits(method, recipe, stage, checkpoint, read, extra, runtime)
-                checks += found
+            checks.append(Check(name="opens", passed=False, detail=str(error)))
     return _result(level, method, checks)
+
+
+def _in_a_process(made: _Made, compare: Compare | None, scratch: Path) -> tuple[list[Check], str]:
+    """An HF folder, as a stranger would open it. Errors: QuantwrightError where it does not open."""
+    from quantize.hf.names import IGNORED
+
+    config = made.checkpoint.config
+    text = config["text_config"] if isinstance(config.get("text_config"), dict) else config
+    length = min(int(text.get("max_position_embeddings") or WINDOW_TOKENS), WINDOW_TOKENS)
+    rows = fixed_rows(made.checkpoint, length) if compare else None
+    opened = Opened(made.stage, made.run, rows, scratch)
+    foreign = [name for name in opened.unexpected if name not in made.checkpoint.tensors and not name.endswith(IGNORED)]
+    if foreign:
+        more = f" and {len(foreign) - 1} more" if len(foreign) > 1 else ""
+        return [Check(name="opens", passed=False, detail=f"the loader has no place for {foreign[0]}{more}")], ""
+    opens = Check(name="opens", passed=True, detail=f"in a process of its own: {_backend(opened.about)}")
+    if compare is None or rows is None:
+        return [opens], ""
+    found, level = compare(opened, rows)
+    return [opens, *found], level
+
+
+def _here(made: _Made, compare: Compare | None) -> tuple[list[Check], str]:
+    """A GGUF, whose runtime is a process of its own. Errors: QuantwrightError where it does not open."""
+    with open_runtime(made.stage, made.run, exact=True, context=WINDOW_TOKENS) as runtime:
+        checks = [Check(name="opens", passed=True, detail=_backend(runtime.describe()))]
+        allowed = made.conversion.notes if made.run.allow_tokenizer_mismatch else None
+        checks += _tokenizer(made.recipe, made.stage, made.checkpoint, runtime, allowed)
+        if compare is None:
+            return checks, ""
+        found, level = compare(runtime, fixed_rows(made.checkpoint, min(runtime.context, WINDOW_TOKENS)))
+        return [*checks, *found], level
 
 
 def _result(level: str, method: Method, checks: list[Check]) -> Verification:
@@ -125,9 +175,7 @@ def _same_bytes(a: Path, b: Path) -> bool:
     return b.is_file() and a.stat().st_size == b.stat().st_size and a.read_bytes() == b.read_bytes()
 
 
-def _tokenizer(
-    method: Method, recipe: Recipe, stage: Path, checkpoint: Checkpoint, runtime: Runtime, allowed: list[Note] | None
-) -> list[Check]:
+def _tokenizer(recipe: Recipe, stage: Path, checkpoint: Checkpoint, runtime: Runtime, allowed: list[Note] | None) -> list[Check]:
     """Where the tokenizer is not the source's own files: what the runtime makes of awkward texts.
 
     ``allowed``: where to note what another file would mend; None where that fails.
@@ -155,10 +203,8 @@ def _tokenizer(
         wanted = {gguf_name(name): text for name, text in folder_templates(checkpoint.folder).items()}
         same = templates_of(read_gguf(gguf).kvs) == wanted
         checks.append(Check(name="chat template", passed=same, detail="" if same else "not the source's"))
-    extra = getattr(method, "verify_extra", None)
-    return checks + (list(extra(stage, recipe, checkpoint, runtime)) if extra else [])
+    return checks
 
 
-def _backend(runtime: Runtime) -> str:
-    about = runtime.describe()
+def _backend(about: dict[str, Any]) -> str:
     return " ".join(str(about[key]) for key in ("backend", "version", "dtype", "kernels") if about.get(key))

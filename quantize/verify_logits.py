@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
@@ -10,7 +11,7 @@ from quantize.checkpoint import Checkpoint
 from quantize.errors import StepFailed, Unsupported
 from quantize.methods import Method
 from quantize.recipe import Recipe, RunOptions
-from quantize.runtimes import Consume, Runtime
+from quantize.runtimes import Consume
 
 #: name of a tensor in the checkpoint -> float32 array
 Read = Callable[[str], np.ndarray]
@@ -46,6 +47,14 @@ KL_TOLERANCES = {
 }
 
 
+class Served(Protocol):
+    """What is asked of a runtime, here or in a process of its own."""
+
+    vocabulary: int
+
+    def logits(self, rows: np.ndarray, first: int, consume: Consume) -> None: ...
+
+
 def compare_logits(
     method: Method,
     recipe: Recipe,
@@ -53,14 +62,14 @@ def compare_logits(
     checkpoint: Checkpoint,
     read: Read,
     extra: frozenset[str],
-    runtime: Runtime,
+    runtime: Served,
+    rows: np.ndarray,
 ) -> tuple[list[Check], str]:
     """(checks, level reached): the runtime against the weights that ``read`` gives by source name, and those against the source.
 
     ``extra``: parameters that ``read`` knows though the source does not hold them. The level is ``tensors`` where transformers
     cannot run the source's architecture tensor by tensor; that the runtime runs at all is checked then.
     """
-    rows = fixed_rows(checkpoint, min(runtime.context, WINDOW_TOKENS))
     try:
         exact = _run_reference(checkpoint, read, rows, extra, None, False)
         rounding = _activations(method, recipe, stage)
@@ -216,7 +225,7 @@ def _run_streamed(
         runtime.logits(rows, 0, consume)
 
 
-def _runs(runtime: Runtime, rows: np.ndarray) -> list[Check]:
+def _runs(runtime: Served, rows: np.ndarray) -> list[Check]:
     """That the runtime computes at all, where there is nothing to compare with."""
     finite = True
 

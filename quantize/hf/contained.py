@@ -11,6 +11,7 @@ def contained(model_type: str) -> Iterator[None]:
 
     Models that were made inside keep the classes they were made of.
     """
+    import gptqmodel  # noqa: F401  (what it replaces when it is imported stays: it does so once)
     from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING
 
     with contextlib.suppress(KeyError):  # its modules must be there before, to know what was in them

@@ -3,6 +3,7 @@
 import copy
 import json
 import os
+import re
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 QUANTO_MAP = "quanto_qmap.json"
+#: a quantized expert, stored alone
+EXPERT = re.compile(r"\.experts\.\d+\..*\.qweight$")
 #: a threshold of LLM.int8() that all but zeros reach (0 would switch the treatment of outliers off)
 EVERY_ACTIVATION = 1e-30
 
@@ -91,8 +94,10 @@ def load_model(
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise BadInput(f"{folder}: holds no weights of the right shape for {missing[0]}{more}; fetch the whole checkpoint")
-    ready: PreTrainedModel = model.eval()
-    return ready
+    ready: Any = model.eval()
+    ready.unexpected = sorted(info["unexpected_keys"])  # which transformers says in its log
+    loaded_model: PreTrainedModel = ready
+    return loaded_model
 
 
 def unquantized_in(model: "torch.nn.Module", dtype: "torch.dtype") -> None:
@@ -158,8 +163,11 @@ def load_quanto(folder: Path, dtype: str, device: str) -> "PreTrainedModel":
         for name in model.state_dict():
             if name not in present and name not in tied and not name.endswith(("input_scale", "output_scale")):
                 raise BadInput(f"{folder}: holds no weights for {name}; convert again")
-        loaded: PreTrainedModel = model.to(device).eval()
-        return loaded
+        loaded: Any = model.to(device).eval()
+        known = set(model.state_dict())
+        loaded.unexpected = sorted(name for name in present if name not in known)
+        quantized: PreTrainedModel = loaded
+        return quantized
 
 
 def _read_state(folder: Path, dtype: "torch.dtype") -> "dict[str, torch.Tensor]":
@@ -252,7 +260,8 @@ def load_compressed_tensors(folder: Path, dtype: str, device: str, *, trust_remo
 
 
 def load_gptqmodel(folder: Path, dtype: str, device: str) -> "PreTrainedModel":
-    """A GPTQ or AWQ checkpoint through transformers, whose layers for them are GPTQModel's.
+    """A GPTQ or AWQ checkpoint through transformers, whose layers for them are GPTQModel's; through GPTQModel's own
+    loader where the file holds experts one by one that transformers looks for in one tensor, and would leave random.
 
     Errors: Unsupported where gptqmodel or optimum is not installed.
     """
@@ -261,7 +270,50 @@ def load_gptqmodel(folder: Path, dtype: str, device: str) -> "PreTrainedModel":
     ensure_kernel_environment()
     keep_hub_caches()
     os.environ.setdefault("LOGBAR_ANIMATION", "0")
+    if own_loader(folder):
+        return _load_by_engine(folder, dtype, device)
     return load_model(folder, dtype, device, device_map={"": device})
+
+
+def own_loader(folder: Path) -> bool:
+    """Whether the folder holds quantized experts one by one and transformers' class has no modules of their names."""
+    from quantize.hf.tensors import StoredTensors
+
+    expert = next((name for name in StoredTensors(folder) if EXPERT.search(name)), None)
+    if expert is None:
+        return False
+    model = model_without_weights(folder, "float32")
+    return expert.removesuffix(".qweight") not in dict(model.named_modules())
+
+
+def _load_by_engine(folder: Path, dtype: str, device: str) -> "PreTrainedModel":
+    """Errors: Unsupported without GPTQModel; StepFailed where it fails; BadInput where a parameter has no weights."""
+    from quantize.hf.tensors import StoredTensors
+
+    with quiet():
+        try:
+            from gptqmodel import GPTQModel
+
+            from quantize.hf.contained import contained
+        except ImportError:
+            raise Unsupported(
+                f"{folder}: experts quantized one by one are opened by GPTQModel; "
+                "install with: pip install -c constraints.txt 'quantwright[gptq]'"
+            ) from None
+        with contained(str(read_config(folder).get("model_type"))):
+            try:
+                model: Any = GPTQModel.load(str(folder), device=device, dtype=torch_dtype(dtype), trust_remote_code=False).model
+            except Exception as error:  # of any class
+                raise StepFailed(f"{folder}: GPTQModel cannot load it: {_first_line(error)}") from error
+    stored = set(StoredTensors(folder))
+    modules = dict(model.named_modules())
+    model.unexpected = sorted(name for name in stored if name.rpartition(".")[0] not in modules)
+    tied = set(getattr(model, "_tied_weights_keys", None) or ()) if model.config.get_text_config().tie_word_embeddings else set()
+    needed = {name for name, _ in model.named_parameters()} - tied
+    if missing := sorted(name for name in needed if name not in stored and name.rpartition(".")[0] + ".qweight" not in stored):
+        raise BadInput(f"{folder}: holds no weights for {missing[0]}; fetch the whole checkpoint")
+    loaded: PreTrainedModel = model.eval()
+    return loaded
 
 
 def _first_line(error: BaseException) -> str:

@@ -1,0 +1,75 @@
+"""A fresh process opens the artifact: what the converting one has imported and replaced does not help it.
+
+An engine may replace classes of the runtime's (GPTQModel does: experts by unfused ones), and what opens only with them opens for
+nobody else. Paths go in and come back, not tensors.
+"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from quantize.errors import QuantwrightError, StepFailed
+from quantize.process import child_command, child_environment
+from quantize.recipe import RunOptions
+from quantize.runtimes import Consume, open_runtime
+
+
+class Opened:
+    """What a process of its own found at ``stage``: ``about`` the runtime, names that it had no place for, logits of ``rows``
+    (n, length), kept in ``folder``. Without rows it only opens.
+
+    Errors: StepFailed where it cannot be opened, or the process dies.
+    """
+
+    def __init__(self, stage: Path, run: RunOptions, rows: np.ndarray | None, folder: Path):
+        self._folder = folder
+        request = {"stage": str(stage.absolute()), "run": run.model_dump(mode="json"), "folder": str(folder)}
+        (folder / "request.json").write_text(json.dumps(request), encoding="utf-8")
+        if rows is not None:
+            np.save(folder / "rows.npy", rows)
+        command = child_command("quantize.verify_process", str(folder))
+        done = subprocess.run(command, env=child_environment(), stdin=subprocess.DEVNULL, capture_output=True, check=False)
+        answer = folder / "answer.json"
+        if not answer.is_file():
+            lines = done.stderr.decode(errors="replace").strip().splitlines()
+            how = f"ended by signal {-done.returncode}" if done.returncode < 0 else f"failed: {(lines or ['no word'])[-1][:300]}"
+            raise StepFailed(f"the process that opened it {how}")
+        found = json.loads(answer.read_text(encoding="utf-8"))
+        if "error" in found:
+            raise StepFailed(found["error"])
+        self.about: dict[str, Any] = found["about"]
+        self.unexpected: list[str] = found["unexpected"]
+        self.vocabulary = int(found["vocabulary"])
+
+    def logits(self, rows: np.ndarray, first: int, consume: Consume) -> None:
+        """Of the rows that it was opened with, from their first position."""
+        kept = np.memmap(self._folder / "logits.f32", np.float32, "r").reshape(*rows.shape, self.vocabulary)
+        for row, logits in enumerate(kept):
+            consume(row, first, logits[first:])
+
+
+def main(folder: Path) -> None:
+    """The child's part."""
+    request = json.loads((folder / "request.json").read_text(encoding="utf-8"))
+    rows = np.load(folder / "rows.npy") if (folder / "rows.npy").is_file() else None
+    try:
+        with open_runtime(request["stage"], RunOptions(**request["run"]), exact=True) as runtime:
+            if rows is not None:
+                with open(folder / "logits.f32", "wb") as file:
+                    runtime.logits(rows, 0, lambda row, first, logits: logits.astype(np.float32).tofile(file))
+            answer = {
+                "about": runtime.describe(),
+                "unexpected": list(getattr(getattr(runtime, "model", None), "unexpected", ())),
+                "vocabulary": runtime.vocabulary,
+            }
+    except QuantwrightError as error:
+        answer = {"error": str(error)}
+    (folder / "answer.json").write_text(json.dumps(answer), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

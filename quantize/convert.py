@@ -215,7 +215,7 @@ def _manifest(
         ),
         details=conversion.details,
         runtime=method.runtime,
-        loads_in=method.loads_in,
+        loads_in=conversion.loads_in or method.loads_in,
         verification=verification,
     )
 

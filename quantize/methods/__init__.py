@@ -60,6 +60,7 @@ class Conversion:
     notes: list[Note] = field(default_factory=list)
     details: dict[str, Any] = field(default_factory=dict)
     sha256: dict[str, str] = field(default_factory=dict)  # of files that were hashed while they were written
+    loads_in: tuple[str, ...] = ()  # where not all that the method says open what was made
     computed: Computed | None = None  # None: the method's own code computed, or nothing was
 
 

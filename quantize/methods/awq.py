@@ -64,6 +64,7 @@ class Awq(Method):
         self, checkpoint: Checkpoint, recipe: AwqRecipe, stage: Path, run: RunOptions, calibration: Calibration | None
     ) -> Conversion:
         from quantize.methods import gptqmodel_engine as engine
+        from quantize.methods.gptqmodel_computed import openers
 
         if calibration is None:
             raise StepFailed(f"{recipe.short}: no calibration text was given, and AWQ cannot do without")
@@ -77,12 +78,14 @@ class Awq(Method):
         with engine.scratch_folder(stage, run) as scratch:
             result = engine.quantize(checkpoint, make_config, rows, scratch, run, backend="AWQ_TORCH", title=recipe.short)
             weight_bytes = engine.write_checkpoint(checkpoint, result, stage, quantization_config(recipe, result.config))
+        loads, loading = openers(stage)
         return Conversion(
             weight_bytes=weight_bytes,
             engine=engine.engine_name(),
             libraries=engine.LIBRARIES,
-            notes=[*kept_notes(checkpoint), *result.notes],
+            notes=[*kept_notes(checkpoint), *result.notes, *loading],
             details={"compute_dtype": engine.compute_dtype(run), "calibration_tokens_used": int(rows.size)},
+            loads_in=loads,
             computed=result.computed,
         )
 

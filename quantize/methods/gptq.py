@@ -69,6 +69,7 @@ class Gptq(Method):
         self, checkpoint: Checkpoint, recipe: GptqRecipe, stage: Path, run: RunOptions, calibration: Calibration | None
     ) -> Conversion:
         from quantize.methods import gptqmodel_engine as engine
+        from quantize.methods.gptqmodel_computed import openers
 
         if calibration is None:
             raise StepFailed(f"{recipe.short}: no calibration text was given, and GPTQ cannot do without")
@@ -92,6 +93,7 @@ class Gptq(Method):
             quantization = quantization_config(recipe, result.config)
             repack = None if recipe.sym else _lifting(recipe.bits, lifted)
             weight_bytes = engine.write_checkpoint(checkpoint, result, stage, quantization, repack)
+        loads, loading = openers(stage)
         notes = [
             Note(
                 tensor=f"{name}.weight",
@@ -104,12 +106,17 @@ class Gptq(Method):
             weight_bytes=weight_bytes,
             engine=engine.engine_name(),
             libraries=engine.LIBRARIES,
-            notes=[*kept_notes(checkpoint), *result.notes, *notes],
+            notes=[*kept_notes(checkpoint), *result.notes, *notes, *loading],
             details={
                 "compute_dtype": engine.compute_dtype(run),
                 "calibration_tokens_used": int(calibration.ids.size),
-                "loss": {f"layer {row['layer']} {row['module']}": float(row["loss"]) for row in result.log},
+                "loss": {
+                    f"layer {row['layer']} {row['module']}": loss
+                    for row in result.log
+                    if (loss := _number(row["loss"])) is not None
+                },
             },
+            loads_in=loads,
             computed=result.computed,
         )
 
@@ -158,6 +165,14 @@ class Gptq(Method):
                     stored.read(f"{base}.qweight"), stored.read(f"{base}.qzeros"), scales, index, recipe.bits, recipe.group_size
                 ),
             )
+
+
+def _number(text: Any) -> float | None:
+    """None for a layer that was rounded to nearest, of which the engine writes words."""
+    try:
+        return float(text)
+    except ValueError:
+        return None
 
 
 def quantization_config(recipe: GptqRecipe, engine_config: dict[str, Any]) -> dict[str, Any]:

@@ -12,8 +12,9 @@ CLIP_TOKENS, CLIP_GRID, CLIP_MOST = 512, 20, 0.5
 
 
 @contextlib.contextmanager
-def awq_search() -> Iterator[None]:
-    """While inside, the engine's AWQ takes float32 models and searches clipping bounds by ``best_clip``.
+def awq_search() -> Iterator[set[str]]:
+    """While inside, the engine's AWQ takes float32 models and searches clipping bounds by ``best_clip``. Collects the names
+    of layers that it rounds without scales, because no token reached them or one of their group.
 
     It was written for half precision. Its packer stores float16 scales whatever it gets, but refuses float32 by name. Its scale
     search keeps "a float32 copy on the CPU" of each weight, to restore it after every trial; for a float32 weight on the CPU that
@@ -43,14 +44,24 @@ def awq_search() -> Iterator[None]:
     def compute_best_clip(self: Any, w: torch.Tensor, input_feat: torch.Tensor) -> torch.Tensor:
         return best_clip(w, input_feat, self.qcfg.group_size, self._pseudo_quantize_tensor_into)
 
+    unscaled: set[str] = set()
+
+    def apply_quant(self: Any, named: dict[str, Any], scales_list: Any) -> Any:
+        if not scales_list:
+            unscaled.update(str(module.full_name) for module in named.values())
+        return rounding(self, named, scales_list)
+
+    rounding = AWQProcessor.apply_quant
     dtypes, search, clip = AwqTorchLinear.SUPPORTS_DTYPES, AWQProcessor._compute_best_scale, AWQProcessor._compute_best_clip
     AwqTorchLinear.SUPPORTS_DTYPES = [*dtypes, torch.float32]
     AWQProcessor._compute_best_scale, AWQProcessor._compute_best_clip = compute_best_scale, compute_best_clip
+    AWQProcessor.apply_quant = apply_quant
     try:
-        yield
+        yield unscaled
     finally:
         AwqTorchLinear.SUPPORTS_DTYPES = dtypes
         AWQProcessor._compute_best_scale, AWQProcessor._compute_best_clip = search, clip
+        AWQProcessor.apply_quant = rounding
 
 
 def best_clip(weight: "torch.Tensor", inputs: "torch.Tensor", group_size: int, round_into: Any) -> "torch.Tensor":

@@ -3,10 +3,12 @@
 import contextlib
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from quantize.artifact import Note
 from quantize.checkpoint import Checkpoint
 from quantize.methods import Computed
 from quantize.numerics.packing import gptq_zeros
@@ -89,3 +91,15 @@ def _unpacked(layer: Any) -> tuple[np.ndarray, np.ndarray | None]:
 def _numpy(transposed: "torch.Tensor") -> np.ndarray:
     values: np.ndarray = transposed.float().T.contiguous().cpu().numpy()
     return values
+
+
+def openers(stage: Path) -> tuple[tuple[str, ...], list[Note]]:
+    """(programs that open what was written, or none where all do that usually do; the note that says so)."""
+    from quantize.hf.load import own_loader
+
+    if not own_loader(stage):
+        return (), []
+    why = "transformers 5 looks for all experts in one tensor, and would leave these random"
+    return ("gptqmodel", "vllm", "sglang"), [
+        Note(tensor="*", what="not for transformers' own loader: open it with GPTQModel.load", why=why)
+    ]

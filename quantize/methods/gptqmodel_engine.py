@@ -93,11 +93,13 @@ def quantize(
     checkpoint.check_finite()
     _environment(run)
     stderr = sys.stderr
+    from quantize.hf.contained import contained
     from quantize.hf.quiet import quiet
 
-    with quiet(), _failures_named(checkpoint):
+    with quiet(), _failures_named(checkpoint), contained(checkpoint.model_type):
         import torch
         from gptqmodel import BACKEND, GPTQModel
+        from gptqmodel.quantization.config import Fallback
 
         from quantize.methods.gptqmodel_awq import awq_search
         from quantize.methods.gptqmodel_computed import add_unquantized, packed_weights
@@ -108,7 +110,7 @@ def quantize(
         offload = checkpoint.parameters > OFFLOAD_ABOVE_PARAMETERS
         config = make_config(
             {
-                "fallback": None,
+                "fallback": Fallback(threshold=1e-9),  # to nearest, where no token at all came by
                 "offload_to_disk": offload,
                 "offload_to_disk_path": str(scratch / "offload") if offload else None,
             }
@@ -124,14 +126,14 @@ def quantize(
         with (
             _surviving_workers(),
             _watched_hessians() as floors,
-            awq_search(),
+            awq_search() as unreached,
             packed_weights() as computed,
             _progress(model, checkpoint, title, run, stderr),
         ):
             log = model.quantize(samples, batch_size=BATCH_ROWS, backend=BACKEND[backend])
         add_unquantized(computed, model.model, checkpoint)
         flat = [row for entries in log.values() for row in entries] if isinstance(log, dict) else list(log)
-        notes = _damping_notes(flat, config, floors)
+        notes = [*_damping_notes(flat, config, floors), *_unreached_notes(flat, unreached, checkpoint)]
         folder = scratch / "saved"
         model.save(str(folder))
         saved = json.loads((folder / "config.json").read_text(encoding="utf-8"))["quantization_config"]
@@ -276,16 +278,16 @@ def _progress(model: Any, checkpoint: Checkpoint, title: str, run: RunOptions, s
 
 
 def _damping_notes(log: list[dict[str, Any]], config: Any, floors: list[tuple[str, float]]) -> list[Note]:
-    """Notes of every layer whose Hessian needed help. Errors: StepFailed where one was rounded to nearest or saw no token."""
+    """Notes of every layer whose Hessian needed help. Errors: StepFailed where one that saw tokens was rounded to nearest."""
     notes = []
     wanted = getattr(config, "damp_percent", None)
     for row in log:
         name = f"layer {row['layer']} {row['module']}"
         loss = str(row.get("loss", ""))
-        if str(row.get("samples", "1")) == "0" or "fallback" in loss or loss.startswith(str(ROUNDED_LOSS)):
-            raise StepFailed(
-                f"{name}: no calibration token reached it, so it could only be rounded to nearest; use more --calibration-tokens"
-            )
+        if _saw_nothing(row):
+            continue
+        if "fallback" in loss or loss.startswith(str(ROUNDED_LOSS)):
+            raise StepFailed(f"{name}: its loss is NaN, so it could only be rounded to nearest; use more --calibration-tokens")
         damp = row.get("damp")
         if wanted is not None and damp is not None and abs(float(damp) - wanted) > 1e-5:
             notes.append(
@@ -304,6 +306,19 @@ def _damping_notes(log: list[dict[str, Any]], config: Any, floors: list[tuple[st
             )
         )
     return sorted(notes, key=lambda note: (note.tensor, note.what))
+
+
+def _saw_nothing(row: dict[str, Any]) -> bool:
+    return str(row.get("samples", "1")) == "0" and "fallback" in str(row.get("loss", ""))
+
+
+def _unreached_notes(log: list[dict[str, Any]], unscaled: set[str], checkpoint: Checkpoint) -> list[Note]:
+    """Experts, mostly, that no calibration token chose. More text seldom helps: they are rounded to nearest."""
+    names = unscaled | {f"layers.{row['layer']}.{row['module']}" for row in log if _saw_nothing(row)}
+    what = "rounded to nearest, without calibration"
+    why = "no calibration token reached it" + (", or another expert that would share its scales" if unscaled else "")
+    found = (tensor for tensor in checkpoint.tensors if any(tensor.endswith(f"{name}.weight") for name in names))
+    return [Note(tensor=tensor, what=what, why=why) for tensor in sorted(found)]
 
 
 def write_checkpoint(

@@ -70,6 +70,9 @@ def bench(
     rows: list[EvalResult] = []
     for together in [[name] for name in names] if prune else [names]:
         found = [find_target(name, load_as) for name in together]
+        for _, _, typed in found:
+            for note in typed.notes:
+                log(f"{typed.name}: {note['what']} ({note['why']})")
         outcome = do_bench([target for target, _, _ in found], workload, run, log)
         for target, subject, typed in found:
             measured = outcome[target.name]

@@ -91,6 +91,9 @@ class Evaluation:
         if self.generate and not self.prompts:
             self.prompts = prompts_from(self.measured.body)
         parsed_tasks = self._parse_tasks()
+        for typed in [*self.artifacts, *([self.reference] if self.reference not in self.artifacts and self.reference else [])]:
+            for note in typed.notes:
+                self.say(f"{typed.name}: {note['what']} ({note['why']})")
         try:
             if self.reference and self.metrics:
                 self._run_reference(parsed_tasks, outcome)

@@ -11,7 +11,11 @@ from typing import Any
 
 from evals.result import Subject
 from quantize.artifact import MANIFEST, Artifact, Manifest
+<<<<<<< HEAD
 from quantize.checkpoint import TOKENIZER_FILES, VOCABULARY_FILES, read_config, read_weights
+=======
+from quantize.checkpoint import VOCABULARY_FILES, is_adapter_beside, read_weights, sha256_file
+>>>>>>> b14c280 (Libraries get a folder in which nothing is or names code, and a guard stops what gets through; an adapter beside weights is left out)
 from quantize.errors import BadInput, QuantwrightError
 from quantize.file_hashes import user_hashes
 from quantize.files import check_links, typed_path
@@ -94,6 +98,16 @@ class Typed:
     def same_as(self, other: "Typed | None") -> bool:
         return other is not None and self.load_as == other.load_as and self.path.resolve() == other.path.resolve()
 
+    @property
+    def notes(self) -> tuple[dict[str, str], ...]:
+        """What lies there and is not measured."""
+        left_out = {
+            "tensor": "*",
+            "what": "the adapter beside the weights is left out",
+            "why": "an adapter is used where it is named: convert --adapter makes a model of both",
+        }
+        return (left_out,) if is_adapter_beside(self.path) else ()
+
     def subject(self, role: str = "") -> Subject:
         if self.manifest and self.artifact and not self.load_as:
             m = self.manifest
@@ -118,6 +132,7 @@ class Typed:
                 model=str(self.path),
                 digest=self.digest,
                 parameters=parameters,
+                notes=self.notes,
                 role=role,
             )
         return Subject(
@@ -129,6 +144,7 @@ class Typed:
             bits_per_weight=8 * weights / parameters if parameters else None,
             parameters=parameters,
             loads_in=("llama.cpp",) if self.gguf else ("transformers",),
+            notes=self.notes,
             role=role,
         )
 

@@ -21,7 +21,7 @@ from quantize.errors import BadInput, StepFailed, Unsupported
 from quantize.files import check_links, inside
 from quantize.safetensors_header import DTYPE_BYTES, TensorInfo, read_raw, read_safetensors_header
 from quantize.terminal import printable
-from quantize.weight_files import read_weights
+from quantize.weight_files import is_adapter_beside, read_weights
 
 if TYPE_CHECKING:
     import torch
@@ -30,7 +30,11 @@ __all__ = [
     "DTYPE_BYTES",
     "Checkpoint",
     "TensorInfo",
+<<<<<<< HEAD
     "read_config",
+=======
+    "is_adapter_beside",
+>>>>>>> b14c280 (Libraries get a folder in which nothing is or names code, and a guard stops what gets through; an adapter beside weights is left out)
     "read_safetensors_header",
     "read_weights",
 ]  # what others find here
@@ -77,8 +81,8 @@ class Checkpoint:
     def open(cls, model: str | Path, *, trust_remote_code: bool = False, tokenizer: bool = True) -> "Checkpoint":
         """Open a local folder (tried first) or a Hub id ``org/name[@revision]``.
 
-        Errors: BadInput for anything wrong with what lies there; Unsupported for a checkpoint that is quantized already or
-        needs remote code; StepFailed where the Hub cannot be reached.
+        Errors: BadInput for anything wrong with what lies there; Unsupported for a checkpoint that is quantized
+        already; StepFailed where the Hub cannot be reached.
         """
         from quantize.hub import resolve_model
 
@@ -91,11 +95,6 @@ class Checkpoint:
                 raise Unsupported(
                     f"{model}: already quantized ({method}); quantize from the original full-precision checkpoint instead"
                 )
-        if "auto_map" in config and not trust_remote_code and not _known_to_transformers(config):
-            raise Unsupported(
-                f"{model}: its architecture needs code from the checkpoint (auto_map in config.json); "
-                "nothing from a checkpoint is executed unless you pass --trust-remote-code"
-            )
         # what it named is read here; an artifact's weights are under the usual names
         tensors, weights = read_weights(folder, config.pop("transformers_weights", None))
         _check_types(str(model), tensors)
@@ -249,10 +248,3 @@ def _check_types(model: str, tensors: Mapping[str, TensorInfo]) -> None:
             )
     if not any(info.dtype in FLOAT_DTYPES and info.parameters for info in tensors.values()):
         raise BadInput(f"{model}: its files hold no weights; fetch the whole checkpoint")
-
-
-def _known_to_transformers(config: dict[str, Any]) -> bool:
-    """Whether transformers itself implements the model, so that the checkpoint's own code is not needed."""
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
-
-    return config.get("model_type") in CONFIG_MAPPING_NAMES

@@ -227,9 +227,12 @@ def _rounded_before(quantized: str) -> list[Note]:
 
 
 def _left_alone(checkpoint: Checkpoint) -> list[Note]:
-    """A note for every file of tensors beside the model's own."""
+    """A note for every file of tensors beside the model's own, and for what names code, where it is not trusted."""
+    from quantize.hf.library_folder import ADVICE, names_code
+
+    code = [] if checkpoint.trust_remote_code else [what for what in names_code(checkpoint.folder) if ": " in what]
     read = ", ".join(sorted({info.file.name for info in checkpoint.tensors.values()})[:3])
     return [
         Note(tensor="*", what=f"left alone: {printable(name, 200)}", why=f"the model's weights are in {read}")
         for name in checkpoint.left_alone
-    ]
+    ] + [Note(tensor="*", what=f"left alone: {printable(what, 200)}", why=ADVICE) for what in code]

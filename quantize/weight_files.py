@@ -15,6 +15,7 @@ from quantize.safetensors_header import TensorInfo, read_safetensors_header
 from quantize.terminal import printable
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+ADAPTER = "adapter_config.json"
 #: beginnings of names of what is never a model's weights in transformers' names
 OTHERS = ("consolidated", "adapter", "optimizer", "scheduler", "training", "random_states", "rng_state")
 _SHARD = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.safetensors")
@@ -47,6 +48,11 @@ def weight_files(folder: Path, named: str | None = None) -> WeightFiles:
         if (folder / name).is_file():
             return _usual(folder, name)
     return _guessed(folder)
+
+
+def is_adapter_beside(folder: Path) -> bool:
+    """Whether a model's folder also holds a PEFT adapter, which is used where it is named (``--adapter``) and nowhere else."""
+    return (folder / ADAPTER).is_file() and (folder / "config.json").is_file()
 
 
 def read_weights(folder: Path, named: str | None = None) -> tuple[dict[str, TensorInfo], WeightFiles]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from quantize.checkpoint_config import read_config
 from quantize.errors import BadInput, StepFailed, Unsupported
+from quantize.hf.library_folder import library_folder
 from quantize.hf.quiet import quiet
 from quantize.hf.refusals import reason, refusals
 from quantize.packages import install_command
@@ -66,7 +67,7 @@ def load_model(
     from_pretrained would fill them with random numbers and say so in a log only.
     """
     config = read_config(folder)
-    with quiet():
+    with quiet(), library_folder(folder, trust_remote_code) as seen:
         from safetensors import SafetensorError
         from transformers import AutoModelForCausalLM
 
@@ -76,7 +77,7 @@ def load_model(
             try:
                 if weights is None:
                     loaded: Any = AutoModelForCausalLM.from_pretrained(
-                        folder, use_safetensors=True, local_files_only=True, trust_remote_code=trust_remote_code, **common
+                        seen, use_safetensors=True, local_files_only=True, trust_remote_code=trust_remote_code, **common
                     )
                 else:  # which the class of the model alone takes
                     empty = model_without_weights(folder, dtype, trust_remote_code=trust_remote_code)
@@ -86,6 +87,7 @@ def load_model(
             except (OSError, RuntimeError, SafetensorError) as error:
                 raise StepFailed(f"{folder}: transformers cannot load it: {reason(error)}") from error
         model, info = loaded
+        model.name_or_path = model.config._name_or_path = str(folder)
         if "device_map" not in options:
             if config.get("quantization_config"):
                 unquantized_in(model, torch_dtype(dtype))
@@ -112,12 +114,12 @@ def unquantized_in(model: "torch.nn.Module", dtype: "torch.dtype") -> None:
 
 def model_without_weights(folder: Path, dtype: str, *, trust_remote_code: bool = False) -> "PreTrainedModel":
     """What ``load_model`` gives, its weights on the meta device. Errors: Unsupported where transformers cannot make it."""
-    with quiet():
+    with quiet(), library_folder(folder, trust_remote_code) as seen:
         import torch
         from transformers import AutoConfig, AutoModelForCausalLM
 
         with refusals(str(folder), "cannot make its model"):
-            config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)
+            config = AutoConfig.from_pretrained(seen, local_files_only=True, trust_remote_code=trust_remote_code)
             with torch.device("meta"):
                 made: PreTrainedModel = AutoModelForCausalLM.from_config(
                     config, dtype=torch_dtype(dtype), trust_remote_code=trust_remote_code
@@ -125,7 +127,7 @@ def model_without_weights(folder: Path, dtype: str, *, trust_remote_code: bool =
     return made.eval()
 
 
-def load_quanto(folder: Path, dtype: str, device: str) -> "PreTrainedModel":
+def load_quanto(folder: Path, dtype: str, device: str, *, trust_remote_code: bool = False) -> "PreTrainedModel":
     """A saved optimum-quanto model. With a ``dtype`` other than the stored one, the same integers and scales computed with in it.
 
     Does what the library's own from_pretrained does, except that scales are cast before tensors are made of them: in bfloat16 a
@@ -136,7 +138,7 @@ def load_quanto(folder: Path, dtype: str, device: str) -> "PreTrainedModel":
     from quantize.kernels import ensure_kernel_environment
 
     ensure_kernel_environment()
-    with quiet():
+    with quiet(), library_folder(folder, trust_remote_code) as seen:
         import torch
         from accelerate import init_empty_weights
         from transformers import AutoConfig, AutoModelForCausalLM
@@ -145,10 +147,13 @@ def load_quanto(folder: Path, dtype: str, device: str) -> "PreTrainedModel":
             from optimum.quanto import requantize
         except ImportError:
             raise Unsupported(f"{folder}: is an optimum-quanto model; install with: {install_command('quanto')}") from None
+        with refusals(str(folder), "cannot make its model"):
+            trust = {"trust_remote_code": trust_remote_code}
+            config = AutoConfig.from_pretrained(seen, local_files_only=True, **trust)
+            with init_empty_weights():  # parameters only: buffers that no file holds (rotary frequencies) stay real
+                model = AutoModelForCausalLM.from_config(config, dtype=torch_dtype(dtype), **trust)
         try:
             mapping = json.loads((folder / QUANTO_MAP).read_text(encoding="utf-8"))
-            with init_empty_weights():  # parameters only: buffers that no file holds (rotary frequencies) stay real
-                model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder), dtype=torch_dtype(dtype))
             state = _read_state(folder, torch_dtype(dtype))
             present = set(state)
             requantize(model, state_dict=state, quantization_map=mapping, device=torch.device("cpu"))
@@ -183,9 +188,11 @@ def _read_state(folder: Path, dtype: "torch.dtype") -> "dict[str, torch.Tensor]"
     }
 
 
-def load_bitsandbytes(folder: Path, dtype: str, device: str, exact: bool = False) -> "PreTrainedModel":
+def load_bitsandbytes(
+    folder: Path, dtype: str, device: str, exact: bool = False, *, trust_remote_code: bool = False
+) -> "PreTrainedModel":
     """A saved bitsandbytes model, computing in ``dtype``. Errors: Unsupported where bitsandbytes is not installed."""
-    model = load_model(folder, dtype, device, device_map={"": device})
+    model = load_model(folder, dtype, device, trust_remote_code=trust_remote_code, device_map={"": device})
     bitsandbytes_compute_in(model, torch_dtype(dtype), exact)
     return model
 
@@ -259,9 +266,14 @@ def load_compressed_tensors(folder: Path, dtype: str, device: str, *, trust_remo
     return loaded
 
 
+<<<<<<< HEAD
 def load_gptqmodel(folder: Path, dtype: str, device: str) -> "PreTrainedModel":
     """A GPTQ or AWQ checkpoint through transformers, whose layers for them are GPTQModel's; through GPTQModel's own
     loader where the file holds experts one by one that transformers looks for in one tensor, and would leave random.
+=======
+def load_gptqmodel(folder: Path, dtype: str, device: str, *, trust_remote_code: bool = False) -> "PreTrainedModel":
+    """A GPTQ or AWQ checkpoint through transformers, whose layers for them are GPTQModel's.
+>>>>>>> b14c280 (Libraries get a folder in which nothing is or names code, and a guard stops what gets through; an adapter beside weights is left out)
 
     Errors: Unsupported where gptqmodel or optimum is not installed.
     """
@@ -270,9 +282,13 @@ def load_gptqmodel(folder: Path, dtype: str, device: str) -> "PreTrainedModel":
     ensure_kernel_environment()
     keep_hub_caches()
     os.environ.setdefault("LOGBAR_ANIMATION", "0")
+<<<<<<< HEAD
     if own_loader(folder):
         return _load_by_engine(folder, dtype, device)
     return load_model(folder, dtype, device, device_map={"": device})
+=======
+    return load_model(folder, dtype, device, trust_remote_code=trust_remote_code, device_map={"": device})
+>>>>>>> b14c280 (Libraries get a folder in which nothing is or names code, and a guard stops what gets through; an adapter beside weights is left out)
 
 
 def own_loader(folder: Path) -> bool:

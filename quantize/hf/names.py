@@ -10,6 +10,7 @@ import numpy as np
 from quantize.artifact import Note
 from quantize.checkpoint import BUFFERS, Checkpoint
 from quantize.errors import Unsupported
+from quantize.hf.library_folder import library_folder
 from quantize.hf.load import torch_dtype
 from quantize.hf.plain_decoders import parameters
 from quantize.hf.quiet import quiet
@@ -53,22 +54,21 @@ def empty_model(
 
     Errors: Unsupported where transformers lacks it.
     """
-    with quiet():
+    trust = checkpoint.trust_remote_code
+    with quiet(), library_folder(checkpoint.folder, trust, source=checkpoint.source) as folder:
         import torch
         from accelerate import init_empty_weights
         from transformers import AutoConfig, AutoModelForCausalLM
 
         with refusals(checkpoint.source, "refuses its config.json", "; GGUF recipes may take it"):
-            config = AutoConfig.from_pretrained(checkpoint.folder, trust_remote_code=checkpoint.trust_remote_code)
+            config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=trust)
         if tied is not None:
             config.tie_word_embeddings = config.get_text_config().tie_word_embeddings = tied
         kind = printable(checkpoint.model_type, 100)
         makes = f"has no causal language model for model_type {kind!r}"
         place = init_empty_weights() if buffers else torch.device("meta")
         with refusals(checkpoint.source, makes, "; GGUF recipes may take it"), place:
-            model: PreTrainedModel = AutoModelForCausalLM.from_config(
-                config, dtype=torch_dtype(dtype), trust_remote_code=checkpoint.trust_remote_code
-            )
+            model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch_dtype(dtype), trust_remote_code=trust)
     return model
 
 

@@ -23,7 +23,8 @@ def load_quantized(folder: Path, recipe: Recipe, run: RunOptions, *, exact: bool
     stored = stored_dtype(read_config(folder))
     compute = run.dtype if run.dtype != "auto" else "float32" if exact or run.resolved_device == "cpu" else stored
     if recipe.method == "dense":
-        return load_model(folder, str(getattr(recipe, "dtype", compute)), run.resolved_device)
+        dtype = str(getattr(recipe, "dtype", compute))
+        return load_model(folder, dtype, run.resolved_device, trust_remote_code=run.trust_remote_code)
     if recipe.method == "quanto":
         model = quantize_quanto(folder, recipe, stored, run)
         with quiet():

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from quantize.errors import QuantwrightError, StepFailed, Unsupported
+from quantize.hf.library_folder import library_folder
 from quantize.hf.plain_decoders import parameters
 from quantize.hf.quiet import quiet
 from quantize.terminal import printable
@@ -41,12 +42,13 @@ def check_config(checkpoint: "Checkpoint") -> None:
     """Errors: Unsupported where transformers refuses config.json. Costs nothing where it is known not to."""
     if parameters(checkpoint.config) is not None:
         return
-    with quiet(), refusals(checkpoint.source, "refuses its config.json"):
+    trust = checkpoint.trust_remote_code
+    opened = library_folder(checkpoint.folder, trust, source=checkpoint.source)
+    with quiet(), opened as folder, refusals(checkpoint.source, "refuses its config.json"):
         import torch
         from transformers import AutoConfig, AutoModelForCausalLM
 
-        trust = checkpoint.trust_remote_code
-        config = AutoConfig.from_pretrained(checkpoint.folder, local_files_only=True, trust_remote_code=trust)
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=trust)
         text = config.get_text_config()
         # most embeddings refuse such an id when they are made, which is later; some do not use it
         if config is text and (getattr(text, "pad_token_id", None) or 0) >= text.vocab_size:

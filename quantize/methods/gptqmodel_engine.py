@@ -93,10 +93,19 @@ def quantize(
     checkpoint.check_finite()
     _environment(run)
     stderr = sys.stderr
+<<<<<<< HEAD
     from quantize.hf.contained import contained
     from quantize.hf.quiet import quiet
 
     with quiet(), _failures_named(checkpoint), contained(checkpoint.model_type):
+=======
+    from quantize.hf.library_folder import library_folder
+    from quantize.hf.quiet import quiet
+
+    trust = checkpoint.trust_remote_code
+    opened = library_folder(checkpoint.folder, trust, source=checkpoint.source, scratch=scratch, always=True)
+    with quiet(), opened as source, _failures_named(checkpoint):
+>>>>>>> b14c280 (Libraries get a folder in which nothing is or names code, and a guard stops what gets through; an adapter beside weights is left out)
         import torch
         from gptqmodel import BACKEND, GPTQModel
         from gptqmodel.quantization.config import Fallback
@@ -116,11 +125,11 @@ def quantize(
             }
         )
         model = GPTQModel.load(
-            str(checkpoint.folder),
+            str(source),
             config,
             device=run.resolved_device,
             dtype=getattr(torch, compute_dtype(run)),
-            trust_remote_code=checkpoint.trust_remote_code,
+            trust_remote_code=trust,
         )
         samples = [{"input_ids": row, "attention_mask": [1] * len(row)} for row in rows.tolist()]
         with (

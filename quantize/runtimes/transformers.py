@@ -7,7 +7,7 @@ a GPU the folder's own dtype is used, unless ``exact`` asks for float32. ``run.d
 
 import inspect
 import platform
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -73,15 +73,16 @@ class TransformersRuntime(FolderRuntime):
         self._wanted_context = context
 
     def _open(self, config: dict[str, Any], exact: bool) -> Any:
-        dtype = _dtype(config, self._run, exact)
-        if self.format == "quanto":
-            return load.load_quanto(self.folder, dtype, self._device)
+        dtype, trust = _dtype(config, self._run, exact), self._run.trust_remote_code
         if self.format == "bitsandbytes":
-            return load.load_bitsandbytes(self.folder, dtype, self._device, exact)
-        if self.format in ("gptq", "awq"):
-            return load.load_gptqmodel(self.folder, dtype, self._device)
-        opener = load.load_compressed_tensors if self.format == "compressed-tensors" else load.load_model
-        return opener(self.folder, dtype, self._device, trust_remote_code=self._run.trust_remote_code)
+            return load.load_bitsandbytes(self.folder, dtype, self._device, exact, trust_remote_code=trust)
+        openers: dict[str, Callable[..., Any]] = {
+            "quanto": load.load_quanto,
+            "gptq": load.load_gptqmodel,
+            "awq": load.load_gptqmodel,
+            "compressed-tensors": load.load_compressed_tensors,
+        }
+        return openers.get(self.format, load.load_model)(self.folder, dtype, self._device, trust_remote_code=trust)
 
     def logits(self, rows: np.ndarray, first: int, consume: Consume) -> None:
         import torch

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from quantize.errors import BadInput, StepFailed, Unsupported
+from quantize.hf.library_folder import library_folder
 from quantize.hf.load import read_config, storage_format
 from quantize.hub import resolve_model
 from quantize.recipe import Recipe, RunOptions
@@ -51,15 +52,16 @@ class VllmRuntime(FolderRuntime):
         on_cpu = not run.resolved_device.startswith("cuda")
         self._dtype = run.dtype if run.dtype != "auto" else "float32" if on_cpu and self.format == "dense" else "auto"
         try:
-            self._llm: Any = LLM(
-                model=str(self.folder),
-                dtype=self._dtype,
-                max_model_len=self.context + 2,
-                enforce_eager=True,
-                skip_tokenizer_init=True,
-                seed=0,
-                trust_remote_code=run.trust_remote_code,
-            )
+            with library_folder(self.folder, run.trust_remote_code) as seen:
+                self._llm: Any = LLM(
+                    model=str(seen),
+                    dtype=self._dtype,
+                    max_model_len=self.context + 2,
+                    enforce_eager=True,
+                    skip_tokenizer_init=True,
+                    seed=0,
+                    trust_remote_code=run.trust_remote_code,
+                )
         except (ValueError, RuntimeError, NotImplementedError, OSError) as error:
             raise Unsupported(f"{path}: vLLM cannot open it: {str(error).strip().splitlines()[0]}") from error
         self._run = run

@@ -1,0 +1,105 @@
+"""Checkpoints that bring Python: converted without it where none is needed, refused in one line where it is, run when trusted."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from quantize.artifact import Artifact
+from quantize.convert import convert
+from quantize.errors import Unsupported
+from quantize.recipe import CalibrationOptions, RunOptions, parse_recipe
+
+EVIL = """
+open({mark!r}, "a").write("ran ")
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+class Config(LlamaConfig):
+    model_type = "evilmodel"
+class Model(LlamaForCausalLM):
+    config_class = Config
+class Tokenizer(PreTrainedTokenizerFast):
+    pass
+"""
+AUTO_MAP = {"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Model"}
+TRUST = RunOptions(trust_remote_code=True)
+
+
+@pytest.fixture(scope="module")
+def plain(make_checkpoint: Callable[..., Path]) -> Path:
+    return make_checkpoint(num_hidden_layers=1)
+
+
+@pytest.fixture
+def folder(plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Its config and its tokenizer name classes of evil.py, which leaves a mark beside the folder."""
+    import transformers.dynamic_module_utils as dynamic
+
+    monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr(dynamic, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    made = tmp_path / "model"
+    shutil.copytree(plain, made)
+    (made / "evil.py").write_text(EVIL.format(mark=str(tmp_path / "ran")))
+    edit(made, "config.json", auto_map=AUTO_MAP)
+    edit(
+        made,
+        "tokenizer_config.json",
+        tokenizer_class="Tokenizer",
+        auto_map={"AutoTokenizer": ["evil.Tokenizer", "evil.Tokenizer"]},
+    )
+    return made
+
+
+def edit(folder: Path, name: str, **values: Any) -> None:
+    path = folder / name
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
+def made(folder: Path, recipe: str, run: RunOptions | None = None, verify: str = "full") -> Artifact:
+    calibration = CalibrationOptions(tokens=256, sequence_length=64)
+    return convert(
+        str(folder), parse_recipe(recipe), folder.parent / "out", calibration=calibration, run=run or RunOptions(), verify=verify
+    )
+
+
+@pytest.mark.parametrize("recipe", ["gptq-int4", "bnb-nf4", "quanto-int8"])
+def test_a_known_type_is_converted_without_the_checkpoints_code(folder: Path, recipe: str) -> None:
+    artifact = made(folder, recipe, verify="none")
+    assert not (folder.parent / "ran").exists()
+    assert not artifact.manifest.source.remote_code
+    notes = {note.what for note in artifact.manifest.notes if "--trust-remote-code" in note.why}
+    assert notes == {"left alone: config.json: auto_map", "left alone: tokenizer_config.json: auto_map"}
+    assert not list((folder.parent / "out").glob("*.py"))
+
+
+def test_a_type_of_its_own_becomes_a_gguf_where_a_family_knows_its_architecture(folder: Path) -> None:
+    """llama.cpp computes it, and nothing here needs the code: without it, verification goes as far as the tensors."""
+    edit(folder, "config.json", model_type="evilmodel")
+    artifact = made(folder, "gguf-q8_0")
+    assert not (folder.parent / "ran").exists()
+    assert (artifact.verified, artifact.manifest.source.remote_code) == ("tensors", False)
+    shutil.rmtree(folder.parent / "out")
+    trusted = made(folder, "gguf-q8_0", TRUST)
+    assert (folder.parent / "ran").exists()
+    assert (trusted.verified, trusted.manifest.source.remote_code) == ("full", True)
+    files = {name: file for name, file in artifact.manifest.files.items() if name.endswith(".gguf")}
+    assert files == {name: trusted.manifest.files[name] for name in files}
+
+
+@pytest.mark.parametrize("recipe", ["gptq-int4", "bnb-nf4", "quanto-int8", "bfloat16"])
+def test_where_its_code_is_needed_that_is_said(folder: Path, recipe: str) -> None:
+    edit(folder, "config.json", model_type="evilmodel")
+    with pytest.raises(Unsupported, match=r"evilmodel.*config\.json: auto_map.*--trust-remote-code") as error:
+        made(folder, recipe)
+    assert "quantwright-folder" not in str(error.value)
+    assert not (folder.parent / "ran").exists()
+
+
+def test_code_that_is_not_there_is_one_line(folder: Path) -> None:
+    """As after a download that left it out."""
+    (folder / "evil.py").unlink()
+    edit(folder, "config.json", model_type="evilmodel")
+    with pytest.raises(Unsupported, match=r"evil\.py"):
+        made(folder, "bfloat16", TRUST)

@@ -11,11 +11,7 @@ from typing import Any
 
 from evals.result import Subject
 from quantize.artifact import MANIFEST, Artifact, Manifest
-<<<<<<< HEAD
-from quantize.checkpoint import TOKENIZER_FILES, VOCABULARY_FILES, read_config, read_weights
-=======
-from quantize.checkpoint import VOCABULARY_FILES, is_adapter_beside, read_weights, sha256_file
->>>>>>> b14c280 (Libraries get a folder in which nothing is or names code, and a guard stops what gets through; an adapter beside weights is left out)
+from quantize.checkpoint import TOKENIZER_FILES, VOCABULARY_FILES, is_adapter_beside, read_config, read_weights
 from quantize.errors import BadInput, QuantwrightError
 from quantize.file_hashes import user_hashes
 from quantize.files import check_links, typed_path

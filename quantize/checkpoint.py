@@ -30,11 +30,8 @@ __all__ = [
     "DTYPE_BYTES",
     "Checkpoint",
     "TensorInfo",
-<<<<<<< HEAD
-    "read_config",
-=======
     "is_adapter_beside",
->>>>>>> b14c280 (Libraries get a folder in which nothing is or names code, and a guard stops what gets through; an adapter beside weights is left out)
+    "read_config",
     "read_safetensors_header",
     "read_weights",
 ]  # what others find here

@@ -17,6 +17,7 @@ from quantize.errors import Unsupported
 
 #: folders whose code is not executed, as absolute paths, links followed and not
 _foreign: set[str] = set()
+_trusted: set[str] = set()  # a person trusts a folder for the whole command, whichever part of it asks
 _own: set[str] = set()
 _refused: list[str] = []
 _inside = 0  # how many ``no_code_from`` are open: while one is, nobody is asked anything
@@ -27,7 +28,7 @@ _installed = False
 @contextlib.contextmanager
 def no_code_from(*folders: Path, whose: str, advice: str, trusted: bool = False) -> Iterator[None]:
     """Refuse code of ``folders`` from now on, for the life of the process (some is imported when a model first runs), and
-    questions on stdin while this is open. ``trusted``: allow it again.
+    questions on stdin while this is open. ``trusted``: allow it, from now on.
 
     Errors: Unsupported, naming ``whose`` and ending in ``advice``, where something was about to run, whatever the library made
     of being refused.
@@ -36,10 +37,11 @@ def no_code_from(*folders: Path, whose: str, advice: str, trusted: bool = False)
     roots = {form for folder in folders for form in _forms(str(folder))}
     with _lock:
         if trusted:
+            _trusted.update(roots)
             _foreign.difference_update(roots)
         else:
             _install()
-            _foreign.update(roots)
+            _foreign.update(roots - _trusted)
             _inside += 1
     if trusted:
         yield

@@ -212,8 +212,11 @@ def _from_class(folder: Path) -> Any:
     """vocab.json and merges.txt through the transformers class that the folder names. Errors: BadInput where there is none."""
     from transformers import AutoTokenizer
 
+    from quantize.hf.library_folder import library_folder
+
     vocabulary = read_if_there(folder / "vocab.json")
     for number in vocabulary.values():
         token_id(folder / "vocab.json", number, len(vocabulary))
-    with library(folder, "vocab.json and merges.txt do not say how text is split, and transformers cannot tell"):
-        return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False).backend_tokenizer
+    what = "vocab.json and merges.txt do not say how text is split, and transformers cannot tell"
+    with library(folder, what), library_folder(folder, False) as seen:
+        return AutoTokenizer.from_pretrained(str(seen), trust_remote_code=False).backend_tokenizer

@@ -111,11 +111,12 @@ def _of_class(folder: Path) -> dict[str, str] | None:
     """None where transformers has no class for the folder, or does not open it."""
     from transformers import AutoTokenizer
 
+    from quantize.hf.library_folder import library_folder
     from quantize.hf.quiet import quiet
 
     try:
-        with quiet():
-            tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
+        with quiet(), library_folder(folder, False) as seen:
+            tokenizer = AutoTokenizer.from_pretrained(str(seen), trust_remote_code=False, local_files_only=True)
             return dict(tokenizer.special_tokens_map)
     except Exception:  # any library's; the folder's own files are what is left
         return None

@@ -104,13 +104,14 @@ def added_by_transformers(folder: Path) -> tuple[dict[str, int], str]:
 
     At most some ``ADDED_TOKENS``, spread evenly; those that a file of the folder names, not those that only its class adds.
     """
+    from quantize.hf.library_folder import library_folder
     from quantize.hf.quiet import quiet
 
-    with quiet():
+    with quiet(), library_folder(folder, False) as seen:
         from transformers import AutoTokenizer
 
         try:
-            decoder = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False).added_tokens_decoder
+            decoder = AutoTokenizer.from_pretrained(str(seen), trust_remote_code=False).added_tokens_decoder
         except Exception as error:  # of any kind: code that is not run, a class it has not, a file it cannot read
             return {}, printable(f"{type(error).__name__}: {error}", 120)
     declared = _strings(folder)

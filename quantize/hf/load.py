@@ -266,14 +266,9 @@ def load_compressed_tensors(folder: Path, dtype: str, device: str, *, trust_remo
     return loaded
 
 
-<<<<<<< HEAD
-def load_gptqmodel(folder: Path, dtype: str, device: str) -> "PreTrainedModel":
+def load_gptqmodel(folder: Path, dtype: str, device: str, *, trust_remote_code: bool = False) -> "PreTrainedModel":
     """A GPTQ or AWQ checkpoint through transformers, whose layers for them are GPTQModel's; through GPTQModel's own
     loader where the file holds experts one by one that transformers looks for in one tensor, and would leave random.
-=======
-def load_gptqmodel(folder: Path, dtype: str, device: str, *, trust_remote_code: bool = False) -> "PreTrainedModel":
-    """A GPTQ or AWQ checkpoint through transformers, whose layers for them are GPTQModel's.
->>>>>>> b14c280 (Libraries get a folder in which nothing is or names code, and a guard stops what gets through; an adapter beside weights is left out)
 
     Errors: Unsupported where gptqmodel or optimum is not installed.
     """
@@ -282,27 +277,23 @@ def load_gptqmodel(folder: Path, dtype: str, device: str, *, trust_remote_code: 
     ensure_kernel_environment()
     keep_hub_caches()
     os.environ.setdefault("LOGBAR_ANIMATION", "0")
-<<<<<<< HEAD
-    if own_loader(folder):
-        return _load_by_engine(folder, dtype, device)
-    return load_model(folder, dtype, device, device_map={"": device})
-=======
+    if own_loader(folder, trust_remote_code=trust_remote_code):
+        return _load_by_engine(folder, dtype, device, trust_remote_code)
     return load_model(folder, dtype, device, trust_remote_code=trust_remote_code, device_map={"": device})
->>>>>>> b14c280 (Libraries get a folder in which nothing is or names code, and a guard stops what gets through; an adapter beside weights is left out)
 
 
-def own_loader(folder: Path) -> bool:
+def own_loader(folder: Path, *, trust_remote_code: bool = False) -> bool:
     """Whether the folder holds quantized experts one by one and transformers' class has no modules of their names."""
     from quantize.hf.tensors import StoredTensors
 
     expert = next((name for name in StoredTensors(folder) if EXPERT.search(name)), None)
     if expert is None:
         return False
-    model = model_without_weights(folder, "float32")
+    model = model_without_weights(folder, "float32", trust_remote_code=trust_remote_code)
     return expert.removesuffix(".qweight") not in dict(model.named_modules())
 
 
-def _load_by_engine(folder: Path, dtype: str, device: str) -> "PreTrainedModel":
+def _load_by_engine(folder: Path, dtype: str, device: str, trust: bool) -> "PreTrainedModel":
     """Errors: Unsupported without GPTQModel; StepFailed where it fails; BadInput where a parameter has no weights."""
     from quantize.hf.tensors import StoredTensors
 
@@ -316,9 +307,10 @@ def _load_by_engine(folder: Path, dtype: str, device: str) -> "PreTrainedModel":
                 f"{folder}: experts quantized one by one are opened by GPTQModel; "
                 "install with: pip install -c constraints.txt 'quantwright[gptq]'"
             ) from None
-        with contained(str(read_config(folder).get("model_type"))):
+        opened = library_folder(folder, trust, always=True)
+        with contained(str(read_config(folder).get("model_type"))), opened as seen:
             try:
-                model: Any = GPTQModel.load(str(folder), device=device, dtype=torch_dtype(dtype), trust_remote_code=False).model
+                model: Any = GPTQModel.load(str(seen), device=device, dtype=torch_dtype(dtype), trust_remote_code=trust).model
             except Exception as error:  # of any class
                 raise StepFailed(f"{folder}: GPTQModel cannot load it: {_first_line(error)}") from error
     stored = set(StoredTensors(folder))

@@ -93,19 +93,13 @@ def quantize(
     checkpoint.check_finite()
     _environment(run)
     stderr = sys.stderr
-<<<<<<< HEAD
     from quantize.hf.contained import contained
-    from quantize.hf.quiet import quiet
-
-    with quiet(), _failures_named(checkpoint), contained(checkpoint.model_type):
-=======
     from quantize.hf.library_folder import library_folder
     from quantize.hf.quiet import quiet
 
     trust = checkpoint.trust_remote_code
     opened = library_folder(checkpoint.folder, trust, source=checkpoint.source, scratch=scratch, always=True)
-    with quiet(), opened as source, _failures_named(checkpoint):
->>>>>>> b14c280 (Libraries get a folder in which nothing is or names code, and a guard stops what gets through; an adapter beside weights is left out)
+    with quiet(), opened as source, _failures_named(checkpoint), contained(checkpoint.model_type):
         import torch
         from gptqmodel import BACKEND, GPTQModel
         from gptqmodel.quantization.config import Fallback

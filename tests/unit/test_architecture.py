@@ -24,13 +24,9 @@ ALLOWED = {
         "quantize.gguf.files", "quantize.gguf.reader", "quantize.gguf_repository", "quantize.jobs",
     ),
     "evals": (
-<<<<<<< HEAD
-        "quantize.file_hashes", "quantize.files", "quantize.packages", "quantize.staging", "quantize.terminal",
+        "quantize.code_guard", "quantize.file_hashes", "quantize.files", "quantize.packages", "quantize.staging",
+        "quantize.terminal",
         "evals", "quantize.artifact", "quantize.checkpoint", "quantize.recipe", "quantize.runtimes", "quantize.errors",
-=======
-        "quantize.files", "quantize.packages", "quantize.staging", "quantize.terminal",
-        "evals", "quantize.artifact", "quantize.code_guard", "quantize.checkpoint", "quantize.recipe", "quantize.runtimes", "quantize.errors",
->>>>>>> b14c280 (Libraries get a folder in which nothing is or names code, and a guard stops what gets through; an adapter beside weights is left out)
         "quantize.tokenizer", "quantize.calibration", "quantize.commands", "quantize.convert", "quantize.hub", "quantize.process",
         "quantize.registry", "quantize.gguf.files", "quantize.gguf.reader", "quantize.gguf.families",
         "quantize.gguf.chat_templates", "quantize.gguf_repository", "quantize.chat", "quantize.documents",

@@ -103,3 +103,25 @@ def test_code_that_is_not_there_is_one_line(folder: Path) -> None:
     edit(folder, "config.json", model_type="evilmodel")
     with pytest.raises(Unsupported, match=r"evil\.py"):
         made(folder, "bfloat16", TRUST)
+
+
+def test_an_adapter_beside_the_weights_is_left_out_and_said(plain: Path, tmp_path: Path) -> None:
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    from evals.measure import measure
+
+    beside = tmp_path / "beside"
+    shutil.copytree(plain, beside)
+    config = LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)
+    get_peft_model(AutoModelForCausalLM.from_pretrained(plain), config).save_pretrained(beside)
+    assert (beside / "adapter_model.safetensors").is_file()
+    said: list[str] = []
+    outcome = measure([plain, beside], protocol="llamacpp-128", tokens=300, say=said.append)
+    assert outcome.results[0].value == outcome.results[1].value
+    assert [line for line in said if "adapter" in line] == [
+        f"{beside}: the adapter beside the weights is left out "
+        "(an adapter is used where it is named: convert --adapter makes a model of both)"
+    ]
+    artifact = convert(str(beside), parse_recipe("bnb-nf4"), tmp_path / "out", run=RunOptions(), verify="tensors")
+    assert "left alone: adapter_model.safetensors" in {note.what for note in artifact.manifest.notes}

@@ -7,6 +7,7 @@ machine that slows down slows all alike.
 """
 
 import json
+import shutil
 import statistics
 import subprocess
 import tempfile
@@ -111,6 +112,8 @@ def measure(target: Target, workload: Workload, run: RunOptions) -> dict[str, An
             log.seek(0)
             last = [line.strip() for line in log.read().splitlines() if line.strip()][-3:]
         if done.returncode or not (folder / "out.json").is_file():
+            if shutil.disk_usage(folder).free < 4096:
+                raise StepFailed(f"{folder.parent}: the disk is full, nothing can be measured; set TMPDIR to a larger one")
             reason = f"killed by signal {-done.returncode}" if done.returncode < 0 else f"exit {done.returncode}"
             raise StepFailed(f"{target.name}: the measuring process ended early ({reason}): {' | '.join(last) or 'no output'}")
         document: dict[str, Any] = json.loads((folder / "out.json").read_text(encoding="utf-8"))

@@ -9,6 +9,7 @@ a row keeps 20 bytes: its range, ln p of the true token in float32, its most pro
 import hashlib
 import json
 import shutil
+import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -23,7 +24,7 @@ from evals.perplexity import Advance, run_windows
 from evals.protocols import Windows
 from quantize.errors import StepFailed
 from quantize.runtimes import Runtime
-from quantize.staging import held_folder, held_until_exit, put_in_place
+from quantize.staging import disk_errors, held_folder, held_until_exit, put_in_place
 
 if TYPE_CHECKING:
     import torch
@@ -271,6 +272,7 @@ def write_cache(
     import torch
 
     with ExitStack() as held:
+        held.enter_context(disk_errors(root or Path(tempfile.gettempdir())))
         if root is None:
             stage = held_until_exit("quantwright-reference-")
         else:

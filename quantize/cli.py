@@ -89,7 +89,7 @@ def main() -> None:
     except Exception as error:
         from quantize.staging import disk_error
 
-        known = disk_error(error, "quantwright")
+        known = disk_error(error, getattr(error, "filename", None) or "a file")
         if known is error:
             raise
         click.echo(f"quantwright: {known}", err=True)

@@ -1,5 +1,6 @@
 """sha256 of files, remembered by what changes when a file does, so that a 100 GB checkpoint is read once."""
 
+import contextlib
 import json
 import threading
 import time
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from quantize.checkpoint import Checkpoint, sha256_file
+from quantize.errors import StepFailed
 from quantize.files import user_cache
 from quantize.staging import whole_file
 
@@ -61,9 +63,10 @@ class FileHashes:
             return
         merged = {**self._read(), **self._known}  # another process may have added to it
         self._known = dict(list(merged.items())[-MOST:])
-        self.memory.parent.mkdir(parents=True, exist_ok=True)
-        with whole_file(self.memory) as part:
-            part.write_text(json.dumps(self._known), encoding="utf-8")
+        with contextlib.suppress(OSError, StepFailed):  # a full disk: the file is read again next time
+            self.memory.parent.mkdir(parents=True, exist_ok=True)
+            with whole_file(self.memory) as part:
+                part.write_text(json.dumps(self._known), encoding="utf-8")
 
 
 @cache

@@ -112,13 +112,8 @@ def staging(out: Path) -> Iterator[Path]:
             out.parent.mkdir(parents=True, exist_ok=True)
         except FileNotFoundError:  # a folder that takes no others, such as /proc
             raise BadInput(f"{out}: cannot be written ({made[-1].parent} takes no folders); choose another -o") from None
-        with held_folder(out.parent, _prefix(out), mode=0o777, out=out) as stage:
+        with disk_errors(out), held_folder(out.parent, _prefix(out), mode=0o777, out=out) as stage:
             yield stage
-    except Exception as error:
-        known = disk_error(error, out)
-        if known is error:
-            raise
-        raise known from error
     finally:
         if not out.exists():
             for parent in made:
@@ -317,7 +312,7 @@ def _flush_folder(folder: Path) -> None:
 def whole_file(path: Path, replace: bool = True) -> Iterator[Path]:
     """A file beside ``path`` to be written, then put in its place; parts that dead processes left go first.
 
-    Errors: BadInput where ``replace`` is False and ``path`` is there by then.
+    Errors: BadInput where ``replace`` is False and ``path`` is there by then; StepFailed where the disk is full; OSError.
     """
     path = Path(os.path.realpath(path))
     prefix = f".{path.name[:100]}.part-"
@@ -331,11 +326,12 @@ def whole_file(path: Path, replace: bool = True) -> Iterator[Path]:
         part = path.with_name(f"{prefix}{secrets.token_hex(6)}")
         held = _new_locked(part, 0o666)
     try:
-        yield part
-        if replace:
-            os.replace(part, path)
-        else:
-            put_in_place(part, path, replace=False)
+        with disk_errors(path):
+            yield part
+            if replace:
+                os.replace(part, path)
+            else:
+                put_in_place(part, path, replace=False)
     finally:
         part.unlink(missing_ok=True)
         os.close(held)
@@ -352,6 +348,18 @@ def disk_is_full(error: BaseException) -> bool:
             return True
         seen = seen.__cause__ or seen.__context__
     return False
+
+
+@contextlib.contextmanager
+def disk_errors(out: Path) -> Iterator[None]:
+    """What is raised within, by ``disk_error``."""
+    try:
+        yield
+    except Exception as error:
+        known = disk_error(error, out)
+        if known is error:
+            raise
+        raise known from error
 
 
 def disk_error(error: Exception, out: Path | str) -> Exception:

@@ -114,6 +114,7 @@ class Runner:
                 raise disk_error(error, self.run_folder) from error
             finally:
                 self._stop_all("the runner stopped")
+                self.outputs.clear_leftovers(self.plan.steps)  # of steps that were stopped
                 for number, handler in handlers.items():
                     signal.signal(number, handler)
         return self.summary

@@ -323,3 +323,12 @@ def test_other_errors_stay_what_they_are(tmp_path: Path) -> None:
     for error in (ValueError("x"), OSError("no number"), BadInput("No space left on device")):
         assert disk_error(error, tmp_path) is error
     assert "Read-only" in str(disk_error(OSError(errno.EROFS, "Read-only file system"), tmp_path))
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_a_file_that_finds_the_disk_full_is_named_and_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "results.json").write_text("old")
+    with pytest.raises(StepFailed, match=r"results.json: the disk is full"), whole_file(tmp_path / "results.json"):
+        _text()
+    assert (tmp_path / "results.json").read_text() == "old"
+    assert names(tmp_path) == ["results.json"]

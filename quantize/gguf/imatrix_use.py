@@ -16,6 +16,9 @@ from quantize.gguf.writer import Kvs
 #: types whose block quantizers look at importances
 WEIGHTED = frozenset(Type) - {*UNQUANTIZED, Type.Q8_0, Type.TQ1_0, Type.TQ2_0}
 
+#: the fewest columns that any block quantizer fits a value of its own to
+GROUP = 8
+
 
 @dataclass
 class Importances:
@@ -55,8 +58,12 @@ def importances(
             mend = f"which {source} has not for it" if matrix is not None else "give one with --imatrix, or take a larger type"
             raise Unsupported(f"{spec.name} as {kind.name} needs an importance matrix, {mend}")
         if entry is not None:
-            out.rows[spec.name] = entry.means().reshape(-1, spec.shape[-1])
+            rows, zeros = _even(entry.means().reshape(-1, spec.shape[-1]))
+            out.rows[spec.name] = rows
             out.notes += _unreached(spec.name, entry)
+            if zeros:
+                what = f"equal importances for {zeros:,} of {rows.size:,} columns"
+                out.notes.append(Note(tensor=spec.name, what=what, why=f"{source} holds nothing but zeros for them"))
         elif matrix is not None:
             out.notes.append(Note(tensor=spec.name, what=f"{kind.name} without importances", why=f"{source} has no entry for it"))
     if matrix is not None and not out.rows:
@@ -64,6 +71,21 @@ def importances(
             Note(tensor="*", what="importances not used", why=f"no tensor gets a type that looks at them from {source}")
         )
     return out
+
+
+def _even(rows: np.ndarray) -> tuple[np.ndarray, int]:
+    """``rows`` (matrices, columns) with the mean importance where ``GROUP`` columns in a row have none, and how many those are.
+
+    A block quantizer whose weights are all zero takes any value for as good as any other, zero and NaN among them.
+    """
+    cut = rows.shape[1] // GROUP * GROUP
+    empty = np.zeros(rows.shape, bool)
+    empty[:, :cut] = np.repeat((rows[:, :cut].reshape(len(rows), -1, GROUP) == 0).all(axis=2), GROUP, axis=1)
+    if not empty.any():
+        return rows, 0
+    counted = (rows > 0).sum(axis=1, keepdims=True)
+    mean = np.where(counted > 0, rows.sum(axis=1, keepdims=True, dtype=np.float64) / np.maximum(counted, 1), 1.0)
+    return np.where(empty, mean.astype(np.float32), rows), int(empty.sum())
 
 
 def _size(spec: Spec) -> int:

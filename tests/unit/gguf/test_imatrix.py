@@ -10,7 +10,8 @@ from gguf import GGUFReader, GGUFValueType
 
 from quantize.errors import BadInput
 from quantize.gguf.imatrix import CHUNK_COUNT, CHUNK_SIZE, DATASETS, Entry, ImportanceMatrix, read_imatrix, write_imatrix
-from quantize.gguf.types import Type
+from quantize.gguf.imatrix_use import WEIGHTED, importances
+from quantize.gguf.types import TENSOR_TYPES, Type
 from quantize.gguf.writer import Kvs, Planned, write_gguf
 from quantize.methods.gguf import GgufRecipe
 from quantize.recipe import parse_recipe
@@ -190,3 +191,51 @@ def test_a_recipe_is_its_matrix_content(tmp_path: Path, monkeypatch: pytest.Monk
     write_imatrix(first, ImportanceMatrix(matrix().entries, (), 1, 32))
     with pytest.raises(BadInput, match="is not the importance matrix that the recipe names"):
         recipe.importance()
+
+
+@pytest.mark.parametrize(
+    "kind", sorted(WEIGHTED & set(TENSOR_TYPES.values()), key=lambda kind: kind.name), ids=lambda kind: kind.name
+)
+@pytest.mark.parametrize("columns", [8, 32, 256, 512])
+def test_columns_without_importance_count_alike(kind: Type, columns: int) -> None:
+    """In every block format they come back like their source, where weights of zero would take any value for good."""
+    pytest.importorskip("llama_cpp")
+    from gguf.quants import dequantize
+
+    from quantize.gguf.llamacpp import prepare, quantize_rows
+    from quantize.gguf.mixture import Choice, Spec
+    from quantize.gguf.types import FILE_TYPES, block_size, row_bytes
+
+    random = np.random.default_rng(1)
+    sums = random.lognormal(0, 1, (1, 512)).astype(np.float32)
+    sums[0, :columns] = 0
+    name = "blk.0.attn_q.weight"
+    specs, choices = [Spec(name, (4, 512), Type.F32)], {name: Choice(kind, kind)}
+    given = importances(
+        ImportanceMatrix({name: Entry(sums, np.array([10]))}, (), 1, 32), specs, choices, FILE_TYPES["q4_k_m"], "m.dat"
+    )
+    (note,) = given.notes
+    assert (note.tensor, note.what) == (name, f"equal importances for {columns} of 512 columns")
+    rows = random.standard_normal((4, 512)).astype(np.float32)
+    out = np.empty((4, row_bytes(kind, 512)), np.uint8)
+    prepare(kind)
+    quantize_rows(kind, rows, out, given.rows[name][0])
+    back = dequantize(out, kind)
+    part = slice(0, columns)
+    cosine = (back[:, part] * rows[:, part]).sum() / np.linalg.norm(back[:, part]) / np.linalg.norm(rows[:, part])
+    assert cosine > 0.6, block_size(kind)
+
+
+def test_an_importance_of_zero_among_others_stays() -> None:
+    from quantize.gguf.mixture import Choice, Spec
+    from quantize.gguf.types import FILE_TYPES
+
+    sums = np.ones((1, 64), np.float32)
+    sums[0, 3:9] = 0
+    name = "blk.0.attn_q.weight"
+    matrix = ImportanceMatrix({name: Entry(sums, np.array([1]))}, (), 1, 32)
+    given = importances(
+        matrix, [Spec(name, (4, 64), Type.F32)], {name: Choice(Type.Q4_0, Type.Q4_0)}, FILE_TYPES["q4_0"], "m.dat"
+    )
+    assert np.array_equal(given.rows[name], sums)
+    assert given.notes == []

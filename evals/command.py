@@ -57,6 +57,9 @@ TABLE_METRICS = (
 @click.option("--chat-template", metavar="NAME", help="that one of its chat templates, where the model has several")
 @click.option("--allow-code-execution", is_flag=True, help="let tasks run the code that a model writes, on this machine")
 @click.option(
+    "--allow-task-code", is_flag=True, help="let YAML tasks run Python that they name (!function), and scripts of metrics"
+)
+@click.option(
     "--prompts", type=click.Path(path_type=Path, dir_okay=False), help="file of prompts to continue: a line each, or .jsonl"
 )
 @click.option(
@@ -98,6 +101,7 @@ def evaluate(
     apply_chat_template: bool,
     chat_template: str | None,
     allow_code_execution: bool,
+    allow_task_code: bool,
     prompts: Path | None,
     generate: int | None,
     tokens: int | None,
@@ -132,6 +136,7 @@ def evaluate(
         apply_chat_template=apply_chat_template,
         chat_template=chat_template,
         allow_code_execution=allow_code_execution,
+        allow_task_code=allow_task_code,
         prompts=prompts,
         generate=generate,
         tokens=tokens,

@@ -336,7 +336,8 @@ class Evaluation:
             return []
         from evals.task_files import parse_tasks
 
-        return parse_tasks(self.tasks, self.say, self.task_options.allow_code)
+        options = self.task_options
+        return parse_tasks(self.tasks, self.say, options.allow_code, options.allow_task_code)
 
     def _pair_tasks(self, outcome: Outcome) -> None:
         if self.tasks and self.reference:

@@ -53,6 +53,7 @@ def measure(
     apply_chat_template: bool = False,
     chat_template: str | None = None,
     allow_code_execution: bool = False,
+    allow_task_code: bool = False,
     prompts: str | Path | Sequence[str] | None = None,
     generate: int | None = None,
     tokens: int | None = None,
@@ -75,7 +76,8 @@ def measure(
     ``text``: a UTF-8 file; without one the demo's held-out text. ``tokens``: only so many of its tokens.
     ``limit`` (items of each task), ``num_fewshot``, ``apply_chat_template``: as lm-eval's. ``chat_template``: the
     name of the one to apply, where the model has several. ``allow_code_execution``: tasks may
-    run what a model writes. ``out``: a run folder to which the rows are written too, as ``out/results/*.json``.
+    run what a model writes, ``allow_task_code``: and Python that a YAML task names.
+    ``out``: a run folder to which the rows are written too, as ``out/results/*.json``.
     ``prompts``: a file of them, or the prompts, which every artifact continues by ``generate`` tokens; with ``generate`` alone
     they are cut from the text. ``cache``: where the reference's logits are kept for the next call (default: ``out/cache``;
     without either they are thrown away). ``floors``: with divergence, add the rows below which it means nothing.
@@ -101,7 +103,12 @@ def measure(
         ids=ids,
         tasks=[str(task) for task in tasks],
         task_options=TaskOptions(
-            limit, num_fewshot, apply_chat_template or bool(chat_template), chat_template or "", allow_code_execution
+            limit,
+            num_fewshot,
+            apply_chat_template or bool(chat_template),
+            chat_template or "",
+            allow_code_execution,
+            allow_task_code,
         ),
         prompts=read_prompts(Path(prompts)) if isinstance(prompts, (str, Path)) else list(prompts or ()),
         generate=generate or (TOKENS if prompts else 0),

@@ -19,6 +19,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from evals.task_code import check_config, read_task_file
 from evals.task_data import SUITES, leaves, with_data
 from quantize.documents import read_document, read_rows
 from quantize.errors import BadInput
@@ -108,12 +109,19 @@ class HarnessTask:
     path: Path | None = None
     typed: str = ""
 
+    @property
+    def is_file(self) -> bool:
+        """A YAML task of the person's own, or of somebody else's."""
+        return self.name.endswith((".yaml", ".yml"))
+
 
 Task = LocalTask | HarnessTask
 
 
-def parse_tasks(names: Sequence[str], say: Callable[[str], None], allow_code: bool = False) -> list[Task]:
-    """``allow_code``: tasks may run the code that a model writes.
+def parse_tasks(
+    names: Sequence[str], say: Callable[[str], None], allow_code: bool = False, allow_task_code: bool = False
+) -> list[Task]:
+    """``allow_code``: tasks may run the code that a model writes. ``allow_task_code``: and code of their own.
 
     Errors: BadInput naming the file and line that is malformed, or for an unknown name the nearest known ones.
     """
@@ -123,7 +131,7 @@ def parse_tasks(names: Sequence[str], say: Callable[[str], None], allow_code: bo
         if typed_path(typed).exists():  # a path may hold an equals sign
             suite, equals = typed, ""
         for member in SUITES.get(suite, (suite,)):
-            task = _parse(member, typed_path(data) if equals else None, say, allow_code)
+            task = _parse(member, typed_path(data) if equals else None, say, (allow_task_code, allow_code))
             task = replace(task, typed=typed if member == suite else member)
             if task.name in {t.name for t in found}:
                 raise BadInput(f"--tasks: {task.name} is there twice; name the files differently or list it once")
@@ -131,10 +139,10 @@ def parse_tasks(names: Sequence[str], say: Callable[[str], None], allow_code: bo
     return found
 
 
-def _parse(name: str, data: Path | None, say: Callable[[str], None], allow_code: bool) -> Task:
+def _parse(name: str, data: Path | None, say: Callable[[str], None], allowed: tuple[bool, bool]) -> Task:
     path = typed_path(name)
     if data is not None:
-        return _named_on(name, data, allow_code)
+        return _named_on(name, data, allowed)
     if name == HELD_OUT:
         from evals.heldout_task import held_out_task
 
@@ -143,8 +151,8 @@ def _parse(name: str, data: Path | None, say: Callable[[str], None], allow_code:
     if path.suffix in (".jsonl", ".txt"):
         return read_items(path)
     if path.suffix in (".yaml", ".yml"):
-        return read_yaml(path, allow_code)
-    return known_task(name, allow_code)
+        return read_yaml(path, allowed)
+    return known_task(name, allowed)
 
 
 def read_items(path: Path) -> LocalTask:
@@ -152,7 +160,7 @@ def read_items(path: Path) -> LocalTask:
     return read_hellaswag(path) if path.suffix == ".txt" else read_jsonl(path)
 
 
-def _named_on(name: str, data: Path, allow_code: bool) -> Task:
+def _named_on(name: str, data: Path, allowed: tuple[bool, bool]) -> Task:
     """lm-eval's task ``name`` on local data; a file whose items are in a form of ours needs no definition but its own."""
     here = [data] if data.is_file() else [data / f"{name}{suffix}" for suffix in (".jsonl", ".txt")]
     for path in here:
@@ -160,7 +168,7 @@ def _named_on(name: str, data: Path, allow_code: bool) -> Task:
             return replace(read_hellaswag(path), name=name)
         if path.suffix == ".jsonl" and path.is_file() and _has_our_form(path):
             return replace(read_jsonl(path), name=name)
-    task = known_task(name, allow_code)
+    task = known_task(name, allowed)
     return HarnessTask(name, with_data(task.manager, name, data), data)
 
 
@@ -235,39 +243,12 @@ def read_hellaswag(path: Path) -> LocalTask:
     return LocalTask(path.stem, path, "choices", tuple(items))
 
 
-def read_yaml(path: Path, allow_code: bool = False) -> HarnessTask:
-    import yaml
-
-    if not path.is_file():
-        raise BadInput(f"{path}: no such task file")
-    try:
-        document = yaml.load(read_document(path).text, Loader=_lenient_loader())
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f":{mark.line + 1}" if mark else ""
-        raise BadInput(f"{path}{line}: not YAML ({getattr(error, 'problem', error)})") from None
-    if not isinstance(document, dict) or not ({"task", "group", "include"} & set(document)):
+def read_yaml(path: Path, allowed: tuple[bool, bool] = (False, False)) -> HarnessTask:
+    """``allowed``: to run code of its own, and the code that a model writes."""
+    document = read_task_file(path, *allowed)
+    if not {"task", "group", "include"} & set(document):
         raise BadInput(f"{path}: not a task of lm-eval (no 'task' key); see its docs, or use a .jsonl")
-    _check_code(path.name, document, allow_code)
     return HarnessTask(str(path), task_manager(isinstance(document.get("task"), list) or "group" in document))
-
-
-def _check_code(name: str, config: dict[str, Any], allowed: bool) -> None:
-    if config.get("unsafe_code") and not allowed:
-        raise BadInput(
-            f"task {name} runs the code that a model writes, on this machine; say --allow-code-execution where that may be"
-        )
-
-
-def _lenient_loader() -> Any:
-    """A safe YAML loader that takes lm-eval's own tags (!function) for None: they are its business."""
-    import yaml
-
-    class Loader(yaml.SafeLoader):
-        pass
-
-    Loader.add_constructor("!function", lambda loader, node: None)
-    return Loader
 
 
 @cache
@@ -283,7 +264,7 @@ def task_manager(names: bool) -> "TaskManager":
     return TaskManager(include_defaults=names)
 
 
-def known_task(name: str, allow_code: bool = False) -> HarnessTask:
+def known_task(name: str, allowed: tuple[bool, bool] = (False, False)) -> HarnessTask:
     if "/" in name or "." in name:
         raise BadInput(f"unknown task {name!r}; a local task is a .jsonl, a .yaml or HellaSwag's .txt")
     manager = task_manager(True)
@@ -293,7 +274,7 @@ def known_task(name: str, allow_code: bool = False) -> HarnessTask:
         suites = ", ".join(SUITES)
         raise BadInput(f"unknown task {name!r}{hint}; suites are {suites}, and `lm-eval ls tasks` lists lm-eval's names")
     for leaf, _, config in leaves(manager, name):
-        _check_code(leaf, config, allow_code)
+        check_config(leaf, config, *allowed)
     return HarnessTask(name, manager)
 
 

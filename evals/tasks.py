@@ -19,7 +19,8 @@ from evals.code_execution import code_eval_at_hand
 from evals.result import EvalResult
 from evals.rows import Heading, interval, number
 from evals.special import SpecialIds
-from evals.task_files import LocalTask, Task, task_manager
+from evals.task_code import no_task_code
+from evals.task_files import HarnessTask, LocalTask, Task, task_manager
 from quantize.chat.templates import folder_template, gguf_template
 from quantize.errors import BadInput, QuantwrightError, StepFailed
 from quantize.runtimes import Runtime
@@ -39,13 +40,15 @@ OWN_EXAMPLE = (
 
 @dataclass(frozen=True)
 class TaskOptions:
-    """lm-eval's. ``limit``: items of each task. ``num_fewshot`` None: each task's own. ``allow_code``: run what models write."""
+    """lm-eval's. ``limit``: items of each task. ``num_fewshot`` None: each task's own. ``allow_code``: run what models write.
+    ``allow_task_code``: run what task files name."""
 
     limit: int | None = None
     num_fewshot: int | None = None
     chat_template: bool = False
     template_name: str = ""  # of several; "": the default
     allow_code: bool = False
+    allow_task_code: bool = False
 
 
 def run_tasks(
@@ -82,6 +85,8 @@ def run_tasks(
             )
         with _progress(f"{heading.artifact} {Path(task.name).stem}", progress) as advance:
             model = RuntimeLM(runtime, source, special, advance=advance, template=template)
+            if options.allow_task_code and isinstance(task, HarnessTask) and task.is_file:
+                model.remarks.add("Python that its file names was allowed to run")
             rows += _one_task(model, task, heading, options, "source" if source else "runtime")
     return rows
 
@@ -90,9 +95,13 @@ def _one_task(model: Any, task: Task, heading: Heading, options: TaskOptions, id
     from jinja2 import TemplateError
     from lm_eval import simple_evaluate
 
+    local = isinstance(task, HarnessTask) and task.is_file
+    known = (ValueError, KeyError, AssertionError, TypeError, TemplateError)
+    failures = (Exception,) if local else known  # a file of anybody's may be wrong in any way
     with _quiet(), np.errstate(invalid="ignore"):  # likelihoods of zero, of logits that are not finite
         try:
-            with code_eval_at_hand() if options.allow_code else contextlib.nullcontext():
+            code_eval = code_eval_at_hand() if options.allow_code else contextlib.nullcontext()
+            with code_eval, no_task_code(task.name, options.allow_task_code, local):
                 outcome = simple_evaluate(
                     model=model,
                     tasks=[task.lm_eval_config() if isinstance(task, LocalTask) else task.name],
@@ -109,7 +118,7 @@ def _one_task(model: Any, task: Task, heading: Heading, options: TaskOptions, id
             raise StepFailed(
                 f"task {task.name}: its data cannot be fetched ({_first_line(error)}); connect, or use a local file"
             ) from error
-        except (ValueError, KeyError, AssertionError, TypeError, TemplateError) as error:
+        except failures as error:
             raise StepFailed(f"task {task.name}: lm-eval failed: {type(error).__name__}: {_first_line(error)}") from error
     if isinstance(task, LocalTask) and task.is_hellaswag:
         _score_per_token(outcome, task.name, model.scored)

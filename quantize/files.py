@@ -7,7 +7,7 @@ file in its error and allocates no more than the file's own size justifies.
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -121,9 +121,9 @@ def parse_yaml(text: str, where: str) -> Any:
     return parse_yaml_nodes(text, where)[0]
 
 
-def parse_yaml_nodes(text: str, where: str, *, texts: bool = False) -> tuple[Any, Any]:
+def parse_yaml_nodes(text: str, where: str, *, texts: bool = False, ignored: Sequence[str] = ()) -> tuple[Any, Any]:
     """``parse_yaml``, and the tree of yaml's nodes, which know their lines. ``texts``: every scalar but null stays the text that
-    it is (``no`` is Norwegian, 1.10 a version)."""
+    it is (``no`` is Norwegian, 1.10 a version). ``ignored``: tags whose values are left out, as None."""
     import yaml
 
     if len(text) > MAX_YAML_BYTES:
@@ -140,6 +140,8 @@ def parse_yaml_nodes(text: str, where: str, *, texts: bool = False) -> tuple[Any
                 raise BadInput(f"{line}: a number of {len(node.value):,} characters")
             return node
 
+    for tag in ignored:
+        Loader.add_constructor(tag, lambda loader, node: None)
     left_out = ("timestamp", "bool", "int", "float", "value", "merge") if texts else ("timestamp",)
     Loader.yaml_implicit_resolvers = {
         first: [(tag, pattern) for tag, pattern in entries if tag.rpartition(":")[2] not in left_out]

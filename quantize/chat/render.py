@@ -69,6 +69,25 @@ def render(
     raise BadInput(f"{where}: its chat template {'is not rendered' if reply['error'] == 'limit' else 'fails'}: {reason}")
 
 
+def render_task(template: str, item: Mapping[str, Any], *, where: str) -> str:
+    """A template of a task file, filled with one item of its data, as lm-eval does it.
+
+    Errors: BadInput, naming ``where``, where the template refuses, or takes more than it may.
+    """
+    if len(template) > MAX_TEMPLATE_CHARACTERS:
+        raise BadInput(f"{where}: a template of more than {MAX_TEMPLATE_CHARACTERS:,} characters; that is not rendered")
+    try:
+        request = json.dumps({"template": template, "variables": item, "seconds": worker.SECONDS, "task": True})
+    except (TypeError, ValueError, RecursionError) as error:
+        raise BadInput(f"{where}: an item of its data is no text, numbers and lists of them ({error})") from None
+    reply = _worker.ask(json.loads(request))
+    if "text" in reply:
+        return reply["text"]
+    raise BadInput(
+        f"{where}: a template {'is not rendered' if reply['error'] == 'limit' else 'fails'}: {printable(reply['message'], 400)}"
+    )
+
+
 def _given(message: Message) -> dict[str, Any]:
     """Without what is None, which templates would print, and with its reasoning under the names that templates know."""
     found = {key: copy.deepcopy(value) for key, value in message.items() if value is not None}

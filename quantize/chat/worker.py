@@ -9,6 +9,7 @@ What templates are given is what transformers gives them. Source: transformers/u
 
 import contextlib
 import json
+import re
 import resource
 import signal
 import sys
@@ -88,6 +89,18 @@ def _strftime_now(form: str) -> str:
     return datetime.now().strftime(form)
 
 
+def _regex_replace(text: str, pattern: str, repl: str, count: int = 0) -> str:
+    return re.sub(pattern, repl, text, count=count)
+
+
+@lru_cache(maxsize=64)
+def _compiled_task(template: str) -> jinja2.Template:
+    """A template of a task file's. Source of what it may use: lm_eval/utils.py."""
+    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
+    environment.filters["regex_replace"] = _regex_replace
+    return environment.from_string(template)
+
+
 @lru_cache(maxsize=8)
 def _compiled(template: str) -> jinja2.Template:
     environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
@@ -100,9 +113,9 @@ def _compiled(template: str) -> jinja2.Template:
     return environment.from_string(template)
 
 
-def rendered(template: str, variables: dict[str, Any]) -> str:
+def rendered(template: str, variables: dict[str, Any], task: bool = False) -> str:
     parts, size = [], 0
-    for part in _compiled(template).generate(**variables):
+    for part in (_compiled_task if task else _compiled)(template).generate(**variables):
         size += len(part)
         if size > OUTPUT_CHARACTERS:
             raise TooMuch
@@ -114,11 +127,11 @@ def answer(request: dict[str, Any]) -> dict[str, str]:
     """``{"text"}``, or ``{"error": kind, "message"}``: kind ``template`` where Jinja or the template itself says no."""
     with _processor_time(request["seconds"]):
         try:
-            return {"text": rendered(request["template"], request["variables"])}
+            return {"text": rendered(request["template"], request["variables"], request.get("task", False))}
         except jinja2.exceptions.TemplateError as error:
             return {"error": "template", "message": str(error.message or type(error).__name__)[:2000]}
         except TooMuch:
-            return {"error": "limit", "message": f"it makes more than {OUTPUT_CHARACTERS:,} characters of one conversation"}
+            return {"error": "limit", "message": f"it makes more than {OUTPUT_CHARACTERS:,} characters of one item"}
         except (MemoryError, RecursionError, OverflowError) as error:
             return {"error": "limit", "message": f"it needs more than it may take ({type(error).__name__})"}
         except Exception as error:  # of an expression in the template: any kind

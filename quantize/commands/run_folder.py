@@ -43,6 +43,7 @@ evaluate:
   # num_fewshot: 5 # as each task says, where this is left out
   # apply_chat_template: true
   # allow_code_execution: true # for tasks that run what a model wrote, on this machine
+  # allow_task_code: true # for YAML tasks that name Python (!function), or metrics that are scripts
   # prompts: prompts.txt # continued side by side in the report, by
   # generate: 64 # tokens
   # floors: false # without the rows below which no difference means anything

@@ -100,6 +100,7 @@ class Evaluate(Strict):
     apply_chat_template: bool = False
     chat_template: Text | None = None
     allow_code_execution: bool = False
+    allow_task_code: bool = False
     prompts: Text | None = None
     generate: int | None = Field(default=None, ge=1, le=2**20)
     cache_limit: Text | None = None

@@ -216,6 +216,8 @@ def _eval_step(job: Job, model: OpenModel, recipe: Recipe | None, texts: Texts, 
             arguments += ["--chat-template", evaluate.chat_template]
         if evaluate.allow_code_execution:
             arguments.append("--allow-code-execution")
+        if evaluate.allow_task_code:
+            arguments.append("--allow-task-code")
     if texts.prompts:
         arguments += ["--prompts", str(texts.prompts)]
     if evaluate.generate:

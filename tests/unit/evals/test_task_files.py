@@ -85,7 +85,7 @@ def test_names(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=r"unknown task .*a\.csv.*a local task is a \.jsonl"):
         parse_tasks(["a.csv"], said.append)
     (tmp_path / "bad.yaml").write_text("task: [", encoding="utf-8")
-    with pytest.raises(BadInput, match=r"bad\.yaml:\d+: not YAML"):
+    with pytest.raises(BadInput, match=r"bad\.yaml: line \d+: not valid YAML"):
         parse_tasks([str(tmp_path / "bad.yaml")], said.append)
     (tmp_path / "other.yaml").write_text("a: 1", encoding="utf-8")
     with pytest.raises(BadInput, match="not a task of lm-eval"):

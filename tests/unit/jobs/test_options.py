@@ -40,6 +40,7 @@ def steps(folder: Path, demo: Path, text: str) -> dict[str, Step]:
         ("eval", "apply_chat_template: true", {"apply_chat_template": True}),
         ("eval", "chat_template: terse", {"chat_template": "terse"}),
         ("eval", "allow_code_execution: true", {"allow_code_execution": True}),
+        ("eval", "allow_task_code: true", {"allow_task_code": True}),
         ("eval", "task_limit: 3", {"limit": 3}),
         ("eval", "generate: 9", {"generate": 9}),
         ("eval", "weights_only: none", {"weights_only": "none"}),

@@ -23,6 +23,7 @@ from quantize.staging import claim, put_in_place
 from quantize.terminal import printable
 
 MANIFEST = "manifest.json"
+NOT_COMPARED = "not compared: "  # of a check of logits that could not be made
 FORMAT_VERSION = 1
 #: what systems leave in folders that people look into
 DROPPINGS = (".DS_Store", "Thumbs.db", "desktop.ini")
@@ -137,6 +138,11 @@ class Verification(Frozen):
     @property
     def passed(self) -> bool:
         return all(check.passed for check in self.checks)
+
+    @property
+    def why_lower(self) -> str:
+        """Why ``full`` was not reached, where it was asked for."""
+        return next((c.detail.removeprefix(NOT_COMPARED) for c in self.checks if c.detail.startswith(NOT_COMPARED)), "")
 
 
 def _with_method(recipe: dict[str, Any]) -> dict[str, Any]:

@@ -31,6 +31,7 @@ from quantize.registry import method as find_method
 from quantize.staging import staging
 from quantize.terminal import printable
 
+FAILED = "verification.json"  # in the place of a manifest
 VERIFY_LEVELS = ("full", "tensors", "none")
 
 
@@ -44,6 +45,7 @@ def convert(
     verify: str = "full",
     force: bool = False,
     adapter: str | Path | None = None,
+    keep_failed: bool = False,
 ) -> Artifact:
     """Convert ``model`` by the recipe ``to`` into the new folder ``out``, verify it, commit it.
 
@@ -53,8 +55,12 @@ def convert(
 
     ``force`` replaces another artifact, or an empty folder, in one step; never what is read or a folder that holds it.
 
+    ``full`` reaches ``tensors`` where transformers has not the source's architecture: the artifact's own level says so,
+    and a note why. ``keep_failed``: what does not verify is kept beside ``out``, with ``verification.json`` instead of
+    a manifest, under a name that ends in ``.failed``.
+
     Errors: BadInput or Unsupported before any work, BadInput where another process was faster; StepFailed when work fails or the
-    artifact does not verify. In every case nothing is left under ``out``, nor beside it.
+    artifact does not verify. In every other case nothing is left under ``out``, nor beside it.
     """
     run = run or RunOptions()
     if verify not in VERIFY_LEVELS:
@@ -83,6 +89,10 @@ def convert(
         for path in license_files(checkpoint.folder):
             shutil.copyfile(path, stage / path.name)
         verification = _verify(method, recipe, stage, checkpoint, conversion, run, verify)
+        if failure := failed_message(verification):
+            kept = _keep(stage, out, verification) if keep_failed else None
+            where = f"what was made is kept in {kept}" if kept else "nothing was written (--keep-failed keeps it)"
+            raise StepFailed(f"{checkpoint.source} to {recipe.short}: verification failed at {failure}; {where}")
         manifest = _manifest(
             method, recipe, stage, checkpoint, whole, card, conversion, run, text, verification, merged, quantized
         )
@@ -147,15 +157,30 @@ def _verify(
     from quantize.verify import verify
 
     verification = verify(method, recipe, stage, checkpoint, conversion, run, level)
-    failed = [check for check in verification.checks if not check.passed]
-    if failed:
-        first = failed[0]
-        numbers = f" ({first.value:.3g}, tolerance {first.tolerance:.3g})" if first.value is not None and first.tolerance else ""
-        detail = f": {first.detail}" if first.detail else ""
-        raise StepFailed(
-            f"{checkpoint.source} to {recipe.short}: verification failed at {first.name}{numbers}{detail}; nothing was written"
-        )
+    if verification.level != level and verification.passed:
+        what = f"verification reaches {verification.level!r} alone"
+        conversion.notes.append(Note(tensor="*", what=what, why=verification.why_lower))
     return verification
+
+
+def failed_message(verification: Verification) -> str:
+    """Which check failed first, and why; nothing where all passed."""
+    first = next((check for check in verification.checks if not check.passed), None)
+    if first is None:
+        return ""
+    numbers = f" ({first.value:.3g}, tolerance {first.tolerance:.3g})" if first.value is not None and first.tolerance else ""
+    return f"{first.name}{numbers}" + (f": {first.detail}" if first.detail else "")
+
+
+def _keep(stage: Path, out: Path, verification: Verification) -> Path:
+    """Move what was made out of ``stage``, to a folder that no one takes for an artifact."""
+    names = (f"{out.name}{number}.failed" for number in ("", *(f"-{count}" for count in range(2, 1000))))
+    kept = next(path for name in names if not (path := out.absolute().parent / name).exists())
+    kept.mkdir()
+    for path in stage.iterdir():
+        path.rename(kept / path.name)
+    (kept / FAILED).write_text(verification.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    return kept
 
 
 def _manifest(

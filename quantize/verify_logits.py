@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from quantize.artifact import Check
+from quantize.artifact import NOT_COMPARED, Check
 from quantize.checkpoint import Checkpoint
 from quantize.errors import StepFailed, Unsupported
 from quantize.hf.routers import Inputs, disturb
@@ -92,7 +92,7 @@ def compare_logits(
             reference = _run_reference(checkpoint, read, rows, extra, rounding, table, seen_rounded.watch)
             known = seen_rounded
     except Unsupported as error:
-        kept = Check(name="logits", passed=True, detail=f"not compared: {error}")
+        kept = Check(name="logits", passed=True, detail=NOT_COMPARED + _reason(error, checkpoint))
         return [kept, *_runs(runtime, rows)], "tensors"
     width = min(exact.shape[-1], runtime.vocabulary)
     served = _Comparison(reference, width)
@@ -143,6 +143,34 @@ def compare_logits(
         )
     )
     return checks, "full"
+
+
+def _reason(error: Unsupported, checkpoint: Checkpoint) -> str:
+    """Without the advice for those who wanted to quantize it through transformers."""
+    return str(error).removeprefix(f"{checkpoint.source}: ").partition("; GGUF recipes")[0]
+
+
+_asked: list[tuple[Checkpoint, str]] = []
+
+
+def why_not_full(checkpoint: Checkpoint) -> str:
+    """Why the logits of an artifact of ``checkpoint`` cannot be compared, known from its config and headers; nothing
+    where they can. Remembers the last answer: recipes are many."""
+    from quantize.hf.conversions import parameter_parts
+    from quantize.hf.names import empty_model, find_layers
+
+    if _asked and _asked[0][0] is checkpoint:
+        return _asked[0][1]
+    why = ""
+    try:
+        find_layers(checkpoint)
+    except Unsupported:
+        try:
+            parameter_parts(checkpoint, empty_model(checkpoint))
+        except Unsupported as error:
+            why = _reason(error, checkpoint)
+    _asked[:] = [(checkpoint, why)]
+    return why
 
 
 def fixed_rows(checkpoint: Checkpoint, length: int) -> np.ndarray:

@@ -27,6 +27,8 @@ from quantize.recipe import CalibrationOptions, Recipe, RunOptions
     help="which windows of the calibration text are drawn",
 )
 @click.option("--verify", type=click.Choice(["full", "tensors", "none"]), default="full", show_default=True)
+@click.option("--allow-lower-verification", is_flag=True, help="accept `tensors` where `full` cannot be reached")
+@click.option("--keep-failed", is_flag=True, help="keep what does not verify, as OUT.failed")
 @click.option("--force", is_flag=True, help="replace the artifact, or the empty folder, at --out")
 @click.option("--adapter", type=click.Path(path_type=Path), help="folder of a PEFT LoRA, merged into the model first")
 @gguf_options
@@ -40,6 +42,8 @@ def convert(
     calibration_length: int,
     seed: int,
     verify: str,
+    allow_lower_verification: bool,
+    keep_failed: bool,
     force: bool,
     adapter: Path | None,
     gguf: dict[str, Any],
@@ -56,9 +60,14 @@ def convert(
     run = run.model_copy(update={"allow_tokenizer_mismatch": "allow_tokenizer_mismatch" in gguf})
     options = CalibrationOptions(source=calibration, tokens=calibration_tokens, sequence_length=calibration_length, seed=seed)
     if len(parsed) == 1:
-        document = convert_one(model, parsed[0], out, options, run, verify, force, adapter)
+        document = convert_one(model, parsed[0], out, options, run, verify, force, adapter, keep_failed)
         if as_json:
             emit_json(document)
+        if document["verified"] != verify and not allow_lower_verification:
+            raise StepFailed(
+                f"{out}: verified: {document['verified']} only, {verify} was asked for: {document['why_lower']}; "
+                "the artifact is kept; --allow-lower-verification (in a job: allow_lower_verification: true) accepts it"
+            )
         return 0
     return _convert_each(model, parsed, out, options, force, run, as_json, adapter)
 
@@ -85,6 +94,7 @@ def convert_one(
     verify: str,
     force: bool,
     adapter: Path | None = None,
+    keep_failed: bool = False,
 ) -> dict[str, Any]:
     from quantize.artifact import grouped
     from quantize.convert import convert as do_convert
@@ -95,7 +105,17 @@ def convert_one(
             f"calibration: {calibration.source}, {calibration.tokens} tokens in windows of {calibration.sequence_length}, "
             f"seed {calibration.seed}"
         )
-    artifact = do_convert(model, recipe, out, calibration=calibration, run=run, verify=verify, force=force, adapter=adapter)
+    artifact = do_convert(
+        model,
+        recipe,
+        out,
+        calibration=calibration,
+        run=run,
+        verify=verify,
+        force=force,
+        adapter=adapter,
+        keep_failed=keep_failed,
+    )
     manifest = artifact.manifest
     for tensors, what, why in grouped((note.tensor, note.what, note.why) for note in manifest.notes):
         log(f"note: {tensors}: {what} ({why})")
@@ -110,6 +130,7 @@ def convert_one(
         "size_bytes": artifact.size_bytes,
         "bits_per_weight": artifact.bits_per_weight,
         "verified": artifact.verified,
+        "why_lower": manifest.verification.why_lower,
         "notes": [note.model_dump() for note in manifest.notes],
     }
 

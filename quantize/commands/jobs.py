@@ -214,6 +214,12 @@ def plan(target: str, recipes: str | None, out: Path | None, overrides: tuple[st
     made = build_plan(spec, base)
     cost = estimate_plan(spec, made, folder)
     _print_plan(made, cost)
+    if spec.verify == "full":
+        from quantize.verify_logits import why_not_full
+
+        for model in made.models:
+            if model.checkpoint is not None and made.recipes and (why := why_not_full(model.checkpoint)):
+                _log_lower(model.label, why)
     if as_json:
         emit_json(_plan_document(made, cost))
     refuse_what_cannot_fit(cost, folder)
@@ -287,9 +293,15 @@ def check(target: str, recipes: str | None, trust_remote_code: bool, strict: boo
     for row in rows:
         table.add_row(Text(row["model"]), row["recipe"], "yes" if row["possible"] else "no", Text(row["reason"]))
     console(width=200).print(table)
+    for model, why in {row["model"]: row["why_lower"] for row in rows if row.get("why_lower")}.items():
+        _log_lower(model, why)
     if as_json:
         emit_json(rows)
     return 2 if strict and not all(row["possible"] for row in rows) else 0
+
+
+def _log_lower(model: str, why: str) -> None:
+    log(f"note: {model}: verification can reach `tensors` only ({why}); convert wants --allow-lower-verification for it")
 
 
 def _check_model(model: str, recipes: str | None, trust_remote_code: bool) -> list[dict[str, Any]]:
@@ -310,13 +322,16 @@ def _check_one(checkpoint: Any, recipe: Any) -> dict[str, Any]:
     from quantize.convert import check as check_method
     from quantize.convert import require
     from quantize.errors import QuantwrightError
+    from quantize.verify_logits import why_not_full
 
-    reason = ""
+    reason = lower = ""
     try:
         check_method(require(recipe), checkpoint, recipe)
+        lower = why_not_full(checkpoint)
     except QuantwrightError as error:
         reason = str(error).removeprefix(f"{checkpoint.source}: ")
-    return {"model": checkpoint.source, "recipe": recipe.short, "possible": not reason, "reason": reason}
+    row = {"model": checkpoint.source, "recipe": recipe.short, "possible": not reason, "reason": reason}
+    return {**row, "verification": "tensors" if lower else "full", "why_lower": lower}
 
 
 def _check_job(path: Path) -> list[dict[str, Any]]:

@@ -31,7 +31,7 @@ recipes:
   # - {{method: gptq, matrix: {{bits: [3, 4], group_size: [64, 128]}}}} # every combination
 
 # calibration: {{source: calibration.txt, tokens: 32768, sequence_length: 512, seed: 0}} # default: built-in text
-# verify: full # or tensors, none
+# verify: full # or tensors, none; allow_lower_verification: true where full cannot be reached
 
 evaluate:
   text: held-out # a text file, or the built-in text

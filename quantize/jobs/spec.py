@@ -170,6 +170,7 @@ class Job(Strict):
     recipes: Recipes = Field(default_factory=list)
     calibration: Calibration = Field(default_factory=CalibrationOptions)
     verify: Literal["full", "tensors", "none"] = "full"
+    allow_lower_verification: bool = False
     evaluate: Evaluate | None = None
     benchmark: Benchmark | None = None
     report: bool = True

@@ -146,6 +146,7 @@ def _convert_step(job: Job, model: OpenModel, recipe: Recipe, texts: Texts) -> S
     name = _artifact_name(model, recipe)
     calibration = texts.calibration(model.spec.calibration or job.calibration)
     arguments = ["convert", model.id, *recipe.arguments, "-o", name, "--verify", job.verify]
+    arguments += ["--allow-lower-verification"] if job.allow_lower_verification else []
     inputs: dict[str, Any] = {"recipe": recipe.digest, "verify": job.verify, **_run_inputs(job)}
     files = recipe.files
     if recipe.calibrated:

@@ -69,7 +69,7 @@ def bench(
     errors: list[Exception] = []
     rows: list[EvalResult] = []
     for together in [[name] for name in names] if prune else [names]:
-        found = [find_target(name, load_as) for name in together]
+        found = [find_target(name, load_as, run.trust_remote_code) for name in together]
         for _, _, typed in found:
             for note in typed.notes:
                 log(f"{typed.name}: {note['what']} ({note['why']})")

@@ -7,9 +7,12 @@ from quantize.calibration import context_length
 from quantize.recipe import parse_recipe
 
 
-def find_target(name: str, load_as: str = "") -> tuple[Target, Subject, Typed]:
-    """Errors: BadInput where nothing of that name can be opened; StepFailed where the Hub cannot be reached."""
-    typed = resolve(name, parse_recipe(load_as) if load_as else None)
+def find_target(name: str, load_as: str = "", code: bool = False) -> tuple[Target, Subject, Typed]:
+    """``code``: of a model on the Hub its Python is fetched too.
+
+    Errors: BadInput where nothing of that name can be opened; StepFailed where the Hub cannot be reached.
+    """
+    typed = resolve(name, parse_recipe(load_as) if load_as else None, code)
     typed.fetch()
     subject = typed.subject()
     size = subject.size_bytes or typed.size_bytes

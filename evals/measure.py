@@ -87,6 +87,7 @@ def measure(
 
     What fails costs its artifact's rows, not the others'. Errors: BadInput where something given cannot be used.
     """
+    run = run or RunOptions()
     names = [one for name in artifacts for one in expand(str(name))]
     if len(set(names)) < len(names):
         raise BadInput("eval: an artifact is listed twice")
@@ -95,8 +96,8 @@ def measure(
             claim_run(Path(folder))
     whole_repository = len(names) > len(artifacts)
     return Evaluation(
-        artifacts=[resolve(name, parse_recipe(load_as) if load_as else None) for name in names],
-        reference=resolve(reference) if reference else None,
+        artifacts=[resolve(name, parse_recipe(load_as) if load_as else None, run.trust_remote_code) for name in names],
+        reference=resolve(reference, code=run.trust_remote_code) if reference else None,
         text=text,
         metrics=choose_metrics(metrics, bool(reference) or whole_repository, text, bool(tasks or prompts or generate)),
         protocols=[parse_protocol(name) for name in ([protocol] if isinstance(protocol, str) else protocol)],
@@ -113,7 +114,7 @@ def measure(
         prompts=read_prompts(Path(prompts)) if isinstance(prompts, (str, Path)) else list(prompts or ()),
         generate=generate or (TOKENS if prompts else 0),
         tokens=tokens,
-        run=run or RunOptions(),
+        run=run,
         out=Path(out) if out else None,
         cache_limit=cache_limit,
         cache=Path(cache) if cache else Path(out) / "cache" if out else None,

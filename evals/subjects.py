@@ -170,9 +170,12 @@ class Typed:
         return total, sum(sizes.values()) or None, DTYPE_RECIPES.get(dtype, dtype or self.path.name)
 
 
-def resolve(name: str | Path, load_as: Recipe | None = None) -> Typed:
-    """Errors: BadInput where nothing lies there, or it is neither an artifact, a GGUF nor a Hugging Face folder; StepFailed where
-    the Hub cannot be reached."""
+def resolve(name: str | Path, load_as: Recipe | None = None, code: bool = False) -> Typed:
+    """``code``: of a model on the Hub its Python is fetched too.
+
+    Errors: BadInput where nothing lies there, or it is neither an artifact, a GGUF nor a Hugging Face folder; StepFailed where
+    the Hub cannot be reached.
+    """
     typed, path = str(name), typed_path(name)
     if is_gguf_name(typed):
         if load_as:
@@ -194,7 +197,7 @@ def resolve(name: str | Path, load_as: Recipe | None = None) -> Typed:
     if not path.exists():
         from quantize.hub import resolve_model
 
-        path, _ = resolve_model(typed)
+        path, _ = resolve_model(typed, code=code)
     if path.is_file():
         raise BadInput(f"{typed}: is a file; give an artifact's or checkpoint's folder, a GGUF file, or a Hub id")
     artifact = _checked(path) if (path / MANIFEST).is_file() else None

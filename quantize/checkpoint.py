@@ -83,7 +83,7 @@ class Checkpoint:
         """
         from quantize.hub import resolve_model
 
-        folder, revision = resolve_model(str(model))
+        folder, revision = resolve_model(str(model), code=trust_remote_code)
         check_links(folder)
         config = read_config(folder)
         for part in (config, config.get("text_config") or {}):

@@ -28,8 +28,11 @@ INNER = ["1_Pooling/config.json", "additional_chat_templates/*.jinja"]
 QUANTIZED: dict[Path, str] = {}
 
 
-def resolve_model(model: str) -> tuple[Path, str | None]:
-    """-> (folder, commit of a Hub model or None). Errors: BadInput; StepFailed where the Hub cannot be reached."""
+def resolve_model(model: str, *, code: bool = False) -> tuple[Path, str | None]:
+    """-> (folder, commit of a Hub model or None). ``code``: with its Python, which is trusted.
+
+    Errors: BadInput; StepFailed where the Hub cannot be reached.
+    """
     from quantize.gguf_repository import find, is_gguf_name
 
     path = typed_path(model)
@@ -57,18 +60,18 @@ def resolve_model(model: str) -> tuple[Path, str | None]:
             revisions.append(revision)
             return folder
 
-        return fetch_needed(fetch), revisions[0]
+        return fetch_needed(fetch, code), revisions[0]
     if not HUB_ID.fullmatch(model) or model.startswith((".", "/", "~")):
         raise BadInput(f"{model}: no such folder, and not a Hub id (org/name[@revision])")
-    return _snapshot(model)
+    return _snapshot(model, code)
 
 
-def fetch_needed(fetch: Callable[[list[str], list[str]], Path]) -> Path:
+def fetch_needed(fetch: Callable[[list[str], list[str]], Path], code: bool = False) -> Path:
     """What a conversion reads and no more of the weights than transformers loads: model.safetensors, else an index's shards.
 
     ``fetch`` gets the patterns of files that are wanted and unwanted, and gives the folder. Errors: BadInput for a bad index.
     """
-    folder = fetch(WANTED, UNWANTED)
+    folder = fetch([*WANTED, *(["*.py"] if code else [])], UNWANTED)
     if (folder / SINGLE).is_file():
         shards = []
     elif (folder / INDEX).is_file():
@@ -78,7 +81,7 @@ def fetch_needed(fetch: Callable[[list[str], list[str]], Path]) -> Path:
     return fetch([*shards, *INNER], [])
 
 
-def _snapshot(model: str) -> tuple[Path, str]:
+def _snapshot(model: str, code: bool) -> tuple[Path, str]:
     from huggingface_hub import snapshot_download
 
     name, _, revision = model.partition("@")
@@ -91,7 +94,7 @@ def _snapshot(model: str) -> tuple[Path, str]:
         return folder
 
     with hub_errors(name, revision or None):
-        folder = fetch_needed(fetch)
+        folder = fetch_needed(fetch, code)
     return folder, folder.name
 
 

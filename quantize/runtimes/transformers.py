@@ -42,7 +42,7 @@ class TransformersRuntime(FolderRuntime):
 
         Errors: BadInput, Unsupported and StepFailed as ``quantize.hf.load`` raises them.
         """
-        self.folder, self.revision = resolve_model(str(path))
+        self.folder, self.revision = resolve_model(str(path), code=run.trust_remote_code)
         hush()
         self._run = run
         self._load_as = load_as
@@ -222,7 +222,7 @@ class TransformersRuntime(FolderRuntime):
 def skeleton(path: Path | str, run: RunOptions) -> TransformersRuntime | None:
     """A plain checkpoint without its weights: describes itself and tokenizes as the whole would, and gives no logits. None for
     what is stored otherwise."""
-    folder, _ = resolve_model(str(path))
+    folder, _ = resolve_model(str(path), code=run.trust_remote_code)
     config = load.read_config(folder)
     if load.storage_format(folder, config) != "dense":
         return None

@@ -43,7 +43,7 @@ class VllmRuntime(FolderRuntime):
             from vllm import LLM
         except ImportError as error:
             raise Unsupported(f"--runtime vllm: vLLM is not installed here ({error}); see docs/measuring.md") from None
-        self.folder, _ = resolve_model(str(path))
+        self.folder, _ = resolve_model(str(path), code=run.trust_remote_code)
         config = read_config(self.folder)
         self.format = storage_format(self.folder, config)
         self.vocabulary = int(config.get("vocab_size") or (config.get("text_config") or {}).get("vocab_size") or 0)

@@ -225,7 +225,14 @@ def test_a_hub_that_cannot_be_reached(hub: Hub) -> None:
 
 SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
 INDEX = json.dumps({"weight_map": {"a": SHARDS[0], "b": SHARDS[1]}}).encode()
-BESIDE = ("consolidated.safetensors", "adapter_model.safetensors", "optimizer.safetensors", "pytorch_model.bin", "onnx/m.json")
+BESIDE = (
+    "consolidated.safetensors",
+    "adapter_model.safetensors",
+    "optimizer.safetensors",
+    "pytorch_model.bin",
+    "onnx/m.json",
+    "modeling_x.py",
+)
 SMALL = ("config.json", "1_Pooling/config.json", "additional_chat_templates/tool_use.jinja")
 
 
@@ -249,3 +256,6 @@ def test_of_the_weights_only_what_is_loaded_is_fetched(hub: Hub, weights: tuple[
         assert commit == COMMIT
         assert {path.relative_to(folder).as_posix() for path in Path(folder).rglob("*") if path.is_file()} == {*needed, *SMALL}
     assert sorted(hub.sent) == sorted({*needed, *SMALL})
+    command = [sys.executable, "-c", script.replace("[1]", "[1], code=True"), "org/large"]  # its code is trusted
+    subprocess.run(command, capture_output=True, env=environment(hub), timeout=120, check=True)
+    assert hub.sent[len({*needed, *SMALL}) :] == ["modeling_x.py"]

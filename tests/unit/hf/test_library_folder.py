@@ -1,5 +1,6 @@
 """Nothing of a stranger's runs: what libraries get to see of a folder, and what stops them where that is not enough."""
 
+import ast
 import builtins
 import contextlib
 import importlib.util
@@ -20,6 +21,7 @@ from quantize.hf.load import load_model
 from quantize.recipe import RunOptions
 from quantize.runtimes.transformers import TransformersRuntime
 
+ROOT = Path(__file__).resolve().parents[3]
 EVIL = """
 open({mark!r}, "a").write("ran ")
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -244,3 +246,16 @@ def test_an_adapter_beside_the_weights_is_not_applied(folder: Path, plain: Path)
     assert not torch.equal(logits(adapted), expected)
     for trust in (False, True):
         assert torch.equal(logits(load_model(folder, "float32", "cpu", trust_remote_code=trust)), expected)
+
+
+def test_every_library_is_told_whether_code_is_trusted() -> None:
+    """No ``from_pretrained`` or ``from_config`` of ours leaves that to a library, which may ask on the terminal."""
+    wrong = []
+    for path in sorted((ROOT / "quantize").rglob("*.py")) + sorted((ROOT / "evals").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
+                continue
+            told = any(word.arg in ("trust_remote_code", None) for word in node.keywords)  # None: a mapping of them
+            if node.func.attr in ("from_pretrained", "from_config") and not told:
+                wrong.append(f"{path.relative_to(ROOT)}:{node.lineno}")
+    assert not wrong, wrong

@@ -153,12 +153,14 @@ class Pre:
     """``split`` is a key of SPLITS. ``byte_level``: text goes through GPT-2's byte alphabet (else raw UTF-8, spaces as U+2581).
 
     ``ignore_merges``: a piece that is a token is taken whole. ``names``: what llama.cpp calls it; they all behave alike.
+    ``since``: where it is a name that builds still in use refuse, the month of the first that knows it.
     """
 
     split: str
     names: tuple[str, ...]
     ignore_merges: bool = False
     byte_level: bool = True
+    since: str = ""
 
 
 # Of several that split alike the best known comes first: its name is what a file gets.
@@ -180,7 +182,7 @@ PRES: tuple[Pre, ...] = (
     Pre("falcon", ("falcon",)),
     Pre("bloom", ("bloom", "gpt3-finnish", "poro-chat")),
     Pre("viking", ("viking",)),
-    Pre("granite-multi", ("granite-embed-multi-97m",), ignore_merges=True),
+    Pre("granite-multi", ("granite-embed-multi-97m",), ignore_merges=True, since="June 2026"),
     Pre("tiny-aya", ("tiny_aya", "cohere2moe")),
     Pre("jais2", ("jais-2",)),
     Pre("spark2.5", ("spark2_5",)),

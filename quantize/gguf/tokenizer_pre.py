@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
+from unicodedata import category
 
 from quantize.errors import Unsupported
 from quantize.gguf.llamacpp_split import split
@@ -62,7 +63,8 @@ class Recognition:
     """``name``: what goes into ``tokenizer.ggml.pre``. ``departs``: hard probes on which llama.cpp cuts otherwise.
 
     ``prefix_space``: the file puts a space before the text, which llama.cpp's byte-level BPE does not.
-    ``merges_whole``: the file's ``ignore_merges``, ``honoured`` by the pre-tokenizer chosen.
+    ``merges_whole``: the file's ``ignore_merges``, ``honoured`` by the pre-tokenizer chosen. ``older``: where older builds of
+    llama.cpp do not know ``name``, the nearest that they do, and the texts to which that gives other ids.
     """
 
     name: str
@@ -70,6 +72,8 @@ class Recognition:
     departs: tuple[str, ...]
     prefix_space: bool
     merges_whole: bool
+    older: str = ""
+    older_departs: tuple[str, ...] = ()
 
     @property
     def honoured(self) -> bool:
@@ -90,7 +94,8 @@ def recognize(source: SourceTokenizer, model_type: str = "") -> Recognition:
     cutter = Cutter(definition)
     whole = bool(definition["model"].get("ignore_merges"))
     candidates = [pre for pre in PRES if pre.byte_level]
-    wanted = {text: cutter.pieces(text) for text in PROBES + HARD_PROBES}
+    hard = HARD_PROBES + _marked(source)
+    wanted = {text: cutter.pieces(text) for text in PROBES + hard}
     texts = {text: cutter.normalized(text) for text in wanted}
 
     def missed(pre: Pre, probes: tuple[str, ...], same: Callable[[tuple[str, ...], tuple[str, ...]], bool]) -> tuple[str, ...]:
@@ -112,12 +117,29 @@ def recognize(source: SourceTokenizer, model_type: str = "") -> Recognition:
             f"which differs on {len(differing)} of {len(PROBES)} probes, {min(differing, key=len)!r} for one); name the one to "
             f"use with --pre-tokenizer NAME, of: {', '.join(known_names())}"
         )
-    departs = {pre: missed(pre, HARD_PROBES, same) for pre in fitting}
+    # Of these, what gives the same ids is as good: names come best known first, which older builds of llama.cpp know too.
+    departs = {pre: missed(pre, hard, same_ids) for pre in fitting}
     best = min(fitting, key=lambda pre: (len(departs[pre]), pre.ignore_merges != whole, PRES.index(pre)))
     if best.ignore_merges and not whole and not _merges_reach_all(source):
         best = min(fitting, key=lambda pre: (pre.ignore_merges != whole, len(departs[pre]), PRES.index(pre)))
     name = FAMILY_NAMES.get(model_type, "")
-    return Recognition(name if BY_NAME.get(name) is best else best.names[0], best, departs[best], cutter.prefix_space, whole)
+    name = name if BY_NAME.get(name) is best else best.names[0]
+    older = (
+        min((pre for pre in fitting if not pre.since), key=lambda pre: len(departs[pre]), default=None) if best.since else None
+    )
+    return Recognition(
+        name, best, departs[best], cutter.prefix_space, whole, older.names[0] if older else "", departs[older] if older else ()
+    )
+
+
+def _marked(source: SourceTokenizer, most: int = 200) -> tuple[str, ...]:
+    """Tokens of the vocabulary that hold a letter with a combining mark, at most ``most``, spread evenly: what a split that
+    parts the two never makes."""
+    alphabet = byte_alphabet()
+    spelled = [text for text in source.backend.get_vocab(with_added_tokens=False) if all(letter in alphabet for letter in text)]
+    texts = (bytes(alphabet[letter] for letter in text).decode("utf-8", "replace") for text in sorted(spelled))
+    marked = [text for text in texts if "\ufffd" not in text and any(category(letter)[0] == "M" for letter in text[1:])]
+    return tuple(marked[:: max(1, -(-len(marked) // most))])
 
 
 def _merges_reach_all(source: SourceTokenizer) -> bool:

@@ -104,6 +104,15 @@ def _byte_level(source: SourceTokenizer, pre: str | None, model_type: str) -> Vo
                     why="llama.cpp's split code knows no case or combining marks outside ASCII",
                 )
             )
+        if found.older:
+            notes.append(
+                Note(
+                    tensor="*",
+                    what=f"tokenizer: {name} is known to llama.cpp from {found.pre.since} on; older builds refuse the file",
+                    why=f"{found.older}, which they know, gives other ids to {len(found.older_departs)} of the hard texts "
+                    f"({found.older_departs[0]!r} for one); --pre-tokenizer {found.older} writes it",
+                )
+            )
         if not found.honoured:
             notes.append(
                 Note(

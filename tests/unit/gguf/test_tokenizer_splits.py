@@ -1,6 +1,7 @@
 """Every pre-tokenizer of llama.cpp: recognised from a family's own split, and its ids those of a vocabulary trained with it."""
 
 import json
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,8 @@ from quantize.errors import BadInput, Unsupported
 from quantize.gguf.awkward_texts import TEXTS
 from quantize.gguf.pretokenizers import BY_NAME, PRES, SPLITS
 from quantize.gguf.tokenizer import check_tokenizer, tokenizer_metadata, verify_tokenizer
-from quantize.gguf.tokenizer_pre import HARD_PROBES, PROBES
+from quantize.gguf.tokenizer_pre import HARD_PROBES, PROBES, _marked
+from quantize.tokenizer import SourceTokenizer
 
 LIMITS = {"normalization", "its split code", "token types that llama.cpp overrides"}
 
@@ -87,3 +89,30 @@ def test_tokens_that_no_merge_reaches_keep_the_flag_before_the_split(tmp_path: P
     data["model"]["merges"] = [m for m in data["model"]["merges"] if "".join(m) != "Hello"]
     path.write_text(json.dumps(data))
     assert tokenizer_metadata(open_folder(tmp_path)).kvs["tokenizer.ggml.pre"][0] == "gpt-4o"
+
+
+def test_a_name_that_older_builds_refuse_is_written_only_where_it_matters(demo_checkpoint: Path, tmp_path: Path) -> None:
+    """The two split letters and combining marks otherwise: no matter to a vocabulary that joins none, and told of another."""
+    family = FAMILIES["GPT-4o, Llama 4"]
+    train(tmp_path, family)
+    told = tokenizer_metadata(open_folder(tmp_path))
+    assert told.kvs["tokenizer.ggml.pre"][0] == "granite-embed-multi-97m"
+    (note,) = (note for note in told.notes if "older builds refuse" in note.what)
+    assert "--pre-tokenizer gpt-4o" in note.why
+    data = json.loads((demo_checkpoint / "tokenizer.json").read_text())
+    data["pre_tokenizer"] = json.loads((tmp_path / "tokenizer.json").read_text())["pre_tokenizer"]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(data))
+    checkpoint = open_folder(tmp_path)
+    metadata = tokenizer_metadata(checkpoint)
+    assert metadata.kvs["tokenizer.ggml.pre"][0] == "gpt-4o"
+    assert [note for note in metadata.notes if "older builds" in note.what] == []
+    report = verify_tokenizer(checkpoint, tokenizer_of(tmp_path / "v.gguf", metadata.kvs))
+    assert report.fixable == []
+    assert not [mismatch for mismatch in report.mismatches if "split" in mismatch.cause]
+
+
+def test_tokens_with_combining_marks_are_probes(tmp_path: Path) -> None:
+    train(tmp_path, FAMILIES["GPT-4o, Llama 4"])
+    marked = _marked(SourceTokenizer.open(tmp_path))
+    assert marked
+    assert all(any(unicodedata.category(letter).startswith("M") for letter in text[1:]) for text in marked)

@@ -22,9 +22,9 @@ half-precision values (more for models of many layers).
 TAIL = """
 What llama.cpp cannot express is said before work starts: a note in the manifest where the file is right up to some
 length (sliding windows of Mistral, Qwen, Phi-3, StarCoder 2; dynamic rope scaling), a refusal where it would be wrong
-(another activation, ALiBi in Falcon, a rotation pattern that is built into its code). An architecture that is not in this table is refused,
-with the list of those that are. A separate, longer test (`pytest -m long`) writes each file once per tensor with that
-tensor's rows in another order, and sees to it that the comparison notices.
+(another activation, ALiBi in Falcon, a rotation pattern that is built into its code). An architecture that is not in
+this table is refused, with the list of those that are. A separate, longer test (`pytest -m long`) writes each file
+once per tensor with that tensor's rows in another order, and sees to it that the comparison notices.
 
 Rotary embeddings are read as transformers reads them: `rope_scaling` before `rope_parameters`, what stands inside before
 what stands beside, every older spelling. Linear scaling and YaRN are keys, which every rotating family has; `attention_factor`,

@@ -305,7 +305,7 @@ def _load_by_engine(folder: Path, dtype: str, device: str, trust: bool) -> "PreT
         except ImportError:
             raise Unsupported(
                 f"{folder}: experts quantized one by one are opened by GPTQModel; "
-                "install with: pip install -c constraints.txt 'quantwright[gptq]'"
+                f"install with: {install_command('gptq')}"
             ) from None
         opened = library_folder(folder, trust, always=True)
         with contained(str(read_config(folder).get("model_type"))), opened as seen:

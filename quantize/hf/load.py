@@ -304,8 +304,7 @@ def _load_by_engine(folder: Path, dtype: str, device: str, trust: bool) -> "PreT
             from quantize.hf.contained import contained
         except ImportError:
             raise Unsupported(
-                f"{folder}: experts quantized one by one are opened by GPTQModel; "
-                f"install with: {install_command('gptq')}"
+                f"{folder}: experts quantized one by one are opened by GPTQModel; install with: {install_command('gptq')}"
             ) from None
         opened = library_folder(folder, trust, always=True)
         with contained(str(read_config(folder).get("model_type"))), opened as seen:

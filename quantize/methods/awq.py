@@ -64,6 +64,7 @@ class Awq(Method):
         self, checkpoint: Checkpoint, recipe: AwqRecipe, stage: Path, run: RunOptions, calibration: Calibration | None
     ) -> Conversion:
         from quantize.methods import gptqmodel_engine as engine
+        from quantize.methods.gptqmodel_checkpoint import write_checkpoint
         from quantize.methods.gptqmodel_computed import openers
 
         if calibration is None:
@@ -77,7 +78,7 @@ class Awq(Method):
         rows = spread_rows(calibration.ids, recipe.search_tokens)
         with engine.scratch_folder(stage, run) as scratch:
             result = engine.quantize(checkpoint, make_config, rows, scratch, run, backend="AWQ_TORCH", title=recipe.short)
-            weight_bytes = engine.write_checkpoint(checkpoint, result, stage, quantization_config(recipe, result.config))
+            weight_bytes = write_checkpoint(checkpoint, result, stage, quantization_config(recipe, result.config))
         loads, loading = openers(stage)
         return Conversion(
             weight_bytes=weight_bytes,
@@ -90,7 +91,7 @@ class Awq(Method):
         )
 
     def quantized(self, stage: Path, recipe: AwqRecipe) -> dict[str, str]:
-        from quantize.methods.gptqmodel_engine import stored_tensors
+        from quantize.methods.gptqmodel_checkpoint import stored_tensors
 
         tensors = dict(stored_tensors(stage).tensors)
         group = f" g{recipe.group_size}" if recipe.group_size > 0 else " per channel"
@@ -114,7 +115,7 @@ class Awq(Method):
     def dequantize(self, stage: Path, recipe: AwqRecipe, checkpoint: Checkpoint) -> Iterator[tuple[str, np.ndarray]]:
         """Weights as stored: scales that AWQ moved from a layer's inputs into the norm or layer before it stay there. So single
         tensors differ from the source's by more than rounding; the model they make up does not."""
-        from quantize.methods.gptqmodel_engine import stored_tensors
+        from quantize.methods.gptqmodel_checkpoint import stored_tensors
         from quantize.numerics.packing import dequantize_awq
 
         stored = stored_tensors(stage)

@@ -112,24 +112,7 @@ class BitsAndBytes(Method):
                     )
                 )
         if recipe.weights != "int8":
-            notes += [
-                Note(
-                    tensor=layers.tensor(name),
-                    what=f"blocks of {BLOCK} that cross rows of {layers.linear[name][1]}",
-                    why="bitsandbytes 0.50 computes such layers wrongly on CPUs with AVX-512; right on GPUs and in this program",
-                )
-                for name in sorted(done)
-                if layers.linear[name][1] % BLOCK
-            ]
-            notes += [
-                Note(
-                    tensor=layers.tensor(name),
-                    what=f"{layers.linear[name][0]} outputs, no multiple of {CPU_OUTPUTS}",
-                    why="bitsandbytes 0.50 refuses it on CPUs with bfloat16 instructions; right on GPUs and in this program",
-                )
-                for name in sorted(done)
-                if layers.linear[name][0] % CPU_OUTPUTS
-            ]
+            notes += [note for name in sorted(done) for note in _kernel_notes(layers.tensor(name), *layers.linear[name])]
         return Conversion(
             weight_bytes,
             engine=_engine(),
@@ -178,6 +161,19 @@ class BitsAndBytes(Method):
                 yield source, dequantize_int8_rows(stored.raw(name), stored.float32(f"{name.removesuffix('weight')}SCB"))
             else:
                 yield source, stored.float32(name)
+
+
+def _kernel_notes(tensor: str, outputs: int, inputs: int) -> list[Note]:
+    """Where bitsandbytes' own 4-bit kernels for CPUs fail at a layer."""
+    elsewhere = "right on GPUs and in this program"
+    notes = []
+    if inputs % BLOCK:
+        why = f"bitsandbytes 0.50 computes such layers wrongly on CPUs with AVX-512; {elsewhere}"
+        notes.append(Note(tensor=tensor, what=f"blocks of {BLOCK} that cross rows of {inputs}", why=why))
+    if outputs % CPU_OUTPUTS:
+        why = f"bitsandbytes 0.50 refuses it on CPUs with bfloat16 instructions; {elsewhere}"
+        notes.append(Note(tensor=tensor, what=f"{outputs} outputs, no multiple of {CPU_OUTPUTS}", why=why))
+    return notes
 
 
 def _read_4bit(stored: Any, name: str, kind: str) -> np.ndarray:

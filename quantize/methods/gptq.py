@@ -69,6 +69,7 @@ class Gptq(Method):
         self, checkpoint: Checkpoint, recipe: GptqRecipe, stage: Path, run: RunOptions, calibration: Calibration | None
     ) -> Conversion:
         from quantize.methods import gptqmodel_engine as engine
+        from quantize.methods.gptqmodel_checkpoint import write_checkpoint
         from quantize.methods.gptqmodel_computed import openers
 
         if calibration is None:
@@ -92,7 +93,7 @@ class Gptq(Method):
             result = engine.quantize(checkpoint, make_config, calibration.ids, scratch, run, title=recipe.short)
             quantization = quantization_config(recipe, result.config)
             repack = None if recipe.sym else _lifting(recipe.bits, lifted)
-            weight_bytes = engine.write_checkpoint(checkpoint, result, stage, quantization, repack)
+            weight_bytes = write_checkpoint(checkpoint, result, stage, quantization, repack)
         loads, loading = openers(stage)
         notes = [
             Note(
@@ -121,7 +122,7 @@ class Gptq(Method):
         )
 
     def quantized(self, stage: Path, recipe: GptqRecipe) -> dict[str, str]:
-        from quantize.methods.gptqmodel_engine import stored_tensors
+        from quantize.methods.gptqmodel_checkpoint import stored_tensors
 
         tensors = dict(stored_tensors(stage).tensors)
         group = f" g{recipe.group_size}" if recipe.group_size > 0 else " per channel"
@@ -148,7 +149,7 @@ class Gptq(Method):
         return 1e-3 if recipe.bits == 4 else 1e-5
 
     def dequantize(self, stage: Path, recipe: GptqRecipe, checkpoint: Checkpoint) -> Iterator[tuple[str, np.ndarray]]:
-        from quantize.methods.gptqmodel_engine import stored_tensors
+        from quantize.methods.gptqmodel_checkpoint import stored_tensors
         from quantize.numerics.packing import dequantize_gptq
 
         stored = stored_tensors(stage)

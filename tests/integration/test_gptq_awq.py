@@ -95,7 +95,7 @@ def test_only_what_a_rerun_reproduces(made: SimpleNamespace) -> None:
 
 
 def test_bytes_are_counted(made: SimpleNamespace) -> None:
-    from quantize.methods.gptqmodel_engine import stored_tensors
+    from quantize.methods.gptqmodel_checkpoint import stored_tensors
 
     assert made.conversion.weight_bytes == sum(info.size_bytes for info in stored_tensors(made.folder).tensors.values())
 
@@ -284,9 +284,9 @@ def test_layer_by_layer_gives_the_same_bytes(small: Checkpoint, tmp_path: Path, 
 
 
 def test_shards(small: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from quantize.methods import gptqmodel_engine
+    from quantize.methods import gptqmodel_checkpoint
 
-    monkeypatch.setattr(gptqmodel_engine, "SHARD_BYTES", 600_000)
+    monkeypatch.setattr(gptqmodel_checkpoint, "SHARD_BYTES", 600_000)
     conversion = make(small, "gptq-int4", tmp_path / "a")
     index = json.loads((tmp_path / "a" / "model.safetensors.index.json").read_text())
     assert index["metadata"]["total_size"] == conversion.weight_bytes
@@ -347,7 +347,7 @@ def test_lost_levels_are_noted(small: Checkpoint, tmp_path: Path) -> None:
     """Groups without a negative weight have zero point 0, which the format cannot say; a quarter of the rows here."""
     conversion = make(small, "gptq-int2:group_size=16,sym=false", tmp_path / "a")
     noted = {note.tensor for note in conversion.notes if "zero points raised" in note.what}
-    from quantize.methods.gptqmodel_engine import stored_tensors
+    from quantize.methods.gptqmodel_checkpoint import stored_tensors
     from quantize.numerics.packing import gptq_zeros
 
     stored = stored_tensors(tmp_path / "a")

@@ -1,28 +1,17 @@
 """Checkpoints that bring Python: converted without it where none is needed, refused in one line where it is, run when trusted."""
 
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
+from own_code import copy_with_code, edit, ran
 
 from quantize.artifact import Artifact
 from quantize.convert import convert
 from quantize.errors import Unsupported
 from quantize.recipe import CalibrationOptions, RunOptions, parse_recipe
 
-EVIL = """
-open({mark!r}, "a").write("ran ")
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-class Config(LlamaConfig):
-    model_type = "evilmodel"
-class Model(LlamaForCausalLM):
-    config_class = Config
-class Tokenizer(PreTrainedTokenizerFast):
-    pass
-"""
 AUTO_MAP = {"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Model"}
 TRUST = RunOptions(trust_remote_code=True)
 
@@ -35,13 +24,7 @@ def plain(make_checkpoint: Callable[..., Path]) -> Path:
 @pytest.fixture
 def folder(plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Its config and its tokenizer name classes of evil.py, which leaves a mark beside the folder."""
-    import transformers.dynamic_module_utils as dynamic
-
-    monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
-    monkeypatch.setattr(dynamic, "HF_MODULES_CACHE", str(tmp_path / "modules"))
-    made = tmp_path / "model"
-    shutil.copytree(plain, made)
-    (made / "evil.py").write_text(EVIL.format(mark=str(tmp_path / "ran")))
+    made = copy_with_code(plain, tmp_path, monkeypatch)
     edit(made, "config.json", auto_map=AUTO_MAP)
     edit(
         made,
@@ -50,11 +33,6 @@ def folder(plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
         auto_map={"AutoTokenizer": ["evil.Tokenizer", "evil.Tokenizer"]},
     )
     return made
-
-
-def edit(folder: Path, name: str, **values: Any) -> None:
-    path = folder / name
-    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
 
 
 def made(folder: Path, recipe: str, run: RunOptions | None = None, verify: str = "full") -> Artifact:
@@ -67,7 +45,7 @@ def made(folder: Path, recipe: str, run: RunOptions | None = None, verify: str =
 @pytest.mark.parametrize("recipe", ["gptq-int4", "bnb-nf4", "quanto-int8"])
 def test_a_known_type_is_converted_without_the_checkpoints_code(folder: Path, recipe: str) -> None:
     artifact = made(folder, recipe, verify="none")
-    assert not (folder.parent / "ran").exists()
+    assert not ran(folder)
     assert not artifact.manifest.source.remote_code
     notes = {note.what for note in artifact.manifest.notes if "--trust-remote-code" in note.why}
     assert notes == {"left alone: config.json: auto_map", "left alone: tokenizer_config.json: auto_map"}
@@ -78,11 +56,11 @@ def test_a_type_of_its_own_becomes_a_gguf_where_a_family_knows_its_architecture(
     """llama.cpp computes it, and nothing here needs the code: without it, verification goes as far as the tensors."""
     edit(folder, "config.json", model_type="evilmodel")
     artifact = made(folder, "gguf-q8_0")
-    assert not (folder.parent / "ran").exists()
+    assert not ran(folder)
     assert (artifact.verified, artifact.manifest.source.remote_code) == ("tensors", False)
     shutil.rmtree(folder.parent / "out")
     trusted = made(folder, "gguf-q8_0", TRUST)
-    assert (folder.parent / "ran").exists()
+    assert ran(folder)
     assert (trusted.verified, trusted.manifest.source.remote_code) == ("full", True)
     files = {name: file for name, file in artifact.manifest.files.items() if name.endswith(".gguf")}
     assert files == {name: trusted.manifest.files[name] for name in files}
@@ -94,7 +72,7 @@ def test_where_its_code_is_needed_that_is_said(folder: Path, recipe: str) -> Non
     with pytest.raises(Unsupported, match=r"evilmodel.*config\.json: auto_map.*--trust-remote-code") as error:
         made(folder, recipe)
     assert "quantwright-folder" not in str(error.value)
-    assert not (folder.parent / "ran").exists()
+    assert not ran(folder)
 
 
 def test_code_that_is_not_there_is_one_line(folder: Path) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from own_code import copy_with_code, edit, ran
 
 from quantize.code_guard import no_code_from
 from quantize.errors import QuantwrightError, Unsupported
@@ -22,16 +23,6 @@ from quantize.recipe import RunOptions
 from quantize.runtimes.transformers import TransformersRuntime
 
 ROOT = Path(__file__).resolve().parents[3]
-EVIL = """
-open({mark!r}, "a").write("ran ")
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-class Config(LlamaConfig):
-    model_type = "evilmodel"
-class Model(LlamaForCausalLM):
-    config_class = Config
-class Tokenizer(PreTrainedTokenizerFast):
-    pass
-"""
 AUTO_MAP = {"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Model", "AutoTokenizer": ["evil.Tokenizer", None]}
 
 
@@ -43,24 +34,7 @@ def plain(make_checkpoint: Callable[..., Path]) -> Path:
 @pytest.fixture
 def folder(plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of a small checkpoint, with evil.py in it, which leaves a mark beside it. Its dynamic-module cache is its own."""
-    import transformers.dynamic_module_utils as dynamic
-
-    monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
-    monkeypatch.setattr(dynamic, "HF_MODULES_CACHE", str(tmp_path / "modules"))
-    made = tmp_path / "model"
-    shutil.copytree(plain, made)
-    (made / "evil.py").write_text(EVIL.format(mark=str(tmp_path / "ran")))
-    return made
-
-
-def ran(folder: Path) -> bool:
-    return (folder.parent / "ran").exists()
-
-
-def edit(folder: Path, name: str, **values: Any) -> None:
-    path = folder / name
-    config = json.loads(path.read_text()) if path.is_file() else {}
-    path.write_text(json.dumps({**config, **values}))
+    return copy_with_code(plain, tmp_path, monkeypatch)
 
 
 def logits(model: Any) -> torch.Tensor:

@@ -36,6 +36,11 @@ HASHED := $(shell $(PYTHON) -c "import platform, sys; print(sys.version_info[:2]
 	$(BIN)/python -m pip install --upgrade pip
 	@echo "== 2/4 packages, each against its sha256; llama.cpp is compiled here, which takes 4 to 10 minutes on 2 cores"
 ifeq ($(HASHED),True)
+# Of torch's two builds the one that pip takes by itself; asked for by hash, it would take CUDA's gigabytes from the index.
+	$(BIN)/python -m pip download --no-deps -c quantize/constraints.txt -d .venv/torch torch
+	sed -n '/^torch==/,/[^\\]$$/p' requirements.lock > .venv/torch/torch.lock
+	$(BIN)/python -m pip install --no-deps --require-hashes --no-index --find-links .venv/torch -r .venv/torch/torch.lock
+	rm -r .venv/torch
 	$(LLAMA_CPP) $(BIN)/python -m pip install --no-deps --require-hashes -r requirements.lock
 else
 	@echo "   no sha256 are known for this Python and system: by version alone"

@@ -21,6 +21,7 @@ from typing import Any, Literal, cast
 import numpy as np
 
 from quantize.artifact import Check, Note, Verification
+from quantize.calibration import context_length
 from quantize.checkpoint import TOKENIZER_FILES, Checkpoint
 from quantize.errors import QuantwrightError
 from quantize.methods import Conversion, Method
@@ -93,9 +94,7 @@ def _in_a_process(made: _Made, compare: Compare | None, scratch: Path) -> tuple[
     """An HF folder, as a stranger would open it. Errors: QuantwrightError where it does not open."""
     from quantize.hf.names import IGNORED
 
-    config = made.checkpoint.config
-    text = config["text_config"] if isinstance(config.get("text_config"), dict) else config
-    length = min(int(text.get("max_position_embeddings") or WINDOW_TOKENS), WINDOW_TOKENS)
+    length = min(context_length(made.checkpoint.config) or WINDOW_TOKENS, WINDOW_TOKENS)
     rows = fixed_rows(made.checkpoint, length) if compare else None
     opened = Opened(made.stage, made.run, rows, scratch)
     foreign = [name for name in opened.unexpected if name not in made.checkpoint.tensors and not name.endswith(IGNORED)]

@@ -1,7 +1,6 @@
 """Open an HF folder as a transformers model, whatever its weights are stored as; or quantize one on the fly."""
 
 import copy
-import json
 import os
 import re
 from functools import partial
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from quantize.checkpoint_config import read_config
 from quantize.errors import BadInput, StepFailed, Unsupported
+from quantize.files import read_json
 from quantize.hf.library_folder import library_folder
 from quantize.hf.quiet import quiet
 from quantize.hf.refusals import reason, refusals
@@ -153,12 +153,12 @@ def load_quanto(folder: Path, dtype: str, device: str, *, trust_remote_code: boo
             with init_empty_weights():  # parameters only: buffers that no file holds (rotary frequencies) stay real
                 model = AutoModelForCausalLM.from_config(config, dtype=torch_dtype(dtype), **trust)
         try:
-            mapping = json.loads((folder / QUANTO_MAP).read_text(encoding="utf-8"))
+            mapping = read_json(folder / QUANTO_MAP)
             state = _read_state(folder, torch_dtype(dtype))
             present = set(state)
             requantize(model, state_dict=state, quantization_map=mapping, device=torch.device("cpu"))
         except (ValueError, KeyError, TypeError, OSError, RuntimeError, AttributeError) as error:
-            raise StepFailed(f"{folder}: optimum-quanto cannot load it: {_first_line(error)}") from error
+            raise StepFailed(f"{folder}: optimum-quanto cannot load it: {reason(error)}") from error
         if model.config.get_text_config().tie_word_embeddings:
             model.tie_weights()
         # requantize loads with strict=False, and leaves uninitialized memory where a tensor is missing.
@@ -311,7 +311,7 @@ def _load_by_engine(folder: Path, dtype: str, device: str, trust: bool) -> "PreT
             try:
                 model: Any = GPTQModel.load(str(seen), device=device, dtype=torch_dtype(dtype), trust_remote_code=trust).model
             except Exception as error:  # of any class
-                raise StepFailed(f"{folder}: GPTQModel cannot load it: {_first_line(error)}") from error
+                raise StepFailed(f"{folder}: GPTQModel cannot load it: {reason(error)}") from error
     stored = set(StoredTensors(folder))
     modules = dict(model.named_modules())
     model.unexpected = sorted(name for name in stored if name.rpartition(".")[0] not in modules)
@@ -321,8 +321,3 @@ def _load_by_engine(folder: Path, dtype: str, device: str, trust: bool) -> "PreT
         raise BadInput(f"{folder}: holds no weights for {missing[0]}; fetch the whole checkpoint")
     loaded: PreTrainedModel = model.eval()
     return loaded
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from quantize.calibration import context_length
 from quantize.errors import BadInput, StepFailed, Unsupported
 from quantize.hf.library_folder import library_folder
 from quantize.hf.load import read_config, storage_format
@@ -47,7 +48,7 @@ class VllmRuntime(FolderRuntime):
         config = read_config(self.folder)
         self.format = storage_format(self.folder, config)
         self.vocabulary = int(config.get("vocab_size") or (config.get("text_config") or {}).get("vocab_size") or 0)
-        own = int(config.get("max_position_embeddings") or (config.get("text_config") or {}).get("max_position_embeddings") or 0)
+        own = context_length(config)
         self.context = own or context or 4096
         on_cpu = not run.resolved_device.startswith("cuda")
         self._dtype = run.dtype if run.dtype != "auto" else "float32" if on_cpu and self.format == "dense" else "auto"

@@ -18,7 +18,7 @@ import numpy as np
 
 from quantize.checkpoint_config import check_sizes, read_config
 from quantize.errors import BadInput, StepFailed, Unsupported
-from quantize.files import check_links, inside
+from quantize.files import TEMPLATES, check_links, inside
 from quantize.safetensors_header import DTYPE_BYTES, TensorInfo, read_raw, read_safetensors_header
 from quantize.terminal import printable
 from quantize.weight_files import is_adapter_beside, read_weights
@@ -192,8 +192,9 @@ class Checkpoint:
                 self.read_float32(name)
 
     def files(self) -> Iterator[Path]:
-        """The files whose bytes decide what a conversion gives: config, tokenizer, weights; sorted by name."""
-        names = {"config.json", *TOKENIZER_FILES, "generation_config.json"}
+        """The files whose bytes decide what a conversion gives: config, tokenizer, templates, pooling, weights; by name."""
+        names = {"config.json", *TOKENIZER_FILES, "generation_config.json", "modules.json", "1_Pooling/config.json"}
+        names |= {f"{TEMPLATES}/{path.name}" for path in self.folder.glob(f"{TEMPLATES}/*.jinja")}
         weights = {info.file for info in self.tensors.values()}
         yield from sorted({self.folder / name for name in names if (self.folder / name).is_file()} | weights)
 
@@ -203,7 +204,8 @@ class Checkpoint:
         if "all" not in self._digests:
             whole = hashlib.sha256()
             for path, digest in sha256_files(self.files()).items():
-                whole.update(f"{path.name} {digest}\n".encode())
+                inner = path.relative_to(self.folder) if path.is_relative_to(self.folder) else path.name
+                whole.update(f"{inner} {digest}\n".encode())
             self._digests["all"] = whole.hexdigest()
         return self._digests["all"]
 

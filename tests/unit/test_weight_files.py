@@ -1,6 +1,7 @@
 """Which files count as a model's weights, and what a safetensors header may say."""
 
 import json
+import shutil
 import struct
 from pathlib import Path
 from typing import Any
@@ -220,3 +221,21 @@ def test_an_artifact_holds_the_models_weights_and_says_what_was_left_alone(demo_
     assert "left alone: model_1.safetensors" in [note.what for note in artifact.manifest.notes]
     store(tmp_path / "model" / "model_1.safetensors", 2, name)  # other bytes there are the same source
     assert Checkpoint.open(tmp_path / "model").digest == artifact.manifest.source.digest
+
+
+def test_all_that_decides_a_conversion_is_in_the_digest(demo_checkpoint: Path, tmp_path: Path) -> None:
+    """Also templates with names, and how an embedding is pooled: a job must not call another model done."""
+    folder = tmp_path / "model"
+    shutil.copytree(demo_checkpoint, folder)
+    digests = [Checkpoint.open(folder).digest]
+    assert digests[0] == Checkpoint.open(demo_checkpoint).digest
+    for name in (
+        "modules.json",
+        "1_Pooling/config.json",
+        "additional_chat_templates/tools.jinja",
+        "additional_chat_templates/rag.jinja",
+    ):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("[]" if name == "modules.json" else "{}")
+        digests.append(Checkpoint.open(folder).digest)
+    assert len(set(digests)) == len(digests)

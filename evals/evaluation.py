@@ -116,7 +116,7 @@ class Evaluation:
         return outcome
 
     def _choose_reference(self) -> None:
-        self.reference = guess_reference(self.artifacts)
+        self.reference = guess_reference(self.artifacts, self.say)
         why = "the source of what is measured"
         if self.reference is None and len(self.artifacts) > 1:
             self.reference = largest(self.artifacts)

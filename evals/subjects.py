@@ -225,8 +225,9 @@ def _checked(folder: Path) -> Artifact:
     return artifact
 
 
-def guess_reference(subjects: list[Typed]) -> Typed | None:
-    """The source that the artifacts' manifests name, or of a --load-as model the model itself; None where neither is at hand."""
+def guess_reference(subjects: list[Typed], say: Callable[[str], None]) -> Typed | None:
+    """The source that the artifacts' manifests name, or of a --load-as model the model itself; None where neither is at hand.
+    ``say`` hears why a source that is named is not used."""
     for subject in subjects:
         if subject.load_as:
             return Typed(subject.name, subject.path, subject.artifact)
@@ -234,8 +235,8 @@ def guess_reference(subjects: list[Typed]) -> Typed | None:
         if subject.manifest:
             try:
                 return resolve(subject.manifest.source.id)
-            except QuantwrightError:
-                continue
+            except QuantwrightError as error:
+                say(f"the source of {subject.name} is not at hand: {error}")
     return None
 
 

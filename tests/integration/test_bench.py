@@ -66,9 +66,9 @@ def test_batches_and_attention(kind: str, make_checkpoint: Callable[..., Path], 
     rows = json.loads(done.stdout.splitlines()[-1])
     protocols = {row["protocol"] for row in rows if row["metric"] in ("pp_tokens_per_s", "tg_tokens_per_s")}
     assert protocols == {"pp16", "pp16@b4", "tg4", "tg4@b4", "tg4@d8", "tg4@d8@b4"}
-    by_protocol = {row["protocol"]: row for row in rows if row["metric"] == "ttft_ms"}
-    rates = {row["protocol"]: row["value"] for row in rows if row["metric"] == "pp_tokens_per_s"}
-    assert rates["pp16@b4"] == pytest.approx(64 / by_protocol["pp16@b4"]["value"] * 1e3, rel=0.2)
+    samples = {row["metric"]: row["samples"] for row in rows if row["protocol"] == "pp16@b4"}
+    for rate, first_ms in zip(samples["pp_tokens_per_s"], samples["ttft_ms"], strict=True):
+        assert 64 / rate <= first_ms / 1e3  # the first token of four rows comes after their 64 tokens, on any machine
     assert {row["protocol_parameters"].get("attention") for row in rows} == {"eager"}
     if kind == "folder":
         assert rows[0]["environment"]["runtime"]["attention"] == "eager"

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -31,11 +32,23 @@ cli.main()
 """
 
 
-def begin(tmp_path: Path, **options: object) -> subprocess.Popen[str]:
+def heard() -> None:
+    """In the child: what is not the test's is not ignored, though it may be where the tests run (nohup, a shell's background)."""
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+        signal.signal(number, signal.SIG_DFL)
+
+
+def deaf_to_hangup() -> None:
+    heard()
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+
+def begin(tmp_path: Path, prepare: Callable[[], None] = heard) -> subprocess.Popen[str]:
     command = [sys.executable, "-c", COMMAND, "run", str(tmp_path / "made" / "out")]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)  # type: ignore[call-overload]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=prepare)
+    assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
-    return process  # type: ignore[no-any-return]
+    return process
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGINT, 130)])
@@ -49,7 +62,7 @@ def test_a_signal_ends_the_command_and_leaves_nothing(number: signal.Signals, co
 
 
 def test_what_was_started_under_nohup_goes_on(tmp_path: Path) -> None:
-    process = begin(tmp_path, preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
+    process = begin(tmp_path, deaf_to_hangup)
     process.send_signal(signal.SIGHUP)
     with pytest.raises(subprocess.TimeoutExpired):
         process.wait(1)

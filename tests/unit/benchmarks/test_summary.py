@@ -47,11 +47,11 @@ def test_summary_agrees_with_numpy() -> None:
     assert (single["stderr"], single["interval"]) == (None, None)
 
 
-def raw(prefill_s: list[float], step_s: list[list[float]]) -> dict:
+def raw(prefill_s: list[float], step_s: list[list[float]], batch: int = 1) -> dict:
     return {
         "import_seconds": 1.0, "load_seconds": 0.5, "context": 256, "prefill": 100,
         "batches": [{
-            "batch": 1, "warm_up_seconds": 0.1, "prefill_seconds": prefill_s,
+            "batch": batch, "warm_up_seconds": 0.1, "prefill_seconds": prefill_s,
             "first_token_seconds": [s + 0.001 for s in prefill_s],
             "decodes": [{"depth": 0, "decode": 4, "step_seconds": step_s}],
         }],
@@ -69,6 +69,10 @@ def test_tokens_per_second_are_tokens_over_seconds_and_all_rounds_count() -> Non
     assert found["tg_tokens_per_s"].samples == pytest.approx((10, 10, 5, 5))
     assert found["tg_tokens_per_s"].protocol == "tg4"
     assert found["ttft_ms"].value == pytest.approx(751)
+    several = Target("x", Path("x"), 42, samples=[raw([0.5], [[0.1] * 4], batch=4)])
+    workload = Workload(512, 128, 2, 2, batches=(4,))
+    found_4 = {r.metric: r for r in results(several, workload, describe_machine(), [].append)}
+    assert (found_4["pp_tokens_per_s"].value, found_4["pp_tokens_per_s"].protocol) == (pytest.approx(800), "pp100@b4")
     assert found["load_ms"].n == 2
     assert found["size_bytes"].value == 42
     assert sum("context holds 256 tokens" in line for line in said) == 2

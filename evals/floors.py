@@ -23,7 +23,7 @@ from evals.result import EvalResult
 from evals.room import check_room
 from evals.rows import Heading, divergence_rows, unavailable_row
 from evals.subjects import Typed
-from quantize.checkpoint import Checkpoint
+from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.errors import Unsupported, one_line
 from quantize.recipe import RunOptions, parse_recipe
 from quantize.registry import method

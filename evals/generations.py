@@ -10,11 +10,11 @@ import numpy as np
 
 from evals.result import EvalResult
 from evals.rows import Heading
+from quantize.checkpoint.tokenizer import SourceTokenizer
 from quantize.documents import LINES_OF_JSON, read_document
 from quantize.errors import BadInput
 from quantize.files import parse_json
 from quantize.runtimes import Runtime
-from quantize.tokenizer import SourceTokenizer
 
 TOKENS = 64
 FROM_TEXT = 3

@@ -20,9 +20,9 @@ from evals.kernels import as_tensor, blocks
 from evals.special import SpecialIds
 from quantize.chat.render import TemplateRefuses
 from quantize.chat.templates import ChatTemplate
+from quantize.checkpoint.tokenizer import SourceTokenizer
 from quantize.errors import Unsupported
 from quantize.runtimes import Runtime
-from quantize.tokenizer import SourceTokenizer
 
 BATCH_TOKENS = 4096
 LARGEST_GROUP = 32  # rows that share a beginning

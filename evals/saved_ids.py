@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from quantize.checkpoint import TOKENIZER_FILES, sha256_files
+from quantize.checkpoint.checkpoint import TOKENIZER_FILES, sha256_files
+from quantize.checkpoint.tokenizer import SourceTokenizer
 from quantize.staging import held_folder, put_in_place
-from quantize.tokenizer import SourceTokenizer
 
 #: Shorter texts are tokenized faster than they are looked up.
 LEAST_CHARACTERS = 50_000

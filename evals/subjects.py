@@ -11,7 +11,7 @@ from typing import Any
 
 from evals.result import Subject
 from quantize.artifact import MANIFEST, Artifact, Manifest
-from quantize.checkpoint import TOKENIZER_FILES, VOCABULARY_FILES, is_adapter_beside, read_config, read_weights
+from quantize.checkpoint.checkpoint import TOKENIZER_FILES, VOCABULARY_FILES, is_adapter_beside, read_config, read_weights
 from quantize.errors import BadInput, QuantwrightError
 from quantize.file_hashes import user_hashes
 from quantize.files import check_links, typed_path

@@ -22,11 +22,11 @@ from evals.special import SpecialIds
 from evals.task_code import no_task_code
 from evals.task_files import HarnessTask, LocalTask, Task, task_manager
 from quantize.chat.templates import folder_template, gguf_template
+from quantize.checkpoint.tokenizer import SourceTokenizer
 from quantize.errors import BadInput, QuantwrightError, StepFailed
 from quantize.runtimes import Runtime
 from quantize.runtimes.llamacpp_tree import common_beginning
 from quantize.terminal import console
-from quantize.tokenizer import SourceTokenizer
 
 PROTOCOL = "lm-eval"
 METRIC_NAMES = {"acc": "accuracy", "acc_norm": "accuracy_norm", "pass@1": "pass_at_1"}

@@ -10,8 +10,8 @@ from evals.saved_ids import SavedIds
 from evals.special import SpecialIds, of_gguf, of_source
 from evals.subjects import Typed
 from quantize.calibration import held_out_text, read_text
+from quantize.checkpoint.tokenizer import SourceTokenizer
 from quantize.runtimes import Runtime
-from quantize.tokenizer import SourceTokenizer
 
 HELD_OUT = "held-out"
 

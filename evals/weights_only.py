@@ -19,7 +19,7 @@ from evals.result import EvalResult
 from evals.room import check_room
 from evals.rows import Heading, divergence_rows
 from evals.subjects import Typed
-from quantize.checkpoint import Checkpoint
+from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.errors import one_line
 from quantize.gguf.families import dequantize
 from quantize.gguf.reader import read_gguf

@@ -11,7 +11,7 @@ from typing import Any
 
 _LAZY = {
     "convert": "quantize.convert",
-    "Checkpoint": "quantize.checkpoint",
+    "Checkpoint": "quantize.checkpoint.checkpoint",
     "Artifact": "quantize.artifact",
     "RunOptions": "quantize.recipe",
     "CalibrationOptions": "quantize.recipe",

@@ -17,7 +17,7 @@ import numpy as np
 
 from quantize.adapter_config import CONFIG, LoraConfig, read_adapter_config
 from quantize.artifact import AdapterRecord
-from quantize.checkpoint import (
+from quantize.checkpoint.checkpoint import (
     FLOAT_DTYPES,
     TOKENIZER_FILES,
     Checkpoint,
@@ -26,9 +26,9 @@ from quantize.checkpoint import (
     read_safetensors_header,
     sha256_file,
 )
+from quantize.checkpoint.model_card import CARD, license_files
 from quantize.errors import BadInput, StepFailed, Unsupported
 from quantize.files import inside, typed_path
-from quantize.model_card import CARD, license_files
 from quantize.staging import held_until_exit
 from quantize.terminal import printable
 
@@ -112,7 +112,7 @@ def merge_adapter(checkpoint: Checkpoint, adapter: str | Path) -> Checkpoint:
     Errors: BadInput where the folder holds no LoRA, is damaged, or was made for another base; Unsupported for kinds of adapter
     that cannot be merged; StepFailed for NaN, Inf or a full disk.
     """
-    from quantize.hf.tensors import Entry, write_config, write_folder
+    from quantize.checkpoint.tensors import Entry, write_config, write_folder
 
     opened = open_adapter(typed_path(adapter), checkpoint)
     names = [*checkpoint.tensors, *(name for name in (*opened.replaced, *opened.deltas) if name not in checkpoint.tensors)]

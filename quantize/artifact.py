@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from quantize.checkpoint import sha256_file, sha256_files
+from quantize.checkpoint.checkpoint import sha256_file, sha256_files
 from quantize.errors import BadInput
 from quantize.files import inside, parse_json, plain_name, read_bytes
 from quantize.staging import claim, put_in_place

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from quantize.artifact import CalibrationRecord, Note
-from quantize.checkpoint import Checkpoint
-from quantize.conversations import Text, text_of_rows
+from quantize.chat.conversations import Text, text_of_rows
+from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.documents import ROWS, read_document, read_rows
 from quantize.errors import BadInput, StepFailed
 from quantize.recipe import CalibrationOptions
@@ -123,7 +123,7 @@ def load_calibration(checkpoint: Checkpoint, options: CalibrationOptions) -> Cal
 
     Errors: BadInput where the text gives fewer than the tokens asked for in at least one window.
     """
-    from quantize.tokenizer import SourceTokenizer
+    from quantize.checkpoint.tokenizer import SourceTokenizer
 
     found = calibration_text(options.source, checkpoint.folder)
     tokenizer = SourceTokenizer.open(checkpoint.folder)

@@ -19,12 +19,12 @@ from quantize.artifact import (
 )
 from quantize.attestation import attest
 from quantize.calibration import Calibration, load_calibration
-from quantize.checkpoint import Checkpoint
+from quantize.checkpoint.checkpoint import Checkpoint
+from quantize.checkpoint.model_card import CARD, ModelCard, license_files, read_model_card
 from quantize.errors import BadInput, StepFailed, Unsupported
 from quantize.files import typed_path
 from quantize.hub import QUANTIZED
 from quantize.methods import Conversion, Method
-from quantize.model_card import CARD, ModelCard, license_files, read_model_card
 from quantize.packages import install_command
 from quantize.recipe import CalibrationOptions, Recipe, RunOptions, parse_recipe
 from quantize.registry import method as find_method
@@ -141,7 +141,7 @@ def check(method: Method, checkpoint: Checkpoint, recipe: Recipe) -> None:
 
 def _copy_companions(checkpoint: Checkpoint, stage: Path) -> None:
     """Tokenizer, template and generation config are the source's own files, whatever the engine wrote of its own."""
-    from quantize.checkpoint import TOKENIZER_FILES
+    from quantize.checkpoint.checkpoint import TOKENIZER_FILES
 
     for name in TOKENIZER_FILES:
         (stage / name).unlink(missing_ok=True)
@@ -253,7 +253,7 @@ def _rounded_before(quantized: str) -> list[Note]:
 
 def _left_alone(checkpoint: Checkpoint) -> list[Note]:
     """A note for every file of tensors beside the model's own, and for what names code, where it is not trusted."""
-    from quantize.hf.library_folder import ADVICE, names_code
+    from quantize.checkpoint.library_folder import ADVICE, names_code
 
     code = [] if checkpoint.trust_remote_code else [what for what in names_code(checkpoint.folder) if ": " in what]
     read = ", ".join(sorted({info.file.name for info in checkpoint.tensors.values()})[:3])

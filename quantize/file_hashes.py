@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from quantize.checkpoint import Checkpoint, sha256_file
+from quantize.checkpoint.checkpoint import Checkpoint, sha256_file
 from quantize.errors import StepFailed
 from quantize.files import user_cache
 from quantize.staging import whole_file

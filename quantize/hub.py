@@ -12,9 +12,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from quantize import modelscope_source
+from quantize.checkpoint.weight_files import INDEX, OTHERS, SINGLE, index_shards
 from quantize.errors import BadInput, StepFailed
 from quantize.files import typed_path
-from quantize.weight_files import INDEX, OTHERS, SINGLE, index_shards
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?")
 # Everything a conversion reads but weights, and nothing else: no .bin, no original/ folder. Of the weights, first the one file.

@@ -38,7 +38,7 @@ def keep_hub_caches() -> None:
     not set, at a folder under /tmp, for this process and all that it starts."""
     import huggingface_hub.constants  # noqa: F401 - reads the variables before they change
 
-    from quantize.hf.quiet import quiet
+    from quantize.quiet import quiet
 
     unset = [name for name in ("HF_HOME", "HF_HUB_CACHE", "TRANSFORMERS_CACHE", "HF_MODULES_CACHE") if name not in os.environ]
     with quiet(), contextlib.suppress(ImportError):
@@ -149,7 +149,7 @@ def build_kernels() -> list[tuple[str, str]]:
 
 
 def _build_quanto() -> None:
-    from quantize.hf.quiet import quiet
+    from quantize.quiet import quiet
 
     with quiet():
         import optimum.quanto  # noqa: F401  (registers its kernels)
@@ -159,7 +159,7 @@ def _build_quanto() -> None:
 
 
 def _build_gptqmodel() -> None:
-    from quantize.hf.quiet import quiet
+    from quantize.quiet import quiet
 
     with quiet():
         from gptqmodel.utils.cpp import load_pack_block_extension

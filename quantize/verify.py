@@ -22,7 +22,7 @@ import numpy as np
 
 from quantize.artifact import Check, Note, Verification
 from quantize.calibration import context_length
-from quantize.checkpoint import TOKENIZER_FILES, Checkpoint
+from quantize.checkpoint.checkpoint import TOKENIZER_FILES, Checkpoint
 from quantize.errors import QuantwrightError
 from quantize.methods import Conversion, Method
 from quantize.recipe import Recipe, RunOptions

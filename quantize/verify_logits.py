@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from quantize.artifact import NOT_COMPARED, Check
-from quantize.checkpoint import Checkpoint
+from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.errors import StepFailed, Unsupported
 from quantize.hf.routers import Inputs, disturb
 from quantize.methods import Method
@@ -175,7 +175,7 @@ def why_not_full(checkpoint: Checkpoint) -> str:
 
 def fixed_rows(checkpoint: Checkpoint, length: int) -> np.ndarray:
     """Token ids (WINDOWS, length) of a fixed text, repeated where it is too short."""
-    from quantize.tokenizer import SourceTokenizer
+    from quantize.checkpoint.tokenizer import SourceTokenizer
 
     ids = np.asarray(SourceTokenizer.open(checkpoint.folder).encode(TEXT, add_special=False), dtype=np.int64)
     return np.resize(ids, (WINDOWS, length))

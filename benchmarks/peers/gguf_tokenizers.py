@@ -23,9 +23,9 @@ from typing import Any
 
 import gguf
 
-from quantize.checkpoint import TOKENIZER_FILES, Checkpoint
+from quantize.checkpoint.checkpoint import TOKENIZER_FILES, Checkpoint
+from quantize.checkpoint.tokenizer import SourceTokenizer
 from quantize.gguf.tokenizer import TokenizerReport, tokenizer_metadata, verify_tokenizer
-from quantize.tokenizer import SourceTokenizer
 
 
 class Vocabulary:

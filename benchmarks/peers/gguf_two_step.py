@@ -169,7 +169,7 @@ def quantizer_share(checkpoint: Path, name: str, arguments: argparse.Namespace) 
     """Share of the threads' time in one more pass that is spent inside llama.cpp's block quantizers."""
     import tempfile
 
-    from quantize.checkpoint import Checkpoint
+    from quantize.checkpoint.checkpoint import Checkpoint
     from quantize.gguf import writer
     from quantize.methods.gguf import Gguf, GgufRecipe
     from quantize.recipe import RunOptions

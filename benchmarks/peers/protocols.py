@@ -12,9 +12,9 @@ from typing import Any
 from evals import evaluate
 from evals.protocols import wikitext_pages, wikitext_rows
 from evals.subjects import resolve
+from quantize.checkpoint.tokenizer import SourceTokenizer
 from quantize.documents import read_document
 from quantize.recipe import RunOptions
-from quantize.tokenizer import SourceTokenizer
 
 
 def gptq(model: Any, ids: Any, window: int) -> float:

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from quantize.chat.render import Message, render
+from quantize.checkpoint.tokenizer import token_text
 from quantize.errors import BadInput
 from quantize.files import files_inside, inside, read_json, read_text
-from quantize.tokenizer import token_text
 
 DEFAULT = "default"
 ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -111,8 +111,8 @@ def _of_class(folder: Path) -> dict[str, str] | None:
     """None where transformers has no class for the folder, or does not open it."""
     from transformers import AutoTokenizer
 
-    from quantize.hf.library_folder import library_folder
-    from quantize.hf.quiet import quiet
+    from quantize.checkpoint.library_folder import library_folder
+    from quantize.quiet import quiet
 
     try:
         with quiet(), library_folder(folder, False) as seen:

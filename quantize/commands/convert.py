@@ -149,7 +149,7 @@ def _convert_each(
     import json
 
     from quantize.artifact import claim_output
-    from quantize.checkpoint import Checkpoint
+    from quantize.checkpoint.checkpoint import Checkpoint
     from quantize.convert import check, inputs_of, require
 
     checkpoint = Checkpoint.open(model, trust_remote_code=run.trust_remote_code)

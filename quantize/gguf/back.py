@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from quantize.checkpoint import Checkpoint, TensorInfo
+from quantize.checkpoint.checkpoint import Checkpoint, TensorInfo
 from quantize.errors import BadInput, StepFailed, Unsupported
 from quantize.gguf.back_card import write_card
 from quantize.gguf.back_config import to_config
@@ -58,7 +58,7 @@ def write_checkpoint(file: GgufFile, folder: Path) -> None:
     Errors: Unsupported for an architecture or tokenizer with no way back, or a tensor that has no place; BadInput where metadata
     and tensors contradict each other; StepFailed where the disk is full.
     """
-    from quantize.hf.tensors import Entry, write_config, write_folder
+    from quantize.checkpoint.tensors import Entry, write_config, write_folder
 
     config = to_config(file)
     mapped = plan_back(file, config)

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from quantize.checkpoint import Checkpoint
+from quantize.checkpoint.checkpoint import Checkpoint
+from quantize.checkpoint.tokenizer import SourceTokenizer
 from quantize.errors import StepFailed, Unsupported
 from quantize.gguf.families import Mapped, plan
 from quantize.gguf.imatrix import Entry, ImportanceMatrix
 from quantize.gguf.mixture import may_be_quantized
 from quantize.gguf.tokenizer_special import added_around
-from quantize.tokenizer import SourceTokenizer
 
 if TYPE_CHECKING:
     import torch

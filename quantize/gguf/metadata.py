@@ -12,11 +12,11 @@ import gguf
 import numpy as np
 from gguf import GGUFValueType
 
-from quantize.checkpoint import Checkpoint
-from quantize.checkpoint_config import read_generation_config
+from quantize.checkpoint.checkpoint import Checkpoint
+from quantize.checkpoint.config import read_generation_config
+from quantize.checkpoint.model_card import read_model_card
 from quantize.files import typed_path
 from quantize.gguf.types import FileType
-from quantize.model_card import read_model_card
 
 Kvs = dict[str, tuple[Any, GGUFValueType]]
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")

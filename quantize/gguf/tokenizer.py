@@ -7,11 +7,11 @@ from gguf import GGUFValueType, Keys
 
 from quantize.artifact import Note
 from quantize.chat.templates import folder_templates
-from quantize.checkpoint import Checkpoint
+from quantize.checkpoint.checkpoint import Checkpoint
+from quantize.checkpoint.tokenizer import SourceTokenizer
 from quantize.gguf.tokenizer_special import Kvs, special_kvs, template_kvs
 from quantize.gguf.tokenizer_verify import Mismatch, TokenizerReport, verify_tokenizer
 from quantize.gguf.tokenizer_vocabulary import Vocabulary, read_vocabulary
-from quantize.tokenizer import SourceTokenizer
 
 __all__ = ["Mismatch", "TokenizerMetadata", "TokenizerReport", "check_tokenizer", "tokenizer_metadata", "verify_tokenizer"]
 

@@ -14,10 +14,10 @@ from functools import cache
 from typing import Any
 from unicodedata import category
 
+from quantize.checkpoint.tokenizer import SourceTokenizer
 from quantize.errors import Unsupported
 from quantize.gguf.llamacpp_split import split
 from quantize.gguf.pretokenizers import BY_NAME, FAMILY_NAMES, PRES, Pre
-from quantize.tokenizer import SourceTokenizer
 
 PROBES = (
     "Hello world, this is a test.",

@@ -6,11 +6,11 @@ from typing import Any
 from gguf import GGUFValueType, Keys
 
 from quantize.artifact import Note
-from quantize.checkpoint import Checkpoint
-from quantize.checkpoint_config import read_generation_config
+from quantize.checkpoint.checkpoint import Checkpoint
+from quantize.checkpoint.config import read_generation_config
+from quantize.checkpoint.tokenizer import SourceTokenizer, token_text
+from quantize.checkpoint.tokenizer_files import read_if_there
 from quantize.gguf.tokenizer_vocabulary import Vocabulary
-from quantize.tokenizer import SourceTokenizer, token_text
-from quantize.tokenizer_files import read_if_there
 
 Kvs = dict[str, tuple[Any, GGUFValueType]]
 U32, BOOL, STRING, ARRAY = GGUFValueType.UINT32, GGUFValueType.BOOL, GGUFValueType.STRING, GGUFValueType.ARRAY

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from quantize.checkpoint import Checkpoint
+from quantize.checkpoint.checkpoint import Checkpoint
+from quantize.checkpoint.tokenizer import SourceTokenizer
 from quantize.errors import Unsupported
 from quantize.files import read_json
 from quantize.gguf.awkward_texts import awkward_texts
@@ -17,7 +18,6 @@ from quantize.gguf.tokenizer_pre import Cutter, recognize
 from quantize.gguf.tokenizer_special import added_around
 from quantize.gguf.tokenizer_vocabulary import SPACE, Vocabulary, read_vocabulary
 from quantize.terminal import printable
-from quantize.tokenizer import SourceTokenizer
 
 ADDED_TOKENS = 2000
 DECLARING = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "tokenizer.json")
@@ -104,8 +104,8 @@ def added_by_transformers(folder: Path) -> tuple[dict[str, int], str]:
 
     At most some ``ADDED_TOKENS``, spread evenly; those that a file of the folder names, not those that only its class adds.
     """
-    from quantize.hf.library_folder import library_folder
-    from quantize.hf.quiet import quiet
+    from quantize.checkpoint.library_folder import library_folder
+    from quantize.quiet import quiet
 
     with quiet(), library_folder(folder, False) as seen:
         from transformers import AutoTokenizer

@@ -13,12 +13,12 @@ import numpy as np
 from gguf import TokenType
 
 from quantize.artifact import Note
+from quantize.checkpoint.tokenizer import SENTENCEPIECE_FILES, SourceTokenizer
+from quantize.checkpoint.tokenizer_added import added_to_pieces
 from quantize.errors import BadInput, Unsupported
 from quantize.gguf import sentencepiece_model as sp
 from quantize.gguf.pretokenizers import BY_NAME
 from quantize.gguf.tokenizer_pre import Cutter, known_names, recognize
-from quantize.tokenizer import SENTENCEPIECE_FILES, SourceTokenizer
-from quantize.tokenizer_added import added_to_pieces
 
 SPACE = "▁"
 SPECIAL_SCORE = -1000.0  # llama.cpp's converter gives it to added tokens; its tokenizer does not look at it

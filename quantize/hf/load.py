@@ -7,15 +7,15 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from quantize.checkpoint_config import read_config
+from quantize.checkpoint.config import read_config
+from quantize.checkpoint.library_folder import library_folder
+from quantize.checkpoint.weight_files import weight_files
 from quantize.errors import BadInput, StepFailed, Unsupported
 from quantize.files import read_json
-from quantize.hf.library_folder import library_folder
-from quantize.hf.quiet import quiet
 from quantize.hf.refusals import reason, refusals
 from quantize.packages import install_command
+from quantize.quiet import quiet
 from quantize.terminal import printable
-from quantize.weight_files import weight_files
 
 if TYPE_CHECKING:
     import torch
@@ -284,7 +284,7 @@ def load_gptqmodel(folder: Path, dtype: str, device: str, *, trust_remote_code: 
 
 def own_loader(folder: Path, *, trust_remote_code: bool = False) -> bool:
     """Whether the folder holds quantized experts one by one and transformers' class has no modules of their names."""
-    from quantize.hf.tensors import StoredTensors
+    from quantize.checkpoint.tensors import StoredTensors
 
     expert = next((name for name in StoredTensors(folder) if EXPERT.search(name)), None)
     if expert is None:
@@ -295,7 +295,7 @@ def own_loader(folder: Path, *, trust_remote_code: bool = False) -> bool:
 
 def _load_by_engine(folder: Path, dtype: str, device: str, trust: bool) -> "PreTrainedModel":
     """Errors: Unsupported without GPTQModel; StepFailed where it fails; BadInput where a parameter has no weights."""
-    from quantize.hf.tensors import StoredTensors
+    from quantize.checkpoint.tensors import StoredTensors
 
     with quiet():
         try:

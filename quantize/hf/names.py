@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from quantize.artifact import Note
-from quantize.checkpoint import BUFFERS, Checkpoint
+from quantize.checkpoint.checkpoint import BUFFERS, Checkpoint
+from quantize.checkpoint.library_folder import library_folder
+from quantize.checkpoint.weight_files import INDEX, SINGLE
 from quantize.errors import Unsupported
-from quantize.hf.library_folder import library_folder
 from quantize.hf.load import torch_dtype
 from quantize.hf.plain_decoders import parameters
-from quantize.hf.quiet import quiet
 from quantize.hf.refusals import refusals
 from quantize.hf.watched import NONE, Uses, linear_uses
+from quantize.quiet import quiet
 from quantize.terminal import printable
-from quantize.weight_files import INDEX, SINGLE
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 from quantize.errors import BadInput
 from quantize.hf.load import bitsandbytes_compute_in, load_model, model_without_weights, read_config, stored_dtype, torch_dtype
-from quantize.hf.quiet import quiet
 from quantize.hf.watched import linear_uses
+from quantize.quiet import quiet
 from quantize.recipe import Recipe, RunOptions
 
 if TYPE_CHECKING:

@@ -8,14 +8,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from quantize.checkpoint.library_folder import library_folder
 from quantize.errors import QuantwrightError, StepFailed, Unsupported
-from quantize.hf.library_folder import library_folder
 from quantize.hf.plain_decoders import parameters
-from quantize.hf.quiet import quiet
+from quantize.quiet import quiet
 from quantize.terminal import printable
 
 if TYPE_CHECKING:
-    from quantize.checkpoint import Checkpoint
+    from quantize.checkpoint.checkpoint import Checkpoint
 
 
 @contextmanager

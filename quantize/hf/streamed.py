@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from quantize.checkpoint import Checkpoint
+from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.hf.conversions import Part, parameter_parts
 from quantize.hf.names import empty_model
-from quantize.hf.quiet import quiet
+from quantize.quiet import quiet
 
 if TYPE_CHECKING:
     import torch

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from quantize.errors import Unsupported
-from quantize.hf.quiet import quiet
+from quantize.quiet import quiet
 
 if TYPE_CHECKING:
     import torch

@@ -9,7 +9,7 @@ reached any more costs the cache and nothing else: the run goes on without it.
 from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath
 
-from quantize.checkpoint import sha256_file, sha256_files
+from quantize.checkpoint.checkpoint import sha256_file, sha256_files
 from quantize.jobs.bucket import Bucket, BucketError, is_url
 from quantize.jobs.cache import SUMS, Damaged, SharedCache, clear, format_sums, parse_sums
 

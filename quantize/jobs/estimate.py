@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from quantize.checkpoint import Checkpoint
+from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.errors import BadInput
 from quantize.jobs.rates import Estimate, Sample, estimate_seconds, read_samples
 from quantize.jobs.sizes import output_bytes

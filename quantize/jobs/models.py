@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from quantize.checkpoint import Checkpoint
+from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.errors import BadInput, QuantwrightError, Unsupported
 from quantize.jobs.spec import Job, Model, resolve_path
 from quantize.recipe import DenseRecipe, Recipe

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from quantize.artifact import MANIFEST, Artifact
-from quantize.checkpoint import sha256_file
+from quantize.checkpoint.checkpoint import sha256_file
 from quantize.errors import BadInput
 from quantize.file_hashes import user_hashes
 from quantize.files import read_json

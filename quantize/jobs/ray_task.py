@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from quantize.checkpoint import Checkpoint
+from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.errors import QuantwrightError, StepFailed
 from quantize.file_hashes import FileHashes
 from quantize.jobs.bucket import Bucket, BucketError

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator
 from math import ceil
 from typing import Any
 
-from quantize.checkpoint import DTYPE_BYTES, FLOAT_DTYPES, Checkpoint
-from quantize.hf.tensors import ALIGNMENT
+from quantize.checkpoint.checkpoint import DTYPE_BYTES, FLOAT_DTYPES, Checkpoint
+from quantize.checkpoint.tensors import ALIGNMENT
 from quantize.recipe import Recipe
 from quantize.registry import method as find_method
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from quantize.artifact import MANIFEST, Artifact, commit
-from quantize.checkpoint import sha256_file, sha256_files
+from quantize.checkpoint.checkpoint import sha256_file, sha256_files
 from quantize.errors import BadInput
 from quantize.files import plain_name, read_json
 from quantize.jobs.bucket import Bucket, BucketError

@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Container, Iterator
 from pathlib import Path
 
-from quantize.checkpoint import sha256_files
+from quantize.checkpoint.checkpoint import sha256_files
 from quantize.errors import StepFailed
 
 LOCK, LOG = ".lock", "log"

@@ -13,7 +13,7 @@ import numpy as np
 
 from quantize.artifact import Note
 from quantize.calibration import Calibration
-from quantize.checkpoint import Checkpoint
+from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.numerics.sketch import differing_rows, sketch
 from quantize.recipe import Recipe, RunOptions
 

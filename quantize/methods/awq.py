@@ -12,7 +12,7 @@ import numpy as np
 from pydantic import BeforeValidator, Field
 
 from quantize.calibration import Calibration
-from quantize.checkpoint import Checkpoint
+from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.errors import StepFailed
 from quantize.methods import Conversion, Method
 from quantize.methods.gptqmodel_layers import check_model_type, check_shapes, kept_notes, packed_layers, quantizable, whole

@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 
 from quantize.artifact import Note
 from quantize.calibration import Calibration
-from quantize.checkpoint import Checkpoint
+from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.errors import StepFailed, Unsupported
 from quantize.methods import Computed, Conversion, Method
 from quantize.recipe import Recipe, RunOptions
@@ -76,10 +76,10 @@ class BitsAndBytes(Method):
         self, checkpoint: Checkpoint, recipe: BnbRecipe, stage: Path, run: RunOptions, calibration: Calibration | None
     ) -> Conversion:
         """Errors: StepFailed where a weight is NaN or Inf, or, for int8, too large for float16, through which its scales go."""
+        from quantize.checkpoint.tensors import write_config, write_state
         from quantize.hf.names import find_layers, kept_notes
         from quantize.hf.on_the_fly import quantize_bitsandbytes
-        from quantize.hf.quiet import quiet
-        from quantize.hf.tensors import write_config, write_state
+        from quantize.quiet import quiet
 
         checkpoint.check_finite()
         layers = find_layers(checkpoint)
@@ -123,7 +123,7 @@ class BitsAndBytes(Method):
         )
 
     def quantized(self, stage: Path, recipe: BnbRecipe) -> dict[str, str]:
-        from quantize.hf.tensors import StoredTensors
+        from quantize.checkpoint.tensors import StoredTensors
 
         stored = StoredTensors(stage)
         found = {}
@@ -146,8 +146,8 @@ class BitsAndBytes(Method):
 
     def dequantize(self, stage: Path, recipe: BnbRecipe, checkpoint: Checkpoint) -> Iterator[tuple[str, np.ndarray]]:
         """Errors: StepFailed where a folder's own codebook is not the one its type means."""
+        from quantize.checkpoint.tensors import StoredTensors
         from quantize.hf.names import find_layers
-        from quantize.hf.tensors import StoredTensors
         from quantize.numerics.bitsandbytes import dequantize_int8_rows
 
         stored, layers = StoredTensors(stage), find_layers(checkpoint)

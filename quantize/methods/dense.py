@@ -11,7 +11,7 @@ import numpy as np
 
 from quantize.artifact import Note
 from quantize.calibration import Calibration
-from quantize.checkpoint import FLOAT_DTYPES, Checkpoint
+from quantize.checkpoint.checkpoint import FLOAT_DTYPES, Checkpoint
 from quantize.errors import StepFailed
 from quantize.methods import Conversion, Method
 from quantize.recipe import DenseRecipe, Recipe, RunOptions
@@ -38,7 +38,7 @@ class Dense(Method):
         self, checkpoint: Checkpoint, recipe: DenseRecipe, stage: Path, run: RunOptions, calibration: Calibration | None
     ) -> Conversion:
         """Errors: StepFailed where a weight is NaN or Inf, or too large for float16."""
-        from quantize.hf.tensors import Entry, write_config, write_folder
+        from quantize.checkpoint.tensors import Entry, write_config, write_folder
 
         storage = STORAGE[recipe.dtype]
         notes: list[Note] = []
@@ -71,7 +71,7 @@ class Dense(Method):
         return Conversion(weight_bytes, engine="quantwright", libraries=("torch",), notes=notes)
 
     def quantized(self, stage: Path, recipe: DenseRecipe) -> dict[str, str]:
-        from quantize.hf.tensors import StoredTensors
+        from quantize.checkpoint.tensors import StoredTensors
 
         return {name: info.dtype for name, info in StoredTensors(stage).info.items()}
 
@@ -82,7 +82,7 @@ class Dense(Method):
         return kind == STORAGE[recipe.dtype]
 
     def dequantize(self, stage: Path, recipe: DenseRecipe, checkpoint: Checkpoint) -> Iterator[tuple[str, np.ndarray]]:
-        from quantize.hf.tensors import StoredTensors
+        from quantize.checkpoint.tensors import StoredTensors
 
         stored = StoredTensors(stage)
         for name in stored:
@@ -93,7 +93,7 @@ def _cast(checkpoint: Checkpoint, name: str, dtype: str) -> np.ndarray:
     """Bytes of one tensor in ``dtype``, rounded to nearest even."""
     import torch
 
-    from quantize.hf.tensors import torch_bytes
+    from quantize.checkpoint.tensors import torch_bytes
 
     tensor = checkpoint.read_torch(name)
     cast = tensor.to(getattr(torch, dtype))

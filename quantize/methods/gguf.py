@@ -16,7 +16,7 @@ import numpy as np
 
 from quantize.artifact import MANIFEST, Note
 from quantize.calibration import Calibration
-from quantize.checkpoint import Checkpoint
+from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.errors import BadInput, Unsupported
 from quantize.methods import Conversion, Method
 from quantize.methods.gguf_recipe import PRESET_TYPES, GgufRecipe

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from quantize.checkpoint import sha256_file
+from quantize.checkpoint.checkpoint import sha256_file
 from quantize.errors import BadInput
 from quantize.recipe import Recipe
 

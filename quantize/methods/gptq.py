@@ -13,7 +13,7 @@ from pydantic import BeforeValidator, Field
 
 from quantize.artifact import Note
 from quantize.calibration import Calibration
-from quantize.checkpoint import Checkpoint
+from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.errors import StepFailed
 from quantize.methods import Conversion, Method
 from quantize.methods.gptqmodel_layers import (

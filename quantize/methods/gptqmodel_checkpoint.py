@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from quantize.checkpoint import Checkpoint, read_weights
+from quantize.checkpoint.checkpoint import Checkpoint, read_weights
 from quantize.errors import StepFailed
 from quantize.methods.gptqmodel_engine import EngineRun, engine_name
 

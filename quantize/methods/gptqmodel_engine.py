@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from quantize.artifact import Note
-from quantize.checkpoint import Checkpoint
+from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.errors import QuantwrightError, StepFailed
 from quantize.methods import Computed
 from quantize.recipe import RunOptions
@@ -90,9 +90,9 @@ def quantize(
     checkpoint.check_finite()
     _environment(run)
     stderr = sys.stderr
+    from quantize.checkpoint.library_folder import library_folder
     from quantize.hf.contained import contained
-    from quantize.hf.library_folder import library_folder
-    from quantize.hf.quiet import quiet
+    from quantize.quiet import quiet
 
     trust = checkpoint.trust_remote_code
     opened = library_folder(checkpoint.folder, trust, source=checkpoint.source, scratch=scratch, always=True)

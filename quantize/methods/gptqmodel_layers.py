@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from quantize.artifact import Note
-from quantize.checkpoint import FLOAT_DTYPES, Checkpoint, TensorInfo
+from quantize.checkpoint.checkpoint import FLOAT_DTYPES, Checkpoint, TensorInfo
 from quantize.errors import Unsupported
 
 #: model types whose small random models went through the engine, verified (tests/integration/test_gptq_awq.py, the long ones)

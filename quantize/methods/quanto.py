@@ -13,7 +13,7 @@ import numpy as np
 
 from quantize.artifact import Note
 from quantize.calibration import Calibration
-from quantize.checkpoint import Checkpoint
+from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.methods import Computed, Conversion, Method
 from quantize.recipe import Recipe, RunOptions
 
@@ -53,11 +53,11 @@ class Quanto(Method):
     def convert(
         self, checkpoint: Checkpoint, recipe: QuantoRecipe, stage: Path, run: RunOptions, calibration: Calibration | None
     ) -> Conversion:
+        from quantize.checkpoint.tensors import write_config, write_state
         from quantize.hf.load import QUANTO_MAP
         from quantize.hf.names import find_layers, kept_notes
         from quantize.hf.on_the_fly import quantize_quanto
-        from quantize.hf.quiet import quiet
-        from quantize.hf.tensors import write_config, write_state
+        from quantize.quiet import quiet
 
         checkpoint.check_finite()
         layers = find_layers(checkpoint)
@@ -114,7 +114,7 @@ class Quanto(Method):
         )
 
     def quantized(self, stage: Path, recipe: QuantoRecipe) -> dict[str, str]:
-        from quantize.hf.tensors import StoredTensors
+        from quantize.checkpoint.tensors import StoredTensors
 
         stored = StoredTensors(stage)
         found = {}
@@ -143,8 +143,8 @@ class Quanto(Method):
 
     def dequantize(self, stage: Path, recipe: QuantoRecipe, checkpoint: Checkpoint) -> Iterator[tuple[str, np.ndarray]]:
         """Besides the source's weights ``lm_head.weight``, where a tied one was quantized and so stored apart."""
+        from quantize.checkpoint.tensors import StoredTensors
         from quantize.hf.names import find_layers
-        from quantize.hf.tensors import StoredTensors
         from quantize.numerics.quanto import dequantize_groups, dequantize_rows
 
         stored, layers = StoredTensors(stage), find_layers(checkpoint)

@@ -12,10 +12,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from quantize.checkpoint.tokenizer import SourceTokenizer
 from quantize.errors import BadInput, Unsupported
 from quantize.gguf.files import find_gguf
 from quantize.recipe import Recipe, RunOptions
-from quantize.tokenizer import SourceTokenizer
 
 #: ``consume(row, first, logits)``: float32 logits (positions, vocabulary) of row ``row``, starting at position ``first``.
 #: The array is valid during the call only.

@@ -15,8 +15,8 @@ import numpy as np
 
 from quantize.errors import BadInput, Unsupported
 from quantize.hf import load
-from quantize.hf.quiet import hush, no_warnings
 from quantize.hub import resolve_model
+from quantize.quiet import hush, no_warnings
 from quantize.recipe import Recipe, RunOptions
 from quantize.runtimes import Consume, FolderRuntime
 

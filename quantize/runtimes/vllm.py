@@ -12,8 +12,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from quantize.calibration import context_length
+from quantize.checkpoint.library_folder import library_folder
 from quantize.errors import BadInput, StepFailed, Unsupported
-from quantize.hf.library_folder import library_folder
 from quantize.hf.load import read_config, storage_format
 from quantize.hub import resolve_model
 from quantize.recipe import Recipe, RunOptions

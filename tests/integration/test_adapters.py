@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).parent / "gguf"))
 from family_cases import CASES, Case, make
 
 from quantize.adapters import merge_adapter, open_adapter
-from quantize.checkpoint import Checkpoint
+from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.errors import BadInput, Unsupported
 
 pytest.importorskip("peft")

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from quantize import Checkpoint, convert
+from quantize.checkpoint.tensors import Entry, StoredTensors, write_folder
 from quantize.errors import StepFailed
-from quantize.hf.tensors import Entry, StoredTensors, write_folder
 
 
 @pytest.fixture(scope="module")

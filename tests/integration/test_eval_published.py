@@ -10,7 +10,7 @@ from evals import evaluate
 from evals.kernels import emulate_llamacpp_base
 from evals.reference import CachedReference
 from quantize.calibration import read_text
-from quantize.checkpoint import Checkpoint
+from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.recipe import RunOptions, parse_recipe
 from quantize.registry import method
 

@@ -15,9 +15,9 @@ import torch
 
 from quantize.artifact import CalibrationRecord
 from quantize.calibration import Calibration
-from quantize.checkpoint import Checkpoint
+from quantize.checkpoint.checkpoint import Checkpoint
+from quantize.checkpoint.tensors import Entry, StoredTensors, write_folder
 from quantize.errors import BadInput, StepFailed, Unsupported
-from quantize.hf.tensors import Entry, StoredTensors, write_folder
 from quantize.methods import Conversion
 from quantize.methods.gptqmodel_layers import MODEL_TYPES
 from quantize.recipe import RunOptions, parse_recipe
@@ -163,8 +163,8 @@ def eager() -> Iterator[None]:
 def load(folder: Path, backend: dict[str, Any] | None = None) -> Any:
     from transformers import AutoModelForCausalLM, AwqConfig, GPTQConfig
 
-    from quantize.hf.quiet import quiet
     from quantize.kernels import ensure_kernel_environment
+    from quantize.quiet import quiet
 
     ensure_kernel_environment()
     config = json.loads((folder / "config.json").read_text())["quantization_config"]
@@ -225,7 +225,7 @@ def divergence(a: torch.Tensor, b: torch.Tensor) -> float:
 def test_engine_opens_it(made: SimpleNamespace) -> None:
     from gptqmodel import GPTQModel
 
-    from quantize.hf.quiet import quiet
+    from quantize.quiet import quiet
 
     for name in ("tokenizer.json", "tokenizer_config.json"):  # it wants a tokenizer; conversion copies the source's
         (made.folder / name).write_bytes((made.source.folder / name).read_bytes())

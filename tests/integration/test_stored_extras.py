@@ -12,7 +12,7 @@ import pytest
 
 from quantize import Artifact, convert
 from quantize.artifact import Note
-from quantize.hf.tensors import Entry, StoredTensors, write_folder
+from quantize.checkpoint.tensors import Entry, StoredTensors, write_folder
 from quantize.recipe import CalibrationOptions
 
 CALIBRATION = CalibrationOptions(tokens=1024, sequence_length=128)

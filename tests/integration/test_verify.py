@@ -10,7 +10,7 @@ import pytest
 
 from quantize import Artifact, Checkpoint, convert
 from quantize.artifact import Check, Verification
-from quantize.hf.tensors import Entry, StoredTensors, write_folder
+from quantize.checkpoint.tensors import Entry, StoredTensors, write_folder
 from quantize.methods import Conversion
 from quantize.recipe import RunOptions, parse_recipe
 from quantize.registry import method

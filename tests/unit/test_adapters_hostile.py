@@ -12,7 +12,7 @@ from fuzzing import damaged, faults, mutations, sample
 from safetensors.numpy import save_file
 
 from quantize.adapters import open_adapter
-from quantize.checkpoint import Checkpoint
+from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.errors import BadInput
 
 CONFIG: dict[str, Any] = {

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from quantize.checkpoint import Checkpoint
-from quantize.checkpoint_config import check_sizes, checked, read_config, read_generation_config
+from quantize.checkpoint.checkpoint import Checkpoint
+from quantize.checkpoint.config import check_sizes, checked, read_config, read_generation_config
+from quantize.checkpoint.safetensors_header import TensorInfo
 from quantize.errors import BadInput, Unsupported
-from quantize.safetensors_header import TensorInfo
 
 
 def test_defaults_of_every_language_model_pass() -> None:

@@ -68,7 +68,7 @@ def warmed(action: Callable[[Path], None], folder: Path) -> None:
 
 def tell_and_build(folder: Path) -> None:
     """What is told of a model without transformers is what transformers makes of it; what it refuses is not told."""
-    from quantize.checkpoint import Checkpoint
+    from quantize.checkpoint.checkpoint import Checkpoint
     from quantize.hf.names import _built_layers, _find_layers
     from quantize.hf.plain_decoders import parameters
 
@@ -179,7 +179,7 @@ RAW = (b"[" * 3000, b'{"a": "\\ud800"}', b"\xff\xfe", b"", b"{}", b"[]", b"null"
 
 
 def tokenize(folder: Path) -> None:
-    from quantize.tokenizer import SourceTokenizer
+    from quantize.checkpoint.tokenizer import SourceTokenizer
 
     source = SourceTokenizer.open(folder)
     ids = source.encode("The river 1234 <s> \u00e9\U0001f600  end")

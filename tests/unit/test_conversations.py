@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from quantize.calibration import calibration_text, context_length, load_calibration
-from quantize.checkpoint import Checkpoint
-from quantize.conversations import text_of_rows
+from quantize.chat.conversations import text_of_rows
+from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.errors import BadInput
 from quantize.recipe import CalibrationOptions
 

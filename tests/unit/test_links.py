@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from quantize.adapters import open_adapter
-from quantize.checkpoint import Checkpoint
+from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.errors import BadInput
 from quantize.files import inside
 

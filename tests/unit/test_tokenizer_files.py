@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
+from quantize.checkpoint.tokenizer import SourceTokenizer
+from quantize.checkpoint.tokenizer_files import library, token_id
 from quantize.errors import BadInput
-from quantize.tokenizer import SourceTokenizer
-from quantize.tokenizer_files import library, token_id
 
 
 @pytest.fixture

@@ -11,13 +11,13 @@ import pytest
 from fuzzing import damaged, faults, mutations
 from safetensors.numpy import save_file
 
-from quantize.checkpoint import Checkpoint
+from quantize.checkpoint.checkpoint import Checkpoint
+from quantize.checkpoint.safetensors_header import MAX_HEADER_BYTES, read_raw, read_safetensors_header
+from quantize.checkpoint.tensors import StoredTensors
+from quantize.checkpoint.weight_files import read_weights, weight_files
 from quantize.convert import convert
 from quantize.errors import BadInput, Unsupported
 from quantize.hf.load import _read_state
-from quantize.hf.tensors import StoredTensors
-from quantize.safetensors_header import MAX_HEADER_BYTES, read_raw, read_safetensors_header
-from quantize.weight_files import read_weights, weight_files
 
 SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
 

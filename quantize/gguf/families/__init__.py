@@ -13,7 +13,7 @@ import numpy as np
 from gguf import GGUFValueType
 
 from quantize.artifact import Note
-from quantize.checkpoint import Checkpoint
+from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.errors import BadInput, StepFailed, Unsupported
 from quantize.gguf.reader import GgufFile
 

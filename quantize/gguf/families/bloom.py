@@ -1,6 +1,6 @@
 """BLOOM: ALiBi, a norm after the embedding, q, k, v interleaved by head."""
 
-from quantize.checkpoint import Checkpoint
+from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.gguf.families.config import Hyperparameters
 from quantize.gguf.families.decoder import F32, HEAD, U32, Family, KVs, Rule, plain
 from quantize.gguf.families.gptneox import by_head

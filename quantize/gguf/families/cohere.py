@@ -1,7 +1,7 @@
 """Cohere Command-R and Command-R7B (``Cohere2``: sliding windows, no rotation in the global layers). The head is always tied."""
 
 from quantize.artifact import Note
-from quantize.checkpoint import Checkpoint
+from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.errors import Unsupported
 from quantize.gguf.families.config import Hyperparameters
 from quantize.gguf.families.decoder import ATTENTION, F32, HEAD, MLP, STRING, U32, Family, KVs, Rule, common_kvs

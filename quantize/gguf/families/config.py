@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
 
-from quantize.checkpoint_config import FIELDS, Number, Whole
+from quantize.checkpoint.config import FIELDS, Number, Whole
 from quantize.errors import BadInput, Unsupported
 
 PER_LAYER = frozenset(name for name, kind in FIELDS.items() if isinstance(kind, Whole | Number) and kind.many)

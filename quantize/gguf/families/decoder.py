@@ -9,7 +9,7 @@ import numpy as np
 from gguf import GGUFValueType
 
 from quantize.artifact import Note
-from quantize.checkpoint import BUFFERS, Checkpoint
+from quantize.checkpoint.checkpoint import BUFFERS, Checkpoint
 from quantize.errors import BadInput, Unsupported
 from quantize.gguf.families import FamilyPlan, Mapped
 from quantize.gguf.families.config import Hyperparameters

@@ -4,7 +4,7 @@ import math
 from dataclasses import replace
 
 from quantize.artifact import Note
-from quantize.checkpoint import Checkpoint
+from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.errors import Unsupported
 from quantize.gguf.families.config import Hyperparameters
 from quantize.gguf.families.decoder import BOOL, ENDS, F32, MLP, NORMS, U32, Family, KVs, OneOf, Rule, common_kvs

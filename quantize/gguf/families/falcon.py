@@ -1,7 +1,7 @@
 """Falcon 7B, 40B, 11B. q, k, v come interleaved by key-value group and leave as all q, all k, all v."""
 
 from quantize.artifact import Note
-from quantize.checkpoint import Checkpoint
+from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.errors import Unsupported
 from quantize.gguf.families.config import Hyperparameters
 from quantize.gguf.families.decoder import F32, HEAD, STRING, U32, Family, KVs, OneOf, Rule, plain

@@ -1,6 +1,6 @@
 """GLM-4: the 2024 models (``Glm``, llama.cpp's chatglm) and those of 2025 (``Glm4``, sandwich norms). gate and up stay fused."""
 
-from quantize.checkpoint import Checkpoint
+from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.gguf.families.config import Hyperparameters
 from quantize.gguf.families.decoder import ATTENTION, ENDS, F32, NORMS, U32, Family, KVs, Rule, common_kvs
 from quantize.gguf.families.rope import read_rope, rope_kvs

@@ -1,6 +1,6 @@
 """GPT-2: learned positions, weights stored input-first."""
 
-from quantize.checkpoint import Checkpoint
+from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.gguf.families.config import Hyperparameters
 from quantize.gguf.families.decoder import F32, HEAD, U32, Family, KVs, Rule, plain
 from quantize.gguf.families.operations import Operation, Transpose

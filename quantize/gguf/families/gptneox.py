@@ -1,6 +1,6 @@
 """GPT-NeoX and Pythia: q, k, v interleaved by head."""
 
-from quantize.checkpoint import Checkpoint
+from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.gguf.families.config import Hyperparameters
 from quantize.gguf.families.decoder import BOOL, F32, U32, Family, KVs, Rule, plain
 from quantize.gguf.families.operations import Operation, UngroupQkv

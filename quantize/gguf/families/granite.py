@@ -1,6 +1,6 @@
 """Granite, and MiniCPM 1 and 2, which llama.cpp computes with the same graph: Llama with four scaling factors."""
 
-from quantize.checkpoint import Checkpoint
+from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.gguf.families.config import Hyperparameters
 from quantize.gguf.families.decoder import ENDS, F32, MLP, NORMS, U32, Family, KVs, common_kvs
 from quantize.gguf.families.llama import DEFAULTS, PERMUTED_ATTENTION, ROPE

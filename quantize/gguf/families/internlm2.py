@@ -1,6 +1,6 @@
 """InternLM 2: Llama with its own names and q, k, v fused group by group (the queries of a key head, the key, the value)."""
 
-from quantize.checkpoint import Checkpoint
+from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.gguf.families.config import Hyperparameters
 from quantize.gguf.families.decoder import Family, KVs, Rule, common_kvs
 from quantize.gguf.families.llama import DEFAULTS, permute_k, permute_q

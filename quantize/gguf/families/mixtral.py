@@ -1,6 +1,6 @@
 """Mixtral: Llama's attention, experts stacked into one tensor."""
 
-from quantize.checkpoint import Checkpoint
+from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.gguf.families.config import Hyperparameters
 from quantize.gguf.families.decoder import ENDS, NORMS, Family, OneOf, Rule
 from quantize.gguf.families.llama import DEFAULTS, PERMUTED_ATTENTION, ROPE, kvs, window_note

@@ -1,6 +1,6 @@
 """OLMo 2: norms after attention and MLP only, q and k normalised whole."""
 
-from quantize.checkpoint import Checkpoint
+from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.gguf.families.config import Hyperparameters
 from quantize.gguf.families.decoder import ATTENTION, ENDS, MLP, QK_NORMS, Family, KVs, Rule, common_kvs
 

@@ -1,7 +1,7 @@
 """SmolLM3: Llama without rotation in every fourth layer."""
 
 from quantize.artifact import Note
-from quantize.checkpoint import Checkpoint
+from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.errors import Unsupported
 from quantize.gguf.families.config import Hyperparameters
 from quantize.gguf.families.decoder import ENDS, MLP, NORMS, U32, Family, KVs, common_kvs

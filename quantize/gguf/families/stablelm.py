@@ -1,6 +1,6 @@
 """StableLM 3B, 2 1.6B and 2 12B (norms per head on q and k, attention and MLP in parallel)."""
 
-from quantize.checkpoint import Checkpoint
+from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.gguf.families.config import Hyperparameters
 from quantize.gguf.families.decoder import ATTENTION, BOOL, F32, HEAD, MLP, U32, Family, KVs, Rule, plain
 from quantize.gguf.families.mixtral import stack

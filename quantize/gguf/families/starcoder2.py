@@ -1,7 +1,7 @@
 """StarCoder 2: layer norms and biases everywhere, an MLP without gate."""
 
 from quantize.artifact import Note
-from quantize.checkpoint import Checkpoint
+from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.gguf.families.config import Hyperparameters
 from quantize.gguf.families.decoder import HEAD, Family, KVs, Rule, common_kvs, plain
 

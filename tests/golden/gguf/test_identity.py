@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from quantize.checkpoint import Checkpoint
+from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.gguf import llamacpp
 from quantize.gguf.reader import GgufFile, read_gguf
 from quantize.gguf.types import FILE_TYPES, TENSOR_TYPES

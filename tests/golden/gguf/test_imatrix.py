@@ -141,7 +141,7 @@ def changed(matrix: Path, out: Path, change: Callable[[dict[str, Entry]], None])
 
 
 def notes(source: Path, folder: Path, matrix: Path, name: str) -> dict[str, str]:
-    from quantize.checkpoint import Checkpoint
+    from quantize.checkpoint.checkpoint import Checkpoint
     from quantize.recipe import RunOptions
 
     folder.mkdir()

@@ -99,7 +99,7 @@ def test_bad_rows_and_files(checkpoint: Path, tmp_path: Path) -> None:
 
 
 def test_dequantized_by_the_second_reader(checkpoint: Path, tmp_path: Path) -> None:
-    from quantize.checkpoint import Checkpoint
+    from quantize.checkpoint.checkpoint import Checkpoint
 
     opened, method = Checkpoint.open(checkpoint), Gguf()
     for name, most in (("f32", 0.0), ("q8_0", 0.01), ("q4_k_m", 0.12)):

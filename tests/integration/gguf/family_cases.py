@@ -300,7 +300,7 @@ def write_gguf_f32(folder: Path, out: Path, spoil: str = "") -> list[str]:
     """
     from gguf import GGUFValueType, TokenType
 
-    from quantize.checkpoint import Checkpoint
+    from quantize.checkpoint.checkpoint import Checkpoint
     from quantize.gguf.families import Mapped, plan
     from quantize.gguf.types import Type
     from quantize.gguf.writer import Planned, write_gguf

@@ -15,13 +15,13 @@ sys.path.insert(0, str(Path(__file__).parent))
 from family_cases import CASES, Case, make, write_gguf_f32
 
 from quantize import convert
-from quantize.checkpoint import Checkpoint
+from quantize.checkpoint.checkpoint import Checkpoint
+from quantize.checkpoint.tokenizer import SourceTokenizer
 from quantize.errors import BadInput, Unsupported
 from quantize.gguf.back import write_checkpoint
 from quantize.gguf.back_config import ARCHITECTURES
 from quantize.gguf.back_tokenizer import write_tokenizer
 from quantize.gguf.reader import GgufFile, read_gguf
-from quantize.tokenizer import SourceTokenizer
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 SCALING = "Llama 3 (rope scaling, GQA)"

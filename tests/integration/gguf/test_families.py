@@ -52,7 +52,7 @@ def test_every_tensor_shows(case: Case, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
 def test_restore_inverts_build(case: Case, tmp_path: Path) -> None:
-    from quantize.checkpoint import Checkpoint
+    from quantize.checkpoint.checkpoint import Checkpoint
     from quantize.gguf.families import plan, restore
 
     _, folder = make(case, tmp_path / "hf")

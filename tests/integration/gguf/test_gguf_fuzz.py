@@ -13,7 +13,7 @@ import pytest
 from fuzzing import faults, sample
 from gguf_bytes import Document, changed, mixture, sentencepiece, tiny_gguf
 
-from quantize.checkpoint import Checkpoint
+from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.gguf.back import write_checkpoint
 from quantize.gguf.reader import read_gguf
 from quantize.recipe import RunOptions

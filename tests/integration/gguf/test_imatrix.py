@@ -8,7 +8,7 @@ import pytest
 
 from quantize import Artifact
 from quantize.calibration import held_out_text
-from quantize.checkpoint import Checkpoint
+from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.cli import cli
 from quantize.errors import BadInput, Unsupported
 from quantize.gguf.imatrix import read_imatrix

@@ -180,7 +180,7 @@ def test_rolling_scores_every_token_once_in_windows() -> None:
 
 
 def test_generation_needs_a_tokenizer_and_is_greedy(make_checkpoint) -> None:  # type: ignore[no-untyped-def]
-    from quantize.tokenizer import SourceTokenizer
+    from quantize.checkpoint.tokenizer import SourceTokenizer
 
     with pytest.raises(Unsupported, match="needs the source's tokenizer"):
         RuntimeLM(letters_model(), None, SpecialIds(0, 0)).generate_until(requests_of([("a", {"until": ["b"]})]))

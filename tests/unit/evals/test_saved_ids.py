@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from evals.saved_ids import LEAST_CHARACTERS, SavedIds
-from quantize.tokenizer import SourceTokenizer
+from quantize.checkpoint.tokenizer import SourceTokenizer
 
 TEXT = "the quick brown fox jumps over the lazy dog. " * (LEAST_CHARACTERS // 40)
 

@@ -16,10 +16,10 @@ from evals import evaluate
 from evals.harness import RuntimeLM
 from evals.special import SpecialIds, of_gguf, of_source
 from quantize.chat.templates import folder_template
+from quantize.checkpoint.tokenizer import SourceTokenizer
 from quantize.errors import BadInput
 from quantize.recipe import RunOptions
 from quantize.runtimes import open_runtime
-from quantize.tokenizer import SourceTokenizer
 
 RUN = RunOptions(threads=1, progress=False, device="cpu")
 TEMPLATE = (

@@ -19,10 +19,10 @@ from evals.task_data import SUITES
 from evals.task_files import HarnessTask, LocalTask, parse_tasks
 from evals.tasks import TaskOptions, run_tasks
 from quantize.chat.templates import folder_template, gguf_template
+from quantize.checkpoint.tokenizer import SourceTokenizer
 from quantize.errors import BadInput
 from quantize.recipe import RunOptions
 from quantize.runtimes import Consume, Runtime, open_runtime
-from quantize.tokenizer import SourceTokenizer
 
 lm_eval = pytest.importorskip("lm_eval")
 RUN = RunOptions(threads=1, progress=False)

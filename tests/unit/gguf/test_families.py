@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from gguf import GGUFValueType
 
-from quantize.checkpoint import Checkpoint, TensorInfo
+from quantize.checkpoint.checkpoint import Checkpoint, TensorInfo
 from quantize.errors import BadInput, Unsupported
 from quantize.gguf.families import KNOWN, Mapped, plan, restore
 from quantize.gguf.families.operations import (

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from gguf import GGUFValueType
 
-from quantize.checkpoint import Checkpoint
+from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.gguf.reader import read_gguf
 from quantize.gguf.sentencepiece_model import read_spec
 from quantize.gguf.tokenizer import tokenizer_metadata

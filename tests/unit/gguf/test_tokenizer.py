@@ -11,10 +11,10 @@ from test_tokenizer_splits import train
 from tokenizers import AddedToken, Regex, Tokenizer
 from vocabulary_file import open_folder, tokenizer_of
 
+from quantize.checkpoint.tokenizer import SourceTokenizer
 from quantize.errors import BadInput, Unsupported
 from quantize.gguf.awkward_texts import TEXTS
 from quantize.gguf.tokenizer import check_tokenizer, tokenizer_metadata, verify_tokenizer
-from quantize.tokenizer import SourceTokenizer
 
 CORPUS = [text for text in TEXTS if text.strip() and "\x00" not in text] * 3
 T = "tokenizer.ggml."
@@ -353,7 +353,7 @@ def test_published_vocabularies_on_awkward_texts(shared: Path, tmp_path: Path, n
 
 
 def test_real_sentencepiece_model_that_collapses_spaces(shared: Path, tmp_path: Path) -> None:
-    from quantize.checkpoint import Checkpoint
+    from quantize.checkpoint.checkpoint import Checkpoint
 
     checkpoint = Checkpoint.open(shared / "models" / "tiny1m-hf")
     report = verify_tokenizer(checkpoint, tokenizer_of(tmp_path / "v.gguf", tokenizer_metadata(checkpoint).kvs))

@@ -65,7 +65,7 @@ def tokenizer_of(path: Path, kvs: dict[str, tuple[Any, gguf.GGUFValueType]]) -> 
 
 def open_folder(folder: Path, *, rows: int | None = None, **config: Any) -> Any:
     """A Checkpoint of tokenizer files alone; ``rows``: the rows of an embedding that is not there."""
-    from quantize.checkpoint import Checkpoint, TensorInfo
+    from quantize.checkpoint.checkpoint import Checkpoint, TensorInfo
 
     name = "model.embed_tokens.weight"
     tensors = {name: TensorInfo(name, (rows, 8), "F32", folder / "model.safetensors", 0, rows * 32)} if rows else {}

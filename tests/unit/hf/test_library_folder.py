@@ -15,9 +15,9 @@ import pytest
 import torch
 from own_code import copy_with_code, edit, ran
 
+from quantize.checkpoint.library_folder import library_folder, names_code, without_code
 from quantize.code_guard import no_code_from
 from quantize.errors import QuantwrightError, Unsupported
-from quantize.hf.library_folder import library_folder, names_code, without_code
 from quantize.hf.load import load_model
 from quantize.recipe import RunOptions
 from quantize.runtimes.transformers import TransformersRuntime

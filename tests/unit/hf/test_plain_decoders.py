@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from quantize.checkpoint import Checkpoint
+from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.errors import Unsupported
 from quantize.hf.names import _built_layers, _find_layers
 from quantize.hf.plain_decoders import DECODERS, parameters

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from quantize.checkpoint.safetensors_header import TensorInfo, read_safetensors_header
 from quantize.errors import BadInput
 from quantize.files import inside, plain_name, read_json
-from quantize.safetensors_header import TensorInfo, read_safetensors_header
 from quantize.terminal import printable
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"

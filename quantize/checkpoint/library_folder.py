@@ -14,10 +14,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from quantize.checkpoint.weight_files import index_shards, is_adapter_beside
 from quantize.code_guard import hub_code_folders, no_code_from
 from quantize.errors import QuantwrightError, Unsupported
 from quantize.files import TEMPLATES, inside, read_json
-from quantize.weight_files import index_shards, is_adapter_beside
 
 ADVICE = "nothing from a checkpoint is executed unless you pass --trust-remote-code"
 OWN_CODE = "config.json: auto_map"  # as ``names_code`` says it

@@ -10,10 +10,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from quantize.checkpoint import sha256_file
+from quantize.checkpoint.checkpoint import sha256_file
+from quantize.checkpoint.tokenizer_added import add_declared, added_to_pieces
+from quantize.checkpoint.tokenizer_files import library, read_definition, read_if_there, token_id
 from quantize.errors import BadInput
-from quantize.tokenizer_added import add_declared, added_to_pieces
-from quantize.tokenizer_files import library, read_definition, read_if_there, token_id
 
 SENTENCEPIECE_FILES = ("tokenizer.model", "spiece.model")
 
@@ -212,7 +212,7 @@ def _from_class(folder: Path) -> Any:
     """vocab.json and merges.txt through the transformers class that the folder names. Errors: BadInput where there is none."""
     from transformers import AutoTokenizer
 
-    from quantize.hf.library_folder import library_folder
+    from quantize.checkpoint.library_folder import library_folder
 
     vocabulary = read_if_there(folder / "vocab.json")
     for number in vocabulary.values():

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from quantize.checkpoint import bfloat16_to_float32
-from quantize.safetensors_header import DTYPE_BYTES, TensorInfo, read_raw
-from quantize.weight_files import INDEX, read_weights
+from quantize.checkpoint.checkpoint import bfloat16_to_float32
+from quantize.checkpoint.safetensors_header import DTYPE_BYTES, TensorInfo, read_raw
+from quantize.checkpoint.weight_files import INDEX, read_weights
 
 if TYPE_CHECKING:
     import torch
@@ -24,7 +24,7 @@ ALIGNMENT = 64  # of the first tensor in a file, and of every tensor before the 
 
 
 class StoredTensors:
-    """The model's tensors in one folder (``quantize.weight_files`` says in which files). Errors: BadInput."""
+    """The model's tensors in one folder (``quantize.checkpoint.weight_files`` says in which files). Errors: BadInput."""
 
     def __init__(self, folder: Path):
         self.info: dict[str, TensorInfo] = read_weights(folder)[0]

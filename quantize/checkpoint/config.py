@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from quantize.checkpoint.safetensors_header import TensorInfo
 from quantize.errors import BadInput
 from quantize.files import read_json
-from quantize.safetensors_header import TensorInfo
 from quantize.terminal import printable
 
 MAX_CONFIG_BYTES = 16 << 20

@@ -10,8 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from quantize.checkpoint.tokenizer_files import read_if_there, token_id
 from quantize.errors import BadInput
-from quantize.tokenizer_files import read_if_there, token_id
 
 ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")

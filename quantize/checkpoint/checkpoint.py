@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from quantize.checkpoint_config import check_sizes, read_config
+from quantize.checkpoint.config import check_sizes, read_config
+from quantize.checkpoint.safetensors_header import DTYPE_BYTES, TensorInfo, read_raw, read_safetensors_header
+from quantize.checkpoint.weight_files import is_adapter_beside, read_weights
 from quantize.errors import BadInput, StepFailed, Unsupported
 from quantize.files import TEMPLATES, check_links, inside
-from quantize.safetensors_header import DTYPE_BYTES, TensorInfo, read_raw, read_safetensors_header
 from quantize.terminal import printable
-from quantize.weight_files import is_adapter_beside, read_weights
 
 if TYPE_CHECKING:
     import torch

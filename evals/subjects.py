@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from evals.result import Subject
-from quantize.artifact import MANIFEST, Artifact, Manifest
+from quantize.artifact.artifact import MANIFEST, Artifact, Manifest
+from quantize.artifact.file_hashes import user_hashes
 from quantize.checkpoint.checkpoint import TOKENIZER_FILES, VOCABULARY_FILES, is_adapter_beside, read_config, read_weights
 from quantize.errors import BadInput, QuantwrightError
-from quantize.file_hashes import user_hashes
 from quantize.files import check_links, typed_path
 from quantize.gguf.files import find_gguf, is_gguf
 from quantize.gguf.reader import read_gguf

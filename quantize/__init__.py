@@ -12,7 +12,7 @@ from typing import Any
 _LAZY = {
     "convert": "quantize.convert",
     "Checkpoint": "quantize.checkpoint.checkpoint",
-    "Artifact": "quantize.artifact",
+    "Artifact": "quantize.artifact.artifact",
     "RunOptions": "quantize.recipe",
     "CalibrationOptions": "quantize.recipe",
     "Recipe": "quantize.recipe",

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from quantize.adapter_config import CONFIG, LoraConfig, read_adapter_config
-from quantize.artifact import AdapterRecord
+from quantize.artifact.artifact import AdapterRecord
 from quantize.checkpoint.checkpoint import (
     FLOAT_DTYPES,
     TOKENIZER_FILES,

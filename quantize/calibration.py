@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from quantize.artifact import CalibrationRecord, Note
+from quantize.artifact.artifact import CalibrationRecord, Note
 from quantize.chat.conversations import Text, text_of_rows
 from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.documents import ROWS, read_document, read_rows

@@ -6,7 +6,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from quantize.artifact import (
+from quantize.artifact.artifact import (
     AdapterRecord,
     Artifact,
     Manifest,
@@ -17,7 +17,7 @@ from quantize.artifact import (
     commit,
     hash_files,
 )
-from quantize.attestation import attest
+from quantize.artifact.attestation import attest
 from quantize.calibration import Calibration, load_calibration
 from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.checkpoint.model_card import CARD, ModelCard, license_files, read_model_card

@@ -20,7 +20,7 @@ from typing import Any, Literal, cast
 
 import numpy as np
 
-from quantize.artifact import Check, Note, Verification
+from quantize.artifact.artifact import Check, Note, Verification
 from quantize.calibration import context_length
 from quantize.checkpoint.checkpoint import TOKENIZER_FILES, Checkpoint
 from quantize.errors import QuantwrightError

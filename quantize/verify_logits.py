@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from quantize.artifact import NOT_COMPARED, Check
+from quantize.artifact.artifact import NOT_COMPARED, Check
 from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.errors import StepFailed, Unsupported
 from quantize.hf.routers import Inputs, disturb

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from quantize.artifact import Check
+from quantize.artifact.artifact import Check
 from quantize.checkpoint.checkpoint import FLOAT_DTYPES, Checkpoint, sha256_file
 from quantize.errors import QuantwrightError
 from quantize.methods import Computed, Conversion, Method

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from quantize.artifact import Artifact, grouped
-from quantize.attestation import verified_here
+from quantize.artifact.artifact import Artifact, grouped
+from quantize.artifact.attestation import verified_here
 from quantize.errors import BadInput
 from quantize.terminal import printable, shell
 from reports.format import heading, size

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from quantize.artifact import DROPPINGS, MANIFEST, Artifact, read_manifest, why_not_ours
-from quantize.attestation import verified_here
+from quantize.artifact.artifact import DROPPINGS, MANIFEST, Artifact, read_manifest, why_not_ours
+from quantize.artifact.attestation import verified_here
 from quantize.errors import BadInput, StepFailed
 from quantize.staging import claim, put_in_place, staging
 from reports.card import CardOptions, base_model_of, check_repo_id, model_card, published, source_name, terms_of

@@ -6,7 +6,7 @@ from functools import cached_property
 from pathlib import PurePath
 
 from evals.result import EvalResult, Subject
-from quantize.artifact import grouped
+from quantize.artifact.artifact import grouped
 from reports.differences import Difference
 
 TASK_METRICS = ("accuracy", "accuracy_norm", "exact_match", "pass_at_1")

@@ -6,7 +6,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from quantize.artifact import DROPPINGS
+from quantize.artifact.artifact import DROPPINGS
 from quantize.staging import claim, put_in_place, staging
 from reports.compare import compare
 from reports.document import report_csv, report_json

@@ -10,7 +10,7 @@ from typing import Any
 import psutil
 
 from evals.result import read_results
-from quantize.artifact import Artifact
+from quantize.artifact.artifact import Artifact
 
 
 def digests(run: Path) -> dict[str, str]:

@@ -96,7 +96,7 @@ def convert_one(
     adapter: Path | None = None,
     keep_failed: bool = False,
 ) -> dict[str, Any]:
-    from quantize.artifact import grouped
+    from quantize.artifact.artifact import grouped
     from quantize.convert import convert as do_convert
 
     log(f"{model} -> {recipe.short}")
@@ -148,7 +148,7 @@ def _convert_each(
     """One child process per recipe, the same command line with that recipe alone; a failure costs only its own artifact."""
     import json
 
-    from quantize.artifact import claim_output
+    from quantize.artifact.artifact import claim_output
     from quantize.checkpoint.checkpoint import Checkpoint
     from quantize.convert import check, inputs_of, require
 

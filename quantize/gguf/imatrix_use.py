@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from gguf import GGUFValueType
 
-from quantize.artifact import Note
+from quantize.artifact.artifact import Note
 from quantize.errors import BadInput, Unsupported
 from quantize.gguf.imatrix import Entry, ImportanceMatrix
 from quantize.gguf.mixture import Choice, Spec, category, requires_imatrix, write_order

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from gguf import GGUFValueType, Keys
 
-from quantize.artifact import Note
+from quantize.artifact.artifact import Note
 from quantize.chat.templates import folder_templates
 from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.checkpoint.tokenizer import SourceTokenizer

@@ -5,7 +5,7 @@ from typing import Any
 
 from gguf import GGUFValueType, Keys
 
-from quantize.artifact import Note
+from quantize.artifact.artifact import Note
 from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.checkpoint.config import read_generation_config
 from quantize.checkpoint.tokenizer import SourceTokenizer, token_text

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from gguf import TokenType
 
-from quantize.artifact import Note
+from quantize.artifact.artifact import Note
 from quantize.checkpoint.tokenizer import SENTENCEPIECE_FILES, SourceTokenizer
 from quantize.checkpoint.tokenizer_added import added_to_pieces
 from quantize.errors import BadInput, Unsupported

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from quantize.artifact import Note
+from quantize.artifact.artifact import Note
 from quantize.checkpoint.checkpoint import BUFFERS, Checkpoint
 from quantize.checkpoint.library_folder import library_folder
 from quantize.checkpoint.weight_files import INDEX, SINGLE

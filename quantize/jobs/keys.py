@@ -11,8 +11,8 @@ from functools import cache
 from importlib import metadata
 from pathlib import Path
 
+from quantize.artifact.file_hashes import FileHashes
 from quantize.checkpoint.checkpoint import Checkpoint
-from quantize.file_hashes import FileHashes
 from quantize.jobs.steps import Step
 
 

@@ -16,9 +16,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from quantize.artifact.file_hashes import FileHashes
 from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.errors import BadInput
-from quantize.file_hashes import FileHashes
 from quantize.jobs.bucket import Bucket
 from quantize.jobs.child import Child
 from quantize.jobs.estimate import StepCost, spell

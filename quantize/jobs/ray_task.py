@@ -14,9 +14,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from quantize.artifact.file_hashes import FileHashes
 from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.errors import QuantwrightError, StepFailed
-from quantize.file_hashes import FileHashes
 from quantize.jobs.bucket import Bucket, BucketError
 from quantize.jobs.child import Child
 from quantize.jobs.keys import version

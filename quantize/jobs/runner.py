@@ -13,8 +13,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from quantize.artifact.file_hashes import FileHashes
 from quantize.errors import BadInput, QuantwrightError
-from quantize.file_hashes import FileHashes
 from quantize.jobs.cache_bucket import open_cache
 from quantize.jobs.child import failure_reason
 from quantize.jobs.estimate import StepCost, spell, spell_seconds

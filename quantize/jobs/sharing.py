@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from quantize.artifact import MANIFEST, Artifact, claim_output, commit
+from quantize.artifact.artifact import MANIFEST, Artifact, claim_output, commit
 from quantize.jobs.cache import SharedCache
 from quantize.jobs.cache_bucket import BucketCache
 from quantize.jobs.steps import Step

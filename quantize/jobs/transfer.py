@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from quantize.artifact import MANIFEST, Artifact, commit
+from quantize.artifact.artifact import MANIFEST, Artifact, commit
 from quantize.checkpoint.checkpoint import sha256_file, sha256_files
 from quantize.errors import BadInput
 from quantize.files import plain_name, read_json

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
-from quantize.artifact import Note
+from quantize.artifact.artifact import Note
 from quantize.calibration import Calibration
 from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.errors import StepFailed, Unsupported

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from quantize.artifact import Note
+from quantize.artifact.artifact import Note
 from quantize.calibration import Calibration
 from quantize.checkpoint.checkpoint import FLOAT_DTYPES, Checkpoint
 from quantize.errors import StepFailed

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from quantize.artifact import MANIFEST, Note
+from quantize.artifact.artifact import MANIFEST, Note
 from quantize.calibration import Calibration
 from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.errors import BadInput, Unsupported

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 import numpy as np
 from pydantic import BeforeValidator, Field
 
-from quantize.artifact import Note
+from quantize.artifact.artifact import Note
 from quantize.calibration import Calibration
 from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.errors import StepFailed

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from quantize.artifact import Note
+from quantize.artifact.artifact import Note
 from quantize.checkpoint.checkpoint import FLOAT_DTYPES, Checkpoint, TensorInfo
 from quantize.errors import Unsupported
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
-from quantize.artifact import Note
+from quantize.artifact.artifact import Note
 from quantize.calibration import Calibration
 from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.methods import Computed, Conversion, Method

@@ -449,7 +449,7 @@ def test_the_default_text_is_said_out_loud(checkpoint: Path) -> None:
 def test_calibration_text_is_warned_of(checkpoint: Path, candidate: Path, text: Path, tmp_path: Path) -> None:
     import hashlib
 
-    from quantize.artifact import CalibrationRecord, Manifest, Source, Verification, hash_files
+    from quantize.artifact.artifact import CalibrationRecord, Manifest, Source, Verification, hash_files
 
     folder = tmp_path / "artifact"
     shutil.copytree(candidate, folder)

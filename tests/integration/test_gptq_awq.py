@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from quantize.artifact import CalibrationRecord
+from quantize.artifact.artifact import CalibrationRecord
 from quantize.calibration import Calibration
 from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.checkpoint.tensors import Entry, StoredTensors, write_folder

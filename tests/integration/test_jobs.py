@@ -20,7 +20,7 @@ import pytest
 from job_runs import standing_step, until
 
 from evals.result import read_results
-from quantize.artifact import Artifact
+from quantize.artifact.artifact import Artifact
 from quantize.jobs.records import Records
 from quantize.recipe import parse_recipe
 

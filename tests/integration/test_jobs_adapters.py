@@ -12,7 +12,7 @@ from safetensors.numpy import save_file
 
 from evals.result import read_results
 from quantize.adapters import adapter_record
-from quantize.artifact import Artifact
+from quantize.artifact.artifact import Artifact
 
 JOB = """\
 models: [{source: checkpoint, name: small, adapters: [tuned]}]

@@ -12,7 +12,7 @@ import pytest
 from job_runs import standing_step
 
 from evals.result import read_results
-from quantize.artifact import Artifact
+from quantize.artifact.artifact import Artifact
 
 JOB = "models: [checkpoint]\nrecipes: [gguf-f16, gguf-q8_0]\nverify: none\nreport: false\nresources: {threads: 1}\n"
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from quantize import Artifact, convert
-from quantize.artifact import MANIFEST
+from quantize.artifact.artifact import MANIFEST
 from quantize.recipe import parse_recipe
 from quantize.registry import METHODS, method, presets
 

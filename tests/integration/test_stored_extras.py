@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from quantize import Artifact, convert
-from quantize.artifact import Note
+from quantize.artifact.artifact import Note
 from quantize.checkpoint.tensors import Entry, StoredTensors, write_folder
 from quantize.recipe import CalibrationOptions
 

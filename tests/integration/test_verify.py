@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from quantize import Artifact, Checkpoint, convert
-from quantize.artifact import Check, Verification
+from quantize.artifact.artifact import Check, Verification
 from quantize.checkpoint.tensors import Entry, StoredTensors, write_folder
 from quantize.methods import Conversion
 from quantize.recipe import RunOptions, parse_recipe

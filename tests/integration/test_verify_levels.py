@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 from click.testing import CliRunner
 
-from quantize.artifact import MANIFEST, Artifact
+from quantize.artifact.artifact import MANIFEST, Artifact
 from quantize.cli import cli
 from quantize.errors import QuantwrightError
 from quantize.jobs.load import load_job

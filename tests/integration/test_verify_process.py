@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from quantize import Checkpoint, convert
-from quantize.artifact import Artifact
+from quantize.artifact.artifact import Artifact
 from quantize.errors import StepFailed
 from quantize.recipe import CalibrationOptions, RunOptions
 from quantize.runtimes import open_runtime

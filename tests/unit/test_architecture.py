@@ -13,20 +13,20 @@ PACKAGES = ("quantize", "evals", "benchmarks", "reports")
 # importer -> what it may import of ours. Commands reach other packages by lazy string or command line only.
 ALLOWED = {
     "reports": (
-        "reports", "evals.result", "evals.statistics", "quantize.artifact", "quantize.attestation", "quantize.errors",
+        "reports", "evals.result", "evals.statistics", "quantize.artifact.artifact", "quantize.artifact.attestation", "quantize.errors",
         "quantize.commands",
         "quantize.files", "quantize.packages", "quantize.staging", "quantize.terminal",
     ),
     "benchmarks": (
         "quantize.files", "quantize.packages", "quantize.staging", "quantize.terminal",
-        "benchmarks", "evals.result", "quantize.artifact", "quantize.runtimes", "quantize.errors", "quantize.recipe",
+        "benchmarks", "evals.result", "quantize.artifact.artifact", "quantize.runtimes", "quantize.errors", "quantize.recipe",
         "quantize.checkpoint.checkpoint", "quantize.commands", "quantize.process", "quantize.calibration", "evals.subjects",
         "quantize.gguf.files", "quantize.gguf.reader", "quantize.gguf_repository", "quantize.jobs",
     ),
     "evals": (
-        "quantize.code_guard", "quantize.file_hashes", "quantize.files", "quantize.packages", "quantize.staging",
+        "quantize.code_guard", "quantize.artifact.file_hashes", "quantize.files", "quantize.packages", "quantize.staging",
         "quantize.terminal",
-        "evals", "quantize.artifact", "quantize.checkpoint.checkpoint", "quantize.recipe", "quantize.runtimes", "quantize.errors",
+        "evals", "quantize.artifact.artifact", "quantize.checkpoint.checkpoint", "quantize.recipe", "quantize.runtimes", "quantize.errors",
         "quantize.checkpoint.tokenizer", "quantize.calibration", "quantize.commands", "quantize.convert", "quantize.hub", "quantize.process",
         "quantize.registry", "quantize.gguf.files", "quantize.gguf.reader", "quantize.gguf.families",
         "quantize.gguf.chat_templates", "quantize.gguf_repository", "quantize.chat", "quantize.documents",

@@ -1,6 +1,6 @@
 """Notes of one kind become one line."""
 
-from quantize.artifact import grouped
+from quantize.artifact.artifact import grouped
 
 
 def test_notes_of_many_layers_are_one() -> None:

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from evals.subjects import resolve
-from quantize.artifact import Artifact
-from quantize.attestation import verified_here
+from quantize.artifact.artifact import Artifact
+from quantize.artifact.attestation import verified_here
+from quantize.artifact.file_hashes import FileHashes
 from quantize.convert import convert
 from quantize.errors import BadInput
-from quantize.file_hashes import FileHashes
 from quantize.jobs.outputs import Outputs
 from quantize.jobs.steps import Step
 from reports.card import CardOptions

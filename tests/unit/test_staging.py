@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from quantize.artifact import claim_output
+from quantize.artifact.artifact import claim_output
 from quantize.errors import BadInput, StepFailed
 from quantize.staging import (
     claim_run,
@@ -64,7 +64,7 @@ def test_force_replaces_an_artifact_or_an_empty_folder_and_nothing_else(tmp_path
 
 
 def artifact_with_manifest(folder: Path, beside: str) -> Path:
-    from quantize.artifact import Manifest, Source, Verification, commit, hash_files
+    from quantize.artifact.artifact import Manifest, Source, Verification, commit, hash_files
 
     with staging(folder) as stage:
         (stage / "weights.bin").write_text("x")

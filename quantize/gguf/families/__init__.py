@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from gguf import GGUFValueType
 
-from quantize.artifact import Note
+from quantize.artifact.artifact import Note
 from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.errors import BadInput, StepFailed, Unsupported
 from quantize.gguf.reader import GgufFile

@@ -1,6 +1,6 @@
 """Baichuan 1 and 2: Llama with q, k, v in one tensor. Baichuan 2's code normalises the rows of the head; here it is done once."""
 
-from quantize.artifact import Note
+from quantize.artifact.artifact import Note
 from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.errors import Unsupported
 from quantize.gguf.families.config import Hyperparameters

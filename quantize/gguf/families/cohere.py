@@ -1,6 +1,6 @@
 """Cohere Command-R and Command-R7B (``Cohere2``: sliding windows, no rotation in the global layers). The head is always tied."""
 
-from quantize.artifact import Note
+from quantize.artifact.artifact import Note
 from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.errors import Unsupported
 from quantize.gguf.families.config import Hyperparameters

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 from gguf import GGUFValueType
 
-from quantize.artifact import Note
+from quantize.artifact.artifact import Note
 from quantize.checkpoint.checkpoint import BUFFERS, Checkpoint
 from quantize.errors import BadInput, Unsupported
 from quantize.gguf.families import FamilyPlan, Mapped

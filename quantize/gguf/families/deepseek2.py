@@ -3,7 +3,7 @@
 import math
 from dataclasses import replace
 
-from quantize.artifact import Note
+from quantize.artifact.artifact import Note
 from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.errors import Unsupported
 from quantize.gguf.families.config import Hyperparameters

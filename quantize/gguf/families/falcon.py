@@ -1,6 +1,6 @@
 """Falcon 7B, 40B, 11B. q, k, v come interleaved by key-value group and leave as all q, all k, all v."""
 
-from quantize.artifact import Note
+from quantize.artifact.artifact import Note
 from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.errors import Unsupported
 from quantize.gguf.families.config import Hyperparameters

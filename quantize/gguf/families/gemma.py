@@ -1,6 +1,6 @@
 """Gemma 1 to 3, text only. transformers multiplies a normalised row by 1 + weight, llama.cpp by what is stored."""
 
-from quantize.artifact import Note
+from quantize.artifact.artifact import Note
 from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.errors import Unsupported
 from quantize.gguf.families.config import Hyperparameters

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from quantize.artifact import Note
+from quantize.artifact.artifact import Note
 from quantize.checkpoint.checkpoint import Checkpoint, TensorInfo
 from quantize.errors import Unsupported
 from quantize.gguf.families import Mapped

@@ -1,6 +1,6 @@
 """Llama 2 and 3, Mistral and what is built like them (Yi, DeepSeek-coder). q and k rows are permuted for llama.cpp's rotation."""
 
-from quantize.artifact import Note
+from quantize.artifact.artifact import Note
 from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.gguf.families.config import Hyperparameters
 from quantize.gguf.families.decoder import ENDS, MLP, NORMS, U32, Family, KVs, common_kvs, linear

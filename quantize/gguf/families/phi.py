@@ -1,6 +1,6 @@
 """Phi-2 (attention and MLP in parallel, biases everywhere), Phi-3 and Phi-4 (fused q, k, v and gate, up, kept fused)."""
 
-from quantize.artifact import Note
+from quantize.artifact.artifact import Note
 from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.errors import Unsupported
 from quantize.gguf.families.config import Hyperparameters

@@ -4,7 +4,7 @@ from typing import Any
 
 from gguf import GGUFValueType, PoolingType
 
-from quantize.artifact import Note
+from quantize.artifact.artifact import Note
 from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.errors import BadInput
 from quantize.files import inside, parse_json, read_bytes, read_json

@@ -1,6 +1,6 @@
 """Qwen 2 and 2.5 (biases on q, k, v), Qwen 3 (norms on q and k). llama.cpp rotates them as transformers does."""
 
-from quantize.artifact import Note
+from quantize.artifact.artifact import Note
 from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.gguf.families.config import Hyperparameters
 from quantize.gguf.families.decoder import ATTENTION, ENDS, MLP, NORMS, QK_NORMS, Family, KVs, common_kvs

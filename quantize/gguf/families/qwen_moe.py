@@ -1,6 +1,6 @@
 """Qwen 2 MoE (1.5, 2: shared expert) and Qwen 3 MoE. Experts come one by one, or fused as transformers 5 holds them."""
 
-from quantize.artifact import Note
+from quantize.artifact.artifact import Note
 from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.errors import Unsupported
 from quantize.gguf.families.config import Hyperparameters

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from gguf import GGUFValueType
 
-from quantize.artifact import Note
+from quantize.artifact.artifact import Note
 from quantize.errors import BadInput, Unsupported
 from quantize.gguf.families.config import Hyperparameters
 

@@ -1,6 +1,6 @@
 """SmolLM3: Llama without rotation in every fourth layer."""
 
-from quantize.artifact import Note
+from quantize.artifact.artifact import Note
 from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.errors import Unsupported
 from quantize.gguf.families.config import Hyperparameters

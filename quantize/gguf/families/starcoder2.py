@@ -1,6 +1,6 @@
 """StarCoder 2: layer norms and biases everywhere, an MLP without gate."""
 
-from quantize.artifact import Note
+from quantize.artifact.artifact import Note
 from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.gguf.families.config import Hyperparameters
 from quantize.gguf.families.decoder import HEAD, Family, KVs, Rule, common_kvs, plain

@@ -45,7 +45,7 @@ def test_every_command_knows_it(blob: Path, tmp_path: Path) -> None:
 
 
 def test_what_is_made_of_it_says_that_it_was_rounded_before(blob: Path, tmp_path: Path) -> None:
-    from quantize.artifact import Artifact
+    from quantize.artifact.artifact import Artifact
     from reports.card import CardOptions, model_card
 
     done = run("convert", blob, "--to", "float16", "-o", tmp_path / "out", "--verify", "none")

@@ -17,7 +17,7 @@ from test_publish import make_artifact
 
 import reports
 from evals.result import EvalResult, Subject, results_path, write_results
-from quantize.artifact import AdapterRecord, CalibrationRecord
+from quantize.artifact.artifact import AdapterRecord, CalibrationRecord
 from reports.card import CardOptions
 from reports.publish import prepare
 

@@ -15,7 +15,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from sample_run import quality, speed, subject, task, write_run
 
 from evals.result import results_path, write_results
-from quantize.artifact import (
+from quantize.artifact.artifact import (
     Artifact,
     CalibrationRecord,
     Check,
@@ -26,7 +26,7 @@ from quantize.artifact import (
     commit,
     hash_files,
 )
-from quantize.attestation import attest
+from quantize.artifact.attestation import attest
 from quantize.errors import BadInput
 from quantize.staging import staging
 from reports.card import CardOptions

@@ -8,7 +8,7 @@ import contextlib
 import hashlib
 from pathlib import Path
 
-from quantize.artifact import Artifact
+from quantize.artifact.artifact import Artifact
 from quantize.files import user_data
 
 

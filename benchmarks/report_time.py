@@ -15,8 +15,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from evals.result import read_results, results_path, write_results
 from quantize.process import child_command, child_environment
+from quantize.results import read_results, results_path, write_results
 
 
 def enlarge(run: Path, target: Path, artifacts: int) -> int:

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.machine import describe_machine, load_average
-from evals.result import EvalResult
 from quantize.errors import BadInput, StepFailed, Unsupported
 from quantize.process import child_command, child_environment
 from quantize.recipe import RunOptions
+from quantize.results import EvalResult
 from quantize.staging import held_folder
 
 #: Below this share of the median, the middle half of the samples says that two models can be told apart.

@@ -1,10 +1,10 @@
 """From what a person types to something that can be measured: an artifact, a .gguf, an HF folder or a Hub id."""
 
 from benchmarks.speed import Target
-from evals.result import Subject
 from evals.subjects import Typed, resolve
 from quantize.calibration import context_length
 from quantize.recipe import parse_recipe
+from quantize.results import Subject
 
 
 def find_target(name: str, load_as: str = "", code: bool = False) -> tuple[Target, Subject, Typed]:

@@ -9,7 +9,7 @@ __all__ = ["evaluate"]
 
 
 def __getattr__(name: str) -> Any:
-    if name == "evaluate":  # imported when asked for: reports import evals.result without numpy's weight behind it
+    if name == "evaluate":  # imported when asked for: reports import quantize.results without numpy's weight behind it
         from evals.measure import evaluate
 
         return evaluate

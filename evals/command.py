@@ -11,7 +11,7 @@ from quantize.recipe import RunOptions
 from quantize.terminal import console
 
 if TYPE_CHECKING:
-    from evals.result import EvalResult
+    from quantize.results import EvalResult
 
 TABLE_METRICS = (
     "perplexity",

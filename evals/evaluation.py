@@ -19,7 +19,6 @@ from evals.perplexity import TokenScores, score
 from evals.progress import progress_bar
 from evals.protocols import TextProtocol, Windows
 from evals.reference import CachedReference, ReferenceRows, SideBySideReference
-from evals.result import EvalResult, Subject, merge_results, results_path
 from evals.rows import Heading, divergence_rows, perplexity_rows, unavailable_row
 from evals.subjects import Typed, guess_reference, largest
 from evals.tasks import TaskOptions
@@ -27,6 +26,7 @@ from evals.text import MeasuredText
 from evals.weights_only import HOW_MUCH, Measured, weights_only_rows
 from quantize.errors import BadInput, QuantwrightError, StepFailed, one_line
 from quantize.recipe import RunOptions
+from quantize.results import EvalResult, Subject, merge_results, results_path
 from quantize.runtimes import Runtime, open_runtime
 
 METRICS = ("perplexity", "divergence")

@@ -19,7 +19,6 @@ from evals.divergence import compare
 from evals.keeping import Kept
 from evals.protocols import Windows
 from evals.reference import ReferenceRows, SideBySideReference
-from evals.result import EvalResult
 from evals.room import check_room
 from evals.rows import Heading, divergence_rows, unavailable_row
 from evals.subjects import Typed
@@ -27,6 +26,7 @@ from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.errors import Unsupported, one_line
 from quantize.recipe import RunOptions, parse_recipe
 from quantize.registry import method
+from quantize.results import EvalResult
 from quantize.runtimes import Runtime, open_runtime
 from quantize.staging import held_folder
 

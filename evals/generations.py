@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from evals.result import EvalResult
 from evals.rows import Heading
 from quantize.checkpoint.tokenizer import SourceTokenizer
 from quantize.documents import LINES_OF_JSON, read_document
 from quantize.errors import BadInput
 from quantize.files import parse_json
+from quantize.results import EvalResult
 from quantize.runtimes import Runtime
 
 TOKENS = 64

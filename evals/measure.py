@@ -7,13 +7,13 @@ from typing import Any
 from evals.evaluation import METRICS, Evaluation, Outcome
 from evals.generations import TOKENS, read_prompts
 from evals.protocols import parse_protocol
-from evals.result import EvalResult
 from evals.subjects import resolve
 from evals.tasks import TaskOptions
 from quantize.commands import log
 from quantize.errors import BadInput
 from quantize.gguf_repository import expand
 from quantize.recipe import Recipe, RunOptions, parse_recipe
+from quantize.results import EvalResult
 from quantize.staging import claim_run
 
 DEFAULT_PROTOCOL = "llamacpp-512"

@@ -10,7 +10,7 @@ from evals import statistics
 from evals.divergence import KL_PERCENTILES, Divergences, summarize
 from evals.perplexity import TokenScores, chunk_sums, document_perplexities, perplexity
 from evals.protocols import PROTOCOL_VERSION, Windows
-from evals.result import EvalResult
+from quantize.results import EvalResult
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from evals.result import Subject
 from quantize.artifact.artifact import MANIFEST, Artifact, Manifest
 from quantize.artifact.file_hashes import user_hashes
 from quantize.checkpoint.checkpoint import TOKENIZER_FILES, VOCABULARY_FILES, is_adapter_beside, read_config, read_weights
@@ -19,6 +18,7 @@ from quantize.gguf.files import find_gguf, is_gguf
 from quantize.gguf.reader import read_gguf
 from quantize.gguf_repository import HubGguf, find, is_gguf_name
 from quantize.recipe import Recipe
+from quantize.results import Subject
 
 #: what libraries read of a model's folder where it is there
 LOADED = (

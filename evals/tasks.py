@@ -16,7 +16,6 @@ import numpy as np
 
 from evals import statistics
 from evals.code_execution import code_eval_at_hand
-from evals.result import EvalResult
 from evals.rows import Heading, interval, number
 from evals.special import SpecialIds
 from evals.task_code import no_task_code
@@ -24,6 +23,7 @@ from evals.task_files import HarnessTask, LocalTask, Task, task_manager
 from quantize.chat.templates import folder_template, gguf_template
 from quantize.checkpoint.tokenizer import SourceTokenizer
 from quantize.errors import BadInput, QuantwrightError, StepFailed
+from quantize.results import EvalResult
 from quantize.runtimes import Runtime
 from quantize.runtimes.llamacpp_tree import common_beginning
 from quantize.terminal import console

@@ -15,7 +15,6 @@ from evals.divergence import Divergences, compare
 from evals.kernels import as_tensor
 from evals.protocols import Windows
 from evals.reference import ReferenceRows
-from evals.result import EvalResult
 from evals.room import check_room
 from evals.rows import Heading, divergence_rows
 from evals.subjects import Typed
@@ -24,6 +23,7 @@ from quantize.errors import one_line
 from quantize.gguf.families import dequantize
 from quantize.gguf.reader import read_gguf
 from quantize.recipe import RunOptions
+from quantize.results import EvalResult
 from quantize.runtimes.transformers import TransformersRuntime, with_weights
 
 HOW_MUCH = ("sample", "full", "none")

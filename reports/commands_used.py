@@ -4,7 +4,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from evals.result import EvalResult
+from quantize.results import EvalResult
 from quantize.terminal import shell
 from reports.rows import Comparison, Group, Row
 

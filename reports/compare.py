@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from evals.result import EvalResult, Subject
+from quantize.results import EvalResult, Subject
 from reports.differences import accuracy_change, adjust, measured_change, perplexity_change
 from reports.format import heading
 from reports.load import DATA_KEYS, Entry, protocol_key

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from evals import statistics
-from evals.result import EvalResult
+from quantize.results import EvalResult
 
 RESAMPLES = 1000
 

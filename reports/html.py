@@ -11,7 +11,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from evals.result import EvalResult
+from quantize.results import EvalResult
 from reports import format as text
 from reports.charts import CHART_RULES, scatter, strips
 from reports.commands_used import environments, reproduction

@@ -5,8 +5,8 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from evals.result import EvalResult, Subject, read_results
 from quantize.errors import BadInput
+from quantize.results import EvalResult, Subject, read_results
 
 #: Parameters of a protocol that say how it was run and not what was measured: two results may differ in them and still compare.
 RUN_PARAMETERS = frozenset({"repetitions", "rounds", "threads", "n_batch", "n_ubatch"})

@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import PurePath
 
-from evals.result import EvalResult, Subject
 from quantize.artifact.artifact import grouped
+from quantize.results import EvalResult, Subject
 from reports.differences import Difference
 
 TASK_METRICS = ("accuracy", "accuracy_norm", "exact_match", "pass_at_1")

@@ -9,8 +9,8 @@ from typing import Any
 
 import psutil
 
-from evals.result import read_results
 from quantize.artifact.artifact import Artifact
+from quantize.results import read_results
 
 
 def digests(run: Path) -> dict[str, str]:

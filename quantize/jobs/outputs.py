@@ -121,7 +121,7 @@ class Outputs:
 
     def write_row(self, row: Row) -> None:
         """A row for what no step will make; what lies there from an earlier job goes."""
-        results = importlib.import_module("evals.result")
+        results = importlib.import_module("quantize.results")
         for stage in ("eval", "bench"):
             (self.run / results_path(row.name, stage)).unlink(missing_ok=True)
         subject = results.Subject(name=row.name, recipe=row.recipe, model=row.model, status=row.status, reason=row.reason)
@@ -134,7 +134,7 @@ class Outputs:
         if step.kind == "convert":
             self.write_row(Row(step.name, step.model, step.recipe, "failed", reason))
             return
-        results = importlib.import_module("evals.result")
+        results = importlib.import_module("quantize.results")
         text = f"{step.kind}: {reason}"
         if (self.run / step.name / MANIFEST).is_file():
             from dataclasses import replace
@@ -146,7 +146,7 @@ class Outputs:
         self._write(step.name, step.kind, subject)
 
     def _write(self, name: str, stage: str, subject: Any) -> None:
-        importlib.import_module("evals.result").write_results(self.run / results_path(name, stage), subject, [])
+        importlib.import_module("quantize.results").write_results(self.run / results_path(name, stage), subject, [])
 
     def clear_leftovers(self, steps: Sequence[Step]) -> None:
         """What a killed step left beside its artifact. Stages of results stay: a finished one is moved into place later."""
@@ -169,7 +169,7 @@ def artifact_subject(run: Path, name: str) -> Any:
     """The artifact at ``run``/``name`` as results describe it."""
     artifact = Artifact.load(run / name)
     manifest = artifact.manifest
-    return importlib.import_module("evals.result").Subject(
+    return importlib.import_module("quantize.results").Subject(
         name=name,
         recipe=manifest.recipe_short,
         model=manifest.source.id,

@@ -274,7 +274,7 @@ def _bench_step(job: Job, model: OpenModel, recipe: Recipe | None) -> Step:
 
 def results_path(name: str, stage: str) -> Path:
     """Where eval and bench write their results, relative to the run folder."""
-    path: Path = importlib.import_module("evals.result").results_path(Path(), name, stage)
+    path: Path = importlib.import_module("quantize.results").results_path(Path(), name, stage)
     return path
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from evals.result import read_results
 from quantize.errors import Unsupported
 from quantize.process import child_command, child_environment
+from quantize.results import read_results
 
 
 def bench(*arguments: str) -> subprocess.CompletedProcess[str]:

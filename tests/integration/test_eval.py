@@ -13,11 +13,11 @@ import pytest
 from click.testing import CliRunner, Result
 
 from evals import evaluate
-from evals.result import EvalResult, read_results
 from quantize.calibration import stdlib_documentation
 from quantize.cli import cli
 from quantize.errors import BadInput, QuantwrightError, StepFailed
 from quantize.recipe import RunOptions
+from quantize.results import EvalResult, read_results
 
 RUN = RunOptions(threads=1, progress=False)
 

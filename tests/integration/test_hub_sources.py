@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from evals.result import read_results
+from quantize.results import read_results
 
 pytest.importorskip("llama_cpp")
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

@@ -13,9 +13,9 @@ import psutil
 import pytest
 from job_runs import standing_step
 
-from evals.result import read_results
 from quantize.jobs.child import Child
 from quantize.jobs.records import Records
+from quantize.results import read_results
 
 JOB = "models: [checkpoint]\nrecipes: [gguf-f16]\nverify: none\nreport: false\nresources: {threads: 1}\n"
 

@@ -19,10 +19,10 @@ import psutil
 import pytest
 from job_runs import standing_step, until
 
-from evals.result import read_results
 from quantize.artifact.artifact import Artifact
 from quantize.jobs.records import Records
 from quantize.recipe import parse_recipe
+from quantize.results import read_results
 
 JOB = """\
 models: [checkpoint]

@@ -11,8 +11,8 @@ import psutil
 import pytest
 from job_runs import standing_step
 
-from evals.result import read_results
 from quantize.artifact.artifact import Artifact
+from quantize.results import read_results
 
 JOB = "models: [checkpoint]\nrecipes: [gguf-f16, gguf-q8_0]\nverify: none\nreport: false\nresources: {threads: 1}\n"
 

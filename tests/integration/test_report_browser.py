@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "unit" / "reports")
 from sample_run import RECIPES, quality, subject, write_run
 
 import reports
-from evals.result import results_path, write_results
+from quantize.results import results_path, write_results
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 DRIVER = shutil.which("chromedriver")

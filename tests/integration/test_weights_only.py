@@ -11,12 +11,12 @@ import pytest
 
 from evals import evaluate
 from evals.protocols import make_windows, parse_protocol
-from evals.result import EvalResult
 from evals.weights_only import chosen_windows
 from quantize.calibration import stdlib_documentation
 from quantize.convert import convert
 from quantize.errors import BadInput
 from quantize.recipe import RunOptions
+from quantize.results import EvalResult
 from reports import build
 
 RUN = RunOptions(threads=1, progress=False)

@@ -13,13 +13,13 @@ PACKAGES = ("quantize", "evals", "benchmarks", "reports")
 # importer -> what it may import of ours. Commands reach other packages by lazy string or command line only.
 ALLOWED = {
     "reports": (
-        "reports", "evals.result", "evals.statistics", "quantize.artifact.artifact", "quantize.artifact.attestation", "quantize.errors",
+        "reports", "quantize.results", "evals.statistics", "quantize.artifact.artifact", "quantize.artifact.attestation", "quantize.errors",
         "quantize.commands",
         "quantize.files", "quantize.packages", "quantize.staging", "quantize.terminal",
     ),
     "benchmarks": (
         "quantize.files", "quantize.packages", "quantize.staging", "quantize.terminal",
-        "benchmarks", "evals.result", "quantize.artifact.artifact", "quantize.runtimes", "quantize.errors", "quantize.recipe",
+        "benchmarks", "quantize.results", "quantize.artifact.artifact", "quantize.runtimes", "quantize.errors", "quantize.recipe",
         "quantize.checkpoint.checkpoint", "quantize.commands", "quantize.process", "quantize.calibration", "evals.subjects",
         "quantize.gguf.files", "quantize.gguf.reader", "quantize.gguf_repository", "quantize.jobs",
     ),

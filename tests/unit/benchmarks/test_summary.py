@@ -8,8 +8,8 @@ from scipy import stats
 
 from benchmarks.machine import describe_machine
 from benchmarks.speed import Target, Workload, _median_interval, relative_spread, results, summarize
-from evals.result import EvalResult
 from quantize.errors import BadInput
+from quantize.results import EvalResult
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 5, 6, 8, 9, 20, 50])

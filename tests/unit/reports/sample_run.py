@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from evals import statistics
-from evals.result import EvalResult, Subject, results_path, write_results
+from quantize.results import EvalResult, Subject, results_path, write_results
 
 MODEL = "models/small-llama"
 CHUNKS, TOKENS = 120, 255

@@ -12,8 +12,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from sample_run import CHUNKS, MODEL, RECIPES, TOKENS, quality, reference_nll, speed, subject, write_run
 
-from evals.result import EvalResult, Subject, results_path, write_results
 from quantize.errors import BadInput
+from quantize.results import EvalResult, Subject, results_path, write_results
 from reports.changes import changes
 from reports.compare import compare, family, pareto
 from reports.load import load

@@ -19,8 +19,8 @@ import jsonschema
 from sample_run import MODEL, RECIPES, quality, subject, write_run
 
 import reports
-from evals.result import EvalResult, Subject, results_path, write_results
 from quantize.errors import BadInput
+from quantize.results import EvalResult, Subject, results_path, write_results
 from reports.charts import log_text, tick_text
 from reports.command import report as command
 from reports.compare import compare

@@ -16,8 +16,8 @@ from sample_run import MODEL, quality, speed, subject, task
 from test_publish import make_artifact
 
 import reports
-from evals.result import EvalResult, Subject, results_path, write_results
 from quantize.artifact.artifact import AdapterRecord, CalibrationRecord
+from quantize.results import EvalResult, Subject, results_path, write_results
 from reports.card import CardOptions
 from reports.publish import prepare
 

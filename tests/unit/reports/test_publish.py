@@ -14,7 +14,6 @@ sys.path.insert(0, str(Path(__file__).parent))
 from huggingface_hub import ModelCard, ModelCardData
 from sample_run import quality, speed, subject, task, write_run
 
-from evals.result import results_path, write_results
 from quantize.artifact.artifact import (
     Artifact,
     CalibrationRecord,
@@ -28,6 +27,7 @@ from quantize.artifact.artifact import (
 )
 from quantize.artifact.attestation import attest
 from quantize.errors import BadInput
+from quantize.results import results_path, write_results
 from quantize.staging import staging
 from reports.card import CardOptions
 from reports.publish import prepare, write_repository

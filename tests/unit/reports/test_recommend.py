@@ -12,8 +12,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from sample_run import RECIPES, speed, subject, write_run
 
-from evals.result import results_path, write_results
 from quantize.errors import BadInput
+from quantize.results import results_path, write_results
 from reports.command import recommend as command
 from reports.compare import compare
 from reports.load import load

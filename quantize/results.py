@@ -8,9 +8,9 @@ from typing import Any
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from evals.result_fields import Detail, Environment, Interval, Measured, Note, Samples, Whole, Word, cleaned
 from quantize.errors import BadInput
 from quantize.files import read_json
+from quantize.result_fields import Detail, Environment, Interval, Measured, Note, Samples, Whole, Word, cleaned
 from quantize.staging import whole_file
 from quantize.terminal import clean_lines, printable
 

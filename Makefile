@@ -49,7 +49,7 @@ endif
 	@echo "== 3/4 this project, and what its packages need besides (CUDA's libraries for torch's CUDA build)"
 	$(LLAMA_CPP) $(BIN)/python -m pip install -c quantize/constraints.txt -e '.[dev]'
 	@echo "== 4/4 compute kernels of quanto and GPTQModel, compiled once (1 to 3 minutes)"
-	$(BIN)/python -m quantize.kernels
+	$(BIN)/python -m quantize.hf.extensions
 	touch $@
 
 clean:

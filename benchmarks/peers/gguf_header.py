@@ -16,9 +16,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from quantize.convert import convert
-from quantize.gguf import llamacpp
 from quantize.gguf.reader import GgufFile, read_gguf
-from quantize.gguf.types import FILE_TYPES
+from quantize.kernels import llamacpp
+from quantize.kernels.block_types import FILE_TYPES
 
 ADR = Path(__file__).parents[2] / "docs" / "adr" / "0005-header-of-gguf-files.md"
 

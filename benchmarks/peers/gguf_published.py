@@ -19,9 +19,9 @@ import numpy as np
 
 from benchmarks.peers.gguf_tokenizers import Vocabulary, paragraphs
 from quantize.convert import convert
-from quantize.gguf import llamacpp
 from quantize.gguf.reader import GgufFile, read_gguf
-from quantize.gguf.types import FILE_TYPES
+from quantize.kernels import llamacpp
+from quantize.kernels.block_types import FILE_TYPES
 
 
 def main() -> None:

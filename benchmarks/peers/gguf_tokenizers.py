@@ -32,7 +32,7 @@ class Vocabulary:
     """llama.cpp's tokenizer of a GGUF file."""
 
     def __init__(self, path: Path):
-        from quantize.gguf.llamacpp import last_error, library
+        from quantize.kernels.llamacpp import last_error, library
 
         self._lib = library()
         parameters = self._lib.llama_model_default_params()

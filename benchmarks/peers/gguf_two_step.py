@@ -116,7 +116,7 @@ def quantizer(source: Path, target: Path, name: str, arguments: argparse.Namespa
     if arguments.llama_quantize:
         return [str(arguments.llama_quantize), str(source), str(target), name.upper(), str(arguments.threads)]
     code = (
-        "import sys; from pathlib import Path; from quantize.gguf import llamacpp; from quantize.gguf.types import FILE_TYPES;"
+        "import sys; from pathlib import Path; from quantize.gguf import llamacpp; from quantize.kernels.block_types import FILE_TYPES;"
         "llamacpp.quantize_file(Path(sys.argv[1]), Path(sys.argv[2]), FILE_TYPES[sys.argv[3]].value, threads=int(sys.argv[4]))"
     )
     return [sys.executable, "-c", code, str(source), str(target), name, str(arguments.threads)]

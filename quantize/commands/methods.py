@@ -111,7 +111,7 @@ def _package(distribution: str, extra: str) -> tuple[bool, str]:
 
 def _llamacpp() -> tuple[bool, str]:
     try:
-        from quantize.gguf import llamacpp
+        from quantize.kernels import llamacpp
     except ImportError as error:
         return False, str(error)
     return True, ", ".join(f"{key} {value}" for key, value in llamacpp.describe().items())

@@ -23,7 +23,7 @@ from quantize.gguf.families.config import Hyperparameters
 from quantize.gguf.families.decoder import Family, OneOf, Rule, make_plan, source_names, target_name
 from quantize.gguf.families.operations import COPY
 from quantize.gguf.reader import GgufFile, read_gguf
-from quantize.gguf.types import Type
+from quantize.kernels.block_types import Type
 from quantize.staging import held_until_exit
 from quantize.terminal import printable
 

@@ -18,8 +18,8 @@ from gguf import GGUFValueType
 
 from quantize.errors import BadInput
 from quantize.gguf.reader import MAGIC, MAX_KEY, GgufFile, read_gguf
-from quantize.gguf.types import Type
 from quantize.gguf.writer import Kvs, Planned, write_gguf
+from quantize.kernels.block_types import Type
 from quantize.staging import whole_file
 
 SUMS, COUNTS = ".in_sum2", ".counts"

@@ -10,8 +10,8 @@ from quantize.artifact.artifact import Note
 from quantize.errors import BadInput, Unsupported
 from quantize.gguf.imatrix import Entry, ImportanceMatrix
 from quantize.gguf.mixture import Choice, Spec, category, requires_imatrix, write_order
-from quantize.gguf.types import UNQUANTIZED, FileType, Type
 from quantize.gguf.writer import Kvs
+from quantize.kernels.block_types import UNQUANTIZED, FileType, Type
 
 #: types whose block quantizers look at importances
 WEIGHTED = frozenset(Type) - {*UNQUANTIZED, Type.Q8_0, Type.TQ1_0, Type.TQ2_0}

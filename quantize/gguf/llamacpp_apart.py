@@ -1,4 +1,4 @@
-"""llama.cpp in a process of its own, with the interface of ``quantize.gguf.llamacpp``'s ``Model`` and ``Context``.
+"""llama.cpp in a process of its own, with the interface of ``quantize.kernels.llamacpp``'s ``Model`` and ``Context``.
 
 llama.cpp asserts much of what a file says, and an assertion ends the process that it is in: here that is a child, whose death is
 one error about one file. Starting it takes 0.15 s, while the header is read; logits are copied once, into memory that both map.

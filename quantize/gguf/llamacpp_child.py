@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from quantize.errors import QuantwrightError
-from quantize.gguf import llamacpp
+from quantize.kernels import llamacpp
 
 
 class Server:

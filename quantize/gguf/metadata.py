@@ -16,7 +16,7 @@ from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.checkpoint.config import read_generation_config
 from quantize.checkpoint.model_card import read_model_card
 from quantize.files import typed_path
-from quantize.gguf.types import FileType
+from quantize.kernels.block_types import FileType
 
 Kvs = dict[str, tuple[Any, GGUFValueType]]
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from quantize.errors import BadInput
-from quantize.gguf.types import NEEDS_IMATRIX, FileType, Type, block_size
+from quantize.kernels.block_types import NEEDS_IMATRIX, FileType, Type, block_size
 
 T = Type
 

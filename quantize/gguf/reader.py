@@ -17,7 +17,7 @@ from gguf import GGUFValueType
 
 from quantize.errors import BadInput, Unsupported
 from quantize.gguf.files import MAGIC
-from quantize.gguf.types import GGML_QUANT_SIZES, Type, tensor_bytes
+from quantize.kernels.block_types import GGML_QUANT_SIZES, Type, tensor_bytes
 
 MAX_ELEMENTS = 1 << 24  # of one metadata array; the largest vocabularies have a twentieth of that
 MAX_STRING = 1 << 26  # bytes of one metadata string

@@ -23,8 +23,8 @@ import numpy as np
 from gguf import GGUFValueType
 
 from quantize.errors import BadInput, StepFailed
-from quantize.gguf import llamacpp
-from quantize.gguf.types import Type, row_bytes, tensor_bytes
+from quantize.kernels import llamacpp
+from quantize.kernels.block_types import Type, row_bytes, tensor_bytes
 
 ALIGNMENT = 32
 VERSION = 3

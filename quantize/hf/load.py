@@ -135,7 +135,7 @@ def load_quanto(folder: Path, dtype: str, device: str, *, trust_remote_code: boo
 
     Errors: Unsupported where optimum-quanto is not installed; StepFailed where the folder's tensors are not those of its map.
     """
-    from quantize.kernels import ensure_kernel_environment
+    from quantize.hf.extensions import ensure_kernel_environment
 
     ensure_kernel_environment()
     with quiet(), library_folder(folder, trust_remote_code) as seen:
@@ -272,7 +272,7 @@ def load_gptqmodel(folder: Path, dtype: str, device: str, *, trust_remote_code: 
 
     Errors: Unsupported where gptqmodel or optimum is not installed.
     """
-    from quantize.kernels import ensure_kernel_environment, keep_hub_caches
+    from quantize.hf.extensions import ensure_kernel_environment, keep_hub_caches
 
     ensure_kernel_environment()
     keep_hub_caches()

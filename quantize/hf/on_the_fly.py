@@ -39,7 +39,7 @@ def load_quantized(folder: Path, recipe: Recipe, run: RunOptions, *, exact: bool
 
 def quantize_quanto(folder: Path, recipe: Any, dtype: str, run: RunOptions) -> "PreTrainedModel":
     """Loaded in ``dtype``, quantized, frozen. optimum-quanto computes its scales in that dtype."""
-    from quantize.kernels import ensure_kernel_environment
+    from quantize.hf.extensions import ensure_kernel_environment
 
     ensure_kernel_environment()
     model = load_model(folder, dtype, run.resolved_device, trust_remote_code=run.trust_remote_code)

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from quantize.gguf.imatrix_use import Importances
     from quantize.gguf.mixture import Choice, Overrides, Spec
     from quantize.gguf.reader import GgufFile
-    from quantize.gguf.types import Type
     from quantize.gguf.writer import Planned
+    from quantize.kernels.block_types import Type
 
 
 @dataclass(frozen=True)
@@ -65,8 +65,8 @@ class Gguf(Method):
     def convert(
         self, checkpoint: Checkpoint, recipe: GgufRecipe, stage: Path, run: RunOptions, calibration: Calibration | None
     ) -> Conversion:
-        from quantize.gguf import llamacpp
         from quantize.gguf.writer import write_gguf
+        from quantize.kernels import llamacpp
 
         work = _prepare(checkpoint, recipe)
         contents = file_contents(checkpoint, recipe, work)
@@ -103,7 +103,7 @@ class Gguf(Method):
         return {"f32": 1e-7, "f16": 1e-5, "bf16": 5e-4}.get(recipe.type, 2e-2)
 
     def quantized(self, stage: Path, recipe: GgufRecipe) -> dict[str, str]:
-        from quantize.gguf.types import UNQUANTIZED
+        from quantize.kernels.block_types import UNQUANTIZED
 
         sources = self._sources.get(stage.absolute()) or _recorded_sources(stage)
         return {
@@ -115,7 +115,7 @@ class Gguf(Method):
 
     def activation_types(self, stage: Path, recipe: GgufRecipe) -> dict[str, str]:
         """Source name -> how llama.cpp rounds, on CPU, the activations that meet that tensor; float32 ones are left out."""
-        from quantize.gguf.types import ACTIVATIONS
+        from quantize.kernels.block_types import ACTIVATIONS
 
         sources = self._sources.get(stage.absolute()) or _recorded_sources(stage)
         return {
@@ -127,7 +127,7 @@ class Gguf(Method):
 
     def expected(self, checkpoint: Checkpoint, recipe: GgufRecipe) -> set[str]:
         from quantize.gguf.mixture import may_be_quantized
-        from quantize.gguf.types import FILE_TYPES, UNQUANTIZED
+        from quantize.kernels.block_types import FILE_TYPES, UNQUANTIZED
 
         if not FILE_TYPES[recipe.type].quantized:
             return set()
@@ -148,7 +148,7 @@ class Gguf(Method):
 def _prepare(checkpoint: Checkpoint, recipe: GgufRecipe) -> _Work:
     from quantize.gguf.families import plan
     from quantize.gguf.mixture import ModelShape, Spec, choose_types, lossless_type
-    from quantize.gguf.types import FILE_TYPES
+    from quantize.kernels.block_types import FILE_TYPES
 
     family = plan(checkpoint)
     file_type = FILE_TYPES[recipe.type]
@@ -177,7 +177,7 @@ def file_contents(checkpoint: Checkpoint, recipe: GgufRecipe, work: _Work | None
     """Errors: as ``Gguf.check``."""
     from quantize.gguf import metadata
     from quantize.gguf.tokenizer import tokenizer_metadata
-    from quantize.gguf.types import FILE_TYPES
+    from quantize.kernels.block_types import FILE_TYPES
 
     file_type, work = FILE_TYPES[recipe.type], work or _prepare(checkpoint, recipe)
     tokenizer = tokenizer_metadata(checkpoint, pre=recipe.pre_tokenizer)
@@ -195,14 +195,14 @@ def file_contents(checkpoint: Checkpoint, recipe: GgufRecipe, work: _Work | None
 
 def _importances(work: _Work, recipe: GgufRecipe) -> "Importances":
     from quantize.gguf.imatrix_use import importances
-    from quantize.gguf.types import FILE_TYPES
+    from quantize.kernels.block_types import FILE_TYPES
 
     return importances(recipe.importance(), work.specs, work.choices, FILE_TYPES[recipe.type], Path(recipe.imatrix or "").name)
 
 
 def _given(recipe: GgufRecipe) -> "Overrides":
     from quantize.gguf.mixture import Overrides
-    from quantize.gguf.types import TENSOR_TYPES
+    from quantize.kernels.block_types import TENSOR_TYPES
 
     pairs = [entry.rpartition("=") for entry in recipe.tensor_types]
     return Overrides(
@@ -215,7 +215,7 @@ def _given(recipe: GgufRecipe) -> "Overrides":
 
 def _source_type(checkpoint: Checkpoint, mapped: "Mapped", recipe: GgufRecipe) -> "Type":
     """The type that holds the tensor without loss, or the one that the detour rounds it to."""
-    from quantize.gguf.types import SAME_BITS, TENSOR_TYPES, Type
+    from quantize.kernels.block_types import SAME_BITS, TENSOR_TYPES, Type
 
     if recipe.via != "auto":
         return TENSOR_TYPES[recipe.via]
@@ -225,8 +225,8 @@ def _source_type(checkpoint: Checkpoint, mapped: "Mapped", recipe: GgufRecipe) -
 
 def _planned(checkpoint: Checkpoint, mapped: "Mapped", choice: "Choice", recipe: GgufRecipe, rows: dict[str, np.ndarray]) -> Any:
     from quantize.gguf.mixture import lossless_type
-    from quantize.gguf.types import SAME_BITS, TENSOR_TYPES, Type
     from quantize.gguf.writer import Planned
+    from quantize.kernels.block_types import SAME_BITS, TENSOR_TYPES, Type
 
     detour = None
     if recipe.via in ("f16", "bf16"):
@@ -250,7 +250,7 @@ def _planned(checkpoint: Checkpoint, mapped: "Mapped", choice: "Choice", recipe:
 
 
 def _fallback_notes(work: _Work) -> list[Note]:
-    from quantize.gguf.types import UNQUANTIZED
+    from quantize.kernels.block_types import UNQUANTIZED
 
     notes = []
     for mapped in work.tensors:

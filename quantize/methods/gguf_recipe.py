@@ -13,7 +13,7 @@ from quantize.recipe import Recipe
 if TYPE_CHECKING:
     from quantize.gguf.imatrix import ImportanceMatrix
 
-#: short spellings that are offered; the other types of ``quantize.gguf.types.FILE_TYPES`` want an importance matrix
+#: short spellings that are offered; the other types of ``quantize.kernels.block_types.FILE_TYPES`` want an importance matrix
 PRESET_TYPES = (
     "f32", "f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q5_k_s", "q5_1", "q5_0", "q4_k_m", "q4_k_s", "q4_1", "q4_0",
     "iq4_nl", "iq4_xs", "q3_k_l", "q3_k_m", "q3_k_s", "q2_k",
@@ -55,7 +55,7 @@ class GgufRecipe(Recipe):
     @field_validator("type")
     @classmethod
     def _known_file_type(cls, value: str) -> str:
-        from quantize.gguf.types import FILE_TYPES
+        from quantize.kernels.block_types import FILE_TYPES
 
         if value.lower() not in FILE_TYPES:
             raise ValueError(f"{value!r} is not a GGUF file type; known: {', '.join(FILE_TYPES)}")
@@ -101,7 +101,7 @@ def _read(path: str, sha256: str) -> "ImportanceMatrix":
 
 
 def _tensor_type(name: str) -> str:
-    from quantize.gguf.types import TENSOR_TYPES
+    from quantize.kernels.block_types import TENSOR_TYPES
 
     if name.lower() not in TENSOR_TYPES:
         raise ValueError(f"{name!r} is not a tensor type; known: {', '.join(TENSOR_TYPES)}")

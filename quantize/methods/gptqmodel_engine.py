@@ -144,7 +144,7 @@ def quantize(
 
 def _environment(run: RunOptions) -> None:
     """Must run before the engine is imported: it reads these once."""
-    from quantize.kernels import ensure_kernel_environment, keep_hub_caches
+    from quantize.hf.extensions import ensure_kernel_environment, keep_hub_caches
 
     ensure_kernel_environment()
     keep_hub_caches()

@@ -1,4 +1,4 @@
-"""GGUF files in llama.cpp: in a child (``quantize.gguf.llamacpp_apart``) or in process (``quantize.gguf.llamacpp``)."""
+"""GGUF files in llama.cpp: in a child (``quantize.gguf.llamacpp_apart``) or in process (``quantize.kernels.llamacpp``)."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 
 from quantize.errors import BadInput, Unsupported
-from quantize.gguf import llamacpp, llamacpp_apart
+from quantize.gguf import llamacpp_apart
 from quantize.gguf.llamacpp_limits import check_metadata
 from quantize.gguf.reader import read_gguf
+from quantize.kernels import llamacpp
 from quantize.recipe import Recipe, RunOptions
 from quantize.runtimes import Consume, Runtime, TreeConsume
 from quantize.runtimes.llamacpp_tree import SEQUENCES, Context, Tree, run_packed

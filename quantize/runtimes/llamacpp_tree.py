@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from quantize.gguf import llamacpp, llamacpp_apart
+from quantize.gguf import llamacpp_apart
+from quantize.kernels import llamacpp
 from quantize.runtimes import TreeConsume
 
 SEQUENCES = 64  # of one call

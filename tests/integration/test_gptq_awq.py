@@ -163,7 +163,7 @@ def eager() -> Iterator[None]:
 def load(folder: Path, backend: dict[str, Any] | None = None) -> Any:
     from transformers import AutoModelForCausalLM, AwqConfig, GPTQConfig
 
-    from quantize.kernels import ensure_kernel_environment
+    from quantize.hf.extensions import ensure_kernel_environment
     from quantize.quiet import quiet
 
     ensure_kernel_environment()

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from quantize.errors import StepFailed
+from quantize.hf.extensions import ensure_kernel_environment, stale_locks
 from quantize.jobs.work_folder import work_root
-from quantize.kernels import ensure_kernel_environment, stale_locks
 
 
 def make_lock(folder: Path, age_s: float) -> Path:
@@ -55,7 +55,7 @@ def test_the_interpreters_own_programs_are_found(monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.long  # imports both libraries; compiles for minutes where set-up did not
 def test_kernels_that_set_up_builds_are_ready() -> None:
-    from quantize.kernels import build_kernels
+    from quantize.hf.extensions import build_kernels
 
     results = dict(build_kernels())
     assert all(state == "ready" for state in results.values()), results
@@ -63,9 +63,7 @@ def test_kernels_that_set_up_builds_are_ready() -> None:
 
 def test_the_hubs_caches_stay_where_they_are() -> None:
     pytest.importorskip("tokenicer")
-    code = (
-        "import os; from quantize.kernels import keep_hub_caches; keep_hub_caches(); import tokenicer; print(sorted(os.environ))"
-    )
+    code = "import os; from quantize.hf.extensions import keep_hub_caches; keep_hub_caches(); import tokenicer; print(sorted(os.environ))"
     clean = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "TRANSFORMERS_"))}
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=clean, check=True).stdout
     assert not [name for name in ("HF_HOME", "HF_HUB_CACHE", "TRANSFORMERS_CACHE") if name in printed]

@@ -13,8 +13,8 @@ from quantize.checkpoint.model_card import license_files, read_model_card
 from quantize.convert import convert
 from quantize.errors import BadInput
 from quantize.gguf.metadata import MAX_STEM_CHARACTERS, file_name, general_kvs, load_metadata
-from quantize.gguf.types import FILE_TYPES
 from quantize.gguf.writer import pack_value
+from quantize.kernels.block_types import FILE_TYPES
 from quantize.methods.gguf import GgufRecipe, file_contents
 
 BOMB = "a0: &a0 [x,x,x,x,x,x,x,x,x]\n" + "".join(f"a{i}: &a{i} [{','.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 10))

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from benchmarks.peers.gguf_header import ADR, differences, listed
-from quantize.gguf import llamacpp
 from quantize.gguf.reader import read_gguf
-from quantize.gguf.types import FILE_TYPES
+from quantize.kernels import llamacpp
+from quantize.kernels.block_types import FILE_TYPES
 
 from .test_identity import QUANTIZED, convert
 

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from quantize.checkpoint.checkpoint import Checkpoint
-from quantize.gguf import llamacpp
 from quantize.gguf.reader import GgufFile, read_gguf
-from quantize.gguf.types import FILE_TYPES, TENSOR_TYPES
+from quantize.kernels import llamacpp
+from quantize.kernels.block_types import FILE_TYPES, TENSOR_TYPES
 from quantize.methods.gguf import PRESET_TYPES, Gguf, GgufRecipe
 from quantize.recipe import RunOptions
 

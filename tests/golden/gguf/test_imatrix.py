@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from quantize.errors import BadInput, Unsupported
-from quantize.gguf import llamacpp
 from quantize.gguf.imatrix import Entry, ImportanceMatrix, read_imatrix, write_imatrix
 from quantize.gguf.imatrix_use import WEIGHTED
 from quantize.gguf.mixture import requires_imatrix
 from quantize.gguf.reader import read_gguf
-from quantize.gguf.types import FILE_TYPES
+from quantize.kernels import llamacpp
+from quantize.kernels.block_types import FILE_TYPES
 from quantize.methods.gguf import PRESET_TYPES, Gguf, GgufRecipe
 
 from .test_identity import QUANTIZED, assert_same_tensors, convert

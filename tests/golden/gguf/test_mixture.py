@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from gguf import GGUFValueType as V
 
-from quantize.gguf import llamacpp
 from quantize.gguf.mixture import ModelShape, Overrides, Spec, choose_types, lossless_type
-from quantize.gguf.types import FILE_TYPES, Type
 from quantize.gguf.writer import Planned, header, padded
+from quantize.kernels import llamacpp
+from quantize.kernels.block_types import FILE_TYPES, Type
 
 # architecture, layers, heads, kv heads, experts, columns of most tensors, fused qkv, untied head, extra hyperparameters
 RMS = {"attention.layer_norm_rms_epsilon": (1e-5, V.FLOAT32)}

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from quantize.gguf import llamacpp
 from quantize.gguf.imatrix import Entry
+from quantize.kernels import llamacpp
 
 
 class Tensor(ctypes.Structure):

@@ -79,8 +79,8 @@ def test_llama3_scaling_is_read_off_the_divisors(tmp_path: Path) -> None:
 
 def test_half_precision_stays_as_it_is(tmp_path: Path) -> None:
     """F16 and BF16 tensors come back with their bits; blocks come back as float32."""
-    from quantize.gguf.types import Type
     from quantize.gguf.writer import Planned, write_gguf
+    from quantize.kernels.block_types import Type
 
     _, folder = make(CASES[0], tmp_path / "hf")
     write_gguf_f32(folder, tmp_path / "f32.gguf")

@@ -15,7 +15,7 @@ from gguf_bytes import Document, tiny_gguf
 
 from quantize.errors import StepFailed
 from quantize.gguf.llamacpp_apart import Model
-from quantize.gguf.types import Type
+from quantize.kernels.block_types import Type
 from quantize.recipe import RunOptions
 from quantize.runtimes import open_runtime
 from quantize.runtimes.llamacpp import LlamaCppRuntime

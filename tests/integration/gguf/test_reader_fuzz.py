@@ -16,8 +16,8 @@ from gguf import GGUFValueType as V
 
 from quantize.errors import BadInput, Unsupported
 from quantize.gguf.reader import read_gguf
-from quantize.gguf.types import Type
 from quantize.gguf.writer import Planned, write_gguf
+from quantize.kernels.block_types import Type
 
 CASES = int(os.environ.get("FUZZ_CASES", 1_000_000))
 SEED = int(os.environ.get("FUZZ_SEED", 0)) or random.SystemRandom().getrandbits(32)

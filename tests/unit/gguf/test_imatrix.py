@@ -11,8 +11,8 @@ from gguf import GGUFReader, GGUFValueType
 from quantize.errors import BadInput
 from quantize.gguf.imatrix import CHUNK_COUNT, CHUNK_SIZE, DATASETS, Entry, ImportanceMatrix, read_imatrix, write_imatrix
 from quantize.gguf.imatrix_use import WEIGHTED, importances
-from quantize.gguf.types import TENSOR_TYPES, Type
 from quantize.gguf.writer import Kvs, Planned, write_gguf
+from quantize.kernels.block_types import TENSOR_TYPES, Type
 from quantize.methods.gguf import GgufRecipe
 from quantize.recipe import parse_recipe
 
@@ -202,9 +202,9 @@ def test_columns_without_importance_count_alike(kind: Type, columns: int) -> Non
     pytest.importorskip("llama_cpp")
     from gguf.quants import dequantize
 
-    from quantize.gguf.llamacpp import prepare, quantize_rows
     from quantize.gguf.mixture import Choice, Spec
-    from quantize.gguf.types import FILE_TYPES, block_size, row_bytes
+    from quantize.kernels.block_types import FILE_TYPES, block_size, row_bytes
+    from quantize.kernels.llamacpp import prepare, quantize_rows
 
     random = np.random.default_rng(1)
     sums = random.lognormal(0, 1, (1, 512)).astype(np.float32)
@@ -228,7 +228,7 @@ def test_columns_without_importance_count_alike(kind: Type, columns: int) -> Non
 
 def test_an_importance_of_zero_among_others_stays() -> None:
     from quantize.gguf.mixture import Choice, Spec
-    from quantize.gguf.types import FILE_TYPES
+    from quantize.kernels.block_types import FILE_TYPES
 
     sums = np.ones((1, 64), np.float32)
     sums[0, 3:9] = 0

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from quantize.errors import BadInput
 from quantize.gguf.reader import read_gguf
-from quantize.gguf.types import Type, row_bytes
 from quantize.gguf.writer import Planned, header, part_path, write_gguf
+from quantize.kernels.block_types import Type, row_bytes
 
 KVS = {
     "general.architecture": ("llama", V.STRING),

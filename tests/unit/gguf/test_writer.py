@@ -9,8 +9,8 @@ pytest.importorskip("llama_cpp")
 
 from quantize.errors import StepFailed
 from quantize.gguf.reader import read_gguf
-from quantize.gguf.types import Type
 from quantize.gguf.writer import Planned, write_gguf
+from quantize.kernels.block_types import Type
 
 BF16 = np.arange(1 << 16, dtype=np.uint16)
 F32 = (BF16.astype(np.uint32) << 16).view(np.float32)

@@ -30,7 +30,7 @@ class Vocabulary:
     def __init__(self, path: Path):
         import llama_cpp
 
-        from quantize.gguf.llamacpp import library
+        from quantize.kernels.llamacpp import library
 
         library()
         parameters = llama_cpp.llama_model_default_params()
@@ -38,7 +38,7 @@ class Vocabulary:
         self._lib = llama_cpp
         self._model = llama_cpp.llama_model_load_from_file(str(path).encode(), parameters)
         if not self._model:
-            from quantize.gguf.llamacpp import last_error
+            from quantize.kernels.llamacpp import last_error
 
             raise AssertionError(f"llama.cpp does not load {path}: {last_error()}")
         self._vocab = llama_cpp.llama_model_get_vocab(self._model)

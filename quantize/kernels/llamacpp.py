@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from quantize.errors import BadInput, StepFailed
-from quantize.gguf.types import LlamaFileType, Type, row_bytes
+from quantize.kernels.block_types import LlamaFileType, Type, row_bytes
 from quantize.terminal import printable
 
 _log: deque[str] = deque(maxlen=10_000)

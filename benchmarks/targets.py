@@ -2,7 +2,7 @@
 
 from benchmarks.speed import Target
 from evals.subjects import Typed, resolve
-from quantize.calibration import context_length
+from quantize.calibration.texts import context_length
 from quantize.recipe import parse_recipe
 from quantize.results import Subject
 

@@ -14,7 +14,7 @@ import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 
-from quantize.calibration import documentation_strings, held_out_text
+from quantize.calibration.texts import documentation_strings, held_out_text
 
 SEPARATOR = "<|endoftext|>"
 SHINGLE = 12  # words

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from quantize.calibration import held_out_text
+from quantize.calibration.texts import held_out_text
 
 SEPARATOR = "<|endoftext|>"
 # The split pattern of Qwen2's tokenizer.json.

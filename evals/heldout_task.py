@@ -57,6 +57,6 @@ def write_task(text: str, path: Path, items: int = ITEMS) -> int:
 
 def held_out_task() -> LocalTask:
     """The task of the demo's held-out text."""
-    from quantize.calibration import held_out_text
+    from quantize.calibration.texts import held_out_text
 
     return LocalTask(NAME, Path(f"{NAME}.jsonl"), "choices", tuple(make_items(held_out_text())))

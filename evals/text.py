@@ -9,7 +9,7 @@ from evals.protocols import TextProtocol, Tokenize, Windows, make_windows
 from evals.saved_ids import SavedIds
 from evals.special import SpecialIds, of_gguf, of_source
 from evals.subjects import Typed
-from quantize.calibration import held_out_text, read_text
+from quantize.calibration.texts import held_out_text, read_text
 from quantize.checkpoint.tokenizer import SourceTokenizer
 from quantize.runtimes import Runtime
 

@@ -21,7 +21,7 @@ from typing import Any, Literal, cast
 import numpy as np
 
 from quantize.artifact.artifact import Check, Note, Verification
-from quantize.calibration import context_length
+from quantize.calibration.texts import context_length
 from quantize.checkpoint.checkpoint import TOKENIZER_FILES, Checkpoint
 from quantize.errors import QuantwrightError
 from quantize.methods import Conversion, Method

@@ -269,7 +269,7 @@ def _run_streamed(
     gelu_table: bool = False,
     prepare: Prepare | None = None,
 ) -> None:
-    from quantize.hf.streamed import round_like_runtime, streamed_model
+    from quantize.calibration.layers import round_like_runtime, streamed_model
     from quantize.runtimes.transformers import TransformersRuntime
 
     model = streamed_model(checkpoint, read, extra)

@@ -201,7 +201,7 @@ def make_model(folder: Path) -> Path:
 
 def write_text(path: Path, model: Path, tokens: int) -> Path:
     """As much of the built-in calibration text as gives ``tokens`` tokens and a few more."""
-    from quantize.calibration import stdlib_documentation
+    from quantize.calibration.texts import stdlib_documentation
     from quantize.checkpoint.tokenizer import SourceTokenizer
 
     tokenizer, text = SourceTokenizer.open(model), stdlib_documentation()

@@ -28,7 +28,7 @@ def imatrix(
 
     The model runs in float32, its weights read as they are needed.
     """
-    from quantize.calibration import load_calibration
+    from quantize.calibration.texts import load_calibration
     from quantize.checkpoint.checkpoint import Checkpoint, sha256_file
     from quantize.gguf.imatrix import write_imatrix
     from quantize.gguf.imatrix_compute import compute_imatrix, with_first_token

@@ -52,8 +52,8 @@ def compute_imatrix(
     """
     import torch
 
+    from quantize.calibration.layers import stream_weights
     from quantize.hf.names import empty_model
-    from quantize.hf.streamed import stream_weights
 
     tensors = {mapped.name: mapped for mapped in plan(checkpoint).tensors}
     model = empty_model(checkpoint)

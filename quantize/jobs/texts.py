@@ -3,7 +3,7 @@
 import hashlib
 from pathlib import Path
 
-from quantize.calibration import held_out_text
+from quantize.calibration.texts import held_out_text
 from quantize.errors import BadInput
 from quantize.jobs.spec import HELD_OUT, Job, resolve_path
 from quantize.recipe import CalibrationOptions

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from quantize.artifact.artifact import Note
-from quantize.calibration import Calibration
+from quantize.calibration.texts import Calibration
 from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.numerics.sketch import differing_rows, sketch
 from quantize.recipe import Recipe, RunOptions

@@ -14,7 +14,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from quantize.artifact.artifact import Note
-from quantize.calibration import Calibration
+from quantize.calibration.texts import Calibration
 from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.errors import StepFailed, Unsupported
 from quantize.methods import Computed, Conversion, Method

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from quantize.artifact.artifact import Note
-from quantize.calibration import Calibration
+from quantize.calibration.texts import Calibration
 from quantize.checkpoint.checkpoint import FLOAT_DTYPES, Checkpoint
 from quantize.errors import StepFailed
 from quantize.methods import Conversion, Method

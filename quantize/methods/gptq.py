@@ -12,7 +12,7 @@ import numpy as np
 from pydantic import BeforeValidator, Field
 
 from quantize.artifact.artifact import Note
-from quantize.calibration import Calibration
+from quantize.calibration.texts import Calibration
 from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.errors import StepFailed
 from quantize.methods import Conversion, Method

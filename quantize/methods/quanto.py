@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 
 from quantize.artifact.artifact import Note
-from quantize.calibration import Calibration
+from quantize.calibration.texts import Calibration
 from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.methods import Computed, Conversion, Method
 from quantize.recipe import Recipe, RunOptions

@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from evals import evaluate
-from quantize.calibration import stdlib_documentation
+from quantize.calibration.texts import stdlib_documentation
 from quantize.cli import cli
 from quantize.errors import BadInput, QuantwrightError, StepFailed
 from quantize.recipe import RunOptions

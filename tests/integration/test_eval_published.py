@@ -9,7 +9,7 @@ import pytest
 from evals import evaluate
 from evals.kernels import emulate_llamacpp_base
 from evals.reference import CachedReference
-from quantize.calibration import read_text
+from quantize.calibration.texts import read_text
 from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.recipe import RunOptions, parse_recipe
 from quantize.registry import method

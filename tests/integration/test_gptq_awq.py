@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from quantize.artifact.artifact import CalibrationRecord
-from quantize.calibration import Calibration
+from quantize.calibration.texts import Calibration
 from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.checkpoint.tensors import Entry, StoredTensors, write_folder
 from quantize.errors import BadInput, StepFailed, Unsupported
@@ -464,7 +464,7 @@ def test_every_family(kind: str, preset: str, small: Checkpoint, tmp_path: Path)
 
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from quantize.hf.streamed import streamed_model
+    from quantize.calibration.layers import streamed_model
     from quantize.methods.awq import EXCLUDED
 
     if preset == "awq-int4" and kind in EXCLUDED:

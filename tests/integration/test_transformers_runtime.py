@@ -162,7 +162,7 @@ def test_only_some_recipes_can_be_loaded_as(tmp_path: Path) -> None:
 
 def test_streamed_weights_give_the_same_logits(make_checkpoint: Callable[..., Path]) -> None:
     from quantize import Checkpoint
-    from quantize.hf.streamed import streamed_model
+    from quantize.calibration.layers import streamed_model
 
     for tied in (False, True):
         folder = make_checkpoint(tie_word_embeddings=tied, num_hidden_layers=2)

@@ -95,7 +95,7 @@ def test_stacked_experts_are_the_sources_own(experts: Path) -> None:
     """The reference for logits: parameters made of a checkpoint's tensors as transformers' loader makes them."""
     from transformers import AutoModelForCausalLM
 
-    from quantize.hf.streamed import streamed_model
+    from quantize.calibration.layers import streamed_model
 
     checkpoint = Checkpoint.open(experts)
     ids = torch.from_numpy(ROWS)

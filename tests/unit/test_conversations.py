@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from quantize.calibration import calibration_text, context_length, load_calibration
+from quantize.calibration.texts import calibration_text, context_length, load_calibration
 from quantize.chat.conversations import text_of_rows
 from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.errors import BadInput

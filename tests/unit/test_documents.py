@@ -8,7 +8,7 @@ import pytest
 
 from evals.generations import read_prompts
 from evals.task_files import read_hellaswag, read_jsonl
-from quantize.calibration import calibration_text, read_text
+from quantize.calibration.texts import calibration_text, read_text
 from quantize.documents import read_document, read_rows
 from quantize.errors import BadInput
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from quantize import Artifact
-from quantize.calibration import held_out_text
+from quantize.calibration.texts import held_out_text
 from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.cli import cli
 from quantize.errors import BadInput, Unsupported

@@ -22,7 +22,7 @@ def find_target(name: str, load_as: str = "", code: bool = False) -> tuple[Targe
 def trained_context(typed: Typed) -> int:
     """Tokens that the model was made for; 0 where its files do not say."""
     if typed.gguf:
-        from quantize.gguf.reader import read_gguf
+        from quantize.gguf.container.reader import read_gguf
 
         values = read_gguf(typed.gguf).kvs
         return int(values.get(f"{values.get('general.architecture')}.context_length") or 0)

@@ -109,7 +109,7 @@ def _decode(runtime: Any, ids: np.ndarray, depth: int, tokens: int) -> list[floa
 
 def _import_engine(path: Path) -> None:
     """Import what opening will need, so that the load time is the model's own."""
-    from quantize.gguf.files import find_gguf
+    from quantize.gguf.container.files import find_gguf
 
     for name in ("quantize.kernels.llamacpp", "llama_cpp") if find_gguf(path) else ("torch", "transformers.modeling_utils"):
         with contextlib.suppress(ImportError):  # opening says what is missing, and how to mend it

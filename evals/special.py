@@ -13,8 +13,8 @@ from typing import Any
 from quantize.chat.templates import special_tokens
 from quantize.checkpoint.tokenizer import SourceTokenizer
 from quantize.files import inside, read_json
-from quantize.gguf.chat_templates import end_tokens, token_of
-from quantize.gguf.reader import read_gguf
+from quantize.gguf.container.reader import read_gguf
+from quantize.gguf.tokenizer.chat_templates import end_tokens, token_of
 
 NAMES = frozenset({"bos_token", "eos_token"})
 

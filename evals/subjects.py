@@ -14,8 +14,8 @@ from quantize.artifact.file_hashes import user_hashes
 from quantize.checkpoint.checkpoint import TOKENIZER_FILES, VOCABULARY_FILES, is_adapter_beside, read_config, read_weights
 from quantize.errors import BadInput, QuantwrightError
 from quantize.files import check_links, typed_path
-from quantize.gguf.files import find_gguf, is_gguf
-from quantize.gguf.reader import read_gguf
+from quantize.gguf.container.files import find_gguf, is_gguf
+from quantize.gguf.container.reader import read_gguf
 from quantize.gguf_repository import HubGguf, find, is_gguf_name
 from quantize.recipe import Recipe
 from quantize.results import Subject

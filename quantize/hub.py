@@ -43,8 +43,8 @@ def resolve_model(model: str, *, code: bool = False) -> tuple[Path, str | None]:
         file.fetch()
         path = file.path
     if path.is_file():
-        from quantize.gguf.back import materialise
-        from quantize.gguf.files import find_gguf
+        from quantize.gguf.container.files import find_gguf
+        from quantize.gguf.to_checkpoint.folder import materialise
 
         if find_gguf(path):
             folder, quantized = materialise(path)

@@ -183,10 +183,10 @@ def _tokenizer(recipe: Recipe, stage: Path, checkpoint: Checkpoint, runtime: Run
     gguf = next(iter(sorted(stage.glob("*.gguf"))), None)
     if gguf is not None:
         from quantize.chat.templates import folder_templates
-        from quantize.gguf.chat_templates import templates_of
-        from quantize.gguf.reader import read_gguf
-        from quantize.gguf.tokenizer import verify_tokenizer
-        from quantize.gguf.tokenizer_special import gguf_name
+        from quantize.gguf.container.reader import read_gguf
+        from quantize.gguf.tokenizer.chat_templates import templates_of
+        from quantize.gguf.tokenizer.metadata import verify_tokenizer
+        from quantize.gguf.tokenizer.special import gguf_name
 
         report = verify_tokenizer(checkpoint, runtime.tokenize, pre=getattr(recipe, "pre_tokenizer", None))
         detail = report.summary()

@@ -9,7 +9,7 @@ from typing import Any
 
 from gguf import GGUFValueType as V
 
-from quantize.gguf.reader import read_gguf
+from quantize.gguf.container.reader import read_gguf
 
 CODES = {
     V.UINT8: "B", V.INT8: "b", V.UINT16: "H", V.INT16: "h", V.UINT32: "I", V.INT32: "i", V.FLOAT32: "f", V.BOOL: "?",

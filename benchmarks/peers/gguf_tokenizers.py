@@ -25,7 +25,7 @@ import gguf
 
 from quantize.checkpoint.checkpoint import TOKENIZER_FILES, Checkpoint
 from quantize.checkpoint.tokenizer import SourceTokenizer
-from quantize.gguf.tokenizer import TokenizerReport, tokenizer_metadata, verify_tokenizer
+from quantize.gguf.tokenizer.metadata import TokenizerReport, tokenizer_metadata, verify_tokenizer
 
 
 class Vocabulary:

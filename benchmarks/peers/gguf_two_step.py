@@ -157,7 +157,7 @@ def run(command: list[str], output: Path | None) -> Run:
 
 
 def identical(mine: Path, theirs: Path) -> bool:
-    from quantize.gguf.reader import read_gguf
+    from quantize.gguf.container.reader import read_gguf
 
     a, b = read_gguf(mine), read_gguf(theirs)
     return a.tensors.keys() == b.tensors.keys() and all(
@@ -170,7 +170,7 @@ def quantizer_share(checkpoint: Path, name: str, arguments: argparse.Namespace) 
     import tempfile
 
     from quantize.checkpoint.checkpoint import Checkpoint
-    from quantize.gguf import writer
+    from quantize.gguf.container import writer
     from quantize.methods.gguf import Gguf, GgufRecipe
     from quantize.recipe import RunOptions
 

@@ -45,9 +45,9 @@ def folder_template(folder: Path, name: str = "") -> ChatTemplate:
 
 def gguf_template(path: Path, name: str = "") -> ChatTemplate:
     """As ``folder_template``, from the file's metadata: what the template sees besides the messages are its special tokens."""
-    from quantize.gguf.chat_templates import special_tokens as special_tokens_of
-    from quantize.gguf.chat_templates import templates_of
-    from quantize.gguf.reader import read_gguf
+    from quantize.gguf.container.reader import read_gguf
+    from quantize.gguf.tokenizer.chat_templates import special_tokens as special_tokens_of
+    from quantize.gguf.tokenizer.chat_templates import templates_of
 
     kvs = read_gguf(path).kvs
     return ChatTemplate(_choose(path, templates_of(kvs), name), special_tokens_of(kvs), str(path))

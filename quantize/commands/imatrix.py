@@ -28,10 +28,10 @@ def imatrix(
 
     The model runs in float32, its weights read as they are needed.
     """
+    from quantize.calibration.importance import compute_imatrix, with_first_token
     from quantize.calibration.texts import load_calibration
     from quantize.checkpoint.checkpoint import Checkpoint, sha256_file
-    from quantize.gguf.imatrix import write_imatrix
-    from quantize.gguf.imatrix_compute import compute_imatrix, with_first_token
+    from quantize.gguf.importance.file import write_imatrix
 
     _claim(out, force, [typed_path(model), typed_path(text)])
     checkpoint = Checkpoint.open(model, trust_remote_code=run.trust_remote_code)
@@ -68,7 +68,7 @@ def imatrix(
 
 def _claim(out: Path, force: bool, inputs: list[Path]) -> None:
     """Errors: BadInput where ``out`` cannot be written, or lies there and is no importance matrix or ``force`` is not given."""
-    from quantize.gguf.imatrix import read_imatrix
+    from quantize.gguf.importance.file import read_imatrix
     from quantize.staging import follow, keep_inputs
 
     real = follow(out)

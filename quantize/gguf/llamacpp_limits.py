@@ -7,7 +7,7 @@ Source: llama.cpp src/llama-model.cpp (``load_hparams``), src/llama-hparams.h, g
 import math
 
 from quantize.errors import BadInput, StepFailed
-from quantize.gguf.reader import GgufFile
+from quantize.gguf.container.reader import GgufFile
 from quantize.terminal import printable
 
 MAX_LAYERS, MAX_EXPERTS = 512, 1024

@@ -146,7 +146,7 @@ _LAYOUTS: dict[str, Callable[[Checkpoint, Any, str, bool], Iterator[Entry]]] = {
 
 def _gguf_bytes(checkpoint: Checkpoint, recipe: Any) -> int:
     """Exact: the very header that the writer would write, and the padded tensors."""
-    from quantize.gguf.writer import _part_kvs, header, padded, split
+    from quantize.gguf.container.writer import _part_kvs, header, padded, split
     from quantize.methods.gguf import file_contents
 
     contents = file_contents(checkpoint, recipe)

@@ -24,11 +24,11 @@ from quantize.recipe import RunOptions
 from quantize.terminal import console
 
 if TYPE_CHECKING:
+    from quantize.gguf.container.reader import GgufFile
+    from quantize.gguf.container.writer import Planned
     from quantize.gguf.families import FamilyPlan, Mapped
-    from quantize.gguf.imatrix_use import Importances
+    from quantize.gguf.importance.use import Importances
     from quantize.gguf.mixture import Choice, Overrides, Spec
-    from quantize.gguf.reader import GgufFile
-    from quantize.gguf.writer import Planned
     from quantize.kernels.block_types import Type
 
 
@@ -57,7 +57,7 @@ class Gguf(Method):
         self._sources: dict[Path, dict[str, tuple[str, ...]]] = {}
 
     def check(self, checkpoint: Checkpoint, recipe: GgufRecipe) -> None:
-        from quantize.gguf.tokenizer import tokenizer_metadata
+        from quantize.gguf.tokenizer.metadata import tokenizer_metadata
 
         _importances(_prepare(checkpoint, recipe), recipe)
         tokenizer_metadata(checkpoint, pre=recipe.pre_tokenizer)
@@ -65,7 +65,7 @@ class Gguf(Method):
     def convert(
         self, checkpoint: Checkpoint, recipe: GgufRecipe, stage: Path, run: RunOptions, calibration: Calibration | None
     ) -> Conversion:
-        from quantize.gguf.writer import write_gguf
+        from quantize.gguf.container.writer import write_gguf
         from quantize.kernels import llamacpp
 
         work = _prepare(checkpoint, recipe)
@@ -176,7 +176,7 @@ class Contents:
 def file_contents(checkpoint: Checkpoint, recipe: GgufRecipe, work: _Work | None = None) -> Contents:
     """Errors: as ``Gguf.check``."""
     from quantize.gguf import metadata
-    from quantize.gguf.tokenizer import tokenizer_metadata
+    from quantize.gguf.tokenizer.metadata import tokenizer_metadata
     from quantize.kernels.block_types import FILE_TYPES
 
     file_type, work = FILE_TYPES[recipe.type], work or _prepare(checkpoint, recipe)
@@ -194,7 +194,7 @@ def file_contents(checkpoint: Checkpoint, recipe: GgufRecipe, work: _Work | None
 
 
 def _importances(work: _Work, recipe: GgufRecipe) -> "Importances":
-    from quantize.gguf.imatrix_use import importances
+    from quantize.gguf.importance.use import importances
     from quantize.kernels.block_types import FILE_TYPES
 
     return importances(recipe.importance(), work.specs, work.choices, FILE_TYPES[recipe.type], Path(recipe.imatrix or "").name)
@@ -224,8 +224,8 @@ def _source_type(checkpoint: Checkpoint, mapped: "Mapped", recipe: GgufRecipe) -
 
 
 def _planned(checkpoint: Checkpoint, mapped: "Mapped", choice: "Choice", recipe: GgufRecipe, rows: dict[str, np.ndarray]) -> Any:
+    from quantize.gguf.container.writer import Planned
     from quantize.gguf.mixture import lossless_type
-    from quantize.gguf.writer import Planned
     from quantize.kernels.block_types import SAME_BITS, TENSOR_TYPES, Type
 
     detour = None
@@ -265,7 +265,7 @@ def _fallback_notes(work: _Work) -> list[Note]:
 
 
 def _open(stage: Path) -> "GgufFile":
-    from quantize.gguf.reader import read_gguf
+    from quantize.gguf.container.reader import read_gguf
 
     files = sorted(stage.glob("*.gguf"))
     if not files:

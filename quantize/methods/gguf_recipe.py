@@ -11,7 +11,7 @@ from quantize.errors import BadInput
 from quantize.recipe import Recipe
 
 if TYPE_CHECKING:
-    from quantize.gguf.imatrix import ImportanceMatrix
+    from quantize.gguf.importance.file import ImportanceMatrix
 
 #: short spellings that are offered; the other types of ``quantize.kernels.block_types.FILE_TYPES`` want an importance matrix
 PRESET_TYPES = (
@@ -92,7 +92,7 @@ class GgufRecipe(Recipe):
 
 @lru_cache(maxsize=1)
 def _read(path: str, sha256: str) -> "ImportanceMatrix":
-    from quantize.gguf.imatrix import read_imatrix
+    from quantize.gguf.importance.file import read_imatrix
 
     matrix = read_imatrix(path)
     if sha256_file(Path(path)) != sha256:

@@ -14,7 +14,7 @@ import numpy as np
 
 from quantize.checkpoint.tokenizer import SourceTokenizer
 from quantize.errors import BadInput, Unsupported
-from quantize.gguf.files import find_gguf
+from quantize.gguf.container.files import find_gguf
 from quantize.recipe import Recipe, RunOptions
 
 #: ``consume(row, first, logits)``: float32 logits (positions, vocabulary) of row ``row``, starting at position ``first``.

@@ -8,8 +8,8 @@ import numpy as np
 
 from quantize.errors import BadInput, Unsupported
 from quantize.gguf import llamacpp_apart
+from quantize.gguf.container.reader import read_gguf
 from quantize.gguf.llamacpp_limits import check_metadata
-from quantize.gguf.reader import read_gguf
 from quantize.kernels import llamacpp
 from quantize.recipe import Recipe, RunOptions
 from quantize.runtimes import Consume, Runtime, TreeConsume

@@ -290,7 +290,7 @@ GGUF_DAMAGE = ["swap", "lose row", "scale of the neighbour"]
 @pytest.mark.parametrize("damage", GGUF_DAMAGE)
 def test_damage_to_a_gguf_is_noticed(damage: str, source: Path, tmp_path: Path) -> None:
     pytest.importorskip("llama_cpp")
-    from quantize.gguf.reader import read_gguf
+    from quantize.gguf.container.reader import read_gguf
 
     recipe = parse_recipe("gguf-q4_k_m")
     artifact = convert(source, recipe, tmp_path / "stage", verify="none", run=CPU)

@@ -12,8 +12,8 @@ from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.checkpoint.model_card import license_files, read_model_card
 from quantize.convert import convert
 from quantize.errors import BadInput
+from quantize.gguf.container.writer import pack_value
 from quantize.gguf.metadata import MAX_STEM_CHARACTERS, file_name, general_kvs, load_metadata
-from quantize.gguf.writer import pack_value
 from quantize.kernels.block_types import FILE_TYPES
 from quantize.methods.gguf import GgufRecipe, file_contents
 

@@ -15,7 +15,7 @@ from gguf import GGUFValueType
 from quantize.artifact.artifact import Note
 from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.errors import BadInput, StepFailed, Unsupported
-from quantize.gguf.reader import GgufFile
+from quantize.gguf.container.reader import GgufFile
 
 #: HF architecture class -> module of this package that knows it
 KNOWN: dict[str, str] = {

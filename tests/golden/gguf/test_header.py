@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.peers.gguf_header import ADR, differences, listed
-from quantize.gguf.reader import read_gguf
+from quantize.gguf.container.reader import read_gguf
 from quantize.kernels import llamacpp
 from quantize.kernels.block_types import FILE_TYPES
 
@@ -34,7 +34,7 @@ def test_only_the_signature_differs_from_llama_quantize(source: Path, tmp_path: 
 def test_of_the_imatrix_only_the_folder_differs(source: Path, tmp_path: Path) -> None:
     import numpy as np
 
-    from quantize.gguf.imatrix import Entry, ImportanceMatrix, write_imatrix
+    from quantize.gguf.importance.file import Entry, ImportanceMatrix, write_imatrix
 
     matrix, lossless = tmp_path / "matrix.gguf", convert(source, tmp_path / "bf16", type="bf16")
     values = np.ones((1, 64), np.float32)

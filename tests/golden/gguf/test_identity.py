@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from quantize.checkpoint.checkpoint import Checkpoint
-from quantize.gguf.reader import GgufFile, read_gguf
+from quantize.gguf.container.reader import GgufFile, read_gguf
 from quantize.kernels import llamacpp
 from quantize.kernels.block_types import FILE_TYPES, TENSOR_TYPES
 from quantize.methods.gguf import PRESET_TYPES, Gguf, GgufRecipe

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from quantize.errors import BadInput, Unsupported
-from quantize.gguf.imatrix import Entry, ImportanceMatrix, read_imatrix, write_imatrix
-from quantize.gguf.imatrix_use import WEIGHTED
+from quantize.gguf.container.reader import read_gguf
+from quantize.gguf.importance.file import Entry, ImportanceMatrix, read_imatrix, write_imatrix
+from quantize.gguf.importance.use import WEIGHTED
 from quantize.gguf.mixture import requires_imatrix
-from quantize.gguf.reader import read_gguf
 from quantize.kernels import llamacpp
 from quantize.kernels.block_types import FILE_TYPES
 from quantize.methods.gguf import PRESET_TYPES, Gguf, GgufRecipe

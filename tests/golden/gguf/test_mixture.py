@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from gguf import GGUFValueType as V
 
+from quantize.gguf.container.writer import Planned, header, padded
 from quantize.gguf.mixture import ModelShape, Overrides, Spec, choose_types, lossless_type
-from quantize.gguf.writer import Planned, header, padded
 from quantize.kernels import llamacpp
 from quantize.kernels.block_types import FILE_TYPES, Type
 

@@ -301,8 +301,8 @@ def write_gguf_f32(folder: Path, out: Path, spoil: str = "") -> list[str]:
     from gguf import GGUFValueType, TokenType
 
     from quantize.checkpoint.checkpoint import Checkpoint
+    from quantize.gguf.container.writer import Planned, write_gguf
     from quantize.gguf.families import Mapped, plan
-    from quantize.gguf.writer import Planned, write_gguf
     from quantize.kernels.block_types import Type
 
     checkpoint = Checkpoint.open(folder, tokenizer=False)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from quantize.gguf.imatrix import Entry
+from quantize.gguf.importance.file import Entry
 from quantize.kernels import llamacpp
 
 

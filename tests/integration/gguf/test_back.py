@@ -18,10 +18,10 @@ from quantize import convert
 from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.checkpoint.tokenizer import SourceTokenizer
 from quantize.errors import BadInput, Unsupported
-from quantize.gguf.back import write_checkpoint
-from quantize.gguf.back_config import ARCHITECTURES
-from quantize.gguf.back_tokenizer import write_tokenizer
-from quantize.gguf.reader import GgufFile, read_gguf
+from quantize.gguf.container.reader import GgufFile, read_gguf
+from quantize.gguf.to_checkpoint.config import ARCHITECTURES
+from quantize.gguf.to_checkpoint.folder import write_checkpoint
+from quantize.gguf.to_checkpoint.tokenizer import write_tokenizer
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 SCALING = "Llama 3 (rope scaling, GQA)"
@@ -79,7 +79,7 @@ def test_llama3_scaling_is_read_off_the_divisors(tmp_path: Path) -> None:
 
 def test_half_precision_stays_as_it_is(tmp_path: Path) -> None:
     """F16 and BF16 tensors come back with their bits; blocks come back as float32."""
-    from quantize.gguf.writer import Planned, write_gguf
+    from quantize.gguf.container.writer import Planned, write_gguf
     from quantize.kernels.block_types import Type
 
     _, folder = make(CASES[0], tmp_path / "hf")
@@ -143,7 +143,7 @@ def test_refusals(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["llama2", "llama3", "qwen3", "mistral_v1", "mistral_v3", "deepseek_v3"])
 def test_real_tokenizers_come_back(name: str, shared: Path, tmp_path: Path) -> None:
     """The same ids, specials included, from the files written as from the published ones."""
-    from quantize.gguf.tokenizer import tokenizer_metadata
+    from quantize.gguf.tokenizer.metadata import tokenizer_metadata
 
     folder = shared / "tokenizers" / name
     metadata = tokenizer_metadata(Checkpoint(folder, name, None, {"architectures": ["LlamaForCausalLM"]}, {}))

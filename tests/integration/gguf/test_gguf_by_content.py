@@ -11,7 +11,7 @@ from gguf_bytes import tiny_gguf
 
 from quantize.cli import cli
 from quantize.errors import BadInput
-from quantize.gguf.files import find_gguf
+from quantize.gguf.container.files import find_gguf
 
 BLOB = "sha256-0123456789abcdef"
 

@@ -14,8 +14,8 @@ from fuzzing import faults, sample
 from gguf_bytes import Document, changed, mixture, sentencepiece, tiny_gguf
 
 from quantize.checkpoint.checkpoint import Checkpoint
-from quantize.gguf.back import write_checkpoint
-from quantize.gguf.reader import read_gguf
+from quantize.gguf.container.reader import read_gguf
+from quantize.gguf.to_checkpoint.folder import write_checkpoint
 from quantize.recipe import RunOptions
 from quantize.runtimes.llamacpp import LlamaCppRuntime
 

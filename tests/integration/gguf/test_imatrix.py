@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 
 from quantize import Artifact
+from quantize.calibration.importance import compute_imatrix, with_first_token
 from quantize.calibration.texts import held_out_text
 from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.cli import cli
 from quantize.errors import BadInput, Unsupported
-from quantize.gguf.imatrix import read_imatrix
-from quantize.gguf.imatrix_compute import compute_imatrix, with_first_token
+from quantize.gguf.importance.file import read_imatrix
 
 sys.path.insert(0, str(Path(__file__).parent))
 from family_cases import CASES, Case, make, write_gguf_f32

@@ -10,8 +10,8 @@ import pytest
 from quantize import Artifact
 from quantize.cli import cli
 from quantize.errors import BadInput, StepFailed, Unsupported
-from quantize.gguf.imatrix import Entry, ImportanceMatrix, write_imatrix
-from quantize.gguf.reader import read_gguf
+from quantize.gguf.container.reader import read_gguf
+from quantize.gguf.importance.file import Entry, ImportanceMatrix, write_imatrix
 from quantize.jobs.load import load_job
 from quantize.jobs.steps import build_plan
 

@@ -15,8 +15,8 @@ import pytest
 from gguf import GGUFValueType as V
 
 from quantize.errors import BadInput, Unsupported
-from quantize.gguf.reader import read_gguf
-from quantize.gguf.writer import Planned, write_gguf
+from quantize.gguf.container.reader import read_gguf
+from quantize.gguf.container.writer import Planned, write_gguf
 from quantize.kernels.block_types import Type
 
 CASES = int(os.environ.get("FUZZ_CASES", 1_000_000))

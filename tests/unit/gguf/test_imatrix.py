@@ -9,9 +9,9 @@ import pytest
 from gguf import GGUFReader, GGUFValueType
 
 from quantize.errors import BadInput
-from quantize.gguf.imatrix import CHUNK_COUNT, CHUNK_SIZE, DATASETS, Entry, ImportanceMatrix, read_imatrix, write_imatrix
-from quantize.gguf.imatrix_use import WEIGHTED, importances
-from quantize.gguf.writer import Kvs, Planned, write_gguf
+from quantize.gguf.container.writer import Kvs, Planned, write_gguf
+from quantize.gguf.importance.file import CHUNK_COUNT, CHUNK_SIZE, DATASETS, Entry, ImportanceMatrix, read_imatrix, write_imatrix
+from quantize.gguf.importance.use import WEIGHTED, importances
 from quantize.kernels.block_types import TENSOR_TYPES, Type
 from quantize.methods.gguf import GgufRecipe
 from quantize.recipe import parse_recipe

@@ -8,10 +8,10 @@ from pathlib import Path
 from gguf import GGUFValueType
 
 from quantize.checkpoint.checkpoint import Checkpoint
-from quantize.gguf.reader import read_gguf
-from quantize.gguf.sentencepiece_model import read_spec
-from quantize.gguf.tokenizer import tokenizer_metadata
-from quantize.gguf.writer import write_gguf
+from quantize.gguf.container.reader import read_gguf
+from quantize.gguf.container.writer import write_gguf
+from quantize.gguf.tokenizer.metadata import tokenizer_metadata
+from quantize.gguf.tokenizer.sentencepiece_model import read_spec
 from quantize.methods.gguf import GgufRecipe, file_contents
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

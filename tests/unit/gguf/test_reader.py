@@ -12,8 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from quantize.errors import BadInput
-from quantize.gguf.reader import read_gguf
-from quantize.gguf.writer import Planned, header, part_path, write_gguf
+from quantize.gguf.container.reader import read_gguf
+from quantize.gguf.container.writer import Planned, header, part_path, write_gguf
 from quantize.kernels.block_types import Type, row_bytes
 
 KVS = {

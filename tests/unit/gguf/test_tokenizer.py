@@ -13,8 +13,8 @@ from vocabulary_file import open_folder, tokenizer_of
 
 from quantize.checkpoint.tokenizer import SourceTokenizer
 from quantize.errors import BadInput, Unsupported
-from quantize.gguf.awkward_texts import TEXTS
-from quantize.gguf.tokenizer import check_tokenizer, tokenizer_metadata, verify_tokenizer
+from quantize.gguf.tokenizer.awkward_texts import TEXTS
+from quantize.gguf.tokenizer.metadata import check_tokenizer, tokenizer_metadata, verify_tokenizer
 
 CORPUS = [text for text in TEXTS if text.strip() and "\x00" not in text] * 3
 T = "tokenizer.ggml."

@@ -12,11 +12,11 @@ from tokenizers import AddedToken, Tokenizer
 from vocabulary_file import Vocabulary, open_folder, tokenizer_of, write_vocabulary
 
 from quantize.checkpoint.tokenizer import SourceTokenizer
-from quantize.gguf.chat_templates import templates_of
-from quantize.gguf.reader import read_gguf
-from quantize.gguf.tokenizer import tokenizer_metadata, verify_tokenizer
-from quantize.gguf.tokenizer_special import ENDS
-from quantize.gguf.tokenizer_verify import added_by_transformers
+from quantize.gguf.container.reader import read_gguf
+from quantize.gguf.tokenizer.chat_templates import templates_of
+from quantize.gguf.tokenizer.metadata import tokenizer_metadata, verify_tokenizer
+from quantize.gguf.tokenizer.special import ENDS
+from quantize.gguf.tokenizer.verify import added_by_transformers
 
 T = "tokenizer.ggml."
 

@@ -13,10 +13,10 @@ from vocabulary_file import open_folder, tokenizer_of
 
 from quantize.checkpoint.tokenizer import SourceTokenizer
 from quantize.errors import BadInput, Unsupported
-from quantize.gguf.awkward_texts import TEXTS
-from quantize.gguf.pretokenizers import BY_NAME, PRES, SPLITS
-from quantize.gguf.tokenizer import check_tokenizer, tokenizer_metadata, verify_tokenizer
-from quantize.gguf.tokenizer_pre import HARD_PROBES, PROBES, _marked
+from quantize.gguf.tokenizer.awkward_texts import TEXTS
+from quantize.gguf.tokenizer.metadata import check_tokenizer, tokenizer_metadata, verify_tokenizer
+from quantize.gguf.tokenizer.pre import HARD_PROBES, PROBES, _marked
+from quantize.gguf.tokenizer.pretokenizers import BY_NAME, PRES, SPLITS
 
 LIMITS = {"normalization", "its split code", "token types that llama.cpp overrides"}
 

@@ -8,8 +8,8 @@ import pytest
 pytest.importorskip("llama_cpp")
 
 from quantize.errors import StepFailed
-from quantize.gguf.reader import read_gguf
-from quantize.gguf.writer import Planned, write_gguf
+from quantize.gguf.container.reader import read_gguf
+from quantize.gguf.container.writer import Planned, write_gguf
 from quantize.kernels.block_types import Type
 
 BF16 = np.arange(1 << 16, dtype=np.uint16)

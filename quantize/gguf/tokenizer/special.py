@@ -10,7 +10,7 @@ from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.checkpoint.config import read_generation_config
 from quantize.checkpoint.tokenizer import SourceTokenizer, token_text
 from quantize.checkpoint.tokenizer_files import read_if_there
-from quantize.gguf.tokenizer_vocabulary import Vocabulary
+from quantize.gguf.tokenizer.vocabulary import Vocabulary
 
 Kvs = dict[str, tuple[Any, GGUFValueType]]
 U32, BOOL, STRING, ARRAY = GGUFValueType.UINT32, GGUFValueType.BOOL, GGUFValueType.STRING, GGUFValueType.ARRAY

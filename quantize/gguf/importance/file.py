@@ -17,8 +17,8 @@ import numpy as np
 from gguf import GGUFValueType
 
 from quantize.errors import BadInput
-from quantize.gguf.reader import MAGIC, MAX_KEY, GgufFile, read_gguf
-from quantize.gguf.writer import Kvs, Planned, write_gguf
+from quantize.gguf.container.reader import MAGIC, MAX_KEY, GgufFile, read_gguf
+from quantize.gguf.container.writer import Kvs, Planned, write_gguf
 from quantize.kernels.block_types import Type
 from quantize.staging import whole_file
 

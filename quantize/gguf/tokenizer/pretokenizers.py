@@ -1,7 +1,7 @@
 """llama.cpp's pre-tokenizers as data: every name it knows for ``tokenizer.ggml.pre``, how each splits text, what each implies.
 
 Facts from llama.cpp's src/llama-vocab.cpp (revision of llama-cpp-python 0.3.36), in llama.cpp's own regex dialect: what the
-patterns mean there (categories collapsed to one byte, ASCII classes) is in ``quantize.gguf.llamacpp_split``.
+patterns mean there (categories collapsed to one byte, ASCII classes) is in ``quantize.gguf.tokenizer.llamacpp_split``.
 """
 
 from dataclasses import dataclass

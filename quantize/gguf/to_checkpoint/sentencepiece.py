@@ -10,7 +10,7 @@ from typing import Any
 from gguf import TokenType
 
 from quantize.errors import BadInput
-from quantize.gguf.back_vocabulary import Vocabulary
+from quantize.gguf.to_checkpoint.vocabulary import Vocabulary
 from quantize.terminal import printable
 
 SPACE = "▁"

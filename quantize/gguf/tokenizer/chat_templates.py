@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from quantize.gguf.tokenizer_special import ROLES, T
+from quantize.gguf.tokenizer.special import ROLES, T
 
 
 def templates_of(kvs: Mapping[str, Any]) -> dict[str, str]:

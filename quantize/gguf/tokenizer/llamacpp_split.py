@@ -13,7 +13,7 @@ import unicodedata
 from collections.abc import Iterator
 from functools import cache
 
-from quantize.gguf.pretokenizers import CONTRACTION, SPLITS
+from quantize.gguf.tokenizer.pretokenizers import CONTRACTION, SPLITS
 
 _CATEGORY_BYTES = {"N": "\xd1", "L": "\xd2", "P": "\xd3", "M": "\xd4", "S": "\xd5"}
 _ASCII_MEMBERS = {

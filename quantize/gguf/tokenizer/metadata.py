@@ -9,9 +9,9 @@ from quantize.artifact.artifact import Note
 from quantize.chat.templates import folder_templates
 from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.checkpoint.tokenizer import SourceTokenizer
-from quantize.gguf.tokenizer_special import Kvs, special_kvs, template_kvs
-from quantize.gguf.tokenizer_verify import Mismatch, TokenizerReport, verify_tokenizer
-from quantize.gguf.tokenizer_vocabulary import Vocabulary, read_vocabulary
+from quantize.gguf.tokenizer.special import Kvs, special_kvs, template_kvs
+from quantize.gguf.tokenizer.verify import Mismatch, TokenizerReport, verify_tokenizer
+from quantize.gguf.tokenizer.vocabulary import Vocabulary, read_vocabulary
 
 __all__ = ["Mismatch", "TokenizerMetadata", "TokenizerReport", "check_tokenizer", "tokenizer_metadata", "verify_tokenizer"]
 

@@ -1,7 +1,7 @@
 """A few hundred texts that tokenizers stumble over: what a written vocabulary is verified with."""
 
 from quantize.checkpoint.tokenizer import SourceTokenizer
-from quantize.gguf.tokenizer_pre import HARD_PROBES, PROBES
+from quantize.gguf.tokenizer.pre import HARD_PROBES, PROBES
 
 TEXTS = (
     "", "a", "ab", " a", "a ", "Hello", "hello", "HELLO", "Hello World", "Hello, y'all! How are you 😁 ?",

@@ -14,15 +14,15 @@ import numpy as np
 
 from quantize.checkpoint.checkpoint import Checkpoint, TensorInfo
 from quantize.errors import BadInput, StepFailed, Unsupported
-from quantize.gguf.back_card import write_card
-from quantize.gguf.back_config import to_config
-from quantize.gguf.back_tokenizer import write_tokenizer
-from quantize.gguf.chat_templates import end_tokens, token_of
+from quantize.gguf.container.reader import GgufFile, read_gguf
 from quantize.gguf.families import KNOWN, Mapped
 from quantize.gguf.families.config import Hyperparameters
 from quantize.gguf.families.decoder import Family, OneOf, Rule, make_plan, source_names, target_name
 from quantize.gguf.families.operations import COPY
-from quantize.gguf.reader import GgufFile, read_gguf
+from quantize.gguf.to_checkpoint.card import write_card
+from quantize.gguf.to_checkpoint.config import to_config
+from quantize.gguf.to_checkpoint.tokenizer import write_tokenizer
+from quantize.gguf.tokenizer.chat_templates import end_tokens, token_of
 from quantize.kernels.block_types import Type
 from quantize.staging import held_until_exit
 from quantize.terminal import printable

@@ -8,9 +8,9 @@ from gguf import GGUFValueType
 
 from quantize.artifact.artifact import Note
 from quantize.errors import BadInput, Unsupported
-from quantize.gguf.imatrix import Entry, ImportanceMatrix
+from quantize.gguf.container.writer import Kvs
+from quantize.gguf.importance.file import Entry, ImportanceMatrix
 from quantize.gguf.mixture import Choice, Spec, category, requires_imatrix, write_order
-from quantize.gguf.writer import Kvs
 from quantize.kernels.block_types import UNQUANTIZED, FileType, Type
 
 #: types whose block quantizers look at importances

@@ -5,7 +5,7 @@ from typing import Any
 
 import yaml
 
-from quantize.gguf.reader import GgufFile
+from quantize.gguf.container.reader import GgufFile
 
 #: general.* -> the key of a card's front matter from which llama.cpp's converter and ours fill it
 CARD_KEYS = {

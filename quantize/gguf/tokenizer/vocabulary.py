@@ -16,9 +16,9 @@ from quantize.artifact.artifact import Note
 from quantize.checkpoint.tokenizer import SENTENCEPIECE_FILES, SourceTokenizer
 from quantize.checkpoint.tokenizer_added import added_to_pieces
 from quantize.errors import BadInput, Unsupported
-from quantize.gguf import sentencepiece_model as sp
-from quantize.gguf.pretokenizers import BY_NAME
-from quantize.gguf.tokenizer_pre import Cutter, known_names, recognize
+from quantize.gguf.tokenizer import sentencepiece_model as sp
+from quantize.gguf.tokenizer.pre import Cutter, known_names, recognize
+from quantize.gguf.tokenizer.pretokenizers import BY_NAME
 
 SPACE = "▁"
 SPECIAL_SCORE = -1000.0  # llama.cpp's converter gives it to added tokens; its tokenizer does not look at it

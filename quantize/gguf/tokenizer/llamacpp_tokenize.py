@@ -13,11 +13,11 @@ import math
 from gguf import TokenType
 
 from quantize.checkpoint.tokenizer import SourceTokenizer
-from quantize.gguf.llamacpp_split import split
-from quantize.gguf.pretokenizers import BY_NAME
-from quantize.gguf.tokenizer_pre import to_bytes
-from quantize.gguf.tokenizer_special import BY_TEXT
-from quantize.gguf.tokenizer_vocabulary import SPACE, Vocabulary
+from quantize.gguf.tokenizer.llamacpp_split import split
+from quantize.gguf.tokenizer.pre import to_bytes
+from quantize.gguf.tokenizer.pretokenizers import BY_NAME
+from quantize.gguf.tokenizer.special import BY_TEXT
+from quantize.gguf.tokenizer.vocabulary import SPACE, Vocabulary
 
 # Texts that llama.cpp makes CONTROL (the last four USER_DEFINED) whatever type the file gives them.
 OVERRIDDEN = frozenset({

@@ -17,9 +17,9 @@ from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.checkpoint.tokenizer import SourceTokenizer
 from quantize.errors import StepFailed, Unsupported
 from quantize.gguf.families import Mapped, plan
-from quantize.gguf.imatrix import Entry, ImportanceMatrix
+from quantize.gguf.importance.file import Entry, ImportanceMatrix
 from quantize.gguf.mixture import may_be_quantized
-from quantize.gguf.tokenizer_special import added_around
+from quantize.gguf.tokenizer.special import added_around
 
 if TYPE_CHECKING:
     import torch

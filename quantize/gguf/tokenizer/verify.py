@@ -10,13 +10,13 @@ from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.checkpoint.tokenizer import SourceTokenizer
 from quantize.errors import Unsupported
 from quantize.files import read_json
-from quantize.gguf.awkward_texts import awkward_texts
-from quantize.gguf.llamacpp_split import split
-from quantize.gguf.llamacpp_tokenize import Oracle
-from quantize.gguf.pretokenizers import BY_NAME, PRES
-from quantize.gguf.tokenizer_pre import Cutter, recognize
-from quantize.gguf.tokenizer_special import added_around
-from quantize.gguf.tokenizer_vocabulary import SPACE, Vocabulary, read_vocabulary
+from quantize.gguf.tokenizer.awkward_texts import awkward_texts
+from quantize.gguf.tokenizer.llamacpp_split import split
+from quantize.gguf.tokenizer.llamacpp_tokenize import Oracle
+from quantize.gguf.tokenizer.pre import Cutter, recognize
+from quantize.gguf.tokenizer.pretokenizers import BY_NAME, PRES
+from quantize.gguf.tokenizer.special import added_around
+from quantize.gguf.tokenizer.vocabulary import SPACE, Vocabulary, read_vocabulary
 from quantize.terminal import printable
 
 ADDED_TOKENS = 2000
@@ -70,7 +70,7 @@ def verify_tokenizer(
 
     Each added token is compared with transformers' own reading of the folder too, which shares no code with what wrote the file.
     """
-    from quantize.gguf.tokenizer import embedding_rows
+    from quantize.gguf.tokenizer.metadata import embedding_rows
 
     source = SourceTokenizer.open(checkpoint.folder)
     report = TokenizerReport()

@@ -16,7 +16,7 @@ import numpy as np
 from gguf import GGUFValueType
 
 from quantize.errors import BadInput, Unsupported
-from quantize.gguf.files import MAGIC
+from quantize.gguf.container.files import MAGIC
 from quantize.kernels.block_types import GGML_QUANT_SIZES, Type, tensor_bytes
 
 MAX_ELEMENTS = 1 << 24  # of one metadata array; the largest vocabularies have a twentieth of that

@@ -12,11 +12,11 @@ from typing import Any
 from gguf import TokenType
 
 from quantize.errors import BadInput, Unsupported
-from quantize.gguf.back_sentencepiece import sentencepiece_model, sentencepiece_model_definition, sentencepiece_steps
-from quantize.gguf.back_vocabulary import Vocabulary
-from quantize.gguf.chat_templates import templates_of
-from quantize.gguf.pretokenizers import BY_NAME, SPLITS, Pre
-from quantize.gguf.reader import GgufFile
+from quantize.gguf.container.reader import GgufFile
+from quantize.gguf.to_checkpoint.sentencepiece import sentencepiece_model, sentencepiece_model_definition, sentencepiece_steps
+from quantize.gguf.to_checkpoint.vocabulary import Vocabulary
+from quantize.gguf.tokenizer.chat_templates import templates_of
+from quantize.gguf.tokenizer.pretokenizers import BY_NAME, SPLITS, Pre
 from quantize.terminal import printable
 
 # llama.cpp adds the bos token unasked with these pre-tokenizers and with SentencePiece-style vocabularies

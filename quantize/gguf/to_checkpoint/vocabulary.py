@@ -5,8 +5,8 @@ from typing import Any
 from gguf import TokenType
 
 from quantize.errors import BadInput
-from quantize.gguf.reader import GgufFile
-from quantize.gguf.tokenizer_vocabulary import SPECIAL_SCORE
+from quantize.gguf.container.reader import GgufFile
+from quantize.gguf.tokenizer.vocabulary import SPECIAL_SCORE
 
 
 class Vocabulary:

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 
 from quantize.errors import BadInput, Unsupported
-from quantize.gguf.chat_templates import token_of
+from quantize.gguf.container.reader import GgufFile
 from quantize.gguf.families.config import Hyperparameters
 from quantize.gguf.families.rope import growth, llama3_divisors, read_rope
-from quantize.gguf.reader import GgufFile
+from quantize.gguf.tokenizer.chat_templates import token_of
 from quantize.terminal import printable
 
 MOST = 2**31 - 1  # of any size: what configs and llama.cpp count in

@@ -16,8 +16,8 @@ from unicodedata import category
 
 from quantize.checkpoint.tokenizer import SourceTokenizer
 from quantize.errors import Unsupported
-from quantize.gguf.llamacpp_split import split
-from quantize.gguf.pretokenizers import BY_NAME, FAMILY_NAMES, PRES, Pre
+from quantize.gguf.tokenizer.llamacpp_split import split
+from quantize.gguf.tokenizer.pretokenizers import BY_NAME, FAMILY_NAMES, PRES, Pre
 
 PROBES = (
     "Hello world, this is a test.",

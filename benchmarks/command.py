@@ -52,8 +52,8 @@ def bench(
     from benchmarks.speed import Workload
     from benchmarks.speed import bench as do_bench
     from benchmarks.targets import find_target
-    from quantize.gguf_repository import expand
     from quantize.results import EvalResult, results_path, write_results
+    from quantize.sources.gguf_repository import expand
     from quantize.staging import claim_run
 
     names = [one for name in artifacts for one in expand(name)]

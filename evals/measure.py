@@ -11,9 +11,9 @@ from evals.subjects import resolve
 from evals.tasks import TaskOptions
 from quantize.commands import log
 from quantize.errors import BadInput
-from quantize.gguf_repository import expand
 from quantize.recipe import Recipe, RunOptions, parse_recipe
 from quantize.results import EvalResult
+from quantize.sources.gguf_repository import expand
 from quantize.staging import claim_run
 
 DEFAULT_PROTOCOL = "llamacpp-512"

@@ -16,9 +16,9 @@ from quantize.errors import BadInput, QuantwrightError
 from quantize.files import check_links, typed_path
 from quantize.gguf.container.files import find_gguf, is_gguf
 from quantize.gguf.container.reader import read_gguf
-from quantize.gguf_repository import HubGguf, find, is_gguf_name
 from quantize.recipe import Recipe
 from quantize.results import Subject
+from quantize.sources.gguf_repository import HubGguf, find, is_gguf_name
 
 #: what libraries read of a model's folder where it is there
 LOADED = (
@@ -195,7 +195,7 @@ def resolve(name: str | Path, load_as: Recipe | None = None, code: bool = False)
         artifact.check_files(user_hashes().sha256)
         return Typed(typed, path, artifact)
     if not path.exists():
-        from quantize.hub import resolve_model
+        from quantize.sources.hub import resolve_model
 
         path, _ = resolve_model(typed, code=code)
     if path.is_file():

@@ -23,11 +23,11 @@ from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.checkpoint.model_card import CARD, ModelCard, license_files, read_model_card
 from quantize.errors import BadInput, StepFailed, Unsupported
 from quantize.files import typed_path
-from quantize.hub import QUANTIZED
 from quantize.methods import Conversion, Method
 from quantize.packages import install_command
 from quantize.recipe import CalibrationOptions, Recipe, RunOptions, parse_recipe
 from quantize.registry import method as find_method
+from quantize.sources.hub import QUANTIZED
 from quantize.staging import staging
 from quantize.terminal import printable
 
@@ -76,7 +76,7 @@ def convert(
     card, quantized = read_model_card(checkpoint.folder), QUANTIZED.get(checkpoint.folder, "")
     merged = None
     if adapter is not None:
-        from quantize.adapters import adapter_record, merge_adapter
+        from quantize.sources.adapter import adapter_record, merge_adapter
 
         checkpoint, merged = merge_adapter(checkpoint, adapter), adapter_record(adapter)
     whole, (checkpoint, left_out) = checkpoint, method.source(checkpoint)

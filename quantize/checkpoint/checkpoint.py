@@ -81,7 +81,7 @@ class Checkpoint:
         Errors: BadInput for anything wrong with what lies there; Unsupported for a checkpoint that is quantized
         already; StepFailed where the Hub cannot be reached.
         """
-        from quantize.hub import resolve_model
+        from quantize.sources.hub import resolve_model
 
         folder, revision = resolve_model(str(model), code=trust_remote_code)
         check_links(folder)

@@ -155,7 +155,7 @@ def _convert_each(
     checkpoint = Checkpoint.open(model, trust_remote_code=run.trust_remote_code)
     problems: list[QuantwrightError] = []
     if adapter is not None:
-        from quantize.adapters import open_adapter
+        from quantize.sources.adapter import open_adapter
 
         open_adapter(adapter, checkpoint)
     for recipe in recipes:

@@ -77,7 +77,7 @@ def _adapted(model: OpenModel, text: str, base: Path) -> OpenModel:
     if folder is None:
         raise BadInput(f"adapter {base / text}: no such folder; give the folder of a PEFT LoRA")
     if model.checkpoint is not None:
-        from quantize.adapters import open_adapter
+        from quantize.sources.adapter import open_adapter
 
         open_adapter(folder, model.checkpoint)
     return replace(model, name=f"{model.name}-{_plain(text, folder)}", adapter=folder)

@@ -12,9 +12,9 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent / "gguf"))
 from family_cases import CASES, Case, make
 
-from quantize.adapters import merge_adapter, open_adapter
 from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.errors import BadInput, Unsupported
+from quantize.sources.adapter import merge_adapter, open_adapter
 
 pytest.importorskip("peft")
 pytestmark = pytest.mark.filterwarnings("ignore")

@@ -246,7 +246,7 @@ SMALL = ("config.json", "1_Pooling/config.json", "additional_chat_templates/tool
 def test_of_the_weights_only_what_is_loaded_is_fetched(hub: Hub, weights: tuple[str, ...], needed: tuple[str, ...]) -> None:
     files = {name: name.encode() for name in (*weights, *BESIDE, *SMALL)} | {"model.safetensors.index.json": INDEX}
     hub.repositories["org/large"] = files
-    script = "import sys; from quantize.hub import resolve_model; print(*resolve_model(sys.argv[1]))"
+    script = "import sys; from quantize.sources.hub import resolve_model; print(*resolve_model(sys.argv[1]))"
     for offline in (False, True):
         done = subprocess.run(
             [sys.executable, "-c", script, "org/large"],

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from quantize.adapters import adapter_record
 from quantize.artifact.artifact import Artifact
 from quantize.results import read_results
+from quantize.sources.adapter import adapter_record
 
 JOB = """\
 models: [{source: checkpoint, name: small, adapters: [tuned]}]

@@ -14,7 +14,7 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 
 from quantize.errors import BadInput
-from quantize.hub import resolve_model
+from quantize.sources.hub import resolve_model
 
 installed = pytest.mark.skipif(importlib.util.find_spec("modelscope") is None, reason="extra modelscope is not installed")
 FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")

@@ -11,9 +11,9 @@ import pytest
 from fuzzing import damaged, faults, mutations, sample
 from safetensors.numpy import save_file
 
-from quantize.adapters import open_adapter
 from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.errors import BadInput
+from quantize.sources.adapter import open_adapter
 
 CONFIG: dict[str, Any] = {
     "peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj", "lm_head"], "bias": "none",

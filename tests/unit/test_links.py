@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from quantize.adapters import open_adapter
 from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.errors import BadInput
 from quantize.files import inside
+from quantize.sources.adapter import open_adapter
 
 
 @pytest.fixture

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 
-from quantize.adapter_config import CONFIG, LoraConfig, read_adapter_config
 from quantize.artifact.artifact import AdapterRecord
 from quantize.checkpoint.checkpoint import (
     FLOAT_DTYPES,
@@ -29,6 +28,7 @@ from quantize.checkpoint.checkpoint import (
 from quantize.checkpoint.model_card import CARD, license_files
 from quantize.errors import BadInput, StepFailed, Unsupported
 from quantize.files import inside, typed_path
+from quantize.sources.adapter_config import CONFIG, LoraConfig, read_adapter_config
 from quantize.staging import held_until_exit
 from quantize.terminal import printable
 

@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from quantize import modelscope_source
 from quantize.checkpoint.weight_files import INDEX, OTHERS, SINGLE, index_shards
 from quantize.errors import BadInput, StepFailed
 from quantize.files import typed_path
+from quantize.sources import modelscope as modelscope_source
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?")
 # Everything a conversion reads but weights, and nothing else: no .bin, no original/ folder. Of the weights, first the one file.
@@ -33,7 +33,7 @@ def resolve_model(model: str, *, code: bool = False) -> tuple[Path, str | None]:
 
     Errors: BadInput; StepFailed where the Hub cannot be reached.
     """
-    from quantize.gguf_repository import find, is_gguf_name
+    from quantize.sources.gguf_repository import find, is_gguf_name
 
     path = typed_path(model)
     if path.is_dir():

@@ -13,9 +13,9 @@ from pydantic import BeforeValidator, Field
 
 from quantize.calibration.texts import Calibration
 from quantize.checkpoint.checkpoint import Checkpoint
+from quantize.engines.gptqmodel.layers import check_model_type, check_shapes, kept_notes, packed_layers, quantizable, whole
 from quantize.errors import StepFailed
 from quantize.methods import Conversion, Method
-from quantize.methods.gptqmodel_layers import check_model_type, check_shapes, kept_notes, packed_layers, quantizable, whole
 from quantize.recipe import Recipe, RunOptions
 
 BITS = 4
@@ -63,9 +63,9 @@ class Awq(Method):
     def convert(
         self, checkpoint: Checkpoint, recipe: AwqRecipe, stage: Path, run: RunOptions, calibration: Calibration | None
     ) -> Conversion:
-        from quantize.methods import gptqmodel_engine as engine
-        from quantize.methods.gptqmodel_checkpoint import write_checkpoint
-        from quantize.methods.gptqmodel_computed import openers
+        from quantize.engines.gptqmodel import engine
+        from quantize.engines.gptqmodel.checkpoint import write_checkpoint
+        from quantize.engines.gptqmodel.computed import openers
 
         if calibration is None:
             raise StepFailed(f"{recipe.short}: no calibration text was given, and AWQ cannot do without")
@@ -91,7 +91,7 @@ class Awq(Method):
         )
 
     def quantized(self, stage: Path, recipe: AwqRecipe) -> dict[str, str]:
-        from quantize.methods.gptqmodel_checkpoint import stored_tensors
+        from quantize.engines.gptqmodel.checkpoint import stored_tensors
 
         tensors = dict(stored_tensors(stage).tensors)
         group = f" g{recipe.group_size}" if recipe.group_size > 0 else " per channel"
@@ -115,7 +115,7 @@ class Awq(Method):
     def dequantize(self, stage: Path, recipe: AwqRecipe, checkpoint: Checkpoint) -> Iterator[tuple[str, np.ndarray]]:
         """Weights as stored: scales that AWQ moved from a layer's inputs into the norm or layer before it stay there. So single
         tensors differ from the source's by more than rounding; the model they make up does not."""
-        from quantize.methods.gptqmodel_checkpoint import stored_tensors
+        from quantize.engines.gptqmodel.checkpoint import stored_tensors
         from quantize.numerics.packing import dequantize_awq
 
         stored = stored_tensors(stage)

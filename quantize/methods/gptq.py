@@ -14,9 +14,7 @@ from pydantic import BeforeValidator, Field
 from quantize.artifact.artifact import Note
 from quantize.calibration.texts import Calibration
 from quantize.checkpoint.checkpoint import Checkpoint
-from quantize.errors import StepFailed
-from quantize.methods import Conversion, Method
-from quantize.methods.gptqmodel_layers import (
+from quantize.engines.gptqmodel.layers import (
     GROUP_SIZES,
     check_model_type,
     check_shapes,
@@ -25,6 +23,8 @@ from quantize.methods.gptqmodel_layers import (
     quantizable,
     whole,
 )
+from quantize.errors import StepFailed
+from quantize.methods import Conversion, Method
 from quantize.recipe import Recipe, RunOptions
 
 if TYPE_CHECKING:
@@ -68,9 +68,9 @@ class Gptq(Method):
     def convert(
         self, checkpoint: Checkpoint, recipe: GptqRecipe, stage: Path, run: RunOptions, calibration: Calibration | None
     ) -> Conversion:
-        from quantize.methods import gptqmodel_engine as engine
-        from quantize.methods.gptqmodel_checkpoint import write_checkpoint
-        from quantize.methods.gptqmodel_computed import openers
+        from quantize.engines.gptqmodel import engine
+        from quantize.engines.gptqmodel.checkpoint import write_checkpoint
+        from quantize.engines.gptqmodel.computed import openers
 
         if calibration is None:
             raise StepFailed(f"{recipe.short}: no calibration text was given, and GPTQ cannot do without")
@@ -122,7 +122,7 @@ class Gptq(Method):
         )
 
     def quantized(self, stage: Path, recipe: GptqRecipe) -> dict[str, str]:
-        from quantize.methods.gptqmodel_checkpoint import stored_tensors
+        from quantize.engines.gptqmodel.checkpoint import stored_tensors
 
         tensors = dict(stored_tensors(stage).tensors)
         group = f" g{recipe.group_size}" if recipe.group_size > 0 else " per channel"
@@ -149,7 +149,7 @@ class Gptq(Method):
         return 1e-3 if recipe.bits == 4 else 1e-5
 
     def dequantize(self, stage: Path, recipe: GptqRecipe, checkpoint: Checkpoint) -> Iterator[tuple[str, np.ndarray]]:
-        from quantize.methods.gptqmodel_checkpoint import stored_tensors
+        from quantize.engines.gptqmodel.checkpoint import stored_tensors
         from quantize.numerics.packing import dequantize_gptq
 
         stored = stored_tensors(stage)

@@ -17,9 +17,9 @@ from quantize.artifact.artifact import CalibrationRecord
 from quantize.calibration.texts import Calibration
 from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.checkpoint.tensors import Entry, StoredTensors, write_folder
+from quantize.engines.gptqmodel.layers import MODEL_TYPES
 from quantize.errors import BadInput, StepFailed, Unsupported
 from quantize.methods import Conversion
-from quantize.methods.gptqmodel_layers import MODEL_TYPES
 from quantize.recipe import RunOptions, parse_recipe
 from quantize.registry import method
 from quantize.verify_weights import check_weights
@@ -95,7 +95,7 @@ def test_only_what_a_rerun_reproduces(made: SimpleNamespace) -> None:
 
 
 def test_bytes_are_counted(made: SimpleNamespace) -> None:
-    from quantize.methods.gptqmodel_checkpoint import stored_tensors
+    from quantize.engines.gptqmodel.checkpoint import stored_tensors
 
     assert made.conversion.weight_bytes == sum(info.size_bytes for info in stored_tensors(made.folder).tensors.values())
 
@@ -274,7 +274,7 @@ def test_one_thread_is_enough(small: Checkpoint, tmp_path: Path) -> None:
 
 def test_layer_by_layer_gives_the_same_bytes(small: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Large models go through a scratch folder; nothing of it stays, and the result is the same."""
-    from quantize.methods import gptqmodel_engine
+    from quantize.engines.gptqmodel import engine as gptqmodel_engine
 
     make(small, "gptq-int4", tmp_path / "a")
     monkeypatch.setattr(gptqmodel_engine, "OFFLOAD_ABOVE_PARAMETERS", 0)
@@ -284,7 +284,7 @@ def test_layer_by_layer_gives_the_same_bytes(small: Checkpoint, tmp_path: Path, 
 
 
 def test_shards(small: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from quantize.methods import gptqmodel_checkpoint
+    from quantize.engines.gptqmodel import checkpoint as gptqmodel_checkpoint
 
     monkeypatch.setattr(gptqmodel_checkpoint, "SHARD_BYTES", 600_000)
     conversion = make(small, "gptq-int4", tmp_path / "a")
@@ -347,7 +347,7 @@ def test_lost_levels_are_noted(small: Checkpoint, tmp_path: Path) -> None:
     """Groups without a negative weight have zero point 0, which the format cannot say; a quarter of the rows here."""
     conversion = make(small, "gptq-int2:group_size=16,sym=false", tmp_path / "a")
     noted = {note.tensor for note in conversion.notes if "zero points raised" in note.what}
-    from quantize.methods.gptqmodel_checkpoint import stored_tensors
+    from quantize.engines.gptqmodel.checkpoint import stored_tensors
     from quantize.numerics.packing import gptq_zeros
 
     stored = stored_tensors(tmp_path / "a")
@@ -432,7 +432,7 @@ def test_clipping_bounds_are_the_engines(group: int, symmetric: bool) -> None:
     """The quadratic form finds what the engine's own row-by-row products find."""
     from gptqmodel.looper.awq_processor import AWQProcessor
 
-    from quantize.methods.gptqmodel_awq import best_clip
+    from quantize.engines.gptqmodel.awq import best_clip
 
     random = torch.Generator().manual_seed(group)
     processor = AWQProcessor.__new__(AWQProcessor)

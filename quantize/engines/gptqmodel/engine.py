@@ -101,8 +101,8 @@ def quantize(
         from gptqmodel import BACKEND, GPTQModel
         from gptqmodel.quantization.config import Fallback
 
-        from quantize.methods.gptqmodel_awq import awq_search
-        from quantize.methods.gptqmodel_computed import add_unquantized, packed_weights
+        from quantize.engines.gptqmodel.awq import awq_search
+        from quantize.engines.gptqmodel.computed import add_unquantized, packed_weights
 
         if run.threads:
             torch.set_num_threads(run.threads)

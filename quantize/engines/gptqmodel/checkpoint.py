@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from quantize.checkpoint.checkpoint import Checkpoint, read_weights
+from quantize.engines.gptqmodel.engine import EngineRun, engine_name
 from quantize.errors import StepFailed
-from quantize.methods.gptqmodel_engine import EngineRun, engine_name
 
 if TYPE_CHECKING:
     import torch

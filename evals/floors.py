@@ -24,8 +24,8 @@ from evals.rows import Heading, divergence_rows, unavailable_row
 from evals.subjects import Typed
 from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.errors import Unsupported, one_line
+from quantize.methods.registry import method
 from quantize.recipe import RunOptions, parse_recipe
-from quantize.registry import method
 from quantize.results import EvalResult
 from quantize.runtimes import Runtime, open_runtime
 from quantize.staging import held_folder

@@ -23,10 +23,10 @@ from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.checkpoint.model_card import CARD, ModelCard, license_files, read_model_card
 from quantize.errors import BadInput, StepFailed, Unsupported
 from quantize.files import typed_path
-from quantize.methods import Conversion, Method
+from quantize.methods.base import Conversion, Method
+from quantize.methods.registry import method as find_method
 from quantize.packages import install_command
 from quantize.recipe import CalibrationOptions, Recipe, RunOptions, parse_recipe
-from quantize.registry import method as find_method
 from quantize.sources.hub import QUANTIZED
 from quantize.staging import staging
 from quantize.terminal import printable

@@ -59,7 +59,7 @@ class Recipe(BaseModel):
     @property
     def short(self) -> str:
         """The shortest spelling that parses back to this recipe (files by their names alone: in their own folder)."""
-        from quantize.registry import presets
+        from quantize.methods.registry import presets
 
         candidates = [(name, params) for name, params in presets().items() if params["method"] == self.method]
         mine, best = self.canonical, ""
@@ -133,7 +133,7 @@ def _spell(value: Any) -> str:
 
 def parse_recipe(text: str | dict[str, Any] | Recipe) -> Recipe:
     """Short spelling, mapping or Recipe -> Recipe. Errors: BadInput naming the part that is wrong, with the nearest known."""
-    from quantize.registry import METHODS, presets, recipe_class
+    from quantize.methods.registry import METHODS, presets, recipe_class
 
     if isinstance(text, Recipe):
         return text

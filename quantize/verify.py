@@ -24,7 +24,7 @@ from quantize.artifact.artifact import Check, Note, Verification
 from quantize.calibration.texts import context_length
 from quantize.checkpoint.checkpoint import TOKENIZER_FILES, Checkpoint
 from quantize.errors import QuantwrightError
-from quantize.methods import Conversion, Method
+from quantize.methods.base import Conversion, Method
 from quantize.recipe import Recipe, RunOptions
 from quantize.runtimes import Runtime, open_runtime
 from quantize.staging import held_folder

@@ -11,7 +11,7 @@ from quantize.artifact.artifact import NOT_COMPARED, Check
 from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.errors import StepFailed, Unsupported
 from quantize.hf.routers import Inputs, disturb
-from quantize.methods import Method
+from quantize.methods.base import Method
 from quantize.recipe import Recipe, RunOptions
 from quantize.runtimes import Consume
 

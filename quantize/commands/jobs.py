@@ -307,8 +307,8 @@ def _log_lower(model: str, why: str) -> None:
 def _check_model(model: str, recipes: str | None, trust_remote_code: bool) -> list[dict[str, Any]]:
     from quantize.checkpoint.checkpoint import Checkpoint
     from quantize.commands.convert import split_recipes
+    from quantize.methods.registry import presets
     from quantize.recipe import parse_recipe
-    from quantize.registry import presets
     from quantize.sources.hub import QUANTIZED
 
     checkpoint = Checkpoint.open(model, trust_remote_code=trust_remote_code)

@@ -14,8 +14,8 @@ def methods(as_json: bool) -> None:
     from rich.table import Table
 
     from quantize.convert import missing_packages
+    from quantize.methods.registry import METHODS, method
     from quantize.recipe import parse_recipe
-    from quantize.registry import METHODS, method
 
     table = Table("recipe", "needs", "here", "loads in", box=None, pad_edge=False)
     document = []

@@ -11,8 +11,8 @@ from typing import Any
 
 from quantize.checkpoint.checkpoint import DTYPE_BYTES, FLOAT_DTYPES, Checkpoint
 from quantize.checkpoint.tensors import ALIGNMENT
+from quantize.methods.registry import method as find_method
 from quantize.recipe import Recipe
-from quantize.registry import method as find_method
 
 Entry = tuple[str, str, tuple[int, ...]]  # name, dtype as safetensors calls it, shape
 DENSE = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}

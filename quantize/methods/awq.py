@@ -15,7 +15,7 @@ from quantize.calibration.texts import Calibration
 from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.engines.gptqmodel.layers import check_model_type, check_shapes, kept_notes, packed_layers, quantizable, whole
 from quantize.errors import StepFailed
-from quantize.methods import Conversion, Method
+from quantize.methods.base import Conversion, Method
 from quantize.recipe import Recipe, RunOptions
 
 BITS = 4

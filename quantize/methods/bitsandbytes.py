@@ -17,7 +17,7 @@ from quantize.artifact.artifact import Note
 from quantize.calibration.texts import Calibration
 from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.errors import StepFailed, Unsupported
-from quantize.methods import Computed, Conversion, Method
+from quantize.methods.base import Computed, Conversion, Method
 from quantize.recipe import Recipe, RunOptions
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from quantize.artifact.artifact import MANIFEST, Note
 from quantize.calibration.texts import Calibration
 from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.errors import BadInput, Unsupported
-from quantize.methods import Conversion, Method
+from quantize.methods.base import Conversion, Method
 from quantize.methods.gguf_recipe import PRESET_TYPES, GgufRecipe
 from quantize.recipe import RunOptions
 from quantize.terminal import console

@@ -24,7 +24,7 @@ from quantize.engines.gptqmodel.layers import (
     whole,
 )
 from quantize.errors import StepFailed
-from quantize.methods import Conversion, Method
+from quantize.methods.base import Conversion, Method
 from quantize.recipe import Recipe, RunOptions
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ import numpy as np
 from quantize.artifact.artifact import Note
 from quantize.calibration.texts import Calibration
 from quantize.checkpoint.checkpoint import Checkpoint
-from quantize.methods import Computed, Conversion, Method
+from quantize.methods.base import Computed, Conversion, Method
 from quantize.recipe import Recipe, RunOptions
 
 if TYPE_CHECKING:

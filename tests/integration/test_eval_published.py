@@ -11,8 +11,8 @@ from evals.kernels import emulate_llamacpp_base
 from evals.reference import CachedReference
 from quantize.calibration.texts import read_text
 from quantize.checkpoint.checkpoint import Checkpoint
+from quantize.methods.registry import method
 from quantize.recipe import RunOptions, parse_recipe
-from quantize.registry import method
 
 RUN = RunOptions(threads=2, progress=False)
 

@@ -19,9 +19,9 @@ from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.checkpoint.tensors import Entry, StoredTensors, write_folder
 from quantize.engines.gptqmodel.layers import MODEL_TYPES
 from quantize.errors import BadInput, StepFailed, Unsupported
-from quantize.methods import Conversion
+from quantize.methods.base import Conversion
+from quantize.methods.registry import method
 from quantize.recipe import RunOptions, parse_recipe
-from quantize.registry import method
 from quantize.verify_weights import check_weights
 
 pytest.importorskip("gptqmodel")

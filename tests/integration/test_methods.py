@@ -8,8 +8,8 @@ import pytest
 
 from quantize import Artifact, convert
 from quantize.artifact.artifact import MANIFEST
+from quantize.methods.registry import METHODS, method, presets
 from quantize.recipe import parse_recipe
-from quantize.registry import METHODS, method, presets
 
 # One recipe of each family goes through the whole conversion here; the others have tests of their own beside their method.
 FAMILIES = ["bfloat16", "gguf-q4_k_m", "quanto-int8", "bnb-nf4"]

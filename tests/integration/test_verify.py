@@ -11,9 +11,9 @@ import pytest
 from quantize import Artifact, Checkpoint, convert
 from quantize.artifact.artifact import Check, Verification
 from quantize.checkpoint.tensors import Entry, StoredTensors, write_folder
-from quantize.methods import Conversion
+from quantize.methods.base import Conversion
+from quantize.methods.registry import method
 from quantize.recipe import RunOptions, parse_recipe
-from quantize.registry import method
 from quantize.verify import verify
 from quantize.verify_logits import KL_FLOAT32
 from quantize.verify_weights import check_weights

@@ -28,7 +28,7 @@ ALLOWED = {
         "quantize.terminal",
         "evals", "quantize.artifact.artifact", "quantize.checkpoint.checkpoint", "quantize.recipe", "quantize.runtimes", "quantize.errors",
         "quantize.checkpoint.tokenizer", "quantize.calibration.texts", "quantize.commands", "quantize.convert", "quantize.sources.hub", "quantize.process",
-        "quantize.registry", "quantize.gguf.container.files", "quantize.gguf.container.reader", "quantize.gguf.families",
+        "quantize.methods.registry", "quantize.gguf.container.files", "quantize.gguf.container.reader", "quantize.gguf.families",
         "quantize.gguf.tokenizer.chat_templates", "quantize.sources.gguf_repository", "quantize.chat", "quantize.documents",
     ),
     "quantize": ("quantize",),
@@ -80,7 +80,7 @@ def test_help_imports_nothing_heavy() -> None:
 
 
 def test_listing_methods_imports_nothing_heavy() -> None:
-    assert loaded_by("from quantize.registry import presets; presets()") == set()
+    assert loaded_by("from quantize.methods.registry import presets; presets()") == set()
 
 
 def test_reports_never_import_torch() -> None:

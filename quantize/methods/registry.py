@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from quantize.errors import BadInput
 
 if TYPE_CHECKING:
-    from quantize.methods import Method
+    from quantize.methods.base import Method
     from quantize.recipe import Recipe
 
 METHODS: dict[str, str] = {

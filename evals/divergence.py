@@ -14,7 +14,7 @@ from evals.perplexity import Advance
 from evals.protocols import Windows
 from evals.reference import CachedReference, ReferenceRows
 from quantize.errors import BadInput
-from quantize.runtimes import Runtime
+from quantize.runtimes.base import Runtime
 
 KL_PERCENTILES = (50.0, 90.0, 95.0, 99.0, 99.9)
 CONFIDENCE_EDGES = (0.0, 0.25, 0.5, 0.75, 0.95, 1.0)

@@ -27,7 +27,7 @@ from quantize.errors import Unsupported, one_line
 from quantize.methods.registry import method
 from quantize.recipe import RunOptions, parse_recipe
 from quantize.results import EvalResult
-from quantize.runtimes import Runtime, open_runtime
+from quantize.runtimes.base import Runtime, open_runtime
 from quantize.staging import held_folder
 
 ROOM_BYTES = 512 << 20  # of a second runtime, beside its weights

@@ -14,7 +14,7 @@ from quantize.documents import LINES_OF_JSON, read_document
 from quantize.errors import BadInput
 from quantize.files import parse_json
 from quantize.results import EvalResult
-from quantize.runtimes import Runtime
+from quantize.runtimes.base import Runtime
 
 TOKENS = 64
 FROM_TEXT = 3

@@ -22,7 +22,7 @@ from quantize.chat.render import TemplateRefuses
 from quantize.chat.templates import ChatTemplate
 from quantize.checkpoint.tokenizer import SourceTokenizer
 from quantize.errors import Unsupported
-from quantize.runtimes import Runtime
+from quantize.runtimes.base import Runtime
 
 BATCH_TOKENS = 4096
 LARGEST_GROUP = 32  # rows that share a beginning

@@ -18,7 +18,7 @@ from evals.reference import (
     write_cache,
 )
 from quantize.recipe import RunOptions
-from quantize.runtimes import Runtime, open_without_weights
+from quantize.runtimes.base import Runtime, open_without_weights
 from quantize.staging import whole_file
 
 

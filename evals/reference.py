@@ -23,7 +23,7 @@ from evals.kernels import as_tensor, blocks, kl_rows
 from evals.perplexity import Advance, run_windows
 from evals.protocols import Windows
 from quantize.errors import StepFailed
-from quantize.runtimes import Runtime
+from quantize.runtimes.base import Runtime
 from quantize.staging import disk_errors, held_folder, held_until_exit, put_in_place
 
 if TYPE_CHECKING:

@@ -24,7 +24,7 @@ from quantize.chat.templates import folder_template, gguf_template
 from quantize.checkpoint.tokenizer import SourceTokenizer
 from quantize.errors import BadInput, QuantwrightError, StepFailed
 from quantize.results import EvalResult
-from quantize.runtimes import Runtime
+from quantize.runtimes.base import Runtime
 from quantize.runtimes.llamacpp_tree import common_beginning
 from quantize.terminal import console
 

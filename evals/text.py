@@ -11,7 +11,7 @@ from evals.special import SpecialIds, of_gguf, of_source
 from evals.subjects import Typed
 from quantize.calibration.texts import held_out_text, read_text
 from quantize.checkpoint.tokenizer import SourceTokenizer
-from quantize.runtimes import Runtime
+from quantize.runtimes.base import Runtime
 
 HELD_OUT = "held-out"
 

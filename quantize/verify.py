@@ -26,7 +26,7 @@ from quantize.checkpoint.checkpoint import TOKENIZER_FILES, Checkpoint
 from quantize.errors import QuantwrightError
 from quantize.methods.base import Conversion, Method
 from quantize.recipe import Recipe, RunOptions
-from quantize.runtimes import Runtime, open_runtime
+from quantize.runtimes.base import Runtime, open_runtime
 from quantize.staging import held_folder
 from quantize.verify_logits import WINDOW_TOKENS, Served, compare_logits, fixed_rows
 from quantize.verify_process import Opened

@@ -13,7 +13,7 @@ from quantize.errors import StepFailed, Unsupported
 from quantize.hf.routers import Inputs, disturb
 from quantize.methods.base import Method
 from quantize.recipe import Recipe, RunOptions
-from quantize.runtimes import Consume
+from quantize.runtimes.base import Consume
 
 if TYPE_CHECKING:
     import torch

@@ -1,4 +1,4 @@
-"""GGUF files in llama.cpp: in a child (``quantize.gguf.llamacpp_apart``) or in process (``quantize.kernels.llamacpp``)."""
+"""GGUF files in llama.cpp: in a child (``quantize.runtimes.llamacpp_apart``) or in process (``quantize.kernels.llamacpp``)."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 
 from quantize.errors import BadInput, Unsupported
-from quantize.gguf import llamacpp_apart
 from quantize.gguf.container.reader import read_gguf
-from quantize.gguf.llamacpp_limits import check_metadata
 from quantize.kernels import llamacpp
 from quantize.recipe import Recipe, RunOptions
-from quantize.runtimes import Consume, Runtime, TreeConsume
+from quantize.runtimes import llamacpp_apart
+from quantize.runtimes.base import Consume, Runtime, TreeConsume
+from quantize.runtimes.llamacpp_limits import check_metadata
 from quantize.runtimes.llamacpp_tree import SEQUENCES, Context, Tree, run_packed
 
 LOGITS_BYTES = 1 << 28  # of one call's logits; a vocabulary of 262k tokens has 1 MB a position

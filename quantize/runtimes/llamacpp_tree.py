@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from quantize.gguf import llamacpp_apart
 from quantize.kernels import llamacpp
-from quantize.runtimes import TreeConsume
+from quantize.runtimes import llamacpp_apart
+from quantize.runtimes.base import TreeConsume
 
 SEQUENCES = 64  # of one call
 Context = llamacpp.Context | llamacpp_apart.Context

@@ -17,7 +17,7 @@ from quantize.errors import BadInput, Unsupported
 from quantize.hf import load
 from quantize.quiet import hush, no_warnings
 from quantize.recipe import Recipe, RunOptions
-from quantize.runtimes import Consume, FolderRuntime
+from quantize.runtimes.base import Consume, FolderRuntime
 from quantize.sources.hub import resolve_model
 
 #: Most bytes of float32 logits held at a time: 256 positions of a vocabulary of 262,144.

@@ -16,7 +16,7 @@ from quantize.checkpoint.library_folder import library_folder
 from quantize.errors import BadInput, StepFailed, Unsupported
 from quantize.hf.load import read_config, storage_format
 from quantize.recipe import Recipe, RunOptions
-from quantize.runtimes import Consume, FolderRuntime
+from quantize.runtimes.base import Consume, FolderRuntime
 from quantize.sources.hub import resolve_model
 
 KV_CACHE_GIB = "1"  # on a CPU, where nothing else is said

@@ -11,8 +11,8 @@ import pytest
 
 from quantize.errors import BadInput, Unsupported
 from quantize.recipe import RunOptions, parse_recipe
-from quantize.runtimes import open_runtime, open_without_weights
-from quantize.runtimes import transformers as module
+from quantize.runtimes.base import open_runtime, open_without_weights
+from quantize.runtimes.base import transformers as module
 from quantize.runtimes.transformers import TransformersRuntime
 
 CPU = RunOptions(device="cpu")

@@ -11,7 +11,7 @@ from quantize import Checkpoint, convert
 from quantize.artifact.artifact import Artifact
 from quantize.errors import StepFailed
 from quantize.recipe import CalibrationOptions, RunOptions
-from quantize.runtimes import open_runtime
+from quantize.runtimes.base import open_runtime
 from quantize.verify_process import Opened
 
 pytest.importorskip("gptqmodel")

@@ -19,14 +19,14 @@ ALLOWED = {
     ),
     "benchmarks": (
         "quantize.files", "quantize.packages", "quantize.staging", "quantize.terminal",
-        "benchmarks", "quantize.results", "quantize.artifact.artifact", "quantize.runtimes", "quantize.errors", "quantize.recipe",
+        "benchmarks", "quantize.results", "quantize.artifact.artifact", "quantize.runtimes.base", "quantize.errors", "quantize.recipe",
         "quantize.checkpoint.checkpoint", "quantize.commands", "quantize.process", "quantize.calibration.texts", "evals.subjects",
         "quantize.gguf.container.files", "quantize.gguf.container.reader", "quantize.sources.gguf_repository", "quantize.jobs",
     ),
     "evals": (
         "quantize.code_guard", "quantize.artifact.file_hashes", "quantize.files", "quantize.packages", "quantize.staging",
         "quantize.terminal",
-        "evals", "quantize.artifact.artifact", "quantize.checkpoint.checkpoint", "quantize.recipe", "quantize.runtimes", "quantize.errors",
+        "evals", "quantize.artifact.artifact", "quantize.checkpoint.checkpoint", "quantize.recipe", "quantize.runtimes.base", "quantize.errors",
         "quantize.checkpoint.tokenizer", "quantize.calibration.texts", "quantize.commands", "quantize.convert", "quantize.sources.hub", "quantize.process",
         "quantize.methods.registry", "quantize.gguf.container.files", "quantize.gguf.container.reader", "quantize.gguf.families",
         "quantize.gguf.tokenizer.chat_templates", "quantize.sources.gguf_repository", "quantize.chat", "quantize.documents",

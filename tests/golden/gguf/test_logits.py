@@ -9,7 +9,7 @@ import pytest
 from quantize.errors import BadInput
 from quantize.methods.gguf import Gguf, GgufRecipe
 from quantize.recipe import RunOptions
-from quantize.runtimes import open_runtime
+from quantize.runtimes.base import open_runtime
 from quantize.runtimes.llamacpp import LlamaCppRuntime
 
 from .test_identity import convert
@@ -66,7 +66,7 @@ def test_pieces_and_groups_change_nothing(
     checkpoint: Path, rows: np.ndarray, reference: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A budget of a few positions a call cuts every row into pieces; a large one runs rows together."""
-    from quantize.runtimes import llamacpp
+    from quantize.runtimes.base import llamacpp
 
     file = convert(checkpoint, tmp_path, type="f32")
     monkeypatch.setattr(llamacpp, "LOGITS_BYTES", 4 * 4096 * 30)

@@ -335,7 +335,7 @@ def write_gguf_f32(folder: Path, out: Path, spoil: str = "") -> list[str]:
 def llamacpp_logits(path: Path, ids: np.ndarray) -> np.ndarray:
     """float32 logits (rows, length, vocabulary), KV cache in float32, flash attention off."""
     from quantize.recipe import RunOptions
-    from quantize.runtimes import open_runtime
+    from quantize.runtimes.base import open_runtime
 
     with open_runtime(path, RunOptions(threads=1, progress=False), exact=True, context=ids.shape[1]) as runtime:
         got = np.empty((*ids.shape, runtime.vocabulary), np.float32)

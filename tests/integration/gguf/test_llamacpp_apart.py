@@ -14,11 +14,11 @@ from gguf import GGUFValueType as V
 from gguf_bytes import Document, tiny_gguf
 
 from quantize.errors import StepFailed
-from quantize.gguf.llamacpp_apart import Model
 from quantize.kernels.block_types import Type
 from quantize.recipe import RunOptions
-from quantize.runtimes import open_runtime
+from quantize.runtimes.base import open_runtime
 from quantize.runtimes.llamacpp import LlamaCppRuntime
+from quantize.runtimes.llamacpp_apart import Model
 
 pytest.importorskip("llama_cpp")
 RUN = RunOptions(device="cpu", threads=1, progress=False)

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from quantize.runtimes import Consume, Runtime
+from quantize.runtimes.base import Consume, Runtime
 
 
 class Bigram(Runtime):

@@ -22,7 +22,7 @@ from quantize.chat.templates import folder_template, gguf_template
 from quantize.checkpoint.tokenizer import SourceTokenizer
 from quantize.errors import BadInput
 from quantize.recipe import RunOptions
-from quantize.runtimes import Consume, Runtime, open_runtime
+from quantize.runtimes.base import Consume, Runtime, open_runtime
 
 lm_eval = pytest.importorskip("lm_eval")
 RUN = RunOptions(threads=1, progress=False)

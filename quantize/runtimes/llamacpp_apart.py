@@ -45,7 +45,7 @@ class Model:
         with theirs:
             kept = (theirs.fileno(), self._memory_file.fileno())
             self._process = subprocess.Popen(
-                child_command("quantize.gguf.llamacpp_child", *map(str, kept)),
+                child_command("quantize.runtimes.llamacpp_child", *map(str, kept)),
                 stdin=subprocess.DEVNULL,
                 stdout=self._log,
                 stderr=self._log,

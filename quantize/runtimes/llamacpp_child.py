@@ -1,4 +1,4 @@
-"""``python -m quantize.gguf.llamacpp_child CONNECTION MEMORY``: llama.cpp at work for ``quantize.gguf.llamacpp_apart``.
+"""``python -m quantize.runtimes.llamacpp_child CONNECTION MEMORY``: llama.cpp at work for ``quantize.runtimes.llamacpp_apart``.
 
 Requests and replies are small and go through the socket CONNECTION; logits go through MEMORY, a file that both map. What
 llama.cpp logs goes to stderr as well, so that its last words are known where it aborts.

@@ -1,0 +1,192 @@
+"""Programs that can open a model. Verification, evaluation and benchmarks go through this interface and no other.
+
+Logits are pushed chunk by chunk to a callback, so that nothing full-size is held.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from importlib import import_module
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from quantize.checkpoint.tokenizer import SourceTokenizer
+from quantize.errors import BadInput, Unsupported
+from quantize.gguf.container.files import find_gguf
+from quantize.recipe import Recipe, RunOptions
+
+#: ``consume(row, first, logits)``: float32 logits (positions, vocabulary) of row ``row``, starting at position ``first``.
+#: The array is valid during the call only.
+Consume = Callable[[int, int, np.ndarray], None]
+
+#: ``consume(group, row, first, logits)``: the same of a row of a group.
+TreeConsume = Callable[[int, int, int, np.ndarray], None]
+
+RUNTIMES = {
+    "transformers": "quantize.runtimes.transformers:TransformersRuntime",
+    "llamacpp": "quantize.runtimes.llamacpp:LlamaCppRuntime",
+    "vllm": "quantize.runtimes.vllm:VllmRuntime",
+}
+
+
+class Runtime(ABC):
+    """One model, opened. Token ids are plain ints of the source's vocabulary."""
+
+    name: ClassVar[str]
+    shares_beginnings: ClassVar[bool] = False
+    gives_logits: ClassVar[bool] = True  # else only ``token_scores`` and ``generate``
+    vocabulary: int  # columns of the logits
+    context: int  # most tokens in one window
+
+    @abstractmethod
+    def logits(self, rows: np.ndarray, first: int, consume: Consume) -> None:
+        """Run every row of ``rows`` (n, length) from an empty cache; push logits of positions ``first``..length-1.
+
+        Position t's logits predict token t+1. Rows are independent of one another. Errors: BadInput where a row is longer
+        than ``context`` or an id is outside the vocabulary.
+        """
+
+    def tree_logits(
+        self, groups: Sequence[Sequence[Sequence[int]]], firsts: Sequence[Sequence[int]], consume: TreeConsume
+    ) -> None:
+        """``logits`` of rows of any lengths, in groups of rows that begin alike: what a group shares is computed once.
+
+        ``firsts``: of each row the position from which its logits are wanted. Errors: as ``logits``; Unsupported where the
+        runtime computes rows one by one anyway (``shares_beginnings``).
+        """
+        raise Unsupported(f"{self.name} computes every row by itself")
+
+    def token_scores(self, rows: Sequence[Sequence[int]], firsts: Sequence[int]) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Of each row's tokens from ``first`` (at least 1) on, given those before: ln p, float64, and rank (1: the likeliest).
+
+        For runtimes that do not give logits.
+        """
+        raise Unsupported(f"{self.name} gives logits")
+
+    @abstractmethod
+    def start(self, ids: Sequence[int]) -> np.ndarray:
+        """Empty the cache, process ``ids`` in one go (prefill), return the last position's logits (vocabulary,) float32."""
+
+    @abstractmethod
+    def step(self, token: int) -> np.ndarray:
+        """Append one token to what ``start`` began (decode); return its logits (vocabulary,) float32."""
+
+    def start_rows(self, rows: np.ndarray) -> np.ndarray:
+        """``start`` of several sequences of equal length at once: ids (n, length) -> float32 (n, vocabulary).
+
+        Errors: Unsupported where the runtime takes one at a time.
+        """
+        raise Unsupported(f"{self.name} takes one sequence at a time")
+
+    def step_rows(self, tokens: np.ndarray) -> np.ndarray:
+        """``step`` of all that ``start_rows`` began: one token each (n,) -> float32 (n, vocabulary)."""
+        raise Unsupported(f"{self.name} takes one sequence at a time")
+
+    def tune(self, attention: str = "", compiled: bool = False) -> None:
+        """From here on, attend by the implementation of that name, and run compiled code.
+
+        Errors: Unsupported where the runtime knows no such implementation, or has nothing to compile.
+        """
+        if attention or compiled:
+            raise Unsupported(f"{self.name}: neither attention nor compilation can be chosen")
+
+    @abstractmethod
+    def tokenize(self, text: str, add_special: bool = True) -> list[int]:
+        """The runtime's own tokenizer."""
+
+    def detokenize(self, ids: Sequence[int]) -> str:
+        """The text of ``ids``, special tokens included. Errors: Unsupported where the runtime has no tokenizer of its own."""
+        raise Unsupported("text is to be generated, which needs the source's tokenizer; give --reference MODEL")
+
+    @abstractmethod
+    def describe(self) -> dict[str, Any]:
+        """What belongs to every result: backend, its version or revision, CPU features or GPU, dtype, threads."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Free the model."""
+
+    def generate(self, ids: Sequence[int], tokens: int) -> list[int]:
+        """Greedy continuation of ``ids`` by ``tokens`` tokens."""
+        out: list[int] = []
+        logits = self.start(ids)
+        while True:
+            out.append(int(logits.argmax()))
+            if len(out) == tokens:
+                return out
+            logits = self.step(out[-1])
+
+    def check_rows(self, rows: np.ndarray) -> None:
+        if rows.shape[1] > self.context:
+            raise BadInput(f"a window of {rows.shape[1]} tokens exceeds the model's context of {self.context}; use a shorter one")
+        if rows.size and (rows.min() < 0 or rows.max() >= self.vocabulary):
+            raise BadInput(
+                f"token id {int(rows.max() if rows.max() >= self.vocabulary else rows.min())} is outside the model's "
+                f"vocabulary of {self.vocabulary}: the ids were made by another tokenizer"
+            )
+
+    def __enter__(self) -> "Runtime":
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+class FolderRuntime(Runtime):
+    """Opens a Hugging Face folder: text goes through the folder's own tokenizer file."""
+
+    folder: Path
+
+    @cached_property
+    def _tokenizer(self) -> SourceTokenizer:
+        return SourceTokenizer.open(self.folder)
+
+    def tokenize(self, text: str, add_special: bool = True) -> list[int]:
+        return self._tokenizer.encode(text, add_special)
+
+    def detokenize(self, ids: Sequence[int]) -> str:
+        return self._tokenizer.decode(list(ids))
+
+
+def open_without_weights(path: Path | str, run: RunOptions) -> Runtime | None:
+    """What ``open_runtime`` gives for a plain Hugging Face folder, but for logits: to know what those would be called by. None
+    where that cannot be known without the weights."""
+    path = Path(path)
+    if find_gguf(path):
+        return None
+    try:
+        found: Runtime | None = import_module("quantize.runtimes.transformers").skeleton(path, run)
+    except Unsupported:
+        return None
+    return found
+
+
+def open_runtime(
+    path: Path | str,
+    run: RunOptions,
+    *,
+    load_as: Recipe | None = None,
+    exact: bool = False,
+    context: int = 0,
+    runtime: str = "",
+    own_process: bool = True,
+) -> Runtime:
+    """Open whatever lies at ``path``: an artifact folder, a .gguf file, or an HF folder or Hub id (quantized or not).
+
+    ``runtime``: one of ``RUNTIMES``, else what the files call for. ``load_as`` quantizes on the fly (quanto, bnb).
+    ``exact`` asks for the most exact arithmetic the runtime offers (llama.cpp: F32 KV cache, flash attention off).
+    ``context``: tokens per window that are needed; 0 takes the model's own.
+    ``own_process``: llama.cpp, which ends its process where it does not like a file, is run in a child of this one.
+    """
+    path = Path(path)
+    gguf = find_gguf(path)
+    name = runtime or ("llamacpp" if gguf else "transformers")
+    if (name == "llamacpp") != bool(gguf):
+        raise BadInput(f"{path}: is {'a GGUF file' if gguf else 'no GGUF file'}, which {name} does not open here; drop --runtime")
+    module, _, attribute = RUNTIMES[name].partition(":")
+    more = {} if own_process or not gguf else {"own_process": False}
+    make = getattr(import_module(module), attribute)
+    opened: Runtime = make(gguf or path, run, load_as=load_as, exact=exact, context=context, **more)
+    return opened

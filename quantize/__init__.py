@@ -10,7 +10,7 @@ from types import ModuleType
 from typing import Any
 
 _LAZY = {
-    "convert": "quantize.convert",
+    "convert": "quantize.conversion",
     "Checkpoint": "quantize.checkpoint.checkpoint",
     "Artifact": "quantize.artifact.artifact",
     "RunOptions": "quantize.recipe",
@@ -29,7 +29,7 @@ def __getattr__(name: str) -> Any:
 
 class _Package(ModuleType):
     def __setattr__(self, name: str, value: Any) -> None:
-        # Importing the module quantize.convert sets it as an attribute here, where the function of that name is meant to be.
+        # Importing the module quantize.conversion sets it as an attribute here, where the function of that name is meant to be.
         super().__setattr__(name, getattr(value, name) if name == "convert" and isinstance(value, ModuleType) else value)
 
 

@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from quantize.convert import convert
+from quantize.conversion import convert
 from quantize.gguf.container.reader import GgufFile, read_gguf
 from quantize.kernels import llamacpp
 from quantize.kernels.block_types import FILE_TYPES

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.peers.gguf_tokenizers import Vocabulary, paragraphs
-from quantize.convert import convert
+from quantize.conversion import convert
 from quantize.gguf.container.reader import GgufFile, read_gguf
 from quantize.kernels import llamacpp
 from quantize.kernels.block_types import FILE_TYPES

@@ -97,7 +97,7 @@ def convert_one(
     keep_failed: bool = False,
 ) -> dict[str, Any]:
     from quantize.artifact.artifact import grouped
-    from quantize.convert import convert as do_convert
+    from quantize.conversion import convert as do_convert
 
     log(f"{model} -> {recipe.short}")
     if recipe.calibrated:
@@ -150,7 +150,7 @@ def _convert_each(
 
     from quantize.artifact.artifact import claim_output
     from quantize.checkpoint.checkpoint import Checkpoint
-    from quantize.convert import check, inputs_of, require
+    from quantize.conversion import check, inputs_of, require
 
     checkpoint = Checkpoint.open(model, trust_remote_code=run.trust_remote_code)
     problems: list[QuantwrightError] = []

@@ -215,7 +215,7 @@ def plan(target: str, recipes: str | None, out: Path | None, overrides: tuple[st
     cost = estimate_plan(spec, made, folder)
     _print_plan(made, cost)
     if spec.verify == "full":
-        from quantize.verify_logits import why_not_full
+        from quantize.verification.logits import why_not_full
 
         for model in made.models:
             if model.checkpoint is not None and made.recipes and (why := why_not_full(model.checkpoint)):
@@ -319,10 +319,10 @@ def _check_model(model: str, recipes: str | None, trust_remote_code: bool) -> li
 
 
 def _check_one(checkpoint: Any, recipe: Any) -> dict[str, Any]:
-    from quantize.convert import check as check_method
-    from quantize.convert import require
+    from quantize.conversion import check as check_method
+    from quantize.conversion import require
     from quantize.errors import QuantwrightError
-    from quantize.verify_logits import why_not_full
+    from quantize.verification.logits import why_not_full
 
     reason = lower = ""
     try:

@@ -13,7 +13,7 @@ def methods(as_json: bool) -> None:
     """List every recipe, what it needs, and whether it can run here."""
     from rich.table import Table
 
-    from quantize.convert import missing_packages
+    from quantize.conversion import missing_packages
     from quantize.methods.registry import METHODS, method
     from quantize.recipe import parse_recipe
 

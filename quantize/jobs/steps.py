@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from quantize.convert import check, require
+from quantize.conversion import check, require
 from quantize.errors import BadInput, QuantwrightError
 from quantize.jobs.models import OpenModel, open_models
 from quantize.jobs.spec import HELD_OUT, Job

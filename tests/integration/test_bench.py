@@ -57,7 +57,7 @@ def test_batches_and_attention(kind: str, make_checkpoint: Callable[..., Path], 
     model = make_checkpoint(num_hidden_layers=1, max_position_embeddings=64)
     if kind == "gguf":
         pytest.importorskip("llama_cpp")
-        from quantize import convert
+        from quantize import conversion as convert
 
         model = convert(model, "gguf-f32", tmp_path / "gguf", verify="none").folder
     sizes = ("--prefill", "16", "--decode", "4", "--repetitions", "2", "--depth", "0,8", "--batch", "1,4", "--attention", "eager")
@@ -79,7 +79,7 @@ def test_rows_of_a_batch_are_independent(make_checkpoint: Callable[..., Path], t
     pytest.importorskip("llama_cpp")
     import numpy as np
 
-    from quantize import convert
+    from quantize import conversion as convert
     from quantize.recipe import RunOptions
     from quantize.runtimes.base import open_runtime
 

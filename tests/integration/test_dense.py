@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from quantize import Checkpoint, convert
+from quantize import Checkpoint
+from quantize import conversion as convert
 from quantize.checkpoint.tensors import Entry, StoredTensors, write_folder
 from quantize.errors import StepFailed
 

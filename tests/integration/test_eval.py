@@ -265,7 +265,7 @@ def test_a_floor_that_cannot_be_had_says_why_and_costs_nothing(
 
 
 def test_a_gguf_reference_has_a_floor_too(checkpoint: Path, tmp_path: Path, text: Path) -> None:
-    from quantize.convert import convert
+    from quantize.conversion import convert
 
     both = [tmp_path / recipe for recipe in ("gguf-f16", "gguf-q4_0")]
     for folder in both:
@@ -583,7 +583,7 @@ def test_numbers_do_not_depend_on_the_block_size(checkpoint: Path, text: Path, m
 
 def test_a_gguf_alone_needs_no_torch(checkpoint: Path, text: Path, tmp_path: Path) -> None:
     """Importing it takes longer than a small text does in llama.cpp."""
-    from quantize.convert import convert
+    from quantize.conversion import convert
 
     artifact = convert(checkpoint, "gguf-q8_0", tmp_path / "gguf", verify="none", run=RUN)
     (file,) = artifact.folder.glob("*.gguf")

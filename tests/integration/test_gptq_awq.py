@@ -22,7 +22,7 @@ from quantize.errors import BadInput, StepFailed, Unsupported
 from quantize.methods.base import Conversion
 from quantize.methods.registry import method
 from quantize.recipe import RunOptions, parse_recipe
-from quantize.verify_weights import check_weights
+from quantize.verification.weights import check_weights
 
 pytest.importorskip("gptqmodel")
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from quantize import Artifact, convert
+from quantize import Artifact
+from quantize import conversion as convert
 from quantize.artifact.artifact import MANIFEST
 from quantize.methods.registry import METHODS, method, presets
 from quantize.recipe import parse_recipe

@@ -8,7 +8,7 @@ import pytest
 from own_code import copy_with_code, edit, ran
 
 from quantize.artifact.artifact import Artifact
-from quantize.convert import convert
+from quantize.conversion import convert
 from quantize.errors import Unsupported
 from quantize.recipe import CalibrationOptions, RunOptions, parse_recipe
 

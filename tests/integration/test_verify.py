@@ -8,15 +8,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from quantize import Artifact, Checkpoint, convert
+from quantize import Artifact, Checkpoint
+from quantize import conversion as convert
 from quantize.artifact.artifact import Check, Verification
 from quantize.checkpoint.tensors import Entry, StoredTensors, write_folder
 from quantize.methods.base import Conversion
 from quantize.methods.registry import method
 from quantize.recipe import RunOptions, parse_recipe
-from quantize.verify import verify
-from quantize.verify_logits import KL_FLOAT32
-from quantize.verify_weights import check_weights
+from quantize.verification.logits import KL_FLOAT32
+from quantize.verification.verify import verify
+from quantize.verification.weights import check_weights
 
 CPU = RunOptions(device="cpu")
 RECIPES = ["quanto-int8", "quanto-int4", "bnb-nf4", "bnb-nf4:double_quant=true", "bnb-int8"]

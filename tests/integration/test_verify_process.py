@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 import torch
 
-from quantize import Checkpoint, convert
+from quantize import Checkpoint
+from quantize import conversion as convert
 from quantize.artifact.artifact import Artifact
 from quantize.errors import StepFailed
 from quantize.recipe import CalibrationOptions, RunOptions
 from quantize.runtimes.base import open_runtime
-from quantize.verify_process import Opened
+from quantize.verification.process import Opened
 
 pytest.importorskip("gptqmodel")
 

@@ -13,7 +13,7 @@ from evals import evaluate
 from evals.protocols import make_windows, parse_protocol
 from evals.weights_only import chosen_windows
 from quantize.calibration.texts import stdlib_documentation
-from quantize.convert import convert
+from quantize.conversion import convert
 from quantize.errors import BadInput
 from quantize.recipe import RunOptions
 from quantize.results import EvalResult

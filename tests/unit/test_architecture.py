@@ -27,7 +27,7 @@ ALLOWED = {
         "quantize.code_guard", "quantize.artifact.file_hashes", "quantize.files", "quantize.packages", "quantize.staging",
         "quantize.terminal",
         "evals", "quantize.artifact.artifact", "quantize.checkpoint.checkpoint", "quantize.recipe", "quantize.runtimes.base", "quantize.errors",
-        "quantize.checkpoint.tokenizer", "quantize.calibration.texts", "quantize.commands", "quantize.convert", "quantize.sources.hub", "quantize.process",
+        "quantize.checkpoint.tokenizer", "quantize.calibration.texts", "quantize.commands", "quantize.conversion", "quantize.sources.hub", "quantize.process",
         "quantize.methods.registry", "quantize.gguf.container.files", "quantize.gguf.container.reader", "quantize.gguf.families",
         "quantize.gguf.tokenizer.chat_templates", "quantize.sources.gguf_repository", "quantize.chat", "quantize.documents",
     ),

@@ -13,7 +13,7 @@ from evals.subjects import resolve
 from quantize.artifact.artifact import Artifact
 from quantize.artifact.attestation import verified_here
 from quantize.artifact.file_hashes import FileHashes
-from quantize.convert import convert
+from quantize.conversion import convert
 from quantize.errors import BadInput
 from quantize.jobs.outputs import Outputs
 from quantize.jobs.steps import Step

@@ -152,7 +152,7 @@ def test_null_is_no_quantization(tmp_path: Path) -> None:
 def test_what_transformers_refuses_is_one_line_at_check(changes: dict[str, Any], make_checkpoint: Any, tmp_path: Path) -> None:
     import shutil
 
-    from quantize.convert import check, require
+    from quantize.conversion import check, require
     from quantize.recipe import parse_recipe
 
     shutil.copytree(make_checkpoint(), tmp_path / "model")

@@ -56,7 +56,7 @@ def check_all(folder: Path) -> None:
 
 
 def convert_to_gguf(folder: Path) -> None:
-    from quantize.convert import convert
+    from quantize.conversion import convert
 
     convert(folder, "gguf-q4_k_m", folder.parent / "out", verify="none", force=True)
 

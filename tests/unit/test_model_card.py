@@ -10,7 +10,7 @@ from fuzzing import damaged, faults, mutations, sample
 
 from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.checkpoint.model_card import license_files, read_model_card
-from quantize.convert import convert
+from quantize.conversion import convert
 from quantize.errors import BadInput
 from quantize.gguf.container.writer import pack_value
 from quantize.gguf.metadata import MAX_STEM_CHARACTERS, file_name, general_kvs, load_metadata

@@ -15,7 +15,7 @@ from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.checkpoint.safetensors_header import MAX_HEADER_BYTES, read_raw, read_safetensors_header
 from quantize.checkpoint.tensors import StoredTensors
 from quantize.checkpoint.weight_files import read_weights, weight_files
-from quantize.convert import convert
+from quantize.conversion import convert
 from quantize.errors import BadInput, Unsupported
 from quantize.hf.load import _read_state
 

@@ -170,7 +170,7 @@ def test_what_the_files_of_a_model_say(models: dict[str, Path], tmp_path: Path) 
 
 
 def test_a_gguf_says_it_itself(models: dict[str, Path], tmp_path: Path) -> None:
-    from quantize.convert import convert
+    from quantize.conversion import convert
 
     folder = shutil.copytree(models["turns"], tmp_path / "model")
     edit(folder / "config.json", bos_token_id=...)

@@ -145,7 +145,7 @@ def test_no_chat_template(make_checkpoint: Callable[..., Path], gsm8k: Path) -> 
 
 def test_the_chat_template_of_a_bare_gguf(make_checkpoint: Callable[..., Path], gsm8k: Path, tmp_path: Path) -> None:
     """In its metadata, among several, it gives the same prompts as the source's folder does through transformers."""
-    from quantize.convert import convert
+    from quantize.conversion import convert
 
     source = make_checkpoint(num_hidden_layers=1, max_position_embeddings=1024)
     path = source / "tokenizer_config.json"

@@ -28,9 +28,9 @@ from quantize.methods.base import Conversion, Method
 from quantize.recipe import Recipe, RunOptions
 from quantize.runtimes.base import Runtime, open_runtime
 from quantize.staging import held_folder
-from quantize.verify_logits import WINDOW_TOKENS, Served, compare_logits, fixed_rows
-from quantize.verify_process import Opened
-from quantize.verify_weights import check_weights
+from quantize.verification.logits import WINDOW_TOKENS, Served, compare_logits, fixed_rows
+from quantize.verification.process import Opened
+from quantize.verification.weights import check_weights
 
 #: the runtime and the rows that it is asked for -> what was found, and the level that was reached
 Compare = Callable[[Served, np.ndarray], tuple[list[Check], str]]

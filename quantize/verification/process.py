@@ -31,7 +31,7 @@ class Opened:
         (folder / "request.json").write_text(json.dumps(request), encoding="utf-8")
         if rows is not None:
             np.save(folder / "rows.npy", rows)
-        command = child_command("quantize.verify_process", str(folder))
+        command = child_command("quantize.verification.process", str(folder))
         done = subprocess.run(command, env=child_environment(), stdin=subprocess.DEVNULL, capture_output=True, check=False)
         answer = folder / "answer.json"
         if not answer.is_file():

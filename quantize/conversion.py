@@ -154,7 +154,7 @@ def _verify(
 ) -> Verification:
     if level == "none":
         return Verification(level="none")
-    from quantize.verify import verify
+    from quantize.verification.verify import verify
 
     verification = verify(method, recipe, stage, checkpoint, conversion, run, level)
     if verification.level != level and verification.passed:

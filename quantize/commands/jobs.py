@@ -125,7 +125,7 @@ class Terminal:
 
 
 def job_name(path: Path) -> str:
-    """``demo/job.yaml`` -> demo, ``jobs/overnight.yaml`` -> overnight."""
+    """``demo/job.yaml`` -> demo, ``examples/overnight.yaml`` -> overnight."""
     return path.absolute().parent.name if path.stem == "job" else path.stem
 
 

@@ -13,7 +13,7 @@ from quantize.jobs.schema import job_schema
 from quantize.jobs.steps import build_plan
 
 ROOT = Path(__file__).resolve().parents[3]
-EXAMPLES = [ROOT / "demo" / "job.yaml", *sorted((ROOT / "jobs").glob("*.yaml"))]
+EXAMPLES = [ROOT / "demo" / "job.yaml", *sorted((ROOT / "examples").glob("*.yaml"))]
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from quantize.commands import emit_json, log, run_options
+from quantize.commands.options import emit_json, log, run_options
 from quantize.errors import BadInput
 from quantize.recipe import RunOptions
 from quantize.terminal import console

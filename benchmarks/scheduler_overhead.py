@@ -11,9 +11,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from quantize.jobs.runner import Runner
-from quantize.jobs.spec import Job
-from quantize.jobs.steps import Plan, Step
+from jobs.runner import Runner
+from jobs.spec import Job
+from jobs.steps import Plan, Step
 from quantize.process import child_command, child_environment
 
 BLOCK = 25

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from quantize.commands import emit_json, parse_size, run_options
+from quantize.commands.options import emit_json, parse_size, run_options
 from quantize.errors import BadInput
 from quantize.recipe import RunOptions
 from quantize.terminal import console

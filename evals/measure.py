@@ -9,7 +9,7 @@ from evals.generations import TOKENS, read_prompts
 from evals.protocols import parse_protocol
 from evals.subjects import resolve
 from evals.tasks import TaskOptions
-from quantize.commands import log
+from quantize.commands.options import log
 from quantize.errors import BadInput
 from quantize.recipe import Recipe, RunOptions, parse_recipe
 from quantize.results import EvalResult

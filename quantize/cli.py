@@ -13,7 +13,7 @@ from quantize.terminal import settle_output
 
 # name -> (where its click command lives, the line shown by --help)
 COMMANDS = {
-    "demo": ("quantize.commands.demo:demo", "Convert, verify, measure and report the embedded checkpoint."),
+    "demo": ("jobs.demo_command:demo", "Convert, verify, measure and report the embedded checkpoint."),
     "convert": ("quantize.commands.convert:convert", "Make quantized artifacts from a checkpoint."),
     "imatrix": ("quantize.commands.imatrix:imatrix", "Compute the importance matrix of a model over a text, for GGUF."),
     "eval": ("evals.command:evaluate", "Measure perplexity, divergence and task accuracy."),
@@ -21,12 +21,12 @@ COMMANDS = {
     "report": ("reports.command:report", "Compare runs: HTML, Markdown, CSV and JSON."),
     "recommend": ("reports.command:recommend", "Name the artifact to ship for a memory, speed and loss budget."),
     "publish": ("reports.command:publish", "Write or upload a Hub repository with a measured model card."),
-    "run": ("quantize.commands.jobs:run", "Run a job file: models x recipes x evaluations, resumable."),
-    "plan": ("quantize.commands.jobs:plan", "Say what a conversion or a job will cost before it starts."),
-    "check": ("quantize.commands.jobs:check", "Say which recipes a checkpoint can take, and why not."),
-    "init": ("quantize.commands.run_folder:init", "Write a commented job file to start from."),
-    "status": ("quantize.commands.run_folder:status", "Show how far the job of a run folder is."),
-    "clean": ("quantize.commands.run_folder:clean", "Remove from a run folder what no job refers to."),
+    "run": ("jobs.command:run", "Run a job file: models x recipes x evaluations, resumable."),
+    "plan": ("jobs.command:plan", "Say what a conversion or a job will cost before it starts."),
+    "check": ("jobs.command:check", "Say which recipes a checkpoint can take, and why not."),
+    "init": ("jobs.folder_command:init", "Write a commented job file to start from."),
+    "status": ("jobs.folder_command:status", "Show how far the job of a run folder is."),
+    "clean": ("jobs.folder_command:clean", "Remove from a run folder what no job refers to."),
     "methods": ("quantize.commands.methods:methods", "List every recipe, what it needs and whether it can run here."),
     "doctor": ("quantize.commands.methods:doctor", "Check this installation."),
 }

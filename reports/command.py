@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from quantize.commands import emit_json, log, parse_size, say
+from quantize.commands.options import emit_json, log, parse_size, say
 from quantize.errors import BadInput
 
 RUNS = click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RUN...")

@@ -5,8 +5,8 @@ from typing import Any
 
 import click
 
-from quantize.commands import emit_json, log, run_options, say
 from quantize.commands.gguf_options import OPTIONS, gguf_options, with_options
+from quantize.commands.options import emit_json, log, run_options, say
 from quantize.errors import BadInput, QuantwrightError, StepFailed
 from quantize.process import run_child
 from quantize.recipe import CalibrationOptions, Recipe, RunOptions

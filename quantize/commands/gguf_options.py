@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import click
 
-from quantize.commands import parse_size
+from quantize.commands.options import parse_size
 from quantize.errors import BadInput
 from quantize.recipe import Recipe
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from quantize.commands import emit_json, log, run_options, say
+from quantize.commands.options import emit_json, log, run_options, say
 from quantize.errors import BadInput
 from quantize.files import typed_path
 from quantize.recipe import CalibrationOptions, RunOptions

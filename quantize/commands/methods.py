@@ -2,7 +2,7 @@
 
 import click
 
-from quantize.commands import emit_json, say
+from quantize.commands.options import emit_json, say
 from quantize.packages import install_command
 from quantize.terminal import console
 

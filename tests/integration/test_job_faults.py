@@ -13,8 +13,8 @@ import psutil
 import pytest
 from job_runs import standing_step
 
-from quantize.jobs.child import Child
-from quantize.jobs.records import Records
+from jobs.child import Child
+from jobs.records import Records
 from quantize.results import read_results
 
 JOB = "models: [checkpoint]\nrecipes: [gguf-f16]\nverify: none\nreport: false\nresources: {threads: 1}\n"

@@ -19,8 +19,8 @@ import psutil
 import pytest
 from job_runs import standing_step, until
 
+from jobs.records import Records
 from quantize.artifact.artifact import Artifact
-from quantize.jobs.records import Records
 from quantize.recipe import parse_recipe
 from quantize.results import read_results
 

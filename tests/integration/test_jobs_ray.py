@@ -11,8 +11,8 @@ import psutil
 import pytest
 from job_runs import digests, qualities, until
 
-from quantize.jobs.ray_task import Order, run_order
-from quantize.jobs.records import Records
+from jobs.ray_task import Order, run_order
+from jobs.records import Records
 
 ray = pytest.importorskip("ray", reason="Ray is not installed (extra: ray)")
 

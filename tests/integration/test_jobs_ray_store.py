@@ -13,9 +13,9 @@ import psutil
 import pytest
 from job_runs import digests, qualities, until
 
-from quantize.jobs.bucket import Bucket, BucketError
-from quantize.jobs.ray_task import Order, run_order
-from quantize.jobs.transfer import pull, push
+from jobs.bucket import Bucket, BucketError
+from jobs.ray_task import Order, run_order
+from jobs.transfer import pull, push
 
 ray = pytest.importorskip("ray", reason="Ray is not installed (extra: ray)")
 

@@ -8,11 +8,11 @@ from types import SimpleNamespace
 import pytest
 from click.testing import CliRunner
 
+from jobs.load import load_job
+from jobs.steps import build_plan
 from quantize.artifact.artifact import MANIFEST, Artifact
 from quantize.cli import cli
 from quantize.errors import QuantwrightError
-from quantize.jobs.load import load_job
-from quantize.jobs.steps import build_plan
 
 pytest.importorskip("llama_cpp")
 

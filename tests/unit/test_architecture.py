@@ -14,20 +14,20 @@ PACKAGES = ("quantize", "evals", "benchmarks", "reports")
 ALLOWED = {
     "reports": (
         "reports", "quantize.results", "evals.statistics", "quantize.artifact.artifact", "quantize.artifact.attestation", "quantize.errors",
-        "quantize.commands",
+        "quantize.commands.options",
         "quantize.files", "quantize.packages", "quantize.staging", "quantize.terminal",
     ),
     "benchmarks": (
         "quantize.files", "quantize.packages", "quantize.staging", "quantize.terminal",
         "benchmarks", "quantize.results", "quantize.artifact.artifact", "quantize.runtimes.base", "quantize.errors", "quantize.recipe",
-        "quantize.checkpoint.checkpoint", "quantize.commands", "quantize.process", "quantize.calibration.texts", "evals.subjects",
-        "quantize.gguf.container.files", "quantize.gguf.container.reader", "quantize.sources.gguf_repository", "quantize.jobs",
+        "quantize.checkpoint.checkpoint", "quantize.commands.options", "quantize.process", "quantize.calibration.texts", "evals.subjects",
+        "quantize.gguf.container.files", "quantize.gguf.container.reader", "quantize.sources.gguf_repository", "jobs",
     ),
     "evals": (
         "quantize.code_guard", "quantize.artifact.file_hashes", "quantize.files", "quantize.packages", "quantize.staging",
         "quantize.terminal",
         "evals", "quantize.artifact.artifact", "quantize.checkpoint.checkpoint", "quantize.recipe", "quantize.runtimes.base", "quantize.errors",
-        "quantize.checkpoint.tokenizer", "quantize.calibration.texts", "quantize.commands", "quantize.conversion", "quantize.sources.hub", "quantize.process",
+        "quantize.checkpoint.tokenizer", "quantize.calibration.texts", "quantize.commands.options", "quantize.conversion", "quantize.sources.hub", "quantize.process",
         "quantize.methods.registry", "quantize.gguf.container.files", "quantize.gguf.container.reader", "quantize.gguf.families",
         "quantize.gguf.tokenizer.chat_templates", "quantize.sources.gguf_repository", "quantize.chat", "quantize.documents",
     ),

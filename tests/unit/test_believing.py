@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 
 from evals.subjects import resolve
+from jobs.outputs import Outputs
+from jobs.steps import Step
 from quantize.artifact.artifact import Artifact
 from quantize.artifact.attestation import verified_here
 from quantize.artifact.file_hashes import FileHashes
 from quantize.conversion import convert
 from quantize.errors import BadInput
-from quantize.jobs.outputs import Outputs
-from quantize.jobs.steps import Step
 from reports.card import CardOptions
 from reports.publish import prepare
 

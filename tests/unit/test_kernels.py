@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from jobs.work_folder import work_root
 from quantize.errors import StepFailed
 from quantize.hf.extensions import ensure_kernel_environment, stale_locks
-from quantize.jobs.work_folder import work_root
 
 
 def make_lock(folder: Path, age_s: float) -> Path:

@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from jobs.load import load_job
+from jobs.steps import build_plan
 from quantize import Artifact
 from quantize.cli import cli
 from quantize.errors import BadInput, StepFailed, Unsupported
 from quantize.gguf.container.reader import read_gguf
 from quantize.gguf.importance.file import Entry, ImportanceMatrix, write_imatrix
-from quantize.jobs.load import load_job
-from quantize.jobs.steps import build_plan
 
 
 @pytest.fixture(scope="module")

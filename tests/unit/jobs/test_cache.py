@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from cached_step import CONTENT, KEY, fetch
 
+from jobs.cache import SUMS, SharedCache
 from quantize.errors import BadInput
-from quantize.jobs.cache import SUMS, SharedCache
 
 
 @pytest.fixture

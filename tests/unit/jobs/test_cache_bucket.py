@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from cached_step import CONTENT, KEY, fetch
 
+from jobs.cache import SUMS
+from jobs.cache_bucket import BucketCache, open_cache
 from quantize.errors import BadInput
-from quantize.jobs.cache import SUMS
-from quantize.jobs.cache_bucket import BucketCache, open_cache
 
 ENTRY = f"bucket/shared/steps/ab/{KEY}"
 URL = "s3://bucket/shared"
@@ -97,7 +97,7 @@ def test_two_runs_whose_manifests_differ_do_not_mix(cache: BucketCache, s3: Any,
 WORKER = """
 import sys
 from pathlib import Path
-from quantize.jobs.cache_bucket import open_cache
+from jobs.cache_bucket import open_cache
 url, key, made, into = sys.argv[1], sys.argv[2], Path(sys.argv[3]), Path(sys.argv[4])
 files = {str(path.relative_to(made)): path for path in made.rglob("*") if path.is_file()}
 cache = open_cache(url, print)
@@ -170,7 +170,7 @@ def test_without_s3fs_the_extra_is_named(tmp_path: Path) -> None:
     (tmp_path / "s3fs.py").write_text("raise ImportError('No module named s3fs')\n")
     code = (
         f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n"
-        "from quantize.jobs.cache_bucket import open_cache\nfrom quantize.errors import BadInput\n"
+        "from jobs.cache_bucket import open_cache\nfrom quantize.errors import BadInput\n"
         "try: open_cache('s3://bucket/x', print)\nexcept BadInput as error: print(error)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -7,10 +7,10 @@ import jsonschema
 import pytest
 import yaml
 
-from quantize.commands.run_folder import TEMPLATE
-from quantize.jobs.load import load_job
-from quantize.jobs.schema import job_schema
-from quantize.jobs.steps import build_plan
+from jobs.folder_command import TEMPLATE
+from jobs.load import load_job
+from jobs.schema import job_schema
+from jobs.steps import build_plan
 
 ROOT = Path(__file__).resolve().parents[3]
 EXAMPLES = [ROOT / "demo" / "job.yaml", *sorted((ROOT / "examples").glob("*.yaml"))]

@@ -9,9 +9,9 @@ import pytest
 import yaml
 from fuzzing import damaged, faults, mutations, sample
 
-from quantize.jobs.estimate import estimate_plan
-from quantize.jobs.load import load_job
-from quantize.jobs.steps import build_plan
+from jobs.estimate import estimate_plan
+from jobs.load import load_job
+from jobs.steps import build_plan
 
 #: every key that a job may have
 JOB: dict[str, Any] = {

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from jobs.load import load_job
 from quantize.errors import BadInput
-from quantize.jobs.load import load_job
 from quantize.recipe import parse_recipe
 
 GOOD = """\

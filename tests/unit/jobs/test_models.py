@@ -22,8 +22,8 @@ def test_every_step_opens_the_commit_that_was_planned(
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     code = (
-        "import json, sys; from pathlib import Path; from quantize.jobs.load import load_job; "
-        "from quantize.jobs.steps import build_plan; path = Path(sys.argv[1]); "
+        "import json, sys; from pathlib import Path; from jobs.load import load_job; "
+        "from jobs.steps import build_plan; path = Path(sys.argv[1]); "
         "print(json.dumps({s.id: s.arguments[1] for s in build_plan(load_job(path), path.parent).steps}))"
     )
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "job.yaml")], capture_output=True, text=True, check=True)
@@ -37,8 +37,8 @@ def test_every_step_opens_the_commit_that_was_planned(
 
 @pytest.mark.parametrize(("typed", "name"), [("..", "model"), (".", "inner"), ("../../model/", "model"), ("../../a:b", "a-b")])
 def test_a_models_name_is_one_plain_part_of_a_path(typed: str, name: str, tmp_path: Path, demo_checkpoint: Path) -> None:
-    from quantize.jobs.load import load_job
-    from quantize.jobs.steps import build_plan
+    from jobs.load import load_job
+    from jobs.steps import build_plan
 
     for folder in ("model", "model/inner", "a:b"):
         shutil.copytree(demo_checkpoint, tmp_path / folder)

@@ -8,11 +8,11 @@ import pytest
 
 from benchmarks.command import bench
 from evals.command import evaluate
-from quantize.commands.run_folder import TEMPLATE
+from jobs.folder_command import TEMPLATE
+from jobs.load import load_job
+from jobs.spec import Benchmark, Evaluate
+from jobs.steps import Step, build_plan
 from quantize.errors import BadInput
-from quantize.jobs.load import load_job
-from quantize.jobs.spec import Benchmark, Evaluate
-from quantize.jobs.steps import Step, build_plan
 
 HEAD = "recipes: [gguf-q4_k_m, quanto-int8]\nreport: false\n"
 #: Said elsewhere in the file, or by the runner: what is measured, against what, where the results go, on which machine.

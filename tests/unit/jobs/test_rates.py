@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from quantize.jobs.estimate import estimate_plan
-from quantize.jobs.load import load_job
-from quantize.jobs.rates import BUILT_IN, MARGIN, UNSURE, Sample, estimate_seconds
-from quantize.jobs.steps import build_plan
+from jobs.estimate import estimate_plan
+from jobs.load import load_job
+from jobs.rates import BUILT_IN, MARGIN, UNSURE, Sample, estimate_seconds
+from jobs.steps import build_plan
 
 
 @pytest.mark.parametrize("kind", ["convert:gguf", "convert:gguf:none", "eval:gptq", "bench:gptq"])

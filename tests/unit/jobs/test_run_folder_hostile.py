@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 from fuzzing import faults, mutations
 
+from jobs.cache_bucket import open_cache
+from jobs.folder import read_jobs, states, unused
+from jobs.rates import estimate_seconds, rates_file, read_samples
+from jobs.records import Record, Records
 from quantize.errors import BadInput
-from quantize.jobs.cache_bucket import open_cache
-from quantize.jobs.folder import read_jobs, states, unused
-from quantize.jobs.rates import estimate_seconds, rates_file, read_samples
-from quantize.jobs.records import Record, Records
 
 JOBS: dict[str, Any] = {"/job.yaml": {"steps": ["convert:m:float32"], "names": ["artifacts/m/float32"]}}
 SAMPLE = {"kind": "eval", "work": 2.0, "wall_s": 3.0, "peak_rss_bytes": 5, "threads": 1}

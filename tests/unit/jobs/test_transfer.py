@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from quantize.jobs.steps import Step, results_path
-from quantize.jobs.transfer import settle, step_inputs
+from jobs.steps import Step, results_path
+from jobs.transfer import settle, step_inputs
 
 
 @pytest.fixture

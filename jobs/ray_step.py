@@ -8,11 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from jobs.bucket import Bucket, BucketError
+from jobs.ray_task import Ended, Order
+from jobs.steps import Step
+from jobs.transfer import pull, push, settle, step_inputs
 from quantize.errors import StepFailed
-from quantize.jobs.bucket import Bucket, BucketError
-from quantize.jobs.ray_task import Ended, Order
-from quantize.jobs.steps import Step
-from quantize.jobs.transfer import pull, push, settle, step_inputs
 
 BEGUN_POLL_S = 1.0
 

@@ -8,9 +8,9 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from jobs.spec import Job
 from quantize.errors import BadInput
 from quantize.files import CONTROL, MAX_YAML_BYTES, parse_yaml, parse_yaml_nodes, read_text, typed_path
-from quantize.jobs.spec import Job
 from quantize.terminal import printable
 
 Place = tuple[str | int, ...]

@@ -4,9 +4,9 @@ import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from jobs.spec import Job, Model, resolve_path
 from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.errors import BadInput, QuantwrightError, Unsupported
-from quantize.jobs.spec import Job, Model, resolve_path
 from quantize.recipe import DenseRecipe, Recipe
 
 COMMIT = re.compile(r"[0-9a-f]{40}")

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from quantize.commands import emit_json, log, say
+from quantize.commands.options import emit_json, log, say
 from quantize.errors import BadInput
 from quantize.terminal import console
 
@@ -71,13 +71,13 @@ def run_job(
     cache: str | None = None,
     store: str | None = None,
 ) -> Any:
-    """-> quantize.jobs.runner.Summary. Errors: BadInput, Unsupported (with ``strict``) before anything runs."""
+    """-> jobs.runner.Summary. Errors: BadInput, Unsupported (with ``strict``) before anything runs."""
+    from jobs.estimate import estimate_plan, refuse_what_cannot_fit
+    from jobs.executor import open_executor
+    from jobs.load import load_job
+    from jobs.runner import Runner
+    from jobs.steps import build_plan
     from quantize.errors import Unsupported
-    from quantize.jobs.estimate import estimate_plan, refuse_what_cannot_fit
-    from quantize.jobs.executor import open_executor
-    from quantize.jobs.load import load_job
-    from quantize.jobs.runner import Runner
-    from quantize.jobs.steps import build_plan
 
     spec = load_job(path, overrides)
     plan = build_plan(spec, path.absolute().parent)
@@ -102,7 +102,7 @@ def run_job(
 
 def place_of(text: str, base: Path) -> str:
     """A URL as it is, a folder relative to ``base``."""
-    from quantize.jobs.bucket import is_url
+    from jobs.bucket import is_url
 
     return text if is_url(text) else str(base / text)
 
@@ -131,7 +131,7 @@ def job_name(path: Path) -> str:
 
 def report_document(run_folder: Path, summary: Any) -> dict[str, Any]:
     """``{"report": path, "rows": [...]}`` as the report step printed it, now or when it last ran; the path made absolute."""
-    from quantize.jobs.records import Records
+    from jobs.records import Records
 
     document = summary.report
     if document is None:
@@ -206,8 +206,8 @@ def _cell(key: str, value: Any) -> str:
 @click.option("--json", "as_json", is_flag=True, help="last line of stdout is one JSON document")
 def plan(target: str, recipes: str | None, out: Path | None, overrides: tuple[str, ...], as_json: bool) -> int:
     """Say what TARGET, a job file or a model, will cost: output sizes, disk, memory and time. Reads headers only."""
-    from quantize.jobs.estimate import estimate_plan, refuse_what_cannot_fit
-    from quantize.jobs.steps import build_plan
+    from jobs.estimate import estimate_plan, refuse_what_cannot_fit
+    from jobs.steps import build_plan
 
     spec, base, name = _target(target, recipes, overrides)
     folder = out or Path("runs") / name
@@ -228,7 +228,7 @@ def plan(target: str, recipes: str | None, out: Path | None, overrides: tuple[st
 
 def _target(target: str, recipes: str | None, overrides: tuple[str, ...]) -> tuple[Any, Path, str]:
     """-> (job, the folder that its paths are relative to, a name for its run folder)."""
-    from quantize.jobs.load import job_of, load_job
+    from jobs.load import job_of, load_job
 
     path = Path(target)
     if path.suffix in (".yaml", ".yml"):
@@ -245,7 +245,7 @@ def _target(target: str, recipes: str | None, overrides: tuple[str, ...]) -> tup
 def _print_plan(plan: Any, cost: Any) -> None:
     from rich.table import Table
 
-    from quantize.jobs.estimate import spell, spell_seconds
+    from jobs.estimate import spell, spell_seconds
 
     table = Table("step", "output", "peak memory", "time", "known from", box=None, pad_edge=False)
     for step in plan.steps:
@@ -335,8 +335,8 @@ def _check_one(checkpoint: Any, recipe: Any) -> dict[str, Any]:
 
 
 def _check_job(path: Path) -> list[dict[str, Any]]:
-    from quantize.jobs.load import load_job
-    from quantize.jobs.steps import build_plan
+    from jobs.load import load_job
+    from jobs.steps import build_plan
 
     plan = build_plan(load_job(path), path.absolute().parent)
     possible = [

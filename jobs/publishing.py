@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from jobs.spec import Job, Publish, expand_recipe
+from jobs.steps import Plan, Step, results_path
 from quantize.errors import BadInput
-from quantize.jobs.spec import Job, Publish, expand_recipe
-from quantize.jobs.steps import Plan, Step, results_path
 
 FOLDER = Path("published")
 

@@ -9,13 +9,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from jobs.records import Record, identity
+from jobs.steps import Row, Step, results_path
 from quantize.artifact.artifact import MANIFEST, Artifact
 from quantize.artifact.file_hashes import user_hashes
 from quantize.checkpoint.checkpoint import sha256_file
 from quantize.errors import BadInput
 from quantize.files import read_json
-from quantize.jobs.records import Record, identity
-from quantize.jobs.steps import Row, Step, results_path
 from quantize.staging import sweep, sweep_output
 
 WORK = ".work"

@@ -3,9 +3,9 @@
 import hashlib
 from pathlib import Path
 
+from jobs.spec import HELD_OUT, Job, resolve_path
 from quantize.calibration.texts import held_out_text
 from quantize.errors import BadInput
-from quantize.jobs.spec import HELD_OUT, Job, resolve_path
 from quantize.recipe import CalibrationOptions
 
 

@@ -9,9 +9,9 @@ reached any more costs the cache and nothing else: the run goes on without it.
 from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath
 
+from jobs.bucket import Bucket, BucketError, is_url
+from jobs.cache import SUMS, Damaged, SharedCache, clear, format_sums, parse_sums
 from quantize.checkpoint.checkpoint import sha256_file, sha256_files
-from quantize.jobs.bucket import Bucket, BucketError, is_url
-from quantize.jobs.cache import SUMS, Damaged, SharedCache, clear, format_sums, parse_sums
 
 
 class BucketCache:

@@ -1,7 +1,7 @@
 """Steps as tasks of a Ray cluster, each with the cores, memory and GPU that it needs.
 
-Artifacts lie in the run folder, which all nodes share, or go through a store (``quantize.jobs.transfer``). A task starts the
-very process that would run on this machine (``quantize.jobs.ray_task``) and watches it. Ray's own retries are off: the runner
+Artifacts lie in the run folder, which all nodes share, or go through a store (``jobs.transfer``). A task starts the
+very process that would run on this machine (``jobs.ray_task``) and watches it. Ray's own retries are off: the runner
 starts a step again whose node is lost, so that its record says so. Benchmarks of one model run on one node, alone on it, after
 everything else: only then can their speeds be compared.
 """
@@ -16,18 +16,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from jobs.bucket import Bucket
+from jobs.child import Child
+from jobs.estimate import StepCost, spell
+from jobs.executor import Executor, Handle, Here
+from jobs.keys import version
+from jobs.ray_step import Carrier, RayStep
+from jobs.ray_task import Ended, Order, local_digest, run_order
+from jobs.spec import Job
+from jobs.steps import Step, device, step_threads
 from quantize.artifact.file_hashes import FileHashes
 from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.errors import BadInput
-from quantize.jobs.bucket import Bucket
-from quantize.jobs.child import Child
-from quantize.jobs.estimate import StepCost, spell
-from quantize.jobs.executor import Executor, Handle, Here
-from quantize.jobs.keys import version
-from quantize.jobs.ray_step import Carrier, RayStep
-from quantize.jobs.ray_task import Ended, Order, local_digest, run_order
-from quantize.jobs.spec import Job
-from quantize.jobs.steps import Step, device, step_threads
 from quantize.packages import install_command
 
 #: What a step may need to know of the environment in which the job was started.

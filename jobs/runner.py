@@ -13,20 +13,20 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from jobs.cache_bucket import open_cache
+from jobs.child import failure_reason
+from jobs.estimate import StepCost, spell, spell_seconds
+from jobs.executor import Executor, Handle, Here
+from jobs.folder import register
+from jobs.keys import step_key
+from jobs.outputs import Outputs
+from jobs.rates import Sample, add_sample
+from jobs.records import Record, Records, RunLock
+from jobs.sharing import Sharing
+from jobs.spec import Job
+from jobs.steps import STAGE, Plan, Step, step_threads
 from quantize.artifact.file_hashes import FileHashes
 from quantize.errors import BadInput, QuantwrightError
-from quantize.jobs.cache_bucket import open_cache
-from quantize.jobs.child import failure_reason
-from quantize.jobs.estimate import StepCost, spell, spell_seconds
-from quantize.jobs.executor import Executor, Handle, Here
-from quantize.jobs.folder import register
-from quantize.jobs.keys import step_key
-from quantize.jobs.outputs import Outputs
-from quantize.jobs.rates import Sample, add_sample
-from quantize.jobs.records import Record, Records, RunLock
-from quantize.jobs.sharing import Sharing
-from quantize.jobs.spec import Job
-from quantize.jobs.steps import STAGE, Plan, Step, step_threads
 from quantize.staging import disk_error
 
 #: What a step says when a second attempt may succeed: the network, and nothing else.

@@ -14,14 +14,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from jobs.bucket import Bucket, BucketError
+from jobs.child import Child
+from jobs.keys import version
+from jobs.transfer import pull, push
+from jobs.work_folder import LOG, new_files, work_folder, work_root
 from quantize.artifact.file_hashes import FileHashes
 from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.errors import QuantwrightError, StepFailed
-from quantize.jobs.bucket import Bucket, BucketError
-from quantize.jobs.child import Child
-from quantize.jobs.keys import version
-from quantize.jobs.transfer import pull, push
-from quantize.jobs.work_folder import LOG, new_files, work_folder, work_root
 
 #: How long to wait for an earlier process of the same step, on a node that was lost, to let go: a file server may hold the
 #: lock of a dead machine for a lease of 90 s.

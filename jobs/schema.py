@@ -1,4 +1,4 @@
-"""JSON Schema of the job file, for editors: ``python -m quantize.jobs.schema > docs/job.schema.json``.
+"""JSON Schema of the job file, for editors: ``python -m jobs.schema > docs/job.schema.json``.
 
 ``# yaml-language-server: $schema=...`` in a job file makes editors complete and check it.
 """
@@ -6,7 +6,7 @@
 import json
 from typing import Any
 
-from quantize.jobs.spec import Job
+from jobs.spec import Job
 
 
 def job_schema() -> dict[str, Any]:

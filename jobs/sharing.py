@@ -3,10 +3,10 @@
 from collections.abc import Mapping
 from pathlib import Path
 
+from jobs.cache import SharedCache
+from jobs.cache_bucket import BucketCache
+from jobs.steps import Step
 from quantize.artifact.artifact import MANIFEST, Artifact, claim_output, commit
-from quantize.jobs.cache import SharedCache
-from quantize.jobs.cache_bucket import BucketCache
-from quantize.jobs.steps import Step
 from quantize.staging import held_folder, staging
 
 

@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from jobs.models import OpenModel, open_models
+from jobs.spec import HELD_OUT, Job
+from jobs.texts import Texts
 from quantize.conversion import check, require
 from quantize.errors import BadInput, QuantwrightError
-from quantize.jobs.models import OpenModel, open_models
-from quantize.jobs.spec import HELD_OUT, Job
-from quantize.jobs.texts import Texts
 from quantize.recipe import Recipe, RunOptions
 
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
@@ -98,7 +98,7 @@ def build_plan(job: Job, base: Path, models: list[OpenModel] | None = None) -> P
             )
         )
     if job.publish:
-        from quantize.jobs.publishing import publish_steps
+        from jobs.publishing import publish_steps
 
         plan.steps += publish_steps(job, plan)
     return plan

@@ -11,9 +11,9 @@ from functools import cache
 from importlib import metadata
 from pathlib import Path
 
+from jobs.steps import Step
 from quantize.artifact.file_hashes import FileHashes
 from quantize.checkpoint.checkpoint import Checkpoint
-from quantize.jobs.steps import Step
 
 
 @cache

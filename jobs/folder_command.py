@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from quantize.commands import emit_json, log, say
+from quantize.commands.options import emit_json, log, say
 from quantize.errors import BadInput
 from quantize.terminal import console
 
@@ -84,7 +84,7 @@ def status(run: Path, once: bool, planned: bool, as_json: bool) -> None:
 
     from rich.live import Live
 
-    from quantize.jobs.folder import is_running, states
+    from jobs.folder import is_running, states
 
     found = states(run)
     out = console()
@@ -131,7 +131,7 @@ def _planned_table(found: list[Any]) -> Any:
     """Plan against actual, for the steps that are done."""
     from rich.table import Table
 
-    from quantize.jobs.estimate import spell, spell_seconds
+    from jobs.estimate import spell, spell_seconds
 
     table = Table(box=None, pad_edge=False)
     for heading in ("step", "size", "planned", "peak memory", "planned", "time", "planned"):
@@ -158,8 +158,8 @@ def clean(run: Path, yes: bool) -> int:
     """Remove from the run folder RUN what no job refers to any more: artifacts, results, logs, leftovers. Asks first."""
     import shutil
 
-    from quantize.jobs.folder import read_jobs, size_bytes, unused
-    from quantize.jobs.records import RunLock
+    from jobs.folder import read_jobs, size_bytes, unused
+    from jobs.records import RunLock
 
     if not read_jobs(run):
         raise BadInput(f"{run}: not the run folder of a job, so nothing in it is known to be unused")

@@ -5,12 +5,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from jobs.rates import Estimate, Sample, estimate_seconds, read_samples
+from jobs.sizes import output_bytes
+from jobs.spec import Job
+from jobs.steps import Plan, Step, step_threads
 from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.errors import BadInput
-from quantize.jobs.rates import Estimate, Sample, estimate_seconds, read_samples
-from quantize.jobs.sizes import output_bytes
-from quantize.jobs.spec import Job
-from quantize.jobs.steps import Plan, Step, step_threads
 
 GIB = 1 << 30
 #: Of a converting process before any weight, engines loaded. What has been measured here comes before it (``_known_peak``).
@@ -69,7 +69,7 @@ def estimate_plan(job: Job, plan: Plan, run: Path, samples: list[Sample] | None 
     """``run``: the run folder, which need not exist."""
     import psutil
 
-    from quantize.commands import parse_size
+    from quantize.commands.options import parse_size
 
     samples = read_samples() if samples is None else samples
     sources = {model.name: model.checkpoint for model in plan.models if model.checkpoint}

@@ -9,12 +9,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from jobs.bucket import Bucket, BucketError
+from jobs.steps import Step, results_path
 from quantize.artifact.artifact import MANIFEST, Artifact, commit
 from quantize.checkpoint.checkpoint import sha256_file, sha256_files
 from quantize.errors import BadInput
 from quantize.files import plain_name, read_json
-from quantize.jobs.bucket import Bucket, BucketError
-from quantize.jobs.steps import Step, results_path
 
 
 def push(bucket: Bucket, folder: Path, digests: Mapping[str, str]) -> None:

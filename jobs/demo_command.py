@@ -5,8 +5,8 @@ from typing import Any
 
 import click
 
-from quantize.commands import emit_json, log
-from quantize.commands.jobs import print_outcome, report_document, run_job
+from jobs.command import print_outcome, report_document, run_job
+from quantize.commands.options import emit_json, log
 from quantize.errors import BadInput
 
 

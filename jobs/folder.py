@@ -9,10 +9,10 @@ from typing import Any
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
+from jobs.records import LOCK, Records
+from jobs.steps import Plan, results_path
 from quantize.errors import BadInput
 from quantize.files import read_json
-from quantize.jobs.records import LOCK, Records
-from quantize.jobs.steps import Plan, results_path
 from quantize.staging import whole_file
 
 JOBS = "jobs.json"

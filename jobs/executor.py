@@ -1,16 +1,16 @@
-"""Where steps run: ``Here``, on this machine; or on the nodes of a Ray cluster (``quantize.jobs.on_ray``)."""
+"""Where steps run: ``Here``, on this machine; or on the nodes of a Ray cluster (``jobs.on_ray``)."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
+from jobs.child import Child
+from jobs.estimate import StepCost
+from jobs.spec import Job
+from jobs.steps import Step, step_threads
 from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.errors import BadInput
-from quantize.jobs.child import Child
-from quantize.jobs.estimate import StepCost
-from quantize.jobs.spec import Job
-from quantize.jobs.steps import Step, step_threads
 
 #: Steps whose numbers others would spoil: nothing else runs beside them.
 ALONE = ("bench", "report")
@@ -94,7 +94,7 @@ class Here(Executor):
 
 
 def memory_limit(job: Job) -> int | None:
-    from quantize.commands import parse_size
+    from quantize.commands.options import parse_size
 
     return parse_size(job.resources.memory) if job.resources.memory else None
 
@@ -111,7 +111,7 @@ def open_executor(
     """``name``: local or ray; the others are of ray only. Errors: BadInput where the cluster or the store cannot be reached, or
     no node can hold the steps."""
     if name == "ray":
-        from quantize.jobs.on_ray import OnRay
+        from jobs.on_ray import OnRay
 
         return OnRay(job, run, costs, address, store or job.resources.store, sources)
     for option, given in (("--address", address), ("--store", store)):

@@ -1,0 +1,84 @@
+"""Click commands, one file a group. What they share: options that say how to run, and how results leave the program."""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from quantize.errors import BadInput
+from quantize.recipe import RunOptions
+from quantize.terminal import clean_lines
+
+F = TypeVar("F", bound=Callable[..., Any])
+UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
+
+
+def parse_size(text: str) -> int:
+    """``8GiB``, ``500MB``, ``1g`` or plain bytes -> bytes. Errors: BadInput."""
+    number = text.strip().lower().removesuffix("b")
+    unit = number.lstrip("0123456789.").strip()
+    try:
+        return int(float(number.removesuffix(unit).strip()) * UNITS[unit])
+    except (ValueError, KeyError, OverflowError):
+        raise BadInput(f"size {text!r}: expected something like 8GiB, 500MB or a number of bytes") from None
+
+
+def run_options(command: F) -> F:
+    """Add --device, --dtype, --threads, --memory and --trust-remote-code; the command gets one RunOptions as ``run``.
+
+    --json is added too and arrives as ``as_json``.
+    """
+    import functools
+
+    @click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, ...")
+    @click.option("--dtype", type=click.Choice(["auto", "float32", "bfloat16", "float16"]), default="auto", show_default=True)
+    @click.option("--threads", type=click.IntRange(min=1), help="CPU threads (default: all that this process may use)")
+    @click.option("--memory", help="limit of memory for a step, e.g. 8GiB")
+    @click.option("--trust-remote-code", is_flag=True, help="run Python code from the checkpoint (recorded in the manifest)")
+    @click.option("--json", "as_json", is_flag=True, help="last line of stdout is one JSON document")
+    @functools.wraps(command)
+    def wrapper(device: str, dtype: Any, threads: int | None, memory: str | None, trust_remote_code: bool, **kwargs: Any) -> Any:
+        run = RunOptions(
+            device=device,
+            dtype=dtype,
+            threads=threads,
+            memory_bytes=parse_size(memory) if memory else None,
+            trust_remote_code=trust_remote_code,
+        )
+        apply_threads(run)
+        return command(run=run, **kwargs)
+
+    return wrapper  # type: ignore[return-value]
+
+
+def apply_threads(run: RunOptions) -> None:
+    """Tell the libraries how many threads to use; must run before they are imported."""
+    import os
+
+    for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ.setdefault(variable, str(run.resolved_threads))
+    # GPTQModel keeps two workers for reading files, and fails where its pool has fewer.
+    os.environ.setdefault("GPTQMODEL_CPU_WORKERS", str(max(2, run.resolved_threads)))
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true" if run.resolved_threads > 1 else "false")
+    if run.threads and "torch" in sys.modules:
+        import torch
+
+        torch.set_num_threads(run.threads)
+
+
+def log(message: str) -> None:
+    """Progress and remarks go to stderr."""
+    click.echo(clean_lines(message), err=True)
+
+
+def say(message: str) -> None:
+    """Results go to stdout."""
+    click.echo(clean_lines(message))
+
+
+def emit_json(document: Any) -> None:
+    """The last line of stdout: one JSON document."""
+    click.echo(json.dumps(document, allow_nan=False, default=lambda o: str(o) if isinstance(o, Path) else o.__dict__))

@@ -20,9 +20,10 @@ from evals.rows import Heading, interval, number
 from evals.special import SpecialIds
 from evals.task_code import no_task_code
 from evals.task_files import HarnessTask, LocalTask, Task, task_manager
-from quantize.chat.templates import folder_template, gguf_template
+from quantize.chat.templates import folder_template
 from quantize.checkpoint.tokenizer import SourceTokenizer
 from quantize.errors import BadInput, QuantwrightError, StepFailed
+from quantize.gguf.tokenizer.chat_templates import gguf_template
 from quantize.results import EvalResult
 from quantize.runtimes.base import Runtime
 from quantize.runtimes.llamacpp_tree import common_beginning

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from quantize.chat.render import Message, TemplateRefuses
-from quantize.chat.templates import DEFAULT, ChatTemplate, folder_template, folder_templates
+from quantize.chat.templates import ChatTemplate, folder_template
+from quantize.checkpoint.templates import DEFAULT, folder_templates
 from quantize.errors import BadInput
 
 CONVERSATIONS = ("messages", "conversations", "conversation", "chat", "prompt")

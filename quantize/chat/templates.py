@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from quantize.chat.render import Message, render
+from quantize.checkpoint.templates import DEFAULT, folder_templates
 from quantize.checkpoint.tokenizer import token_text
 from quantize.errors import BadInput
-from quantize.files import files_inside, inside, read_json, read_text
+from quantize.files import inside, read_json
 
-DEFAULT = "default"
 ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 #: what templates read beside messages
 _NAMES = re.compile(r"\b(?:" + "|".join(ROLES) + r")\b")
@@ -39,21 +39,12 @@ class ChatTemplate:
 
 def folder_template(folder: Path, name: str = "") -> ChatTemplate:
     """The default template, or the one called ``name``. Errors: BadInput where the folder has none."""
-    text = _choose(folder, folder_templates(folder), name)
+    text = choose(folder, folder_templates(folder), name)
     return ChatTemplate(text, special_tokens(folder, frozenset(_NAMES.findall(text))), str(folder))
 
 
-def gguf_template(path: Path, name: str = "") -> ChatTemplate:
-    """As ``folder_template``, from the file's metadata: what the template sees besides the messages are its special tokens."""
-    from quantize.gguf.container.reader import read_gguf
-    from quantize.gguf.tokenizer.chat_templates import special_tokens as special_tokens_of
-    from quantize.gguf.tokenizer.chat_templates import templates_of
-
-    kvs = read_gguf(path).kvs
-    return ChatTemplate(_choose(path, templates_of(kvs), name), special_tokens_of(kvs), str(path))
-
-
-def _choose(where: Path, templates: dict[str, str], name: str) -> str:
+def choose(where: Path, templates: dict[str, str], name: str) -> str:
+    """The template called ``name``, or the default one. Errors: BadInput where there is none."""
     if not templates:
         raise BadInput(f"{where}: has no chat template; drop --apply-chat-template")
     if (name or DEFAULT) not in templates:
@@ -61,36 +52,6 @@ def _choose(where: Path, templates: dict[str, str], name: str) -> str:
             f"{where}: has no chat template called {name or DEFAULT!r}; give --chat-template with one of {', '.join(templates)}"
         )
     return templates[name or DEFAULT]
-
-
-def folder_templates(folder: Path) -> dict[str, str]:
-    """Name -> template, ``default`` first: chat_template.jinja and additional_chat_templates, and only where there are none, what
-    tokenizer_config.json (else chat_template.json, where processors keep theirs) says, as transformers has it.
-
-    Errors: BadInput where the files are not what they should be.
-    """
-    found: dict[str, str] = {}
-    if (folder / "chat_template.jinja").is_file():
-        found[DEFAULT] = read_text(inside(folder, "chat_template.jinja"))
-    more = folder / "additional_chat_templates"
-    if more.is_dir():
-        inside(folder, more.name)
-        found |= {path.stem: read_text(path) for path in files_inside(more, "*.jinja")}
-    for name in ("tokenizer_config.json", "chat_template.json"):
-        if not found and (folder / name).is_file():
-            found = _declared(folder / name, read_json(inside(folder, name)).get("chat_template"))
-    return dict(sorted(found.items(), key=lambda item: item[0] != DEFAULT))
-
-
-def _declared(path: Path, value: Any) -> dict[str, str]:
-    if value is None:
-        return {}
-    if isinstance(value, str):
-        return {DEFAULT: value}
-    entries = value if isinstance(value, list) else [value]
-    if not all(isinstance(e, dict) and isinstance(e.get("name"), str) and isinstance(e.get("template"), str) for e in entries):
-        raise BadInput(f"{path}: chat_template: expected a text or a list of objects with name and template")
-    return {entry["name"]: entry["template"] for entry in entries}
 
 
 @lru_cache(maxsize=8)

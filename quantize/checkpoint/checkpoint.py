@@ -18,6 +18,7 @@ import numpy as np
 
 from quantize.checkpoint.config import check_sizes, read_config
 from quantize.checkpoint.safetensors_header import DTYPE_BYTES, TensorInfo, read_raw, read_safetensors_header
+from quantize.checkpoint.templates import DEFAULT, folder_templates
 from quantize.checkpoint.weight_files import is_adapter_beside, read_weights
 from quantize.errors import BadInput, StepFailed, Unsupported
 from quantize.files import TEMPLATES, check_links, inside
@@ -147,8 +148,6 @@ class Checkpoint:
     @property
     def chat_template(self) -> str | None:
         """The default one."""
-        from quantize.chat.templates import DEFAULT, folder_templates
-
         return folder_templates(self.folder).get(DEFAULT)
 
     def read(self, name: str) -> np.ndarray:

@@ -182,7 +182,7 @@ def _tokenizer(recipe: Recipe, stage: Path, checkpoint: Checkpoint, runtime: Run
     checks = []
     gguf = next(iter(sorted(stage.glob("*.gguf"))), None)
     if gguf is not None:
-        from quantize.chat.templates import folder_templates
+        from quantize.checkpoint.templates import folder_templates
         from quantize.gguf.container.reader import read_gguf
         from quantize.gguf.tokenizer.chat_templates import templates_of
         from quantize.gguf.tokenizer.metadata import verify_tokenizer

@@ -9,7 +9,8 @@ import pytest
 
 from quantize.chat import worker
 from quantize.chat.render import TemplateRefuses, render
-from quantize.chat.templates import folder_template, folder_templates, special_tokens
+from quantize.chat.templates import folder_template, special_tokens
+from quantize.checkpoint.templates import folder_templates
 from quantize.errors import BadInput
 
 SPECIAL = {"bos_token": "<s>", "eos_token": "</s>"}

@@ -1,8 +1,11 @@
 """Chat templates, and the special tokens that they spell, read from a GGUF file's metadata."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+from quantize.chat.templates import ChatTemplate, choose
+from quantize.gguf.container.reader import read_gguf
 from quantize.gguf.tokenizer.special import ROLES, T
 
 
@@ -36,3 +39,9 @@ def _ids(kvs: Mapping[str, Any], *keys: str) -> list[int]:
     tokens, values = kvs.get(T.LIST), [kvs.get(key) for key in keys]
     size = len(tokens) if isinstance(tokens, list) else 0
     return [number for number in values if isinstance(number, int) and not isinstance(number, bool) and 0 <= number < size]
+
+
+def gguf_template(path: Path, name: str = "") -> ChatTemplate:
+    """As ``folder_template``, from the file's metadata: what the template sees besides the messages are its special tokens."""
+    kvs = read_gguf(path).kvs
+    return ChatTemplate(choose(path, templates_of(kvs), name), special_tokens(kvs), str(path))

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from gguf import GGUFValueType, Keys
 
 from quantize.artifact.artifact import Note
-from quantize.chat.templates import folder_templates
 from quantize.checkpoint.checkpoint import Checkpoint
+from quantize.checkpoint.templates import folder_templates
 from quantize.checkpoint.tokenizer import SourceTokenizer
 from quantize.gguf.tokenizer.special import Kvs, special_kvs, template_kvs
 from quantize.gguf.tokenizer.verify import Mismatch, TokenizerReport, verify_tokenizer

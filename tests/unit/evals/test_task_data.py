@@ -18,9 +18,10 @@ from evals.special import SpecialIds
 from evals.task_data import SUITES
 from evals.task_files import HarnessTask, LocalTask, parse_tasks
 from evals.tasks import TaskOptions, run_tasks
-from quantize.chat.templates import folder_template, gguf_template
+from quantize.chat.templates import folder_template
 from quantize.checkpoint.tokenizer import SourceTokenizer
 from quantize.errors import BadInput
+from quantize.gguf.tokenizer.chat_templates import gguf_template
 from quantize.recipe import RunOptions
 from quantize.runtimes.base import Consume, Runtime, open_runtime
 

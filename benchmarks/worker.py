@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 
+from quantize.methods.registry import parse_recipe
 from quantize.process import peak_rss_bytes
-from quantize.recipe import RunOptions, parse_recipe
+from quantize.recipe import RunOptions
 
 
 def measure(spec: dict[str, Any]) -> dict[str, Any]:

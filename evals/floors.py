@@ -22,12 +22,12 @@ from evals.reference import ReferenceRows, SideBySideReference
 from evals.room import check_room
 from evals.rows import Heading, divergence_rows, unavailable_row
 from evals.subjects import Typed
-from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.errors import Unsupported, one_line
-from quantize.methods.registry import method
-from quantize.recipe import RunOptions, parse_recipe
+from quantize.methods.registry import method, parse_recipe
+from quantize.recipe import RunOptions
 from quantize.results import EvalResult
 from quantize.runtimes.base import Runtime, open_runtime
+from quantize.sources.opening import open_checkpoint
 from quantize.staging import held_folder
 
 ROOM_BYTES = 512 << 20  # of a second runtime, beside its weights
@@ -113,7 +113,7 @@ def _exact(reference: Typed, runtime: Runtime, run: RunOptions) -> Iterator[Runt
 def _f32_gguf(reference: Typed, run: RunOptions) -> Iterator[Path]:
     """The checkpoint as an F32 GGUF in a temporary folder. Errors: Unsupported where it cannot be made; StepFailed where the
     disk does not suffice."""
-    checkpoint = Checkpoint.open(str(reference.path), trust_remote_code=run.trust_remote_code)
+    checkpoint = open_checkpoint(str(reference.path), trust_remote_code=run.trust_remote_code)
     recipe = parse_recipe("gguf-f32")
     gguf = method(recipe.method)
     gguf.check(checkpoint, recipe)

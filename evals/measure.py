@@ -11,7 +11,8 @@ from evals.subjects import resolve
 from evals.tasks import TaskOptions
 from quantize.commands.options import log
 from quantize.errors import BadInput
-from quantize.recipe import Recipe, RunOptions, parse_recipe
+from quantize.methods.registry import parse_recipe
+from quantize.recipe import Recipe, RunOptions
 from quantize.results import EvalResult
 from quantize.sources.gguf_repository import expand
 from quantize.staging import claim_run

@@ -18,13 +18,13 @@ from evals.reference import ReferenceRows
 from evals.room import check_room
 from evals.rows import Heading, divergence_rows
 from evals.subjects import Typed
-from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.errors import one_line
 from quantize.gguf.container.reader import read_gguf
 from quantize.gguf.families import dequantize
 from quantize.recipe import RunOptions
 from quantize.results import EvalResult
 from quantize.runtimes.transformers import TransformersRuntime, with_weights
+from quantize.sources.opening import open_checkpoint
 
 HOW_MUCH = ("sample", "full", "none")
 
@@ -81,7 +81,7 @@ def _dequantized(typed: Typed, reference: Typed, run: RunOptions) -> Transformer
     """The reference's model with the file's weights, float32 where ``run`` names no dtype. Errors: StepFailed where memory does
     not suffice; BadInput and Unsupported where the file is none of the reference."""
     assert typed.gguf is not None
-    checkpoint = Checkpoint.open(str(reference.path), trust_remote_code=run.trust_remote_code)
+    checkpoint = open_checkpoint(str(reference.path), trust_remote_code=run.trust_remote_code)
     check_room(2 * 4 * checkpoint.parameters, run)  # as they are read and in the model
     weights = {name: as_tensor(w) for name, w in dequantize(read_gguf(typed.gguf), checkpoint)}
     return with_weights(checkpoint.folder, weights, run)

@@ -305,13 +305,12 @@ def _log_lower(model: str, why: str) -> None:
 
 
 def _check_model(model: str, recipes: str | None, trust_remote_code: bool) -> list[dict[str, Any]]:
-    from quantize.checkpoint.checkpoint import Checkpoint
     from quantize.commands.convert import split_recipes
-    from quantize.methods.registry import presets
-    from quantize.recipe import parse_recipe
+    from quantize.methods.registry import parse_recipe, presets
     from quantize.sources.hub import QUANTIZED
+    from quantize.sources.opening import open_checkpoint
 
-    checkpoint = Checkpoint.open(model, trust_remote_code=trust_remote_code)
+    checkpoint = open_checkpoint(model, trust_remote_code=trust_remote_code)
     if quantized := QUANTIZED.get(checkpoint.folder):
         log(f"note: {model}: its tensors are quantized already ({quantized}), so that whatever is made of them is rounded twice")
     parsed = [parse_recipe(text) for text in (split_recipes(recipes) if recipes else presets())]

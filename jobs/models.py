@@ -8,6 +8,7 @@ from jobs.spec import Job, Model, resolve_path
 from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.errors import BadInput, QuantwrightError, Unsupported
 from quantize.recipe import DenseRecipe, Recipe
+from quantize.sources.opening import open_checkpoint
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 DENSE = {"F16": "float16", "BF16": "bfloat16"}
@@ -50,7 +51,7 @@ def open_models(job: Job, base: Path) -> list[OpenModel]:
         name = spec.name or _plain(spec.source if local else spec.source.split("@")[0], local)
         plain = OpenModel(spec, name, str(local) if local else spec.id, None)
         try:
-            checkpoint = Checkpoint.open(plain.id, trust_remote_code=spec.trust_remote_code)
+            checkpoint = open_checkpoint(plain.id, trust_remote_code=spec.trust_remote_code)
             plain = replace(plain, id=_pinned(plain.id, checkpoint.revision), checkpoint=checkpoint)
         except (BadInput, Unsupported):
             raise

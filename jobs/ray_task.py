@@ -20,8 +20,8 @@ from jobs.keys import version
 from jobs.transfer import pull, push
 from jobs.work_folder import LOG, new_files, work_folder, work_root
 from quantize.artifact.file_hashes import FileHashes
-from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.errors import QuantwrightError, StepFailed
+from quantize.sources.opening import open_checkpoint
 
 #: How long to wait for an earlier process of the same step, on a node that was lost, to let go: a file server may hold the
 #: lock of a dead machine for a lease of 90 s.
@@ -107,7 +107,7 @@ def _problem(order: Order) -> str:
 def local_digest(path: Path, hashes: FileHashes) -> str:
     """Of a file, or of a checkpoint's folder. Errors: OSError, QuantwrightError where it is not there or not usable."""
     if path.is_dir():
-        return hashes.checkpoint(Checkpoint.open(path, trust_remote_code=True))  # headers only: nothing of it is executed
+        return hashes.checkpoint(open_checkpoint(path, trust_remote_code=True))  # headers only: nothing of it is executed
     return hashes.sha256(path)
 
 

@@ -9,7 +9,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from quantize.errors import BadInput
 from quantize.files import typed_path
-from quantize.recipe import CalibrationOptions, Recipe, parse_recipe
+from quantize.methods.registry import parse_recipe
+from quantize.recipe import CalibrationOptions, Recipe
 
 #: What ``text:`` and ``tasks:`` call the text that every Python carries, and the task made from it.
 HELD_OUT = "held-out"

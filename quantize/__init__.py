@@ -10,13 +10,14 @@ from typing import Any
 _LAZY = {
     "convert": "quantize.conversion",
     "Checkpoint": "quantize.checkpoint.checkpoint",
+    "open_checkpoint": "quantize.sources.opening",
     "Artifact": "quantize.artifact.artifact",
     "RunOptions": "quantize.recipe",
     "CalibrationOptions": "quantize.recipe",
     "Recipe": "quantize.recipe",
-    "parse_recipe": "quantize.recipe",
+    "parse_recipe": "quantize.methods.registry",
 }
-__all__ = ["Artifact", "CalibrationOptions", "Checkpoint", "Recipe", "RunOptions", "convert", "parse_recipe"]
+__all__ = ["Artifact", "CalibrationOptions", "Checkpoint", "Recipe", "RunOptions", "convert", "open_checkpoint", "parse_recipe"]
 
 
 def __getattr__(name: str) -> Any:

@@ -25,9 +25,11 @@ from quantize.errors import BadInput, StepFailed, Unsupported
 from quantize.files import typed_path
 from quantize.methods.base import Conversion, Method
 from quantize.methods.registry import method as find_method
+from quantize.methods.registry import parse_recipe
 from quantize.packages import install_command
-from quantize.recipe import CalibrationOptions, Recipe, RunOptions, parse_recipe
+from quantize.recipe import CalibrationOptions, Recipe, RunOptions
 from quantize.sources.hub import QUANTIZED
+from quantize.sources.opening import open_checkpoint
 from quantize.staging import staging
 from quantize.terminal import printable
 
@@ -70,7 +72,7 @@ def convert(
     calibration = calibration or CalibrationOptions()
     inputs = inputs_of(model.folder if isinstance(model, Checkpoint) else model, recipe, calibration, adapter)
     out = claim_output(Path(out), force, inputs)
-    checkpoint = model if isinstance(model, Checkpoint) else Checkpoint.open(model, trust_remote_code=run.trust_remote_code)
+    checkpoint = model if isinstance(model, Checkpoint) else open_checkpoint(model, trust_remote_code=run.trust_remote_code)
     inputs.append(checkpoint.folder)
     check(method, checkpoint, recipe)
     card, quantized = read_model_card(checkpoint.folder), QUANTIZED.get(checkpoint.folder, "")

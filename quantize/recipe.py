@@ -13,7 +13,6 @@ from typing import Any, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from quantize.errors import BadInput
-from quantize.terminal import printable
 
 
 class Recipe(BaseModel):
@@ -26,6 +25,8 @@ class Recipe(BaseModel):
     calibrated: ClassVar[bool] = False
     #: Parameters that name a file -> those that hold its sha256, which stand for it in the digest.
     contents: ClassVar[dict[str, str]] = {}
+    #: Short spelling -> parameters, without ``method``.
+    presets: ClassVar[dict[str, dict[str, Any]]] = {}
 
     @property
     def canonical(self) -> dict[str, Any]:
@@ -44,7 +45,7 @@ class Recipe(BaseModel):
 
     def changed(self, values: dict[str, Any]) -> "Recipe":
         """The same with other values of some parameters. Errors: BadInput, as ``parse_recipe``."""
-        return _validate(type(self), {**self.model_dump(), **values}, self.short)
+        return validated(type(self), {**self.model_dump(), **values}, self.short)
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -59,11 +60,8 @@ class Recipe(BaseModel):
     @property
     def short(self) -> str:
         """The shortest spelling that parses back to this recipe (files by their names alone: in their own folder)."""
-        from quantize.methods.registry import presets
-
-        candidates = [(name, params) for name, params in presets().items() if params["method"] == self.method]
         mine, best = self.canonical, ""
-        for name, params in candidates:
+        for name, params in (self.presets or {self.method: {}}).items():
             base = type(self).model_validate(params).canonical
             changed = {k: v for k, v in mine.items() if base.get(k) != v and k not in self.contents.values()}
             spelled = name + (":" if changed else "") + ",".join(f"{key}={_spell(value)}" for key, value in changed.items())
@@ -83,6 +81,7 @@ class DenseRecipe(Recipe):
 
     method: Literal["dense"] = "dense"
     dtype: Literal["float32", "float16", "bfloat16"] = "bfloat16"
+    presets: ClassVar[dict[str, dict[str, Any]]] = {name: {"dtype": name} for name in ("float32", "float16", "bfloat16")}
 
 
 class CalibrationOptions(BaseModel):
@@ -131,49 +130,20 @@ def _spell(value: Any) -> str:
     return ";".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
 
 
-def parse_recipe(text: str | dict[str, Any] | Recipe) -> Recipe:
-    """Short spelling, mapping or Recipe -> Recipe. Errors: BadInput naming the part that is wrong, with the nearest known."""
-    from quantize.methods.registry import METHODS, presets, recipe_class
-
-    if isinstance(text, Recipe):
-        return text
-    if isinstance(text, dict):
-        method = text.get("method")
-        if not isinstance(method, str) or method not in METHODS:
-            what = f"recipe {printable(text, 200)}: unknown method {printable(repr(method), 100)}"
-            raise BadInput(f"{what}{_did_you_mean(printable(method, 100), METHODS)}")
-        return _validate(recipe_class(method), text, str(text))
-    name, _, rest = text.strip().partition(":")
-    known = presets()
-    base = known.get(name.lower())
-    if base is None and name.lower() in METHODS:
-        base = {"method": name.lower()}
-    if base is None:
-        raise BadInput(
-            f"unknown recipe {name!r}{_did_you_mean(name.lower(), [*known, *METHODS])}; `quantwright methods` lists all"
-        )
-    cls = recipe_class(base["method"])
-    values = dict(base)
-    for pair in filter(None, rest.split(",")):
-        key, equals, value = pair.partition("=")
-        if not equals:
-            raise BadInput(f"recipe {text!r}: expected key=value after ':', got {pair!r}")
-        values[key.strip()] = value.split(";") if ";" in value else value.strip()
-    return _validate(cls, values, text)
-
-
-def _validate(cls: type[Recipe], values: dict[str, Any], spelled: str) -> Recipe:
+def validated(cls: type[Recipe], values: dict[str, Any], spelled: str) -> Recipe:
+    """Errors: BadInput that names the first parameter that is wrong."""
     try:
         return cls.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"]) or "recipe"
-        hint = _did_you_mean(key, cls.model_fields) if first["type"] == "extra_forbidden" else ""
+        hint = did_you_mean(key, cls.model_fields) if first["type"] == "extra_forbidden" else ""
         message = "is not a parameter of this method" if first["type"] == "extra_forbidden" else first["msg"]
         message = message.removeprefix("Value error, ")
         raise BadInput(f"recipe {spelled!r}: {key}: {message[0].lower()}{message[1:]}{hint}") from None
 
 
-def _did_you_mean(text: str, known: Any) -> str:
+def did_you_mean(text: str, known: Any) -> str:
+    """Up to three of ``known`` that look like ``text``, as the end of a message; empty where none does."""
     close = difflib.get_close_matches(text, list(known), n=3, cutoff=0.5)
     return f" (did you mean {' or '.join(close)}?)" if close else ""

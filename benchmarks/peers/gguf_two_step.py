@@ -169,10 +169,10 @@ def quantizer_share(checkpoint: Path, name: str, arguments: argparse.Namespace) 
     """Share of the threads' time in one more pass that is spent inside llama.cpp's block quantizers."""
     import tempfile
 
-    from quantize.checkpoint.checkpoint import Checkpoint
     from quantize.gguf.container import writer
     from quantize.methods.gguf import Gguf, GgufRecipe
     from quantize.recipe import RunOptions
+    from quantize.sources.opening import open_checkpoint
 
     written: list[writer.Written] = []
     plain: Callable[..., writer.Written] = writer.write_gguf
@@ -186,7 +186,7 @@ def quantizer_share(checkpoint: Path, name: str, arguments: argparse.Namespace) 
         try:
             start = time.perf_counter()
             Gguf().convert(
-                Checkpoint.open(checkpoint), GgufRecipe(type=name), Path(stage), RunOptions(threads=arguments.threads), None
+                open_checkpoint(checkpoint), GgufRecipe(type=name), Path(stage), RunOptions(threads=arguments.threads), None
             )
             seconds = time.perf_counter() - start
         finally:

@@ -76,15 +76,24 @@ class Checkpoint:
     _digests: dict[str, str] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
-    def open(cls, model: str | Path, *, trust_remote_code: bool = False, tokenizer: bool = True) -> "Checkpoint":
-        """Open a local folder (tried first) or a Hub id ``org/name[@revision]``.
+    def open(
+        cls,
+        folder: str | Path,
+        *,
+        source: str = "",
+        revision: str | None = None,
+        trust_remote_code: bool = False,
+        tokenizer: bool = True,
+    ) -> "Checkpoint":
+        """Open a local folder. ``source`` and ``revision``: what it is of, where it is not the folder itself.
 
-        Errors: BadInput for anything wrong with what lies there; Unsupported for a checkpoint that is quantized
-        already; StepFailed where the Hub cannot be reached.
+        What a person typed, which may be a Hub id or a file, is opened by ``quantize.sources.opening.open_checkpoint``.
+
+        Errors: BadInput for anything wrong with what lies there; Unsupported for a checkpoint that is quantized already.
         """
-        from quantize.sources.hub import resolve_model
-
-        folder, revision = resolve_model(str(model), code=trust_remote_code)
+        model, folder = source or str(folder), Path(folder)
+        if not folder.is_dir():
+            raise BadInput(f"{model}: no such folder; a Hub id or a .gguf file is opened by quantize.open_checkpoint")
         check_links(folder)
         config = read_config(folder)
         for part in (config, config.get("text_config") or {}):
@@ -95,9 +104,9 @@ class Checkpoint:
                 )
         # what it named is read here; an artifact's weights are under the usual names
         tensors, weights = read_weights(folder, config.pop("transformers_weights", None))
-        _check_types(str(model), tensors)
+        _check_types(model, tensors)
         check_sizes(config, tensors, str(folder / "config.json"))
-        checkpoint = cls(folder, str(model), revision, config, tensors, trust_remote_code, weights.left_alone, weights.usual)
+        checkpoint = cls(folder, model, revision, config, tensors, trust_remote_code, weights.left_alone, weights.usual)
         if tokenizer and not any((folder / name).is_file() for name in VOCABULARY_FILES):
             raise BadInput(
                 f"{model}: no tokenizer (expected tokenizer.json or tokenizer.model in {folder}); "

@@ -54,7 +54,7 @@ def convert(
 
     With several recipes each goes to OUT/<recipe>, each in a process of its own.
     """
-    from quantize.recipe import parse_recipe
+    from quantize.methods.registry import parse_recipe
 
     parsed = with_options([parse_recipe(text) for text in split_recipes(recipes)], gguf)
     run = run.model_copy(update={"allow_tokenizer_mismatch": "allow_tokenizer_mismatch" in gguf})
@@ -149,10 +149,10 @@ def _convert_each(
     import json
 
     from quantize.artifact.artifact import claim_output
-    from quantize.checkpoint.checkpoint import Checkpoint
     from quantize.conversion import check, inputs_of, require
+    from quantize.sources.opening import open_checkpoint
 
-    checkpoint = Checkpoint.open(model, trust_remote_code=run.trust_remote_code)
+    checkpoint = open_checkpoint(model, trust_remote_code=run.trust_remote_code)
     problems: list[QuantwrightError] = []
     if adapter is not None:
         from quantize.sources.adapter import open_adapter

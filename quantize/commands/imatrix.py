@@ -30,11 +30,12 @@ def imatrix(
     """
     from quantize.calibration.importance import compute_imatrix, with_first_token
     from quantize.calibration.texts import load_calibration
-    from quantize.checkpoint.checkpoint import Checkpoint, sha256_file
+    from quantize.checkpoint.checkpoint import sha256_file
     from quantize.gguf.importance.file import write_imatrix
+    from quantize.sources.opening import open_checkpoint
 
     _claim(out, force, [typed_path(model), typed_path(text)])
-    checkpoint = Checkpoint.open(model, trust_remote_code=run.trust_remote_code)
+    checkpoint = open_checkpoint(model, trust_remote_code=run.trust_remote_code)
     calibration = load_calibration(checkpoint, CalibrationOptions(source=text, tokens=tokens, sequence_length=chunk, seed=seed))
     for words in (calibration.summary, *calibration.said):
         log(words)

@@ -14,8 +14,7 @@ def methods(as_json: bool) -> None:
     from rich.table import Table
 
     from quantize.conversion import missing_packages
-    from quantize.methods.registry import METHODS, method
-    from quantize.recipe import parse_recipe
+    from quantize.methods.registry import METHODS, method, parse_recipe
 
     table = Table("recipe", "needs", "here", "loads in", box=None, pad_edge=False)
     document = []
@@ -25,7 +24,7 @@ def methods(as_json: bool) -> None:
         needs = ", ".join(distribution for distribution, _ in engine.needs) or "nothing more"
         install = install_command(engine.extra, missing) if missing else None
         state = f"no: {install}" if install else "yes"
-        for short in engine.presets:
+        for short in engine.recipe_class.presets:
             recipe = parse_recipe(short)
             calibrated = " + calibration text" if recipe.calibrated else ""
             table.add_row(short, needs + calibrated, state, ", ".join(engine.loads_in))

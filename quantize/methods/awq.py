@@ -41,6 +41,8 @@ class AwqRecipe(Recipe):
 
     calibrated: ClassVar[bool] = True
 
+    presets: ClassVar[dict[str, dict[str, Any]]] = {"awq-int4": {}}
+
     method: Literal["awq"] = "awq"
     bits: Annotated[Literal[4], BeforeValidator(whole)] = 4
     group_size: Annotated[Literal[-1, 32, 64, 128], BeforeValidator(whole)] = 128
@@ -50,7 +52,6 @@ class AwqRecipe(Recipe):
 
 class Awq(Method):
     recipe_class = AwqRecipe
-    presets: ClassVar[dict[str, dict[str, Any]]] = {"awq-int4": {}}
     summary = "AWQ weights of 4 bits in groups, calibrated; for transformers, vLLM and SGLang"
     needs = (("gptqmodel", "gptqmodel"), ("optimum", "optimum"), ("ninja", "ninja"))
     extra = "gptq"

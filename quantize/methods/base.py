@@ -66,8 +66,6 @@ class Conversion:
 
 class Method(ABC):
     recipe_class: ClassVar[type[Recipe]]
-    #: short spelling -> parameters (without ``method``)
-    presets: ClassVar[dict[str, dict[str, Any]]]
     #: one line for `quantwright methods`
     summary: ClassVar[str]
     #: (distribution, module to look for) that must be installed

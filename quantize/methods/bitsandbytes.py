@@ -35,6 +35,8 @@ class BnbRecipe(Recipe):
     """``double_quant``: the 4-bit blocks' scales are themselves stored in 8 bits (0.37 bits a weight saved). ``threshold``:
     activations of int8 layers beyond it are multiplied in 16 bits; 0 multiplies all in 8."""
 
+    presets: ClassVar[dict[str, dict[str, Any]]] = {f"bnb-{w}": {"weights": w} for w in ("int8", "nf4", "fp4")}
+
     method: Literal["bnb"] = "bnb"
     weights: Literal["int8", "nf4", "fp4"] = "nf4"
     double_quant: bool = False
@@ -51,7 +53,6 @@ class BnbRecipe(Recipe):
 
 class BitsAndBytes(Method):
     recipe_class: ClassVar[type[Recipe]] = BnbRecipe
-    presets: ClassVar[dict[str, dict[str, Any]]] = {f"bnb-{w}": {"weights": w} for w in ("int8", "nf4", "fp4")}
     summary: ClassVar[str] = "bitsandbytes: 8-bit rows or 4-bit blocks, no calibration, saved; or on the fly"
     needs: ClassVar[tuple[tuple[str, str], ...]] = (("bitsandbytes", "bitsandbytes"), ("accelerate", "accelerate"))
     extra: ClassVar[str] = "bnb"

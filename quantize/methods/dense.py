@@ -5,7 +5,7 @@ Streamed tensor by tensor from the source's files; no model is built, so any arc
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
@@ -23,7 +23,6 @@ FLOAT16_MAX = 65504.0
 class Dense(Method):
     recipe_class: ClassVar[type[Recipe]] = DenseRecipe
     on_device: ClassVar[bool] = False
-    presets: ClassVar[dict[str, dict[str, Any]]] = {name: {"dtype": name} for name in STORAGE}
     summary: ClassVar[str] = "the checkpoint as it is, in one dtype: the baseline"
     loads_in: ClassVar[tuple[str, ...]] = ("transformers", "vllm", "sglang")
 

@@ -19,7 +19,7 @@ from quantize.calibration.texts import Calibration
 from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.errors import BadInput, Unsupported
 from quantize.methods.base import Conversion, Method
-from quantize.methods.gguf_recipe import PRESET_TYPES, GgufRecipe
+from quantize.methods.gguf_recipe import GgufRecipe
 from quantize.recipe import RunOptions
 from quantize.terminal import console
 
@@ -44,7 +44,6 @@ class _Work:
 
 class Gguf(Method):
     recipe_class = GgufRecipe
-    presets = {f"gguf-{name}": {"type": name} for name in PRESET_TYPES}  # noqa: RUF012
     summary = "one .gguf file for llama.cpp and what is built on it (Ollama, LM Studio, ...)"
     needs = (("llama-cpp-python", "llama_cpp"), ("gguf", "gguf"))
     on_device = False

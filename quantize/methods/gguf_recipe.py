@@ -29,6 +29,8 @@ class GgufRecipe(Recipe):
 
     contents: ClassVar[dict[str, str]] = {"imatrix": "imatrix_sha256"}
 
+    presets: ClassVar[dict[str, dict[str, Any]]] = {f"gguf-{name}": {"type": name} for name in PRESET_TYPES}
+
     method: Literal["gguf"] = "gguf"
     type: str = "q4_k_m"
     via: Literal["auto", "f32", "f16", "bf16"] = "auto"

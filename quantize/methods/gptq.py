@@ -39,6 +39,13 @@ class GptqRecipe(Recipe):
 
     calibrated: ClassVar[bool] = True
 
+    presets: ClassVar[dict[str, dict[str, Any]]] = {
+        "gptq-int4": {"bits": 4},
+        "gptq-int3": {"bits": 3},
+        "gptq-int2": {"bits": 2},
+        "gptq-int8": {"bits": 8},
+    }
+
     method: Literal["gptq"] = "gptq"
     bits: Annotated[Literal[2, 3, 4, 8], BeforeValidator(whole)] = 4
     group_size: Annotated[Literal[-1, 16, 32, 64, 128, 256, 512, 1024], BeforeValidator(whole)] = 128
@@ -49,12 +56,6 @@ class GptqRecipe(Recipe):
 
 class Gptq(Method):
     recipe_class = GptqRecipe
-    presets: ClassVar[dict[str, dict[str, Any]]] = {
-        "gptq-int4": {"bits": 4},
-        "gptq-int3": {"bits": 3},
-        "gptq-int2": {"bits": 2},
-        "gptq-int8": {"bits": 8},
-    }
     summary = "GPTQ weights of 2, 3, 4 or 8 bits in groups, calibrated; for transformers, vLLM and SGLang"
     needs = (("gptqmodel", "gptqmodel"), ("optimum", "optimum"), ("ninja", "ninja"))
     extra = "gptq"

@@ -28,6 +28,8 @@ GROUP = 128
 class QuantoRecipe(Recipe):
     """``lm_head``: quantize the output layer too (a tied one then stops being tied and is stored a second time)."""
 
+    presets: ClassVar[dict[str, dict[str, Any]]] = {f"quanto-{w}": {"weights": w} for w in ("int8", "int4", "int2", "float8")}
+
     method: Literal["quanto"] = "quanto"
     weights: Literal["int8", "int4", "int2", "float8"] = "int8"
     lm_head: bool = False
@@ -35,7 +37,6 @@ class QuantoRecipe(Recipe):
 
 class Quanto(Method):
     recipe_class: ClassVar[type[Recipe]] = QuantoRecipe
-    presets: ClassVar[dict[str, dict[str, Any]]] = {f"quanto-{w}": {"weights": w} for w in ("int8", "int4", "int2", "float8")}
     summary: ClassVar[str] = "optimum-quanto: rounded to nearest, no calibration, saved and reloadable; or on the fly"
     needs: ClassVar[tuple[tuple[str, str], ...]] = (("optimum-quanto", "optimum.quanto"), ("ninja", "ninja"))
     extra: ClassVar[str] = "quanto"

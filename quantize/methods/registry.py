@@ -8,10 +8,11 @@ from importlib import import_module, metadata
 from typing import TYPE_CHECKING, Any
 
 from quantize.errors import BadInput
+from quantize.recipe import Recipe, did_you_mean, validated
+from quantize.terminal import printable
 
 if TYPE_CHECKING:
     from quantize.methods.base import Method
-    from quantize.recipe import Recipe
 
 METHODS: dict[str, str] = {
     "dense": "quantize.methods.dense:Dense",
@@ -34,11 +35,40 @@ def method(name: str) -> "Method":
     return instance
 
 
-def recipe_class(name: str) -> "type[Recipe]":
+def recipe_class(name: str) -> type[Recipe]:
     return method(name).recipe_class
 
 
 @cache
 def presets() -> dict[str, dict[str, Any]]:
     """Every short spelling -> the parameters it stands for, ``method`` included."""
-    return {short: {"method": name, **params} for name in METHODS for short, params in method(name).presets.items()}
+    return {short: {"method": name, **params} for name in METHODS for short, params in recipe_class(name).presets.items()}
+
+
+def parse_recipe(text: str | dict[str, Any] | Recipe) -> Recipe:
+    """Short spelling, mapping or Recipe -> Recipe. Errors: BadInput naming the part that is wrong, with the nearest known."""
+    if isinstance(text, Recipe):
+        return text
+    if isinstance(text, dict):
+        method = text.get("method")
+        if not isinstance(method, str) or method not in METHODS:
+            what = f"recipe {printable(text, 200)}: unknown method {printable(repr(method), 100)}"
+            raise BadInput(f"{what}{did_you_mean(printable(method, 100), METHODS)}")
+        return validated(recipe_class(method), text, str(text))
+    name, _, rest = text.strip().partition(":")
+    known = presets()
+    base = known.get(name.lower())
+    if base is None and name.lower() in METHODS:
+        base = {"method": name.lower()}
+    if base is None:
+        raise BadInput(
+            f"unknown recipe {name!r}{did_you_mean(name.lower(), [*known, *METHODS])}; `quantwright methods` lists all"
+        )
+    cls = recipe_class(base["method"])
+    values = dict(base)
+    for pair in filter(None, rest.split(",")):
+        key, equals, value = pair.partition("=")
+        if not equals:
+            raise BadInput(f"recipe {text!r}: expected key=value after ':', got {pair!r}")
+        values[key.strip()] = value.split(";") if ";" in value else value.strip()
+    return validated(cls, values, text)

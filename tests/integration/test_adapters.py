@@ -12,9 +12,9 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent / "gguf"))
 from family_cases import CASES, Case, make
 
-from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.errors import BadInput, Unsupported
 from quantize.sources.adapter import merge_adapter, open_adapter
+from quantize.sources.opening import open_checkpoint
 
 pytest.importorskip("peft")
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -66,7 +66,7 @@ def make_adapter(case: Case, folder: Path, **settings: Any) -> tuple[Path, Path,
 )  # fmt: skip
 def test_equals_peft(case: Case, settings: dict[str, Any], tmp_path: Path) -> None:
     base, lora, expected = make_adapter(case, tmp_path, **settings)
-    source = Checkpoint.open(base)
+    source = open_checkpoint(base)
     merged = merge_adapter(source, lora)
     assert merged.source == f"{base}+lora"
     assert set(merged.tensors) == set(source.tensors)
@@ -166,7 +166,7 @@ def running_and_merged_agree(base: Path, lora: Path, settings: dict[str, Any], m
                 parameter.add_(0.1 * torch.randn(parameter.shape))
         adapted.save_pretrained(lora)
         expected = PeftModel.from_pretrained(opened(base, more_rows), lora).eval()(ids).logits
-        merged = merge_adapter(Checkpoint.open(base), lora)
+        merged = merge_adapter(open_checkpoint(base), lora)
         got = opened(merged.folder)(ids).logits
     assert (got - expected).abs().max() < 1e-3 * expected.std(), settings
     return set(merged.tensors)
@@ -179,11 +179,11 @@ def test_bfloat16_base_is_rounded_once(tmp_path: Path) -> None:
     base, lora, expected = make_adapter(LLAMA, tmp_path, target_modules=["q_proj"])
     file = base / "model.safetensors"
     save_file({name: tensor.bfloat16() for name, tensor in load_file(file).items()}, file)
-    source = Checkpoint.open(base)
+    source = open_checkpoint(base)
     merged = merge_adapter(source, lora)
     name = "model.layers.0.self_attn.q_proj.weight"
     assert merged.tensors[name].dtype == "BF16"
-    delta = expected[name] - Checkpoint.open(base).read_float32(name)  # of the unrounded base: off by its rounding
+    delta = expected[name] - open_checkpoint(base).read_float32(name)  # of the unrounded base: off by its rounding
     a, b = (load_file(lora / "adapter_model.safetensors")[f"base_model.model.{name[:-7]}.lora_{x}.weight"] for x in "AB")
     exact = torch.from_numpy(source.read_float32(name)) + 2.0 * (b @ a)
     assert torch.equal(torch.from_numpy(merged.read_float32(name)), exact.bfloat16().float())
@@ -198,15 +198,15 @@ def test_a_lora_for_another_base_is_bad_input(tmp_path: Path) -> None:
     for folder in (wider, deeper):
         add_tokenizer(folder)
     with pytest.raises(BadInput, match=r"lora_A.*\[4, 64\].*\[96, 96\].*a LoRA for another base"):
-        merge_adapter(Checkpoint.open(wider), lora)
+        merge_adapter(open_checkpoint(wider), lora)
     with pytest.raises(BadInput, match=r"no counterpart.*a LoRA for another base"):
-        merge_adapter(Checkpoint.open(deeper), lora)
+        merge_adapter(open_checkpoint(deeper), lora)
     assert base.is_dir()
 
 
 def test_refusals(tmp_path: Path) -> None:
     base, lora, _ = make_adapter(LLAMA, tmp_path, target_modules=["q_proj"])
-    source = Checkpoint.open(base)
+    source = open_checkpoint(base)
     original = json.loads((lora / "adapter_config.json").read_text())
 
     def with_config(**changes: Any) -> Path:

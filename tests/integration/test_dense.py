@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from quantize import Checkpoint
 from quantize import conversion as convert
 from quantize.checkpoint.tensors import Entry, StoredTensors, write_folder
 from quantize.errors import StepFailed
+from quantize.sources.opening import open_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +75,7 @@ def test_a_converted_folder_is_a_checkpoint_again(source: Path, tmp_path: Path) 
     convert(source, "float32", tmp_path / "a", verify="none")
     again = convert(tmp_path / "a", "bfloat16", tmp_path / "b", verify="none")
     assert (tmp_path / "b" / "model.safetensors").read_bytes() == (source / "model.safetensors").read_bytes() or (
-        Checkpoint.open(tmp_path / "b").parameters == Checkpoint.open(source).parameters
+        open_checkpoint(tmp_path / "b").parameters == open_checkpoint(source).parameters
     )
-    for name in Checkpoint.open(source).tensors:
-        np.testing.assert_array_equal(Checkpoint.open(again.folder).read(name), Checkpoint.open(source).read(name))
+    for name in open_checkpoint(source).tensors:
+        np.testing.assert_array_equal(open_checkpoint(again.folder).read(name), open_checkpoint(source).read(name))

@@ -10,9 +10,9 @@ from evals import evaluate
 from evals.kernels import emulate_llamacpp_base
 from evals.reference import CachedReference
 from quantize.calibration.texts import read_text
-from quantize.checkpoint.checkpoint import Checkpoint
-from quantize.methods.registry import method
-from quantize.recipe import RunOptions, parse_recipe
+from quantize.methods.registry import method, parse_recipe
+from quantize.recipe import RunOptions
+from quantize.sources.opening import open_checkpoint
 
 RUN = RunOptions(threads=2, progress=False)
 
@@ -23,7 +23,7 @@ def make_gguf(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Callabl
 
     def make(spelled: str) -> Path:
         folder, recipe = tmp_path_factory.mktemp("gguf"), parse_recipe(spelled)
-        method("gguf").convert(Checkpoint.open(str(shared / "models" / "tiny1m-hf")), recipe, folder, RUN, None)
+        method("gguf").convert(open_checkpoint(str(shared / "models" / "tiny1m-hf")), recipe, folder, RUN, None)
         return next(iter(folder.glob("*.gguf")))
 
     return make

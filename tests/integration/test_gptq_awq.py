@@ -20,8 +20,9 @@ from quantize.checkpoint.tensors import Entry, StoredTensors, write_folder
 from quantize.engines.gptqmodel.layers import MODEL_TYPES
 from quantize.errors import BadInput, StepFailed, Unsupported
 from quantize.methods.base import Conversion
-from quantize.methods.registry import method
-from quantize.recipe import RunOptions, parse_recipe
+from quantize.methods.registry import method, parse_recipe
+from quantize.recipe import RunOptions
+from quantize.sources.opening import open_checkpoint
 from quantize.verification.weights import check_weights
 
 pytest.importorskip("gptqmodel")
@@ -52,7 +53,7 @@ def calibration(rows: int = 8, length: int = 64, seed: int = 0, vocabulary: int 
 
 @pytest.fixture(scope="module")
 def small(make_checkpoint: Callable[..., Path]) -> Checkpoint:
-    return Checkpoint.open(make_checkpoint(**SMALL))
+    return open_checkpoint(make_checkpoint(**SMALL))
 
 
 def make(checkpoint: Checkpoint, spelled: str, folder: Path, text: Calibration | None = None) -> Conversion:
@@ -329,7 +330,7 @@ def damaged(make_checkpoint: Callable[..., Path], changes: dict[str, float]) -> 
     for name, value in changes.items():
         tensors[name].fill_(value)
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    return Checkpoint.open(folder)
+    return open_checkpoint(folder)
 
 
 def test_raised_damping_is_noted(small: Checkpoint, tmp_path: Path) -> None:
@@ -478,7 +479,7 @@ def test_every_family(kind: str, preset: str, small: Checkpoint, tmp_path: Path)
     AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **settings)).to(torch.bfloat16).save_pretrained(source)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(small.folder / name, source / name)
-    checkpoint, recipe = Checkpoint.open(source), parse_recipe(f"{preset}:group_size=64")
+    checkpoint, recipe = open_checkpoint(source), parse_recipe(f"{preset}:group_size=64")
     make(checkpoint, recipe.short, tmp_path / "made")
     maker = method(recipe.method)
     assert set(maker.quantized(tmp_path / "made", recipe)) == maker.expected(checkpoint, recipe)

@@ -21,7 +21,7 @@ from job_runs import standing_step, until
 
 from jobs.records import Records
 from quantize.artifact.artifact import Artifact
-from quantize.recipe import parse_recipe
+from quantize.methods.registry import parse_recipe
 from quantize.results import read_results
 
 JOB = """\

@@ -242,9 +242,10 @@ def test_a_node_that_lacks_what_the_driver_has_refuses(job: Path, own_node: Path
     assert "has another" in run_order(order(local={str(text): "0" * 64})).refused
     assert "has another" in run_order(order(local={str(model): "0" * 64})).refused
     assert "no config.json" in run_order(order(local={str(tmp_path): "0" * 64})).refused
-    from quantize.checkpoint.checkpoint import Checkpoint, sha256_file
+    from quantize.checkpoint.checkpoint import sha256_file
+    from quantize.sources.opening import open_checkpoint
 
-    good = {str(text): sha256_file(text), str(model): Checkpoint.open(model).digest}
+    good = {str(text): sha256_file(text), str(model): open_checkpoint(model).digest}
     done = run_order(order(local=good))
     assert done.code == 0
     assert done.log.startswith(b"$ quantwright --version")

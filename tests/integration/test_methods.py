@@ -9,8 +9,7 @@ import pytest
 from quantize import Artifact
 from quantize import conversion as convert
 from quantize.artifact.artifact import MANIFEST
-from quantize.methods.registry import METHODS, method, presets
-from quantize.recipe import parse_recipe
+from quantize.methods.registry import METHODS, method, parse_recipe, presets
 
 # One recipe of each family goes through the whole conversion here; the others have tests of their own beside their method.
 FAMILIES = ["bfloat16", "gguf-q4_k_m", "quanto-int8", "bnb-nf4"]
@@ -33,7 +32,7 @@ def test_spellings_round_trip(short: str) -> None:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_presets_differ(name: str) -> None:
-    digests = [parse_recipe(short).digest for short in method(name).presets]
+    digests = [parse_recipe(short).digest for short in method(name).recipe_class.presets]
     assert len(set(digests)) == len(digests)
 
 

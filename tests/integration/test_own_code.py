@@ -10,7 +10,8 @@ from own_code import copy_with_code, edit, ran
 from quantize.artifact.artifact import Artifact
 from quantize.conversion import convert
 from quantize.errors import Unsupported
-from quantize.recipe import CalibrationOptions, RunOptions, parse_recipe
+from quantize.methods.registry import parse_recipe
+from quantize.recipe import CalibrationOptions, RunOptions
 
 AUTO_MAP = {"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Model"}
 TRUST = RunOptions(trust_remote_code=True)

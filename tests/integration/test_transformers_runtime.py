@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from quantize.errors import BadInput, Unsupported
-from quantize.recipe import RunOptions, parse_recipe
+from quantize.methods.registry import parse_recipe
+from quantize.recipe import RunOptions
 from quantize.runtimes.base import open_runtime, open_without_weights
 from quantize.runtimes.base import transformers as module
 from quantize.runtimes.transformers import TransformersRuntime
@@ -161,12 +162,12 @@ def test_only_some_recipes_can_be_loaded_as(tmp_path: Path) -> None:
 
 
 def test_streamed_weights_give_the_same_logits(make_checkpoint: Callable[..., Path]) -> None:
-    from quantize import Checkpoint
+    from quantize import Checkpoint, open_checkpoint
     from quantize.calibration.layers import streamed_model
 
     for tied in (False, True):
         folder = make_checkpoint(tie_word_embeddings=tied, num_hidden_layers=2)
-        checkpoint = Checkpoint.open(folder)
+        checkpoint = open_checkpoint(folder)
         reads: list[str] = []
 
         def read(name: str, checkpoint: Checkpoint = checkpoint, reads: list[str] = reads) -> np.ndarray:

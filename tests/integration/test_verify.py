@@ -13,8 +13,9 @@ from quantize import conversion as convert
 from quantize.artifact.artifact import Check, Verification
 from quantize.checkpoint.tensors import Entry, StoredTensors, write_folder
 from quantize.methods.base import Conversion
-from quantize.methods.registry import method
-from quantize.recipe import RunOptions, parse_recipe
+from quantize.methods.registry import method, parse_recipe
+from quantize.recipe import RunOptions
+from quantize.sources.opening import open_checkpoint
 from quantize.verification.logits import KL_FLOAT32
 from quantize.verification.verify import verify
 from quantize.verification.weights import check_weights
@@ -126,7 +127,7 @@ def reverify(
     change(stage)
     recipe = parse_recipe(short)
     notes = list(artifacts[short].manifest.notes)
-    result = verify(method(recipe.method), recipe, stage, Checkpoint.open(source), Conversion(0, "", notes=notes), CPU, level)
+    result = verify(method(recipe.method), recipe, stage, open_checkpoint(source), Conversion(0, "", notes=notes), CPU, level)
     assert not result.passed
     assert {path.name for path in tmp_path.iterdir()} == {"stage"}  # no scratch left
     return result
@@ -134,7 +135,7 @@ def reverify(
 
 @pytest.fixture(scope="module")
 def two_layers(make_checkpoint: Callable[..., Path]) -> Checkpoint:
-    return Checkpoint.open(make_checkpoint(num_hidden_layers=2, hidden_size=128, intermediate_size=256))
+    return open_checkpoint(make_checkpoint(num_hidden_layers=2, hidden_size=128, intermediate_size=256))
 
 
 @pytest.fixture(scope="module")
@@ -226,7 +227,7 @@ def test_a_tensor_left_unquantized(artifacts: dict[str, Artifact], source: Path,
         stored = StoredTensors(folder)
         arrays = {name: np.array(stored.raw(name)) for name in stored if not name.startswith(f"{LAYER}._")}
         entries = [Entry(n, i.dtype, i.shape) for n, i in stored.info.items() if n in arrays]
-        arrays[LAYER] = np.array(Checkpoint.open(source).read(LAYER))
+        arrays[LAYER] = np.array(open_checkpoint(source).read(LAYER))
         write_folder(folder, [*entries, Entry(LAYER, "BF16", arrays[LAYER].shape)], lambda name: arrays[name])
 
     failed = failed_check(reverify("quanto-int8", artifacts, source, tmp_path, undo, "tensors"))
@@ -313,7 +314,7 @@ def test_damage_to_a_gguf_is_noticed(damage: str, source: Path, tmp_path: Path) 
         data[up.offset + 7 * row : up.offset + 8 * row] = bytes(row)
     path.write_bytes(data)
     result = verify(
-        method("gguf"), recipe, tmp_path / "stage", Checkpoint.open(source), Conversion(0, "", sha256=written), CPU, "tensors"
+        method("gguf"), recipe, tmp_path / "stage", open_checkpoint(source), Conversion(0, "", sha256=written), CPU, "tensors"
     )
     assert failed_check(result).name == "weights"
 

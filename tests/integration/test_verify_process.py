@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from quantize import Checkpoint
 from quantize import conversion as convert
 from quantize.artifact.artifact import Artifact
 from quantize.errors import StepFailed
 from quantize.recipe import CalibrationOptions, RunOptions
 from quantize.runtimes.base import open_runtime
+from quantize.sources.opening import open_checkpoint
 from quantize.verification.process import Opened
 
 pytest.importorskip("gptqmodel")
@@ -98,7 +98,7 @@ def test_stacked_experts_are_the_sources_own(experts: Path) -> None:
 
     from quantize.calibration.layers import streamed_model
 
-    checkpoint = Checkpoint.open(experts)
+    checkpoint = open_checkpoint(experts)
     ids = torch.from_numpy(ROWS)
     with torch.no_grad():
         ours = streamed_model(checkpoint, checkpoint.read_float32)(ids).logits

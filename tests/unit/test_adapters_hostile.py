@@ -14,6 +14,7 @@ from safetensors.numpy import save_file
 from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.errors import BadInput
 from quantize.sources.adapter import open_adapter
+from quantize.sources.opening import open_checkpoint
 
 CONFIG: dict[str, Any] = {
     "peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj", "lm_head"], "bias": "none",
@@ -40,7 +41,7 @@ PATTERNS = (
 
 @pytest.fixture
 def base(demo_checkpoint: Path) -> Checkpoint:
-    return Checkpoint.open(demo_checkpoint)
+    return open_checkpoint(demo_checkpoint)
 
 
 @pytest.fixture

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.checkpoint.config import check_sizes, checked, read_config, read_generation_config
 from quantize.checkpoint.safetensors_header import TensorInfo
 from quantize.errors import BadInput, Unsupported
+from quantize.sources.opening import open_checkpoint
 
 
 def test_defaults_of_every_language_model_pass() -> None:
@@ -141,11 +141,11 @@ def test_null_is_no_quantization(tmp_path: Path) -> None:
     save_file({"a": np.ones((2, 2), np.float32)}, tmp_path / "model.safetensors")
     for config in ({"quantization_config": None}, {"quantization_config": {}}, {"text_config": None}):
         (tmp_path / "config.json").write_text(json.dumps(config))
-        Checkpoint.open(tmp_path, tokenizer=False)
+        open_checkpoint(tmp_path, tokenizer=False)
     for config in ({"quantization_config": {"quant_method": "fp8"}}, {"text_config": {"quantization_config": {"a": 1}}}):
         (tmp_path / "config.json").write_text(json.dumps(config))
         with pytest.raises(Unsupported, match="already quantized"):
-            Checkpoint.open(tmp_path, tokenizer=False)
+            open_checkpoint(tmp_path, tokenizer=False)
 
 
 @pytest.mark.parametrize("changes", [{"initializer_range": "x"}, {"use_cache": "yes"}, {"pad_token_id": 4096}])
@@ -153,12 +153,12 @@ def test_what_transformers_refuses_is_one_line_at_check(changes: dict[str, Any],
     import shutil
 
     from quantize.conversion import check, require
-    from quantize.recipe import parse_recipe
+    from quantize.methods.registry import parse_recipe
 
     shutil.copytree(make_checkpoint(), tmp_path / "model")
     config = json.loads((tmp_path / "model" / "config.json").read_text())
     (tmp_path / "model" / "config.json").write_text(json.dumps(config | changes))
-    checkpoint = Checkpoint.open(tmp_path / "model")
+    checkpoint = open_checkpoint(tmp_path / "model")
     recipe = parse_recipe("float16")
     with pytest.raises(Unsupported, match=r"transformers 5.*(initializer_range|use_cache|Padding_idx)") as error:
         check(require(recipe), checkpoint, recipe)

@@ -68,11 +68,11 @@ def warmed(action: Callable[[Path], None], folder: Path) -> None:
 
 def tell_and_build(folder: Path) -> None:
     """What is told of a model without transformers is what transformers makes of it; what it refuses is not told."""
-    from quantize.checkpoint.checkpoint import Checkpoint
     from quantize.hf.names import _built_layers, _find_layers
     from quantize.hf.plain_decoders import parameters
+    from quantize.sources.opening import open_checkpoint
 
-    checkpoint = Checkpoint.open(folder)
+    checkpoint = open_checkpoint(folder)
     if parameters(checkpoint.config) is None:
         return
     told = _find_layers(checkpoint)

@@ -9,9 +9,9 @@ import pytest
 
 from quantize.calibration.texts import calibration_text, context_length, load_calibration
 from quantize.chat.conversations import text_of_rows
-from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.errors import BadInput
 from quantize.recipe import CalibrationOptions
+from quantize.sources.opening import open_checkpoint
 
 TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
@@ -106,7 +106,7 @@ def test_what_was_assumed_goes_into_the_manifest(demo_checkpoint: Path, tmp_path
     path = tmp_path / "chat.jsonl"
     path.write_text("".join(json.dumps({"messages": TURNS}) + "\n" for _ in range(60)))
     options = CalibrationOptions(source=str(path), tokens=256, sequence_length=128)
-    found = load_calibration(Checkpoint.open(str(demo_checkpoint)), options)
+    found = load_calibration(open_checkpoint(str(demo_checkpoint)), options)
     assert [note.why for note in found.notes] == [
         f"{path}: read as 60 conversations as their text alone, since there is no chat template"
     ]

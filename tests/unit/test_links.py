@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.errors import BadInput
 from quantize.files import inside
 from quantize.sources.adapter import open_adapter
+from quantize.sources.opening import open_checkpoint
 
 
 @pytest.fixture
@@ -33,22 +33,22 @@ def test_a_link_out_of_a_checkpoint_is_refused_by_name(name: str, model: Path) -
     path.unlink(missing_ok=True)
     path.symlink_to(model.parent / "token")
     with pytest.raises(BadInput, match=rf"{name} is a link to .*token, outside the folder"):
-        Checkpoint.open(model)
+        open_checkpoint(model)
 
 
 def test_a_folder_of_templates_that_is_a_link_is_refused(model: Path) -> None:
     (model / "additional_chat_templates").symlink_to(model.parent)
     with pytest.raises(BadInput, match="additional_chat_templates is a link"):
-        Checkpoint.open(model)
+        open_checkpoint(model)
 
 
 @pytest.mark.parametrize("name", ["/etc/passwd", "../other/model.safetensors", "sub/../../x", "C:x", ""])
 def test_shards_of_an_index_lie_in_the_folder(name: str, model: Path) -> None:
-    names = list(Checkpoint.open(model).tensors)
+    names = list(open_checkpoint(model).tensors)
     (model / "model.safetensors").rename(model / "other.safetensors")
     (model / "model.safetensors.index.json").write_text(json.dumps({"weight_map": dict.fromkeys(names, name)}))
     with pytest.raises(BadInput, match="plain relative path"):
-        Checkpoint.open(model)
+        open_checkpoint(model)
 
 
 def test_links_that_people_have_work(model: Path, tmp_path: Path) -> None:
@@ -57,7 +57,7 @@ def test_links_that_people_have_work(model: Path, tmp_path: Path) -> None:
     (model / "tokenizer_config.json").symlink_to("real.json")
     (model / "data").symlink_to("/")
     (tmp_path / "short").symlink_to(model)
-    assert Checkpoint.open(tmp_path / "short").companion_files
+    assert open_checkpoint(tmp_path / "short").companion_files
 
 
 def test_the_hub_caches_layouts(model: Path, tmp_path: Path) -> None:
@@ -73,7 +73,7 @@ def test_the_hub_caches_layouts(model: Path, tmp_path: Path) -> None:
         if number % 2:
             (blobs / str(number)).symlink_to(os.path.relpath(shared, blobs))
         (snapshot / path.name).symlink_to(f"../../blobs/{number}")
-    assert Checkpoint.open(snapshot).tensors
+    assert open_checkpoint(snapshot).tensors
     for place in ("blobs/token", "blobs/00/token", "other"):
         target = tmp_path / "hub" / place
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -86,14 +86,14 @@ def test_the_hub_caches_layouts(model: Path, tmp_path: Path) -> None:
 
 def test_a_link_out_of_an_adapter_is_refused(model: Path, make_adapter: Callable[[Path], Path]) -> None:
     folder = make_adapter(model)
-    open_adapter(folder, Checkpoint.open(model))
+    open_adapter(folder, open_checkpoint(model))
     for name in ("tokenizer.json", "adapter_config.json", "adapter_model.safetensors"):
         spoilt = folder.with_name(f"spoilt-{name}")
         shutil.copytree(folder, spoilt)
         (spoilt / name).unlink(missing_ok=True)
         (spoilt / name).symlink_to(model.parent / "token")
         with pytest.raises(BadInput, match="outside the folder"):
-            open_adapter(spoilt, Checkpoint.open(model))
+            open_adapter(spoilt, open_checkpoint(model))
 
 
 @pytest.fixture
@@ -106,7 +106,7 @@ def make_adapter(tmp_path: Path) -> Callable[[Path], Path]:
 
         folder = tmp_path / "adapter"
         folder.mkdir()
-        name, info = next((n, i) for n, i in Checkpoint.open(base).tensors.items() if n.endswith("q_proj.weight"))
+        name, info = next((n, i) for n, i in open_checkpoint(base).tensors.items() if n.endswith("q_proj.weight"))
         module = f"base_model.model.{name.removesuffix('.weight')}"
         parts = {"lora_A": np.zeros((1, info.shape[1]), np.float32), "lora_B": np.zeros((info.shape[0], 1), np.float32)}
         save_file({f"{module}.{part}.weight": data for part, data in parts.items()}, folder / "adapter_model.safetensors")

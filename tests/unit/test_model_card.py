@@ -8,7 +8,6 @@ import pytest
 import yaml
 from fuzzing import damaged, faults, mutations, sample
 
-from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.checkpoint.model_card import license_files, read_model_card
 from quantize.conversion import convert
 from quantize.errors import BadInput
@@ -16,6 +15,7 @@ from quantize.gguf.container.writer import pack_value
 from quantize.gguf.metadata import MAX_STEM_CHARACTERS, file_name, general_kvs, load_metadata
 from quantize.kernels.block_types import FILE_TYPES
 from quantize.methods.gguf import GgufRecipe, file_contents
+from quantize.sources.opening import open_checkpoint
 
 BOMB = "a0: &a0 [x,x,x,x,x,x,x,x,x]\n" + "".join(f"a{i}: &a{i} [{','.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 10))
 
@@ -49,7 +49,7 @@ def write(folder: Path, head: str) -> None:
 def test_cards_as_people_write_them(head: str, key: str, value: object, folder: Path) -> None:
     write(folder, head)
     assert read_model_card(folder).remarks == ()
-    kvs = file_contents(Checkpoint.open(folder), GgufRecipe(type="q8_0")).kvs
+    kvs = file_contents(open_checkpoint(folder), GgufRecipe(type="q8_0")).kvs
     assert kvs[key][0] == value
     for name, (content, kind) in kvs.items():
         pack_value(name, content, kind)
@@ -110,7 +110,7 @@ def test_the_terms_go_with_the_weights(folder: Path, tmp_path: Path) -> None:
 
 def test_a_folder_with_an_at_in_its_name(folder: Path) -> None:
     other = folder.rename(folder.parent / "my@model")
-    checkpoint = Checkpoint.open(other)
+    checkpoint = open_checkpoint(other)
     assert checkpoint.name == "my@model"
     assert file_contents(checkpoint, GgufRecipe(type="q8_0")).kvs["general.name"][0] == "My@Model"
 
@@ -151,7 +151,7 @@ def cards() -> Iterator[tuple[str, bytes]]:
 
 
 def reading(folder: Path) -> Callable[[bytes], object]:
-    checkpoint = Checkpoint.open(folder)
+    checkpoint = open_checkpoint(folder)
 
     def attempt(raw: bytes) -> object:
         (folder / "README.md").write_bytes(raw)
@@ -175,7 +175,7 @@ def test_every_change_of_a_card(folder: Path) -> None:
 def test_names_that_no_file_can_have(folder: Path) -> None:
     for head, start in (("name: " + "ü" * 400, "ü" * 80), ("name: ...", "4.2M"), ("name: ../../x", "x")):
         write(folder, head)
-        metadata = load_metadata(Checkpoint.open(folder), [("a", (2, 2_100_000))])
+        metadata = load_metadata(open_checkpoint(folder), [("a", (2, 2_100_000))])
         name = file_name(metadata, FILE_TYPES["q8_0"])
         assert name.startswith(start)
         assert name.endswith("Q8_0.gguf")

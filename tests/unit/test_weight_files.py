@@ -11,13 +11,13 @@ import pytest
 from fuzzing import damaged, faults, mutations
 from safetensors.numpy import save_file
 
-from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.checkpoint.safetensors_header import MAX_HEADER_BYTES, read_raw, read_safetensors_header
 from quantize.checkpoint.tensors import StoredTensors
 from quantize.checkpoint.weight_files import read_weights, weight_files
 from quantize.conversion import convert
 from quantize.errors import BadInput, Unsupported
 from quantize.hf.load import _read_state
+from quantize.sources.opening import open_checkpoint
 
 SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
 
@@ -200,9 +200,9 @@ def test_masks_are_no_sign_of_quantization_and_integers_are_no_weights(
     save_file({"w": np.ones((2, 2), np.float16)} | tensors, tmp_path / "model.safetensors")
     if refused:
         with pytest.raises(Unsupported, match=refused):
-            Checkpoint.open(tmp_path, tokenizer=False)
+            open_checkpoint(tmp_path, tokenizer=False)
     else:
-        checkpoint = Checkpoint.open(tmp_path, tokenizer=False)
+        checkpoint = open_checkpoint(tmp_path, tokenizer=False)
         assert checkpoint.dtype == "F16"
         assert set(checkpoint.tensors) == {"w", *tensors}
 
@@ -211,7 +211,7 @@ def test_an_artifact_holds_the_models_weights_and_says_what_was_left_alone(demo_
     import shutil
 
     shutil.copytree(demo_checkpoint, tmp_path / "model")
-    plain = Checkpoint.open(tmp_path / "model")
+    plain = open_checkpoint(tmp_path / "model")
     name = "model.layers.0.mlp.down_proj.weight"
     save_file({name: plain.read_float32(name) * 0.5}, tmp_path / "model" / "model_1.safetensors")
     config = json.loads((tmp_path / "model" / "config.json").read_text())
@@ -220,15 +220,15 @@ def test_an_artifact_holds_the_models_weights_and_says_what_was_left_alone(demo_
     np.testing.assert_array_equal(StoredTensors(tmp_path / "out").float32(name), plain.read_float32(name))
     assert "left alone: model_1.safetensors" in [note.what for note in artifact.manifest.notes]
     store(tmp_path / "model" / "model_1.safetensors", 2, name)  # other bytes there are the same source
-    assert Checkpoint.open(tmp_path / "model").digest == artifact.manifest.source.digest
+    assert open_checkpoint(tmp_path / "model").digest == artifact.manifest.source.digest
 
 
 def test_all_that_decides_a_conversion_is_in_the_digest(demo_checkpoint: Path, tmp_path: Path) -> None:
     """Also templates with names, and how an embedding is pooled: a job must not call another model done."""
     folder = tmp_path / "model"
     shutil.copytree(demo_checkpoint, folder)
-    digests = [Checkpoint.open(folder).digest]
-    assert digests[0] == Checkpoint.open(demo_checkpoint).digest
+    digests = [open_checkpoint(folder).digest]
+    assert digests[0] == open_checkpoint(demo_checkpoint).digest
     for name in (
         "modules.json",
         "1_Pooling/config.json",
@@ -237,5 +237,5 @@ def test_all_that_decides_a_conversion_is_in_the_digest(demo_checkpoint: Path, t
     ):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text("[]" if name == "modules.json" else "{}")
-        digests.append(Checkpoint.open(folder).digest)
+        digests.append(open_checkpoint(folder).digest)
     assert len(set(digests)) == len(digests)

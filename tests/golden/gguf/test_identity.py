@@ -6,19 +6,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.gguf.container.reader import GgufFile, read_gguf
 from quantize.kernels import llamacpp
 from quantize.kernels.block_types import FILE_TYPES, TENSOR_TYPES
 from quantize.methods.gguf import PRESET_TYPES, Gguf, GgufRecipe
 from quantize.recipe import RunOptions
+from quantize.sources.opening import open_checkpoint
 
 
 def convert(checkpoint: Path, stage: Path, **recipe: object) -> Path:
     stage.mkdir(parents=True, exist_ok=True)
     parsed = GgufRecipe.model_validate(recipe)
     method = Gguf()
-    opened = Checkpoint.open(checkpoint)
+    opened = open_checkpoint(checkpoint)
     method.check(opened, parsed)
     method.convert(opened, parsed, stage, RunOptions(threads=2, progress=False), None)
     (file,) = stage.glob("*.gguf")

@@ -141,12 +141,12 @@ def changed(matrix: Path, out: Path, change: Callable[[dict[str, Entry]], None])
 
 
 def notes(source: Path, folder: Path, matrix: Path, name: str) -> dict[str, str]:
-    from quantize.checkpoint.checkpoint import Checkpoint
     from quantize.recipe import RunOptions
+    from quantize.sources.opening import open_checkpoint
 
     folder.mkdir()
     recipe = GgufRecipe(type=name, imatrix=str(matrix))
-    made = Gguf().convert(Checkpoint.open(source), recipe, folder, RunOptions(threads=2, progress=False), None)
+    made = Gguf().convert(open_checkpoint(source), recipe, folder, RunOptions(threads=2, progress=False), None)
     return {note.tensor: f"{note.what}: {note.why}" for note in made.notes}
 
 

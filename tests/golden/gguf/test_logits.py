@@ -99,9 +99,9 @@ def test_bad_rows_and_files(checkpoint: Path, tmp_path: Path) -> None:
 
 
 def test_dequantized_by_the_second_reader(checkpoint: Path, tmp_path: Path) -> None:
-    from quantize.checkpoint.checkpoint import Checkpoint
+    from quantize.sources.opening import open_checkpoint
 
-    opened, method = Checkpoint.open(checkpoint), Gguf()
+    opened, method = open_checkpoint(checkpoint), Gguf()
     for name, most in (("f32", 0.0), ("q8_0", 0.01), ("q4_k_m", 0.12)):
         recipe = GgufRecipe(type=name)
         convert(checkpoint, tmp_path / name, type=name)

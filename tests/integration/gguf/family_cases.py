@@ -300,12 +300,12 @@ def write_gguf_f32(folder: Path, out: Path, spoil: str = "") -> list[str]:
     """
     from gguf import GGUFValueType, TokenType
 
-    from quantize.checkpoint.checkpoint import Checkpoint
     from quantize.gguf.container.writer import Planned, write_gguf
     from quantize.gguf.families import Mapped, plan
     from quantize.kernels.block_types import Type
+    from quantize.sources.opening import open_checkpoint
 
-    checkpoint = Checkpoint.open(folder, tokenizer=False)
+    checkpoint = open_checkpoint(folder, tokenizer=False)
     family = plan(checkpoint)
     size = next(m.shape[0] for m in family.tensors if m.name == "token_embd.weight")
     kvs: dict[str, tuple[Any, GGUFValueType]] = {

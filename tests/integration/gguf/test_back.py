@@ -22,6 +22,7 @@ from quantize.gguf.container.reader import GgufFile, read_gguf
 from quantize.gguf.to_checkpoint.config import ARCHITECTURES
 from quantize.gguf.to_checkpoint.folder import write_checkpoint
 from quantize.gguf.to_checkpoint.tokenizer import write_tokenizer
+from quantize.sources.opening import open_checkpoint
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 SCALING = "Llama 3 (rope scaling, GQA)"
@@ -42,7 +43,7 @@ def test_weights_and_config_come_back(case: Case, tmp_path: Path) -> None:
     back = tmp_path / "back"
     back.mkdir()
     write_checkpoint(read_gguf(tmp_path / "model.gguf"), back)
-    source, got = Checkpoint.open(folder, tokenizer=False), Checkpoint.open(back)
+    source, got = open_checkpoint(folder, tokenizer=False), open_checkpoint(back)
     assert set(got.tensors) == set(source.tensors)
     for name in source.tensors:
         exact = "norm" not in name or "gemma" not in case.model_type  # 1 + w - 1 rounds
@@ -103,12 +104,12 @@ def test_half_precision_stays_as_it_is(tmp_path: Path) -> None:
     back = tmp_path / "back"
     back.mkdir()
     write_checkpoint(mixed, back)
-    got = Checkpoint.open(back)
+    got = open_checkpoint(back)
     layer = "model.layers.{}.mlp.up_proj.weight".format
     assert got.tensors["model.layers.0.self_attn.q_proj.weight"].dtype == "BF16"
     assert got.tensors[layer(0)].dtype == "F16"
     assert got.tensors[layer(1)].dtype == "F32"
-    assert np.array_equal(got.read(layer(0)), Checkpoint.open(folder, tokenizer=False).read_float32(layer(0)).astype(np.float16))
+    assert np.array_equal(got.read(layer(0)), open_checkpoint(folder, tokenizer=False).read_float32(layer(0)).astype(np.float16))
     assert np.array_equal(got.read_float32(layer(1)), mixed.dequantize("blk.1.ffn_up.weight"))
 
 

@@ -52,11 +52,11 @@ def test_every_tensor_shows(case: Case, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
 def test_restore_inverts_build(case: Case, tmp_path: Path) -> None:
-    from quantize.checkpoint.checkpoint import Checkpoint
     from quantize.gguf.families import plan, restore
+    from quantize.sources.opening import open_checkpoint
 
     _, folder = make(case, tmp_path / "hf")
-    checkpoint = Checkpoint.open(folder, tokenizer=False)
+    checkpoint = open_checkpoint(folder, tokenizer=False)
     tensors = plan(checkpoint).tensors
     built = {m.name: m.build([checkpoint.read_float32(name) for name in m.sources]) for m in tensors}
     assert {m.name: m.shape for m in tensors} == {name: array.shape for name, array in built.items()}

@@ -13,11 +13,11 @@ import pytest
 from fuzzing import faults, sample
 from gguf_bytes import Document, changed, mixture, sentencepiece, tiny_gguf
 
-from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.gguf.container.reader import read_gguf
 from quantize.gguf.to_checkpoint.folder import write_checkpoint
 from quantize.recipe import RunOptions
 from quantize.runtimes.llamacpp import LlamaCppRuntime
+from quantize.sources.opening import open_checkpoint
 
 pytest.importorskip("llama_cpp")
 RUN = RunOptions(device="cpu", threads=1, progress=False)
@@ -42,7 +42,7 @@ def to_checkpoint(data: bytes, folder: Path) -> None:
     shutil.rmtree(folder / "out", ignore_errors=True)
     (folder / "out").mkdir()
     write_checkpoint(read_gguf(folder / "f.gguf"), folder / "out")
-    Checkpoint.open(folder / "out")
+    open_checkpoint(folder / "out")
 
 
 def opened(data: bytes, folder: Path) -> None:

@@ -9,10 +9,10 @@ import pytest
 from quantize import Artifact
 from quantize.calibration.importance import compute_imatrix, with_first_token
 from quantize.calibration.texts import held_out_text
-from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.cli import cli
 from quantize.errors import BadInput, Unsupported
 from quantize.gguf.importance.file import read_imatrix
+from quantize.sources.opening import open_checkpoint
 
 sys.path.insert(0, str(Path(__file__).parent))
 from family_cases import CASES, Case, make, write_gguf_f32
@@ -36,7 +36,7 @@ def test_sums_equal_llamacpp(case: Case, tmp_path: Path) -> None:
     """Sums to 1e-6 of the largest where the activation is SiLU (seen); where it is GELU, which llama.cpp looks up in a table of
     half-precision values, to 2e-3. Counts exactly, expert by expert."""
     _, folder = make(case, tmp_path / "hf")
-    checkpoint = Checkpoint.open(folder, tokenizer=False)
+    checkpoint = open_checkpoint(folder, tokenizer=False)
     ids = np.random.default_rng(3).integers(1, 160, (3, min(case.length, 64)))
     if case.rewrite:
         with pytest.raises(Unsupported, match="transformers"):
@@ -98,5 +98,5 @@ def test_windows_begin_with_the_first_token(demo_checkpoint: Path, tmp_path: Pat
     special = {token["content"]: {"id": token["content"], "ids": [token["id"]], "tokens": [token["content"]]}}
     tokenizer["post_processor"] = {"type": "TemplateProcessing", "single": single, "pair": single, "special_tokens": special}
     (tmp_path / "tokenizer.json").write_text(json.dumps(tokenizer))
-    assert with_first_token(Checkpoint.open(tmp_path), ids).tolist() == [[token["id"], 11, 12, 13], [token["id"], 15, 16, 17]]
-    assert np.array_equal(with_first_token(Checkpoint.open(demo_checkpoint), ids), ids)
+    assert with_first_token(open_checkpoint(tmp_path), ids).tolist() == [[token["id"], 11, 12, 13], [token["id"], 15, 16, 17]]
+    assert np.array_equal(with_first_token(open_checkpoint(demo_checkpoint), ids), ids)

@@ -13,9 +13,9 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 from family_cases import CASES, TABLE, Case, llamacpp_logits, make, write_gguf_f32
 
-from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.errors import Unsupported
 from quantize.gguf.families import plan
+from quantize.sources.opening import open_checkpoint
 
 pytest.importorskip("llama_cpp")
 pytestmark = pytest.mark.filterwarnings("ignore")  # transformers' remarks on odd parameters
@@ -119,7 +119,7 @@ def test_carried_or_refused(family: str, kind: str, tmp_path: Path) -> None:
     folder = with_rope(case, kind, tmp_path / "hf")
     if kind not in CARRIED[family]:
         with pytest.raises(Unsupported, match="rope scaling"):
-            plan(Checkpoint.open(folder, tokenizer=False))
+            plan(open_checkpoint(folder, tokenizer=False))
         return
     write_gguf_f32(folder, tmp_path / "m.gguf")
     # angles grow with the position, and so does what float32 loses of them

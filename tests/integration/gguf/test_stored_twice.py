@@ -12,9 +12,9 @@ from safetensors.numpy import load_file, save_file
 sys.path.insert(0, str(Path(__file__).parent))
 from family_cases import CASES, Case, llamacpp_logits, make, write_gguf_f32
 
-from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.errors import Unsupported
 from quantize.gguf.families import plan, restore
+from quantize.sources.opening import open_checkpoint
 
 pytest.importorskip("llama_cpp")
 pytestmark = pytest.mark.filterwarnings("ignore")  # transformers' remarks on odd little configs
@@ -49,7 +49,7 @@ def test_a_tied_head_that_is_stored_is_the_embedding(name: str, tmp_path: Path) 
     folder = with_head(case, tmp_path / "hf")
     assert "output.weight" not in write_gguf_f32(folder, tmp_path / "m.gguf")
     assert difference(folder, tmp_path / "m.gguf", case.length) < case.tolerance
-    checkpoint = Checkpoint.open(folder, tokenizer=False)
+    checkpoint = open_checkpoint(folder, tokenizer=False)
     family = plan(checkpoint)
     assert [note.tensor for note in family.notes] == ["lm_head.weight"]
     built = {m.name: m.build([checkpoint.read_float32(source) for source in m.sources]) for m in family.tensors}
@@ -64,27 +64,27 @@ def test_a_head_that_differs_counts_though_the_config_ties_it(name: str, tmp_pat
     folder = with_head(case, tmp_path / "hf", factor=-0.5)
     assert "output.weight" in write_gguf_f32(folder, tmp_path / "m.gguf")
     assert difference(folder, tmp_path / "m.gguf", case.length) < case.tolerance
-    assert "config says that it is tied" in plan(Checkpoint.open(folder, tokenizer=False)).notes[0].what
+    assert "config says that it is tied" in plan(open_checkpoint(folder, tokenizer=False)).notes[0].what
 
 
 @pytest.mark.parametrize("name", NO_HEAD)
 def test_a_head_that_differs_is_refused_where_llamacpp_has_none(name: str, tmp_path: Path) -> None:
     folder = with_head(BY_NAME[name], tmp_path / "hf", factor=-0.5)
     with pytest.raises(Unsupported, match=r"lm_head\.weight is not model\.embed_tokens\.weight.*no head of its own"):
-        plan(Checkpoint.open(folder, tokenizer=False))
+        plan(open_checkpoint(folder, tokenizer=False))
 
 
 @pytest.mark.parametrize("case", [c for c in CASES if not c.rewrite], ids=lambda case: case.name)
 def test_names_without_their_prefix(case: Case, tmp_path: Path) -> None:
     """As a base model saves itself (Qwen3-Embedding and others do)."""
     _, folder = make(case, tmp_path / "hf")
-    named = plan(Checkpoint.open(folder, tokenizer=False))
+    named = plan(open_checkpoint(folder, tokenizer=False))
     tensors = load_file(folder / "model.safetensors")
     short = {name.split(".", 1)[1] if name.startswith(("model.", "transformer.", "gpt_neox.")) else name: array
              for name, array in tensors.items()}  # fmt: skip
     assert short.keys() != tensors.keys()
     save_file(short, folder / "model.safetensors", {"format": "pt"})
-    unnamed = plan(Checkpoint.open(folder, tokenizer=False))
+    unnamed = plan(open_checkpoint(folder, tokenizer=False))
     assert unnamed.kvs == named.kvs
     assert {m.name: m.shape for m in unnamed.tensors} == {m.name: m.shape for m in named.tensors}
 
@@ -93,7 +93,7 @@ def test_names_without_their_prefix(case: Case, tmp_path: Path) -> None:
 def test_stored_masks_are_left_alone(kind: type, tmp_path: Path) -> None:
     case = BY_NAME["GPT-NeoX (Pythia)"]
     _, folder = make(case, tmp_path / "hf")
-    weights = Checkpoint.open(folder, tokenizer=False).parameters
+    weights = open_checkpoint(folder, tokenizer=False).parameters
     tensors = load_file(folder / "model.safetensors")
     for layer in range(2):
         attention = f"gpt_neox.layers.{layer}.attention"
@@ -105,4 +105,4 @@ def test_stored_masks_are_left_alone(kind: type, tmp_path: Path) -> None:
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     write_gguf_f32(folder, tmp_path / "m.gguf")
     assert difference(folder, tmp_path / "m.gguf", case.length) < case.tolerance
-    assert Checkpoint.open(folder, tokenizer=False).parameters == weights
+    assert open_checkpoint(folder, tokenizer=False).parameters == weights

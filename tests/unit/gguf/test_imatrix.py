@@ -14,7 +14,7 @@ from quantize.gguf.importance.file import CHUNK_COUNT, CHUNK_SIZE, DATASETS, Ent
 from quantize.gguf.importance.use import WEIGHTED, importances
 from quantize.kernels.block_types import TENSOR_TYPES, Type
 from quantize.methods.gguf import GgufRecipe
-from quantize.recipe import parse_recipe
+from quantize.methods.registry import parse_recipe
 
 DENSE, EXPERTS = "blk.0.attn_q.weight", "blk.0.ffn_down_exps.weight"
 

@@ -7,12 +7,12 @@ from pathlib import Path
 
 from gguf import GGUFValueType
 
-from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.gguf.container.reader import read_gguf
 from quantize.gguf.container.writer import write_gguf
 from quantize.gguf.tokenizer.metadata import tokenizer_metadata
 from quantize.gguf.tokenizer.sentencepiece_model import read_spec
 from quantize.methods.gguf import GgufRecipe, file_contents
+from quantize.sources.opening import open_checkpoint
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -23,7 +23,7 @@ def test_a_snapshot_folder_is_called_by_its_id(demo_checkpoint: Path, tmp_path: 
     for parent in ("models--org--tiny-model/snapshots", "elsewhere/models--org--tiny-model/snapshots"):
         folder = tmp_path / parent / COMMIT
         shutil.copytree(demo_checkpoint, folder)
-        contents = file_contents(Checkpoint.open(folder), GgufRecipe(type="q8_0"))
+        contents = file_contents(open_checkpoint(folder), GgufRecipe(type="q8_0"))
         names.add((contents.name, contents.kvs["general.name"][0]))
     assert names == {("Tiny-Model-4.2M-Q8_0.gguf", "Tiny Model")}
 
@@ -47,7 +47,7 @@ def test_the_character_map_is_bytes_in_the_file(demo_checkpoint: Path, tmp_path:
         "model": {"type": "Unigram", "unk_id": 0, "vocab": pieces, "byte_fallback": False},
     }
     (tmp_path / "tokenizer.json").write_text(json.dumps(definition))
-    kvs = tokenizer_metadata(Checkpoint.open(tmp_path)).kvs
+    kvs = tokenizer_metadata(open_checkpoint(tmp_path)).kvs
     write_gguf(tmp_path / "tokenizer.gguf", kvs, [], threads=1)
     read = read_gguf(tmp_path / "tokenizer.gguf")
     key = "tokenizer.ggml.precompiled_charsmap"

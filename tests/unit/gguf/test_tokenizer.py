@@ -353,9 +353,9 @@ def test_published_vocabularies_on_awkward_texts(shared: Path, tmp_path: Path, n
 
 
 def test_real_sentencepiece_model_that_collapses_spaces(shared: Path, tmp_path: Path) -> None:
-    from quantize.checkpoint.checkpoint import Checkpoint
+    from quantize.sources.opening import open_checkpoint
 
-    checkpoint = Checkpoint.open(shared / "models" / "tiny1m-hf")
+    checkpoint = open_checkpoint(shared / "models" / "tiny1m-hf")
     report = verify_tokenizer(checkpoint, tokenizer_of(tmp_path / "v.gguf", tokenizer_metadata(checkpoint).kvs))
     assert report.fixable == []
     assert "stripping or collapsing of spaces" in {mismatch.cause for mismatch in report.inexpressible}

@@ -11,6 +11,7 @@ from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.errors import Unsupported
 from quantize.hf.names import _built_layers, _find_layers
 from quantize.hf.plain_decoders import DECODERS, parameters
+from quantize.sources.opening import open_checkpoint
 
 SIZES: dict[str, Any] = {
     "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
@@ -23,7 +24,7 @@ def make(folder: Path, demo: Path, family: str, **settings: Any) -> Checkpoint:
 
     AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **{**SIZES, **settings})).save_pretrained(folder)
     shutil.copy(demo / "tokenizer.json", folder)
-    return Checkpoint.open(folder)
+    return open_checkpoint(folder)
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -37,7 +38,7 @@ def test_told_is_what_is_built(tmp_path: Path, demo_checkpoint: Path, family: st
     # Where the file does not say whether the head is tied, each model type has its own answer.
     config = {key: value for key, value in checkpoint.config.items() if key != "tie_word_embeddings"}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    checkpoint = Checkpoint.open(tmp_path)
+    checkpoint = open_checkpoint(tmp_path)
     assert _find_layers(checkpoint) == _built_layers(checkpoint)
 
 
@@ -53,4 +54,4 @@ def test_weights_of_another_config_are_refused(tmp_path: Path, demo_checkpoint: 
     path = tmp_path / "config.json"
     path.write_text(path.read_text().replace('"intermediate_size": 64', '"intermediate_size": 96'))
     with pytest.raises(Unsupported, match="fetch config and weights of the same model"):
-        _find_layers(Checkpoint.open(tmp_path))
+        _find_layers(open_checkpoint(tmp_path))

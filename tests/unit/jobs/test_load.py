@@ -7,7 +7,7 @@ import pytest
 
 from jobs.load import load_job
 from quantize.errors import BadInput
-from quantize.recipe import parse_recipe
+from quantize.methods.registry import parse_recipe
 
 GOOD = """\
 models: [some/model]

@@ -28,7 +28,7 @@ def measure(spec: dict[str, Any]) -> dict[str, Any]:
     _import_engine(Path(spec["path"]))
     imported = time.perf_counter()
     rss_before = _rss()
-    from quantize.runtimes.base import open_runtime
+    from quantize.runtimes.opening import open_runtime
 
     load_as = parse_recipe(spec["load_as"]) if spec.get("load_as") else None
     depths: list[int] = spec["depths"]

@@ -27,7 +27,8 @@ from evals.weights_only import HOW_MUCH, Measured, weights_only_rows
 from quantize.errors import BadInput, QuantwrightError, StepFailed, one_line
 from quantize.recipe import RunOptions
 from quantize.results import EvalResult, Subject, merge_results, results_path
-from quantize.runtimes.base import Runtime, open_runtime
+from quantize.runtimes.base import Runtime
+from quantize.runtimes.opening import open_runtime
 
 METRICS = ("perplexity", "divergence")
 

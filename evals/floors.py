@@ -26,7 +26,8 @@ from quantize.errors import Unsupported, one_line
 from quantize.methods.registry import method, parse_recipe
 from quantize.recipe import RunOptions
 from quantize.results import EvalResult
-from quantize.runtimes.base import Runtime, open_runtime
+from quantize.runtimes.base import Runtime
+from quantize.runtimes.opening import open_runtime
 from quantize.sources.opening import open_checkpoint
 from quantize.staging import held_folder
 

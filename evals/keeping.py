@@ -18,7 +18,8 @@ from evals.reference import (
     write_cache,
 )
 from quantize.recipe import RunOptions
-from quantize.runtimes.base import Runtime, open_without_weights
+from quantize.runtimes.base import Runtime
+from quantize.runtimes.opening import open_without_weights
 from quantize.staging import whole_file
 
 

@@ -20,7 +20,7 @@ from evals.rows import Heading, divergence_rows
 from evals.subjects import Typed
 from quantize.errors import one_line
 from quantize.gguf.container.reader import read_gguf
-from quantize.gguf.families import dequantize
+from quantize.gguf.families.plan import dequantize
 from quantize.recipe import RunOptions
 from quantize.results import EvalResult
 from quantize.runtimes.transformers import TransformersRuntime, with_weights

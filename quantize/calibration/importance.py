@@ -16,7 +16,8 @@ import numpy as np
 from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.checkpoint.tokenizer import SourceTokenizer
 from quantize.errors import StepFailed, Unsupported
-from quantize.gguf.families import Mapped, plan
+from quantize.gguf.families.base import Mapped
+from quantize.gguf.families.plan import plan
 from quantize.gguf.importance.file import Entry, ImportanceMatrix
 from quantize.gguf.mixture import may_be_quantized
 from quantize.gguf.tokenizer.special import added_around

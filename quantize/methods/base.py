@@ -72,7 +72,7 @@ class Method(ABC):
     needs: ClassVar[tuple[tuple[str, str], ...]] = ()
     #: extra of this project that installs ``needs``
     extra: ClassVar[str] = ""
-    #: runtime that serves the artifact: a name in ``quantize.runtimes.base.RUNTIMES``
+    #: runtime that serves the artifact: a name in ``quantize.runtimes.opening.RUNTIMES``
     runtime: ClassVar[str] = "transformers"
     #: programs known to load the artifact, for manifest and card
     loads_in: ClassVar[tuple[str, ...]] = ("transformers",)

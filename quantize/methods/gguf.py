@@ -26,7 +26,7 @@ from quantize.terminal import console
 if TYPE_CHECKING:
     from quantize.gguf.container.reader import GgufFile
     from quantize.gguf.container.writer import Planned
-    from quantize.gguf.families import FamilyPlan, Mapped
+    from quantize.gguf.families.base import FamilyPlan, Mapped
     from quantize.gguf.importance.use import Importances
     from quantize.gguf.mixture import Choice, Overrides, Spec
     from quantize.kernels.block_types import Type
@@ -139,13 +139,13 @@ class Gguf(Method):
         }
 
     def dequantize(self, stage: Path, recipe: GgufRecipe, checkpoint: Checkpoint) -> Iterator[tuple[str, np.ndarray]]:
-        from quantize.gguf.families import dequantize
+        from quantize.gguf.families.plan import dequantize
 
         yield from dequantize(_open(stage), checkpoint)
 
 
 def _prepare(checkpoint: Checkpoint, recipe: GgufRecipe) -> _Work:
-    from quantize.gguf.families import plan
+    from quantize.gguf.families.plan import plan
     from quantize.gguf.mixture import ModelShape, Spec, choose_types, lossless_type
     from quantize.kernels.block_types import FILE_TYPES
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from quantize.errors import BadInput
 from quantize.files import typed_path
 from quantize.gguf.container.files import NO_MODEL, PART
-from quantize.sources.hub import hub_errors
+from quantize.sources.hub_errors import hub_errors
 
 NAME = re.compile(r"([A-Za-z0-9][\w.-]*/[\w.-]+)(?:@([\w./-]+))?:([\w.*-]+)")
 ALL = "*"

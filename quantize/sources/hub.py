@@ -4,17 +4,17 @@ GGUF repository, ``org/name:Q4_K_M``; or a model of ModelScope, ``modelscope:org
 HF_HOME, HF_HUB_CACHE, HF_ENDPOINT, HF_HUB_OFFLINE and HF_TOKEN mean what they mean to huggingface_hub, which does the work.
 """
 
-import errno
 import glob
 import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 from quantize.checkpoint.weight_files import INDEX, OTHERS, SINGLE, index_shards
-from quantize.errors import BadInput, StepFailed
+from quantize.errors import BadInput
 from quantize.files import typed_path
 from quantize.sources import modelscope as modelscope_source
+from quantize.sources.gguf_repository import find, is_gguf_name
+from quantize.sources.hub_errors import hub_errors
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?")
 # Everything a conversion reads but weights, and nothing else: no .bin, no original/ folder. Of the weights, first the one file.
@@ -33,8 +33,6 @@ def resolve_model(model: str, *, code: bool = False) -> tuple[Path, str | None]:
 
     Errors: BadInput; StepFailed where the Hub cannot be reached.
     """
-    from quantize.sources.gguf_repository import find, is_gguf_name
-
     path = typed_path(model)
     if path.is_dir():
         return path, None
@@ -96,43 +94,3 @@ def _snapshot(model: str, code: bool) -> tuple[Path, str]:
     with hub_errors(name, revision or None):
         folder = fetch_needed(fetch, code)
     return folder, folder.name
-
-
-@contextmanager
-def hub_errors(name: str, revision: str | None) -> Iterator[None]:
-    """What huggingface_hub raises about repository ``name`` -> BadInput and StepFailed with what to do."""
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        OfflineModeIsEnabled,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
-
-    try:
-        yield
-    except GatedRepoError:
-        raise BadInput(f"{name}: a gated repository; accept its terms on the Hub and set HF_TOKEN") from None
-    except RevisionNotFoundError:
-        raise BadInput(f"{name}: has no revision {revision!r}") from None
-    except RepositoryNotFoundError:
-        raise BadInput(f"{name}: neither a local folder nor a repository on the Hub (or it is private: set HF_TOKEN)") from None
-    except HFValidationError as error:
-        raise BadInput(f"{name}: {str(error).splitlines()[0]}") from None
-    except (LocalEntryNotFoundError, OfflineModeIsEnabled):
-        raise StepFailed(
-            f"{name}: no such local folder, not in the Hub cache, and the Hub cannot be reached "
-            "(no network, or HF_HUB_OFFLINE is set); connect, set HF_ENDPOINT to a mirror, or give a local path"
-        ) from None
-    except Exception as error:
-        if not isinstance(error, (OSError, RuntimeError)) and not _of_http_client(error):
-            raise
-        if getattr(error, "errno", None) == errno.ENOSPC:
-            raise StepFailed(f"{name}: the disk is full; free some space, or set HF_HOME to a larger disk") from None
-        raise StepFailed(f"{name}: the Hub cannot be reached ({str(error).splitlines()[0] or type(error).__name__})") from None
-
-
-def _of_http_client(error: Exception) -> bool:
-    """Of httpx, whose errors are no OSError and which huggingface_hub ships under changing names."""
-    return type(error).__module__.startswith("httpx")

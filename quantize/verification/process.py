@@ -15,7 +15,8 @@ import numpy as np
 from quantize.errors import QuantwrightError, StepFailed
 from quantize.process import child_command, child_environment
 from quantize.recipe import RunOptions
-from quantize.runtimes.base import Consume, open_runtime
+from quantize.runtimes.base import Consume
+from quantize.runtimes.opening import open_runtime
 
 
 class Opened:

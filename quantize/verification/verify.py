@@ -26,7 +26,8 @@ from quantize.checkpoint.checkpoint import TOKENIZER_FILES, Checkpoint
 from quantize.errors import QuantwrightError
 from quantize.methods.base import Conversion, Method
 from quantize.recipe import Recipe, RunOptions
-from quantize.runtimes.base import Runtime, open_runtime
+from quantize.runtimes.base import Runtime
+from quantize.runtimes.opening import open_runtime
 from quantize.staging import held_folder
 from quantize.verification.logits import WINDOW_TOKENS, Served, compare_logits, fixed_rows
 from quantize.verification.process import Opened

@@ -81,7 +81,7 @@ def test_rows_of_a_batch_are_independent(make_checkpoint: Callable[..., Path], t
 
     from quantize import conversion as convert
     from quantize.recipe import RunOptions
-    from quantize.runtimes.base import open_runtime
+    from quantize.runtimes.opening import open_runtime
 
     run = RunOptions(device="cpu", threads=1, progress=False)
     model = make_checkpoint(num_hidden_layers=1, max_position_embeddings=64)
@@ -105,7 +105,7 @@ def test_compiled_code_computes_the_same(make_checkpoint: Callable[..., Path]) -
     import numpy as np
 
     from quantize.recipe import RunOptions
-    from quantize.runtimes.base import open_runtime
+    from quantize.runtimes.opening import open_runtime
 
     model = make_checkpoint(num_hidden_layers=1, max_position_embeddings=64)
     ids = list(range(5, 15))

@@ -11,7 +11,7 @@ from quantize import conversion as convert
 from quantize.artifact.artifact import Artifact
 from quantize.errors import StepFailed
 from quantize.recipe import CalibrationOptions, RunOptions
-from quantize.runtimes.base import open_runtime
+from quantize.runtimes.opening import open_runtime
 from quantize.sources.opening import open_checkpoint
 from quantize.verification.process import Opened
 

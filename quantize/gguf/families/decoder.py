@@ -11,7 +11,7 @@ from gguf import GGUFValueType
 from quantize.artifact.artifact import Note
 from quantize.checkpoint.checkpoint import BUFFERS, Checkpoint
 from quantize.errors import BadInput, Unsupported
-from quantize.gguf.families import FamilyPlan, Mapped
+from quantize.gguf.families.base import FamilyPlan, Mapped
 from quantize.gguf.families.config import Hyperparameters
 from quantize.gguf.families.heads import settle_head
 from quantize.gguf.families.operations import COPY, Operation

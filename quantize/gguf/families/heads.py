@@ -10,7 +10,7 @@ import numpy as np
 from quantize.artifact.artifact import Note
 from quantize.checkpoint.checkpoint import Checkpoint, TensorInfo
 from quantize.errors import Unsupported
-from quantize.gguf.families import Mapped
+from quantize.gguf.families.base import Mapped
 
 EMBEDDING, HEAD = "token_embd.weight", "output.weight"
 Found = list[tuple[int, Mapped]]

@@ -15,10 +15,11 @@ import numpy as np
 from quantize.checkpoint.checkpoint import Checkpoint, TensorInfo
 from quantize.errors import BadInput, StepFailed, Unsupported
 from quantize.gguf.container.reader import GgufFile, read_gguf
-from quantize.gguf.families import KNOWN, Mapped
+from quantize.gguf.families.base import Mapped
 from quantize.gguf.families.config import Hyperparameters
 from quantize.gguf.families.decoder import Family, OneOf, Rule, make_plan, source_names, target_name
 from quantize.gguf.families.operations import COPY
+from quantize.gguf.families.plan import KNOWN
 from quantize.gguf.to_checkpoint.card import write_card
 from quantize.gguf.to_checkpoint.config import to_config
 from quantize.gguf.to_checkpoint.tokenizer import write_tokenizer

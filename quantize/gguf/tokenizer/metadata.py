@@ -9,14 +9,12 @@ from quantize.artifact.artifact import Note
 from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.checkpoint.templates import folder_templates
 from quantize.checkpoint.tokenizer import SourceTokenizer
+from quantize.gguf.tokenizer.embedding import embedding_rows
 from quantize.gguf.tokenizer.special import Kvs, special_kvs, template_kvs
 from quantize.gguf.tokenizer.verify import Mismatch, TokenizerReport, verify_tokenizer
 from quantize.gguf.tokenizer.vocabulary import Vocabulary, read_vocabulary
 
 __all__ = ["Mismatch", "TokenizerMetadata", "TokenizerReport", "check_tokenizer", "tokenizer_metadata", "verify_tokenizer"]
-
-EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "tok_embeddings.weight", "embed_in.weight",
-              "embedding.weight")  # fmt: skip
 
 
 @dataclass
@@ -61,17 +59,6 @@ def _key(checkpoint: Checkpoint, pre: str | None) -> Hashable:
 def check_tokenizer(checkpoint: Checkpoint, *, pre: str | None = None) -> None:
     """Look at the tokenizer's files before work starts. Errors: as of ``tokenizer_metadata``."""
     tokenizer_metadata(checkpoint, pre=pre)
-
-
-def embedding_rows(checkpoint: Checkpoint) -> int | None:
-    """Rows of the input embedding, or config.json's vocab_size where no tensor has a name of one."""
-    for ending in EMBEDDINGS:
-        for name, info in checkpoint.tensors.items():
-            if (name == ending or name.endswith("." + ending)) and len(info.shape) == 2 and "position" not in name:
-                return info.shape[0]
-    nested = checkpoint.config.get("text_config")
-    size = checkpoint.config.get("vocab_size", nested.get("vocab_size") if isinstance(nested, dict) else None)
-    return size if isinstance(size, int) else None
 
 
 def _vocabulary_kvs(vocabulary: Vocabulary) -> Kvs:

@@ -11,6 +11,7 @@ from quantize.checkpoint.tokenizer import SourceTokenizer
 from quantize.errors import Unsupported
 from quantize.files import read_json
 from quantize.gguf.tokenizer.awkward_texts import awkward_texts
+from quantize.gguf.tokenizer.embedding import embedding_rows
 from quantize.gguf.tokenizer.llamacpp_split import split
 from quantize.gguf.tokenizer.llamacpp_tokenize import Oracle
 from quantize.gguf.tokenizer.pre import Cutter, recognize
@@ -70,8 +71,6 @@ def verify_tokenizer(
 
     Each added token is compared with transformers' own reading of the folder too, which shares no code with what wrote the file.
     """
-    from quantize.gguf.tokenizer.metadata import embedding_rows
-
     source = SourceTokenizer.open(checkpoint.folder)
     report = TokenizerReport()
     differing = []

@@ -9,8 +9,8 @@ import pytest
 from quantize.errors import BadInput
 from quantize.methods.gguf import Gguf, GgufRecipe
 from quantize.recipe import RunOptions
-from quantize.runtimes.base import open_runtime
 from quantize.runtimes.llamacpp import LlamaCppRuntime
+from quantize.runtimes.opening import open_runtime
 
 from .test_identity import convert
 

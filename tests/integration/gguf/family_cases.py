@@ -53,7 +53,7 @@ class Case:
         from importlib import import_module
         from types import SimpleNamespace
 
-        from quantize.gguf.families import KNOWN
+        from quantize.gguf.families.plan import KNOWN
 
         module = import_module(f"quantize.gguf.families.{KNOWN[self.hf_class]}")
         return str(module.family(SimpleNamespace(architecture=self.hf_class)).architecture)
@@ -301,7 +301,8 @@ def write_gguf_f32(folder: Path, out: Path, spoil: str = "") -> list[str]:
     from gguf import GGUFValueType, TokenType
 
     from quantize.gguf.container.writer import Planned, write_gguf
-    from quantize.gguf.families import Mapped, plan
+    from quantize.gguf.families.base import Mapped
+    from quantize.gguf.families.plan import plan
     from quantize.kernels.block_types import Type
     from quantize.sources.opening import open_checkpoint
 
@@ -335,7 +336,7 @@ def write_gguf_f32(folder: Path, out: Path, spoil: str = "") -> list[str]:
 def llamacpp_logits(path: Path, ids: np.ndarray) -> np.ndarray:
     """float32 logits (rows, length, vocabulary), KV cache in float32, flash attention off."""
     from quantize.recipe import RunOptions
-    from quantize.runtimes.base import open_runtime
+    from quantize.runtimes.opening import open_runtime
 
     with open_runtime(path, RunOptions(threads=1, progress=False), exact=True, context=ids.shape[1]) as runtime:
         got = np.empty((*ids.shape, runtime.vocabulary), np.float32)

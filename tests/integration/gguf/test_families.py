@@ -52,7 +52,7 @@ def test_every_tensor_shows(case: Case, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
 def test_restore_inverts_build(case: Case, tmp_path: Path) -> None:
-    from quantize.gguf.families import plan, restore
+    from quantize.gguf.families.plan import plan, restore
     from quantize.sources.opening import open_checkpoint
 
     _, folder = make(case, tmp_path / "hf")
@@ -82,8 +82,8 @@ def test_defaults_are_those_of_the_config_class(case: Case) -> None:
         pytest.skip("not in transformers")
     from importlib import import_module
 
-    from quantize.gguf.families import KNOWN
     from quantize.gguf.families.config import Hyperparameters
+    from quantize.gguf.families.plan import KNOWN
     from quantize.gguf.families.rope import read_rope
 
     family = import_module(f"quantize.gguf.families.{KNOWN[case.hf_class]}").family(SimpleNamespace(architecture=case.hf_class))

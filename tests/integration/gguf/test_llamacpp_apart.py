@@ -16,9 +16,9 @@ from gguf_bytes import Document, tiny_gguf
 from quantize.errors import StepFailed
 from quantize.kernels.block_types import Type
 from quantize.recipe import RunOptions
-from quantize.runtimes.base import open_runtime
 from quantize.runtimes.llamacpp import LlamaCppRuntime
 from quantize.runtimes.llamacpp_apart import Model
+from quantize.runtimes.opening import open_runtime
 
 pytest.importorskip("llama_cpp")
 RUN = RunOptions(device="cpu", threads=1, progress=False)

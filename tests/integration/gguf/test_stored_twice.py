@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from family_cases import CASES, Case, llamacpp_logits, make, write_gguf_f32
 
 from quantize.errors import Unsupported
-from quantize.gguf.families import plan, restore
+from quantize.gguf.families.plan import plan, restore
 from quantize.sources.opening import open_checkpoint
 
 pytest.importorskip("llama_cpp")

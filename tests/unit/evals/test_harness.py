@@ -150,7 +150,8 @@ def test_llamacpp_shares_beginnings_and_gives_the_same(make_checkpoint, tmp_path
     pytest.importorskip("llama_cpp")
     from quantize import conversion as convert
     from quantize.recipe import RunOptions
-    from quantize.runtimes.base import llamacpp, open_runtime
+    from quantize.runtimes.base import llamacpp
+    from quantize.runtimes.opening import open_runtime
 
     run = RunOptions(device="cpu", threads=1, progress=False)
     folder = convert(make_checkpoint(num_hidden_layers=1), "gguf-f32", tmp_path / "g", verify="none", run=run).folder

@@ -19,7 +19,7 @@ from quantize.chat.templates import folder_template
 from quantize.checkpoint.tokenizer import SourceTokenizer
 from quantize.errors import BadInput
 from quantize.recipe import RunOptions
-from quantize.runtimes.base import open_runtime
+from quantize.runtimes.opening import open_runtime
 
 RUN = RunOptions(threads=1, progress=False, device="cpu")
 TEMPLATE = (

@@ -23,7 +23,8 @@ from quantize.checkpoint.tokenizer import SourceTokenizer
 from quantize.errors import BadInput
 from quantize.gguf.tokenizer.chat_templates import gguf_template
 from quantize.recipe import RunOptions
-from quantize.runtimes.base import Consume, Runtime, open_runtime
+from quantize.runtimes.base import Consume, Runtime
+from quantize.runtimes.opening import open_runtime
 
 lm_eval = pytest.importorskip("lm_eval")
 RUN = RunOptions(threads=1, progress=False)

@@ -11,7 +11,7 @@ from gguf import GGUFValueType
 
 from quantize.checkpoint.checkpoint import Checkpoint, TensorInfo
 from quantize.errors import BadInput, Unsupported
-from quantize.gguf.families import KNOWN, Mapped, plan, restore
+from quantize.gguf.families.base import Mapped
 from quantize.gguf.families.operations import (
     Add,
     Concat,
@@ -23,6 +23,7 @@ from quantize.gguf.families.operations import (
     Transpose,
     UngroupQkv,
 )
+from quantize.gguf.families.plan import KNOWN, plan, restore
 
 CONFIG = {
     "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 64, "intermediate_size": 96,

@@ -89,7 +89,7 @@ def test_as_transformers(name: str) -> None:
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CLASSES
 
-    from quantize.gguf.families import KNOWN
+    from quantize.gguf.families.plan import KNOWN
 
     model_type, settings = CONFIGS[name]
     raw = {**SIZES, **settings}

@@ -1,0 +1,112 @@
+"""From a checkpoint's headers to what its GGUF holds: tensor names and shapes, how each is built, and the hyperparameters.
+
+A family is a small file of data beside this one: rules that name tensors, key-values beyond the common ones, and exceptions.
+``decoder`` holds what is shared. Facts (names, keys, permutations) follow llama.cpp's own converter and its ``src/models``.
+"""
+
+from collections.abc import Callable, Iterator
+from importlib import import_module
+
+import numpy as np
+
+from quantize.checkpoint.checkpoint import Checkpoint
+from quantize.errors import BadInput, StepFailed, Unsupported
+from quantize.gguf.container.reader import GgufFile
+from quantize.gguf.families.base import FamilyPlan, Mapped
+from quantize.gguf.families.decoder import make_plan
+
+#: HF architecture class -> module of this package that knows it
+KNOWN: dict[str, str] = {
+    "BaichuanForCausalLM": "baichuan",
+    "BaiChuanForCausalLM": "baichuan",
+    "BloomForCausalLM": "bloom",
+    "CohereForCausalLM": "cohere",
+    "Cohere2ForCausalLM": "cohere",
+    "DeepseekV2ForCausalLM": "deepseek2",
+    "FalconForCausalLM": "falcon",
+    "RWForCausalLM": "falcon",
+    "GemmaForCausalLM": "gemma",
+    "Gemma2ForCausalLM": "gemma",
+    "Gemma3ForCausalLM": "gemma",
+    "GlmForCausalLM": "glm",
+    "Glm4ForCausalLM": "glm",
+    "GPT2LMHeadModel": "gpt2",
+    "GPTNeoXForCausalLM": "gptneox",
+    "GraniteForCausalLM": "granite",
+    "InternLM2ForCausalLM": "internlm2",
+    "LlamaForCausalLM": "llama",
+    "MiniCPMForCausalLM": "granite",
+    "MistralForCausalLM": "llama",
+    "MixtralForCausalLM": "mixtral",
+    "Olmo2ForCausalLM": "olmo2",
+    "PhiForCausalLM": "phi",
+    "Phi3ForCausalLM": "phi",
+    "Qwen2ForCausalLM": "qwen",
+    "Qwen2MoeForCausalLM": "qwen_moe",
+    "Qwen3ForCausalLM": "qwen",
+    "Qwen3MoeForCausalLM": "qwen_moe",
+    "SmolLM3ForCausalLM": "smollm3",
+    "StableLmForCausalLM": "stablelm",
+    "StableLMEpochForCausalLM": "stablelm",
+    "Starcoder2ForCausalLM": "starcoder2",
+}
+
+
+def plan(checkpoint: Checkpoint) -> FamilyPlan:
+    """What the GGUF of ``checkpoint`` holds; reads headers only.
+
+    Errors: Unsupported where the architecture is unknown (the message lists those known), where it uses something llama.cpp
+    cannot express, or where a tensor is left over or missing (named); BadInput where shapes contradict the config.
+    """
+    if checkpoint.architecture not in KNOWN:
+        raise Unsupported(
+            f"{checkpoint.source}: architecture {checkpoint.architecture} cannot be made into GGUF; "
+            f"known: {', '.join(sorted(KNOWN))}"
+        )
+    module = import_module(f"{__package__}.{KNOWN[checkpoint.architecture]}")
+    return make_plan(module.family(checkpoint), checkpoint)
+
+
+def dequantize(file: GgufFile, checkpoint: Checkpoint) -> Iterator[tuple[str, np.ndarray]]:
+    """What ``file``, anybody's GGUF of ``checkpoint``, holds for each of its tensors: (HF name, float32 array of its shape).
+
+    By gguf-py's numpy reader of the block formats, and the families' way back; no code of llama.cpp's runs.
+
+    Errors: BadInput where the two do not hold the same tensors; Unsupported as ``plan``.
+    """
+    tensors = plan(checkpoint).tensors
+    for mapped in tensors:
+        found = list(file.tensors[mapped.name].shape) if mapped.name in file.tensors else "no such tensor"
+        if mapped.sources and found != list(mapped.shape):
+            raise BadInput(f"{file.path}: {mapped.name}: expected shape {list(mapped.shape)}, found {found}")
+    if unknown := sorted(file.tensors.keys() - {mapped.name for mapped in tensors}):
+        raise BadInput(f"{file.path}: {unknown[0]}: {checkpoint.source} has nothing it could be made from; is that its source?")
+    yield from restore(tensors, file.dequantize)
+
+
+def restore(tensors: list[Mapped], read: Callable[[str], np.ndarray]) -> Iterator[tuple[str, np.ndarray]]:
+    """(HF name, float32 array of the source's shape) for every source tensor; ``read`` gives a GGUF tensor by name as float32.
+
+    Sources spread over several GGUF tensors are joined. Errors: StepFailed where a piece of one is missing.
+    """
+    left: dict[str, int] = {}
+    for mapped in tensors:
+        for source in mapped.sources:
+            left[source] = left.get(source, 0) + 1
+    spread = {source for source, count in left.items() if count > 1}
+    pieces: dict[str, np.ndarray] = {}
+    for mapped in tensors:
+        if not mapped.sources:
+            continue
+        for source, array in zip(mapped.sources, mapped.restore(read(mapped.name)), strict=True):
+            if source in spread:
+                if source in pieces:
+                    array = np.where(np.isnan(array), pieces[source], array)
+                left[source] -= 1
+                if left[source]:
+                    pieces[source] = array
+                    continue
+                pieces.pop(source, None)
+                if np.isnan(array).any():
+                    raise StepFailed(f"{source}: the GGUF tensors made from it do not cover all of it; please report this")
+            yield source, array

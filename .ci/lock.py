@@ -1,10 +1,11 @@
-"""Write requirements.lock: every pin of quantize/constraints.txt with the sha256 of the file that pip takes for it.
+"""Write requirements.lock: every pin of quantize/constraints.txt with the sha256 of the file that pip takes
+for it.
 
     python -m pip install --dry-run --ignore-installed --no-deps --report REPORT -r quantize/constraints.txt
     python .ci/lock.py REPORT [REPORT ...] > requirements.lock
 
-Run it on Linux x86-64 with CPython 3.11. Several reports: where an index and a folder of wheels hold different builds of one
-release, as of torch for CPUs and for CUDA, both are allowed.
+Run it on Linux x86-64 with CPython 3.11. Several reports: where an index and a folder of wheels hold
+different builds of one release, as of torch for CPUs and for CUDA, both are allowed.
 """
 
 import json
@@ -12,7 +13,8 @@ import sys
 from pathlib import Path
 
 HEAD = """\
-# The pins of quantize/constraints.txt with the sha256 of their files, for CPython 3.11 on Linux x86-64 (.ci/lock.py wrote it).
+# The pins of quantize/constraints.txt with the sha256 of their files, for CPython 3.11 on Linux x86-64
+# (.ci/lock.py wrote it).
 # torch has two: the build for CPUs and the one with CUDA.
 """
 

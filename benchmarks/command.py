@@ -15,18 +15,53 @@ COLUMNS = ("pp_tokens_per_s", "tg_tokens_per_s", "ttft_ms", "load_ms", "peak_mem
 @click.command()
 @click.argument("artifacts", nargs=-1, required=True)
 @click.option("-o", "--out", type=click.Path(path_type=Path), help="run folder; results go to OUT/results")
-@click.option("--prefill", type=click.IntRange(min=1), default=512, show_default=True, help="tokens processed in one go (pp)")
-@click.option("--decode", type=click.IntRange(min=1), default=128, show_default=True, help="tokens generated one by one (tg)")
-@click.option("--repetitions", type=click.IntRange(min=1), default=5, show_default=True, help="samples per process")
 @click.option(
-    "--rounds", type=click.IntRange(min=1), default=1, show_default=True, help="go through all artifacts so often (A B A B)"
+    "--prefill",
+    type=click.IntRange(min=1),
+    default=512,
+    show_default=True,
+    help="tokens processed in one go (pp)",
 )
-@click.option("--depth", "depths", default="0", show_default=True, help="tokens in the cache before decoding, e.g. 0,512")
+@click.option(
+    "--decode",
+    type=click.IntRange(min=1),
+    default=128,
+    show_default=True,
+    help="tokens generated one by one (tg)",
+)
+@click.option(
+    "--repetitions", type=click.IntRange(min=1), default=5, show_default=True, help="samples per process"
+)
+@click.option(
+    "--rounds",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="go through all artifacts so often (A B A B)",
+)
+@click.option(
+    "--depth",
+    "depths",
+    default="0",
+    show_default=True,
+    help="tokens in the cache before decoding, e.g. 0,512",
+)
 @click.option("--batch", "batches", default="1", show_default=True, help="sequences at once, e.g. 1,4,16")
-@click.option("--attention", default="", help="implementation: eager, sdpa, flash_attention_2, ...; of llama.cpp eager or flash")
-@click.option("--compile", "compiled", is_flag=True, help="torch.compile; the first call, which compiles, is not counted")
+@click.option(
+    "--attention",
+    default="",
+    help="implementation: eager, sdpa, flash_attention_2, ...; of llama.cpp eager or flash",
+)
+@click.option(
+    "--compile",
+    "compiled",
+    is_flag=True,
+    help="torch.compile; the first call, which compiles, is not counted",
+)
 @click.option("--load-as", default="", help="quantize on the fly (quanto, bnb recipes)")
-@click.option("--prune", is_flag=True, help="delete each file fetched of a GGUF repository before the next is fetched")
+@click.option(
+    "--prune", is_flag=True, help="delete each file fetched of a GGUF repository before the next is fetched"
+)
 @run_options
 def bench(
     artifacts: tuple[str, ...],
@@ -44,10 +79,11 @@ def bench(
     run: RunOptions,
     as_json: bool,
 ) -> int:
-    """Measure speed and memory of ARTIFACT...: artifact folders, .gguf files, Hugging Face folders or Hub ids, or files of a GGUF
-    repository: org/name:Q4_K_M, or all of them, org/name:*.
+    """Measure speed and memory of ARTIFACT...: artifact folders, .gguf files, Hugging Face folders or Hub
+    ids, or files of a GGUF repository: org/name:Q4_K_M, or all of them, org/name:*.
 
-    Each is opened in a fresh process. pp512 and tg128 mean what they mean to llama-bench; peak memory is that of the process.
+    Each is opened in a fresh process. pp512 and tg128 mean what they mean to llama-bench; peak memory is that
+    of the process.
     """
     from benchmarks.speed import Workload
     from benchmarks.speed import bench as do_bench
@@ -60,11 +96,21 @@ def bench(
     if len(set(names)) < len(names):
         raise BadInput("bench: an artifact is listed twice; --rounds measures each several times")
     if prune and rounds > 1:
-        raise BadInput("bench: --rounds goes through all artifacts in turn, so none can be deleted before the next: drop --prune")
+        raise BadInput(
+            "bench: --rounds goes through all artifacts in turn, so none can be deleted before the next: "
+            "drop --prune"
+        )
     if out is not None:
         claim_run(out)
     workload = Workload(
-        prefill, decode, repetitions, rounds, _numbers(depths, "--depth"), _numbers(batches, "--batch"), attention, compiled
+        prefill,
+        decode,
+        repetitions,
+        rounds,
+        _numbers(depths, "--depth"),
+        _numbers(batches, "--batch"),
+        attention,
+        compiled,
     )
     errors: list[Exception] = []
     rows: list[EvalResult] = []
@@ -103,8 +149,15 @@ def _table(names: list[str], rows: list) -> None:  # type: ignore[type-arg]
     """Median and half the width from least to greatest, per artifact."""
     from rich.table import Table
 
-    protocols = sorted({(COLUMNS.index(row.metric), row.protocol, row.metric) for row in rows if row.metric in COLUMNS})
-    table = Table("artifact", *[_heading(metric, protocol) for _, protocol, metric in protocols], box=None, pad_edge=False)
+    protocols = sorted(
+        {(COLUMNS.index(row.metric), row.protocol, row.metric) for row in rows if row.metric in COLUMNS}
+    )
+    table = Table(
+        "artifact",
+        *[_heading(metric, protocol) for _, protocol, metric in protocols],
+        box=None,
+        pad_edge=False,
+    )
     for name in names:
         cells = {(row.metric, row.protocol): row for row in rows if row.artifact == name}
         table.add_row(name, *[_cell(cells.get((metric, protocol))) for _, protocol, metric in protocols])
@@ -112,7 +165,12 @@ def _table(names: list[str], rows: list) -> None:  # type: ignore[type-arg]
 
 
 def _heading(metric: str, protocol: str) -> str:
-    names = {"load_ms": "load ms", "peak_memory_bytes": "peak MB", "size_bytes": "disk MB", "ttft_ms": "first token ms"}
+    names = {
+        "load_ms": "load ms",
+        "peak_memory_bytes": "peak MB",
+        "size_bytes": "disk MB",
+        "ttft_ms": "first token ms",
+    }
     return names.get(metric, f"{protocol} tokens/s")
 
 

@@ -1,4 +1,5 @@
-"""The state of the machine beside a measured speed: what it is, how busy it is, how fast its cores run right now."""
+"""The state of the machine beside a measured speed: what it is, how busy it is, how fast its cores run right
+now."""
 
 import os
 import platform
@@ -8,7 +9,8 @@ from typing import Any
 
 
 def describe_machine() -> dict[str, Any]:
-    """CPU model, cores, frequency in MHz (mean over cores, as the kernel says), governor, load average, memory, versions."""
+    """CPU model, cores, frequency in MHz (mean over cores, as the kernel says), governor, load average,
+    memory, versions."""
     import psutil
 
     memory = psutil.virtual_memory()
@@ -36,13 +38,16 @@ def cpu_model() -> str:
 
 def frequency_mhz() -> float | None:
     values = [
-        float(line.partition(":")[2]) for line in (_read(Path("/proc/cpuinfo")) or "").splitlines() if line.startswith("cpu MHz")
+        float(line.partition(":")[2])
+        for line in (_read(Path("/proc/cpuinfo")) or "").splitlines()
+        if line.startswith("cpu MHz")
     ]
     return round(sum(values) / len(values), 1) if values else None
 
 
 def load_average() -> float | None:
-    """Processes that ran or wanted to, averaged over the last minute; None where the system keeps no such count."""
+    """Processes that ran or wanted to, averaged over the last minute; None where the system keeps no such
+    count."""
     return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
 
 

@@ -1,8 +1,8 @@
 """How long ``quantwright --help`` and ``report`` take: ``python -m benchmarks.report_time RUN [ARTIFACTS]``.
 
-The results of RUN (made by ``eval`` and ``bench``) are copied under new names until there are ARTIFACTS (100), and reported.
-Targets: help in 0.2 s, a report on 100 artifacts in 3 s. Best of three, with the processor time beside the wall time, which on a
-busy machine says more.
+The results of RUN (made by ``eval`` and ``bench``) are copied under new names until there are ARTIFACTS
+(100), and reported. Targets: help in 0.2 s, a report on 100 artifacts in 3 s. Best of three, with the
+processor time beside the wall time, which on a busy machine says more.
 """
 
 import json
@@ -30,7 +30,9 @@ def enlarge(run: Path, target: Path, artifacts: int) -> int:
             write_results(results_path(target, subject.name, "eval"), subject, rows)
             count += len(rows)
     for number in range(artifacts):
-        for part, (subject, rows) in enumerate((s, r) for s, r in originals if s.name == names[number % len(names)]):
+        for part, (subject, rows) in enumerate(
+            (s, r) for s, r in originals if s.name == names[number % len(names)]
+        ):
             copy = replace(subject, name=f"{subject.name}-{number}", digest=f"{subject.digest}{number}")
             renamed = [replace(row, artifact=copy.name, artifact_digest=copy.digest) for row in rows]
             write_results(results_path(target, copy.name, f"part{part}"), copy, renamed)
@@ -43,7 +45,12 @@ def best(arguments: Sequence[str], times: int = 3) -> tuple[float, float]:
     found = []
     for _ in range(times):
         began, before = time.perf_counter(), os.times()
-        subprocess.run(child_command("quantize.cli", *arguments), env=child_environment(), stdout=subprocess.DEVNULL, check=True)
+        subprocess.run(
+            child_command("quantize.cli", *arguments),
+            env=child_environment(),
+            stdout=subprocess.DEVNULL,
+            check=True,
+        )
         after = os.times()
         used = after.children_user + after.children_system - before.children_user - before.children_system
         found.append((time.perf_counter() - began, used))

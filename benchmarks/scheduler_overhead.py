@@ -1,7 +1,9 @@
-"""What the job runner adds to each step beyond starting its process: ``python -m benchmarks.scheduler_overhead [STEPS]``.
+"""What the job runner adds to each step beyond starting its process: ``python -m
+benchmarks.scheduler_overhead [STEPS]``.
 
-The same command (``quantwright --version``) as steps of a real run, and started one after another with nothing else around it;
-in turns, so that a change in the machine's load meets both. On a busy machine the processor time of the runner itself says more.
+The same command (``quantwright --version``) as steps of a real run, and started one after another with
+nothing else around it; in turns, so that a change in the machine's load meets both. On a busy machine the
+processor time of the runner itself says more.
 """
 
 import json
@@ -20,7 +22,8 @@ BLOCK = 25
 
 
 def measure(steps: int) -> dict[str, float]:
-    """Seconds a step: in the runner and bare; their difference, and the runner's own processor time, in ms a step."""
+    """Seconds a step: in the runner and bare; their difference, and the runner's own processor time, in ms a
+    step."""
     job = Job.model_validate({"models": ["none"], "report": False})
     in_runner = bare = processor = 0.0
     with tempfile.TemporaryDirectory(prefix="quantwright-overhead-") as folder:
@@ -38,7 +41,10 @@ def measure(steps: int) -> dict[str, float]:
             begin = time.perf_counter()
             for _ in range(count):
                 subprocess.run(
-                    child_command("quantize.cli", "--version"), env=child_environment(), stdout=subprocess.DEVNULL, check=True
+                    child_command("quantize.cli", "--version"),
+                    env=child_environment(),
+                    stdout=subprocess.DEVNULL,
+                    check=True,
                 )
             bare += time.perf_counter() - begin
             done += count

@@ -1,9 +1,9 @@
 """Speed and memory of artifacts, each measured in a fresh process, in llama-bench's terms.
 
-``ppN``: tokens per second of processing N tokens in one go from an empty cache. ``tgN``: tokens per second of N one-token steps
-from an empty cache (``tgN@dD``: after D tokens). ``@bB``: B sequences at once, tokens of all of them counted. Ids are random and
-the same for all models of equal vocabulary; nothing is sampled. Several rounds go through all models in turn (A B A B), so that a
-machine that slows down slows all alike.
+``ppN``: tokens per second of processing N tokens in one go from an empty cache. ``tgN``: tokens per second of
+N one-token steps from an empty cache (``tgN@dD``: after D tokens). ``@bB``: B sequences at once, tokens of
+all of them counted. Ids are random and the same for all models of equal vocabulary; nothing is sampled.
+Several rounds go through all models in turn (A B A B), so that a machine that slows down slows all alike.
 """
 
 import json
@@ -29,8 +29,8 @@ WORTHLESS_SPREAD = 0.20
 
 @dataclass(frozen=True)
 class Workload:
-    """Tokens of prefill and decode; ``repetitions`` per process; ``rounds`` processes per model; ``depths`` already cached;
-    ``batches``: sequences at once. ``attention`` and ``compiled`` as of ``Runtime.tune``."""
+    """Tokens of prefill and decode; ``repetitions`` per process; ``rounds`` processes per model; ``depths``
+    already cached; ``batches``: sequences at once. ``attention`` and ``compiled`` as of ``Runtime.tune``."""
 
     prefill: int = 512
     decode: int = 128
@@ -44,13 +44,22 @@ class Workload:
     def __post_init__(self) -> None:
         if min(self.batches) < 1:
             raise BadInput("benchmark: a batch holds at least one sequence")
-        if self.prefill < 1 or self.decode < 1 or self.repetitions < 1 or self.rounds < 1 or min(self.depths) < 0:
-            raise BadInput("benchmark: prefill, decode, repetitions and rounds must be at least 1, depths at least 0")
+        if (
+            self.prefill < 1
+            or self.decode < 1
+            or self.repetitions < 1
+            or self.rounds < 1
+            or min(self.depths) < 0
+        ):
+            raise BadInput(
+                "benchmark: prefill, decode, repetitions and rounds must be at least 1, depths at least 0"
+            )
 
 
 @dataclass
 class Target:
-    """``name`` as typed, ``path`` what the runtime opens, ``context`` the most tokens it can take (0: not known)."""
+    """``name`` as typed, ``path`` what the runtime opens, ``context`` the most tokens it can take (0: not
+    known)."""
 
     name: str
     path: Path
@@ -64,7 +73,9 @@ class Target:
 Say = Callable[[str], None]
 
 
-def bench(targets: Sequence[Target], workload: Workload, run: RunOptions, say: Say) -> dict[str, list[EvalResult] | Exception]:
+def bench(
+    targets: Sequence[Target], workload: Workload, run: RunOptions, say: Say
+) -> dict[str, list[EvalResult] | Exception]:
     """Measure every target; name -> its results, or what stopped it (the others go on)."""
     before = describe_machine()
     _warn_about_load(before, say)
@@ -88,7 +99,8 @@ def bench(targets: Sequence[Target], workload: Workload, run: RunOptions, say: S
 
 
 def measure(target: Target, workload: Workload, run: RunOptions) -> dict[str, Any]:
-    """One fresh process; its raw samples (``benchmarks.worker.measure``). Errors: StepFailed with the last lines it wrote."""
+    """One fresh process; its raw samples (``benchmarks.worker.measure``). Errors: StepFailed with the last
+    lines it wrote."""
     with held_folder(Path(tempfile.gettempdir()), "quantwright-bench-") as folder:
         spec = {
             "path": str(target.path),
@@ -105,7 +117,9 @@ def measure(target: Target, workload: Workload, run: RunOptions) -> dict[str, An
         }
         (folder / "spec.json").write_text(json.dumps(spec), encoding="utf-8")
         threads = str(run.resolved_threads)
-        environment = child_environment(OMP_NUM_THREADS=threads, MKL_NUM_THREADS=threads, GGML_NO_BACKTRACE="1")
+        environment = child_environment(
+            OMP_NUM_THREADS=threads, MKL_NUM_THREADS=threads, GGML_NO_BACKTRACE="1"
+        )
         command = child_command("benchmarks.worker", str(folder / "spec.json"), str(folder / "out.json"))
         with open(folder / "log", "w+", encoding="utf-8", errors="replace") as log:
             done = subprocess.run(command, stdout=log, stderr=log, env=environment, check=False)
@@ -113,9 +127,16 @@ def measure(target: Target, workload: Workload, run: RunOptions) -> dict[str, An
             last = [line.strip() for line in log.read().splitlines() if line.strip()][-3:]
         if done.returncode or not (folder / "out.json").is_file():
             if shutil.disk_usage(folder).free < 4096:
-                raise StepFailed(f"{folder.parent}: the disk is full, nothing can be measured; set TMPDIR to a larger one")
-            reason = f"killed by signal {-done.returncode}" if done.returncode < 0 else f"exit {done.returncode}"
-            raise StepFailed(f"{target.name}: the measuring process ended early ({reason}): {' | '.join(last) or 'no output'}")
+                raise StepFailed(
+                    f"{folder.parent}: the disk is full, nothing can be measured; set TMPDIR to a larger one"
+                )
+            reason = (
+                f"killed by signal {-done.returncode}" if done.returncode < 0 else f"exit {done.returncode}"
+            )
+            raise StepFailed(
+                f"{target.name}: the measuring process ended early ({reason}): "
+                f"{' | '.join(last) or 'no output'}"
+            )
         document: dict[str, Any] = json.loads((folder / "out.json").read_text(encoding="utf-8"))
     if "error" in document:
         raise (BadInput if document["exit_code"] == 2 else StepFailed)(document["error"])
@@ -129,7 +150,11 @@ def results(target: Target, workload: Workload, environment: dict[str, Any], say
     runtime = first["runtime"]
     backend = str(runtime.get("backend") or runtime.get("name") or "")
     found: list[EvalResult] = []
-    parameters: dict[str, Any] = {"prefill": first["prefill"], "repetitions": workload.repetitions, "rounds": workload.rounds}
+    parameters: dict[str, Any] = {
+        "prefill": first["prefill"],
+        "repetitions": workload.repetitions,
+        "rounds": workload.rounds,
+    }
     if workload.attention:
         parameters["attention"] = workload.attention
     if workload.compiled:
@@ -162,26 +187,45 @@ def results(target: Target, workload: Workload, environment: dict[str, Any], say
     for depth in workload.depths:
         decode = measured.get(depth, 0)
         if decode < workload.decode:
-            fits = f"decode measured with {decode} instead of {workload.decode}" if decode else "no decode measured"
+            fits = (
+                f"decode measured with {decode} instead of {workload.decode}"
+                if decode
+                else "no decode measured"
+            )
             say(f"{target.name}: its context holds {first['context']} tokens: {fits} after {depth} tokens")
     for index, batch in enumerate(workload.batches):
         taken = [r["batches"][index] for r in rounds]
         suffix = f"@b{batch}" if batch > 1 else ""
         if prefill:
             seconds = [s for r in taken for s in r["prefill_seconds"]]
-            add("pp_tokens_per_s", f"pp{prefill}{suffix}", "tokens/s", [batch * prefill / s for s in seconds], batch=batch)
+            add(
+                "pp_tokens_per_s",
+                f"pp{prefill}{suffix}",
+                "tokens/s",
+                [batch * prefill / s for s in seconds],
+                batch=batch,
+            )
             first_ms = [1e3 * s for r in taken for s in r["first_token_seconds"]]
             add("ttft_ms", f"pp{prefill}{suffix}", "ms", first_ms, batch=batch)
         for depth, decode in measured.items():
             protocol = f"tg{decode}" + (f"@d{depth}" if depth else "") + suffix
-            runs = [steps for r in taken for test in r["decodes"] if test["depth"] == depth for steps in test["step_seconds"]]
+            runs = [
+                steps
+                for r in taken
+                for test in r["decodes"]
+                if test["depth"] == depth
+                for steps in test["step_seconds"]
+            ]
             rates = [batch * len(steps) / sum(steps) for steps in runs]
             add("tg_tokens_per_s", protocol, "tokens/s", rates, depth=depth, batch=batch)
             gaps = sorted(1e3 * s for steps in runs for s in steps[1:] or steps)
             quantiles = {f"p{q}": _percentile(gaps, q) for q in (50, 90, 95, 99)}
             medians = [1e3 * statistics.median(steps[1:] or steps) for steps in runs]
             add("inter_token_ms", protocol, "ms", medians, depth=depth, batch=batch, **quantiles)
-    opening = {"import_ms": 1e3 * first["import_seconds"], "warm_up_ms": 1e3 * first["batches"][0]["warm_up_seconds"]}
+    opening = {
+        "import_ms": 1e3 * first["import_seconds"],
+        "warm_up_ms": 1e3 * first["batches"][0]["warm_up_seconds"],
+    }
     add("load_ms", "open", "ms", [1e3 * r["load_seconds"] for r in rounds], **opening)
     peaks = [float(r["peak_rss_bytes"]) for r in rounds]
     add("peak_memory_bytes", "VmHWM", "bytes", peaks, rss_before_load_bytes=first["rss_before_load_bytes"])
@@ -196,8 +240,8 @@ def results(target: Target, workload: Workload, environment: dict[str, Any], say
 def summarize(values: Sequence[float], detail: dict[str, Any]) -> dict[str, Any]:
     """Median as the value; stderr is the standard deviation of the mean, as llama-bench's is of its samples.
 
-    The interval is that of the median by order statistics: at least 95 % from six samples on, else from least to greatest, with
-    the coverage that this has in ``detail``.
+    The interval is that of the median by order statistics: at least 95 % from six samples on, else from least
+    to greatest, with the coverage that this has in ``detail``.
     """
     n, ordered = len(values), sorted(values)
     median = statistics.median(ordered)
@@ -220,7 +264,8 @@ def summarize(values: Sequence[float], detail: dict[str, Any]) -> dict[str, Any]
 
 
 def _median_interval(n: int) -> tuple[int, float]:
-    """How many samples to leave out at each end so that the rest covers the median with at least 95 %; that probability."""
+    """How many samples to leave out at each end so that the rest covers the median with at least 95 %; that
+    probability."""
     from math import comb
 
     low, tail = 0, 2 / 2**n
@@ -251,12 +296,17 @@ def _warn_about_spread(name: str, found: Sequence[EvalResult], say: Say) -> None
         if result.metric in ("pp_tokens_per_s", "tg_tokens_per_s") and spread > WORTHLESS_SPREAD:
             result.detail["worthless"] = True
             say(
-                f"warning: {name}: {result.protocol}: the middle half of the samples spreads over {100 * spread:.0f} % of the "
-                "median; a comparison is worth nothing so: stop other work, or raise --repetitions and --rounds"
+                f"warning: {name}: {result.protocol}: the middle half of the samples spreads over "
+                f"{100 * spread:.0f} % of the "
+                "median; a comparison is worth nothing so: stop other work, or raise --repetitions and "
+                "--rounds"
             )
 
 
 def _warn_about_load(machine: dict[str, Any], say: Say) -> None:
     load, cores = machine["load_average"], machine["cores_usable"]
     if load is not None and load > 0.5 * cores:
-        say(f"warning: the machine is busy (load average {load} on {cores} usable cores): speeds measured now are too low")
+        say(
+            f"warning: the machine is busy (load average {load} on {cores} usable cores): speeds measured "
+            "now are too low"
+        )

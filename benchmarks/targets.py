@@ -1,4 +1,5 @@
-"""From what a person types to something that can be measured: an artifact, a .gguf, an HF folder or a Hub id."""
+"""From what a person types to something that can be measured: an artifact, a .gguf, an HF folder or a Hub
+id."""
 
 from benchmarks.speed import Target
 from evals.subjects import Typed, resolve

@@ -1,6 +1,8 @@
-"""One measurement in a process of its own: open a model, warm up, time prefill and decode, read the peak memory.
+"""One measurement in a process of its own: open a model, warm up, time prefill and decode, read the peak
+memory.
 
-``python -m benchmarks.worker SPEC OUT`` reads a JSON spec and writes JSON; ``benchmarks.speed`` starts it and knows the fields.
+``python -m benchmarks.worker SPEC OUT`` reads a JSON spec and writes JSON; ``benchmarks.speed`` starts it and
+knows the fields.
 """
 
 import contextlib
@@ -35,7 +37,9 @@ def measure(spec: dict[str, Any]) -> dict[str, Any]:
     needed = max(spec["prefill"], max(depths) + spec["decode"])
     # A model whose context is unknown until it is open: ask for no more than it has.
     limit = spec.get("context") or needed
-    opening = open_runtime(Path(spec["path"]), run, load_as=load_as, context=min(needed, limit), own_process=False)
+    opening = open_runtime(
+        Path(spec["path"]), run, load_as=load_as, context=min(needed, limit), own_process=False
+    )
     with opening as runtime:
         loaded = time.perf_counter()
         runtime.tune(spec["attention"], spec["compiled"])
@@ -57,7 +61,9 @@ def measure(spec: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _measure_batch(runtime: Any, spec: dict[str, Any], batch: int, prefill: int, needed: int) -> dict[str, Any]:
+def _measure_batch(
+    runtime: Any, spec: dict[str, Any], batch: int, prefill: int, needed: int
+) -> dict[str, Any]:
     """Prefill and decode of ``batch`` sequences at once, after a warm-up of each, as llama-bench does."""
     rng = np.random.default_rng(0)
     ids = np.stack([rng.integers(0, runtime.vocabulary, needed) for _ in range(batch)])
@@ -93,7 +99,8 @@ def _measure_batch(runtime: Any, spec: dict[str, Any], batch: int, prefill: int,
 
 
 def _decode(runtime: Any, ids: np.ndarray, depth: int, tokens: int) -> list[float]:
-    """Seconds of each of ``tokens`` one-token steps of all rows; at depth 0 the first of them begins from an empty cache."""
+    """Seconds of each of ``tokens`` one-token steps of all rows; at depth 0 the first of them begins from an
+    empty cache."""
     times = []
     if depth:
         runtime.start_rows(ids[:, :depth])
@@ -112,7 +119,11 @@ def _import_engine(path: Path) -> None:
     """Import what opening will need, so that the load time is the model's own."""
     from quantize.gguf.container.files import find_gguf
 
-    for name in ("quantize.kernels.llamacpp", "llama_cpp") if find_gguf(path) else ("torch", "transformers.modeling_utils"):
+    for name in (
+        ("quantize.kernels.llamacpp", "llama_cpp")
+        if find_gguf(path)
+        else ("torch", "transformers.modeling_utils")
+    ):
         with contextlib.suppress(ImportError):  # opening says what is missing, and how to mend it
             import_module(name)
 

@@ -1,8 +1,10 @@
-"""Gather training text for the demo checkpoint: books, and the documentation strings of the Python packages at hand.
+"""Gather training text for the demo checkpoint: books, and the documentation strings of the Python packages
+at hand.
 
-Writes one text file per source into a folder that ``demo/train.py`` reads. Documents are separated by a line holding
-``<|endoftext|>``. The topics of ``pydoc_data`` are the held-out text: that package is never read, and any document that
-shares a run of twelve words with it is left out (some packages quote the language reference).
+Writes one text file per source into a folder that ``demo/train.py`` reads. Documents are separated by a line
+holding ``<|endoftext|>``. The topics of ``pydoc_data`` are the held-out text: that package is never read, and
+any document that shares a run of twelve words with it is left out (some packages quote the language
+reference).
 
     python demo/corpus.py OUT_DIR --books books.txt.gz
 """
@@ -45,9 +47,13 @@ def documentation(roots: list[Path], banned: set[int]) -> Iterator[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("out", type=Path)
-    parser.add_argument("--books", type=Path, help="text file (.gz allowed), books separated by <|endoftext|>")
+    parser.add_argument(
+        "--books", type=Path, help="text file (.gz allowed), books separated by <|endoftext|>"
+    )
     args = parser.parse_args()
 
     banned = shingles(held_out_text())
@@ -61,7 +67,10 @@ def main() -> None:
                 size += out.write(text + "\n" + SEPARATOR + "\n")
         print(f"{name}: {size / 1e6:.1f} MB")
     if args.books:
-        with gzip.open(args.books, "rt", encoding="utf-8") as source, open(args.out / "books.txt", "w") as out:
+        with (
+            gzip.open(args.books, "rt", encoding="utf-8") as source,
+            open(args.out / "books.txt", "w") as out,
+        ):
             out.write(source.read())
 
 

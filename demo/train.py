@@ -1,11 +1,13 @@
 """Train a small Llama-architecture language model, tokenizer included, from any folder of text files.
 
-    python demo/train.py TEXT_DIR -o OUT_DIR [--minutes 60] [--size cpu|gpu] [--weights stdlib=4,packages=4,books=2]
+    python demo/train.py TEXT_DIR -o OUT_DIR [--minutes 60] [--size cpu|gpu]
+        [--weights stdlib=4,packages=4,books=2]
 
-The tokenizer is byte-level BPE with the split pattern of Qwen2 (which llama.cpp knows by name), trained on a sample of the
-same text. Hidden matrices are optimized with Muon, embeddings and norms with AdamW; the learning rate warms up, stays, and
-falls linearly over the last half. Most steps use short windows; the last part uses the full context, so that the model has
-seen every position it claims. Training stops after ``--minutes`` or ``--tokens``, whichever is named.
+The tokenizer is byte-level BPE with the split pattern of Qwen2 (which llama.cpp knows by name), trained on a
+sample of the same text. Hidden matrices are optimized with Muon, embeddings and norms with AdamW; the
+learning rate warms up, stays, and falls linearly over the last half. Most steps use short windows; the last
+part uses the full context, so that the model has seen every position it claims. Training stops after
+``--minutes`` or ``--tokens``, whichever is named.
 """
 
 import argparse
@@ -25,7 +27,10 @@ from quantize.calibration.texts import held_out_text
 
 SEPARATOR = "<|endoftext|>"
 # The split pattern of Qwen2's tokenizer.json.
-SPLIT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| "
+    r"?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 
 
 @dataclass(frozen=True)
@@ -210,14 +215,18 @@ def save(model, tokenizer, out: Path, size: Size) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("text", type=Path, help="folder of .txt or .txt.gz files")
     parser.add_argument("-o", "--out", type=Path, required=True)
     parser.add_argument("--size", choices=SIZES, default="gpu" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--minutes", type=float, default=60.0)
     parser.add_argument("--tokens", type=int, help="stop after this many tokens instead of after --minutes")
     parser.add_argument("--weights", default="", help="share of each file: name=weight,... (default: all 1)")
-    parser.add_argument("--init", type=Path, help="go on from this checkpoint: its tokenizer and weights, a new optimizer")
+    parser.add_argument(
+        "--init", type=Path, help="go on from this checkpoint: its tokenizer and weights, a new optimizer"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--save-every", type=float, default=10.0, help="minutes between snapshots")
     args = parser.parse_args()
@@ -237,7 +246,10 @@ def main() -> None:
     model = (read_model(args.init) if args.init else build(size, args.seed)).to(device)
     hidden = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
     other = [p for n, p in model.named_parameters() if p.ndim != 2 or "embed" in n]
-    optimizers = [Muon(hidden, lr=size.muon_lr), torch.optim.AdamW(other, lr=size.adam_lr, betas=(0.9, 0.95), weight_decay=0.0)]
+    optimizers = [
+        Muon(hidden, lr=size.muon_lr),
+        torch.optim.AdamW(other, lr=size.adam_lr, betas=(0.9, 0.95), weight_decay=0.0),
+    ]
     peak = [group["lr"] for optimizer in optimizers for group in optimizer.param_groups]
     print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters on {device}", flush=True)
 
@@ -267,13 +279,18 @@ def main() -> None:
         loss_sum, loss_steps = loss_sum + loss.item(), loss_steps + 1
         if step % 50 == 0:
             rate = tokens / (elapsed * 60 + 1e-9)
-            print(f"step {step}  {tokens / 1e6:.2f} M tokens  loss {loss_sum / loss_steps:.3f}  {rate:.0f} tok/s", flush=True)
+            print(
+                f"step {step}  {tokens / 1e6:.2f} M tokens  loss {loss_sum / loss_steps:.3f}  {rate:.0f} "
+                "tok/s",
+                flush=True,
+            )
             loss_sum, loss_steps = 0.0, 0
         if time.monotonic() - last_save > args.save_every * 60:
             last_save = time.monotonic()
             save(model, tokenizer, args.out, size)
             print(
-                f"held out: {bits_per_byte(model, tokenizer, topics[:60000], size.context, device):.4f} bits per byte (part)",
+                f"held out: {bits_per_byte(model, tokenizer, topics[:60000], size.context, device):.4f} "
+                "bits per byte (part)",
                 flush=True,
             )
     save(model, tokenizer, args.out, size)
@@ -287,7 +304,10 @@ def main() -> None:
         "minutes": round((time.monotonic() - start) / 60, 1),
         "device": device,
         "seed": args.seed,
-        "sources": {name: {"tokens": len(stream), "weight": weights.get(name, 1.0)} for name, stream in streams.items()},
+        "sources": {
+            name: {"tokens": len(stream), "weight": weights.get(name, 1.0)}
+            for name, stream in streams.items()
+        },
         "held_out_bits_per_byte": round(final, 4),
         "python": sys.version.split()[0],
         "torch": torch.__version__,

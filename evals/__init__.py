@@ -1,4 +1,5 @@
-"""Quality: perplexity by named protocols, divergence from a reference, task accuracy, and the statistics of all three."""
+"""Quality: perplexity by named protocols, divergence from a reference, task accuracy, and the statistics of
+all three."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +10,9 @@ __all__ = ["evaluate"]
 
 
 def __getattr__(name: str) -> Any:
-    if name == "evaluate":  # imported when asked for: reports import quantize.results without numpy's weight behind it
+    if (
+        name == "evaluate"
+    ):  # imported when asked for: reports import quantize.results without numpy's weight behind it
         from evals.measure import evaluate
 
         return evaluate

@@ -1,8 +1,9 @@
 """Run what a model wrote against its tests: the ``code_eval`` metric that lm-eval's code tasks ask for.
 
-lm-eval fetches that metric as a script from the Hub; this one needs no network and gives every candidate a process of its own,
-with limits on time, memory and file size, an empty folder and no environment. It is no sandbox: the code runs as the user does.
-Source of the estimator: M. Chen et al., "Evaluating Large Language Models Trained on Code" (2021), section 2.1.
+lm-eval fetches that metric as a script from the Hub; this one needs no network and gives every candidate a
+process of its own, with limits on time, memory and file size, an empty folder and no environment. It is no
+sandbox: the code runs as the user does. Source of the estimator: M. Chen et al., "Evaluating Large Language
+Models Trained on Code" (2021), section 2.1.
 """
 
 import contextlib
@@ -56,11 +57,18 @@ class CodeEval:
     """What ``evaluate.load("code_eval")`` gives, as far as lm-eval uses it."""
 
     def compute(
-        self, references: Sequence[str], predictions: Sequence[Sequence[str]], k: Sequence[int] = (1,), **_: Any
+        self,
+        references: Sequence[str],
+        predictions: Sequence[Sequence[str]],
+        k: Sequence[int] = (1,),
+        **_: Any,
     ) -> tuple[dict[str, float], dict[int, list[bool]]]:
-        """``references``: test code of each problem, ``predictions``: its candidates -> (pass@k by name, outcomes by problem)."""
+        """``references``: test code of each problem, ``predictions``: its candidates -> (pass@k by name,
+        outcomes by problem)."""
         programs = [
-            f"{candidate}\n{test}" for test, candidates in zip(references, predictions, strict=True) for candidate in candidates
+            f"{candidate}\n{test}"
+            for test, candidates in zip(references, predictions, strict=True)
+            for candidate in candidates
         ]
         with ThreadPoolExecutor() as pool:
             outcomes = iter(list(pool.map(passes, programs)))
@@ -79,7 +87,8 @@ def _estimate(samples: int, passed: int, k: int) -> float:
 
 @contextlib.contextmanager
 def code_eval_at_hand() -> Iterator[None]:
-    """While this lasts, ``evaluate.load("code_eval")`` gives ``CodeEval``; other metrics are loaded as ever."""
+    """While this lasts, ``evaluate.load("code_eval")`` gives ``CodeEval``; other metrics are loaded as
+    ever."""
     import evaluate
 
     load = evaluate.load

@@ -22,7 +22,8 @@ CONFIDENCE_EDGES = (0.0, 0.25, 0.5, 0.75, 0.95, 1.0)
 
 @dataclass(frozen=True)
 class Divergences:
-    """Per scored token, float64 except ``same_top`` (bool): NaN where either model's logits were not finite."""
+    """Per scored token, float64 except ``same_top`` (bool): NaN where either model's logits were not
+    finite."""
 
     kl: np.ndarray
     candidate: np.ndarray  # ln q(true token)
@@ -61,7 +62,8 @@ class Divergences:
 
 @dataclass(frozen=True)
 class Summary:
-    """All that llama-perplexity --kl-divergence prints. Standard errors are its formulas: tokens taken as independent."""
+    """All that llama-perplexity --kl-divergence prints. Standard errors are its formulas: tokens taken as
+    independent."""
 
     tokens: int
     excluded: int
@@ -87,14 +89,19 @@ class Summary:
 
 
 def compare(
-    reference: ReferenceRows, runtime: Runtime, windows: Windows, advance: Advance | None = None, name: str = "the candidate"
+    reference: ReferenceRows,
+    runtime: Runtime,
+    windows: Windows,
+    advance: Advance | None = None,
+    name: str = "the candidate",
 ) -> Divergences:
     """One pass of the candidate over the windows. Errors: BadInput where the vocabularies differ in size."""
     import torch
 
     if runtime.vocabulary != reference.vocabulary:
         raise BadInput(
-            f"{name}: gives logits for {runtime.vocabulary} tokens, the reference for {reference.vocabulary}: "
+            f"{name}: gives logits for {runtime.vocabulary} tokens, the reference for "
+            f"{reference.vocabulary}: "
             "not quantizations of one model; give the reference that it was made from"
         )
     total = windows.scored
@@ -122,17 +129,21 @@ def compare(
 
 
 def divergences_from_itself(cached: CachedReference, windows: Windows) -> Divergences | None:
-    """Of the reference from what its cache kept of it; None where the cache was not checked when it was written."""
+    """Of the reference from what its cache kept of it; None where the cache was not checked when it was
+    written."""
     if cached.self_kl is None:
         return None
     truth = cached.true_log_probs
-    return Divergences(cached.self_kl, truth, truth, np.ones(len(truth), bool), cached.confidence, windows.offsets)
+    return Divergences(
+        cached.self_kl, truth, truth, np.ones(len(truth), bool), cached.confidence, windows.offsets
+    )
 
 
 def summarize(d: Divergences) -> Summary | None:
     """Figures over the tokens that are finite in both; None where there is none.
 
-    Source of every formula and of the percentiles' linear interpolation: llama.cpp tools/perplexity/perplexity.cpp.
+    Source of every formula and of the percentiles' linear interpolation: llama.cpp
+    tools/perplexity/perplexity.cpp.
     """
     keep = d.finite
     n = int(keep.sum())
@@ -142,7 +153,9 @@ def summarize(d: Divergences) -> Summary | None:
     same, confidence, dp = d.same_top[keep], d.confidence[keep], d.delta_p[keep]
 
     def stderr(x: np.ndarray) -> float:
-        return math.sqrt(max(float((x**2).mean()) - float(x.mean()) ** 2, 0.0) / (n - 1)) if n > 1 else math.nan
+        return (
+            math.sqrt(max(float((x**2).mean()) - float(x.mean()) ** 2, 0.0) / (n - 1)) if n > 1 else math.nan
+        )
 
     mean_a, mean_b = float(a.mean()), float(b.mean())
     se_a, se_b = stderr(a), stderr(b)
@@ -170,7 +183,9 @@ def summarize(d: Divergences) -> Summary | None:
         ppl_ratio=ratio,
         ppl_ratio_stderr=ratio * math.sqrt(max(se_a**2 + se_b**2 - 2 * covariance, 0.0)),
         ppl_difference=ppl - ppl_ref,
-        ppl_difference_stderr=math.sqrt(max((ppl * se_a) ** 2 + (ppl_ref * se_b) ** 2 - 2 * ppl * ppl_ref * covariance, 0.0)),
+        ppl_difference_stderr=math.sqrt(
+            max((ppl * se_a) ** 2 + (ppl_ref * se_b) ** 2 - 2 * ppl * ppl_ref * covariance, 0.0)
+        ),
         ln_ppl_correlation=covariance / (se_a * se_b) if se_a * se_b else 1.0,
         buckets=tuple(_buckets(kl, same, confidence)),
     )

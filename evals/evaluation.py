@@ -1,7 +1,8 @@
-"""Quality of any number of artifacts on the same token ids: perplexity, divergence from a reference, task accuracy.
+"""Quality of any number of artifacts on the same token ids: perplexity, divergence from a reference, task
+accuracy.
 
-The reference runs once; its logits are kept compactly on disk (or, where that takes more than ``cache_limit``, it runs beside
-each candidate). Then the artifacts are opened one at a time.
+The reference runs once; its logits are kept compactly on disk (or, where that takes more than
+``cache_limit``, it runs beside each candidate). Then the artifacts are opened one at a time.
 """
 
 import traceback
@@ -35,7 +36,8 @@ METRICS = ("perplexity", "divergence")
 
 @dataclass
 class Outcome:
-    """Rows of the artifacts in the order they were given; what failed, with its reason; rows of what nobody listed."""
+    """Rows of the artifacts in the order they were given; what failed, with its reason; rows of what nobody
+    listed."""
 
     results: list[EvalResult] = field(default_factory=list)
     failures: list[tuple[str, QuantwrightError]] = field(default_factory=list)
@@ -86,13 +88,18 @@ class Evaluation:
         outcome = Outcome()
         if "divergence" in self.metrics and self.reference is None:
             self._choose_reference()
-        self.measured = MeasuredText(self.artifacts, self.reference, self.ids, self.tokens, self.cache, self.say)
+        self.measured = MeasuredText(
+            self.artifacts, self.reference, self.ids, self.tokens, self.cache, self.say
+        )
         if self.metrics or (self.generate and not self.prompts):
             self.environment["text"] = self.measured.read(self.text)
         if self.generate and not self.prompts:
             self.prompts = prompts_from(self.measured.body)
         parsed_tasks = self._parse_tasks()
-        for typed in [*self.artifacts, *([self.reference] if self.reference not in self.artifacts and self.reference else [])]:
+        for typed in [
+            *self.artifacts,
+            *([self.reference] if self.reference not in self.artifacts and self.reference else []),
+        ]:
             for note in typed.notes:
                 self.say(f"{typed.name}: {note['what']} ({note['why']})")
         try:
@@ -104,7 +111,9 @@ class Evaluation:
                     self._one(typed, parsed_tasks, outcome)
                 except QuantwrightError as error:
                     self._failed(typed, error, outcome)
-                except Exception as error:  # a library's own, or a bug of ours: the others are measured all the same
+                except (
+                    Exception
+                ) as error:  # a library's own, or a bug of ours: the others are measured all the same
                     self.say(traceback.format_exc())
                     self._failed(typed, StepFailed(one_line(error)), outcome)
                 if self.prune and not typed.same_as(self.reference):
@@ -121,21 +130,27 @@ class Evaluation:
         why = "the source of what is measured"
         if self.reference is None and len(self.artifacts) > 1:
             self.reference = largest(self.artifacts)
-            why = self.environment["reference_why"] = "the largest of what was measured, since no source was named or is at hand"
+            why = self.environment["reference_why"] = (
+                "the largest of what was measured, since no source was named or is at hand"
+            )
         if self.reference is None:
             raise BadInput(
-                "divergence needs the model to diverge from: give --reference MODEL (the artifacts' source is not at hand)"
+                "divergence needs the model to diverge from: give --reference MODEL (the artifacts' source "
+                "is not at hand)"
             )
         self.say(f"reference: {self.reference.name}, {why}")
 
-    # -- reference -----------------------------------------------------------------------------------------------------------
+    # -- reference
+    # --------------------------------------------------------------------------------------------------------
 
     def _run_reference(self, tasks: Any, outcome: Outcome) -> None:
         """Run the reference once: its logits kept, or the runtime kept open; its own rows made on the way."""
         assert self.reference is not None
         listed = any(self.reference.same_as(a) for a in self.artifacts)
         self.reference.fetch()
-        if not (listed or self.generate or "divergence" in self.metrics):  # nothing is asked of it but its name
+        if not (
+            listed or self.generate or "divergence" in self.metrics
+        ):  # nothing is asked of it but its name
             self._write_reference(outcome)
             return
         keeper = Keeper(self.cache, self.cache_limit, self.reference.digest, self.say)
@@ -155,14 +170,20 @@ class Evaluation:
                 divergences = self._divergences_of_reference(known, runtime, windows)
                 self.reference_results += self._text_rows(divergences, windows, heading)
             elif isinstance(known, CachedReference):
-                self.reference_results += perplexity_rows(TokenScores(known.true_log_probs, windows.offsets), windows, heading)
+                self.reference_results += perplexity_rows(
+                    TokenScores(known.true_log_probs, windows.offsets), windows, heading
+                )
         if listed and tasks:
             self.reference_results += self._task_rows(self.reference, tasks, runtime, heading)
-        self.reference_results += self._generation_rows(self.reference, runtime, heading, self._kept_generations(keeper, runtime))
+        self.reference_results += self._generation_rows(
+            self.reference, runtime, heading, self._kept_generations(keeper, runtime)
+        )
         if self.floors and "divergence" in self.metrics:
             from evals.floors import floor_rows
 
-            everywhere = [(w, self.reference_rows[w.protocol.requested]) for w in self._reference_windows(runtime)]
+            everywhere = [
+                (w, self.reference_rows[w.protocol.requested]) for w in self._reference_windows(runtime)
+            ]
             kept = self._kept_floors(keeper, runtime)
             outcome.unlisted += floor_rows(self.reference, runtime, everywhere, self.run, heading, kept)
         self._write_reference(outcome)
@@ -173,8 +194,12 @@ class Evaluation:
         assert self.reference is not None
         if self.out:
             rows = self.reference_results + outcome.unlisted
-            role = "" if "reference_why" in self.environment else "reference"  # the largest is an artifact like the others
-            merge_results(results_path(self.out, self.reference.name, "eval"), self.reference.subject(role), rows)
+            role = (
+                "" if "reference_why" in self.environment else "reference"
+            )  # the largest is an artifact like the others
+            merge_results(
+                results_path(self.out, self.reference.name, "eval"), self.reference.subject(role), rows
+            )
 
     def _open_reference(self, keeper: Keeper, listed: bool) -> Runtime:
         reference, light = self.reference, None
@@ -182,7 +207,11 @@ class Evaluation:
         if "divergence" in self.metrics and not listed:
 
             def others(runtime: Runtime) -> list[Kept]:
-                return [kept for find in (self._kept_generations, self._kept_floors) if (kept := find(keeper, runtime))]
+                return [
+                    kept
+                    for find in (self._kept_generations, self._kept_floors)
+                    if (kept := find(keeper, runtime))
+                ]
 
             light = keeper.open_light(reference.path, self.run, self._reference_windows, others)
         return light or open_runtime(reference.path, self.run)
@@ -206,20 +235,28 @@ class Evaluation:
         ids, ends = source.sha256 if source else "runtime", sorted(self.measured.special(self.reference).ends)
         return keeper.other("generations", runtime, self.prompts, self.generate, ids, ends)
 
-    def _keep_reference(self, keeper: Keeper, runtime: Runtime, windows: Windows, listed: bool) -> ReferenceRows:
+    def _keep_reference(
+        self, keeper: Keeper, runtime: Runtime, windows: Windows, listed: bool
+    ) -> ReferenceRows:
         assert self.reference is not None
         if found := keeper.find(windows, runtime):
             self.say(f"{windows.protocol.name}: the reference's logits are at hand ({found.folder})")
             return found
-        with progress_bar(f"{self.reference.name} {windows.protocol.name}", windows.scored, self.run.progress) as advance:
+        with progress_bar(
+            f"{self.reference.name} {windows.protocol.name}", windows.scored, self.run.progress
+        ) as advance:
             return keeper.keep(windows, runtime, listed, advance)
 
-    def _divergences_of_reference(self, known: ReferenceRows, runtime: Runtime, windows: Windows) -> Divergences:
+    def _divergences_of_reference(
+        self, known: ReferenceRows, runtime: Runtime, windows: Windows
+    ) -> Divergences:
         found = divergences_from_itself(known, windows) if isinstance(known, CachedReference) else None
         if found is not None:
             return found
         assert self.reference is not None
-        with progress_bar(f"{self.reference.name} {windows.protocol.name}", windows.scored, self.run.progress) as advance:
+        with progress_bar(
+            f"{self.reference.name} {windows.protocol.name}", windows.scored, self.run.progress
+        ) as advance:
             return compare(known, runtime, windows, advance, self.reference.name)
 
     def _close_reference(self) -> None:
@@ -233,7 +270,8 @@ class Evaluation:
             self._reference_runtime.close()
             self._reference_runtime = None
 
-    # -- one artifact --------------------------------------------------------------------------------------------------------
+    # -- one artifact
+    # --------------------------------------------------------------------------------------------------------
 
     def _one(self, typed: Typed, tasks: Any, outcome: Outcome) -> None:
         if self.metrics and typed.same_as(self.reference) and not self.runtime:
@@ -242,20 +280,31 @@ class Evaluation:
         rows: list[EvalResult] = []
         measured: list[Measured] = []
         with open_runtime(typed.path, self.run, load_as=typed.load_as, runtime=self.runtime) as runtime:
-            heading = self._heading(typed, runtime, "reference" if typed.same_as(self.reference) and not self.runtime else "")
+            heading = self._heading(
+                typed, runtime, "reference" if typed.same_as(self.reference) and not self.runtime else ""
+            )
             for protocol in self.protocols if self.metrics else ():
                 rows += self._measure_text(typed, protocol, runtime, heading, measured)
             if tasks:
                 rows += self._task_rows(typed, tasks, runtime, heading)
             rows += self._generation_rows(typed, runtime, heading)
         if typed.gguf and self.weights_only != "none":
-            rows += weights_only_rows(typed, self.reference, measured, self.weights_only, self.run, heading, self.say)
+            rows += weights_only_rows(
+                typed, self.reference, measured, self.weights_only, self.run, heading, self.say
+            )
         outcome.results += rows
         if self.out:
-            merge_results(results_path(self.out, self._result_name(typed), "eval"), typed.subject(heading.role), rows)
+            merge_results(
+                results_path(self.out, self._result_name(typed), "eval"), typed.subject(heading.role), rows
+            )
 
     def _measure_text(
-        self, typed: Typed, protocol: TextProtocol, runtime: Runtime, heading: Heading, measured: list[Measured]
+        self,
+        typed: Typed,
+        protocol: TextProtocol,
+        runtime: Runtime,
+        heading: Heading,
+        measured: list[Measured],
     ) -> list[EvalResult]:
         """``measured`` gets what was compared with the reference on the source's ids."""
         windows = self.measured.windows(protocol, runtime, typed)
@@ -264,13 +313,19 @@ class Evaluation:
             rows = perplexity_rows(self._score(runtime, windows, typed.name), windows, heading)
             if known is None:
                 return rows
-            why = f"{runtime.name} gives the log-probabilities of the text's own tokens only: no divergence can be measured in it"
+            why = (
+                f"{runtime.name} gives the log-probabilities of the text's own tokens only: no divergence "
+                "can be measured in it"
+            )
             return [*rows, unavailable_row(why, windows, heading)]
         if self.reference_ids[protocol.requested] != windows.ids_sha256:
             raise BadInput(
-                "its runtime's own token ids differ from the reference's, so no token can be compared; use --ids source"
+                "its runtime's own token ids differ from the reference's, so no token can be compared; use "
+                "--ids source"
             )
-        with progress_bar(f"{typed.name} {windows.protocol.name}", windows.scored, self.run.progress) as advance:
+        with progress_bar(
+            f"{typed.name} {windows.protocol.name}", windows.scored, self.run.progress
+        ) as advance:
             divergences = compare(known, runtime, windows, advance, typed.name)
         if windows.ids == "source":
             measured.append(Measured(windows, known, divergences))
@@ -286,9 +341,20 @@ class Evaluation:
         from evals.tasks import run_tasks
 
         source, special = self.measured.tokenizer(typed), self.measured.special(typed)
-        return run_tasks(runtime, tasks, source, heading, self.task_options, self.run.progress, special, typed.gguf or typed.path)
+        return run_tasks(
+            runtime,
+            tasks,
+            source,
+            heading,
+            self.task_options,
+            self.run.progress,
+            special,
+            typed.gguf or typed.path,
+        )
 
-    def _generation_rows(self, typed: Typed, runtime: Runtime, heading: Heading, kept: Kept | None = None) -> list[EvalResult]:
+    def _generation_rows(
+        self, typed: Typed, runtime: Runtime, heading: Heading, kept: Kept | None = None
+    ) -> list[EvalResult]:
         if not self.generate:
             return []
         source, ends = self.measured.tokenizer(typed), self.measured.special(typed).ends
@@ -327,10 +393,13 @@ class Evaluation:
             subject = typed.subject()
         except QuantwrightError:
             subject = Subject(name=typed.name, recipe=typed.path.name)
-        subject = replace(subject, status="unsupported" if error.exit_code == 2 else "failed", reason=str(error))
+        subject = replace(
+            subject, status="unsupported" if error.exit_code == 2 else "failed", reason=str(error)
+        )
         merge_results(results_path(self.out, self._result_name(typed), "eval"), subject, [])
 
-    # -- tasks ---------------------------------------------------------------------------------------------------------------
+    # -- tasks
+    # --------------------------------------------------------------------------------------------------------
 
     def _parse_tasks(self) -> Any:
         if not self.tasks:

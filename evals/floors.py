@@ -1,12 +1,13 @@
 """Rows that nobody listed: below what a divergence means nothing.
 
-- noise floor: the reference against itself in another dtype (a GGUF file: with another KV cache), whose rounding nobody would
-  call a loss;
-- cross-runtime floor: the unquantized checkpoint as an F32 GGUF in llama.cpp (F32 KV cache, flash attention off) against
-  transformers in float32, side by side, so exact: what is left is the difference between two programs.
+- noise floor: the reference against itself in another dtype (a GGUF file: with another KV cache), whose
+  rounding nobody would call a loss;
+- cross-runtime floor: the unquantized checkpoint as an F32 GGUF in llama.cpp (F32 KV cache, flash attention
+  off) against transformers in float32, side by side, so exact: what is left is the difference between two
+  programs.
 
-On few windows (``Windows.spread``): their differences vary little, and three passes over those are a twenty-fifth of the
-reference's own time.
+On few windows (``Windows.spread``): their differences vary little, and three passes over those are a
+twenty-fifth of the reference's own time.
 """
 
 import tempfile
@@ -39,10 +40,15 @@ Pair = tuple[Callable[[ReferenceRows], ReferenceRows], Runtime]
 
 
 def floor_rows(
-    reference: Typed, runtime: Runtime, known: Sequence[Known], run: RunOptions, heading: Heading, kept: Kept | None
+    reference: Typed,
+    runtime: Runtime,
+    known: Sequence[Known],
+    run: RunOptions,
+    heading: Heading,
+    kept: Kept | None,
 ) -> list[EvalResult]:
-    """Rows with role ``floor``, named by what was done; without a value, and with the reason, where that cannot be had. ``kept``:
-    those of an earlier call."""
+    """Rows with role ``floor``, named by what was done; without a value, and with the reason, where that
+    cannot be had. ``kept``: those of an earlier call."""
     if kept and (items := kept.read()) is not None:
         return [EvalResult.from_json(item) for item in items]
     rows: list[EvalResult] = []
@@ -57,10 +63,19 @@ def floor_rows(
             check_room(weights + ROOM_BYTES, run)
             with opening as (source, other):
                 described = other.describe()
-                backend, environment = str(described.get("backend", other.name)), heading.environment | {"runtime": described}
+                backend, environment = (
+                    str(described.get("backend", other.name)),
+                    heading.environment | {"runtime": described},
+                )
                 own = replace(own, backend=backend, environment=environment)
-                found = [row for w, k in sampled for row in divergence_rows(compare(source(k), other, w, None, name), w, own)]
-        except Exception as error:  # also a library's own: what was asked for must not be lost to a row that was not
+                found = [
+                    row
+                    for w, k in sampled
+                    for row in divergence_rows(compare(source(k), other, w, None, name), w, own)
+                ]
+        except (
+            Exception
+        ) as error:  # also a library's own: what was asked for must not be lost to a row that was not
             found = [unavailable_row(one_line(error), w, own) for w, _ in sampled]
             settled &= isinstance(error, (Unsupported, ImportError))
         rows += found
@@ -69,8 +84,11 @@ def floor_rows(
     return rows
 
 
-def _floors(reference: Typed, runtime: Runtime, run: RunOptions) -> Iterator[tuple[str, int, AbstractContextManager[Pair]]]:
-    """Of each its name, the bytes of its weights, and what opens it: the source of the reference's rows, the other runtime."""
+def _floors(
+    reference: Typed, runtime: Runtime, run: RunOptions
+) -> Iterator[tuple[str, int, AbstractContextManager[Pair]]]:
+    """Of each its name, the bytes of its weights, and what opens it: the source of the reference's rows, the
+    other runtime."""
     subject = reference.subject()
     parameters = subject.parameters or 0
     name = Path(reference.name).name if Path(reference.name).is_absolute() else reference.name
@@ -112,8 +130,8 @@ def _exact(reference: Typed, runtime: Runtime, run: RunOptions) -> Iterator[Runt
 
 @contextmanager
 def _f32_gguf(reference: Typed, run: RunOptions) -> Iterator[Path]:
-    """The checkpoint as an F32 GGUF in a temporary folder. Errors: Unsupported where it cannot be made; StepFailed where the
-    disk does not suffice."""
+    """The checkpoint as an F32 GGUF in a temporary folder. Errors: Unsupported where it cannot be made;
+    StepFailed where the disk does not suffice."""
     checkpoint = open_checkpoint(str(reference.path), trust_remote_code=run.trust_remote_code)
     recipe = parse_recipe("gguf-f32")
     gguf = method(recipe.method)

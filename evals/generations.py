@@ -21,11 +21,14 @@ FROM_TEXT = 3
 WORDS = 24  # of a prompt that is cut from a text
 CHARACTERS = 48  # of one whose script puts no spaces between words
 #: Thai, Lao, Burmese, Khmer, Japanese, Chinese
-UNSPACED = re.compile("[\u0e01-\u0eff\u1000-\u109f\u1780-\u17ff\u3041-\u30ff\u3400-\u4dbf\u4e00-\u9fff\U00020000-\U0003ffff]")
+UNSPACED = re.compile(
+    "[\u0e01-\u0eff\u1000-\u109f\u1780-\u17ff\u3041-\u30ff\u3400-\u4dbf\u4e00-\u9fff\U00020000-\U0003ffff]"
+)
 
 
 def read_prompts(path: Path) -> list[str]:
-    """One prompt a line; of a ``.jsonl`` the ``prompt`` of each object, so that a prompt may have lines of its own.
+    """One prompt a line; of a ``.jsonl`` the ``prompt`` of each object, so that a prompt may have lines of
+    its own.
 
     Errors: BadInput naming the line.
     """
@@ -53,17 +56,22 @@ def prompts_from(text: str) -> list[str]:
         units, length, between, name = list(between.join(words)), CHARACTERS, "", "characters"
     if len(units) < 2 * FROM_TEXT * length:
         raise BadInput(
-            f"the text has {len(units)} {name}, too few to cut {FROM_TEXT} prompts of {length} from; give --prompts FILE"
+            f"the text has {len(units)} {name}, too few to cut {FROM_TEXT} prompts of {length} from; give "
+            "--prompts FILE"
         )
     starts = [i * len(units) // FROM_TEXT for i in range(FROM_TEXT)]
     return [between.join(units[start : start + length]) for start in starts]
 
 
 def generation_items(
-    runtime: Runtime, prompts: Sequence[str], tokens: int, source: SourceTokenizer | None, ends: frozenset[int]
+    runtime: Runtime,
+    prompts: Sequence[str],
+    tokens: int,
+    source: SourceTokenizer | None,
+    ends: frozenset[int],
 ) -> list[dict[str, Any]]:
-    """Each prompt with the text and ids of its continuation, which ends after ``tokens``, before one of ``ends``, or where the
-    logits are not finite (``"ended"``)."""
+    """Each prompt with the text and ids of its continuation, which ends after ``tokens``, before one of
+    ``ends``, or where the logits are not finite (``"ended"``)."""
     items: list[dict[str, Any]] = []
     decode = source.decode if source else runtime.detokenize
     for prompt in prompts:
@@ -71,7 +79,8 @@ def generation_items(
         room = runtime.context - len(ids)
         if room < 1:
             raise BadInput(
-                f"a prompt of {len(ids)} tokens leaves no room in the model's context of {runtime.context}: shorten it"
+                f"a prompt of {len(ids)} tokens leaves no room in the model's context of {runtime.context}: "
+                "shorten it"
             )
         made, ended = _continue(runtime, ids, min(tokens, room), ends)
         items.append({"prompt": prompt, "text": decode(made) if made else "", "ids": made, "ended": ended})
@@ -80,7 +89,9 @@ def generation_items(
 
 def generation_row(items: list[dict[str, Any]], tokens: int, ids: str, heading: Heading) -> EvalResult:
     """A result of metric ``generations``, the items in its ``detail``."""
-    row = EvalResult(heading.artifact, "generations", f"greedy-{tokens}", None, backend=heading.backend, role=heading.role)
+    row = EvalResult(
+        heading.artifact, "generations", f"greedy-{tokens}", None, backend=heading.backend, role=heading.role
+    )
     return replace(
         row,
         n=len(items),
@@ -92,7 +103,9 @@ def generation_row(items: list[dict[str, Any]], tokens: int, ids: str, heading: 
     )
 
 
-def _continue(runtime: Runtime, ids: Sequence[int], tokens: int, ends: frozenset[int]) -> tuple[list[int], str]:
+def _continue(
+    runtime: Runtime, ids: Sequence[int], tokens: int, ends: frozenset[int]
+) -> tuple[list[int], str]:
     made: list[int] = []
     if not runtime.gives_logits:
         made = runtime.generate(ids, tokens)

@@ -1,8 +1,8 @@
 """A model class of lm-eval on our runtimes, so that one harness measures every format on the same token ids.
 
-Requests that share their input (context and all but the last token of the continuation) are run once; inputs are sorted by length
-and right-padded into batches, which a causal model does not notice. Source for what counts as context, how it is truncated and
-the rolling windows: lm_eval/models/huggingface.py.
+Requests that share their input (context and all but the last token of the continuation) are run once; inputs
+are sorted by length and right-padded into batches, which a causal model does not notice. Source for what
+counts as context, how it is truncated and the rolling windows: lm_eval/models/huggingface.py.
 """
 
 import math
@@ -88,7 +88,9 @@ class RuntimeLM(TemplateLM):
         encode = self.source.encode if self.source else self.runtime.tokenize
         ids = encode(string, add_special=add_special_tokens is not False)
         if add_special_tokens is None and self._prefix_text and string.startswith(self._prefix_text):
-            return encode(string, add_special=False)  # the text, a chat's most often, begins with a BOS of its own
+            return encode(
+                string, add_special=False
+            )  # the text, a chat's most often, begins with a BOS of its own
         return ids
 
     @cached_property
@@ -102,17 +104,22 @@ class RuntimeLM(TemplateLM):
     def chat_template(self, chat_template: bool | str = False) -> str | None:
         return self.template.text if self.template and chat_template else None
 
-    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+    def apply_chat_template(
+        self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
+    ) -> str:
         assert self.template is not None
         try:
-            return self.template.render(chat_history, add_generation_prompt, open_end=not add_generation_prompt)
+            return self.template.render(
+                chat_history, add_generation_prompt, open_end=not add_generation_prompt
+            )
         except TemplateRefuses as error:
             left = [message for message in chat_history if message["role"] != "system"]
             if len(left) == len(chat_history):
                 raise
             text = self.template.render(left, add_generation_prompt, open_end=not add_generation_prompt)
             self.remarks.add(
-                f"system messages, such as a task's description, were left out; the chat template refuses them ({error.reason})"
+                "system messages, such as a task's description, were left out; the chat template refuses "
+                f"them ({error.reason})"
             )
             return text
 
@@ -122,7 +129,9 @@ class RuntimeLM(TemplateLM):
             if context and not context.strip():  # lm-eval asserts on a context of white space alone
                 request.arguments = ("", context + continuation)
         scores: list[tuple[float, bool]] = super().loglikelihood(requests, disable_tqdm=True)
-        self._note([request for request, (value, _) in zip(requests, scores, strict=True) if value == -math.inf])
+        self._note(
+            [request for request, (value, _) in zip(requests, scores, strict=True) if value == -math.inf]
+        )
         return scores
 
     def _note(self, requests: list[Instance]) -> None:
@@ -130,15 +139,24 @@ class RuntimeLM(TemplateLM):
 
     def _loglikelihood_tokens(self, requests: list[Request], **kwargs: Any) -> list[tuple[float, bool]]:
         greedy = np.ones(len(requests), bool)
-        log_probs = self._scored_by_runtime(requests, greedy) if not self.runtime.gives_logits else self._score(requests, greedy)
-        self.scored |= {r[0]: (r[2][-len(each) :], each) for r, each in zip(requests, log_probs, strict=True) if r[0] != ROLLING}
+        log_probs = (
+            self._scored_by_runtime(requests, greedy)
+            if not self.runtime.gives_logits
+            else self._score(requests, greedy)
+        )
+        self.scored |= {
+            r[0]: (r[2][-len(each) :], each)
+            for r, each in zip(requests, log_probs, strict=True)
+            if r[0] != ROLLING
+        }
         sums = np.array([each.sum() for each in log_probs])
         finite = np.isfinite(sums)
         sums[~finite] = -np.inf
         return [(float(s), bool(g)) for s, g in zip(sums, greedy & finite, strict=True)]
 
     def _score(self, requests: list[Request], greedy: np.ndarray) -> list[np.ndarray]:
-        """The log-probability of each token of each continuation; ``greedy`` is unset where greedy decoding gives another."""
+        """The log-probability of each token of each continuation; ``greedy`` is unset where greedy decoding
+        gives another."""
         rows: dict[tuple[int, ...], list[tuple[int, list[int]]]] = {}
         log_probs = []
         for index, (_, context, continuation) in enumerate(requests):
@@ -159,14 +177,18 @@ class RuntimeLM(TemplateLM):
             groups = alike(sorted(rows))
             for part in (groups[i : i + GROUPS_PER_CALL] for i in range(0, len(groups), GROUPS_PER_CALL)):
 
-                def consume(group: int, row: int, position: int, logits: np.ndarray, part: Any = part) -> None:
+                def consume(
+                    group: int, row: int, position: int, logits: np.ndarray, part: Any = part
+                ) -> None:
                     take(part[group][row], position, logits)
 
                 self.runtime.tree_logits(part, [[first(ids) for ids in group] for group in part], consume)
                 advance(sum(len(rows[ids]) for group in part for ids in group))
         else:
             for batch in _batches(sorted(rows, key=lambda ids: (-len(ids), ids))):
-                padded = np.array([[*ids, *[ids[-1]] * (len(batch[0]) - len(ids))] for ids in batch], np.int64)
+                padded = np.array(
+                    [[*ids, *[ids[-1]] * (len(batch[0]) - len(ids))] for ids in batch], np.int64
+                )
 
                 def consume_row(row: int, position: int, logits: np.ndarray, batch: Any = batch) -> None:
                     take(batch[row], position, logits)
@@ -181,7 +203,9 @@ class RuntimeLM(TemplateLM):
         for begin in range(0, len(requests), GROUPS_PER_CALL):
             part = requests[begin : begin + GROUPS_PER_CALL]
             wholes = [(context + continuation)[-(self.max_length + 1) :] for _, context, continuation in part]
-            firsts = [max(1, len(whole) - len(tokens)) for whole, (_, _, tokens) in zip(wholes, part, strict=True)]
+            firsts = [
+                max(1, len(whole) - len(tokens)) for whole, (_, _, tokens) in zip(wholes, part, strict=True)
+            ]
             for log_probs, ranks in self.runtime.token_scores(wholes, firsts):
                 greedy[len(out)] = (ranks == 1).all()
                 out.append(log_probs)
@@ -197,12 +221,15 @@ class RuntimeLM(TemplateLM):
         log_probs: list[np.ndarray],
         greedy: np.ndarray,
     ) -> None:
-        """Set the log-probabilities that ``logits`` (of positions from ``position`` of ``ids``) give the tokens of each
-        (request, continuation) in ``wanted``."""
+        """Set the log-probabilities that ``logits`` (of positions from ``position`` of ``ids``) give the
+        tokens of each (request, continuation) in ``wanted``."""
         import torch
 
         length = len(ids)
-        begin, end = max(position, length - max(len(tokens) for _, tokens in wanted)), min(position + len(logits), length)
+        begin, end = (
+            max(position, length - max(len(tokens) for _, tokens in wanted)),
+            min(position + len(logits), length),
+        )
         if begin >= end:
             return
         part = logits[begin - position : end - position]
@@ -229,7 +256,10 @@ class RuntimeLM(TemplateLM):
         for index, request in enumerate(requests):
             (text,) = request.args
             pairs = utils.get_rolling_token_windows(
-                token_list=self.tok_encode(text), prefix_token=self.prefix_token_id, max_seq_len=self.max_length, context_len=1
+                token_list=self.tok_encode(text),
+                prefix_token=self.prefix_token_id,
+                max_seq_len=self.max_length,
+                context_len=1,
             )
             for context, continuation in map(utils.make_disjoint_window, pairs):
                 windows.append((ROLLING, context, continuation))
@@ -249,12 +279,15 @@ class RuntimeLM(TemplateLM):
             context, options = request.args
             settings = normalize_gen_kwargs(options, self.max_gen_toks)
             if settings.get("do_sample") or (settings.get("temperature") or 0) > 0:
-                raise Unsupported("the task wants sampling (do_sample, temperature); here generation is greedy")
+                raise Unsupported(
+                    "the task wants sampling (do_sample, temperature); here generation is greedy"
+                )
             stops = [stop for stop in handle_stop_sequences(settings.get("until"), eos=end) if stop]
             limit = int(settings["max_gen_toks"])
             if limit >= self.max_length:
                 self.remarks.add(
-                    f"at most {self.max_length // 2} tokens generated, not {limit}: the context is {self.max_length}"
+                    f"at most {self.max_length // 2} tokens generated, not {limit}: the context is "
+                    f"{self.max_length}"
                 )
                 limit = max(1, self.max_length // 2)
             ids = self.tok_encode(context)[-(self.max_length - limit) :]
@@ -265,12 +298,15 @@ class RuntimeLM(TemplateLM):
         return out
 
     def _generate(self, ids: Sequence[int], limit: int, stops: list[str]) -> tuple[str, bool]:
-        """Greedy continuation up to a stop, and whether all logits were finite: it ends where they are not."""
+        """Greedy continuation up to a stop, and whether all logits were finite: it ends where they are
+        not."""
         made: list[int] = []
         finite = True
         if not self.runtime.gives_logits:
             whole = self.runtime.generate(ids, limit)
-            made = whole[: next((i + 1 for i, token in enumerate(whole) if token in self.special.ends), limit)]
+            made = whole[
+                : next((i + 1 for i, token in enumerate(whole) if token in self.special.ends), limit)
+            ]
         else:
             logits = self.runtime.start(ids)
             while finite := not np.isnan(logits.max()):
@@ -287,7 +323,8 @@ class RuntimeLM(TemplateLM):
         return text, finite
 
     def _said(self, made: list[int]) -> str:
-        """The text of ``made`` as lm-eval's HF class has it: without special tokens, which end it most often."""
+        """The text of ``made`` as lm-eval's HF class has it: without special tokens, which end it most
+        often."""
         if self.source:
             return self.source.decode(made, skip_special=True)
         made = made[:-1] if made and made[-1] in self.special.ends else made
@@ -298,18 +335,23 @@ class RuntimeLM(TemplateLM):
 
 
 def alike(ordered: list[tuple[int, ...]]) -> list[list[tuple[int, ...]]]:
-    """Rows in lexical order -> groups that begin alike: a row joins where a quarter of it at least is shared and fewer tokens are
-    computed so than with a group of its own."""
+    """Rows in lexical order -> groups that begin alike: a row joins where a quarter of it at least is shared
+    and fewer tokens are computed so than with a group of its own."""
     out: list[list[tuple[int, ...]]] = []
     shared = 0
     for ids in ordered:
         if out:
             group = out[-1]
             common = next(
-                (i for i, (a, b) in enumerate(zip(group[-1], ids, strict=False)) if a != b), min(len(group[-1]), len(ids))
+                (i for i, (a, b) in enumerate(zip(group[-1], ids, strict=False)) if a != b),
+                min(len(group[-1]), len(ids)),
             )
             common = min(common, shared)
-            if len(group) < LARGEST_GROUP and 4 * common >= len(ids) and len(group) * common > (len(group) - 1) * shared:
+            if (
+                len(group) < LARGEST_GROUP
+                and 4 * common >= len(ids)
+                and len(group) * common > (len(group) - 1) * shared
+            ):
                 group.append(ids)
                 shared = common
                 continue
@@ -319,11 +361,16 @@ def alike(ordered: list[tuple[int, ...]]) -> list[list[tuple[int, ...]]]:
 
 
 def _batches(ordered: list[tuple[int, ...]]) -> list[list[tuple[int, ...]]]:
-    """Rows sorted by falling length -> batches of rows nearly as long as their first, at most ``BATCH_TOKENS`` together."""
+    """Rows sorted by falling length -> batches of rows nearly as long as their first, at most
+    ``BATCH_TOKENS`` together."""
     out: list[list[tuple[int, ...]]] = []
     for ids in ordered:
         batch = out[-1] if out else None
-        if batch and len(ids) >= len(batch[0]) * (1 - PADDING) and (len(batch) + 1) * len(batch[0]) <= BATCH_TOKENS:
+        if (
+            batch
+            and len(ids) >= len(batch[0]) * (1 - PADDING)
+            and (len(batch) + 1) * len(batch[0]) <= BATCH_TOKENS
+        ):
             batch.append(ids)
         else:
             out.append([ids])

@@ -1,4 +1,5 @@
-"""The demo's task: choose the true continuation among four, made from any text, the same for the same text."""
+"""The demo's task: choose the true continuation among four, made from any text, the same for the same
+text."""
 
 import hashlib
 import json
@@ -18,20 +19,26 @@ NAME = "heldout"
 
 
 def make_items(text: str, items: int = ITEMS) -> list[dict[str, Any]]:
-    """Items of ``CONTEXT_WORDS`` words, the ``CHOICE_WORDS`` that follow, and three passages of as many words from elsewhere.
+    """Items of ``CONTEXT_WORDS`` words, the ``CHOICE_WORDS`` that follow, and three passages of as many words
+    from elsewhere.
 
     Errors: BadInput where the text gives fewer than four passages."""
     words = re.findall(r"\S+", text)
     span = CONTEXT_WORDS + CHOICE_WORDS
     passages = len(words) // span
     if passages < CHOICES:
-        raise BadInput(f"the text gives {passages} passages of {span} words; a task needs at least {CHOICES}: use a longer text")
+        raise BadInput(
+            f"the text gives {passages} passages of {span} words; a task needs at least {CHOICES}: use a "
+            "longer text"
+        )
     rng = random.Random(int(hashlib.sha256(text.encode()).hexdigest()[:16], 16))
     chosen = sorted(rng.sample(range(passages), min(items, passages)))
 
     def part(passage: int) -> tuple[str, str]:
         start = passage * span
-        return " ".join(words[start : start + CONTEXT_WORDS]), " ".join(words[start + CONTEXT_WORDS : start + span])
+        return " ".join(words[start : start + CONTEXT_WORDS]), " ".join(
+            words[start + CONTEXT_WORDS : start + span]
+        )
 
     out = []
     for passage in chosen:

@@ -1,4 +1,5 @@
-"""What of the reference is kept between calls, so that it runs once for any number of candidates: its logits and generations."""
+"""What of the reference is kept between calls, so that it runs once for any number of candidates: its logits
+and generations."""
 
 import hashlib
 import json
@@ -24,7 +25,8 @@ from quantize.staging import whole_file
 
 
 class Keeper:
-    """``root``: folder, None: nothing outlives this call. ``limit``: bytes of logits of one protocol. ``digest``: its own."""
+    """``root``: folder, None: nothing outlives this call. ``limit``: bytes of logits of one protocol.
+    ``digest``: its own."""
 
     def __init__(self, root: Path | None, limit: int, digest: str, say: Callable[[str], None]):
         self.root, self.limit, self.digest, self.say = root, limit, digest, say
@@ -37,11 +39,14 @@ class Keeper:
         windows: Callable[[Runtime], Sequence[Windows]],
         others: "Callable[[Runtime], Sequence[Kept]]",
     ) -> Runtime | None:
-        """The reference without its weights, where all that is wanted of it is at hand: logits on windows, and ``others``."""
+        """The reference without its weights, where all that is wanted of it is at hand: logits on windows,
+        and ``others``."""
         light = open_without_weights(path, run) if self.root else None
         if light is None:
             return None
-        if any(kept.read() is None for kept in others(light)) or not all(self.find(each, light) for each in windows(light)):
+        if any(kept.read() is None for kept in others(light)) or not all(
+            self.find(each, light) for each in windows(light)
+        ):
             return None
         self.say("all that is wanted of the reference was kept: its weights are not loaded")
         return light
@@ -56,13 +61,18 @@ class Keeper:
         return self._found.get(key)
 
     def keep(self, windows: Windows, runtime: Runtime, check_self: bool, advance: Advance) -> ReferenceRows:
-        """Run the reference, or where its logits take too much room, leave it to run beside each candidate."""
+        """Run the reference, or where its logits take too much room, leave it to run beside each
+        candidate."""
         if cache_bytes(windows, runtime.vocabulary) <= self.limit:
             key = cache_key(windows, self.digest, runtime.describe())
-            return write_cache(runtime, windows, key, self.root, advance, check_self=check_self, digest=self.digest)
+            return write_cache(
+                runtime, windows, key, self.root, advance, check_self=check_self, digest=self.digest
+            )
         self.say(
-            f"{windows.protocol.name}: the reference's logits take {cache_bytes(windows, runtime.vocabulary) / 2**30:.2f} GiB, "
-            f"more than the cache limit of {self.limit / 2**30:.2f} GiB: the reference runs again beside every candidate"
+            f"{windows.protocol.name}: the reference's logits take "
+            f"{cache_bytes(windows, runtime.vocabulary) / 2**30:.2f} GiB, "
+            f"more than the cache limit of {self.limit / 2**30:.2f} GiB: the reference runs again beside "
+            "every candidate"
         )
         return SideBySideReference(runtime)
 

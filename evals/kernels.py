@@ -1,13 +1,14 @@
 """Arithmetic on rows of logits, in blocks that stay small whatever the vocabulary.
 
-A token's log-probability is taken from the float32 logits in float64 throughout; beside a reference it follows from the
-divergence's own terms, exact to what float32 holds of the difference.
+A token's log-probability is taken from the float32 logits in float64 throughout; beside a reference it
+follows from the divergence's own terms, exact to what float32 holds of the difference.
 
-With r and q the logits of reference and candidate and p the reference's probabilities, the divergence is taken from differences
-q - r rather than from two log-softmaxes, whose rounding (about 1e-7) would drown nearly equal models. With c = q - r - s, for any
-s near E_p[q - r], KL(p || q) = ln(1 + E_p[expm1(c) - c] + E_p[c]) - E_p[c], terms that are zero where the two agree; and
-lse q = lse r + s + ln E_p[exp c], so that q needs no exponentials of its own. Rows where a candidate gives a token vastly more
-than the reference does are taken in float64 as E_p[r - q] - (lse r - lse q).
+With r and q the logits of reference and candidate and p the reference's probabilities, the divergence is
+taken from differences q - r rather than from two log-softmaxes, whose rounding (about 1e-7) would drown
+nearly equal models. With c = q - r - s, for any s near E_p[q - r], KL(p || q) = ln(1 + E_p[expm1(c) - c] +
+E_p[c]) - E_p[c], terms that are zero where the two agree; and lse q = lse r + s + ln E_p[exp c], so that q
+needs no exponentials of its own. Rows where a candidate gives a token vastly more than the reference does are
+taken in float64 as E_p[r - q] - (lse r - lse q).
 """
 
 from collections.abc import Callable, Iterable
@@ -18,7 +19,8 @@ import numpy as np
 if TYPE_CHECKING:
     import torch
 
-BLOCK_ELEMENTS = 500_000  # of (rows, vocabulary) worked on at once: 2 MB in float32, so that a dozen passes stay in the cache
+# of (rows, vocabulary) worked on at once: 2 MB in float32, so that a dozen passes stay in the cache
+BLOCK_ELEMENTS = 500_000
 LARGEST_EXPONENT = 60.0  # exp of more than 88 overflows float32
 
 
@@ -38,8 +40,11 @@ def as_tensor(logits: np.ndarray) -> "torch.Tensor":
         return torch.from_numpy(np.ascontiguousarray(logits, np.float32))
 
 
-def target_log_probs(logits: np.ndarray, targets: np.ndarray, each: Callable[..., Iterable[Any]] = map) -> np.ndarray:
-    """float32 logits (n, v), int64 targets (n,) -> float64 (n,) ln p(target); NaN where a row holds NaN or +inf.
+def target_log_probs(
+    logits: np.ndarray, targets: np.ndarray, each: Callable[..., Iterable[Any]] = map
+) -> np.ndarray:
+    """float32 logits (n, v), int64 targets (n,) -> float64 (n,) ln p(target); NaN where a row holds NaN or
+    +inf.
 
     ``each``: ``map``, or that of a pool of threads, which numpy lets run at once.
     """
@@ -58,8 +63,9 @@ def target_log_probs(logits: np.ndarray, targets: np.ndarray, each: Callable[...
 
 
 def kl_rows(r: "torch.Tensor", q: "torch.Tensor", top: "torch.Tensor") -> "tuple[torch.Tensor, torch.Tensor]":
-    """float32 logits (n, v) of reference and candidate, int64 (n,) the reference's most probable token -> float64 KL (n,) and
-    q's log-normalizers (n,), as exact as float32 holds q - r (two millionths where that is 20)."""
+    """float32 logits (n, v) of reference and candidate, int64 (n,) the reference's most probable token ->
+    float64 KL (n,) and q's log-normalizers (n,), as exact as float32 holds q - r (two millionths where that
+    is 20)."""
     import torch
 
     def mean(x: torch.Tensor) -> torch.Tensor:  # E_p, whatever rounding did to the sum of p
@@ -88,8 +94,9 @@ def kl_rows(r: "torch.Tensor", q: "torch.Tensor", top: "torch.Tensor") -> "tuple
 
 
 def emulate_llamacpp_base(logits: np.ndarray) -> np.ndarray:
-    """What llama-perplexity keeps of the reference: float32 logits (n, v) -> float32 log-probabilities (n, v) in 16 bits,
-    everything more than 16 nats below the maximum set to that. Source: log_softmax(..., uint16_t *) in perplexity.cpp.
+    """What llama-perplexity keeps of the reference: float32 logits (n, v) -> float32 log-probabilities (n, v)
+    in 16 bits, everything more than 16 nats below the maximum set to that. Source: log_softmax(..., uint16_t
+    *) in perplexity.cpp.
     """
     top = logits.max(1, keepdims=True)
     low = np.maximum(logits.min(1, keepdims=True), top - np.float32(16))

@@ -1,4 +1,5 @@
-"""What ``quantwright eval`` and ``evals.evaluate`` do: everything resolved and checked, then one ``Evaluation``."""
+"""What ``quantwright eval`` and ``evals.evaluate`` do: everything resolved and checked, then one
+``Evaluation``."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -22,7 +23,8 @@ DEFAULT_CACHE_LIMIT = 4 << 30
 
 
 def evaluate(artifacts: Sequence[str | Path], **options: Any) -> list[EvalResult]:
-    """Rows of ``measure``: one per metric, protocol (or task) and artifact, in the order given; the options are its options.
+    """Rows of ``measure``: one per metric, protocol (or task) and artifact, in the order given; the options
+    are its options.
 
     Errors: BadInput; StepFailed, after all artifacts were tried, where one of them could not be measured.
     """
@@ -69,24 +71,26 @@ def measure(
     runtime: str = "",
     say: Callable[[str], None] = log,
 ) -> Outcome:
-    """Measure ``artifacts``: artifact folders, .gguf files, Hugging Face folders or Hub ids; files of a GGUF repository
-    (``org/name:Q4_K_M``), or all of them (``org/name:*``).
+    """Measure ``artifacts``: artifact folders, .gguf files, Hugging Face folders or Hub ids; files of a GGUF
+    repository (``org/name:Q4_K_M``), or all of them (``org/name:*``).
 
-    ``metrics``: of ``perplexity`` and ``divergence`` (which needs a reference: the one given, or the source that the manifests
-    name, else the largest of several artifacts); default: perplexity, with a reference both, with ``tasks`` alone neither.
-    ``text``: a UTF-8 file; without one the demo's held-out text. ``tokens``: only so many of its tokens.
-    ``limit`` (items of each task), ``num_fewshot``, ``apply_chat_template``: as lm-eval's. ``chat_template``: the
-    name of the one to apply, where the model has several. ``allow_code_execution``: tasks may
-    run what a model writes, ``allow_task_code``: and Python that a YAML task names.
-    ``out``: a run folder to which the rows are written too, as ``out/results/*.json``.
-    ``prompts``: a file of them, or the prompts, which every artifact continues by ``generate`` tokens; with ``generate`` alone
-    they are cut from the text. ``cache``: where the reference's logits are kept for the next call (default: ``out/cache``;
-    without either they are thrown away). ``floors``: with divergence, add the rows below which it means nothing.
-    ``weights_only``: on how much of the text a GGUF's weights are measured in the reference's runtime too: ``sample`` (one
-    window in 80), ``full`` or ``none``. ``prune``: delete each file of a GGUF repository fetched for this, before the next is.
-    ``runtime``: ``vllm`` measures the artifacts in vLLM, without divergence.
+    ``metrics``: of ``perplexity`` and ``divergence`` (which needs a reference: the one given, or the source
+    that the manifests name, else the largest of several artifacts); default: perplexity, with a reference
+    both, with ``tasks`` alone neither. ``text``: a UTF-8 file; without one the demo's held-out text.
+    ``tokens``: only so many of its tokens. ``limit`` (items of each task), ``num_fewshot``,
+    ``apply_chat_template``: as lm-eval's. ``chat_template``: the name of the one to apply, where the model
+    has several. ``allow_code_execution``: tasks may run what a model writes, ``allow_task_code``: and Python
+    that a YAML task names. ``out``: a run folder to which the rows are written too, as
+    ``out/results/*.json``. ``prompts``: a file of them, or the prompts, which every artifact continues by
+    ``generate`` tokens; with ``generate`` alone they are cut from the text. ``cache``: where the reference's
+    logits are kept for the next call (default: ``out/cache``; without either they are thrown away).
+    ``floors``: with divergence, add the rows below which it means nothing. ``weights_only``: on how much of
+    the text a GGUF's weights are measured in the reference's runtime too: ``sample`` (one window in 80),
+    ``full`` or ``none``. ``prune``: delete each file of a GGUF repository fetched for this, before the next
+    is. ``runtime``: ``vllm`` measures the artifacts in vLLM, without divergence.
 
-    What fails costs its artifact's rows, not the others'. Errors: BadInput where something given cannot be used.
+    What fails costs its artifact's rows, not the others'. Errors: BadInput where something given cannot be
+    used.
     """
     run = run or RunOptions()
     names = [one for name in artifacts for one in expand(str(name))]
@@ -97,10 +101,14 @@ def measure(
             claim_run(Path(folder))
     whole_repository = len(names) > len(artifacts)
     return Evaluation(
-        artifacts=[resolve(name, parse_recipe(load_as) if load_as else None, run.trust_remote_code) for name in names],
+        artifacts=[
+            resolve(name, parse_recipe(load_as) if load_as else None, run.trust_remote_code) for name in names
+        ],
         reference=resolve(reference, code=run.trust_remote_code) if reference else None,
         text=text,
-        metrics=choose_metrics(metrics, bool(reference) or whole_repository, text, bool(tasks or prompts or generate)),
+        metrics=choose_metrics(
+            metrics, bool(reference) or whole_repository, text, bool(tasks or prompts or generate)
+        ),
         protocols=[parse_protocol(name) for name in ([protocol] if isinstance(protocol, str) else protocol)],
         ids=ids,
         tasks=[str(task) for task in tasks],

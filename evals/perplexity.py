@@ -22,7 +22,8 @@ Advance = Callable[[int], None]
 
 @dataclass(frozen=True)
 class TokenScores:
-    """``log_probs``: (scored tokens,) float64 of the true tokens, NaN where the model's logits were not finite."""
+    """``log_probs``: (scored tokens,) float64 of the true tokens, NaN where the model's logits were not
+    finite."""
 
     log_probs: np.ndarray
     offsets: np.ndarray
@@ -38,7 +39,8 @@ class TokenScores:
 
 @dataclass(frozen=True)
 class Perplexity:
-    """``stderr`` is llama-perplexity's: tokens taken as independent. ``chunk_nll``, ``chunk_tokens``: sums a window."""
+    """``stderr`` is llama-perplexity's: tokens taken as independent. ``chunk_nll``, ``chunk_tokens``: sums a
+    window."""
 
     value: float
     stderr: float
@@ -50,11 +52,15 @@ class Perplexity:
 
 
 def run_windows(
-    runtime: Runtime, windows: Windows, consume: Callable[[slice, np.ndarray, np.ndarray], None], advance: Advance | None = None
+    runtime: Runtime,
+    windows: Windows,
+    consume: Callable[[slice, np.ndarray, np.ndarray], None],
+    advance: Advance | None = None,
 ) -> None:
     """Push the logits of every scored position through ``consume(where, logits, targets)``.
 
-    ``where``: range of the flat array of all scored tokens; logits (n, v) float32, valid during the call; targets (n,) int64.
+    ``where``: range of the flat array of all scored tokens; logits (n, v) float32, valid during the call;
+    targets (n,) int64.
     """
     offsets = windows.offsets
     for members, rows, first in windows.groups():
@@ -62,7 +68,9 @@ def run_windows(
         for begin in range(0, len(members), step):
             part = members[begin : begin + step]
 
-            def take(row: int, position: int, logits: np.ndarray, part: np.ndarray = part, first: int = first) -> None:
+            def take(
+                row: int, position: int, logits: np.ndarray, part: np.ndarray = part, first: int = first
+            ) -> None:
                 index = int(part[row])
                 start = int(offsets[index]) + position - first
                 targets = windows.windows[index].tokens[position + 1 : position + 1 + len(logits)]
@@ -73,7 +81,9 @@ def run_windows(
             runtime.logits(rows[begin : begin + step], first, take)
 
 
-def score(runtime: Runtime, windows: Windows, advance: Advance | None = None, threads: int = 1) -> TokenScores:
+def score(
+    runtime: Runtime, windows: Windows, advance: Advance | None = None, threads: int = 1
+) -> TokenScores:
     """``threads``: of the arithmetic on the logits, while the runtime waits.
 
     Errors: BadInput where a window exceeds the model's context or an id its vocabulary."""
@@ -106,7 +116,8 @@ def chunk_sums(values: np.ndarray, offsets: np.ndarray) -> tuple[np.ndarray, np.
 
 
 def perplexity(scores: TokenScores) -> Perplexity:
-    """exp of the mean negative log-probability over the scored tokens. Source of ``stderr``: llama.cpp tools/perplexity."""
+    """exp of the mean negative log-probability over the scored tokens. Source of ``stderr``: llama.cpp
+    tools/perplexity."""
     nll = -scores.log_probs[scores.finite]
     n = len(nll)
     sums, counts = chunk_sums(-scores.log_probs, scores.offsets)
@@ -119,7 +130,8 @@ def perplexity(scores: TokenScores) -> Perplexity:
 
 
 def document_perplexities(scores: TokenScores, windows: Windows) -> dict[str, float]:
-    """lm-eval's wikitext figures: word_perplexity, byte_perplexity, bits_per_byte; empty where there is no whole document."""
+    """lm-eval's wikitext figures: word_perplexity, byte_perplexity, bits_per_byte; empty where there is no
+    whole document."""
     if not windows.documents or scores.excluded:
         return {}
     total = float(scores.log_probs.sum())

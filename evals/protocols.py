@@ -1,21 +1,23 @@
 """Perplexity protocols by name: text -> token ids -> windows, and which positions of each window are scored.
 
-A name is a family and its sizes, so that a changed window is never called by the unchanged name: ``llamacpp-512``,
-``gptq-2048``, ``strided-2048-512`` (window, stride), ``exl3-2048``, ``lmeval-wikitext`` (window: the model's context) or
-``lmeval-wikitext-1024``. What each family does, read from the tool's own source:
+A name is a family and its sizes, so that a changed window is never called by the unchanged name:
+``llamacpp-512``, ``gptq-2048``, ``strided-2048-512`` (window, stride), ``exl3-2048``, ``lmeval-wikitext``
+(window: the model's context) or ``lmeval-wikitext-1024``. What each family does, read from the tool's own
+source:
 
-- ``llamacpp`` (llama-perplexity): one newline at the end of the text dropped; the whole text tokenized once with special tokens;
-  disjoint chunks of n tokens, the rest dropped, at least two wanted; where the vocabulary adds a BOS, it overwrites the first
-  token of every chunk; logits n/2 .. n-2 scored.
-- ``gptq`` (IST-DASLab/gptq llama.py): special tokens once at the start of the text; disjoint windows, rest dropped; every token
-  but the first of a window scored.
-- ``strided`` (the sliding window of transformers' documentation): windows start every stride tokens, each token is scored once,
-  in the first window that holds it. (That page's loop weights a window's mean by one token too few; here every token weighs
-  the same.)
-- ``exl3`` (exllamav3 eval/ppl.py): no special tokens, at most 100 disjoint rows, all scored but the first token of each.
-- ``lmeval-wikitext`` (lm-eval's wikitext task): one request a document, detokenized; a prefix token (BOS or EOS), then disjoint
-  windows conditioned on the token before (the last one on as many as fit); all tokens scored; per word, per byte of the
-  original document.
+- ``llamacpp`` (llama-perplexity): one newline at the end of the text dropped; the whole text tokenized once
+  with special tokens; disjoint chunks of n tokens, the rest dropped, at least two wanted; where the
+  vocabulary adds a BOS, it overwrites the first token of every chunk; logits n/2 .. n-2 scored.
+- ``gptq`` (IST-DASLab/gptq llama.py): special tokens once at the start of the text; disjoint windows, rest
+  dropped; every token but the first of a window scored.
+- ``strided`` (the sliding window of transformers' documentation): windows start every stride tokens, each
+  token is scored once, in the first window that holds it. (That page's loop weights a window's mean by one
+  token too few; here every token weighs the same.)
+- ``exl3`` (exllamav3 eval/ppl.py): no special tokens, at most 100 disjoint rows, all scored but the first
+  token of each.
+- ``lmeval-wikitext`` (lm-eval's wikitext task): one request a document, detokenized; a prefix token (BOS or
+  EOS), then disjoint windows conditioned on the token before (the last one on as many as fit); all tokens
+  scored; per word, per byte of the original document.
 """
 
 import difflib
@@ -46,7 +48,8 @@ class Tokenize(Protocol):
 
 @dataclass(frozen=True)
 class TextProtocol:
-    """``window`` tokens go through the model at once (0: the model's context); ``stride`` is what a window adds."""
+    """``window`` tokens go through the model at once (0: the model's context); ``stride`` is what a window
+    adds."""
 
     family: str
     window: int
@@ -60,20 +63,28 @@ class TextProtocol:
         return f"{self.family}-{self.window}" + (f"-{self.stride}" if self.family == "strided" else "")
 
     def fit(self, context: int, say: Say) -> "TextProtocol":
-        """The protocol with a window the model can take, said out loud where that changes it. ``context``: tokens, 0 unknown."""
+        """The protocol with a window the model can take, said out loud where that changes it. ``context``:
+        tokens, 0 unknown."""
         if self.family == "lmeval-wikitext" and not self.window:
             window = min(context or LONGEST_DOCUMENT_WINDOW, LONGEST_DOCUMENT_WINDOW)
             if context > window:
-                say(f"{self.name}: windows of {window} tokens; the model's context of {context} would take too much memory")
+                say(
+                    f"{self.name}: windows of {window} tokens; the model's context of {context} would take "
+                    "too much memory"
+                )
             return TextProtocol(self.family, window, window, self.requested)
         if not context or self.window <= context:
             return self
         if context < SHORTEST_WINDOW:
-            raise BadInput(f"protocol {self.requested}: needs windows of {self.window} tokens, the model's context is {context}")
+            raise BadInput(
+                f"protocol {self.requested}: needs windows of {self.window} tokens, the model's context is "
+                f"{context}"
+            )
         stride = max(1, self.stride * context // self.window)
         fitted = TextProtocol(self.family, context, stride, self.requested)
         say(
-            f"the model's context is {context} tokens, shorter than the {self.window} of {self.requested}: measuring "
+            f"the model's context is {context} tokens, shorter than the {self.window} of {self.requested}: "
+            "measuring "
             f"{fitted.name} instead, whose numbers compare with other {fitted.name} numbers only"
         )
         return fitted
@@ -85,7 +96,8 @@ class TextProtocol:
 
 @dataclass(frozen=True)
 class Window:
-    """``tokens``: (inputs + 1,) int64, the last one only a target. Logits of inputs ``first``.. are scored."""
+    """``tokens``: (inputs + 1,) int64, the last one only a target. Logits of inputs ``first``.. are
+    scored."""
 
     tokens: np.ndarray
     first: int
@@ -107,7 +119,9 @@ class Windows:
     text_bytes: int
     text_tokens: int  # of those used
     whole_tokens: int  # of the whole text
-    documents: tuple[tuple[int, int], ...] = ()  # (words, bytes) of each original document, for lmeval-wikitext
+    documents: tuple[
+        tuple[int, int], ...
+    ] = ()  # (words, bytes) of each original document, for lmeval-wikitext
     bos: int | None = None
     remarks: tuple[str, ...] = field(default=())
 
@@ -125,7 +139,10 @@ class Windows:
         """Hash of every token id and scored position, so that equal hashes mean the same measurement."""
         digest = hashlib.sha256()
         for window in self.windows:
-            digest.update(np.array([len(window.tokens), window.first], "<i8").tobytes() + window.tokens.astype("<i8").tobytes())
+            digest.update(
+                np.array([len(window.tokens), window.first], "<i8").tobytes()
+                + window.tokens.astype("<i8").tobytes()
+            )
         return digest.hexdigest()
 
     def groups(self) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
@@ -137,9 +154,9 @@ class Windows:
             yield np.array(members), np.stack([self.windows[i].tokens[:-1] for i in members]), first
 
     def spread(self) -> np.ndarray:
-        """Ascending indices of one window in ``SPREAD_SHARE``, for a measurement that need not be long: at least two, more only
-        as long as they hold at most ``SPREAD_TOKENS`` scored tokens. Evenly over the text: neighbours are alike, and a beginning
-        is not the rest."""
+        """Ascending indices of one window in ``SPREAD_SHARE``, for a measurement that need not be long: at
+        least two, more only as long as they hold at most ``SPREAD_TOKENS`` scored tokens. Evenly over the
+        text: neighbours are alike, and a beginning is not the rest."""
         count = len(self.windows)
         fitting = SPREAD_TOKENS * count // max(1, self.scored)
         wanted = min(count, max(2, min(-(-count // SPREAD_SHARE), fitting)))
@@ -154,17 +171,23 @@ def parse_protocol(name: str) -> TextProtocol:
     match = re.fullmatch(r"(llamacpp|gptq|exl3|strided|lmeval-wikitext)((?:-\d+)*)", name.strip().lower())
     sizes = [int(size) for size in match[2].split("-")[1:]] if match else []
     family = match[1] if match else ""
-    allowed = {"llamacpp": (1,), "gptq": (1,), "exl3": (1,), "strided": (2,), "lmeval-wikitext": (0, 1)}.get(family, ())
+    allowed = {"llamacpp": (1,), "gptq": (1,), "exl3": (1,), "strided": (2,), "lmeval-wikitext": (0, 1)}.get(
+        family, ()
+    )
     if len(sizes) not in allowed:
         close = difflib.get_close_matches(name.lower(), DEFAULT_PROTOCOLS, n=1, cutoff=0.4)
         hint = f" (did you mean {close[0]}?)" if close else ""
         raise BadInput(
-            f"unknown protocol {name!r}{hint}; known: {', '.join(DEFAULT_PROTOCOLS)}, with other sizes in the same places"
+            f"unknown protocol {name!r}{hint}; known: {', '.join(DEFAULT_PROTOCOLS)}, with other sizes in "
+            "the same places"
         )
     window = sizes[0] if sizes else 0
     stride = sizes[1] if len(sizes) > 1 else window
     if sizes and (window < SHORTEST_WINDOW or not 1 <= stride <= window):
-        raise BadInput(f"protocol {name}: windows must have at least {SHORTEST_WINDOW} tokens and a stride of 1 to the window")
+        raise BadInput(
+            f"protocol {name}: windows must have at least {SHORTEST_WINDOW} tokens and a stride of 1 to the "
+            "window"
+        )
     return TextProtocol(family, window, stride, name.strip().lower())
 
 
@@ -175,10 +198,16 @@ def bos_of(tokenize: Tokenize) -> int | None:
 
 
 def make_windows(
-    protocol: TextProtocol, text: str, tokenize: Tokenize, *, ids: str, prefix: int | None = None, tokens: int | None = None
+    protocol: TextProtocol,
+    text: str,
+    tokenize: Tokenize,
+    *,
+    ids: str,
+    prefix: int | None = None,
+    tokens: int | None = None,
 ) -> Windows:
-    """``protocol`` must have been fitted. ``prefix``: token that begins a document (lm-eval: BOS, else EOS), where it is another
-    than the tokenizer adds. ``tokens``: only so many of the text's tokens.
+    """``protocol`` must have been fitted. ``prefix``: token that begins a document (lm-eval: BOS, else EOS),
+    where it is another than the tokenizer adds. ``tokens``: only so many of the text's tokens.
 
     Errors: BadInput where the text is empty or too short for the protocol.
     """
@@ -191,7 +220,10 @@ def make_windows(
         pages = wikitext_pages(text)
         prefix_id = prefix if prefix is not None else bos
         if prefix_id is None:
-            raise BadInput(f"protocol {protocol.name}: the tokenizer has neither a BOS nor an EOS token to begin a document with")
+            raise BadInput(
+                f"protocol {protocol.name}: the tokenizer has neither a BOS nor an EOS token to begin a "
+                "document with"
+            )
         windows: list[Window] = []
         used: list[tuple[int, int]] = []
         total = 0
@@ -212,7 +244,10 @@ def make_windows(
             body = text.removesuffix("\n")
         elif is_wikitext(text):
             body = "\n\n".join(wikitext_rows(text))
-            remarks.append("raw WikiText taken as the rows of the Hugging Face dataset joined by blank lines, as this tool does")
+            remarks.append(
+                "raw WikiText taken as the rows of the Hugging Face dataset joined by blank lines, as this "
+                "tool does"
+            )
         else:
             body = text
         stream = np.asarray(tokenize(body, add_special=protocol.family != "exl3"), np.int64)
@@ -242,8 +277,10 @@ def _stream_windows(protocol: TextProtocol, stream: np.ndarray, bos: int | None)
     needed = 2 if protocol.family == "llamacpp" else 1
     if count < needed:
         raise BadInput(
-            f"protocol {protocol.name}: needs a text of at least {needed * n} tokens, this one has {len(stream)}; "
-            f"use a longer text, or smaller windows ({protocol.family}-{max(SHORTEST_WINDOW, len(stream) // 4)})"
+            f"protocol {protocol.name}: needs a text of at least {needed * n} tokens, this one has "
+            f"{len(stream)}; "
+            "use a longer text, or smaller windows "
+            f"({protocol.family}-{max(SHORTEST_WINDOW, len(stream) // 4)})"
         )
     rows: np.ndarray = stream[: count * n].reshape(count, n).copy()
     if protocol.family == "exl3":
@@ -256,7 +293,10 @@ def _stream_windows(protocol: TextProtocol, stream: np.ndarray, bos: int | None)
 
 def _strided_windows(stream: np.ndarray, window: int, stride: int) -> list[Window]:
     if len(stream) < 2:
-        raise BadInput(f"protocol strided-{window}-{stride}: needs a text of at least 2 tokens, this one has {len(stream)}")
+        raise BadInput(
+            f"protocol strided-{window}-{stride}: needs a text of at least 2 tokens, this one has "
+            f"{len(stream)}"
+        )
     windows, scored_until = [], 1  # token 0 has no context
     for begin in range(0, len(stream), stride):
         end = min(begin + window, len(stream))
@@ -284,12 +324,14 @@ def _document_windows(tokens: list[int], prefix: int, length: int, document: int
 
 
 def is_wikitext(text: str) -> bool:
-    """Whether a text has the form of WikiText's raw files: blank lines of one space, headings `` = Title = ``."""
+    """Whether a text has the form of WikiText's raw files: blank lines of one space, headings `` = Title =
+    ``."""
     return re.match(r" ?\n = [^=\n][^\n]* = \n", text) is not None
 
 
 def wikitext_rows(text: str) -> list[str]:
-    """The lines of a raw WikiText file as the rows of the Hugging Face dataset: blank lines empty, others with their newline."""
+    """The lines of a raw WikiText file as the rows of the Hugging Face dataset: blank lines empty, others
+    with their newline."""
     return ["" if not line.strip() else line + "\n" for line in text.removesuffix("\n").split("\n")]
 
 
@@ -320,8 +362,16 @@ def detokenize_wikitext(page: str) -> str:
         page = page.replace(f" @{old}@ ", old)
     for mark in ":;.!?,":
         page = page.replace(f" {mark} ", f"{mark} ")
-    for left, right, inner in ((r"\(", r"\)", r"\)"), (r"\[", r"\]", r"\]"), ("{", "}", "}"), ('"', '"', '"'), ("'", "'", "'")):
-        page = re.sub(rf"{left}\s*([^{inner}]*?)\s*{right}", lambda m, a=left[-1], b=right[-1]: f"{a}{m[1]}{b}", page)  # type: ignore[misc]
+    for left, right, inner in (
+        (r"\(", r"\)", r"\)"),
+        (r"\[", r"\]", r"\]"),
+        ("{", "}", "}"),
+        ('"', '"', '"'),
+        ("'", "'", "'"),
+    ):
+        page = re.sub(
+            rf"{left}\s*([^{inner}]*?)\s*{right}", lambda m, a=left[-1], b=right[-1]: f"{a}{m[1]}{b}", page
+        )  # type: ignore[misc]
     for old, new in (
         ("= = = =", "===="), ("= = =", "==="), ("= =", "=="), (" \N{DEGREE SIGN} ", "\N{DEGREE SIGN}"),
         (" \n", "\n"), ("\n ", "\n"), (" N ", " 1 "), (" 's", "'s"),

@@ -1,9 +1,11 @@
-"""The reference's logits, run once for any number of candidates: a compact cache on disk, or recomputed side by side.
+"""The reference's logits, run once for any number of candidates: a compact cache on disk, or recomputed side
+by side.
 
-The cache keeps 16 bits for each vocabulary entry: the log-probability on a grid from the row's maximum to 40 nats below it (or to
-its minimum, where that is nearer). What lies lower has a probability under 4e-18 and adds nothing that float64 could see. A grid
-step is at most 6.1e-4 nats, and the divergence of the reference from its own cache about step^2 / 24, 1.6e-8. Besides the codes
-a row keeps 20 bytes: its range, ln p of the true token in float32, its most probable token and that one's probability.
+The cache keeps 16 bits for each vocabulary entry: the log-probability on a grid from the row's maximum to 40
+nats below it (or to its minimum, where that is nearer). What lies lower has a probability under 4e-18 and
+adds nothing that float64 could see. A grid step is at most 6.1e-4 nats, and the divergence of the reference
+from its own cache about step^2 / 24, 1.6e-8. Besides the codes a row keeps 20 bytes: its range, ln p of the
+true token in float32, its most probable token and that one's probability.
 """
 
 import hashlib
@@ -34,7 +36,15 @@ ROW_BYTES = 20
 HELD_BYTES = 256 << 20  # reference logits held at once where both models run side by side
 _HALF = 32768
 
-ROW = np.dtype([("top_log_prob", "<f4"), ("step", "<f4"), ("true_log_prob", "<f4"), ("top", "<i4"), ("confidence", "<f4")])
+ROW = np.dtype(
+    [
+        ("top_log_prob", "<f4"),
+        ("step", "<f4"),
+        ("true_log_prob", "<f4"),
+        ("top", "<i4"),
+        ("confidence", "<f4"),
+    ]
+)
 assert ROW.itemsize == ROW_BYTES
 
 Consume = Callable[[slice, np.ndarray, np.ndarray], None]
@@ -42,8 +52,8 @@ Consume = Callable[[slice, np.ndarray, np.ndarray], None]
 
 @dataclass(frozen=True)
 class KnownRows:
-    """Of some scored positions: float32 (n, v) log-probabilities (or logits: any constant a row may be added), float64 (n,)
-    ln p(true token), int (n,) most probable token, float (n,) its probability."""
+    """Of some scored positions: float32 (n, v) log-probabilities (or logits: any constant a row may be
+    added), float64 (n,) ln p(true token), int (n,) most probable token, float (n,) its probability."""
 
     logits: "torch.Tensor"
     true_log_probs: np.ndarray
@@ -64,7 +74,8 @@ class ReferenceRows(ABC):
 
     @abstractmethod
     def only(self, windows: Windows, indices: np.ndarray) -> "ReferenceRows":
-        """The same of some of ``windows``, which this was made on: positions count in those alone. Not to be closed."""
+        """The same of some of ``windows``, which this was made on: positions count in those alone. Not to be
+        closed."""
 
 
 def cache_bytes(windows: Windows, vocabulary: int) -> int:
@@ -110,7 +121,8 @@ def decode(codes: np.ndarray, rows: np.ndarray) -> "torch.Tensor":
 
 
 class CachedReference(ReferenceRows):
-    """``folder``: codes.i16 (tokens, vocabulary), rows.bin, and what they were made from in cache.json, written last."""
+    """``folder``: codes.i16 (tokens, vocabulary), rows.bin, and what they were made from in cache.json,
+    written last."""
 
     def __init__(self, folder: Path, temporary: bool = False):
         self.folder = folder
@@ -118,10 +130,12 @@ class CachedReference(ReferenceRows):
         self.about: dict[str, Any] = json.loads((folder / "cache.json").read_text(encoding="utf-8"))
         self.vocabulary = int(self.about["vocabulary"])
         self._rows = np.fromfile(folder / "rows.bin", ROW)
-        #: divergence of each token of the reference from its own cache, where this process wrote it: (tokens,) float64
+        #: divergence of each token of the reference from its own cache, where this process wrote it:
+        #: (tokens,) float64
         self.self_kl: np.ndarray | None = None
         self._read = np.empty((0, self.vocabulary), "<i2")
-        # Read, not mapped: mapped pages would count as this process's memory, and a limit on that would end it.
+        # Read, not mapped: mapped pages would count as this process's memory, and a limit on that would end
+        # it.
         self._codes = open(folder / "codes.i16", "rb", buffering=0)  # noqa: SIM115 - closed by close()
         if self._codes.seek(0, 2) != 2 * len(self._rows) * self.vocabulary:
             self._codes.close()
@@ -129,7 +143,8 @@ class CachedReference(ReferenceRows):
 
     @property
     def true_log_probs(self) -> np.ndarray:
-        """float64 (tokens,), exact to float32: the reference's own scores, so that its perplexity needs no second run."""
+        """float64 (tokens,), exact to float32: the reference's own scores, so that its perplexity needs no
+        second run."""
         values = self._rows["true_log_prob"].astype(np.float64)
         values[~np.isfinite(values)] = np.nan
         return values
@@ -150,8 +165,12 @@ class CachedReference(ReferenceRows):
         codes = self._read[: len(kept)]
         self._codes.seek(2 * self.vocabulary * where.start)
         if self._codes.readinto(codes) != codes.nbytes:  # type: ignore[arg-type]
-            raise StepFailed(f"{self.folder}: the reference's logits end early; remove that folder and run again")
-        return KnownRows(decode(codes, kept), kept["true_log_prob"].astype(np.float64), kept["top"], kept["confidence"])
+            raise StepFailed(
+                f"{self.folder}: the reference's logits end early; remove that folder and run again"
+            )
+        return KnownRows(
+            decode(codes, kept), kept["true_log_prob"].astype(np.float64), kept["top"], kept["confidence"]
+        )
 
     def drive(self, runtime: Runtime, windows: Windows, consume: Consume, advance: Advance | None) -> None:
         run_windows(runtime, windows, consume, advance)
@@ -186,8 +205,8 @@ class _SomeWindows(ReferenceRows):
 
 
 class SideBySideReference(ReferenceRows):
-    """Nothing is kept: some windows go through the reference, then through the candidate. Exact, and the reference runs again
-    for every candidate."""
+    """Nothing is kept: some windows go through the reference, then through the candidate. Exact, and the
+    reference runs again for every candidate."""
 
     def __init__(self, reference: Runtime):
         self.reference = reference
@@ -200,7 +219,9 @@ class SideBySideReference(ReferenceRows):
         start, logits, kept = self._held[window]
         part = slice(where.start - start, where.stop - start)
         rows = kept[part]
-        return KnownRows(as_tensor(logits[part]), rows["true_log_prob"].astype(np.float64), rows["top"], rows["confidence"])
+        return KnownRows(
+            as_tensor(logits[part]), rows["true_log_prob"].astype(np.float64), rows["top"], rows["confidence"]
+        )
 
     def only(self, windows: Windows, indices: np.ndarray) -> ReferenceRows:
         return self  # nothing is kept that positions could be counted in
@@ -214,20 +235,30 @@ class SideBySideReference(ReferenceRows):
             for begin in range(0, len(members), step):
                 part = members[begin : begin + step]
                 self._held = {
-                    int(i): (int(offsets[i]), np.empty((scored, self.vocabulary), np.float32), np.empty(scored, ROW))
+                    int(i): (
+                        int(offsets[i]),
+                        np.empty((scored, self.vocabulary), np.float32),
+                        np.empty(scored, ROW),
+                    )
                     for i in part
                 }
 
-                def keep(row: int, position: int, logits: np.ndarray, part: np.ndarray = part, first: int = first) -> None:
+                def keep(
+                    row: int, position: int, logits: np.ndarray, part: np.ndarray = part, first: int = first
+                ) -> None:
                     index = int(part[row])
                     _, held, kept = self._held[index]
                     targets = windows.windows[index].tokens[position + 1 : position + 1 + len(logits)]
                     place = slice(position - first, position - first + len(logits))
                     held[place] = logits
                     for block in blocks(*logits.shape):
-                        kept[place.start + block.start : place.start + block.stop] = analyse(logits[block], targets[block])[1]
+                        kept[place.start + block.start : place.start + block.stop] = analyse(
+                            logits[block], targets[block]
+                        )[1]
 
-                def take(row: int, position: int, logits: np.ndarray, part: np.ndarray = part, first: int = first) -> None:
+                def take(
+                    row: int, position: int, logits: np.ndarray, part: np.ndarray = part, first: int = first
+                ) -> None:
                     index = int(part[row])
                     start = int(offsets[index]) + position - first
                     targets = windows.windows[index].tokens[position + 1 : position + 1 + len(logits)]
@@ -241,7 +272,8 @@ class SideBySideReference(ReferenceRows):
 
 
 def cache_key(windows: Windows, reference_digest: str, describe: dict[str, Any]) -> str:
-    """Everything that could change the reference's logits: its files, the ids and scored positions, runtime, dtype, threads."""
+    """Everything that could change the reference's logits: its files, the ids and scored positions, runtime,
+    dtype, threads."""
     content = {"format": 1, "ids": windows.ids_sha256, "reference": reference_digest, "runtime": describe}
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 
@@ -264,10 +296,11 @@ def write_cache(
     check_self: bool = False,
     digest: str = "",
 ) -> CachedReference:
-    """Run the reference once. ``root``: where caches are kept; without one it is temporary. Renamed into place when complete.
+    """Run the reference once. ``root``: where caches are kept; without one it is temporary. Renamed into
+    place when complete.
 
-    ``check_self`` compares what was kept with what came, so that the reference's own row needs no second run. ``digest``, the
-    reference's own, is noted for whoever looks for its logits.
+    ``check_self`` compares what was kept with what came, so that the reference's own row needs no second run.
+    ``digest``, the reference's own, is noted for whoever looks for its logits.
     """
     import torch
 
@@ -297,7 +330,13 @@ def write_cache(
         with open(stage / "codes.i16", "wb") as codes:
             run_windows(reference, windows, consume, advance)
         kept.tofile(stage / "rows.bin")
-        about = {"key": key, "reference": digest, "vocabulary": vocabulary, "tokens": total, "protocol": windows.protocol.name}
+        about = {
+            "key": key,
+            "reference": digest,
+            "vocabulary": vocabulary,
+            "tokens": total,
+            "protocol": windows.protocol.name,
+        }
         (stage / "cache.json").write_text(json.dumps(about) + "\n", encoding="utf-8")
         folder = stage
         if root is not None:

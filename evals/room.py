@@ -7,7 +7,8 @@ from quantize.recipe import RunOptions
 
 
 def check_room(more: int, run: RunOptions) -> None:
-    """Errors: StepFailed where ``more`` bytes exceed the memory that is free, or, with what is held, what ``run`` allows."""
+    """Errors: StepFailed where ``more`` bytes exceed the memory that is free, or, with what is held, what
+    ``run`` allows."""
     process = psutil.Process()
     held = sum(_held(one) for one in (process, *process.children()))  # llama.cpp's models lie in children
     if more > min(psutil.virtual_memory().available, (run.memory_bytes or 1 << 62) - held):

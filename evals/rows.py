@@ -37,7 +37,9 @@ def base_row(heading: Heading, windows: Windows) -> EvalResult:
     chunks = len(windows.windows)
     detail: dict[str, Any] = {"chunks": chunks, "text_tokens": windows.text_tokens}
     if chunks < statistics.FEW_CHUNKS:
-        detail["few_chunks"] = f"{chunks} chunks, fewer than {statistics.FEW_CHUNKS}: the interval may cover less than it says"
+        detail["few_chunks"] = (
+            f"{chunks} chunks, fewer than {statistics.FEW_CHUNKS}: the interval may cover less than it says"
+        )
     if windows.remarks:
         detail["remarks"] = list(windows.remarks)
     return EvalResult(
@@ -51,13 +53,15 @@ def base_row(heading: Heading, windows: Windows) -> EvalResult:
         artifact_digest=heading.digest,
         protocol_version=PROTOCOL_VERSION,
         protocol_parameters=windows.protocol.parameters | {"bos": windows.bos},
-        environment=heading.environment | {"text_sha256": windows.text_sha256, "ids_sha256": windows.ids_sha256},
+        environment=heading.environment
+        | {"text_sha256": windows.text_sha256, "ids_sha256": windows.ids_sha256},
         detail=detail,
     )
 
 
 def perplexity_rows(scores: TokenScores, windows: Windows, heading: Heading) -> list[EvalResult]:
-    """perplexity and bits_per_byte, and where the protocol has whole documents, word_perplexity and byte_perplexity."""
+    """perplexity and bits_per_byte, and where the protocol has whole documents, word_perplexity and
+    byte_perplexity."""
     base = base_row(heading, windows)
     p = perplexity(scores)
     means = tuple((p.chunk_nll / np.maximum(p.chunk_tokens, 1)).tolist())
@@ -81,7 +85,9 @@ def perplexity_rows(scores: TokenScores, windows: Windows, heading: Heading) -> 
     documents = document_perplexities(scores, windows)
     for metric in ("word_perplexity", "byte_perplexity"):
         if metric in documents:
-            rows.append(replace(base, metric=metric, value=number(documents[metric]), n=p.tokens, excluded=p.excluded))
+            rows.append(
+                replace(base, metric=metric, value=number(documents[metric]), n=p.tokens, excluded=p.excluded)
+            )
     if "bits_per_byte" in documents:
         how = "bytes of the original documents, all tokens scored"
         value, per_nat = documents["bits_per_byte"], documents["bits_per_byte"] / p.nll if p.nll else math.nan
@@ -109,11 +115,16 @@ def perplexity_rows(scores: TokenScores, windows: Windows, heading: Heading) -> 
 def unavailable_row(reason: str, windows: Windows, heading: Heading) -> EvalResult:
     """In place of divergence, where it cannot be measured."""
     base = base_row(heading, windows)
-    return replace(base, metric="kl_mean", detail=base.detail | {"reason": reason, "remarks": [f"{heading.artifact}: {reason}"]})
+    return replace(
+        base,
+        metric="kl_mean",
+        detail=base.detail | {"reason": reason, "remarks": [f"{heading.artifact}: {reason}"]},
+    )
 
 
 def divergence_rows(d: Divergences, windows: Windows, heading: Heading) -> list[EvalResult]:
-    """kl_mean, kl_median, kl_p90 ... kl_max, top1_agreement, ppl_ratio, ppl_difference, delta_p_mean, delta_p_rms."""
+    """kl_mean, kl_median, kl_p90 ... kl_max, top1_agreement, ppl_ratio, ppl_difference, delta_p_mean,
+    delta_p_rms."""
     base = base_row(heading, windows)
     s = summarize(d)
     if s is None:
@@ -125,7 +136,9 @@ def divergence_rows(d: Divergences, windows: Windows, heading: Heading) -> list[
     def sums(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return chunk_sums(np.where(keep, values, np.nan), offsets)
 
-    def row(metric: str, value: float, stderr: float | None, bounds: tuple[float, float] | None, **more: Any) -> EvalResult:
+    def row(
+        metric: str, value: float, stderr: float | None, bounds: tuple[float, float] | None, **more: Any
+    ) -> EvalResult:
         return replace(
             base,
             metric=metric,
@@ -148,25 +161,48 @@ def divergence_rows(d: Divergences, windows: Windows, heading: Heading) -> list[
     dp2, _ = sums(d.delta_p**2)
     difference = statistics.paired_mean_difference(nll, nll_reference, counts)
     percentiles = statistics.percentile_interval(np.where(keep, d.kl, np.nan), offsets, KL_PERCENTILES)
-    detail = base.detail | {"buckets": list(s.buckets), "kl_min": s.kl_min, "ln_ppl_correlation": s.ln_ppl_correlation}
-    rows = [row("kl_mean", s.kl_mean, s.kl_mean_stderr, statistics.mean_interval(kl, counts), unit="nats", detail=detail)]
+    detail = base.detail | {
+        "buckets": list(s.buckets),
+        "kl_min": s.kl_min,
+        "ln_ppl_correlation": s.ln_ppl_correlation,
+    }
+    rows = [
+        row(
+            "kl_mean",
+            s.kl_mean,
+            s.kl_mean_stderr,
+            statistics.mean_interval(kl, counts),
+            unit="nats",
+            detail=detail,
+        )
+    ]
     rows[0] = replace(rows[0], samples=means(kl, counts))
     for percent, bounds in zip(KL_PERCENTILES, percentiles, strict=True):
         name = "kl_median" if percent == 50 else f"kl_p{percent:g}"
         rows.append(row(name, s.kl_percentiles[percent], None, bounds, unit="nats"))
     rows.append(row("kl_max", s.kl_max, None, None, unit="nats"))
-    top = row("top1_agreement", s.top1_agreement, s.top1_agreement_stderr, statistics.mean_interval(same, counts))
+    top = row(
+        "top1_agreement", s.top1_agreement, s.top1_agreement_stderr, statistics.mean_interval(same, counts)
+    )
     rows.append(replace(top, samples=means(same, counts)))
     ratio_bounds = (math.exp(difference.interval[0]), math.exp(difference.interval[1]))
-    paired = {"reference_perplexity": s.ppl_reference, "p_value": number(difference.p_value), "ln_ratio": difference.value}
+    paired = {
+        "reference_perplexity": s.ppl_reference,
+        "p_value": number(difference.p_value),
+        "ln_ratio": difference.value,
+    }
     rows.append(row("ppl_ratio", s.ppl_ratio, s.ppl_ratio_stderr, ratio_bounds, detail=base.detail | paired))
 
     def ppl_gap(totals: np.ndarray) -> np.ndarray:
         return np.asarray(np.exp(totals[:, 0] / totals[:, 2]) - np.exp(totals[:, 1] / totals[:, 2]))
 
     gap = statistics.block_bootstrap(np.stack([nll, nll_reference, counts], 1), ppl_gap)
-    rows.append(row("ppl_difference", s.ppl_difference, s.ppl_difference_stderr, gap, detail=base.detail | paired))
-    rows.append(row("delta_p_mean", s.delta_p_mean, s.delta_p_mean_stderr, statistics.mean_interval(dp, counts)))
+    rows.append(
+        row("ppl_difference", s.ppl_difference, s.ppl_difference_stderr, gap, detail=base.detail | paired)
+    )
+    rows.append(
+        row("delta_p_mean", s.delta_p_mean, s.delta_p_mean_stderr, statistics.mean_interval(dp, counts))
+    )
 
     def root(totals: np.ndarray) -> np.ndarray:
         return np.asarray(np.sqrt(np.maximum(totals[:, 0], 0) / totals[:, 1]))

@@ -1,4 +1,5 @@
-"""Token ids on disk, beside the reference's logits: made once from a text, read by every process that measures on it."""
+"""Token ids on disk, beside the reference's logits: made once from a text, read by every process that
+measures on it."""
 
 import hashlib
 import json
@@ -16,13 +17,17 @@ LEAST_CHARACTERS = 50_000
 
 
 class SavedIds:
-    """``tokenizer.encode``, whose result for long texts is kept in ``root`` as ``tokens-<key>``: ids.i32 and about.json."""
+    """``tokenizer.encode``, whose result for long texts is kept in ``root`` as ``tokens-<key>``: ids.i32 and
+    about.json."""
 
     def __init__(self, tokenizer: SourceTokenizer, root: Path):
         self.tokenizer, self.root = tokenizer, root
         library = type(tokenizer.backend).__module__.partition(".")[0]
         files = sha256_files(path for name in TOKENIZER_FILES if (path := tokenizer.folder / name).is_file())
-        self.made_by = {**{path.name: digest for path, digest in files.items()}, library: metadata.version(library)}
+        self.made_by = {
+            **{path.name: digest for path, digest in files.items()},
+            library: metadata.version(library),
+        }
 
     def __call__(self, text: str, add_special: bool = True) -> list[int]:
         if len(text) < LEAST_CHARACTERS:
@@ -38,9 +43,13 @@ class SavedIds:
             self.root.mkdir(parents=True, exist_ok=True)
             with held_folder(self.root, ".tokens-", mode=0o777) as stage:
                 (stage / "ids.i32").write_bytes(data)
-                (stage / "about.json").write_text(json.dumps({**about, "sha256": _sha256(data)}) + "\n", encoding="utf-8")
+                (stage / "about.json").write_text(
+                    json.dumps({**about, "sha256": _sha256(data)}) + "\n", encoding="utf-8"
+                )
                 put_in_place(stage, folder, replace=True)
-        except OSError:  # a folder that may only be read, or another process was faster: the ids are right all the same
+        except (
+            OSError
+        ):  # a folder that may only be read, or another process was faster: the ids are right all the same
             pass
         return ids
 
@@ -48,7 +57,10 @@ class SavedIds:
 def _read(folder: Path, about: dict[str, object]) -> list[int] | None:
     """None where there are none, or they are not what was written."""
     try:
-        known, data = json.loads((folder / "about.json").read_text(encoding="utf-8")), (folder / "ids.i32").read_bytes()
+        known, data = (
+            json.loads((folder / "about.json").read_text(encoding="utf-8")),
+            (folder / "ids.i32").read_bytes(),
+        )
     except (OSError, ValueError):
         return None
     return np.frombuffer(data, "<i4").tolist() if known == {**about, "sha256": _sha256(data)} else None

@@ -1,7 +1,8 @@
-"""Uncertainty of what was measured. ``stderr`` of a result is the named tool's own formula; the intervals here are ours.
+"""Uncertainty of what was measured. ``stderr`` of a result is the named tool's own formula; the intervals
+here are ours.
 
-Tokens of one chunk are correlated, so the chunk is the unit that is resampled (block bootstrap); differences between artifacts
-are always paired, chunk by chunk or item by item. All intervals are two-sided.
+Tokens of one chunk are correlated, so the chunk is the unit that is resampled (block bootstrap); differences
+between artifacts are always paired, chunk by chunk or item by item. All intervals are two-sided.
 """
 
 import math
@@ -42,8 +43,10 @@ def proportion_stderr(p: float, n: int) -> float:
 def bootstrap_levels(chunks: int, confidence: float = 0.95) -> tuple[float, float]:
     """Percentiles, in per cent, of a bootstrap distribution that make an interval of ``confidence``.
 
-    A percentile interval is too short by sqrt((n-1)/n) and uses the normal for Student's t; this widens it by both.
-    Source: T. Hesterberg, "What Teachers Should Know About the Bootstrap" (2015), section 5.2, the expanded percentile interval.
+    A percentile interval is too short by sqrt((n-1)/n) and uses the normal for Student's t; this widens it by
+    both.
+    Source: T. Hesterberg, "What Teachers Should Know About the Bootstrap" (2015), section 5.2, the expanded
+    percentile interval.
     """
     from scipy import special  # not scipy.stats, whose import takes longer than the bootstrap of a small text
 
@@ -55,7 +58,8 @@ def bootstrap_levels(chunks: int, confidence: float = 0.95) -> tuple[float, floa
 
 
 def resampled_weights(chunks: int, resamples: int, seed: int) -> Iterator[Array]:
-    """How often each chunk is drawn: float64 arrays (some resamples, chunks) that together make ``resamples`` rows."""
+    """How often each chunk is drawn: float64 arrays (some resamples, chunks) that together make ``resamples``
+    rows."""
     if chunks * resamples <= _BATCH_ELEMENTS:
         yield _weights(chunks, resamples, seed)
         return
@@ -85,7 +89,8 @@ def block_bootstrap(
 ) -> tuple[float, float]:
     """Interval of ``statistic`` over resampled chunks.
 
-    ``columns``: (chunks, k) per-chunk sums; ``statistic`` maps resampled totals (resamples, k) to (resamples,) values.
+    ``columns``: (chunks, k) per-chunk sums; ``statistic`` maps resampled totals (resamples, k) to
+    (resamples,) values.
     """
     columns = np.asarray(columns, np.float64)
     if columns.ndim == 1:
@@ -93,7 +98,9 @@ def block_bootstrap(
     chunks = len(columns)
     if chunks < 2:
         return math.nan, math.nan
-    values = np.concatenate([statistic(weights @ columns) for weights in resampled_weights(chunks, resamples, seed)])
+    values = np.concatenate(
+        [statistic(weights @ columns) for weights in resampled_weights(chunks, resamples, seed)]
+    )
     values = values[np.isfinite(values)]
     if not len(values):
         return math.nan, math.nan
@@ -107,12 +114,16 @@ def ratio_of_sums(totals: Array) -> Array:
         return np.asarray(totals[:, 0] / totals[:, 1])
 
 
-def mean_interval(sums: Array, counts: Array, *, seed: int = 0, resamples: int = RESAMPLES) -> tuple[float, float]:
+def mean_interval(
+    sums: Array, counts: Array, *, seed: int = 0, resamples: int = RESAMPLES
+) -> tuple[float, float]:
     """Of a mean over tokens, resampling chunks of ``counts`` tokens that add to ``sums``."""
     return block_bootstrap(np.stack([sums, counts], 1), ratio_of_sums, seed=seed, resamples=resamples)
 
 
-def perplexity_interval(nll_sums: Array, counts: Array, *, seed: int = 0, resamples: int = RESAMPLES) -> tuple[float, float]:
+def perplexity_interval(
+    nll_sums: Array, counts: Array, *, seed: int = 0, resamples: int = RESAMPLES
+) -> tuple[float, float]:
     """Of exp(mean negative log-likelihood)."""
     low, high = mean_interval(nll_sums, counts, seed=seed, resamples=resamples)
     return _exp(low), _exp(high)
@@ -125,7 +136,8 @@ def _exp(x: float) -> float:
 def percentile_interval(
     values: Array, offsets: Array, percent: Sequence[float], *, resamples: int = 400, seed: int = 0
 ) -> list[tuple[float, float]]:
-    """Of percentiles over tokens, resampling whole chunks. ``values`` (tokens,), NaN excluded; ``offsets`` (chunks + 1,).
+    """Of percentiles over tokens, resampling whole chunks. ``values`` (tokens,), NaN excluded; ``offsets``
+    (chunks + 1,).
 
     Works on the values sorted once: a resample only changes how often each counts.
     """
@@ -155,7 +167,8 @@ def paired_mean_difference(
 ) -> Difference:
     """Difference of means over tokens, from per-chunk sums of both over the same tokens.
 
-    ``p_value``: two-sided paired t over chunk means weighted by their tokens; the null is that both are equal.
+    ``p_value``: two-sided paired t over chunk means weighted by their tokens; the null is that both are
+    equal.
     """
     from scipy import stats
 
@@ -166,7 +179,8 @@ def paired_mean_difference(
     chunks = len(counts)
     if chunks < 2:
         return Difference(value, interval, None, chunks)
-    # Ratio estimator: residuals d_c - value * n_c have variance about that of the mean times the square of the total count.
+    # Ratio estimator: residuals d_c - value * n_c have variance about that of the mean times the square of
+    # the total count.
     residual = difference - value * counts
     spread = math.sqrt(float((residual**2).sum()) * chunks / (chunks - 1)) / float(counts.sum())
     p = float(2 * stats.t.sf(abs(value) / spread, chunks - 1)) if spread > 0 else (1.0 if value == 0 else 0.0)
@@ -174,7 +188,8 @@ def paired_mean_difference(
 
 
 def mcnemar(candidate: Array, reference: Array) -> float:
-    """Exact two-sided McNemar p of two right/wrong vectors over the same items: a binomial test of the discordant ones."""
+    """Exact two-sided McNemar p of two right/wrong vectors over the same items: a binomial test of the
+    discordant ones."""
     from scipy import stats
 
     a, b = np.asarray(candidate) > 0.5, np.asarray(reference) > 0.5
@@ -184,7 +199,9 @@ def mcnemar(candidate: Array, reference: Array) -> float:
     return float(stats.binomtest(gained, gained + lost, 0.5).pvalue) if gained + lost else 1.0
 
 
-def accuracy_difference(candidate: Array, reference: Array, *, seed: int = 0, resamples: int = RESAMPLES) -> Difference:
+def accuracy_difference(
+    candidate: Array, reference: Array, *, seed: int = 0, resamples: int = RESAMPLES
+) -> Difference:
     """Paired: interval by bootstrap over items, p by exact McNemar."""
     a, b = np.asarray(candidate, np.float64), np.asarray(reference, np.float64)
     p = mcnemar(a, b)

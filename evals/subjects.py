@@ -1,5 +1,5 @@
-"""What a person typed, resolved: a quantwright artifact, a .gguf of anybody's, on disk or in a repository on the Hub, or a
-Hugging Face folder or Hub id."""
+"""What a person typed, resolved: a quantwright artifact, a .gguf of anybody's, on disk or in a repository on
+the Hub, or a Hugging Face folder or Hub id."""
 
 import glob
 import math
@@ -11,7 +11,13 @@ from typing import Any
 
 from quantize.artifact.artifact import MANIFEST, Artifact, Manifest
 from quantize.artifact.file_hashes import user_hashes
-from quantize.checkpoint.checkpoint import TOKENIZER_FILES, VOCABULARY_FILES, is_adapter_beside, read_config, read_weights
+from quantize.checkpoint.checkpoint import (
+    TOKENIZER_FILES,
+    VOCABULARY_FILES,
+    is_adapter_beside,
+    read_config,
+    read_weights,
+)
 from quantize.errors import BadInput, QuantwrightError
 from quantize.files import check_links, typed_path
 from quantize.gguf.container.files import find_gguf, is_gguf
@@ -22,7 +28,8 @@ from quantize.sources.gguf_repository import HubGguf, find, is_gguf_name
 
 #: what libraries read of a model's folder where it is there
 LOADED = (
-    *TOKENIZER_FILES, "model.safetensors.index.json", "config.json", "generation_config.json", "adapter_config.json",
+    *TOKENIZER_FILES, "model.safetensors.index.json", "config.json", "generation_config.json",
+    "adapter_config.json",
     "quanto_qmap.json", "pytorch_model.bin", "pytorch_model.bin.index.json",
 )  # fmt: skip
 DTYPE_RECIPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
@@ -30,7 +37,8 @@ DTYPE_RECIPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 @dataclass(frozen=True)
 class Typed:
-    """``path`` is the file or folder to open; ``load_as`` quantizes it on the fly. ``hub``: it lies there after ``fetch``."""
+    """``path`` is the file or folder to open; ``load_as`` quantizes it on the fly. ``hub``: it lies there
+    after ``fetch``."""
 
     name: str
     path: Path
@@ -63,7 +71,8 @@ class Typed:
 
     @property
     def tokenizer_folder(self) -> Path | None:
-        """Where the tokenizer file of the model this came from lies: its own folder, or the source's that the manifest names."""
+        """Where the tokenizer file of the model this came from lies: its own folder, or the source's that the
+        manifest names."""
         folders = [self.path] if self.path.is_dir() else []
         if self.manifest:
             folders.append(Path(self.manifest.source.id))
@@ -92,7 +101,11 @@ class Typed:
         return whole.hexdigest()
 
     def same_as(self, other: "Typed | None") -> bool:
-        return other is not None and self.load_as == other.load_as and self.path.resolve() == other.path.resolve()
+        return (
+            other is not None
+            and self.load_as == other.load_as
+            and self.path.resolve() == other.path.resolve()
+        )
 
     @property
     def notes(self) -> tuple[dict[str, str], ...]:
@@ -149,14 +162,18 @@ class Typed:
         """Of everything at ``path``, fetched or not."""
         if self.hub:
             return self.hub.size_bytes
-        files = gguf_files(self.path) if self.path.is_file() else [p for p in self.path.iterdir() if p.is_file()]
+        files = (
+            gguf_files(self.path) if self.path.is_file() else [p for p in self.path.iterdir() if p.is_file()]
+        )
         return sum(path.stat().st_size for path in files)
 
     def _weights(self) -> tuple[int, int | None, str]:
         """(bytes of weights, number of weights where the files tell, recipe)."""
         if self.gguf:
             tensors = read_gguf(self.gguf).tensors.values()
-            name = self.gguf.name if self.gguf.suffix else f"{self.gguf.name}.gguf"  # by which reports know what it is
+            name = (
+                self.gguf.name if self.gguf.suffix else f"{self.gguf.name}.gguf"
+            )  # by which reports know what it is
             return sum(t.size_bytes for t in tensors), sum(math.prod(t.shape) for t in tensors), name
         sizes: dict[str, int] = {}
         total = 0
@@ -173,13 +190,16 @@ class Typed:
 def resolve(name: str | Path, load_as: Recipe | None = None, code: bool = False) -> Typed:
     """``code``: of a model on the Hub its Python is fetched too.
 
-    Errors: BadInput where nothing lies there, or it is neither an artifact, a GGUF nor a Hugging Face folder; StepFailed where
-    the Hub cannot be reached.
+    Errors: BadInput where nothing lies there, or it is neither an artifact, a GGUF nor a Hugging Face folder;
+    StepFailed where the Hub cannot be reached.
     """
     typed, path = str(name), typed_path(name)
     if is_gguf_name(typed):
         if load_as:
-            raise BadInput(f"{typed}: --load-as quantizes a Hugging Face checkpoint on the fly; a .gguf is opened as it is")
+            raise BadInput(
+                f"{typed}: --load-as quantizes a Hugging Face checkpoint on the fly; a .gguf is opened as "
+                "it is"
+            )
         hub = find(typed)
         return Typed(typed, hub.path, hub=hub)
     if not path.is_dir() and find_gguf(path):
@@ -188,7 +208,10 @@ def resolve(name: str | Path, load_as: Recipe | None = None, code: bool = False)
         if not is_gguf(path):
             raise BadInput(f"{typed}: not a GGUF file (its first bytes are not 'GGUF'); fetch it again")
         if load_as:
-            raise BadInput(f"{typed}: --load-as quantizes a Hugging Face checkpoint on the fly; a .gguf is opened as it is")
+            raise BadInput(
+                f"{typed}: --load-as quantizes a Hugging Face checkpoint on the fly; a .gguf is opened as "
+                "it is"
+            )
         artifact = Artifact.load(path.parent) if (path.parent / MANIFEST).is_file() else None
         if artifact is None or path.name not in artifact.manifest.files:
             return Typed(typed, path)
@@ -199,35 +222,47 @@ def resolve(name: str | Path, load_as: Recipe | None = None, code: bool = False)
 
         path, _ = resolve_model(typed, code=code)
     if path.is_file():
-        raise BadInput(f"{typed}: is a file; give an artifact's or checkpoint's folder, a GGUF file, or a Hub id")
+        raise BadInput(
+            f"{typed}: is a file; give an artifact's or checkpoint's folder, a GGUF file, or a Hub id"
+        )
     artifact = _checked(path) if (path / MANIFEST).is_file() else None
     if artifact is None:
         check_links(path)
     found = Typed(typed, path, artifact, load_as)
     if not artifact and not found.gguf and not (path / "config.json").is_file():
         if not typed_path(name).exists():
-            raise BadInput(f"{typed}: no config.json in it; of a GGUF repository name a file, {typed}:Q4_K_M, or all, {typed}:*")
-        raise BadInput(f"{typed}: neither {MANIFEST}, config.json nor a .gguf in it; give an artifact's or a checkpoint's folder")
+            raise BadInput(
+                f"{typed}: no config.json in it; of a GGUF repository name a file, {typed}:Q4_K_M, or all, "
+                f"{typed}:*"
+            )
+        raise BadInput(
+            f"{typed}: neither {MANIFEST}, config.json nor a .gguf in it; give an artifact's or a "
+            "checkpoint's folder"
+        )
     if load_as and found.gguf:
-        raise BadInput(f"{typed}: --load-as quantizes a Hugging Face checkpoint on the fly; a .gguf is opened as it is")
+        raise BadInput(
+            f"{typed}: --load-as quantizes a Hugging Face checkpoint on the fly; a .gguf is opened as it is"
+        )
     return found
 
 
 def _checked(folder: Path) -> Artifact:
-    """The artifact in ``folder``, which holds what its manifest says, byte for byte, and nothing else that a runtime would read:
-    numbers are filed under the digest of those files. Errors: BadInput."""
+    """The artifact in ``folder``, which holds what its manifest says, byte for byte, and nothing else that a
+    runtime would read: numbers are filed under the digest of those files. Errors: BadInput."""
     artifact = Artifact.load(folder)
     artifact.check_files(user_hashes().sha256)
     for path in sorted(folder.iterdir()):
         loaded = path.suffix in (".gguf", ".safetensors") or path.name in LOADED
         if loaded and path.name not in artifact.manifest.files:
-            raise BadInput(f"{folder}: {path.name} is not of the artifact and would be read as if it were; move it away")
+            raise BadInput(
+                f"{folder}: {path.name} is not of the artifact and would be read as if it were; move it away"
+            )
     return artifact
 
 
 def guess_reference(subjects: list[Typed], say: Callable[[str], None]) -> Typed | None:
-    """The source that the artifacts' manifests name, or of a --load-as model the model itself; None where neither is at hand.
-    ``say`` hears why a source that is named is not used."""
+    """The source that the artifacts' manifests name, or of a --load-as model the model itself; None where
+    neither is at hand. ``say`` hears why a source that is named is not used."""
     for subject in subjects:
         if subject.load_as:
             return Typed(subject.name, subject.path, subject.artifact)

@@ -1,7 +1,9 @@
-"""Code in lm-eval's task files: what a local one would run is found before lm-eval opens it, and refused unless it is allowed.
+"""Code in lm-eval's task files: what a local one would run is found before lm-eval opens it, and refused
+unless it is allowed.
 
-Ways to code: ``!function`` names Python, a metric that lm-eval does not have is a script of the Hub's (``evaluate.load``), a
-template is a program of its own. lm-eval's own task files are part of the installed package, and their functions are theirs.
+Ways to code: ``!function`` names Python, a metric that lm-eval does not have is a script of the Hub's
+(``evaluate.load``), a template is a program of its own. lm-eval's own task files are part of the installed
+package, and their functions are theirs.
 """
 
 import contextlib
@@ -24,7 +26,9 @@ BUILDERS = ("generator", "iceberg", "spark", "sql")
 MOST_INCLUDES = 20
 
 
-def read_task_file(path: Path, allowed: bool, run_models_code: bool, seen: frozenset[Path] = frozenset()) -> dict[str, Any]:
+def read_task_file(
+    path: Path, allowed: bool, run_models_code: bool, seen: frozenset[Path] = frozenset()
+) -> dict[str, Any]:
     """A YAML task as it stands, and with it every file that it includes.
 
     ``allowed``: it may run Python of its own. ``run_models_code``: it may run the code that a model writes.
@@ -38,7 +42,9 @@ def read_task_file(path: Path, allowed: bool, run_models_code: bool, seen: froze
         raise BadInput(f"{path}: not a task of lm-eval (no 'task' key); see its docs, or use a .jsonl")
     if not allowed:
         for line, name in _functions(node):
-            raise BadInput(f"{path}:{line}: runs Python of its own ({FUNCTION} {printable(name, 100)}); {ADVICE}")
+            raise BadInput(
+                f"{path}:{line}: runs Python of its own ({FUNCTION} {printable(name, 100)}); {ADVICE}"
+            )
     for part in _configs(document):
         check_config(str(path), part, allowed, run_models_code)
     included = document.get("include") or []
@@ -67,12 +73,16 @@ def check_config(name: str, config: dict[str, Any], allowed: bool, run_models_co
     """Errors: BadInput where task ``name`` would run what it may not."""
     if config.get("unsafe_code") and not run_models_code:
         raise BadInput(
-            f"task {name} runs the code that a model writes, on this machine; say --allow-code-execution where that may be"
+            f"task {name} runs the code that a model writes, on this machine; say --allow-code-execution "
+            "where that may be"
         )
     if allowed:
         return
     if config.get("dataset_path") in BUILDERS:
-        raise BadInput(f"task {name}: reads its data through {config['dataset_path']!r}, which may run anything; {ADVICE}")
+        raise BadInput(
+            f"task {name}: reads its data through {config['dataset_path']!r}, which may run anything; "
+            f"{ADVICE}"
+        )
     if "process_results" in config:  # computes the metrics itself; their names are names
         return
     metrics = config.get("metric_list") or []
@@ -83,7 +93,9 @@ def check_config(name: str, config: dict[str, Any], allowed: bool, run_models_co
             and (entry.get("hf_evaluate") or metric not in _metrics())
             and not _function_of_lm_eval(metric)
         ):
-            raise BadInput(f"task {name}: its metric {printable(metric, 100)!r} is a script that the Hub holds; {ADVICE}")
+            raise BadInput(
+                f"task {name}: its metric {printable(metric, 100)!r} is a script that the Hub holds; {ADVICE}"
+            )
 
 
 def _metrics() -> dict[str, Any]:
@@ -96,7 +108,8 @@ def _metrics() -> dict[str, Any]:
 
 
 def _function_of_lm_eval(metric: str) -> bool:
-    """``/…/lm_eval/tasks/humaneval/utils.pass_at_k``: how lm-eval spells a function that it was told not to resolve."""
+    """``/…/lm_eval/tasks/humaneval/utils.pass_at_k``: how lm-eval spells a function that it was told not to
+    resolve."""
     module = Path(metric.rpartition(".")[0] + ".py")
     return module.is_absolute() and ".." not in module.parts and module.is_file() and of_lm_eval(module)
 
@@ -125,8 +138,8 @@ def _configs(document: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 @contextlib.contextmanager
 def no_task_code(name: str, allowed: bool, local: bool) -> Iterator[None]:
-    """While lm-eval measures a task whose code is not ``allowed``: no script of the Hub's runs, and the templates of a ``local``
-    file are rendered apart, within limits.
+    """While lm-eval measures a task whose code is not ``allowed``: no script of the Hub's runs, and the
+    templates of a ``local`` file are rendered apart, within limits.
 
     Errors: BadInput where a template does not keep to them; Unsupported where a script was about to run.
     """

@@ -1,7 +1,8 @@
-"""Suites of lm-eval's tasks by one name, and lm-eval's tasks on data that lies on disk: ``gsm8k=gsm8k.jsonl``, ``cmmlu=FOLDER``.
+"""Suites of lm-eval's tasks by one name, and lm-eval's tasks on data that lies on disk:
+``gsm8k=gsm8k.jsonl``, ``cmmlu=FOLDER``.
 
-The task stays lm-eval's own definition (prompt, few-shot examples, filters, metric); only where its data come from is replaced,
-by a YAML file that includes the original.
+The task stays lm-eval's own definition (prompt, few-shot examples, filters, metric); only where its data come
+from is replaced, by a YAML file that includes the original.
 """
 
 import copy
@@ -29,7 +30,8 @@ SPLITS = ("test_split", "validation_split", "fewshot_split", "training_split")
 
 
 def leaves(manager: "TaskManager", name: str) -> Iterator[tuple[str, Path, dict[str, Any]]]:
-    """(name, YAML file, its content with includes) of each task that ``name`` (a task, group or tag) stands for."""
+    """(name, YAML file, its content with includes) of each task that ``name`` (a task, group or tag) stands
+    for."""
     from lm_eval.tasks._yaml_loader import load_yaml
 
     entry = manager.task_index[name]
@@ -52,11 +54,13 @@ def leaves(manager: "TaskManager", name: str) -> Iterator[tuple[str, Path, dict[
 
 
 def with_data(manager: "TaskManager", name: str, path: Path) -> "TaskManager":
-    """A manager in which every task of ``name`` reads ``path``: a file, or a folder with a file for each task.
+    """A manager in which every task of ``name`` reads ``path``: a file, or a folder with a file for each
+    task.
 
-    In a folder, the data of split S of task T lie in ``T/S``, ``S/T`` or ``T_S``, or for all splits in ``T``, with the suffix
-    .jsonl, .json, .csv or .parquet; T is the task's name or its dataset's (``agronomy`` of ``cmmlu_agronomy``). Few-shot examples
-    that have no data of their own are drawn from what is measured, without the item itself.
+    In a folder, the data of split S of task T lie in ``T/S``, ``S/T`` or ``T_S``, or for all splits in ``T``,
+    with the suffix .jsonl, .json, .csv or .parquet; T is the task's name or its dataset's (``agronomy`` of
+    ``cmmlu_agronomy``). Few-shot examples that have no data of their own are drawn from what is measured,
+    without the item itself.
 
     Errors: BadInput where a file is missing.
     """
@@ -68,7 +72,9 @@ def with_data(manager: "TaskManager", name: str, path: Path) -> "TaskManager":
     found = list(leaves(manager, name))
     if not found or (path.is_file() and len(found) > 1):
         what = f"{len(found)} tasks" if found else "no YAML task"
-        raise BadInput(f"--tasks {name}={path}: {name} is {what} of lm-eval; give a folder with a file for each")
+        raise BadInput(
+            f"--tasks {name}={path}: {name} is {what} of lm-eval; give a folder with a file for each"
+        )
     for leaf, original, config in found:
         document = {"include": str(original), "task": leaf, **_data(path, leaf, config, folder)}
         target = folder / f"{leaf}.yaml"
@@ -86,7 +92,8 @@ def _data(path: Path, leaf: str, config: dict[str, Any], scratch: Path) -> dict[
     measured = config.get("test_split") or config.get("validation_split")
     if not measured:
         raise BadInput(
-            f"--tasks {leaf}={path}: the task says neither test_split nor validation_split, so its data cannot be replaced"
+            f"--tasks {leaf}={path}: the task says neither test_split nor validation_split, so its data "
+            "cannot be replaced"
         )
     names = [n for n in (leaf, config.get("dataset_name")) if n]
     files: dict[str, Path] = {}
@@ -107,7 +114,9 @@ def _data(path: Path, leaf: str, config: dict[str, Any], scratch: Path) -> dict[
     if config.get("fewshot_split") not in files:
         replaced["fewshot_split"] = measured
     if measured in (config.get("fewshot_split"), replaced.get("fewshot_split")):
-        replaced["test_split"] = measured  # lm-eval leaves an item out of its own examples where they come from this split
+        replaced["test_split"] = (
+            measured  # lm-eval leaves an item out of its own examples where they come from this split
+        )
     source = {"data_files": {split: str(file) for split, file in data.items()}}
     return replaced | {"dataset_path": kinds.pop(), "dataset_name": None, "dataset_kwargs": source}
 
@@ -121,14 +130,15 @@ def _missing(path: Path, leaf: str, names: list[str], split: str) -> Path:
     if not path.exists():
         raise BadInput(f"--tasks: {path}: no such file or folder")
     raise BadInput(
-        f"--tasks: {path}: holds no data of {leaf}; expected {names[-1]}.jsonl, or {split}/{names[-1]}.csv, or the like"
+        f"--tasks: {path}: holds no data of {leaf}; expected {names[-1]}.jsonl, or {split}/{names[-1]}.csv, "
+        "or the like"
     )
 
 
 def _in_harness_form(file: Path, scratch: Path) -> Path:
-    """The file, or what lm-eval's definitions can read in its place: of a CSV every value as text (datasets would guess types
-    from the first rows), of GSM8K as llm-foundry keeps it (context, chain_of_thought, answer) question and answer, of what is not
-    UTF-8 with LF line ends (``quantize.documents``) that."""
+    """The file, or what lm-eval's definitions can read in its place: of a CSV every value as text (datasets
+    would guess types from the first rows), of GSM8K as llm-foundry keeps it (context, chain_of_thought,
+    answer) question and answer, of what is not UTF-8 with LF line ends (``quantize.documents``) that."""
     if file.suffix == ".parquet":
         return file
     document = read_document(file)
@@ -139,7 +149,10 @@ def _in_harness_form(file: Path, scratch: Path) -> Path:
     if not all(isinstance(item, dict) for item in items):
         raise BadInput(f"{file}: expected objects, one item a line")
     if items and set(items[0]) == {"context", "chain_of_thought", "answer"}:
-        items = [{"question": i["context"], "answer": f"{i['chain_of_thought']}\n#### {i['answer']}"} for i in items]
+        items = [
+            {"question": i["context"], "answer": f"{i['chain_of_thought']}\n#### {i['answer']}"}
+            for i in items
+        ]
     elif file.suffix != ".csv" and not document.read_as and "\n\n" not in document.text:
         return file
     lines = "".join(json.dumps(item, ensure_ascii=False) + "\n" for item in items)

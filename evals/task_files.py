@@ -1,5 +1,5 @@
-"""Tasks as a person names them: lm-eval's own names, its names on local data (``NAME=PATH``), suites of them, a YAML task of
-lm-eval, a local ``.jsonl``, or HellaSwag's text form.
+"""Tasks as a person names them: lm-eval's own names, its names on local data (``NAME=PATH``), suites of them,
+a YAML task of lm-eval, a local ``.jsonl``, or HellaSwag's text form.
 
 A ``.jsonl`` holds one item a line, all of one form:
 
@@ -7,8 +7,8 @@ A ``.jsonl`` holds one item a line, all of one form:
 - ``{"context_options", "continuation", "gold"}``: which context makes the continuation likelier;
 - ``{"context", "continuation"}``: whether greedy decoding gives the continuation.
 
-``"delimiter"`` (default one space, the same in every item) stands between context and choice. Every file becomes a task of
-lm-eval, which counts; ``export_yaml`` writes that task down for plain lm-eval.
+``"delimiter"`` (default one space, the same in every item) stands between context and choice. Every file
+becomes a task of lm-eval, which counts; ``export_yaml`` writes that task down for plain lm-eval.
 """
 
 import difflib
@@ -72,7 +72,8 @@ class LocalTask:
                 "metric_list": [accuracy, normalized],
             }
         if self.form == "contexts":
-            # lm-eval's way for WinoGrande: doc_to_text gives the number of the right context, the choices are the contexts.
+            # lm-eval's way for WinoGrande: doc_to_text gives the number of the right context, the choices are
+            # the contexts.
             return shared | {
                 "output_type": "multiple_choice",
                 "doc_to_text": "gold",
@@ -84,7 +85,10 @@ class LocalTask:
             "output_type": "loglikelihood",
             "doc_to_text": "context",
             "doc_to_target": "{{" + repr(self.delimiter) + " + continuation}}",
-            "metric_list": [accuracy, {"metric": "perplexity", "aggregation": "perplexity", "higher_is_better": False}],
+            "metric_list": [
+                accuracy,
+                {"metric": "perplexity", "aggregation": "perplexity", "higher_is_better": False},
+            ],
         }
 
     def lm_eval_config(self) -> dict[str, Any]:
@@ -101,8 +105,8 @@ class LocalTask:
 
 @dataclass(frozen=True)
 class HarnessTask:
-    """A task that lm-eval knows by name, or the path of a YAML task, and the ``manager`` to load it with. ``path``: of its data,
-    where they are not lm-eval's."""
+    """A task that lm-eval knows by name, or the path of a YAML task, and the ``manager`` to load it with.
+    ``path``: of its data, where they are not lm-eval's."""
 
     name: str
     manager: "TaskManager"
@@ -123,7 +127,8 @@ def parse_tasks(
 ) -> list[Task]:
     """``allow_code``: tasks may run the code that a model writes. ``allow_task_code``: and code of their own.
 
-    Errors: BadInput naming the file and line that is malformed, or for an unknown name the nearest known ones.
+    Errors: BadInput naming the file and line that is malformed, or for an unknown name the nearest known
+    ones.
     """
     found: list[Task] = []
     for typed in names:
@@ -134,7 +139,9 @@ def parse_tasks(
             task = _parse(member, typed_path(data) if equals else None, say, (allow_task_code, allow_code))
             task = replace(task, typed=typed if member == suite else member)
             if task.name in {t.name for t in found}:
-                raise BadInput(f"--tasks: {task.name} is there twice; name the files differently or list it once")
+                raise BadInput(
+                    f"--tasks: {task.name} is there twice; name the files differently or list it once"
+                )
             found.append(task)
     return found
 
@@ -161,7 +168,8 @@ def read_items(path: Path) -> LocalTask:
 
 
 def _named_on(name: str, data: Path, allowed: tuple[bool, bool]) -> Task:
-    """lm-eval's task ``name`` on local data; a file whose items are in a form of ours needs no definition but its own."""
+    """lm-eval's task ``name`` on local data; a file whose items are in a form of ours needs no definition but
+    its own."""
     here = [data] if data.is_file() else [data / f"{name}{suffix}" for suffix in (".jsonl", ".txt")]
     for path in here:
         if path.suffix == ".txt" and path.is_file():
@@ -192,7 +200,10 @@ def read_jsonl(path: Path) -> LocalTask:
             delimiter = str(item.get("delimiter", " "))
         _check_item(item, form, where)
         if str(item.get("delimiter", " ")) != delimiter:
-            raise BadInput(f"{where}: delimiter {item.get('delimiter')!r} differs from {delimiter!r} above; one file has one")
+            raise BadInput(
+                f"{where}: delimiter {item.get('delimiter')!r} differs from {delimiter!r} above; one file "
+                "has one"
+            )
         items.append({key: item[key] for key in FORMS[form]})
     if not items:
         raise BadInput(f"{path}: holds no items; expected one JSON object a line")
@@ -213,8 +224,17 @@ def _check_item(item: dict[str, Any], form: str, where: str) -> None:
             raise BadInput(f"{where}: lacks {key!r}, which the first item has")
         value = item[key]
         if not isinstance(value, kind) or isinstance(value, bool):
-            raise BadInput(f"{where}: {key} must be {kind.__name__ if isinstance(kind, type) else kind}, is {value!r:.40}")
-    options = item.get("choices") if form == "choices" else item.get("context_options") if form == "contexts" else None
+            raise BadInput(
+                f"{where}: {key} must be {kind.__name__ if isinstance(kind, type) else kind}, is "
+                f"{value!r:.40}"
+            )
+    options = (
+        item.get("choices")
+        if form == "choices"
+        else item.get("context_options")
+        if form == "contexts"
+        else None
+    )
     if options is None:
         if not item["continuation"].strip():
             raise BadInput(f"{where}: continuation is empty")
@@ -232,13 +252,16 @@ def read_hellaswag(path: Path) -> LocalTask:
         lines.pop()
     if len(lines) % 6:
         raise BadInput(
-            f"{path}: has {len(lines)} lines, not a multiple of 6 (query, gold, four endings); use .jsonl for other forms"
+            f"{path}: has {len(lines)} lines, not a multiple of 6 (query, gold, four endings); use .jsonl "
+            "for other forms"
         )
     items = []
     for start in range(0, len(lines), 6):
         gold = lines[start + 1].strip()
         if gold not in ("0", "1", "2", "3"):
-            raise BadInput(f"{path}:{start + 2}: expected the number of the right ending (0 to 3), got {gold!r:.40}")
+            raise BadInput(
+                f"{path}:{start + 2}: expected the number of the right ending (0 to 3), got {gold!r:.40}"
+            )
         items.append({"query": lines[start], "choices": lines[start + 2 : start + 6], "gold": int(gold)})
     return LocalTask(path.stem, path, "choices", tuple(items))
 
@@ -253,7 +276,8 @@ def read_yaml(path: Path, allowed: tuple[bool, bool] = (False, False)) -> Harnes
 
 @cache
 def task_manager(names: bool) -> "TaskManager":
-    """lm-eval's loader of tasks; with ``names`` it knows lm-eval's own, whose thousands of files it reads first (some 10 s).
+    """lm-eval's loader of tasks; with ``names`` it knows lm-eval's own, whose thousands of files it reads
+    first (some 10 s).
 
     Errors: BadInput where lm-eval is not installed.
     """
@@ -272,19 +296,24 @@ def known_task(name: str, allowed: tuple[bool, bool] = (False, False)) -> Harnes
         close = difflib.get_close_matches(name, [*SUITES, HELD_OUT, *manager.all_tasks], n=3, cutoff=0.6)
         hint = f" (did you mean {' or '.join(close)}?)" if close else ""
         suites = ", ".join(SUITES)
-        raise BadInput(f"unknown task {name!r}{hint}; suites are {suites}, and `lm-eval ls tasks` lists lm-eval's names")
+        raise BadInput(
+            f"unknown task {name!r}{hint}; suites are {suites}, and `lm-eval ls tasks` lists lm-eval's names"
+        )
     for leaf, _, config in leaves(manager, name):
         check_config(leaf, config, *allowed)
     return HarnessTask(name, manager)
 
 
 def export_yaml(task: LocalTask, folder: Path) -> Path:
-    """Write ``<name>.yaml`` and ``<name>.jsonl`` with which plain lm-eval (--include_path) runs the same task."""
+    """Write ``<name>.yaml`` and ``<name>.jsonl`` with which plain lm-eval (--include_path) runs the same
+    task."""
     import yaml
 
     folder.mkdir(parents=True, exist_ok=True)
     data = folder / f"{task.name}.jsonl"
-    data.write_text("".join(json.dumps(item, ensure_ascii=False) + "\n" for item in task.items), encoding="utf-8")
+    data.write_text(
+        "".join(json.dumps(item, ensure_ascii=False) + "\n" for item in task.items), encoding="utf-8"
+    )
     source = {"dataset_path": "json", "dataset_kwargs": {"data_files": {"test": str(data.resolve())}}}
     path = folder / f"{task.name}.yaml"
     path.write_text(yaml.safe_dump(task.config() | source, sort_keys=False), encoding="utf-8")

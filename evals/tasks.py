@@ -1,4 +1,5 @@
-"""Task accuracy through lm-eval, for whatever a runtime opens: rows with each item's outcome, for paired tests."""
+"""Task accuracy through lm-eval, for whatever a runtime opens: rows with each item's outcome, for paired
+tests."""
 
 import contextlib
 import hashlib
@@ -41,8 +42,8 @@ OWN_EXAMPLE = (
 
 @dataclass(frozen=True)
 class TaskOptions:
-    """lm-eval's. ``limit``: items of each task. ``num_fewshot`` None: each task's own. ``allow_code``: run what models write.
-    ``allow_task_code``: run what task files name."""
+    """lm-eval's. ``limit``: items of each task. ``num_fewshot`` None: each task's own. ``allow_code``: run
+    what models write. ``allow_task_code``: run what task files name."""
 
     limit: int | None = None
     num_fewshot: int | None = None
@@ -62,12 +63,14 @@ def run_tasks(
     special: SpecialIds,
     own: Path | None = None,
 ) -> list[EvalResult]:
-    """One row per task and metric of lm-eval's; of a group that lm-eval averages, the average alone, its tasks in ``detail``.
+    """One row per task and metric of lm-eval's; of a group that lm-eval averages, the average alone, its
+    tasks in ``detail``.
 
     ``own``: the artifact's GGUF file or folder, whose chat template counts where the
     source's tokenizer is not at hand.
 
-    Errors: StepFailed where lm-eval fails on a task, with its reason; BadInput where a chat template is wanted and there is none.
+    Errors: StepFailed where lm-eval fails on a task, with its reason; BadInput where a chat template is
+    wanted and there is none.
     """
     from evals.harness import RuntimeLM
 
@@ -81,7 +84,8 @@ def run_tasks(
     for task in tasks:
         if isinstance(task, LocalTask) and (options.num_fewshot or 0) >= len(task.items):
             raise BadInput(
-                f"--num-fewshot {options.num_fewshot}: {task.name} has {len(task.items)} items, and an item is not among its own "
+                f"--num-fewshot {options.num_fewshot}: {task.name} has {len(task.items)} items, and an item "
+                "is not among its own "
                 f"examples; ask for at most {len(task.items) - 1}"
             )
         with _progress(f"{heading.artifact} {Path(task.name).stem}", progress) as advance:
@@ -117,10 +121,13 @@ def _one_task(model: Any, task: Task, heading: Heading, options: TaskOptions, id
             raise
         except (OSError, ConnectionError) as error:
             raise StepFailed(
-                f"task {task.name}: its data cannot be fetched ({_first_line(error)}); connect, or use a local file"
+                f"task {task.name}: its data cannot be fetched ({_first_line(error)}); connect, or use a "
+                "local file"
             ) from error
         except failures as error:
-            raise StepFailed(f"task {task.name}: lm-eval failed: {type(error).__name__}: {_first_line(error)}") from error
+            raise StepFailed(
+                f"task {task.name}: lm-eval failed: {type(error).__name__}: {_first_line(error)}"
+            ) from error
     if isinstance(task, LocalTask) and task.is_hellaswag:
         _score_per_token(outcome, task.name, model.scored)
     rows: list[EvalResult] = []
@@ -130,7 +137,10 @@ def _one_task(model: Any, task: Task, heading: Heading, options: TaskOptions, id
             for member in members
             for sample in sorted(outcome["samples"].get(member, []), key=lambda s: s["doc_id"])
         ]
-        said = [*sorted(model.remarks), *([OWN_EXAMPLE] if any(_is_its_own_example(outcome, m) for m in members) else [])]
+        said = [
+            *sorted(model.remarks),
+            *([OWN_EXAMPLE] if any(_is_its_own_example(outcome, m) for m in members) else []),
+        ]
         remarks = [f"{name}: {remark}" for remark in said]
         base = EvalResult(
             artifact=heading.artifact,
@@ -156,25 +166,38 @@ def _one_task(model: Any, task: Task, heading: Heading, options: TaskOptions, id
         )
         for key, value in metrics.items():
             if _is_metric(key, value):
-                parts = {m: v for m in members if members != [name] and (v := outcome["results"][m].get(key)) is not None}
+                parts = {
+                    m: v
+                    for m in members
+                    if members != [name] and (v := outcome["results"][m].get(key)) is not None
+                }
                 own = replace(base, detail=base.detail | {"members": parts}) if parts else base
                 rows.append(_row(own, key, value, metrics, samples, model.non_finite))
     return rows
 
 
-def _score_per_token(outcome: dict[str, Any], name: str, scored: Mapping[tuple[str, str], tuple[list[int], np.ndarray]]) -> None:
-    """Adds llama-perplexity's ``--hellaswag`` to lm-eval's outcome: the mean over tokens from the first that differs decides."""
+def _score_per_token(
+    outcome: dict[str, Any], name: str, scored: Mapping[tuple[str, str], tuple[list[int], np.ndarray]]
+) -> None:
+    """Adds llama-perplexity's ``--hellaswag`` to lm-eval's outcome: the mean over tokens from the first that
+    differs decides."""
     for sample in outcome["samples"][name]:
         choices = [scored[tuple(pair)] for pair in sample["arguments"]]
         shared = common_beginning([tokens for tokens, _ in choices])
-        means = [log_probs[shared:].mean() if len(log_probs) > shared else -math.inf for _, log_probs in choices]
+        means = [
+            log_probs[shared:].mean() if len(log_probs) > shared else -math.inf for _, log_probs in choices
+        ]
         sample[PER_TOKEN] = float(np.argmax(means) == sample["doc"]["gold"])
     right = np.array([sample[PER_TOKEN] for sample in outcome["samples"][name]])
-    outcome["results"][name] |= {f"{PER_TOKEN},none": right.mean(), f"{PER_TOKEN}_stderr,none": statistics.mean_stderr(right)}
+    outcome["results"][name] |= {
+        f"{PER_TOKEN},none": right.mean(),
+        f"{PER_TOKEN}_stderr,none": statistics.mean_stderr(right),
+    }
 
 
 def _measured(outcome: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any], list[str]]]:
-    """(name, metrics, tasks) of every task, and in place of tasks whose average lm-eval takes, of the group."""
+    """(name, metrics, tasks) of every task, and in place of tasks whose average lm-eval takes, of the
+    group."""
     children: dict[str, list[str]] = outcome.get("group_subtasks", {})
 
     def below(name: str) -> list[str]:
@@ -198,7 +221,11 @@ def _is_its_own_example(outcome: dict[str, Any], task: str) -> bool:
     config = outcome.get("configs", {}).get(task, {})
     if not outcome.get("n-shot", {}).get(task) or (config.get("fewshot_config") or {}).get("samples"):
         return False
-    test, validation, split = config.get("test_split"), config.get("validation_split"), config.get("fewshot_split")
+    test, validation, split = (
+        config.get("test_split"),
+        config.get("validation_split"),
+        config.get("fewshot_split"),
+    )
     source = split or config.get("training_split") or validation or test
     return source == (test or validation) and split != test
 
@@ -214,9 +241,15 @@ def _is_metric(key: str, value: Any) -> bool:
 
 
 def _row(
-    base: EvalResult, key: str, value: float, metrics: dict[str, Any], samples: list[dict[str, Any]], non_finite: set[Any]
+    base: EvalResult,
+    key: str,
+    value: float,
+    metrics: dict[str, Any],
+    samples: list[dict[str, Any]],
+    non_finite: set[Any],
 ) -> EvalResult:
-    """``non_finite``: items with such logits. They count as wrong, whichever choice lm-eval took for likeliest."""
+    """``non_finite``: items with such logits. They count as wrong, whichever choice lm-eval took for
+    likeliest."""
     metric, _, chosen_filter = key.partition(",")
     stderr = metrics.get(f"{metric}_stderr,{chosen_filter}")
     asked = [s for s in samples if metric in s and s.get("filter", chosen_filter) == chosen_filter]
@@ -247,17 +280,24 @@ def _row(
         interval=bounds,
         n=len(items),
         samples=tuple(per_item) if whole else (),
-        protocol_parameters=base.protocol_parameters | ({"filter": chosen_filter} if chosen_filter != "none" else {}),
+        protocol_parameters=base.protocol_parameters
+        | ({"filter": chosen_filter} if chosen_filter != "none" else {}),
     )
 
 
 def pair_with_reference(rows: list[EvalResult]) -> list[EvalResult]:
-    """Adds ``vs_reference`` (difference, interval, p of exact McNemar, p adjusted by Holm over the candidates) to task rows."""
+    """Adds ``vs_reference`` (difference, interval, p of exact McNemar, p adjusted by Holm over the
+    candidates) to task rows."""
     known = {_asked(r): r for r in rows if r.task and r.role == "reference" and r.samples}
     found: dict[int, statistics.Difference] = {}
     for index, row in enumerate(rows):
         base = known.get(_asked(row))
-        if base and row.role == "" and len(row.samples) == len(base.samples) and set(base.samples + row.samples) <= {0.0, 1.0}:
+        if (
+            base
+            and row.role == ""
+            and len(row.samples) == len(base.samples)
+            and set(base.samples + row.samples) <= {0.0, 1.0}
+        ):
             found[index] = statistics.accuracy_difference(np.array(row.samples), np.array(base.samples))
     out = list(rows)
     for asked in known:
@@ -277,7 +317,12 @@ def pair_with_reference(rows: list[EvalResult]) -> list[EvalResult]:
 
 def _asked(row: EvalResult) -> tuple[Any, ...]:
     """What a row measures: a task has rows of several metrics and filters, and two tasks may share a name."""
-    return (row.task, row.metric, repr(sorted(row.protocol_parameters.items())), row.environment.get("items_sha256"))
+    return (
+        row.task,
+        row.metric,
+        repr(sorted(row.protocol_parameters.items())),
+        row.environment.get("items_sha256"),
+    )
 
 
 @contextmanager
@@ -305,7 +350,12 @@ def _quiet() -> Iterator[None]:
 def _progress(what: str, wanted: bool) -> Iterator[Callable[[str, int], Callable[[int], None]]]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=console(stderr=True), disable=not wanted) as bar:
 
         def begin(unit: str, total: int) -> Callable[[int], None]:

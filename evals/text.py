@@ -1,4 +1,5 @@
-"""The text that is measured, and its token ids: made once, by the source's own tokenizer, for every artifact alike."""
+"""The text that is measured, and its token ids: made once, by the source's own tokenizer, for every artifact
+alike."""
 
 import hashlib
 import platform
@@ -17,8 +18,8 @@ HELD_OUT = "held-out"
 
 
 class MeasuredText:
-    """``ids``: ``source`` or ``runtime``. ``tokens``: only so many of the text's. ``cache``: folder that keeps the source's ids
-    for other processes. ``made``: windows by protocol as typed."""
+    """``ids``: ``source`` or ``runtime``. ``tokens``: only so many of the text's. ``cache``: folder that
+    keeps the source's ids for other processes. ``made``: windows by protocol as typed."""
 
     def __init__(
         self,
@@ -53,7 +54,10 @@ class MeasuredText:
             self.body = held_out_text()
             release = f"pydoc_data.topics of Python {platform.python_version()}"
             digest = hashlib.sha256(self.body.encode()).hexdigest()
-            self._say(f"text: the demo's held-out text, {release}, sha256 {digest[:12]} (it differs by Python release)")
+            self._say(
+                f"text: the demo's held-out text, {release}, sha256 {digest[:12]} (it differs by Python "
+                "release)"
+            )
             name = f"{HELD_OUT} ({release})"
         self._warn_of_calibration()
         return name
@@ -64,12 +68,14 @@ class MeasuredText:
             record = typed.manifest.calibration if typed.manifest else None
             if record and record.sha256 == digest:
                 self._say(
-                    f"warning: {typed.name} was calibrated on this very text ({record.source}): its numbers here flatter it; "
+                    f"warning: {typed.name} was calibrated on this very text ({record.source}): its numbers "
+                    "here flatter it; "
                     "evaluate on another text"
                 )
 
     def tokenizer(self, typed: Typed) -> SourceTokenizer | None:
-        """The source's, of the reference if there is one, so that all share it; None with runtime ids or where it is missing."""
+        """The source's, of the reference if there is one, so that all share it; None with runtime ids or
+        where it is missing."""
         if self.ids != "source":
             return None
         for candidate in (self.reference, typed, *self.artifacts):
@@ -79,7 +85,8 @@ class MeasuredText:
                     self._tokenizers[folder] = SourceTokenizer.open(folder)
                 return self._tokenizers[folder]
         self._say_once(
-            f"{typed.name}: its source's tokenizer is not at hand (give --reference): token ids are made by the runtime's own"
+            f"{typed.name}: its source's tokenizer is not at hand (give --reference): token ids are made by "
+            "the runtime's own"
         )
         return None
 
@@ -107,7 +114,8 @@ class MeasuredText:
         return windows
 
     def special(self, typed: Typed) -> SpecialIds:
-        """Of the tokenizer that makes ``typed``'s token ids; what ends generation as the reference has it, else ``typed``."""
+        """Of the tokenizer that makes ``typed``'s token ids; what ends generation as the reference has it,
+        else ``typed``."""
         tokenizer = self.tokenizer(typed)
         models = [self.reference, typed] if tokenizer else [typed]
         if tokenizer is None and typed.gguf:

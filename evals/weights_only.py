@@ -1,8 +1,10 @@
-"""What a GGUF's weights alone do: its dequantized tensors in the reference's runtime. llama.cpp on a CPU rounds activations.
+"""What a GGUF's weights alone do: its dequantized tensors in the reference's runtime. llama.cpp on a CPU
+rounds activations.
 
-That is a pass of the whole reference model for every GGUF, where the reference itself runs once for all of them. So by default
-(``sample``) it is taken on few windows (``Windows.spread``): for four candidates together, a twentieth of the reference's time.
-Beside it stands the divergence of the file itself, in its own runtime, on those very tokens.
+That is a pass of the whole reference model for every GGUF, where the reference itself runs once for all of
+them. So by default (``sample``) it is taken on few windows (``Windows.spread``): for four candidates
+together, a twentieth of the reference's time. Beside it stands the divergence of the file itself, in its own
+runtime, on those very tokens.
 """
 
 from collections.abc import Callable, Sequence
@@ -31,7 +33,8 @@ HOW_MUCH = ("sample", "full", "none")
 
 @dataclass(frozen=True)
 class Measured:
-    """Of one protocol: the windows, what is known of the reference there, and how the artifact diverged in its own runtime."""
+    """Of one protocol: the windows, what is known of the reference there, and how the artifact diverged in
+    its own runtime."""
 
     windows: Windows
     reference: ReferenceRows
@@ -52,8 +55,8 @@ def weights_only_rows(
     heading: Heading,
     say: Callable[[str], None],
 ) -> list[EvalResult]:
-    """``kl_weights_only`` for each protocol of a GGUF file, ours or not, and ``kl_same_tokens``, its ``kl_mean`` on those tokens;
-    empty, with the reason said, where they cannot be had."""
+    """``kl_weights_only`` for each protocol of a GGUF file, ours or not, and ``kl_same_tokens``, its
+    ``kl_mean`` on those tokens; empty, with the reason said, where they cannot be had."""
     if not measured or reference is None or reference.gguf:
         return []
     try:
@@ -63,23 +66,30 @@ def weights_only_rows(
                 indices = chosen_windows(each.windows, how_much)
                 shared = each.windows.only(indices)
                 found = compare(each.reference.only(each.windows, indices), runtime, shared, None, typed.name)
-                how = {"how": "its dequantized tensors in the reference's runtime", "runtime": runtime.describe()}
+                how = {
+                    "how": "its dequantized tensors in the reference's runtime",
+                    "runtime": runtime.describe(),
+                }
                 rows.append(_mean(found, each, shared, heading, "kl_weights_only", how))
-                rows.append(_mean(each.divergences.only(indices), each, shared, heading, "kl_same_tokens", {}))
+                rows.append(
+                    _mean(each.divergences.only(indices), each, shared, heading, "kl_same_tokens", {})
+                )
             return rows
     except Exception as error:  # anybody's file in another library: its own rows must not be lost to these
         say(f"{typed.name}: no kl_weights_only: {one_line(error)}")
         return []
 
 
-def _mean(d: Divergences, each: Measured, shared: Windows, heading: Heading, metric: str, more: dict[str, Any]) -> EvalResult:
+def _mean(
+    d: Divergences, each: Measured, shared: Windows, heading: Heading, metric: str, more: dict[str, Any]
+) -> EvalResult:
     row = divergence_rows(d, shared, heading)[0]
     return replace(row, metric=metric, detail=row.detail | {"of_chunks": len(each.windows.windows)} | more)
 
 
 def _dequantized(typed: Typed, reference: Typed, run: RunOptions) -> TransformersRuntime:
-    """The reference's model with the file's weights, float32 where ``run`` names no dtype. Errors: StepFailed where memory does
-    not suffice; BadInput and Unsupported where the file is none of the reference."""
+    """The reference's model with the file's weights, float32 where ``run`` names no dtype. Errors: StepFailed
+    where memory does not suffice; BadInput and Unsupported where the file is none of the reference."""
     assert typed.gguf is not None
     checkpoint = open_checkpoint(str(reference.path), trust_remote_code=run.trust_remote_code)
     check_room(2 * 4 * checkpoint.parameters, run)  # as they are read and in the model

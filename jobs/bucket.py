@@ -1,4 +1,5 @@
-"""Objects under a URL that fsspec can open, such as ``s3://bucket/prefix``: what a shared cache and Ray's nodes need of it.
+"""Objects under a URL that fsspec can open, such as ``s3://bucket/prefix``: what a shared cache and Ray's
+nodes need of it.
 
 An object appears whole or not at all, and nothing can be renamed or locked. Whatever goes wrong is one line.
 """
@@ -15,7 +16,9 @@ Found = TypeVar("Found")
 
 #: Written on first use: only then is it known whether the bucket is there and may be written.
 MARKER = "quantwright.txt"
-MARKER_TEXT = b"Artifacts and logits of quantwright jobs (--cache, --store). May be deleted while no job is running.\n"
+MARKER_TEXT = (
+    b"Artifacts and logits of quantwright jobs (--cache, --store). May be deleted while no job is running.\n"
+)
 LOCAL_TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
@@ -35,7 +38,8 @@ def is_url(place: str) -> bool:
 class Bucket:
     """``option``: what the person gave the URL to. Names of objects are relative to it.
 
-    Errors: BadInput where it cannot be used: no such bucket, no credentials, nobody there, a package that is missing.
+    Errors: BadInput where it cannot be used: no such bucket, no credentials, nobody there, a package that is
+    missing.
     """
 
     def __init__(self, url: str, option: str):
@@ -44,11 +48,18 @@ class Bucket:
         self.url = url.rstrip("/")
         protocol = url.partition("://")[0]
         if not is_url(url) or protocol == "memory":
-            raise BadInput(f"{option} {url}: expected a URL that all machines can reach, such as s3://bucket/prefix")
+            raise BadInput(
+                f"{option} {url}: expected a URL that all machines can reach, such as s3://bucket/prefix"
+            )
         if not url.partition("://")[2].strip("/") and protocol not in ("file", "local"):
-            raise BadInput(f"{option} {url}: cannot be used (it names no bucket or host); give a URL such as s3://bucket/prefix")
+            raise BadInput(
+                f"{option} {url}: cannot be used (it names no bucket or host); give a URL such as "
+                "s3://bucket/prefix"
+            )
         try:
-            self._files, root = url_to_fs(url, **({"auto_mkdir": True} if protocol in ("file", "local") else {}))
+            self._files, root = url_to_fs(
+                url, **({"auto_mkdir": True} if protocol in ("file", "local") else {})
+            )
         except ImportError as error:
             if protocol in ("s3", "s3a"):
                 raise BadInput(f"{option} {url}: needs s3fs; install with: {install_command('s3')}") from None
@@ -61,8 +72,12 @@ class Bucket:
                 self.write(MARKER, MARKER_TEXT)
         except (BucketError, OSError) as error:
             what = str(error).removeprefix(f"{self.url}: ")
-            hint = " (AWS_ACCESS_KEY_ID and the like) and AWS_ENDPOINT_URL" if protocol in ("s3", "s3a") else ""
-            raise BadInput(f"{option} {url}: cannot be used ({what}); check its name and your credentials{hint}") from None
+            hint = (
+                " (AWS_ACCESS_KEY_ID and the like) and AWS_ENDPOINT_URL" if protocol in ("s3", "s3a") else ""
+            )
+            raise BadInput(
+                f"{option} {url}: cannot be used ({what}); check its name and your credentials{hint}"
+            ) from None
 
     def read(self, name: str) -> bytes | None:
         """None where there is no such object. Errors: BucketError, as of all that follow."""
@@ -94,7 +109,9 @@ class Bucket:
     def _do(self, what: Callable[..., Any], *arguments: Any) -> Any:
         try:
             return what(*arguments)
-        except Exception as error:  # of whatever library speaks the protocol: botocore's and aiohttp's are no OSErrors
+        except (
+            Exception
+        ) as error:  # of whatever library speaks the protocol: botocore's and aiohttp's are no OSErrors
             if isinstance(error, OSError) and error.errno in LOCAL_TROUBLE:
                 raise
             raise BucketError(f"{self.url}: {_line(error)}", error) from error

@@ -1,9 +1,10 @@
-"""A folder that several runs, users and machines share: what one has made under a key, the others copy instead of making it.
+"""A folder that several runs, users and machines share: what one has made under a key, the others copy
+instead of making it.
 
-An entry is a folder of files and their SHA256SUMS (``sha256sum -c`` checks it), renamed into place when complete and never
-changed after. What is copied out is hashed on the way: an entry that does not match is put aside under ``quarantine`` and made
-anew. A lock of each key lets the second of two runs wait for the first; where the file system has no locks both work, and one
-of two equal entries stays.
+An entry is a folder of files and their SHA256SUMS (``sha256sum -c`` checks it), renamed into place when
+complete and never changed after. What is copied out is hashed on the way: an entry that does not match is put
+aside under ``quarantine`` and made anew. A lock of each key lets the second of two runs wait for the first;
+where the file system has no locks both work, and one of two equal entries stays.
 """
 
 import fcntl
@@ -34,12 +35,15 @@ class SharedCache:
             for name in ("steps", "locks"):
                 (self.root / name).mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise BadInput(f"cache {root}: cannot be made ({error.strerror}); choose another --cache") from None
+            raise BadInput(
+                f"cache {root}: cannot be made ({error.strerror}); choose another --cache"
+            ) from None
 
     def entry(self, key: str) -> Path:
         return self.root / "steps" / key[:2] / key
 
-    # -- one maker at a time -------------------------------------------------------------------------------------------------
+    # -- one maker at a time
+    # -------------------------------------------------------------------------------------------------
 
     def claim(self, key: str) -> bool:
         """Whether this run may make the key's entry, until ``release``; False while another run is at it."""
@@ -58,7 +62,8 @@ class SharedCache:
         return True
 
     def held(self, key: str) -> list[int]:
-        """The lock's descriptor, for the step's process to inherit: it must outlive a runner that is killed."""
+        """The lock's descriptor, for the step's process to inherit: it must outlive a runner that is
+        killed."""
         return [self._locks[key]] if key in self._locks else []
 
     def release(self, key: str) -> None:
@@ -66,10 +71,12 @@ class SharedCache:
         if file is not None:
             os.close(file)
 
-    # -- entries -------------------------------------------------------------------------------------------------------------
+    # -- entries
+    # --------------------------------------------------------------------------------------------------------
 
     def fetch(self, key: str, into: Path) -> bool:
-        """Copy the entry's files into the folder ``into``; False where there is none, or it is damaged (``into`` is then empty).
+        """Copy the entry's files into the folder ``into``; False where there is none, or it is damaged
+        (``into`` is then empty).
 
         Errors: OSError where ``into`` cannot be written.
         """
@@ -98,7 +105,10 @@ class SharedCache:
             entry.rename(target)
             self.say(f"cache: {entry} is damaged ({why}); put aside as {target} and made anew")
         except OSError as error:
-            self.say(f"cache: {entry} is damaged ({why}) and cannot be put aside ({error.strerror}); made anew for this run")
+            self.say(
+                f"cache: {entry} is damaged ({why}) and cannot be put aside ({error.strerror}); made anew "
+                "for this run"
+            )
 
     def store(self, key: str, files: Mapping[str, Path]) -> None:
         """``files``: name in the entry -> file. What hinders it is said, and costs the entry only."""
@@ -163,7 +173,8 @@ def _read_sums(entry: Path) -> dict[str, str]:
 
 
 def _copy(source: Path, target: Path) -> str:
-    """sha256 of what was copied. Errors: Damaged where the source cannot be read, OSError where the target cannot be written."""
+    """sha256 of what was copied. Errors: Damaged where the source cannot be read, OSError where the target
+    cannot be written."""
     digest = hashlib.sha256()
     with open(target, "wb") as out:
         try:

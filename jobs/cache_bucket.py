@@ -1,9 +1,10 @@
 """The shared cache under a URL. An object store has neither rename nor locks.
 
-An entry is there once its SHA256SUMS is, which is written last. Files lie under names that hold a part of their sha256, so two
-runs that store one key at the same time never mix; the sums that came last count. Nobody waits for anybody: both runs work.
-What is fetched is hashed; an entry that does not match is put aside under ``quarantine`` and made anew. A store that cannot be
-reached any more costs the cache and nothing else: the run goes on without it.
+An entry is there once its SHA256SUMS is, which is written last. Files lie under names that hold a part of
+their sha256, so two runs that store one key at the same time never mix; the sums that came last count. Nobody
+waits for anybody: both runs work. What is fetched is hashed; an entry that does not match is put aside under
+``quarantine`` and made anew. A store that cannot be reached any more costs the cache and nothing else: the
+run goes on without it.
 """
 
 from collections.abc import Callable, Mapping
@@ -34,8 +35,8 @@ class BucketCache:
         pass
 
     def fetch(self, key: str, into: Path) -> bool:
-        """Copy the entry's files into the folder ``into``; False where there is none, or it is damaged, or out of reach (``into``
-        is then empty).
+        """Copy the entry's files into the folder ``into``; False where there is none, or it is damaged, or
+        out of reach (``into`` is then empty).
 
         Errors: OSError where ``into`` cannot be written.
         """
@@ -49,7 +50,9 @@ class BucketCache:
             try:
                 sums = _placed(parse_sums(listed))
                 for name, digest in sums.items():
-                    self._fetch_file(f"{entry}/{name}", digest, into / PurePosixPath(name).relative_to(_first(name)))
+                    self._fetch_file(
+                        f"{entry}/{name}", digest, into / PurePosixPath(name).relative_to(_first(name))
+                    )
                 return True
             except Damaged as damage:
                 clear(into)
@@ -81,9 +84,13 @@ class BucketCache:
                 except BucketError as error:
                     if not error.missing:
                         raise
-            self.say(f"cache: {entry} is damaged ({why}); put aside as quarantine/{key}.{number} and made anew")
+            self.say(
+                f"cache: {entry} is damaged ({why}); put aside as quarantine/{key}.{number} and made anew"
+            )
         except BucketError as error:
-            self.say(f"cache: {entry} is damaged ({why}) and cannot be put aside ({error}); made anew for this run")
+            self.say(
+                f"cache: {entry} is damaged ({why}) and cannot be put aside ({error}); made anew for this run"
+            )
 
     def store(self, key: str, files: Mapping[str, Path]) -> None:
         """``files``: name in the entry -> file. What hinders it is said, and costs the entry only."""
@@ -124,6 +131,8 @@ def _first(name: str) -> str:
 
 def _placed(sums: dict[str, str]) -> dict[str, str]:
     """Errors: Damaged where a name has no folder of its sha256."""
-    if not all(_first(name) == digest[:16] and len(PurePosixPath(name).parts) > 1 for name, digest in sums.items()):
+    if not all(
+        _first(name) == digest[:16] and len(PurePosixPath(name).parts) > 1 for name, digest in sums.items()
+    ):
         raise Damaged(f"{SUMS} is malformed")
     return sums

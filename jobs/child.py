@@ -1,4 +1,5 @@
-"""One step as a process: started in a session of its own, watched for time and memory, stopped with all that it started."""
+"""One step as a process: started in a session of its own, watched for time and memory, stopped with all that
+it started."""
 
 import contextlib
 import os
@@ -14,8 +15,8 @@ from quantize.process import child_command, child_environment, peak_rss_bytes
 
 
 class Child:
-    """``quantwright ARGUMENTS`` with ``cwd`` as working directory; stderr goes to ``log``. ``environment`` is added to this
-    process's own."""
+    """``quantwright ARGUMENTS`` with ``cwd`` as working directory; stderr goes to ``log``. ``environment`` is
+    added to this process's own."""
 
     lost = ""
     started = True
@@ -61,7 +62,8 @@ class Child:
         return time.monotonic() - self._began
 
     def poll(self) -> int | None:
-        """Exit code, negative for a signal; None while it runs. Notes the most memory that one of its processes has held."""
+        """Exit code, negative for a signal; None while it runs. Notes the most memory that one of its
+        processes has held."""
         if self.process.returncode is None:
             family = [self.pid, *descendants(self.pid)]
             self.peak_rss_bytes = max(self.peak_rss_bytes, *(peak_rss_bytes(pid) for pid in family))
@@ -78,7 +80,10 @@ class Child:
         elif memory_bytes:
             used = tree_rss_bytes(self.pid)
             if used > memory_bytes:
-                self.kill(f"held {used / 2**30:.2f} GiB, more than its memory limit of {memory_bytes / 2**30:.2f} GiB")
+                self.kill(
+                    f"held {used / 2**30:.2f} GiB, more than its memory limit of {memory_bytes / 2**30:.2f} "
+                    "GiB"
+                )
 
     def kill(self, why: str) -> None:
         self.killed_for = self.killed_for or why
@@ -143,7 +148,11 @@ def last_lines(log: Path, count: int = 4) -> list[str]:
     except OSError:
         return []
     lines = [line.split("\r")[-1].strip() for line in text.splitlines()]
-    return [line for line in lines if line and not line.startswith("$ quantwright") and any(c.isalnum() for c in line)][-count:]
+    return [
+        line
+        for line in lines
+        if line and not line.startswith("$ quantwright") and any(c.isalnum() for c in line)
+    ][-count:]
 
 
 def failure_reason(killed_for: str, log: Path, code: int) -> str:

@@ -15,26 +15,41 @@ from quantize.terminal import console
 @click.command()
 @click.argument("job", type=click.Path(path_type=Path))
 @click.option(
-    "-o", "--out", type=click.Path(path_type=Path, file_okay=False), help="run folder (default: runs/<name of the job>)"
+    "-o",
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="run folder (default: runs/<name of the job>)",
 )
 @click.option(
-    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="override a key of the job file, e.g. evaluate.limit=20000"
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="override a key of the job file, e.g. evaluate.limit=20000",
 )
 @click.option("--strict", is_flag=True, help="stop before anything runs where a combination cannot be made")
 @click.option(
     "--cache",
     metavar="FOLDER|URL",
     envvar="QUANTWRIGHT_CACHE",
-    help="shared with other runs and users (s3://... too): what one has made, the others copy  [default: the job's cache:]",
+    help="shared with other runs and users (s3://... too): what one has made, the others copy  [default: "
+    "the job's cache:]",
 )
 @click.option(
-    "--executor", type=click.Choice(["local", "ray"]), default="local", show_default=True, help="where steps run: here, or on Ray"
+    "--executor",
+    type=click.Choice(["local", "ray"]),
+    default="local",
+    show_default=True,
+    help="where steps run: here, or on Ray",
 )
-@click.option("--address", help="Ray cluster, host:port or auto  [default: $RAY_ADDRESS, else one is started here]")
+@click.option(
+    "--address", help="Ray cluster, host:port or auto  [default: $RAY_ADDRESS, else one is started here]"
+)
 @click.option(
     "--store",
     metavar="URL",
-    help="s3://... by which files go to Ray nodes that do not see the run folder  [default: the job's resources.store]",
+    help="s3://... by which files go to Ray nodes that do not see the run folder  [default: the job's "
+    "resources.store]",
 )
 @click.option("--json", "as_json", is_flag=True, help="last line of stdout is one JSON document")
 def run(
@@ -130,7 +145,8 @@ def job_name(path: Path) -> str:
 
 
 def report_document(run_folder: Path, summary: Any) -> dict[str, Any]:
-    """``{"report": path, "rows": [...]}`` as the report step printed it, now or when it last ran; the path made absolute."""
+    """``{"report": path, "rows": [...]}`` as the report step printed it, now or when it last ran; the path
+    made absolute."""
     from jobs.records import Records
 
     document = summary.report
@@ -201,11 +217,16 @@ def _cell(key: str, value: Any) -> str:
 @click.command()
 @click.argument("target")
 @click.option("--to", "recipes", help="recipes for a MODEL, separated by commas")
-@click.option("-o", "--out", type=click.Path(path_type=Path, file_okay=False), help="run folder that the job would use")
+@click.option(
+    "-o", "--out", type=click.Path(path_type=Path, file_okay=False), help="run folder that the job would use"
+)
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="override a key of the job file")
 @click.option("--json", "as_json", is_flag=True, help="last line of stdout is one JSON document")
-def plan(target: str, recipes: str | None, out: Path | None, overrides: tuple[str, ...], as_json: bool) -> int:
-    """Say what TARGET, a job file or a model, will cost: output sizes, disk, memory and time. Reads headers only."""
+def plan(
+    target: str, recipes: str | None, out: Path | None, overrides: tuple[str, ...], as_json: bool
+) -> int:
+    """Say what TARGET, a job file or a model, will cost: output sizes, disk, memory and time. Reads headers
+    only."""
     from jobs.estimate import estimate_plan, refuse_what_cannot_fit
     from jobs.steps import build_plan
 
@@ -233,13 +254,19 @@ def _target(target: str, recipes: str | None, overrides: tuple[str, ...]) -> tup
     path = Path(target)
     if path.suffix in (".yaml", ".yml"):
         if recipes:
-            raise BadInput("--to is for a model; a job file names its own recipes (or use --set recipes=[...])")
+            raise BadInput(
+                "--to is for a model; a job file names its own recipes (or use --set recipes=[...])"
+            )
         return load_job(path, overrides), path.absolute().parent, job_name(path)
     from quantize.commands.convert import split_recipes
 
     if not recipes:
         raise BadInput(f"{target}: give --to RECIPE[,RECIPE...], or a job file (.yaml)")
-    return job_of({"models": [target], "recipes": split_recipes(recipes), "report": False}), Path.cwd(), path.name
+    return (
+        job_of({"models": [target], "recipes": split_recipes(recipes), "report": False}),
+        Path.cwd(),
+        path.name,
+    )
 
 
 def _print_plan(plan: Any, cost: Any) -> None:
@@ -250,7 +277,13 @@ def _print_plan(plan: Any, cost: Any) -> None:
     table = Table("step", "output", "peak memory", "time", "known from", box=None, pad_edge=False)
     for step in plan.steps:
         its = cost.steps[step.id]
-        size = spell(its.size_bytes) if its.size_bytes else spell(its.cache_bytes) + " cache" if its.cache_bytes else "-"
+        size = (
+            spell(its.size_bytes)
+            if its.size_bytes
+            else spell(its.cache_bytes) + " cache"
+            if its.cache_bytes
+            else "-"
+        )
         time = f"{spell_seconds(its.time.low_s)} to {spell_seconds(its.time.high_s)}"
         table.add_row(step.id.replace(":", " "), size, spell(its.memory_bytes), time, its.time.source)
     console().print(table)
@@ -279,19 +312,31 @@ def _plan_document(plan: Any, cost: Any) -> dict[str, Any]:
 
 @click.command()
 @click.argument("target")
-@click.option("--to", "recipes", help="only these recipes, separated by commas (default: every short spelling)")
-@click.option("--trust-remote-code", is_flag=True, help="accept a checkpoint whose architecture is defined by its own code")
+@click.option(
+    "--to", "recipes", help="only these recipes, separated by commas (default: every short spelling)"
+)
+@click.option(
+    "--trust-remote-code",
+    is_flag=True,
+    help="accept a checkpoint whose architecture is defined by its own code",
+)
 @click.option("--strict", is_flag=True, help="exit code 2 where one of them cannot be made")
 @click.option("--json", "as_json", is_flag=True, help="last line of stdout is one JSON document")
 def check(target: str, recipes: str | None, trust_remote_code: bool, strict: bool, as_json: bool) -> int:
     """Say which recipes TARGET, a model or a job file, can take, and why not. Looks at headers only."""
-    rows = _check_job(Path(target)) if target.endswith((".yaml", ".yml")) else _check_model(target, recipes, trust_remote_code)
+    rows = (
+        _check_job(Path(target))
+        if target.endswith((".yaml", ".yml"))
+        else _check_model(target, recipes, trust_remote_code)
+    )
     from rich.table import Table
     from rich.text import Text
 
     table = Table("model", "recipe", "possible", "why not", box=None, pad_edge=False)
     for row in rows:
-        table.add_row(Text(row["model"]), row["recipe"], "yes" if row["possible"] else "no", Text(row["reason"]))
+        table.add_row(
+            Text(row["model"]), row["recipe"], "yes" if row["possible"] else "no", Text(row["reason"])
+        )
     console(width=200).print(table)
     for model, why in {row["model"]: row["why_lower"] for row in rows if row.get("why_lower")}.items():
         _log_lower(model, why)
@@ -301,7 +346,10 @@ def check(target: str, recipes: str | None, trust_remote_code: bool, strict: boo
 
 
 def _log_lower(model: str, why: str) -> None:
-    log(f"note: {model}: verification can reach `tensors` only ({why}); convert wants --allow-lower-verification for it")
+    log(
+        f"note: {model}: verification can reach `tensors` only ({why}); convert wants "
+        "--allow-lower-verification for it"
+    )
 
 
 def _check_model(model: str, recipes: str | None, trust_remote_code: bool) -> list[dict[str, Any]]:
@@ -312,7 +360,10 @@ def _check_model(model: str, recipes: str | None, trust_remote_code: bool) -> li
 
     checkpoint = open_checkpoint(model, trust_remote_code=trust_remote_code)
     if quantized := QUANTIZED.get(checkpoint.folder):
-        log(f"note: {model}: its tensors are quantized already ({quantized}), so that whatever is made of them is rounded twice")
+        log(
+            f"note: {model}: its tensors are quantized already ({quantized}), so that whatever is made of "
+            "them is rounded twice"
+        )
     parsed = [parse_recipe(text) for text in (split_recipes(recipes) if recipes else presets())]
     return [_check_one(checkpoint, recipe) for recipe in parsed]
 
@@ -343,4 +394,6 @@ def _check_job(path: Path) -> list[dict[str, Any]]:
         for step in plan.steps
         if step.kind == "convert"
     ]
-    return possible + [{"model": r.model, "recipe": r.recipe, "possible": False, "reason": r.reason} for r in plan.rows]
+    return possible + [
+        {"model": r.model, "recipe": r.recipe, "possible": False, "reason": r.reason} for r in plan.rows
+    ]

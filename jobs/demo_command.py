@@ -20,15 +20,23 @@ from quantize.errors import BadInput
     help="run folder; run again with the same one and only what is missing is done",
 )
 @click.option(
-    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="override a key of demo/job.yaml, e.g. evaluate.limit=5000"
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="override a key of demo/job.yaml, e.g. evaluate.limit=5000",
 )
 @click.option("--json", "as_json", is_flag=True, help="last line of stdout is one JSON document")
 def demo(out: Path, overrides: tuple[str, ...], as_json: bool) -> int:
-    """Convert the embedded checkpoint by every method, verify, measure and compare; print the table and the report's path."""
+    """Convert the embedded checkpoint by every method, verify, measure and compare; print the table and the
+    report's path."""
     job = demo_folder() / "job.yaml"
     if not job.is_file():
         raise BadInput(f"{job}: missing; this installation of quantwright lacks its demo: install it again")
-    log("The embedded checkpoint goes through every family of quantization. This takes about ten minutes on two cores.")
+    log(
+        "The embedded checkpoint goes through every family of quantization. This takes about ten minutes on "
+        "two cores."
+    )
     summary: Any = run_job(job, out, overrides)
     document = report_document(out, summary)
     print_outcome(summary, document)
@@ -38,7 +46,8 @@ def demo(out: Path, overrides: tuple[str, ...], as_json: bool) -> int:
 
 
 def demo_folder() -> Path:
-    """Where the demo's job and checkpoint lie: beside the package, in a checkout and in an installation alike."""
+    """Where the demo's job and checkpoint lie: beside the package, in a checkout and in an installation
+    alike."""
     import demo as package
 
     return Path(package.__file__).resolve().parent

@@ -1,4 +1,5 @@
-"""What a plan will cost, before anything is spent: output sizes, disk at the worst moment, memory, time. Reads headers only."""
+"""What a plan will cost, before anything is spent: output sizes, disk at the worst moment, memory, time.
+Reads headers only."""
 
 import shutil
 from collections.abc import Mapping
@@ -13,8 +14,16 @@ from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.errors import BadInput
 
 GIB = 1 << 30
-#: Of a converting process before any weight, engines loaded. What has been measured here comes before it (``_known_peak``).
-BASE_BYTES = {"gguf": 90 << 20, "dense": 90 << 20, "gptq": 950 << 20, "awq": 1050 << 20, "quanto": 560 << 20, "bnb": 560 << 20}
+#: Of a converting process before any weight, engines loaded. What has been measured here comes before it
+#: (``_known_peak``).
+BASE_BYTES = {
+    "gguf": 90 << 20,
+    "dense": 90 << 20,
+    "gptq": 950 << 20,
+    "awq": 1050 << 20,
+    "quanto": 560 << 20,
+    "bnb": 560 << 20,
+}
 BASE_DEFAULT = 650 << 20
 VERIFY_BASE_BYTES = 540 << 20  # comparing logits loads torch and transformers
 #: Of a process that opens an artifact, and of one that compares it with a reference.
@@ -23,8 +32,9 @@ BENCH_BASE_DEFAULT = 500 << 20
 TASKS_BYTES = 120 << 20  # lm-eval and datasets
 FLOORS_BYTES = 200 << 20  # a second runtime
 EVAL_BASE_BYTES = {"gptq": 760 << 20, "awq": 760 << 20}
-#: Copies of the weights that are held at once: in float32 by engines that compute, as stored (mapped files counted) by those that
-#: only round. GGUF streams; what verification maps of source and artifact counts as held, though the system may take it back.
+#: Copies of the weights that are held at once: in float32 by engines that compute, as stored (mapped files
+#: counted) by those that only round. GGUF streams; what verification maps of source and artifact counts as
+#: held, though the system may take it back.
 COPIES = {"gptq": 1.6, "awq": 1.8}
 STORED_COPIES = {"gguf": 0.0, "dense": 0.0, "quanto": 2.8, "bnb": 1.8}
 VERIFY_STORED_COPIES = 0.7
@@ -35,7 +45,8 @@ CACHE_LIMIT = 4 * GIB
 
 @dataclass(frozen=True)
 class StepCost:
-    """``size_bytes``: of the output; ``cache_bytes``: of what stays in RUN/cache; ``scratch_bytes``: on disk while it runs."""
+    """``size_bytes``: of the output; ``cache_bytes``: of what stays in RUN/cache; ``scratch_bytes``: on disk
+    while it runs."""
 
     id: str
     kind: str
@@ -82,8 +93,11 @@ def estimate_plan(job: Job, plan: Plan, run: Path, samples: list[Sample] | None 
     }
     for step in plan.steps:
         cost.steps[step.id] = _step_cost(job, plan, step, sources, samples, sizes, cost.available_bytes)
-    # An output is staged beside its place and renamed, so it is never on disk twice; what else a step writes goes when it ends.
-    together = sorted((c.scratch_bytes for c in cost.steps.values()), reverse=True)[: job.resources.parallel or 1]
+    # An output is staged beside its place and renamed, so it is never on disk twice; what else a step writes
+    # goes when it ends.
+    together = sorted((c.scratch_bytes for c in cost.steps.values()), reverse=True)[
+        : job.resources.parallel or 1
+    ]
     cost.disk_bytes = sum((c.size_bytes or 0) + c.cache_bytes for c in cost.steps.values()) + sum(together)
     existing = next(path for path in [run.absolute(), *run.absolute().parents] if path.exists())
     cost.free_bytes = shutil.disk_usage(existing).free + _already(run, plan)
@@ -92,7 +106,8 @@ def estimate_plan(job: Job, plan: Plan, run: Path, samples: list[Sample] | None 
 
 
 def refuse_what_cannot_fit(cost: PlanCost, run: Path, memory: bool = True) -> None:
-    """``memory``: whether steps run on this machine. Errors: BadInput, before any work, where disk or memory are too small."""
+    """``memory``: whether steps run on this machine. Errors: BadInput, before any work, where disk or memory
+    are too small."""
     if cost.disk_bytes > cost.free_bytes:
         raise BadInput(
             f"{run}: the job needs {spell(cost.disk_bytes)} of disk and {spell(cost.free_bytes)} are free; "
@@ -102,14 +117,21 @@ def refuse_what_cannot_fit(cost: PlanCost, run: Path, memory: bool = True) -> No
         if step.memory_bytes > cost.available_bytes:
             raise BadInput(
                 f"{step.id.replace(':', ' ')} needs about {spell(step.memory_bytes)} of memory, and "
-                f"{spell(cost.available_bytes)} are allowed or installed; raise resources.memory, or take this recipe out"
+                f"{spell(cost.available_bytes)} are allowed or installed; raise resources.memory, or take "
+                "this recipe out"
             )
 
 
 def _already(run: Path, plan: Plan) -> int:
     """Bytes that an earlier run of the same job has put there: they are part of what the job needs."""
     folders = [run / step.output for step in plan.steps if step.kind == "convert"] + [run / "cache"]
-    return sum(path.stat().st_size for folder in folders if folder.is_dir() for path in folder.rglob("*") if path.is_file())
+    return sum(
+        path.stat().st_size
+        for folder in folders
+        if folder.is_dir()
+        for path in folder.rglob("*")
+        if path.is_file()
+    )
 
 
 def _step_cost(
@@ -140,17 +162,26 @@ def _step_cost(
         kind, work = f"convert:{method}" + ("" if job.verify == "full" else f":{job.verify}"), weights / 1e6
         memory = _known_peak(kind, work, samples) or conversion_memory(checkpoint, method, job.verify)
         time = estimate_seconds(kind, work, threads, samples)
-        # Verification spills the weights it has read back as float32; the engines of GPTQ and AWQ save before we rewrite.
+        # Verification spills the weights it has read back as float32; the engines of GPTQ and AWQ save before
+        # we rewrite.
         spilled = 4 * weights if job.verify == "full" else 0
         saved = sizes[step.id] or 0 if method in ("gptq", "awq") else 0
-        merged = sum(info.size_bytes for info in checkpoint.tensors.values()) if "--adapter" in step.arguments else 0
-        return StepCost(step.id, step.kind, sizes[step.id], 0, memory, time, work, kind, merged + max(spilled, saved))
+        merged = (
+            sum(info.size_bytes for info in checkpoint.tensors.values())
+            if "--adapter" in step.arguments
+            else 0
+        )
+        return StepCost(
+            step.id, step.kind, sizes[step.id], 0, memory, time, work, kind, merged + max(spilled, saved)
+        )
     # llama.cpp maps the file; transformers holds float32 on a CPU, whatever was stored.
     held = (sizes.get(convert_id) if method == "gguf" else None) or 4 * weights
     if step.kind == "bench":
         kind, work = f"bench:{method}", weights / 1e6
         served = _known_peak(kind, work, samples) or BENCH_BASE_BYTES.get(method, BENCH_BASE_DEFAULT) + held
-        return StepCost(step.id, step.kind, None, 0, served, estimate_seconds(kind, work, threads, samples), work, kind)
+        return StepCost(
+            step.id, step.kind, None, 0, served, estimate_seconds(kind, work, threads, samples), work, kind
+        )
     tokens = (job.evaluate.limit if job.evaluate else None) or TEXT_TOKENS
     vocabulary = int(checkpoint.config.get("vocab_size") or 32_000)
     cache = min(tokens // 2 * (2 * vocabulary + 20), CACHE_LIMIT) if recipe is None else 0
@@ -163,9 +194,21 @@ def _step_cost(
     if job.evaluate and job.evaluate.floors and recipe is None:
         scratch = 4 * weights
         floors = FLOORS_BYTES + 6 * weights  # beside the reference, as an F32 GGUF and in bfloat16
-        built_in += floors if built_in + floors <= available else 0  # where they do not fit, they are left out
+        built_in += (
+            floors if built_in + floors <= available else 0
+        )  # where they do not fit, they are left out
     memory = _known_peak(kind, work, samples) or built_in
-    return StepCost(step.id, step.kind, None, cache, memory, estimate_seconds(kind, work, threads, samples), work, kind, scratch)
+    return StepCost(
+        step.id,
+        step.kind,
+        None,
+        cache,
+        memory,
+        estimate_seconds(kind, work, threads, samples),
+        work,
+        kind,
+        scratch,
+    )
 
 
 def _known_peak(kind: str, work: float, samples: list[Sample]) -> int | None:

@@ -17,7 +17,8 @@ ALONE = ("bench", "report")
 
 
 class Handle(Protocol):
-    """A step that was started. ``killed_for``: why we stopped it. ``lost``: where it ran is gone, so it may run elsewhere."""
+    """A step that was started. ``killed_for``: why we stopped it. ``lost``: where it ran is gone, so it may
+    run elsewhere."""
 
     peak_rss_bytes: int
     killed_for: str
@@ -53,7 +54,9 @@ class Executor(ABC):
         """Whether ``step`` may start beside those ``running``; ``waiting``: all that have not started."""
 
     @abstractmethod
-    def start(self, step: Step, arguments: Sequence[str], stage: Path, log: Path, keep_open: Sequence[int]) -> Handle:
+    def start(
+        self, step: Step, arguments: Sequence[str], stage: Path, log: Path, keep_open: Sequence[int]
+    ) -> Handle:
         """``keep_open``: file descriptors that must stay open as long as a step of this machine lives."""
 
     @abstractmethod
@@ -74,15 +77,22 @@ class Here(Executor):
         self.memory_bytes = min(int(psutil.virtual_memory().available), self.memory_limit or 1 << 62)
 
     def fits(self, step: Step, running: Sequence[Step], waiting: Sequence[Step]) -> bool:
-        """Benchmarks and the report run alone; others as many at a time as the job allows and memory holds."""
+        """Benchmarks and the report run alone; others as many at a time as the job allows and memory
+        holds."""
         if not running:
             return True
-        if len(running) >= (self.job.resources.parallel or 1) or any(other.kind in ALONE for other in (step, *running)):
+        if len(running) >= (self.job.resources.parallel or 1) or any(
+            other.kind in ALONE for other in (step, *running)
+        ):
             return False
         together = [step.id, *(other.id for other in running)]
-        return sum(self.costs[name].memory_bytes for name in together if name in self.costs) <= self.memory_bytes
+        return (
+            sum(self.costs[name].memory_bytes for name in together if name in self.costs) <= self.memory_bytes
+        )
 
-    def start(self, step: Step, arguments: Sequence[str], stage: Path, log: Path, keep_open: Sequence[int]) -> Child:
+    def start(
+        self, step: Step, arguments: Sequence[str], stage: Path, log: Path, keep_open: Sequence[int]
+    ) -> Child:
         return Child(arguments, self.run, log, stage / "stdout", keep_open, step_threads(self.job))
 
     def wait(self, handles: Sequence[Handle], timeout_s: float) -> None:
@@ -108,13 +118,15 @@ def open_executor(
     store: str | None = None,
     sources: Mapping[str, Checkpoint] | None = None,
 ) -> Executor:
-    """``name``: local or ray; the others are of ray only. Errors: BadInput where the cluster or the store cannot be reached, or
-    no node can hold the steps."""
+    """``name``: local or ray; the others are of ray only. Errors: BadInput where the cluster or the store
+    cannot be reached, or no node can hold the steps."""
     if name == "ray":
         from jobs.on_ray import OnRay
 
         return OnRay(job, run, costs, address, store or job.resources.store, sources)
     for option, given in (("--address", address), ("--store", store)):
         if given:
-            raise BadInput(f"{option}: is for steps on a Ray cluster; give --executor ray too, or leave it out")
+            raise BadInput(
+                f"{option}: is for steps on a Ray cluster; give --executor ray too, or leave it out"
+            )
     return Here(job, run, costs)

@@ -1,4 +1,5 @@
-"""A run folder seen from outside: which jobs use it, how far they are, and what in it belongs to none of them."""
+"""A run folder seen from outside: which jobs use it, how far they are, and what in it belongs to none of
+them."""
 
 import fcntl
 import json
@@ -41,7 +42,9 @@ def register(run: Path, job: Path, plan: Plan) -> None:
 def read_jobs(run: Path) -> dict[str, dict[str, list[str]]]:
     """Job file -> its steps and names; empty where nothing was noted."""
     try:
-        return {job: noted.model_dump() for job, noted in _JOBS.validate_python(read_json(run / JOBS)).items()}
+        return {
+            job: noted.model_dump() for job, noted in _JOBS.validate_python(read_json(run / JOBS)).items()
+        }
     except (BadInput, ValidationError):
         return {}
 
@@ -75,10 +78,13 @@ class StepState:
 
 
 def states(run: Path) -> list[StepState]:
-    """Every step of the jobs that use the folder, in their order. Errors: BadInput where it is no run folder."""
+    """Every step of the jobs that use the folder, in their order. Errors: BadInput where it is no run
+    folder."""
     jobs = read_jobs(run)
     if not jobs:
-        raise BadInput(f"{run}: not the run folder of a job (no {JOBS}); `quantwright run job.yaml -o {run}` makes one")
+        raise BadInput(
+            f"{run}: not the run folder of a job (no {JOBS}); `quantwright run job.yaml -o {run}` makes one"
+        )
     running = is_running(run)
     records = {record.id: record for record in Records(run).all()}
     found = []
@@ -105,7 +111,8 @@ def states(run: Path) -> list[StepState]:
 
 
 def unused(run: Path) -> Iterator[Path]:
-    """Files and folders that no job refers to whose file still exists: artifacts, results, records, logs, caches, leftovers."""
+    """Files and folders that no job refers to whose file still exists: artifacts, results, records, logs,
+    caches, leftovers."""
     jobs = {path: job for path, job in read_jobs(run).items() if Path(path).is_file()}
     names = {name for job in jobs.values() for name in job["names"]}
     steps = {step.replace(":", ".") for job in jobs.values() for step in job["steps"]}
@@ -125,5 +132,9 @@ def unused(run: Path) -> Iterator[Path]:
 
 
 def size_bytes(path: Path) -> int:
-    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file() and not file.is_symlink()]
+    files = (
+        [path]
+        if path.is_file()
+        else [file for file in path.rglob("*") if file.is_file() and not file.is_symlink()]
+    )
     return sum(file.stat().st_size for file in files)

@@ -21,16 +21,16 @@ models:
   #   revision: main # pinned to a commit in the manifest
   #   skip: [awq-int4] # recipes that this model leaves out
   #   recipes: [gguf-q4_k_m] # or recipes of its own, in place of those below
-  #   adapters: [my-lora] # folders of PEFT LoRAs: each, merged, is a model of its own in place of the bare source
+  #   adapters: [my-lora] # PEFT LoRAs: each, merged, is a model of its own in place of the bare source
 
-# `quantwright methods` lists the short spellings; `quantwright check MODEL` says which of them a model can take.
+# `quantwright methods` lists the short spellings; `quantwright check MODEL` says which a model can take.
 recipes:
   - gguf-q4_k_m
   - gptq-int4
   # - gptq:bits=3,group_size=64
   # - {{method: gptq, matrix: {{bits: [3, 4], group_size: [64, 128]}}}} # every combination
 
-# calibration: {{source: calibration.txt, tokens: 32768, sequence_length: 512, seed: 0}} # default: built-in text
+# calibration: {{source: calibration.txt, tokens: 32768, sequence_length: 512, seed: 0}} # default: built in
 # verify: full # or tensors, none; allow_lower_verification: true where full cannot be reached
 
 evaluate:
@@ -47,7 +47,7 @@ evaluate:
   # prompts: prompts.txt # continued side by side in the report, by
   # generate: 64 # tokens
   # floors: false # without the rows below which no difference means anything
-  # weights_only: full # a GGUF's weights in the reference's runtime too: on one chunk in 80 (sample), all, or none
+  # weights_only: full # a GGUF's weights in the reference's runtime too: on 1 chunk in 80 (sample), all, or none
 
 benchmark: {{prefill: 512, decode: 128, repetitions: 5}}
 # more of it: {{depths: [0, 4096], batches: [1, 8], attention: eager, compile: true, rounds: 2}}
@@ -111,12 +111,24 @@ def _table(found: list[Any], runner: int | None) -> Any:
         counts[state.status] = counts.get(state.status, 0) + 1
     title = ", ".join(f"{number} {name}" for name, number in counts.items())
     title += f"; process {runner} is working" if runner else "; nobody is working on it"
-    table = Table("step", "status", "time", "peak memory", "remark", box=None, pad_edge=False, title=title, title_justify="left")
+    table = Table(
+        "step",
+        "status",
+        "time",
+        "peak memory",
+        "remark",
+        box=None,
+        pad_edge=False,
+        title=title,
+        title_justify="left",
+    )
     for state in found:
         seconds = state.wall_s
         if state.status == "running" and state.started_at:
             # A clock that was set back must not show as negative time.
-            seconds = max(0.0, (datetime.now(timezone.utc) - datetime.fromisoformat(state.started_at)).total_seconds())
+            seconds = max(
+                0.0, (datetime.now(timezone.utc) - datetime.fromisoformat(state.started_at)).total_seconds()
+            )
         table.add_row(
             state.id.replace(":", " "),
             state.status,
@@ -155,7 +167,8 @@ def _planned_table(found: list[Any]) -> Any:
 @click.argument("run", type=click.Path(path_type=Path, file_okay=False))
 @click.option("-y", "--yes", is_flag=True, help="do not ask")
 def clean(run: Path, yes: bool) -> int:
-    """Remove from the run folder RUN what no job refers to any more: artifacts, results, logs, leftovers. Asks first."""
+    """Remove from the run folder RUN what no job refers to any more: artifacts, results, logs, leftovers.
+    Asks first."""
     import shutil
 
     from jobs.folder import read_jobs, size_bytes, unused

@@ -1,7 +1,8 @@
 """When is a step done? When its output was committed under the key that it has now.
 
-A key is the sha256 of what decides the output: contents of the sources and text files, outputs of the steps before it, the
-recipe and options, and the versions of the packages that do the work. It holds no time, so a clock that jumps changes nothing.
+A key is the sha256 of what decides the output: contents of the sources and text files, outputs of the steps
+before it, the recipe and options, and the versions of the packages that do the work. It holds no time, so a
+clock that jumps changes nothing.
 """
 
 import hashlib
@@ -24,7 +25,9 @@ def version(distribution: str) -> str:
         return "absent"
 
 
-def step_key(step: Step, run: Path, digests: Mapping[str, str], hashes: FileHashes, sources: Mapping[str, Checkpoint]) -> str:
+def step_key(
+    step: Step, run: Path, digests: Mapping[str, str], hashes: FileHashes, sources: Mapping[str, Checkpoint]
+) -> str:
     """``digests``: outputs of the steps named in ``after``."""
     content = {
         "format": 1,

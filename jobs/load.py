@@ -1,4 +1,5 @@
-"""The job file: YAML -> Job. An error names the file, the line, the key, and for a typo the nearest known key."""
+"""The job file: YAML -> Job. An error names the file, the line, the key, and for a typo the nearest known
+key."""
 
 import difflib
 import re
@@ -22,7 +23,10 @@ def load_job(path: Path, overrides: Sequence[str] = ()) -> Job:
         raise BadInput(f"{path}: no such job file; `quantwright init` writes one to start from")
     data, lines = _read_yaml(path, read_text(path, MAX_YAML_BYTES))
     if not isinstance(data, dict):
-        raise BadInput(f"{path}:1: expected a mapping with models: and recipes:; `quantwright init` writes one to start from")
+        raise BadInput(
+            f"{path}:1: expected a mapping with models: and recipes:; `quantwright init` writes one to "
+            "start from"
+        )
     changed = [_override(data, text) for text in overrides]
     models = data.get("models")
     for owner in (data, *(models if isinstance(models, list) else [models])):
@@ -35,17 +39,24 @@ def load_job(path: Path, overrides: Sequence[str] = ()) -> Job:
 
 
 def _place_matrices(recipes: Any, base: Path) -> Any:
-    """``imatrix`` of recipes, in either spelling, made absolute: like every path of a job it is relative to the file."""
+    """``imatrix`` of recipes, in either spelling, made absolute: like every path of a job it is relative to
+    the file."""
     if isinstance(recipes, list):
         return [_place_matrices(recipe, base) for recipe in recipes]
     if isinstance(recipes, str):
-        return re.sub(r"(?<=[:,]imatrix=)[^,]+", lambda found: str(base / typed_path(found[0].strip())), recipes)
+        return re.sub(
+            r"(?<=[:,]imatrix=)[^,]+", lambda found: str(base / typed_path(found[0].strip())), recipes
+        )
     if not isinstance(recipes, dict):
         return recipes
-    placed = {key: _place_matrices(value, base) if key == "matrix" else value for key, value in recipes.items()}
+    placed = {
+        key: _place_matrices(value, base) if key == "matrix" else value for key, value in recipes.items()
+    }
     files = placed.get("imatrix")
     if isinstance(files, list):
-        placed["imatrix"] = [str(base / typed_path(file)) if isinstance(file, str) else file for file in files]
+        placed["imatrix"] = [
+            str(base / typed_path(file)) if isinstance(file, str) else file for file in files
+        ]
     elif isinstance(files, str):
         placed["imatrix"] = str(base / typed_path(files))
     return placed
@@ -75,7 +86,8 @@ def _walk(path: Path, node: Any, place: Place, lines: dict[Place, int]) -> None:
     if node.id == "scalar" and CONTROL.search(node.value):
         what = f"{_spell(place)}: " if place else ""
         raise BadInput(
-            f"{path}:{node.start_mark.line + 1}: {what}holds a line break or a control character; write it on one line"
+            f"{path}:{node.start_mark.line + 1}: {what}holds a line break or a control character; write it "
+            "on one line"
         )
     if node.id == "mapping":
         for key, value in node.value:
@@ -98,14 +110,21 @@ def _override(data: dict[str, Any], text: str) -> Place:
     if not equals or not key.strip():
         raise BadInput(f"--set {text!r}: expected key=value, e.g. evaluate.limit=20000")
     parsed = parse_yaml(value, f"--set {text!r}") if value.strip() else None
-    place: Place = tuple(int(part) if re.fullmatch("[0-9]{1,9}", part) else part for part in key.strip().split("."))
+    place: Place = tuple(
+        int(part) if re.fullmatch("[0-9]{1,9}", part) else part for part in key.strip().split(".")
+    )
     here: Any = data
     for part, following in zip(place, [*place[1:], None], strict=True):
         if isinstance(here, list):
             if not isinstance(part, int) or part >= len(here):
-                raise BadInput(f"--set {text!r}: {part} is not one of the {len(here)} items there (counted from 0)")
+                raise BadInput(
+                    f"--set {text!r}: {part} is not one of the {len(here)} items there (counted from 0)"
+                )
         elif not isinstance(here, dict):
-            raise BadInput(f"--set {text!r}: {part} lies under a plain value; write that as a mapping in the job file first")
+            raise BadInput(
+                f"--set {text!r}: {part} lies under a plain value; write that as a mapping in the job file "
+                "first"
+            )
         if following is None:
             here[part] = parsed
         else:
@@ -115,7 +134,9 @@ def _override(data: dict[str, Any], text: str) -> Place:
     return place
 
 
-def _explain(path: Path, error: ValidationError, data: Any, lines: dict[Place, int], changed: Sequence[Place]) -> str:
+def _explain(
+    path: Path, error: ValidationError, data: Any, lines: dict[Place, int], changed: Sequence[Place]
+) -> str:
     errors = error.errors()
     # A typo explains a key said to be missing, so it comes first.
     first = next((e for e in errors if e["type"] == "extra_forbidden"), errors[0])
@@ -135,10 +156,13 @@ def _explain(path: Path, error: ValidationError, data: Any, lines: dict[Place, i
 
 
 def _place_in(data: Any, loc: tuple[Any, ...]) -> Place:
-    """The part of pydantic's location that exists in the data: it also names union branches and shorthand that is none."""
+    """The part of pydantic's location that exists in the data: it also names union branches and shorthand
+    that is none."""
     place: Place = ()
     for part in loc:
-        if (isinstance(data, dict) and part in data) or (isinstance(data, list) and isinstance(part, int) and part < len(data)):
+        if (isinstance(data, dict) and part in data) or (
+            isinstance(data, list) and isinstance(part, int) and part < len(data)
+        ):
             place, data = (*place, part), data[part]
     return place
 

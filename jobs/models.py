@@ -1,4 +1,5 @@
-"""The models of a job, opened: a checkpoint, or a checkpoint with a LoRA merged into it, which is a model of its own."""
+"""The models of a job, opened: a checkpoint, or a checkpoint with a LoRA merged into it, which is a model of
+its own."""
 
 import re
 from dataclasses import dataclass, replace
@@ -18,7 +19,8 @@ DENSE = {"F16": "float16", "BF16": "bfloat16"}
 class OpenModel:
     """One model of the job: ``name`` for folders, ``id`` for command lines (an absolute path or a Hub id).
 
-    ``checkpoint``: the base's tensors and config, which are the merged model's too but for what the adapter resizes.
+    ``checkpoint``: the base's tensors and config, which are the merged model's too but for what the adapter
+    resizes.
     """
 
     spec: Model
@@ -35,19 +37,23 @@ class OpenModel:
 
     @property
     def merged(self) -> Recipe | None:
-        """With an adapter: the recipe that gives the merged model itself, in its own dtype, to compare with."""
+        """With an adapter: the recipe that gives the merged model itself, in its own dtype, to compare
+        with."""
         if self.adapter is None or self.checkpoint is None:
             return None
         return DenseRecipe.model_validate({"dtype": DENSE.get(self.checkpoint.dtype, "float32")})
 
 
 def open_models(job: Job, base: Path) -> list[OpenModel]:
-    """A Hub that cannot be reached costs its rows only. Errors: BadInput for a model that is not there or cannot be used."""
+    """A Hub that cannot be reached costs its rows only. Errors: BadInput for a model that is not there or
+    cannot be used."""
     found: list[OpenModel] = []
     for spec in job.models:
         local = resolve_path(spec.source, base)
         if local and spec.revision:
-            raise BadInput(f"model {spec.source}: is a local folder, which has no revision; take revision: out")
+            raise BadInput(
+                f"model {spec.source}: is a local folder, which has no revision; take revision: out"
+            )
         name = spec.name or _plain(spec.source if local else spec.source.split("@")[0], local)
         plain = OpenModel(spec, name, str(local) if local else spec.id, None)
         try:

@@ -1,9 +1,9 @@
 """Steps as tasks of a Ray cluster, each with the cores, memory and GPU that it needs.
 
-Artifacts lie in the run folder, which all nodes share, or go through a store (``jobs.transfer``). A task starts the
-very process that would run on this machine (``jobs.ray_task``) and watches it. Ray's own retries are off: the runner
-starts a step again whose node is lost, so that its record says so. Benchmarks of one model run on one node, alone on it, after
-everything else: only then can their speeds be compared.
+Artifacts lie in the run folder, which all nodes share, or go through a store (``jobs.transfer``). A task
+starts the very process that would run on this machine (``jobs.ray_task``) and watches it. Ray's own retries
+are off: the runner starts a step again whose node is lost, so that its record says so. Benchmarks of one
+model run on one node, alone on it, after everything else: only then can their speeds be compared.
 """
 
 import logging
@@ -42,11 +42,12 @@ TOKEN = Path("~/.ray/auth_token")
 
 
 class OnRay(Executor):
-    """``address``: of a cluster that runs (``host:port`` or ``auto``; default: $RAY_ADDRESS, else one is started here).
+    """``address``: of a cluster that runs (``host:port`` or ``auto``; default: $RAY_ADDRESS, else one is
+    started here).
 
-    ``store``: URL by which files go to nodes that do not see the run folder. ``sources``: the job's checkpoints by name, which
-    those must have themselves. Errors: BadInput where Ray is not installed, the cluster or the store cannot be reached, or no
-    node can hold one of the steps.
+    ``store``: URL by which files go to nodes that do not see the run folder. ``sources``: the job's
+    checkpoints by name, which those must have themselves. Errors: BadInput where Ray is not installed, the
+    cluster or the store cannot be reached, or no node can hold one of the steps.
     """
 
     def __init__(
@@ -75,14 +76,18 @@ class OnRay(Executor):
             self.close()
             raise
 
-    # -- placing steps -------------------------------------------------------------------------------------------------------
+    # -- placing steps
+    # -------------------------------------------------------------------------------------------------------
 
     def fits(self, step: Step, running: Sequence[Step], waiting: Sequence[Step]) -> bool:
-        """Ray places what is submitted; only benchmarks are held back, until nothing else of the job is left to do."""
+        """Ray places what is submitted; only benchmarks are held back, until nothing else of the job is left
+        to do."""
         limit = self.job.resources.parallel
         if limit and len(running) >= limit:
             return False
-        return step.kind != "bench" or all(other.kind in ("bench", "report", "publish") for other in (*running, *waiting))
+        return step.kind != "bench" or all(
+            other.kind in ("bench", "report", "publish") for other in (*running, *waiting)
+        )
 
     def _needs(self, step: Step) -> dict[str, Any]:
         """Resources as Ray's options name them."""
@@ -91,7 +96,9 @@ class OnRay(Executor):
         cost = self.costs.get(step.id)
         return {
             "num_cpus": 1 if light else self.threads,
-            "num_gpus": 0 if light or self.device == "cpu" or (self.device == "auto" and not self._gpus()) else 1,
+            "num_gpus": 0
+            if light or self.device == "cpu" or (self.device == "auto" and not self._gpus())
+            else 1,
             "memory": cost.memory_bytes if cost else 0,
             "resources": {custom: TOUCH} if custom else {},
         }
@@ -104,12 +111,22 @@ class OnRay(Executor):
             self._nodes_for(Step(name, name.partition(":")[0], (), Path()))
 
     def _nodes_for(self, step: Step) -> list[dict[str, Any]]:
-        """Living nodes that could hold it were they empty, and have not refused it. Errors: BadInput where there is none."""
+        """Living nodes that could hold it were they empty, and have not refused it. Errors: BadInput where
+        there is none."""
         needs = self._needs(step)
-        wanted = {"CPU": needs["num_cpus"], "GPU": needs["num_gpus"], "memory": needs["memory"], **needs["resources"]}
+        wanted = {
+            "CPU": needs["num_cpus"],
+            "GPU": needs["num_gpus"],
+            "memory": needs["memory"],
+            **needs["resources"],
+        }
         wanted = {name: amount for name, amount in wanted.items() if amount}
         nodes = _nodes()
-        fit = [node for node in nodes if all(node["Resources"].get(name, 0) >= amount for name, amount in wanted.items())]
+        fit = [
+            node
+            for node in nodes
+            if all(node["Resources"].get(name, 0) >= amount for name, amount in wanted.items())
+        ]
         if not fit:
             short = {name: max((n["Resources"].get(name, 0) for n in nodes), default=0) for name in wanted}
             needed = ", ".join(_spell_resource(name, amount) for name, amount in wanted.items())
@@ -135,11 +152,14 @@ class OnRay(Executor):
             self.bench_nodes[model] = chosen
         return nodes[chosen]
 
-    # -- running them --------------------------------------------------------------------------------------------------------
+    # -- running them
+    # --------------------------------------------------------------------------------------------------------
 
-    def start(self, step: Step, arguments: Sequence[str], stage: Path, log: Path, keep_open: Sequence[int]) -> Handle:
-        """``keep_open`` is of no use on other machines: a lock file of the step keeps two processes of it apart there, or with a
-        store nothing has to: each works in a folder of its own."""
+    def start(
+        self, step: Step, arguments: Sequence[str], stage: Path, log: Path, keep_open: Sequence[int]
+    ) -> Handle:
+        """``keep_open`` is of no use on other machines: a lock file of the step keeps two processes of it
+        apart there, or with a store nothing has to: each works in a folder of its own."""
         if self.bucket and step.kind in LIGHT:
             return self.here.start(step, arguments, stage, log, keep_open)
         order = Order(
@@ -152,7 +172,9 @@ class OnRay(Executor):
         )
         carrier = Carrier(self.bucket, step, self.run, stage) if self.bucket else None
         options = self._placed(step)
-        return RayStep(lambda order: _submit(order, options), order, log, self.refused.setdefault(step.id, {}), carrier)
+        return RayStep(
+            lambda order: _submit(order, options), order, log, self.refused.setdefault(step.id, {}), carrier
+        )
 
     def _in_place(self, step: Step, stage: Path, log: Path) -> dict[str, Any]:
         """Of an order: where the run folder is and what lies in it."""
@@ -161,11 +183,17 @@ class OnRay(Executor):
         return {**paths, "environment": _environment(FORWARDED)}
 
     def _by_store(self, step: Step, stage: Path) -> dict[str, Any]:
-        """Of an order: nothing that names the run folder, and what of other folders the node must have itself."""
+        """Of an order: nothing that names the run folder, and what of other folders the node must have
+        itself."""
         assert self.bucket is not None
-        hashes = FileHashes(self.run / "cache" / "hashes.json")  # as the step's key has just been computed from
+        hashes = FileHashes(
+            self.run / "cache" / "hashes.json"
+        )  # as the step's key has just been computed from
         models = [self.sources[name].source for name in step.sources]
-        local = [*(path for path in step.files if path.is_absolute()), *(Path(m) for m in models if Path(m).is_absolute())]
+        local = [
+            *(path for path in step.files if path.is_absolute()),
+            *(Path(m) for m in models if Path(m).is_absolute()),
+        ]
         return {
             "run": "",
             "stage": str(stage.relative_to(self.run)),
@@ -228,8 +256,12 @@ def _environment(prefixes: tuple[str, ...]) -> dict[str, str]:
 
 
 def _connect(address: str | None) -> None:
-    # A cluster of `ray start` asks for a token unless told not to; `auto` brings it along, an address does not.
-    if any(os.environ.get(name) for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")) or TOKEN.expanduser().is_file():
+    # A cluster of `ray start` asks for a token unless told not to; `auto` brings it along, an address does
+    # not.
+    if (
+        any(os.environ.get(name) for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"))
+        or TOKEN.expanduser().is_file()
+    ):
         os.environ.setdefault("RAY_AUTH_MODE", "token")
     try:
         import ray
@@ -239,12 +271,17 @@ def _connect(address: str | None) -> None:
     address = address or os.environ.get("RAY_ADDRESS")
     if address and "://" in address:
         raise BadInput(
-            f"--address {address}: a Ray client works from outside the cluster, and this program works in the run folder; "
+            f"--address {address}: a Ray client works from outside the cluster, and this program works in "
+            "the run folder; "
             "start it on a machine of the cluster with host:port or auto"
         )
     if address and address != "auto":
         _must_answer(address)
-    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
+    options: dict[str, Any] = {
+        "log_to_driver": False,
+        "logging_level": logging.ERROR,
+        "configure_logging": True,
+    }
     if not address:
         options |= {"num_cpus": len(os.sched_getaffinity(0)), "include_dashboard": False}
     try:
@@ -265,7 +302,8 @@ def _must_answer(address: str) -> None:
 def _no_cluster(address: str, error: Exception) -> BadInput:
     line = (str(error).strip().splitlines() or [type(error).__name__])[0]
     return BadInput(
-        f"--address {address}: no Ray cluster there ({line}); `ray start --head` starts one, host:port is its address"
+        f"--address {address}: no Ray cluster there ({line}); `ray start --head` starts one, host:port is "
+        "its address"
     )
 
 
@@ -279,4 +317,6 @@ def _spell_resource(name: str, amount: float) -> str:
     if name == "memory":
         return f"{spell(amount)} of memory"
     names = {"CPU": "cores", "GPU": "GPUs"}
-    return f"{amount:g} {names[name]}" if name in names else f"the resource {name}" + ("" if amount else " (0)")
+    return (
+        f"{amount:g} {names[name]}" if name in names else f"the resource {name}" + ("" if amount else " (0)")
+    )

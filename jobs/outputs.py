@@ -28,7 +28,8 @@ class Outputs:
         self.run = run
 
     def stage(self, step: Step) -> Path:
-        """A fresh folder for the step's own use; ``cache`` in it is the run's, so that steps share the reference's logits."""
+        """A fresh folder for the step's own use; ``cache`` in it is the run's, so that steps share the
+        reference's logits."""
         stage = self.stage_folder(step)
         shutil.rmtree(stage, ignore_errors=True)
         stage.mkdir(parents=True)
@@ -43,7 +44,8 @@ class Outputs:
         return identity(self.run / step.output)
 
     def committed(self, step: Step, key: str, record: Record | None) -> str | None:
-        """Digest of the output where it was committed under ``key``, else None. What a killed runner had not yet moved is."""
+        """Digest of the output where it was committed under ``key``, else None. What a killed runner had not
+        yet moved is."""
         if record is None or record.key != key:
             return None
         if record.status == "running":
@@ -79,21 +81,25 @@ class Outputs:
         return Artifact.load(self.run / step.output).size_bytes if step.kind == "convert" else None
 
     def _results_digest(self) -> str:
-        """The report shows all results: its digest is theirs, so that it is made anew when one has changed."""
+        """The report shows all results: its digest is theirs, so that it is made anew when one has
+        changed."""
         whole = hashlib.sha256()
         for path in sorted((self.run / "results").glob("*.json")):
             whole.update(f"{path.name} {sha256_file(path)}\n".encode())
         return whole.hexdigest()
 
     def commit(self, step: Step, stage: Path) -> str | None:
-        """Move a step's result from its stage into place, with the row of an artifact beside it; None where there is none."""
+        """Move a step's result from its stage into place, with the row of an artifact beside it; None where
+        there is none."""
         if step.kind in ("eval", "bench"):
             staged = stage / step.output
             if not _is_result(staged):
                 return None
             (self.run / step.output).parent.mkdir(parents=True, exist_ok=True)
             os.replace(staged, self.run / step.output)
-        if step.kind == "publish" and step.output.suffix == ".json":  # uploaded: what was said of it is what stays here
+        if (
+            step.kind == "publish" and step.output.suffix == ".json"
+        ):  # uploaded: what was said of it is what stays here
             staged = stage / "stdout"
             document = self.printed(stage)
             if document is None:
@@ -124,7 +130,9 @@ class Outputs:
         results = importlib.import_module("quantize.results")
         for stage in ("eval", "bench"):
             (self.run / results_path(row.name, stage)).unlink(missing_ok=True)
-        subject = results.Subject(name=row.name, recipe=row.recipe, model=row.model, status=row.status, reason=row.reason)
+        subject = results.Subject(
+            name=row.name, recipe=row.recipe, model=row.model, status=row.status, reason=row.reason
+        )
         self._write(row.name, "convert", subject)
 
     def write_failure(self, step: Step, reason: str, stage: Path | None) -> None:
@@ -142,14 +150,19 @@ class Outputs:
             subject = replace(artifact_subject(self.run, step.name), status="failed", reason=text)
         else:
             recipe = step.recipe or "reference"
-            subject = results.Subject(name=step.name, recipe=recipe, model=step.model, status="failed", reason=text)
+            subject = results.Subject(
+                name=step.name, recipe=recipe, model=step.model, status="failed", reason=text
+            )
         self._write(step.name, step.kind, subject)
 
     def _write(self, name: str, stage: str, subject: Any) -> None:
-        importlib.import_module("quantize.results").write_results(self.run / results_path(name, stage), subject, [])
+        importlib.import_module("quantize.results").write_results(
+            self.run / results_path(name, stage), subject, []
+        )
 
     def clear_leftovers(self, steps: Sequence[Step]) -> None:
-        """What a killed step left beside its artifact. Stages of results stay: a finished one is moved into place later."""
+        """What a killed step left beside its artifact. Stages of results stay: a finished one is moved into
+        place later."""
         for step in steps:
             if step.kind == "convert":
                 sweep_output(self.run / step.output)
@@ -157,7 +170,8 @@ class Outputs:
 
 
 def _published_digest(path: Path) -> str:
-    """Of the record of an upload; of a folder, its card and the names and sizes of its files, which are artifacts' own."""
+    """Of the record of an upload; of a folder, its card and the names and sizes of its files, which are
+    artifacts' own."""
     whole = hashlib.sha256(path.read_bytes())
     if path.suffix != ".json":
         for file in sorted(file for file in path.parent.rglob("*") if file.is_file()):

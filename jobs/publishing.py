@@ -13,7 +13,8 @@ FOLDER = Path("published")
 def publish_steps(job: Job, plan: Plan) -> list[Step]:
     """GGUF files of one model share a repository, every other artifact has its own.
 
-    Errors: BadInput where two repositories would have the same name, or a recipe is named that the job does not make.
+    Errors: BadInput where two repositories would have the same name, or a recipe is named that the job does
+    not make.
     """
     publish = job.publish
     if publish is None:
@@ -22,17 +23,23 @@ def publish_steps(job: Job, plan: Plan) -> list[Step]:
     made = {recipe.digest for recipe in plan.recipes.values()}
     unmade = [short for digest, short in wanted.items() if digest not in made]
     if unmade:
-        raise BadInput(f"publish.recipes: {unmade[0]} is not made by this job; add it to recipes, or take it out")
+        raise BadInput(
+            f"publish.recipes: {unmade[0]} is not made by this job; add it to recipes, or take it out"
+        )
     groups: dict[tuple[str, str], list[Step]] = {}
     for step in plan.steps:
         if step.kind == "convert" and (not wanted or plan.recipes[step.id].digest in wanted):
             recipe = plan.recipes[step.id]
-            groups.setdefault((step.id.split(":")[1], "GGUF" if recipe.method == "gguf" else recipe.slug), []).append(step)
+            groups.setdefault(
+                (step.id.split(":")[1], "GGUF" if recipe.method == "gguf" else recipe.slug), []
+            ).append(step)
     steps = [_step(job, publish, plan, model, kind, converts) for (model, kind), converts in groups.items()]
     names = [step.name for step in steps]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice:
-        raise BadInput(f"publish.repo: several repositories would be {twice}; put {{model}} and {{format}} into the name")
+        raise BadInput(
+            f"publish.repo: several repositories would be {twice}; put {{model}} and {{format}} into the name"
+        )
     return steps
 
 
@@ -40,7 +47,9 @@ def _step(job: Job, publish: Publish, plan: Plan, model: str, kind: str, convert
     try:
         repo = publish.repo.format(model=model, format=kind)
     except (KeyError, IndexError, ValueError):
-        raise BadInput(f"publish.repo {publish.repo!r}: may hold {{model}} and {{format}}, nothing else in braces") from None
+        raise BadInput(
+            f"publish.repo {publish.repo!r}: may hold {{model}} and {{format}}, nothing else in braces"
+        ) from None
     arguments = ["publish", *[step.name for step in converts], "--repo", repo, "--results", "."]
     for option in ("license", "license_name", "license_link", "base_model"):
         value = getattr(publish, option)

@@ -1,7 +1,8 @@
-"""What steps of each kind took on this machine, so that the next plan can say from experience what they will take.
+"""What steps of each kind took on this machine, so that the next plan can say from experience what they will
+take.
 
-One JSON line a finished step, in $QUANTWRIGHT_RATES (default: quantwright/rates.jsonl in $XDG_CACHE_HOME). Nothing depends on it
-but the plan's estimates: it may be deleted at any time.
+One JSON line a finished step, in $QUANTWRIGHT_RATES (default: quantwright/rates.jsonl in $XDG_CACHE_HOME).
+Nothing depends on it but the plan's estimates: it may be deleted at any time.
 """
 
 import json
@@ -16,8 +17,8 @@ from pydantic import Field, TypeAdapter
 KEPT = 2000
 Amount = Annotated[float, Field(ge=0, le=1e15, allow_inf_nan=False)]
 
-#: seconds before any work (imports), seconds per million weights: one slow core to two fast ones, for a machine that has run
-#: nothing yet. Measured on two cores; calibrated methods with 32,768 tokens.
+#: seconds before any work (imports), seconds per million weights: one slow core to two fast ones, for a
+#: machine that has run nothing yet. Measured on two cores; calibrated methods with 32,768 tokens.
 BUILT_IN: dict[str, tuple[float, float]] = {
     "convert:dense": (6, 0.05),
     "convert:gguf": (6, 0.15),
@@ -38,7 +39,8 @@ FAR = 50  # from so much smaller work nothing is concluded: what it took was mos
 
 @dataclass(frozen=True)
 class Sample:
-    """``work``: millions of weights for conversions and benchmarks; times thousands of tokens for evaluations."""
+    """``work``: millions of weights for conversions and benchmarks; times thousands of tokens for
+    evaluations."""
 
     kind: str
     work: Amount
@@ -80,7 +82,8 @@ def read_samples() -> list[Sample]:
 
 
 def add_sample(sample: Sample) -> None:
-    """One write of one line: safe from several processes. A cache that cannot be written costs better estimates, no more."""
+    """One write of one line: safe from several processes. A cache that cannot be written costs better
+    estimates, no more."""
     try:
         rates_file().parent.mkdir(parents=True, exist_ok=True)
         with open(rates_file(), "a", encoding="utf-8") as file:
@@ -92,7 +95,9 @@ def add_sample(sample: Sample) -> None:
 def estimate_seconds(kind: str, work: float, threads: int, samples: list[Sample]) -> Estimate:
     """From earlier steps of the same kind, scaled by the work beyond start-up; else from built-in rates."""
     fixed, rate = BUILT_IN.get(kind, BUILT_IN.get(kind.rpartition(":")[0], BUILT_IN_DEFAULT))
-    mine = [s for s in samples if s.kind == kind and s.threads == threads] or [s for s in samples if s.kind == kind]
+    mine = [s for s in samples if s.kind == kind and s.threads == threads] or [
+        s for s in samples if s.kind == kind
+    ]
     near = [s for s in mine if work < FAR * max(s.work, 1e-3)]
     if not near:
         guess = fixed + rate * work

@@ -1,4 +1,5 @@
-"""A step that was given to Ray, as the runner sees it: waiting for a node, running there, its files on their way."""
+"""A step that was given to Ray, as the runner sees it: waiting for a node, running there, its files on their
+way."""
 
 import contextlib
 import threading
@@ -18,7 +19,8 @@ BEGUN_POLL_S = 1.0
 
 
 class Carrier:
-    """Brings a step's files to the store and back. ``run``: the run folder; ``stage``: the step's own folder in it."""
+    """Brings a step's files to the store and back. ``run``: the run folder; ``stage``: the step's own folder
+    in it."""
 
     def __init__(self, bucket: Bucket, step: Step, run: Path, stage: Path):
         self.bucket, self.step, self.run, self.arrivals = bucket, step, run, stage / "arrived"
@@ -37,10 +39,17 @@ class Carrier:
 
 
 class RayStep:
-    """``submit`` gives an order to Ray and returns the reference of its end. ``refused``: node id -> why it would not have the
-    step. ``carrier``: where nodes do not see the run folder."""
+    """``submit`` gives an order to Ray and returns the reference of its end. ``refused``: node id -> why it
+    would not have the step. ``carrier``: where nodes do not see the run folder."""
 
-    def __init__(self, submit: Callable[[Order], Any], order: Order, log: Path, refused: dict[str, str], carrier: Carrier | None):
+    def __init__(
+        self,
+        submit: Callable[[Order], Any],
+        order: Order,
+        log: Path,
+        refused: dict[str, str],
+        carrier: Carrier | None,
+    ):
         self._submit, self._order, self._refused, self._carrier = submit, order, refused, carrier
         self.log = log
         self.pid = 0  # of no use on another machine
@@ -67,7 +76,8 @@ class RayStep:
         return time.monotonic() - self._began if self.started else 0.0
 
     def poll(self) -> int | None:
-        """Errors: StepFailed where the cluster itself is gone, OSError where the run folder cannot be written."""
+        """Errors: StepFailed where the cluster itself is gone, OSError where the run folder cannot be
+        written."""
         if self._code is None:
             try:
                 next(self._course)
@@ -93,7 +103,9 @@ class RayStep:
                 order = replace(order, inputs=(yield from self._aside(carrier.send)))
             self.ref = self._submit(order)
             if carrier:
-                threading.Thread(target=self._await_begin, args=(carrier.bucket, order.begun), daemon=True).start()
+                threading.Thread(
+                    target=self._await_begin, args=(carrier.bucket, order.begun), daemon=True
+                ).start()
             ended = yield from self._listen()
             self.ref = None
             if ended is None:
@@ -117,7 +129,8 @@ class RayStep:
         return -9
 
     def _aside(self, errand: Callable[[], Any]) -> Generator[None, None, Any]:
-        """Its result, from a thread of its own: gigabytes may have to go, and other steps end in the meantime."""
+        """Its result, from a thread of its own: gigabytes may have to go, and other steps end in the
+        meantime."""
         results: list[Any] = []
         problems: list[Exception] = []
 
@@ -151,7 +164,11 @@ class RayStep:
         """Until the task has ended; None where it was cut off, and ``lost`` or ``killed_for`` says why."""
         import ray
 
-        gone = (ray.exceptions.NodeDiedError, ray.exceptions.WorkerCrashedError, ray.exceptions.TaskUnschedulableError)
+        gone = (
+            ray.exceptions.NodeDiedError,
+            ray.exceptions.WorkerCrashedError,
+            ray.exceptions.TaskUnschedulableError,
+        )
         while not ray.wait([self.ref], timeout=0)[0]:
             yield
         try:
@@ -167,7 +184,13 @@ class RayStep:
             if not self._carrier:
                 with contextlib.suppress(OSError):
                     self.node = (Path(self._order.stage) / "node").read_text(encoding="utf-8").strip()
-            self.lost = "" if self.killed_for else f"its node {self.node} is gone" if self.node else "its node is gone"
+            self.lost = (
+                ""
+                if self.killed_for
+                else f"its node {self.node} is gone"
+                if self.node
+                else "its node is gone"
+            )
         except ray.exceptions.RayError as error:
             raise StepFailed(
                 f"Ray: {str(error).splitlines()[0]}; run the same command again: only what is missing is done"

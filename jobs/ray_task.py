@@ -1,7 +1,7 @@
 """What runs on a node of the cluster: a step's process, kept to its limits. Nothing here imports Ray.
 
-It runs in the run folder, where all nodes see that; with ``--store`` in a folder of the node's own, into which its inputs come
-from the store, and what it has made goes back there.
+It runs in the run folder, where all nodes see that; with ``--store`` in a folder of the node's own, into
+which its inputs come from the store, and what it has made goes back there.
 """
 
 import contextlib
@@ -23,8 +23,8 @@ from quantize.artifact.file_hashes import FileHashes
 from quantize.errors import QuantwrightError, StepFailed
 from quantize.sources.opening import open_checkpoint
 
-#: How long to wait for an earlier process of the same step, on a node that was lost, to let go: a file server may hold the
-#: lock of a dead machine for a lease of 90 s.
+#: How long to wait for an earlier process of the same step, on a node that was lost, to let go: a file server
+#: may hold the lock of a dead machine for a lease of 90 s.
 PATIENCE_S = 150.0
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 LOG_BYTES = 16 << 20
@@ -32,11 +32,13 @@ LOG_BYTES = 16 << 20
 
 @dataclass(frozen=True)
 class Order:
-    """A step to run: paths as the driver sees them, and ``versions`` of the packages on which the step's key relies.
+    """A step to run: paths as the driver sees them, and ``versions`` of the packages on which the step's key
+    relies.
 
-    With a ``store``, ``stage`` is relative to the work folder, ``run``, ``log`` and ``lock`` are empty, ``inputs`` are files to
-    fetch (name in the work folder -> sha256), ``local`` is what the node must have itself: path of a file -> sha256, path of a
-    model -> digest; and ``begun`` the object in which the node says its name when it has begun.
+    With a ``store``, ``stage`` is relative to the work folder, ``run``, ``log`` and ``lock`` are empty,
+    ``inputs`` are files to fetch (name in the work folder -> sha256), ``local`` is what the node must have
+    itself: path of a file -> sha256, path of a model -> digest; and ``begun`` the object in which the node
+    says its name when it has begun.
     """
 
     arguments: tuple[str, ...]
@@ -57,8 +59,9 @@ class Order:
 
 @dataclass(frozen=True)
 class Ended:
-    """``refused``: this node cannot do it, another may. ``lost``: why it may be tried again anywhere. ``made``: files in the
-    store, name in the work folder -> sha256. ``log``: the end of it, where the driver cannot read it."""
+    """``refused``: this node cannot do it, another may. ``lost``: why it may be tried again anywhere.
+    ``made``: files in the store, name in the work folder -> sha256. ``log``: the end of it, where the driver
+    cannot read it."""
 
     code: int
     node: str  # name of the machine
@@ -88,10 +91,15 @@ def run_order(order: Order) -> Ended:
 
 def _problem(order: Order) -> str:
     if not order.store and not Path(order.stage).is_dir():
-        return f"does not see {order.run}; the run folder must lie on a file system that all nodes share, or use --store"
+        return (
+            f"does not see {order.run}; the run folder must lie on a file system that all nodes share, "
+            "or use --store"
+        )
     for name, wanted in order.versions.items():
         if version(name) != wanted:
-            return f"has {name} {version(name)}, and the driver {wanted}; install the same versions everywhere"
+            return (
+                f"has {name} {version(name)}, and the driver {wanted}; install the same versions everywhere"
+            )
     if order.local:
         hashes = FileHashes(work_root() / "hashes.json")
         for name, wanted in order.local.items():
@@ -105,9 +113,12 @@ def _problem(order: Order) -> str:
 
 
 def local_digest(path: Path, hashes: FileHashes) -> str:
-    """Of a file, or of a checkpoint's folder. Errors: OSError, QuantwrightError where it is not there or not usable."""
+    """Of a file, or of a checkpoint's folder. Errors: OSError, QuantwrightError where it is not there or not
+    usable."""
     if path.is_dir():
-        return hashes.checkpoint(open_checkpoint(path, trust_remote_code=True))  # headers only: nothing of it is executed
+        return hashes.checkpoint(
+            open_checkpoint(path, trust_remote_code=True)
+        )  # headers only: nothing of it is executed
     return hashes.sha256(path)
 
 
@@ -116,7 +127,13 @@ def _in_run_folder(order: Order, node: str) -> Ended:
         stage = Path(order.stage)
         (stage / "node").write_text(node, encoding="utf-8")
         child = Child(
-            order.arguments, Path(order.run), Path(order.log), stage / "stdout", [lock], order.threads, order.environment
+            order.arguments,
+            Path(order.run),
+            Path(order.log),
+            stage / "stdout",
+            [lock],
+            order.threads,
+            order.environment,
         )
         return _watched(child, order, node)
 
@@ -136,7 +153,15 @@ def _in_work_folder(order: Order, node: str) -> Ended:
             pull(bucket, order.inputs, work)
         except QuantwrightError as error:
             return Ended(-9, node, lost=f"node {node}: {error}")
-        child = Child(order.arguments, work, work / LOG, work / order.stage / "stdout", [], order.threads, order.environment)
+        child = Child(
+            order.arguments,
+            work,
+            work / LOG,
+            work / order.stage / "stdout",
+            [],
+            order.threads,
+            order.environment,
+        )
         ended = replace(_watched(child, order, node), log=_end_of(work / LOG))
         if ended.code != 0:
             return ended
@@ -156,7 +181,8 @@ def _end_of(log: Path) -> bytes:
 
 @contextlib.contextmanager
 def _only_one(lock: Path) -> Iterator[int]:
-    """Holds the step's lock, whose descriptor its process inherits. Errors: StepFailed where another keeps it."""
+    """Holds the step's lock, whose descriptor its process inherits. Errors: StepFailed where another keeps
+    it."""
     with open(lock, "a", encoding="utf-8") as file:
         deadline = time.monotonic() + PATIENCE_S
         while True:
@@ -167,7 +193,9 @@ def _only_one(lock: Path) -> Iterator[int]:
                 if error.errno in NO_LOCKS:  # outputs are still committed by rename
                     break
                 if time.monotonic() > deadline:
-                    raise StepFailed(f"an earlier process of this step still runs somewhere ({lock} is locked)") from None
+                    raise StepFailed(
+                        f"an earlier process of this step still runs somewhere ({lock} is locked)"
+                    ) from None
                 time.sleep(0.2)
         os.set_inheritable(file.fileno(), True)
         yield file.fileno()

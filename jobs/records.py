@@ -19,8 +19,9 @@ LOCK = ".lock"
 
 @dataclass
 class Record:
-    """RUN/steps/<slug>.json. ``previous``: what lay at the output's place when the step began, so that something else there
-    afterwards is known to be of this step even if the runner died before it could say so."""
+    """RUN/steps/<slug>.json. ``previous``: what lay at the output's place when the step began, so that
+    something else there afterwards is known to be of this step even if the runner died before it could say
+    so."""
 
     __pydantic_config__ = ConfigDict(extra="forbid")
 
@@ -40,7 +41,9 @@ class Record:
     pid: int = 0
     node: str = ""  # name of the machine
     size_bytes: int | None = None  # of an artifact
-    planned: dict[str, Any] = field(default_factory=dict)  # what the plan said: size_bytes, memory_bytes, low_s, high_s
+    planned: dict[str, Any] = field(
+        default_factory=dict
+    )  # what the plan said: size_bytes, memory_bytes, low_s, high_s
     detail: dict[str, Any] = field(default_factory=dict)
 
 
@@ -69,7 +72,8 @@ class Records:
 
 
 def identity(path: Path) -> list[int] | None:
-    """Tells whether something else lies at ``path`` than before: a committed output is always a new file or folder."""
+    """Tells whether something else lies at ``path`` than before: a committed output is always a new file or
+    folder."""
     try:
         status = path.stat()
     except OSError:
@@ -78,7 +82,8 @@ def identity(path: Path) -> list[int] | None:
 
 
 class RunLock:
-    """flock on RUN/.lock, inherited by the steps: as long as one of a dead runner is still on its way out, it is held."""
+    """flock on RUN/.lock, inherited by the steps: as long as one of a dead runner is still on its way out, it
+    is held."""
 
     def __init__(self, run: Path, patience_s: float = 5.0):
         self.run = run
@@ -98,7 +103,9 @@ class RunLock:
                 if holder is None or _alive(holder) or time.monotonic() > deadline:
                     self.file.close()
                     who = f"process {holder}" if holder else "another process"
-                    raise BadInput(f"{run}: {who} is running a job here; wait for it, or choose another -o") from None
+                    raise BadInput(
+                        f"{run}: {who} is running a job here; wait for it, or choose another -o"
+                    ) from None
                 time.sleep(0.05)
         self.file.seek(0)
         self.file.truncate()

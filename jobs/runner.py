@@ -1,6 +1,8 @@
-"""Runs a plan: every step in a process of its own, skipping those done already; a failure costs its row and nothing else.
+"""Runs a plan: every step in a process of its own, skipping those done already; a failure costs its row and
+nothing else.
 
-kill -9 this process, a step or the machine at any moment and run the same command: what is committed stays, the rest is done.
+kill -9 this process, a step or the machine at any moment and run the same command: what is committed stays,
+the rest is done.
 """
 
 import platform
@@ -30,7 +32,13 @@ from quantize.errors import BadInput, QuantwrightError
 from quantize.staging import disk_error
 
 #: What a step says when a second attempt may succeed: the network, and nothing else.
-NETWORK = ("cannot be reached", "ConnectionError", "Connection reset", "timed out", "Temporary failure in name resolution")
+NETWORK = (
+    "cannot be reached",
+    "ConnectionError",
+    "Connection reset",
+    "timed out",
+    "Temporary failure in name resolution",
+)
 
 
 @dataclass
@@ -60,9 +68,9 @@ class _Running:
 
 
 class Runner:
-    """``path`` is the job file, ``run`` the run folder. ``say`` gets what stays to be read, ``show`` a line that the next one
-    replaces. ``costs``: step id -> what the plan says it takes. ``executor``: where steps run (default: here). ``cache``: a
-    folder or URL shared with other runs."""
+    """``path`` is the job file, ``run`` the run folder. ``say`` gets what stays to be read, ``show`` a line
+    that the next one replaces. ``costs``: step id -> what the plan says it takes. ``executor``: where steps
+    run (default: here). ``cache``: a folder or URL shared with other runs."""
 
     def __init__(
         self,
@@ -93,8 +101,8 @@ class Runner:
         self.waits: set[str] = set()  # for another run that is making the same
 
     def run(self) -> Summary:
-        """Errors: BadInput where another runner works in the run folder, or it cannot be written; StepFailed where it cannot
-        be written any more."""
+        """Errors: BadInput where another runner works in the run folder, or it cannot be written; StepFailed
+        where it cannot be written any more."""
         with RunLock(self.run_folder) as lock:
             self.lock = lock
             self.outputs = Outputs(self.run_folder)
@@ -132,7 +140,8 @@ class Runner:
             if not (queued and running.child.started):
                 running.child.kill(why)
 
-    # -- the loop ------------------------------------------------------------------------------------------------------------
+    # -- the loop
+    # --------------------------------------------------------------------------------------------------------
 
     def _loop(self) -> None:
         pending = list(self.plan.steps)
@@ -163,8 +172,15 @@ class Runner:
     def _state_of(self, running: _Running) -> str:
         its = running.child
         expected = self.costs.get(running.step.id)
-        known = f" of {spell_seconds(expected.time.low_s)} to {spell_seconds(expected.time.high_s)}" if expected else ""
-        return f"{running.step.id.replace(':', ' ')}: {spell_seconds(its.wall_s)}{known}, peak {spell(its.peak_rss_bytes)}"
+        known = (
+            f" of {spell_seconds(expected.time.low_s)} to {spell_seconds(expected.time.high_s)}"
+            if expected
+            else ""
+        )
+        return (
+            f"{running.step.id.replace(':', ' ')}: {spell_seconds(its.wall_s)}{known}, peak "
+            f"{spell(its.peak_rss_bytes)}"
+        )
 
     def _start_ready(self, pending: list[Step]) -> None:
         for step in list(pending):
@@ -179,7 +195,9 @@ class Runner:
                 pending.remove(step)
 
     def _is_ready(self, step: Step) -> bool:
-        return all(name in self.digests for name in step.after) and all(name in self.ended for name in step.prefers)
+        return all(name in self.digests for name in step.after) and all(
+            name in self.ended for name in step.prefers
+        )
 
     def _fits(self, step: Step, pending: list[Step]) -> bool:
         return self.executor.fits(step, [other.step for other in self.running], pending)
@@ -190,7 +208,8 @@ class Runner:
     def _blocker(self, step: Step) -> str:
         return next(name for name in step.after if name in self.ended and name not in self.digests)
 
-    # -- one step ------------------------------------------------------------------------------------------------------------
+    # -- one step
+    # --------------------------------------------------------------------------------------------------------
 
     def _begin(self, step: Step) -> bool:
         """False where another run is making the same, for which it waits."""
@@ -226,7 +245,8 @@ class Runner:
         return True
 
     def _reuse(self, step: Step, record: Record) -> bool:
-        """Whether the step is over, since the shared cache had its output (or that cannot be written here)."""
+        """Whether the step is over, since the shared cache had its output (or that cannot be written
+        here)."""
         assert self.sharing is not None
         try:
             if not self.sharing.fetch(step, record.key):
@@ -253,7 +273,9 @@ class Runner:
             log.unlink(missing_ok=True)
         stage = self.outputs.stage(step)
         self.records.write(step.slug, record)
-        arguments = [str(stage.relative_to(self.run_folder)) if part == STAGE else part for part in step.arguments]
+        arguments = [
+            str(stage.relative_to(self.run_folder)) if part == STAGE else part for part in step.arguments
+        ]
         if step.kind == "convert" and (self.run_folder / step.output).exists():
             arguments.append("--force")
         try:
@@ -275,7 +297,11 @@ class Runner:
 
     def _finish(self, running: _Running, code: int) -> None:
         step, record, child = running.step, running.record, running.child
-        record.wall_s, record.peak_rss_bytes, record.exit_code = round(child.wall_s, 3), child.peak_rss_bytes, code
+        record.wall_s, record.peak_rss_bytes, record.exit_code = (
+            round(child.wall_s, 3),
+            child.peak_rss_bytes,
+            code,
+        )
         record.node = child.node
         if code == 0:
             digest = self.outputs.commit(step, running.stage)

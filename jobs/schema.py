@@ -10,7 +10,8 @@ from jobs.spec import Job
 
 
 def job_schema() -> dict[str, Any]:
-    """What pydantic knows, and the shorthand that the validators accept besides: one in place of a list, a name for a mapping."""
+    """What pydantic knows, and the shorthand that the validators accept besides: one in place of a list, a
+    name for a mapping."""
     schema = Job.model_json_schema(by_alias=True)
     definitions = schema["$defs"]
     model, calibration = {"$ref": "#/$defs/Model"}, {"$ref": "#/$defs/CalibrationOptions"}
@@ -25,9 +26,20 @@ def job_schema() -> dict[str, Any]:
     recipe = {"anyOf": [text, {"type": "object", "required": ["method"]}]}
     recipes = {"anyOf": [text, {"type": "array", "items": recipe}]}
     properties["recipes"] = {"title": "Recipes", **recipes}
-    definitions["Model"]["properties"]["recipes"] = {"title": "Recipes", "anyOf": [*recipes["anyOf"], {"type": "null"}]}
-    for owner, key in (("Model", "skip"), ("Model", "adapters"), ("Evaluate", "tasks"), ("Publish", "recipes")):
-        definitions[owner]["properties"][key] = {"anyOf": [text, {"type": "array", "items": text}], "title": key.capitalize()}
+    definitions["Model"]["properties"]["recipes"] = {
+        "title": "Recipes",
+        "anyOf": [*recipes["anyOf"], {"type": "null"}],
+    }
+    for owner, key in (
+        ("Model", "skip"),
+        ("Model", "adapters"),
+        ("Evaluate", "tasks"),
+        ("Publish", "recipes"),
+    ):
+        definitions[owner]["properties"][key] = {
+            "anyOf": [text, {"type": "array", "items": text}],
+            "title": key.capitalize(),
+        }
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": "Quantwright job"}
 
 

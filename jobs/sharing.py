@@ -1,4 +1,5 @@
-"""What of a job goes through the shared cache: artifacts, reference logits, token ids. Speeds belong to a machine and do not."""
+"""What of a job goes through the shared cache: artifacts, reference logits, token ids. Speeds belong to a
+machine and do not."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,7 +25,8 @@ class Sharing:
     def fetch(self, step: Step, key: str) -> bool:
         """Whether the step's output lies in place now. A reference's logits only spare its step the work.
 
-        Errors: StepFailed where the run folder cannot be written; BadInput where the output's place holds something else.
+        Errors: StepFailed where the run folder cannot be written; BadInput where the output's place holds
+        something else.
         """
         if _makes_reference(step):
             self._fetch_reference(key)
@@ -54,7 +56,11 @@ class Sharing:
 
     def _references(self) -> Mapping[str, Path]:
         """Logits and token ids."""
-        return {path.name: path for kind in ("reference", "tokens") for path in (self.run / "cache").glob(f"{kind}-*")}
+        return {
+            path.name: path
+            for kind in ("reference", "tokens")
+            for path in (self.run / "cache").glob(f"{kind}-*")
+        }
 
     def _fetch_reference(self, key: str) -> None:
         try:
@@ -74,7 +80,8 @@ def _makes_reference(step: Step) -> bool:
 
 
 def _readdressed(artifact: Artifact, step: Step) -> Artifact:
-    """The manifest names source and calibration text where this job has them, not where their like lay for somebody else."""
+    """The manifest names source and calibration text where this job has them, not where their like lay for
+    somebody else."""
     manifest = artifact.manifest
     changes: dict[str, object] = {"source": manifest.source.model_copy(update={"id": step.model})}
     if manifest.calibration is not None and "--calibration" in step.arguments:

@@ -1,7 +1,8 @@
-"""How large an artifact will be, from headers alone: to the byte for GGUF, within one per cent for the other formats.
+"""How large an artifact will be, from headers alone: to the byte for GGUF, within one per cent for the other
+formats.
 
-A method says so itself where it has ``output_bytes(checkpoint, recipe)``; the layouts of those that ship with the program
-are here.
+A method says so itself where it has ``output_bytes(checkpoint, recipe)``; the layouts of those that ship with
+the program are here.
 """
 
 import json
@@ -32,17 +33,26 @@ def output_bytes(checkpoint: Checkpoint, recipe: Recipe) -> int | None:
     if layout is None:
         return None
     quantized = method.expected(checkpoint, recipe)
-    entries = [entry for name in checkpoint.tensors for entry in layout(checkpoint, recipe, name, name in quantized)]
+    entries = [
+        entry for name in checkpoint.tensors for entry in layout(checkpoint, recipe, name, name in quantized)
+    ]
     companions = sum(path.stat().st_size for path in checkpoint.companion_files)
     config = (checkpoint.folder / "config.json").stat().st_size
-    extra = 0 if recipe.method == "dense" else 2 * CONFIG_EXTRA_BYTES if recipe.method in ("gptq", "awq") else CONFIG_EXTRA_BYTES
+    extra = (
+        0
+        if recipe.method == "dense"
+        else 2 * CONFIG_EXTRA_BYTES
+        if recipe.method in ("gptq", "awq")
+        else CONFIG_EXTRA_BYTES
+    )
     if recipe.method == "quanto":
         extra += sum(len(name) + 60 for name in quantized)  # quanto_qmap.json
     return _safetensors_bytes(entries) + companions + config + extra
 
 
 def _safetensors_bytes(entries: list[Entry]) -> int:
-    """Of a file holding ``entries``: header and data. Several shards add one header each, which is nothing at their size."""
+    """Of a file holding ``entries``: header and data. Several shards add one header each, which is nothing at
+    their size."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for name, dtype, shape in entries:
@@ -60,7 +70,8 @@ def _dense(checkpoint: Checkpoint, recipe: Any, name: str, quantized: bool) -> I
 
 
 def _gptq(checkpoint: Checkpoint, recipe: Any, name: str, quantized: bool) -> Iterator[Entry]:
-    """AutoGPTQ v1: codes packed along the inputs, zero points along the outputs, half-precision scales, group of each input."""
+    """AutoGPTQ v1: codes packed along the inputs, zero points along the outputs, half-precision scales, group
+    of each input."""
     info = checkpoint.tensors[name]
     if not quantized:
         yield name, info.dtype, info.shape
@@ -93,7 +104,8 @@ def _loaded_dtype(checkpoint: Checkpoint) -> str:
 
 
 def _quanto(checkpoint: Checkpoint, recipe: Any, name: str, quantized: bool) -> Iterator[Entry]:
-    """State dict of optimum-quanto: codes, scales (and shifts for groups) in the model's dtype, two activation scales a layer."""
+    """State dict of optimum-quanto: codes, scales (and shifts for groups) in the model's dtype, two
+    activation scales a layer."""
     info, dtype = checkpoint.tensors[name], _loaded_dtype(checkpoint)
     if not quantized:
         yield name, dtype if info.dtype in FLOAT_DTYPES else info.dtype, info.shape
@@ -114,7 +126,8 @@ def _quanto(checkpoint: Checkpoint, recipe: Any, name: str, quantized: bool) -> 
 
 
 def _bnb(checkpoint: Checkpoint, recipe: Any, name: str, quantized: bool) -> Iterator[Entry]:
-    """bitsandbytes: 8-bit rows with one scale each, or 4-bit blocks of 64 with a scale of 32 or, doubly quantized, 8 bits."""
+    """bitsandbytes: 8-bit rows with one scale each, or 4-bit blocks of 64 with a scale of 32 or, doubly
+    quantized, 8 bits."""
     info, dtype = checkpoint.tensors[name], _loaded_dtype(checkpoint)
     if not quantized:
         yield name, dtype if info.dtype in FLOAT_DTYPES else info.dtype, info.shape
@@ -152,5 +165,7 @@ def _gguf_bytes(checkpoint: Checkpoint, recipe: Any) -> int:
     contents = file_contents(checkpoint, recipe)
     tensors = contents.tensors
     parts = split(tensors, recipe.split_max_bytes)
-    headers = [header(_part_kvs(contents.kvs, i, len(parts), len(tensors)), part) for i, part in enumerate(parts)]
+    headers = [
+        header(_part_kvs(contents.kvs, i, len(parts), len(tensors)), part) for i, part in enumerate(parts)
+    ]
     return sum(map(len, headers)) + sum(padded(tensor.size_bytes) for tensor in tensors)

@@ -1,4 +1,5 @@
-"""What a job file may say. Every level is strict: an unknown key is an error. Paths are relative to the file."""
+"""What a job file may say. Every level is strict: an unknown key is an error. Paths are relative to the
+file."""
 
 import math
 from itertools import product
@@ -38,7 +39,8 @@ def _known_recipe(value: Any) -> Any:
 
 
 def expand_recipe(entry: str | dict[str, Any]) -> list[Recipe]:
-    """One entry of ``recipes:`` -> its recipes; ``matrix: {bits: [3, 4], group_size: [64, 128]}`` makes every combination.
+    """One entry of ``recipes:`` -> its recipes; ``matrix: {bits: [3, 4], group_size: [64, 128]}`` makes every
+    combination.
 
     Errors: ValueError with what is wrong, which pydantic turns into an error with its place.
     """
@@ -46,12 +48,19 @@ def expand_recipe(entry: str | dict[str, Any]) -> list[Recipe]:
         if isinstance(entry, str) or "matrix" not in entry:
             return [parse_recipe(entry)]
         matrix = entry["matrix"]
-        if not isinstance(matrix, dict) or not all(isinstance(v, list) and v for v in matrix.values()) or not matrix:
+        if (
+            not isinstance(matrix, dict)
+            or not all(isinstance(v, list) and v for v in matrix.values())
+            or not matrix
+        ):
             raise ValueError("matrix: expected parameters, each with a list of values, e.g. {bits: [3, 4]}")
         if math.prod(map(len, matrix.values())) > MAX_COMBINATIONS:
             raise ValueError(f"matrix: makes more than {MAX_COMBINATIONS:,} recipes; leave some values out")
         fixed = {key: value for key, value in entry.items() if key != "matrix"}
-        return [parse_recipe({**fixed, **dict(zip(matrix, values, strict=True))}) for values in product(*matrix.values())]
+        return [
+            parse_recipe({**fixed, **dict(zip(matrix, values, strict=True))})
+            for values in product(*matrix.values())
+        ]
     except BadInput as error:
         raise ValueError(str(error)) from None
 
@@ -66,9 +75,11 @@ Calibration = Annotated[CalibrationOptions, BeforeValidator(_source_alone)]
 
 
 class Model(Strict):
-    """``source``: local folder or Hub id, ``@revision`` in it or apart. ``recipes`` and ``calibration`` replace the job's own.
+    """``source``: local folder or Hub id, ``@revision`` in it or apart. ``recipes`` and ``calibration``
+    replace the job's own.
 
-    ``adapters``: folders of PEFT LoRAs; each, merged into the source, is a model of its own, in place of the bare source.
+    ``adapters``: folders of PEFT LoRAs; each, merged into the source, is a model of its own, in place of the
+    bare source.
     """
 
     source: Text
@@ -86,9 +97,10 @@ class Model(Strict):
 
 
 class Evaluate(Strict):
-    """``text``: a file, or ``held-out``. ``limit``: tokens of the text, ``task_limit``: items of each task. ``generate``: tokens
-    by which every artifact continues each prompt of the file ``prompts``, or where there is none three cut from the text.
-    ``runtime``: measures artifacts other than GGUF files in it, the reference in its own."""
+    """``text``: a file, or ``held-out``. ``limit``: tokens of the text, ``task_limit``: items of each task.
+    ``generate``: tokens by which every artifact continues each prompt of the file ``prompts``, or where there
+    is none three cut from the text. ``runtime``: measures artifacts other than GGUF files in it, the
+    reference in its own."""
 
     text: Text | None = None
     metrics: list[Literal["perplexity", "divergence"]] = ["perplexity", "divergence"]
@@ -124,7 +136,8 @@ class Benchmark(Strict):
 
 
 class Publish(Strict):
-    """``repo``: ``user/name``, in which {model} and {format} (GGUF, or the recipe) stand for those. ``recipes``: only these.
+    """``repo``: ``user/name``, in which {model} and {format} (GGUF, or the recipe) stand for those.
+    ``recipes``: only these.
 
     Without ``upload`` the repositories are written to RUN/published.
     """
@@ -140,7 +153,8 @@ class Publish(Strict):
 
 
 class Nodes(Strict):
-    """Kind of step -> custom resource that its Ray node must have (``ray start --resources '{"quiet": 1}'``)."""
+    """Kind of step -> custom resource that its Ray node must have (``ray start --resources '{"quiet":
+    1}'``)."""
 
     convert: Text | None = None
     eval: Text | None = None
@@ -150,8 +164,9 @@ class Nodes(Strict):
 
 
 class Resources(Strict):
-    """How steps run. ``parallel``: steps at a time, as far as ``memory`` allows (benchmarks always run alone); by default one,
-    on a Ray cluster as many as its nodes hold. ``store``: URL by which files go to nodes that do not see the run folder."""
+    """How steps run. ``parallel``: steps at a time, as far as ``memory`` allows (benchmarks always run
+    alone); by default one, on a Ray cluster as many as its nodes hold. ``store``: URL by which files go to
+    nodes that do not see the run folder."""
 
     device: Text = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
@@ -167,7 +182,9 @@ class Resources(Strict):
 class Job(Strict):
     """A whole job file. ``cache``: folder or URL that several runs and users share."""
 
-    models: Annotated[list[Annotated[Model, BeforeValidator(_source_alone)]], BeforeValidator(_as_list)] = Field(min_length=1)
+    models: Annotated[list[Annotated[Model, BeforeValidator(_source_alone)]], BeforeValidator(_as_list)] = (
+        Field(min_length=1)
+    )
     recipes: Recipes = Field(default_factory=list)
     calibration: Calibration = Field(default_factory=CalibrationOptions)
     verify: Literal["full", "tensors", "none"] = "full"

@@ -1,4 +1,5 @@
-"""What a job has to do: a list of steps, each one command line of this program, with what it needs and what it leaves behind."""
+"""What a job has to do: a list of steps, each one command line of this program, with what it needs and what
+it leaves behind."""
 
 import importlib
 import sys
@@ -15,16 +16,19 @@ from quantize.errors import BadInput, QuantwrightError
 from quantize.recipe import Recipe, RunOptions
 
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
-#: In arguments: the step's own folder, from which its results are moved into the run folder when it has succeeded.
+#: In arguments: the step's own folder, from which its results are moved into the run folder when it has
+#: succeeded.
 STAGE = "{stage}"
 
 
 @dataclass(frozen=True)
 class Step:
-    """``arguments`` are those of ``quantwright``, run with the run folder as working directory; ``output`` is relative to it.
+    """``arguments`` are those of ``quantwright``, run with the run folder as working directory; ``output`` is
+    relative to it.
 
     ``after``: steps that must have ended well before; ``prefers``: steps that only go first where they can.
-    ``inputs`` (JSON), ``files`` (contents), the outputs of ``after`` and the versions of ``packages`` make its key.
+    ``inputs`` (JSON), ``files`` (contents), the outputs of ``after`` and the versions of ``packages`` make
+    its key.
     """
 
     id: str
@@ -94,7 +98,12 @@ def build_plan(job: Job, base: Path, models: list[OpenModel] | None = None) -> P
         made = tuple(step.id for step in plan.steps)
         plan.steps.append(
             Step(
-                "report", "report", ("report", ".", "--json"), Path("report/index.html"), prefers=made, packages=("quantwright",)
+                "report",
+                "report",
+                ("report", ".", "--json"),
+                Path("report/index.html"),
+                prefers=made,
+                packages=("quantwright",),
             )
         )
     if job.publish:
@@ -151,7 +160,12 @@ def _convert_step(job: Job, model: OpenModel, recipe: Recipe, texts: Texts) -> S
     files = recipe.files
     if recipe.calibrated:
         arguments += ["--calibration", calibration.source, "--calibration-tokens", str(calibration.tokens)]
-        arguments += ["--calibration-length", str(calibration.sequence_length), "--seed", str(calibration.seed)]
+        arguments += [
+            "--calibration-length",
+            str(calibration.sequence_length),
+            "--seed",
+            str(calibration.seed),
+        ]
         inputs["calibration"] = calibration.model_dump(exclude={"source"})
         path = Path(calibration.source)
         if path.is_file():
@@ -179,19 +193,26 @@ def _convert_step(job: Job, model: OpenModel, recipe: Recipe, texts: Texts) -> S
     )
 
 
-def _eval_step(job: Job, model: OpenModel, recipe: Recipe | None, texts: Texts, reference: tuple[str, ...]) -> Step:
+def _eval_step(
+    job: Job, model: OpenModel, recipe: Recipe | None, texts: Texts, reference: tuple[str, ...]
+) -> Step:
     evaluate = job.evaluate
     assert evaluate is not None
     name = _artifact_name(model, recipe) if recipe else model.id
     against = _artifact_name(model, model.merged) if model.merged else model.id
     arguments = ["eval", name, "--reference", against, "-o", STAGE]
-    inputs: dict[str, Any] = {**evaluate.model_dump(exclude={"text", "tasks", "prompts", "cache_limit"}), **_run_inputs(job)}
+    inputs: dict[str, Any] = {
+        **evaluate.model_dump(exclude={"text", "tasks", "prompts", "cache_limit"}),
+        **_run_inputs(job),
+    }
     text, tasks = texts.text, texts.tasks
     llamacpp = recipe is not None and require(recipe).runtime == "llamacpp"
     if HELD_OUT in (text, *tasks):
         inputs["held_out"] = texts.held_out_sha256
     files = [path for path in (text, *tasks, texts.prompts) if isinstance(path, Path)]
-    files += [path for task in tasks if isinstance(task, str) and (path := Path(task.partition("=")[2])).is_file()]
+    files += [
+        path for task in tasks if isinstance(task, str) and (path := Path(task.partition("=")[2])).is_file()
+    ]
     if text is not None:
         arguments += ["--text", str(text), "--metrics", ",".join(evaluate.metrics), "--ids", evaluate.ids]
         if evaluate.protocol:
@@ -241,7 +262,9 @@ def _eval_step(job: Job, model: OpenModel, recipe: Recipe | None, texts: Texts, 
         inputs=inputs,
         files=tuple(files),
         sources=(model.name,),
-        packages=_runtime_packages(recipe) + (("lm-eval",) if tasks else ()) + ((elsewhere,) if elsewhere else ()),
+        packages=_runtime_packages(recipe)
+        + (("lm-eval",) if tasks else ())
+        + ((elsewhere,) if elsewhere else ()),
     )
 
 
@@ -250,9 +273,23 @@ def _bench_step(job: Job, model: OpenModel, recipe: Recipe | None) -> Step:
     assert benchmark is not None
     name = _artifact_name(model, recipe) if recipe else model.id
     suffix = recipe.slug if recipe else "reference"
-    arguments = ["bench", name, "-o", STAGE, "--prefill", str(benchmark.prefill), "--decode", str(benchmark.decode)]
+    arguments = [
+        "bench",
+        name,
+        "-o",
+        STAGE,
+        "--prefill",
+        str(benchmark.prefill),
+        "--decode",
+        str(benchmark.decode),
+    ]
     arguments += ["--repetitions", str(benchmark.repetitions), "--rounds", str(benchmark.rounds)]
-    arguments += ["--depth", ",".join(map(str, benchmark.depths)), "--batch", ",".join(map(str, benchmark.batches))]
+    arguments += [
+        "--depth",
+        ",".join(map(str, benchmark.depths)),
+        "--batch",
+        ",".join(map(str, benchmark.batches)),
+    ]
     if benchmark.attention:
         arguments += ["--attention", benchmark.attention]
     if benchmark.compile and not (recipe and require(recipe).runtime == "llamacpp"):
@@ -297,14 +334,22 @@ def step_threads(job: Job) -> int:
 
 
 def device(asked: str) -> str:
-    """``auto`` is the CPU where the system has no GPU; said outright, it spares steps that need no torch the import of it."""
+    """``auto`` is the CPU where the system has no GPU; said outright, it spares steps that need no torch the
+    import of it."""
     has_gpu = any(Path(name).exists() for name in ("/dev/nvidia0", "/dev/nvidiactl", "/dev/kfd", "/dev/dxg"))
     return "cpu" if asked == "auto" and not has_gpu and sys.platform.startswith("linux") else asked
 
 
 def _run_arguments(job: Job, model: OpenModel) -> list[str]:
     resources = job.resources
-    arguments = ["--threads", str(step_threads(job)), "--device", device(resources.device), "--dtype", resources.dtype]
+    arguments = [
+        "--threads",
+        str(step_threads(job)),
+        "--device",
+        device(resources.device),
+        "--dtype",
+        resources.dtype,
+    ]
     if resources.memory:
         arguments += ["--memory", resources.memory]
     return [*arguments, "--trust-remote-code"] if model.spec.trust_remote_code else arguments

@@ -10,7 +10,8 @@ from quantize.recipe import CalibrationOptions
 
 
 class Texts:
-    """The files that the job's texts and tasks stand for; ``held-out`` and names of lm-eval's tasks stay as they are."""
+    """The files that the job's texts and tasks stand for; ``held-out`` and names of lm-eval's tasks stay as
+    they are."""
 
     def __init__(self, job: Job, base: Path):
         self.base = base
@@ -31,14 +32,18 @@ class Texts:
         path = resolve_path(text, self.base)
         if path is None:
             raise BadInput(
-                f"evaluate.text: {self.base / text}: no such file; give a text file, or {HELD_OUT} for the built-in text"
+                f"evaluate.text: {self.base / text}: no such file; give a text file, or {HELD_OUT} for the "
+                "built-in text"
             )
         return path
 
     def _prompts(self, prompts: str) -> Path:
         path = resolve_path(prompts, self.base)
         if path is None:
-            raise BadInput(f"evaluate.prompts: {self.base / prompts}: no such file; give a text file with a prompt a line")
+            raise BadInput(
+                f"evaluate.prompts: {self.base / prompts}: no such file; give a text file with a prompt a "
+                "line"
+            )
         return path
 
     def _task(self, task: str) -> str | Path:

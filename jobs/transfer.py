@@ -1,7 +1,9 @@
-"""Files that go between the run folder and nodes that do not see it: by their sha256, through a bucket (``--store``).
+"""Files that go between the run folder and nodes that do not see it: by their sha256, through a bucket
+(``--store``).
 
-A file is uploaded once, whoever needs it, and hashed where it arrives. The bucket is a means of transport: what counts is what
-the driver has committed in the run folder, and everything in the bucket may be deleted between two runs.
+A file is uploaded once, whoever needs it, and hashed where it arrives. The bucket is a means of transport:
+what counts is what the driver has committed in the run folder, and everything in the bucket may be deleted
+between two runs.
 """
 
 import os
@@ -18,15 +20,19 @@ from quantize.files import plain_name, read_json
 
 
 def push(bucket: Bucket, folder: Path, digests: Mapping[str, str]) -> None:
-    """``digests``: file in ``folder`` -> sha256. What the bucket holds already does not go again. Errors: BucketError."""
+    """``digests``: file in ``folder`` -> sha256. What the bucket holds already does not go again. Errors:
+    BucketError."""
     for name, digest in digests.items():
         path = folder / name
         if bucket.size_bytes(_object(digest)) != path.stat().st_size:
             bucket.put(path, _object(digest))
 
 
-def pull(bucket: Bucket, digests: Mapping[str, str], folder: Path, wanted: Callable[[], bool] = lambda: True) -> None:
-    """The reverse; ``wanted`` is asked before each file. Errors: BucketError, OSError where ``folder`` cannot be written.
+def pull(
+    bucket: Bucket, digests: Mapping[str, str], folder: Path, wanted: Callable[[], bool] = lambda: True
+) -> None:
+    """The reverse; ``wanted`` is asked before each file. Errors: BucketError, OSError where ``folder`` cannot
+    be written.
 
     A damaged object is deleted, so that the next attempt uploads it anew.
     """
@@ -46,7 +52,8 @@ def _object(digest: str) -> str:
 
 
 def step_inputs(step: Step, run: Path) -> dict[str, str]:
-    """Files of the run folder that an eval or benchmark reads -> sha256: its artifacts, and the reference's logits."""
+    """Files of the run folder that an eval or benchmark reads -> sha256: its artifacts, and the reference's
+    logits."""
     found = {}
     for made in step.after:
         folder = Path("artifacts", *made.split(":")[1:])
@@ -60,13 +67,19 @@ def step_inputs(step: Step, run: Path) -> dict[str, str]:
 
 
 def _references(step: Step, run: Path) -> list[Path]:
-    """Folders of logits of the step's reference, which is known by the digest that its own evaluation has noted; before that,
-    those that belong to no other (the shared cache may have had them)."""
+    """Folders of logits of the step's reference, which is known by the digest that its own evaluation has
+    noted; before that, those that belong to no other (the shared cache may have had them)."""
     name = step.arguments[step.arguments.index("--reference") + 1]
     digests = {path: _noted(path, "subject", "digest") for path in (run / "results").glob("*.eval.json")}
     own = digests.get(run / results_path(name, "eval"))
-    folders = {path.parent: _noted(path, "reference") for path in (run / "cache").glob("reference-*/cache.json")}
-    return [folder for folder, its in sorted(folders.items()) if (its == own if own else its not in digests.values())]
+    folders = {
+        path.parent: _noted(path, "reference") for path in (run / "cache").glob("reference-*/cache.json")
+    }
+    return [
+        folder
+        for folder, its in sorted(folders.items())
+        if (its == own if own else its not in digests.values())
+    ]
 
 
 def _noted(path: Path, *keys: str) -> str:
@@ -81,7 +94,8 @@ def _noted(path: Path, *keys: str) -> str:
 
 
 def settle(made: Mapping[str, str], node: Path, run: Path) -> None:
-    """Put what came from a node, lying in ``node`` as it lay in its work folder, where a step of this machine leaves it."""
+    """Put what came from a node, lying in ``node`` as it lay in its work folder, where a step of this machine
+    leaves it."""
     for name in made:
         path = Path(plain_name(name, "a node"))
         if path.parts[0] == "artifacts" and path.name == MANIFEST and (node / path).is_file():

@@ -1,4 +1,5 @@
-"""Folders of a node in which steps work that do not see the run folder; those of workers that were killed are cleared away."""
+"""Folders of a node in which steps work that do not see the run folder; those of workers that were killed are
+cleared away."""
 
 import contextlib
 import fcntl
@@ -16,7 +17,8 @@ LOCK, LOG = ".lock", "log"
 
 
 def work_root() -> Path:
-    """``$TMPDIR/quantwright-<uid>``, for this user alone. Errors: StepFailed where somebody else has made it."""
+    """``$TMPDIR/quantwright-<uid>``, for this user alone. Errors: StepFailed where somebody else has made
+    it."""
     root = Path(tempfile.gettempdir()) / f"quantwright-{os.getuid()}"
     with contextlib.suppress(FileExistsError):
         root.mkdir(mode=0o700)
@@ -28,7 +30,8 @@ def work_root() -> Path:
 
 @contextlib.contextmanager
 def work_folder(stage: str) -> Iterator[Path]:
-    """A folder like a fresh run folder: with a ``cache``, and the step's own folder ``stage``. It is gone afterwards."""
+    """A folder like a fresh run folder: with a ``cache``, and the step's own folder ``stage``. It is gone
+    afterwards."""
     root = work_root()
     with open(root / LOCK, "a", encoding="utf-8") as turn:
         fcntl.flock(turn, fcntl.LOCK_EX)
@@ -59,9 +62,15 @@ def _clear_if_dead(work: Path) -> None:
 def new_files(work: Path, known: Container[str]) -> dict[str, str]:
     """What a step has left there besides what it was given: name -> sha256."""
     aside = {LOCK, LOG}
-    found = [path for path in sorted(work.rglob("*")) if path.is_file() and not path.is_symlink() and path.name != "stdout"]
+    found = [
+        path
+        for path in sorted(work.rglob("*"))
+        if path.is_file() and not path.is_symlink() and path.name != "stdout"
+    ]
     names = {path: str(path.relative_to(work)) for path in found}
     return {
         names[path]: digest
-        for path, digest in sha256_files(path for path in found if names[path] not in aside and names[path] not in known).items()
+        for path, digest in sha256_files(
+            path for path in found if names[path] not in aside and names[path] not in known
+        ).items()
     }

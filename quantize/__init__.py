@@ -17,7 +17,16 @@ _LAZY = {
     "Recipe": "quantize.recipe",
     "parse_recipe": "quantize.methods.registry",
 }
-__all__ = ["Artifact", "CalibrationOptions", "Checkpoint", "Recipe", "RunOptions", "convert", "open_checkpoint", "parse_recipe"]
+__all__ = [
+    "Artifact",
+    "CalibrationOptions",
+    "Checkpoint",
+    "Recipe",
+    "RunOptions",
+    "convert",
+    "open_checkpoint",
+    "parse_recipe",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,5 @@
-"""The ``quantwright`` command. Holds lazy strings only: ``quantwright --help`` imports neither torch nor transformers."""
+"""The ``quantwright`` command. Holds lazy strings only: ``quantwright --help`` imports neither torch nor
+transformers."""
 
 import os
 import signal
@@ -15,11 +16,20 @@ from quantize.terminal import settle_output
 COMMANDS = {
     "demo": ("jobs.demo_command:demo", "Convert, verify, measure and report the embedded checkpoint."),
     "convert": ("quantize.commands.convert:convert", "Make quantized artifacts from a checkpoint."),
-    "imatrix": ("quantize.commands.imatrix:imatrix", "Compute the importance matrix of a model over a text, for GGUF."),
+    "imatrix": (
+        "quantize.commands.imatrix:imatrix",
+        "Compute the importance matrix of a model over a text, for GGUF.",
+    ),
     "eval": ("evals.command:evaluate", "Measure perplexity, divergence and task accuracy."),
-    "bench": ("benchmarks.command:bench", "Measure prefill and decode speed, time to first token and memory."),
+    "bench": (
+        "benchmarks.command:bench",
+        "Measure prefill and decode speed, time to first token and memory.",
+    ),
     "report": ("reports.command:report", "Compare runs: HTML, Markdown, CSV and JSON."),
-    "recommend": ("reports.command:recommend", "Name the artifact to ship for a memory, speed and loss budget."),
+    "recommend": (
+        "reports.command:recommend",
+        "Name the artifact to ship for a memory, speed and loss budget.",
+    ),
     "publish": ("reports.command:publish", "Write or upload a Hub repository with a measured model card."),
     "run": ("jobs.command:run", "Run a job file: models x recipes x evaluations, resumable."),
     "plan": ("jobs.command:plan", "Say what a conversion or a job will cost before it starts."),
@@ -27,7 +37,10 @@ COMMANDS = {
     "init": ("jobs.folder_command:init", "Write a commented job file to start from."),
     "status": ("jobs.folder_command:status", "Show how far the job of a run folder is."),
     "clean": ("jobs.folder_command:clean", "Remove from a run folder what no job refers to."),
-    "methods": ("quantize.commands.methods:methods", "List every recipe, what it needs and whether it can run here."),
+    "methods": (
+        "quantize.commands.methods:methods",
+        "List every recipe, what it needs and whether it can run here.",
+    ),
     "doctor": ("quantize.commands.methods:doctor", "Check this installation."),
 }
 
@@ -48,7 +61,9 @@ class LazyGroup(click.Group):
 
         if args and args[0] not in COMMANDS and not args[0].startswith("-"):
             close = difflib.get_close_matches(args[0], COMMANDS, n=1)
-            raise click.UsageError(f"no command {args[0]!r}" + (f" (did you mean {close[0]}?)" if close else ""))
+            raise click.UsageError(
+                f"no command {args[0]!r}" + (f" (did you mean {close[0]}?)" if close else "")
+            )
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -59,11 +74,13 @@ class LazyGroup(click.Group):
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="quantwright", prog_name="quantwright")
 def cli() -> None:
-    """Take a Hugging Face checkpoint through every quantization people deploy, measure each, publish the one you choose."""
+    """Take a Hugging Face checkpoint through every quantization people deploy, measure each, publish the one
+    you choose."""
 
 
 def main() -> None:
-    # Kernels built on first use (quanto, gptqmodel) look for ninja on PATH; `.venv/bin/quantwright` alone does not put it there.
+    # Kernels built on first use (quanto, gptqmodel) look for ninja on PATH; `.venv/bin/quantwright` alone
+    # does not put it there.
     os.environ["PATH"] = os.path.dirname(sys.executable) + os.pathsep + os.environ.get("PATH", "")
     settle_output()
     end_on_signals()
@@ -97,8 +114,8 @@ def main() -> None:
 
 
 def end_on_signals() -> None:
-    """SIGTERM and SIGHUP end the command as Ctrl-C does, so that it clears up; its exit code is then as a shell shows it. What
-    was ignored when it began (nohup) stays so."""
+    """SIGTERM and SIGHUP end the command as Ctrl-C does, so that it clears up; its exit code is then as a
+    shell shows it. What was ignored when it began (nohup) stays so."""
 
     def end(number: int, frame: Any) -> None:
         for each in (signal.SIGTERM, signal.SIGHUP):

@@ -1,7 +1,9 @@
-"""The last line behind ``library_folder``: whatever a library does, no code of a stranger's is executed in this process.
+"""The last line behind ``library_folder``: whatever a library does, no code of a stranger's is executed in
+this process.
 
-An audit hook (PEP 578) is told of every piece of Python before it runs, of every extension module and shared library before it
-is loaded, and of every question on stdin. It cannot be taken off again, so it is put on once, and looks at a set of folders.
+An audit hook (PEP 578) is told of every piece of Python before it runs, of every extension module and shared
+library before it is loaded, and of every question on stdin. It cannot be taken off again, so it is put on
+once, and looks at a set of folders.
 """
 
 import contextlib
@@ -27,11 +29,11 @@ _installed = False
 
 @contextlib.contextmanager
 def no_code_from(*folders: Path, whose: str, advice: str, trusted: bool = False) -> Iterator[None]:
-    """Refuse code of ``folders`` from now on, for the life of the process (some is imported when a model first runs), and
-    questions on stdin while this is open. ``trusted``: allow it, from now on.
+    """Refuse code of ``folders`` from now on, for the life of the process (some is imported when a model
+    first runs), and questions on stdin while this is open. ``trusted``: allow it, from now on.
 
-    Errors: Unsupported, naming ``whose`` and ending in ``advice``, where something was about to run, whatever the library made
-    of being refused.
+    Errors: Unsupported, naming ``whose`` and ending in ``advice``, where something was about to run, whatever
+    the library made of being refused.
     """
     global _inside
     roots = {form for folder in folders for form in _forms(str(folder))}
@@ -64,7 +66,8 @@ def _raise_refused(before: int, whose: str, advice: str) -> None:
 
 
 def hub_code_folders() -> tuple[Path, ...]:
-    """Where transformers keeps the code of models, and the Hub's cache, from which the kernels library imports."""
+    """Where transformers keeps the code of models, and the Hub's cache, from which the kernels library
+    imports."""
     from huggingface_hub import constants
 
     kernels = os.environ.get("KERNELS_CACHE")
@@ -87,7 +90,11 @@ def _install() -> None:
         return
     _installed = True
     package = Path(__file__).parent
-    places = [sys.prefix, sys.base_prefix, *(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib"))]
+    places = [
+        sys.prefix,
+        sys.base_prefix,
+        *(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")),
+    ]
     places += [str(package.with_name(name)) for name in (package.name, "evals", "reports", "benchmarks")]
     _own.update(form for place in places for form in _forms(place))
     sys.addaudithook(_audit)
@@ -97,7 +104,9 @@ def _audit(event: str, args: tuple[Any, ...]) -> None:
     if event == "exec":
         code = args[0]
         path = getattr(code, "co_filename", "<")
-        if not path.startswith("<") and _is_foreign(path) and code.co_names:  # without a name it is an empty __init__.py
+        if (
+            not path.startswith("<") and _is_foreign(path) and code.co_names
+        ):  # without a name it is an empty __init__.py
             _refuse(f"code of {path} was about to be executed")
     elif event in ("import", "ctypes.dlopen"):
         path = args[1] if event == "import" else args[0]
@@ -113,8 +122,8 @@ def _refuse(what: str) -> None:
 
 
 def _is_foreign(path: str) -> bool:
-    """Whether the innermost of the folders known here that ``path`` lies in is a stranger's: a virtual environment inside a
-    checkpoint's folder is not."""
+    """Whether the innermost of the folders known here that ``path`` lies in is a stranger's: a virtual
+    environment inside a checkpoint's folder is not."""
     return any(_innermost(_foreign, form) > _innermost(_own, form) for form in _forms(path))
 
 

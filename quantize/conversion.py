@@ -1,4 +1,5 @@
-"""From a checkpoint and a recipe to a committed, verified artifact. The story of every conversion, whatever the method."""
+"""From a checkpoint and a recipe to a committed, verified artifact. The story of every conversion, whatever
+the method."""
 
 import shutil
 from concurrent.futures import ThreadPoolExecutor
@@ -51,18 +52,20 @@ def convert(
 ) -> Artifact:
     """Convert ``model`` by the recipe ``to`` into the new folder ``out``, verify it, commit it.
 
-    ``verify``: ``full`` compares logits in the artifact's runtime with an independent reader's weights, ``tensors`` looks at
-    types, weights and tokenizer without a forward pass, ``none`` skips both. ``adapter``: folder of a PEFT LoRA,
-    merged into the model first.
+    ``verify``: ``full`` compares logits in the artifact's runtime with an independent reader's weights,
+    ``tensors`` looks at types, weights and tokenizer without a forward pass, ``none`` skips both.
+    ``adapter``: folder of a PEFT LoRA, merged into the model first.
 
-    ``force`` replaces another artifact, or an empty folder, in one step; never what is read or a folder that holds it.
+    ``force`` replaces another artifact, or an empty folder, in one step; never what is read or a folder that
+    holds it.
 
-    ``full`` reaches ``tensors`` where transformers has not the source's architecture: the artifact's own level says so,
-    and a note why. ``keep_failed``: what does not verify is kept beside ``out``, with ``verification.json`` instead of
-    a manifest, under a name that ends in ``.failed``.
+    ``full`` reaches ``tensors`` where transformers has not the source's architecture: the artifact's own
+    level says so, and a note why. ``keep_failed``: what does not verify is kept beside ``out``, with
+    ``verification.json`` instead of a manifest, under a name that ends in ``.failed``.
 
-    Errors: BadInput or Unsupported before any work, BadInput where another process was faster; StepFailed when work fails or the
-    artifact does not verify. In every other case nothing is left under ``out``, nor beside it.
+    Errors: BadInput or Unsupported before any work, BadInput where another process was faster; StepFailed
+    when work fails or the artifact does not verify. In every other case nothing is left under ``out``, nor
+    beside it.
     """
     run = run or RunOptions()
     if verify not in VERIFY_LEVELS:
@@ -72,7 +75,11 @@ def convert(
     calibration = calibration or CalibrationOptions()
     inputs = inputs_of(model.folder if isinstance(model, Checkpoint) else model, recipe, calibration, adapter)
     out = claim_output(Path(out), force, inputs)
-    checkpoint = model if isinstance(model, Checkpoint) else open_checkpoint(model, trust_remote_code=run.trust_remote_code)
+    checkpoint = (
+        model
+        if isinstance(model, Checkpoint)
+        else open_checkpoint(model, trust_remote_code=run.trust_remote_code)
+    )
     inputs.append(checkpoint.folder)
     check(method, checkpoint, recipe)
     card, quantized = read_model_card(checkpoint.folder), QUANTIZED.get(checkpoint.folder, "")
@@ -93,10 +100,25 @@ def convert(
         verification = _verify(method, recipe, stage, checkpoint, conversion, run, verify)
         if failure := failed_message(verification):
             kept = _keep(stage, out, verification) if keep_failed else None
-            where = f"what was made is kept in {kept}" if kept else "nothing was written (--keep-failed keeps it)"
-            raise StepFailed(f"{checkpoint.source} to {recipe.short}: verification failed at {failure}; {where}")
+            where = (
+                f"what was made is kept in {kept}" if kept else "nothing was written (--keep-failed keeps it)"
+            )
+            raise StepFailed(
+                f"{checkpoint.source} to {recipe.short}: verification failed at {failure}; {where}"
+            )
         manifest = _manifest(
-            method, recipe, stage, checkpoint, whole, card, conversion, run, text, verification, merged, quantized
+            method,
+            recipe,
+            stage,
+            checkpoint,
+            whole,
+            card,
+            conversion,
+            run,
+            text,
+            verification,
+            merged,
+            quantized,
         )
         if force:  # what lies there may have changed since
             claim_output(out, force, inputs)
@@ -106,18 +128,24 @@ def convert(
         return artifact
 
 
-def inputs_of(model: str | Path, recipe: Recipe, calibration: CalibrationOptions, adapter: str | Path | None) -> list[Path]:
+def inputs_of(
+    model: str | Path, recipe: Recipe, calibration: CalibrationOptions, adapter: str | Path | None
+) -> list[Path]:
     """What a conversion reads, as it was typed: an output that is or holds one of these replaces nothing."""
     given = (model, adapter, getattr(recipe, "imatrix", None), calibration.source)
     return [typed_path(each) for each in given if each]
 
 
 def require(recipe: Recipe) -> Method:
-    """The recipe's method. Errors: Unsupported, with the command that mends it, where a package it needs is missing."""
+    """The recipe's method. Errors: Unsupported, with the command that mends it, where a package it needs is
+    missing."""
     method = find_method(recipe.method)
     missing = missing_packages(method)
     if missing:
-        raise Unsupported(f"{recipe.short}: needs {', '.join(missing)}; install with: {install_command(method.extra, missing)}")
+        raise Unsupported(
+            f"{recipe.short}: needs {', '.join(missing)}; install with: "
+            f"{install_command(method.extra, missing)}"
+        )
     return method
 
 
@@ -129,7 +157,11 @@ def missing_packages(method: Method) -> list[str]:
 
 def check(method: Method, checkpoint: Checkpoint, recipe: Recipe) -> None:
     """``method.check``, plus what no method can do without. Errors: Unsupported, BadInput."""
-    if "num_hidden_layers" not in checkpoint.config and "text_config" in checkpoint.config and recipe.method != "dense":
+    if (
+        "num_hidden_layers" not in checkpoint.config
+        and "text_config" in checkpoint.config
+        and recipe.method != "dense"
+    ):
         raise Unsupported(
             f"{checkpoint.source}: {checkpoint.architecture} is a multimodal model; "
             "only its text model can be quantized: save that alone first"
@@ -142,7 +174,8 @@ def check(method: Method, checkpoint: Checkpoint, recipe: Recipe) -> None:
 
 
 def _copy_companions(checkpoint: Checkpoint, stage: Path) -> None:
-    """Tokenizer, template and generation config are the source's own files, whatever the engine wrote of its own."""
+    """Tokenizer, template and generation config are the source's own files, whatever the engine wrote of its
+    own."""
     from quantize.checkpoint.checkpoint import TOKENIZER_FILES
 
     for name in TOKENIZER_FILES:
@@ -152,7 +185,13 @@ def _copy_companions(checkpoint: Checkpoint, stage: Path) -> None:
 
 
 def _verify(
-    method: Method, recipe: Recipe, stage: Path, checkpoint: Checkpoint, conversion: Conversion, run: RunOptions, level: str
+    method: Method,
+    recipe: Recipe,
+    stage: Path,
+    checkpoint: Checkpoint,
+    conversion: Conversion,
+    run: RunOptions,
+    level: str,
 ) -> Verification:
     if level == "none":
         return Verification(level="none")
@@ -170,7 +209,11 @@ def failed_message(verification: Verification) -> str:
     first = next((check for check in verification.checks if not check.passed), None)
     if first is None:
         return ""
-    numbers = f" ({first.value:.3g}, tolerance {first.tolerance:.3g})" if first.value is not None and first.tolerance else ""
+    numbers = (
+        f" ({first.value:.3g}, tolerance {first.tolerance:.3g})"
+        if first.value is not None and first.tolerance
+        else ""
+    )
     return f"{first.name}{numbers}" + (f": {first.detail}" if first.detail else "")
 
 
@@ -200,7 +243,9 @@ def _manifest(
     quantized: str,
 ) -> Manifest:
     parameters = checkpoint.parameters
-    with ThreadPoolExecutor(1) as pool:  # of a conversion that little more than copies, hashing is the longest part
+    with ThreadPoolExecutor(
+        1
+    ) as pool:  # of a conversion that little more than copies, hashing is the longest part
         source_digest = pool.submit(lambda: whole.digest)
         files = hash_files(stage, conversion.sha256)
     libraries = {name: metadata.version(name) for name in sorted({"numpy", *conversion.libraries})}
@@ -249,15 +294,25 @@ def _manifest(
 
 def _rounded_before(quantized: str) -> list[Note]:
     """``quantized``: the tensors of the GGUF file that the source is, "12 of Q4_K"."""
-    why = "the source is a quantized GGUF, whose rounding stays; convert the original checkpoint where there is one"
-    return [Note(tensor="*", what=f"rounded before this conversion: {quantized}", why=why)] if quantized else []
+    why = (
+        "the source is a quantized GGUF, whose rounding stays; convert the original checkpoint where "
+        "there is one"
+    )
+    return (
+        [Note(tensor="*", what=f"rounded before this conversion: {quantized}", why=why)] if quantized else []
+    )
 
 
 def _left_alone(checkpoint: Checkpoint) -> list[Note]:
-    """A note for every file of tensors beside the model's own, and for what names code, where it is not trusted."""
+    """A note for every file of tensors beside the model's own, and for what names code, where it is not
+    trusted."""
     from quantize.checkpoint.library_folder import ADVICE, names_code
 
-    code = [] if checkpoint.trust_remote_code else [what for what in names_code(checkpoint.folder) if ": " in what]
+    code = (
+        []
+        if checkpoint.trust_remote_code
+        else [what for what in names_code(checkpoint.folder) if ": " in what]
+    )
     read = ", ".join(sorted({info.file.name for info in checkpoint.tensors.values()})[:3])
     return [
         Note(tensor="*", what=f"left alone: {printable(name, 200)}", why=f"the model's weights are in {read}")

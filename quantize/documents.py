@@ -1,7 +1,8 @@
-"""Text as people save it: whatever a person names as a text, a task, prompts or conversations is read through here.
+"""Text as people save it: whatever a person names as a text, a task, prompts or conversations is read through
+here.
 
-A UTF-8 file with LF line ends is taken as it stands, byte for byte. Byte order marks, CR LF, UTF-16 and Windows-1252 (which holds
-Latin-1) are read as what they are, and ``Document.read_as`` says so.
+A UTF-8 file with LF line ends is taken as it stands, byte for byte. Byte order marks, CR LF, UTF-16 and
+Windows-1252 (which holds Latin-1) are read as what they are, and ``Document.read_as`` says so.
 """
 
 import codecs
@@ -35,7 +36,8 @@ _NO_TEXT = re.compile(rb"[\x00-\x08\x0e-\x1a\x1c-\x1f]")
 
 @dataclass(frozen=True)
 class Document:
-    """``text`` has LF line ends and no byte order mark. ``read_as``: what was assumed or changed; "" for UTF-8 with LF."""
+    """``text`` has LF line ends and no byte order mark. ``read_as``: what was assumed or changed; "" for
+    UTF-8 with LF."""
 
     text: str
     read_as: str
@@ -68,7 +70,8 @@ def _decoded(raw: bytes, path: Path) -> tuple[str, str]:
             except UnicodeDecodeError as error:
                 at = len(mark) + error.start
                 raise BadInput(
-                    f"{path}: not UTF-8 text, and byte {at} is not {name} as its first bytes say; save it as UTF-8"
+                    f"{path}: not UTF-8 text, and byte {at} is not {name} as its first bytes say; save it "
+                    "as UTF-8"
                 ) from None
     if encoding := _utf16(raw[:SAMPLE_BYTES]):
         try:
@@ -79,7 +82,9 @@ def _decoded(raw: bytes, path: Path) -> tuple[str, str]:
         return raw.decode("utf-8"), ""
     except UnicodeDecodeError as error:
         if not _is_latin(raw):
-            raise BadInput(f"{path}: not UTF-8 text (byte {error.start}), nor UTF-16 or Latin-1; save it as UTF-8") from None
+            raise BadInput(
+                f"{path}: not UTF-8 text (byte {error.start}), nor UTF-16 or Latin-1; save it as UTF-8"
+            ) from None
     try:
         return raw.decode("cp1252"), "Windows-1252 (it is no UTF-8)"
     except UnicodeDecodeError:
@@ -87,7 +92,8 @@ def _decoded(raw: bytes, path: Path) -> tuple[str, str]:
 
 
 def _utf16(sample: bytes) -> str:
-    """The encoding whose every second byte is zero, as it is of text that is ASCII for the most part; "" where neither is."""
+    """The encoding whose every second byte is zero, as it is of text that is ASCII for the most part; ""
+    where neither is."""
     pairs = len(sample) // 2
     first, second = sample[0 : 2 * pairs : 2].count(0), sample[1 : 2 * pairs : 2].count(0)
     if pairs and max(first, second) > pairs / 4 and min(first, second) < pairs / 50:
@@ -96,8 +102,8 @@ def _utf16(sample: bytes) -> str:
 
 
 def _is_latin(raw: bytes) -> bool:
-    """Whether bytes that are no UTF-8 can be a Western text: no control characters, few beyond ASCII, and no UTF-8 that was cut
-    or damaged in a place or two."""
+    """Whether bytes that are no UTF-8 can be a Western text: no control characters, few beyond ASCII, and no
+    UTF-8 that was cut or damaged in a place or two."""
     if _NO_TEXT.search(raw):
         return False
     beyond = len(raw) - len(raw.translate(None, bytes(range(128, 256))))
@@ -108,14 +114,17 @@ def _is_latin(raw: bytes) -> bool:
 
 
 def read_rows(path: Path, document: Document) -> Iterator[tuple[str, Any]]:
-    """(``file:line``, item) of lines of JSON, of a JSON list, or of a table with a header, whichever the file's name says.
+    """(``file:line``, item) of lines of JSON, of a JSON list, or of a table with a header, whichever the
+    file's name says.
 
     Errors: BadInput naming the line.
     """
     if path.suffix in TABLES:
         yield from _table(path, document)
     elif path.suffix == ".json" and document.text.lstrip().startswith("["):
-        for number, item in enumerate(parse_json(document.text.encode(), str(path), hint="expected a list of items"), 1):
+        for number, item in enumerate(
+            parse_json(document.text.encode(), str(path), hint="expected a list of items"), 1
+        ):
             yield f"{path}: item {number}", item
     else:
         for number, line in enumerate(document.lines, 1):

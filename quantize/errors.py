@@ -7,7 +7,8 @@ from quantize.terminal import printable
 
 
 class QuantwrightError(Exception):
-    """A message for the person: which thing, what was expected, what to do. One line, without control characters or secrets."""
+    """A message for the person: which thing, what was expected, what to do. One line, without control
+    characters or secrets."""
 
     exit_code = 1
 

@@ -1,7 +1,8 @@
-"""Reading what somebody else may have written: within bounds, by plain relative names, and never through a link that leads out.
+"""Reading what somebody else may have written: within bounds, by plain relative names, and never through a
+link that leads out.
 
-Everything that comes from a checkpoint, an artifact, a results folder or a job file is read through here. Each function names the
-file in its error and allocates no more than the file's own size justifies.
+Everything that comes from a checkpoint, an artifact, a results folder or a job file is read through here.
+Each function names the file in its error and allocates no more than the file's own size justifies.
 """
 
 import json
@@ -16,8 +17,8 @@ from quantize.errors import BadInput
 MIB = 1 << 20
 #: tokenizer.json of 262,144 tokens takes 33 MB; an index of a model with 100,000 tensors, 10 MB
 MAX_JSON_BYTES = 128 * MIB
-#: brackets and commas: each costs Python at most some 120 bytes, so that parsing stays under 1 GB; the 33 MB above
-#: have 1.9 million
+#: brackets and commas: each costs Python at most some 120 bytes, so that parsing stays under 1 GB; the 33 MB
+#: above have 1.9 million
 MAX_JSON_ITEMS = 8_000_000
 MAX_DEPTH = 64
 MAX_YAML_BYTES = MIB
@@ -44,18 +45,28 @@ def typed_path(text: str | Path) -> Path:
     except RuntimeError:
         raise BadInput(f"{text}: there is no home folder of that user; write the path out") from None
     except (OSError, ValueError) as error:
-        raise BadInput(f"{str(text)[:200]}: no usable path ({getattr(error, 'strerror', None) or error}); check it") from None
+        raise BadInput(
+            f"{str(text)[:200]}: no usable path ({getattr(error, 'strerror', None) or error}); check it"
+        ) from None
     return path
 
 
 def read_bytes(path: Path, limit: int = MAX_JSON_BYTES) -> bytes:
-    """The whole file. Errors: BadInput where it is missing, unreadable, no regular file, or larger than ``limit``."""
+    """The whole file. Errors: BadInput where it is missing, unreadable, no regular file, or larger than
+    ``limit``."""
     try:
         if not path.is_file():
-            raise BadInput(f"{path}: " + ("is not a regular file" if path.exists() else "is missing") + "; fetch it again")
+            raise BadInput(
+                f"{path}: "
+                + ("is not a regular file" if path.exists() else "is missing")
+                + "; fetch it again"
+            )
         size = path.stat().st_size
         if size > limit:
-            raise BadInput(f"{path}: has {size:,} bytes, which is more than such a file can hold ({limit:,}); fetch it again")
+            raise BadInput(
+                f"{path}: has {size:,} bytes, which is more than such a file can hold ({limit:,}); fetch it "
+                "again"
+            )
         with open(path, "rb") as file:
             return file.read(limit + 1)
     except OSError as error:
@@ -67,7 +78,9 @@ def read_text(path: Path, limit: int = MAX_JSON_BYTES) -> str:
     try:
         return read_bytes(path, limit).decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise BadInput(f"{path}: not UTF-8 text (byte {error.start}); fetch the file again, or save it as UTF-8") from None
+        raise BadInput(
+            f"{path}: not UTF-8 text (byte {error.start}); fetch the file again, or save it as UTF-8"
+        ) from None
 
 
 def read_json(path: Path, limit: int = MAX_JSON_BYTES) -> dict[str, Any]:
@@ -78,7 +91,9 @@ def read_json(path: Path, limit: int = MAX_JSON_BYTES) -> dict[str, Any]:
     return data
 
 
-def parse_json(raw: bytes, where: str, items: int = MAX_JSON_ITEMS, hint: str = "fetch the file again") -> Any:
+def parse_json(
+    raw: bytes, where: str, items: int = MAX_JSON_ITEMS, hint: str = "fetch the file again"
+) -> Any:
     """JSON of at most ``items`` entries and bounded depth, its strings valid Unicode. ``hint``: what to do.
 
     Errors: BadInput, naming ``where``.
@@ -117,13 +132,17 @@ def _deeper_than(data: Any, depth: int) -> bool:
 
 
 def parse_yaml(text: str, where: str) -> Any:
-    """YAML without aliases (a few lines of them unfold to gigabytes); dates stay text. Errors: BadInput, naming ``where``."""
+    """YAML without aliases (a few lines of them unfold to gigabytes); dates stay text. Errors: BadInput,
+    naming ``where``."""
     return parse_yaml_nodes(text, where)[0]
 
 
-def parse_yaml_nodes(text: str, where: str, *, texts: bool = False, ignored: Sequence[str] = ()) -> tuple[Any, Any]:
-    """``parse_yaml``, and the tree of yaml's nodes, which know their lines. ``texts``: every scalar but null stays the text that
-    it is (``no`` is Norwegian, 1.10 a version). ``ignored``: tags whose values are left out, as None."""
+def parse_yaml_nodes(
+    text: str, where: str, *, texts: bool = False, ignored: Sequence[str] = ()
+) -> tuple[Any, Any]:
+    """``parse_yaml``, and the tree of yaml's nodes, which know their lines. ``texts``: every scalar but null
+    stays the text that it is (``no`` is Norwegian, 1.10 a version). ``ignored``: tags whose values are left
+    out, as None."""
     import yaml
 
     if len(text) > MAX_YAML_BYTES:
@@ -136,7 +155,10 @@ def parse_yaml_nodes(text: str, where: str, *, texts: bool = False, ignored: Seq
             if isinstance(event, yaml.events.AliasEvent):
                 raise BadInput(f"{line}: YAML aliases (*name) are not read; write the value out")
             node: Any = super().compose_node(parent, index)
-            if node.tag in ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float") and len(node.value) > MAX_DIGITS:
+            if (
+                node.tag in ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
+                and len(node.value) > MAX_DIGITS
+            ):
                 raise BadInput(f"{line}: a number of {len(node.value):,} characters")
             return node
 
@@ -158,8 +180,15 @@ def parse_yaml_nodes(text: str, where: str, *, texts: bool = False, ignored: Seq
         raise BadInput(f"{where}: {line}not valid YAML: {problem}") from None
     except RecursionError:
         raise BadInput(f"{where}: nested deeper than {MAX_DEPTH} levels") from None
-    except (ValueError, LookupError, AttributeError, ArithmeticError) as error:  # `!!bool x`: what a tag cannot make a value of
-        raise BadInput(f"{where}: not valid YAML: a value does not fit its tag ({type(error).__name__})") from None
+    except (
+        ValueError,
+        LookupError,
+        AttributeError,
+        ArithmeticError,
+    ) as error:  # `!!bool x`: what a tag cannot make a value of
+        raise BadInput(
+            f"{where}: not valid YAML: a value does not fit its tag ({type(error).__name__})"
+        ) from None
     if _deeper_than(data, MAX_DEPTH):
         raise BadInput(f"{where}: nested deeper than {MAX_DEPTH} levels")
     return data, node
@@ -184,7 +213,8 @@ def front_matter(text: str, where: str) -> dict[str, Any]:
 
 
 def plain_name(name: object, where: str) -> str:
-    """A relative path that stays in its folder, as it stands in a manifest or an index. Errors: BadInput, naming ``where``."""
+    """A relative path that stays in its folder, as it stands in a manifest or an index. Errors: BadInput,
+    naming ``where``."""
     good = (
         isinstance(name, str)
         and 0 < len(name) <= MAX_NAME_CHARACTERS
@@ -194,13 +224,16 @@ def plain_name(name: object, where: str) -> str:
         and all(part not in ("", ".", "..") for part in name.split("/"))
     )
     if not good:
-        raise BadInput(f"{where}: names the file {str(name)[:200]!r}; expected a plain relative path inside the folder")
+        raise BadInput(
+            f"{where}: names the file {str(name)[:200]!r}; expected a plain relative path inside the folder"
+        )
     assert isinstance(name, str)
     return name
 
 
 def inside(folder: Path, name: str) -> Path:
-    """``folder / name``, which need not exist. Links are followed within ``folder`` and, in the Hub's cache, to its blobs.
+    """``folder / name``, which need not exist. Links are followed within ``folder`` and, in the Hub's cache,
+    to its blobs.
 
     Errors: BadInput where the name, or a link on the way, leads anywhere else.
     """
@@ -215,19 +248,23 @@ def inside(folder: Path, name: str) -> Path:
         allowed.append(os.path.join(snapshot[1], "blobs"))
         shared = real.startswith(snapshot[2]) and bool(_SHARED_BLOB.fullmatch(real, len(snapshot[2])))
     if not shared and not any(real == root or real.startswith(root + os.sep) for root in allowed):
-        raise BadInput(f"{folder}: {name} is a link to {real}, outside the folder; put the file itself there, or remove the link")
+        raise BadInput(
+            f"{folder}: {name} is a link to {real}, outside the folder; put the file itself there, or "
+            "remove the link"
+        )
     return path
 
 
 def files_inside(folder: Path, pattern: str) -> Iterator[Path]:
-    """What ``pattern`` (a glob of one level) finds in ``folder``, sorted, each held against ``inside``. Errors: BadInput."""
+    """What ``pattern`` (a glob of one level) finds in ``folder``, sorted, each held against ``inside``.
+    Errors: BadInput."""
     for path in sorted(folder.glob(pattern)):
         yield inside(folder, path.name)
 
 
 def check_links(folder: Path) -> None:
-    """Errors: BadInput where a file of ``folder`` that a tokenizer, template or config may be read from, by us or by a library
-    that is given the folder, is a link that leads out of it."""
+    """Errors: BadInput where a file of ``folder`` that a tokenizer, template or config may be read from, by
+    us or by a library that is given the folder, is a link that leads out of it."""
     with os.scandir(folder) as entries:
         links = sorted(entry.name for entry in entries if entry.is_symlink())
     for name in links:

@@ -1,8 +1,10 @@
-"""The one way to start a Python child: it dies with its parent, however the parent died (`kill -9` of a runner leaves nothing
-running), and imports nothing from the working directory, which may be a downloaded checkpoint with a click.py in it.
+"""The one way to start a Python child: it dies with its parent, however the parent died (`kill -9` of a
+runner leaves nothing running), and imports nothing from the working directory, which may be a downloaded
+checkpoint with a click.py in it.
 
-The child asks the kernel for a SIGKILL at its parent's death (PR_SET_PDEATHSIG) before it runs anything else. The kernel ties
-that to the *thread* that started the child, so children are started from threads that live as long as they are wanted.
+The child asks the kernel for a SIGKILL at its parent's death (PR_SET_PDEATHSIG) before it runs anything else.
+The kernel ties that to the *thread* that started the child, so children are started from threads that live as
+long as they are wanted.
 """
 
 import ctypes
@@ -21,7 +23,11 @@ _SAFE_PATH = (
     "import sys; sys.path[:] = [p for p in sys.path if p not in ('', '.')]; del sys.argv[1]; "
     "from quantize.process import main; main()"
 )
-_START = ("-P", "-m", "quantize.process") if sys.version_info >= (3, 11) else ("-c", _SAFE_PATH, "quantize.process")
+_START = (
+    ("-P", "-m", "quantize.process")
+    if sys.version_info >= (3, 11)
+    else ("-c", _SAFE_PATH, "quantize.process")
+)
 
 
 def child_command(module: str, *arguments: str) -> list[str]:
@@ -30,20 +36,21 @@ def child_command(module: str, *arguments: str) -> list[str]:
 
 
 def isolated_command(program: str) -> list[str]:
-    """The command line that runs Python source of somebody else's: no environment variables, no working directory, no user's
-    packages."""
+    """The command line that runs Python source of somebody else's: no environment variables, no working
+    directory, no user's packages."""
     return [sys.executable, "-I", "-c", program]
 
 
 def child_environment(**extra: str) -> dict[str, str]:
-    """This environment, with the interpreter's own bin on PATH (kernels built on first use look for ninja there) and without
-    the working directory on the import path (a folder of results may hold anything)."""
+    """This environment, with the interpreter's own bin on PATH (kernels built on first use look for ninja
+    there) and without the working directory on the import path (a folder of results may hold anything)."""
     path = os.path.dirname(sys.executable) + os.pathsep + os.environ.get("PATH", "")
     return {**os.environ, "PATH": path, "PYTHONSAFEPATH": "1", **extra}  # the last for what the child starts
 
 
 def die_with(parent: int) -> None:
-    """SIGKILL this process when ``parent``, which must be its parent, dies. On other systems than Linux: nothing."""
+    """SIGKILL this process when ``parent``, which must be its parent, dies. On other systems than Linux:
+    nothing."""
     if not sys.platform.startswith("linux"):
         return
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
@@ -52,7 +59,8 @@ def die_with(parent: int) -> None:
 
 
 def run_child(module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """``child_command`` run to its end, its stdout kept. A signal that ends this process ends it too, after it has cleared up."""
+    """``child_command`` run to its end, its stdout kept. A signal that ends this process ends it too, after
+    it has cleared up."""
     command = child_command(module, *arguments)
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=child_environment()) as process:
         try:
@@ -69,7 +77,8 @@ def run_child(module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def peak_rss_bytes(pid: int | None = None) -> int:
-    """VmHWM: the most physical memory that the process has held, mapped files included. 0 where it cannot be read.
+    """VmHWM: the most physical memory that the process has held, mapped files included. 0 where it cannot be
+    read.
 
     Not ``ru_maxrss``, which a child inherits from the process that started it.
     """

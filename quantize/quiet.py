@@ -1,4 +1,5 @@
-"""Keep the libraries' own messages and progress bars off stdout and stderr: results and our progress are there."""
+"""Keep the libraries' own messages and progress bars off stdout and stderr: results and our progress are
+there."""
 
 import contextlib
 import io
@@ -8,13 +9,15 @@ import warnings
 from collections.abc import Iterator
 
 NOISY = (
-    "transformers", "optimum", "bitsandbytes", "accelerate", "gptqmodel", "tokenicer", "torch", "torchao", "huggingface_hub",
+    "transformers", "optimum", "bitsandbytes", "accelerate", "gptqmodel", "tokenicer", "torch", "torchao",
+    "huggingface_hub",
     "datasets",
 )  # fmt: skip
 
 
 def hush() -> None:
-    """Lower the libraries' loggers to errors and switch off transformers' progress bars, for the life of the process."""
+    """Lower the libraries' loggers to errors and switch off transformers' progress bars, for the life of the
+    process."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     for name in NOISY:
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -26,7 +29,8 @@ def hush() -> None:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Nothing that Python code inside prints, logs or warns of is seen. Exceptions pass; a failure is an exception."""
+    """Nothing that Python code inside prints, logs or warns of is seen. Exceptions pass; a failure is an
+    exception."""
     sink = io.StringIO()
     with warnings.catch_warnings(), contextlib.redirect_stdout(sink), contextlib.redirect_stderr(sink):
         warnings.simplefilter("ignore")

@@ -1,7 +1,9 @@
-"""What is done to the weights: only what changes the bytes. How it is run (device, threads) is ``RunOptions``.
+"""What is done to the weights: only what changes the bytes. How it is run (device, threads) is
+``RunOptions``.
 
-A recipe is written short (``gptq-int4``, ``gguf-q4_k_m``, ``gptq:bits=3,group_size=64``, ``bnb-nf4:double_quant=true``) or as
-YAML (``{method: gptq, bits: 4}``); both parse to the same frozen object with the same digest.
+A recipe is written short (``gptq-int4``, ``gguf-q4_k_m``, ``gptq:bits=3,group_size=64``,
+``bnb-nf4:double_quant=true``) or as YAML (``{method: gptq, bits: 4}``); both parse to the same frozen object
+with the same digest.
 """
 
 import difflib
@@ -59,12 +61,17 @@ class Recipe(BaseModel):
 
     @property
     def short(self) -> str:
-        """The shortest spelling that parses back to this recipe (files by their names alone: in their own folder)."""
+        """The shortest spelling that parses back to this recipe (files by their names alone: in their own
+        folder)."""
         mine, best = self.canonical, ""
         for name, params in (self.presets or {self.method: {}}).items():
             base = type(self).model_validate(params).canonical
             changed = {k: v for k, v in mine.items() if base.get(k) != v and k not in self.contents.values()}
-            spelled = name + (":" if changed else "") + ",".join(f"{key}={_spell(value)}" for key, value in changed.items())
+            spelled = (
+                name
+                + (":" if changed else "")
+                + ",".join(f"{key}={_spell(value)}" for key, value in changed.items())
+            )
             if not best or len(spelled) < len(best):
                 best = spelled
         return best
@@ -72,7 +79,11 @@ class Recipe(BaseModel):
     @property
     def slug(self) -> str:
         """``short`` as a folder name; the contents of files in it tell files of one name apart."""
-        hashes = [str(self.canonical[content])[:8] for content in self.contents.values() if content in self.canonical]
+        hashes = [
+            str(self.canonical[content])[:8]
+            for content in self.contents.values()
+            if content in self.canonical
+        ]
         return "".join(c if c.isalnum() or c in "-_." else "-" for c in "-".join([self.short, *hashes]))
 
 
@@ -81,7 +92,9 @@ class DenseRecipe(Recipe):
 
     method: Literal["dense"] = "dense"
     dtype: Literal["float32", "float16", "bfloat16"] = "bfloat16"
-    presets: ClassVar[dict[str, dict[str, Any]]] = {name: {"dtype": name} for name in ("float32", "float16", "bfloat16")}
+    presets: ClassVar[dict[str, dict[str, Any]]] = {
+        name: {"dtype": name} for name in ("float32", "float16", "bfloat16")
+    }
 
 
 class CalibrationOptions(BaseModel):
@@ -96,7 +109,8 @@ class CalibrationOptions(BaseModel):
 
 
 class RunOptions(BaseModel):
-    """How a step runs. Recorded; ``device`` and ``threads`` are part of a step's key, never of a recipe's digest."""
+    """How a step runs. Recorded; ``device`` and ``threads`` are part of a step's key, never of a recipe's
+    digest."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

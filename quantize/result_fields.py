@@ -25,9 +25,13 @@ _Finite = Annotated[float, Field(allow_inf_nan=False)]
 #: None where it is beyond ``LARGEST``
 Measured = Annotated[_Finite | None, AfterValidator(_within_reach)]
 Interval = Annotated[
-    tuple[_Finite, _Finite] | None, BeforeValidator(lambda value: value or None), AfterValidator(_both_within_reach)
+    tuple[_Finite, _Finite] | None,
+    BeforeValidator(lambda value: value or None),
+    AfterValidator(_both_within_reach),
 ]
-Samples = Annotated[tuple[Real, ...], Field(max_length=MAX_SAMPLES), BeforeValidator(lambda value: value or ())]
+Samples = Annotated[
+    tuple[Real, ...], Field(max_length=MAX_SAMPLES), BeforeValidator(lambda value: value or ())
+]
 _Pair = Annotated[list[Real], Field(min_length=2, max_length=2)]
 
 

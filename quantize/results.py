@@ -1,4 +1,5 @@
-"""One measured number with everything needed to judge it: protocol, uncertainty, environment. Latency is the same type."""
+"""One measured number with everything needed to judge it: protocol, uncertainty, environment. Latency is the
+same type."""
 
 import json
 from collections.abc import Callable
@@ -10,7 +11,17 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from quantize.errors import BadInput
 from quantize.files import read_json
-from quantize.result_fields import Detail, Environment, Interval, Measured, Note, Samples, Whole, Word, cleaned
+from quantize.result_fields import (
+    Detail,
+    Environment,
+    Interval,
+    Measured,
+    Note,
+    Samples,
+    Whole,
+    Word,
+    cleaned,
+)
 from quantize.staging import whole_file
 from quantize.terminal import clean_lines, printable
 
@@ -19,10 +30,12 @@ SCHEMA_VERSION = 1
 
 @dataclass(frozen=True)
 class EvalResult:
-    """``artifact`` is what the person typed; ``stderr`` the named tool's own formula, ``interval`` ours (95 %).
+    """``artifact`` is what the person typed; ``stderr`` the named tool's own formula, ``interval`` ours (95
+    %).
 
-    ``samples`` are the values that paired statistics need: one per chunk (perplexity, divergence), per item (tasks) or per
-    repetition (speed). ``role`` is empty, ``reference``, or ``floor`` for rows that nobody listed.
+    ``samples`` are the values that paired statistics need: one per chunk (perplexity, divergence), per item
+    (tasks) or per repetition (speed). ``role`` is empty, ``reference``, or ``floor`` for rows that nobody
+    listed.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid")  # of what is read from a file
@@ -81,8 +94,8 @@ _RESULT, _SUBJECT = TypeAdapter(EvalResult), TypeAdapter(Subject)
 
 
 def results_path(run: Path, name: str, stage: str) -> Path:
-    """Where the results of ``stage`` (``convert``, ``eval``, ``bench``) for what the person typed as ``name`` go:
-    RUN/results/<slug>.<stage>.json. Different names give different slugs."""
+    """Where the results of ``stage`` (``convert``, ``eval``, ``bench``) for what the person typed as ``name``
+    go: RUN/results/<slug>.<stage>.json. Different names give different slugs."""
     slug = "".join(c if c.isalnum() or c in "-_." else "-" for c in name.strip("/")).lstrip(".-")
     if len(slug) > 100 or not slug or "/" in name.strip("/"):
         import hashlib
@@ -94,13 +107,18 @@ def results_path(run: Path, name: str, stage: str) -> Path:
 def write_results(path: Path, subject: Subject, results: list[EvalResult]) -> None:
     """One file per subject and step; written under a temporary name and renamed."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    document = {"schema": SCHEMA_VERSION, "subject": asdict(subject), "results": [r.to_json() for r in results]}
+    document = {
+        "schema": SCHEMA_VERSION,
+        "subject": asdict(subject),
+        "results": [r.to_json() for r in results],
+    }
     with whole_file(path) as part:
         part.write_text(json.dumps(document, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def merge_results(path: Path, subject: Subject, results: list[EvalResult]) -> None:
-    """``write_results``, keeping what the file holds of the same bytes by another protocol, on another text or task."""
+    """``write_results``, keeping what the file holds of the same bytes by another protocol, on another text
+    or task."""
     kept: list[EvalResult] = []
     try:
         before, rows = _read(path) if path.exists() else (subject, [])
@@ -112,16 +130,30 @@ def merge_results(path: Path, subject: Subject, results: list[EvalResult]) -> No
 
 
 def _measurement(row: EvalResult) -> tuple[object, ...]:
-    parameters = {key: value for key, value in row.protocol_parameters.items() if key not in ("lm_eval", "task_version")}
+    parameters = {
+        key: value for key, value in row.protocol_parameters.items() if key not in ("lm_eval", "task_version")
+    }
     data = (row.environment.get("text_sha256", ""), row.environment.get("items_sha256", ""))
-    return (row.artifact, row.metric, row.protocol, row.task, row.role, row.ids, repr(sorted(parameters.items())), data)
+    return (
+        row.artifact,
+        row.metric,
+        row.protocol,
+        row.task,
+        row.role,
+        row.ids,
+        repr(sorted(parameters.items())),
+        data,
+    )
 
 
 def read_results(run: Path) -> list[tuple[Subject, list[EvalResult]]]:
     """Everything under ``run``/results. Errors: BadInput where nothing lies there or a file is malformed."""
     paths = sorted((run / "results").glob("*.json"))
     if not paths:
-        raise BadInput(f"{run}: no results (expected {run / 'results'}/*.json); make some with `quantwright eval ... -o {run}`")
+        raise BadInput(
+            f"{run}: no results (expected {run / 'results'}/*.json); make some with `quantwright eval ... "
+            f"-o {run}`"
+        )
     return [_read(path, clean_lines) for path in paths]
 
 
@@ -129,7 +161,8 @@ def _read(path: Path, clean: Callable[[str], str] | None = None) -> tuple[Subjec
     document = read_json(path)
     if document.get("schema") != SCHEMA_VERSION:
         raise BadInput(
-            f"{path}: not a results file of this version (schema {printable(document.get('schema'), 50)}, expected "
+            f"{path}: not a results file of this version (schema {printable(document.get('schema'), 50)}, "
+            "expected "
             f"{SCHEMA_VERSION}); remove it or measure again"
         )
     document = cleaned(document, clean) if clean else document
@@ -145,10 +178,14 @@ def _read(path: Path, clean: Callable[[str], str] | None = None) -> tuple[Subjec
             result = EvalResult.from_json(row)
             if result.value is None and row.get("value") is not None:
                 remark = f"{result.artifact}: {result.metric} is {row['value']:.3g}, too much to compare"
-                result = replace(result, detail=result.detail | {"remarks": [*result.detail.get("remarks", ()), remark]})
+                result = replace(
+                    result, detail=result.detail | {"remarks": [*result.detail.get("remarks", ()), remark]}
+                )
             rows.append(result)
         return subject, rows
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         field_name = printable(".".join(map(str, (where, *first["loc"]))), 200)
-        raise BadInput(f"{path}: {field_name}: {printable(first['msg'], 300)}; remove it or measure again") from None
+        raise BadInput(
+            f"{path}: {field_name}: {printable(first['msg'], 300)}; remove it or measure again"
+        ) from None

@@ -1,9 +1,10 @@
 """Output that is whole or not there, for which nothing of the person's is lost.
 
-A folder is filled under a name of its own beside its place and put there in one step; what was there comes out by the same step.
-Beside every such folder lies ``NAME.lock``, which its process holds (flock) as long as it lives. By that the next run on the same
-output knows what nobody works on any more, after a kill or a crash, and removes it; process ids would not tell, since containers
-that share a volume share them. Where the file system has no locks, nothing is taken for abandoned.
+A folder is filled under a name of its own beside its place and put there in one step; what was there comes
+out by the same step. Beside every such folder lies ``NAME.lock``, which its process holds (flock) as long as
+it lives. By that the next run on the same output knows what nobody works on any more, after a kill or a
+crash, and removes it; process ids would not tell, since containers that share a volume share them. Where the
+file system has no locks, nothing is taken for abandoned.
 """
 
 import contextlib
@@ -27,21 +28,23 @@ RENAME_NOREPLACE, RENAME_EXCHANGE = 1, 2  # linux/fs.h
 _NO_RENAMEAT2 = (errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM)
 _TAKEN = (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR, errno.EISDIR)
 _TOKEN = "[0-9a-f]{12}"
-#: what libraries say of a full disk in errors of their own: safetensors, and numpy's tofile (whose error has no number)
+#: what libraries say of a full disk in errors of their own: safetensors, and numpy's tofile (whose error has
+#: no number)
 _FULL = re.compile(r"No space left on device|Disk quota exceeded|\b\d+ requested and \d+ written")
 
 
-# -- what lies at the output's place ---------------------------------------------------------------------------------------------
+# -- what lies at the output's place
+# ---------------------------------------------------------------------------------------------
 
 
 def claim(out: Path, force: bool, inputs: Iterable[Path], not_ours: Callable[[Path], str]) -> Path:
-    """Where ``out`` lies (a link is followed), ready to be written: what dead runs left there is gone, and what one of them had
-    taken away is back.
+    """Where ``out`` lies (a link is followed), ready to be written: what dead runs left there is gone, and
+    what one of them had taken away is back.
 
     ``inputs``: what is read. ``not_ours``: why a folder must not be replaced, or nothing.
 
-    Errors: BadInput where something lies there and ``force`` is not given, or does not allow to replace it; where its parent
-    cannot be written; where it is a link to nothing.
+    Errors: BadInput where something lies there and ``force`` is not given, or does not allow to replace it;
+    where its parent cannot be written; where it is a link to nothing.
     """
     real = follow(out)
     sweep_output(real)
@@ -52,7 +55,9 @@ def claim(out: Path, force: bool, inputs: Iterable[Path], not_ours: Callable[[Pa
         if not real.is_dir():
             raise BadInput(f"{out}: is a file; choose another -o, or remove it")
         if os.path.ismount(real):
-            raise BadInput(f"{out}: a file system is mounted there, so it cannot be replaced; choose a folder in it")
+            raise BadInput(
+                f"{out}: a file system is mounted there, so it cannot be replaced; choose a folder in it"
+            )
         if any(real.iterdir()) and (why := not_ours(real)):
             raise BadInput(f"{out}: {why}; choose another -o, or move that away")
     _check_writable(out, real.parent)
@@ -60,7 +65,8 @@ def claim(out: Path, force: bool, inputs: Iterable[Path], not_ours: Callable[[Pa
 
 
 def claim_run(out: Path) -> None:
-    """For a folder to which files are added. Errors: BadInput where it is a file, a link to nothing, or cannot be written."""
+    """For a folder to which files are added. Errors: BadInput where it is a file, a link to nothing, or
+    cannot be written."""
     real = follow(out)
     if real.exists() and not real.is_dir():
         raise BadInput(f"{out}: is a file; give -o a folder")
@@ -74,7 +80,9 @@ def follow(out: Path) -> Path:
         return out
     real = Path(os.path.realpath(out))
     if not real.exists():
-        raise BadInput(f"{out}: is a link to {real}, which does not exist; remove the link, or choose another -o")
+        raise BadInput(
+            f"{out}: is a link to {real}, which does not exist; remove the link, or choose another -o"
+        )
     return real
 
 
@@ -85,7 +93,8 @@ def _check_writable(out: Path, folder: Path) -> None:
 
 
 def keep_inputs(out: Path, inputs: Iterable[Path]) -> None:
-    """Errors: BadInput where ``out`` is one of ``inputs``, or a folder that holds one, by whatever name or link."""
+    """Errors: BadInput where ``out`` is one of ``inputs``, or a folder that holds one, by whatever name or
+    link."""
     there = out.stat()
     for given in inputs:
         if given.exists():
@@ -96,12 +105,14 @@ def keep_inputs(out: Path, inputs: Iterable[Path]) -> None:
                     raise BadInput(f"{out}: {what}, which is read here and would be lost; choose another -o")
 
 
-# -- a folder of one's own -------------------------------------------------------------------------------------------------------
+# -- a folder of one's own
+# -------------------------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
 def staging(out: Path) -> Iterator[Path]:
-    """A folder beside ``out`` for ``put_in_place``; removed, with parents made for it, if that does not happen.
+    """A folder beside ``out`` for ``put_in_place``; removed, with parents made for it, if that does not
+    happen.
 
     Errors: StepFailed where the disk is full or cannot be written.
     """
@@ -111,7 +122,9 @@ def staging(out: Path) -> Iterator[Path]:
         try:
             out.parent.mkdir(parents=True, exist_ok=True)
         except FileNotFoundError:  # a folder that takes no others, such as /proc
-            raise BadInput(f"{out}: cannot be written ({made[-1].parent} takes no folders); choose another -o") from None
+            raise BadInput(
+                f"{out}: cannot be written ({made[-1].parent} takes no folders); choose another -o"
+            ) from None
         with disk_errors(out), held_folder(out.parent, _prefix(out), mode=0o777, out=out) as stage:
             yield stage
     finally:
@@ -130,7 +143,8 @@ def _prefix(out: Path) -> str:
 
 @contextlib.contextmanager
 def held_folder(parent: Path, prefix: str, mode: int = 0o700, out: Path | None = None) -> Iterator[Path]:
-    """A new folder ``PREFIX...`` in ``parent``, removed afterwards; those of dead processes go first. ``out``: see ``sweep``."""
+    """A new folder ``PREFIX...`` in ``parent``, removed afterwards; those of dead processes go first.
+    ``out``: see ``sweep``."""
     sweep(parent, prefix, out)
     folder, lock = _hold(parent, prefix)
     try:
@@ -190,8 +204,8 @@ def _new_locked(path: Path, mode: int) -> int | None:
 
 
 def sweep(parent: Path, prefix: str, out: Path | None = None) -> None:
-    """Remove this user's folders ``PREFIX...`` in ``parent`` whose process is dead. ``out``: the place of the finished folder, to
-    which goes back what a dead process had moved away and not replaced."""
+    """Remove this user's folders ``PREFIX...`` in ``parent`` whose process is dead. ``out``: the place of the
+    finished folder, to which goes back what a dead process had moved away and not replaced."""
     pattern = re.compile(re.escape(prefix) + _TOKEN + r"\.lock")
     try:
         with os.scandir(parent) as entries:
@@ -217,7 +231,8 @@ def sweep_output(out: Path) -> None:
 
 @contextlib.contextmanager
 def _abandoned(path: Path) -> Iterator[None]:
-    """Holds the lock of a dead process. Errors: OSError where it lives, is another user's, or nobody can tell."""
+    """Holds the lock of a dead process. Errors: OSError where it lives, is another user's, or nobody can
+    tell."""
     file = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         if os.fstat(file).st_uid != os.getuid():
@@ -228,12 +243,13 @@ def _abandoned(path: Path) -> Iterator[None]:
         os.close(file)
 
 
-# -- into place ------------------------------------------------------------------------------------------------------------------
+# -- into place
+# ------------------------------------------------------------------------------------------------------------
 
 
 def put_in_place(new: Path, out: Path, replace: bool) -> None:
-    """Rename ``new`` to ``out`` in one step. With ``replace`` what lies there changes places with it, or where the system has no
-    such step, is moved aside first; ``staging`` removes it.
+    """Rename ``new`` to ``out`` in one step. With ``replace`` what lies there changes places with it, or
+    where the system has no such step, is moved aside first; ``staging`` removes it.
 
     Errors: BadInput where something lies there and ``replace`` is not given; OSError.
     """
@@ -252,7 +268,8 @@ def put_in_place(new: Path, out: Path, replace: bool) -> None:
                 raise
             if not replace:
                 raise BadInput(
-                    f"{out}: already exists: another process has written it meanwhile; choose another -o, or pass --force"
+                    f"{out}: already exists: another process has written it meanwhile; choose another -o, "
+                    "or pass --force"
                 ) from None
     with contextlib.suppress(OSError):
         _flush_folder(out.parent)
@@ -312,7 +329,8 @@ def _flush_folder(folder: Path) -> None:
 def whole_file(path: Path, replace: bool = True) -> Iterator[Path]:
     """A file beside ``path`` to be written, then put in its place; parts that dead processes left go first.
 
-    Errors: BadInput where ``replace`` is False and ``path`` is there by then; StepFailed where the disk is full; OSError.
+    Errors: BadInput where ``replace`` is False and ``path`` is there by then; StepFailed where the disk is
+    full; OSError.
     """
     path = Path(os.path.realpath(path))
     prefix = f".{path.name[:100]}.part-"
@@ -337,7 +355,8 @@ def whole_file(path: Path, replace: bool = True) -> Iterator[Path]:
         os.close(held)
 
 
-# -- what a disk or a right that lacks looks like --------------------------------------------------------------------------------
+# -- what a disk or a right that lacks looks like
+# --------------------------------------------------------------------------------
 
 
 def disk_is_full(error: BaseException) -> bool:
@@ -367,7 +386,16 @@ def disk_error(error: Exception, out: Path | str) -> Exception:
     if isinstance(error, QuantwrightError):
         return error
     if disk_is_full(error):
-        return StepFailed(f"{out}: the disk is full; free some space (`quantwright plan` says how much is needed) and run again")
-    if isinstance(error, OSError) and error.errno in (errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG, errno.EIO):
+        return StepFailed(
+            f"{out}: the disk is full; free some space (`quantwright plan` says how much is needed) and run "
+            "again"
+        )
+    if isinstance(error, OSError) and error.errno in (
+        errno.EROFS,
+        errno.EACCES,
+        errno.EPERM,
+        errno.EFBIG,
+        errno.EIO,
+    ):
         return StepFailed(f"{error.filename or out}: cannot be read or written: {error.strerror}")
     return error

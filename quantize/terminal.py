@@ -1,4 +1,5 @@
-"""What leaves the program as text: one line stays one line, no stranger's string moves the cursor, no secret is shown."""
+"""What leaves the program as text: one line stays one line, no stranger's string moves the cursor, no secret
+is shown."""
 
 import logging
 import os
@@ -11,17 +12,27 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 MAX_CHARACTERS = 4000
-SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "MODELSCOPE_API_TOKEN", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
+SECRETS = (
+    "HF_TOKEN",
+    "HUGGING_FACE_HUB_TOKEN",
+    "MODELSCOPE_API_TOKEN",
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN",
+)
 _CREDENTIALS = re.compile(r"(?<=://)[^/\s@]+@")
 _SIGNED = re.compile(r"(?i)([?&][\w-]*(?:token|secret|password|signature|sig|credential|api_?key)=)[^&#\s]+")
 _BEARER = re.compile(r"(?i)\b(bearer|basic)\s+[\w.~+/=-]{8,}")
 _HUB_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{16,}|\bapi_org_[A-Za-z0-9]{16,}")
-# C0 and C1 controls, line and paragraph separators, marks that turn the direction of writing, halves of surrogate pairs
-_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+# C0 and C1 controls, line and paragraph separators, marks that turn the direction of writing, halves of
+# surrogate pairs
+_UNPRINTABLE = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
+)
 
 
 def redact(text: str) -> str:
-    """``text`` without tokens, passwords in addresses and signatures. Whatever is printed or written goes through here."""
+    """``text`` without tokens, passwords in addresses and signatures. Whatever is printed or written goes
+    through here."""
     for name in SECRETS:
         value = os.environ.get(name, "").strip()
         if len(value) >= 8:
@@ -31,9 +42,12 @@ def redact(text: str) -> str:
 
 
 def printable(text: object, limit: int = MAX_CHARACTERS) -> str:
-    """One line of at most ``limit`` characters: line breaks become spaces, other controls their escapes; secrets are redacted."""
+    """One line of at most ``limit`` characters: line breaks become spaces, other controls their escapes;
+    secrets are redacted."""
     one = redact(str(text)).replace("\r\n", " ").replace("\n", " ").replace("\r", " ").replace("\t", " ")
-    one = _UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape", "surrogatepass").decode("ascii"), one)
+    one = _UNPRINTABLE.sub(
+        lambda found: found[0].encode("unicode_escape", "surrogatepass").decode("ascii"), one
+    )
     return one if len(one) <= limit else one[: limit - 1] + "…"
 
 
@@ -48,8 +62,8 @@ def clean_lines(text: str) -> str:
 
 
 def console(stderr: bool = False, width: int = 160, markup: bool = False) -> "Console":
-    """A rich Console whose every cell and line is ``clean_lines``, and where square brackets are text unless markup is asked
-    for. ``width``: where the output is a file or a pipe, so that no column is cut."""
+    """A rich Console whose every cell and line is ``clean_lines``, and where square brackets are text unless
+    markup is asked for. ``width``: where the output is a file or a pipe, so that no column is cut."""
     from rich.console import Console
     from rich.segment import Segment
 
@@ -81,8 +95,8 @@ class Redacting:
 
 
 def settle_output() -> None:
-    """For the command, once, before anything is printed: secrets are redacted, what the terminal's encoding lacks is escaped,
-    and libraries' log records go to the file that QUANTWRIGHT_LOG names, or nowhere."""
+    """For the command, once, before anything is printed: secrets are redacted, what the terminal's encoding
+    lacks is escaped, and libraries' log records go to the file that QUANTWRIGHT_LOG names, or nowhere."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:  # closed by who started us (`>&-`)
@@ -93,6 +107,8 @@ def settle_output() -> None:
     log = os.environ.get("QUANTWRIGHT_LOG")
     if log:
         handler = logging.StreamHandler(Redacting(open(log, "a", encoding="utf-8")))  # type: ignore[arg-type]  # noqa: SIM115
-        logging.basicConfig(level=logging.INFO, handlers=[handler], format="%(asctime)s %(name)s %(levelname)s %(message)s")
+        logging.basicConfig(
+            level=logging.INFO, handlers=[handler], format="%(asctime)s %(name)s %(levelname)s %(message)s"
+        )
     else:
         logging.disable(logging.WARNING)

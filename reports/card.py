@@ -1,4 +1,5 @@
-"""The README.md of a published repository: metadata the Hub reads, and the measured numbers with what they rest on."""
+"""The README.md of a published repository: metadata the Hub reads, and the measured numbers with what they
+rest on."""
 
 import re
 from collections.abc import Sequence
@@ -17,8 +18,8 @@ from reports.rows import Group, Row, head
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-#: by method; all others load in transformers. Where none is named, the Hub takes a config.json for a sign of transformers,
-#: whose loader leaves quanto's quantized weights out.
+#: by method; all others load in transformers. Where none is named, the Hub takes a config.json for a sign of
+#: transformers, whose loader leaves quanto's quantized weights out.
 LIBRARIES = {"gguf": "gguf", "quanto": "optimum-quanto"}
 METHOD_TAGS = {"gguf": "gguf", "gptq": "gptq", "awq": "awq", "quanto": "quanto", "bnb": "bitsandbytes"}
 #: Path in the repository -> the artifact it comes from and its name there.
@@ -73,7 +74,8 @@ def check_repo_id(repo: str) -> None:
 
 
 def base_model_of(artifacts: Sequence[Artifact], options: CardOptions) -> str | None:
-    """The Hub id that the artifacts come from; None where they come from a local folder and none was given."""
+    """The Hub id that the artifacts come from; None where they come from a local folder and none was
+    given."""
     if options.base_model:
         if not HUB_ID.fullmatch(options.base_model):
             raise BadInput(f"--base-model {options.base_model!r}: expected a Hub id, org/name")
@@ -97,21 +99,36 @@ class Terms:
     @property
     def missing(self) -> str:
         """What the Hub asks for beside ``license: other`` and is not known."""
-        return "" if self.license != "other" or (self.name and self.link) else "license_link" if self.name else "license_name"
+        return (
+            ""
+            if self.license != "other" or (self.name and self.link)
+            else "license_link"
+            if self.name
+            else "license_name"
+        )
 
 
 def terms_of(artifacts: Sequence[Artifact], options: CardOptions) -> Terms:
-    """A link into the source's repository is followed there where that file is not among the artifact's own."""
+    """A link into the source's repository is followed there where that file is not among the artifact's
+    own."""
     source = artifacts[0].manifest.source
     if options.license:
         return Terms(options.license, options.license_name, options.license_link)
     link = options.license_link or source.license_link
-    if link and not options.license_link and "://" not in link and link not in artifacts[0].manifest.files and source.hub_id:
+    if (
+        link
+        and not options.license_link
+        and "://" not in link
+        and link not in artifacts[0].manifest.files
+        and source.hub_id
+    ):
         link = f"https://huggingface.co/{source.hub_id}/blob/{source.revision}/{link.removeprefix('./')}"
     return Terms(source.license, options.license_name or source.license_name, link)
 
 
-def model_card(artifacts: Sequence[Artifact], files: Files, options: CardOptions, group: Group | None) -> "ModelCard":
+def model_card(
+    artifacts: Sequence[Artifact], files: Files, options: CardOptions, group: Group | None
+) -> "ModelCard":
     """``files``: see ``Files``. ``group``: measured numbers of exactly these artifacts."""
     from huggingface_hub import ModelCard
 
@@ -125,10 +142,16 @@ def model_card(artifacts: Sequence[Artifact], files: Files, options: CardOptions
         body += [
             "## Measured",
             "",
-            "Nothing was measured of these files yet: `quantwright eval` and `--results RUN` put numbers here.",
+            "Nothing was measured of these files yet: `quantwright eval` and `--results RUN` put numbers "
+            "here.",
             "",
         ]
-    body += [*_use(artifacts, files, options), *_made(artifacts, base), *_notes(artifacts), *_reproduction(artifacts, base)]
+    body += [
+        *_use(artifacts, files, options),
+        *_made(artifacts, base),
+        *_notes(artifacts),
+        *_reproduction(artifacts, base),
+    ]
     return ModelCard(f"---\n{metadata.to_yaml()}\n---\n\n" + "\n".join(body).rstrip() + "\n")
 
 
@@ -138,7 +161,9 @@ def card_data(artifacts: Sequence[Artifact], options: CardOptions, group: Group 
     methods = list(dict.fromkeys(str(a.manifest.recipe["method"]) for a in artifacts))
     tags = ["quantized", "quantwright", *(METHOD_TAGS[m] for m in methods if m in METHOD_TAGS)]
     bits = {
-        m.group(1) for a in artifacts if (m := BITS.search(a.manifest.recipe_short)) and a.manifest.recipe["method"] != "dense"
+        m.group(1)
+        for a in artifacts
+        if (m := BITS.search(a.manifest.recipe_short)) and a.manifest.recipe["method"] != "dense"
     }
     tags += [f"{b}-bit" for b in sorted(bits)]
     source, terms = artifacts[0].manifest.source, terms_of(artifacts, options)
@@ -164,7 +189,8 @@ def card_data(artifacts: Sequence[Artifact], options: CardOptions, group: Group 
 
 
 def _eval_results(group: Group) -> "list[EvalResult]":
-    """Perplexity, divergence and accuracy for the Hub's model-index; several artifacts are told apart in the metric's name."""
+    """Perplexity, divergence and accuracy for the Hub's model-index; several artifacts are told apart in the
+    metric's name."""
     from huggingface_hub import EvalResult
 
     out = []
@@ -224,7 +250,10 @@ def _files(files: Files) -> list[str]:
         if Path(name).suffix in (".gguf", ".safetensors"):
             entry, recipe = artifact.manifest.files[name], artifact.manifest.recipe_short
             bits = f"{artifact.bits_per_weight:.2f}"
-            lines.append(f"| {code(path)} | {code(recipe)} | {size(entry.size_bytes)} | {bits} | {code(entry.sha256)} |")
+            lines.append(
+                f"| {code(path)} | {code(recipe)} | {size(entry.size_bytes)} | {bits} | "
+                f"{code(entry.sha256)} |"
+            )
     return lines
 
 
@@ -237,14 +266,19 @@ def _use(artifacts: Sequence[Artifact], files: Files, options: CardOptions) -> l
         quanto = artifacts[0].manifest.recipe["method"] == "quanto"
         if quanto:
             out += [
-                "transformers alone leaves the quantized weights out. With `pip install optimum-quanto transformers accelerate`:",
+                "transformers alone leaves the quantized weights out. With `pip install optimum-quanto "
+                "transformers accelerate`:",
                 "",
             ]
         tokenizer = f"tokenizer = AutoTokenizer.from_pretrained({options.repo!r})"
         out += [
             "```python",
             *(
-                ["from optimum.quanto import QuantizedModelForCausalLM", "from transformers import AutoTokenizer", ""]
+                [
+                    "from optimum.quanto import QuantizedModelForCausalLM",
+                    "from transformers import AutoTokenizer",
+                    "",
+                ]
                 if quanto
                 else ["from transformers import AutoModelForCausalLM, AutoTokenizer", ""]
             ),
@@ -268,9 +302,16 @@ def _made(artifacts: Sequence[Artifact], base: str | None) -> list[str]:
             how = f"sequences of {c.sequence_length}, seed {c.seed}, sha256 {code(c.sha256)}"
             out.append(f"  Calibrated on {c.tokens:,} tokens of {escape(Path(c.source).name)} ({how}).")
     first = artifacts[0].manifest
-    out += ["", f"Source: {code(source_name(artifacts, base))}, content sha256 {code(first.source.digest)}.", ""]
+    out += [
+        "",
+        f"Source: {code(source_name(artifacts, base))}, content sha256 {code(first.source.digest)}.",
+        "",
+    ]
     tool = f"{first.tool.get('name', 'quantwright')} {first.tool.get('version', '')}".strip()
-    libraries = [tool, *sorted({f"{name} {version}" for a in artifacts for name, version in a.manifest.libraries.items()})]
+    libraries = [
+        tool,
+        *sorted({f"{name} {version}" for a in artifacts for name, version in a.manifest.libraries.items()}),
+    ]
     out += [f"Made with {escape(', '.join(libraries))}.", ""]
     if any(a.manifest.source.remote_code for a in artifacts):
         out += ["Code from the source checkpoint was run to make it (`--trust-remote-code`).", ""]
@@ -287,7 +328,11 @@ def _verification(artifact: Artifact) -> str:
         words = escape(check.name) + (f" {check.value:.3g}" if check.value is not None else "")
         words += f" (tolerance {check.tolerance:.3g})" if check.tolerance is not None else ""
         checks.append(f"{words} {'passed' if check.passed else 'FAILED'}")
-    whose = "" if verified_here(artifact) else ", as claimed by the artifact's maker and not checked by who published it"
+    whose = (
+        ""
+        if verified_here(artifact)
+        else ", as claimed by the artifact's maker and not checked by who published it"
+    )
     runtime = escape(v.runtime or artifact.manifest.runtime)
     return f"Verified ({v.level}) by reopening it in {runtime}{reader}{whose}: {'; '.join(checks)}."
 
@@ -313,7 +358,10 @@ def _reproduction(artifacts: Sequence[Artifact], base: str | None) -> list[str]:
             words += ["--adapter", m.adapter.name]
         if m.calibration:
             given = m.calibration.source
-            words += ["--calibration", given if given == "stdlib" or HUB_ID.fullmatch(given) else Path(given).name]
+            words += [
+                "--calibration",
+                given if given == "stdlib" or HUB_ID.fullmatch(given) else Path(given).name,
+            ]
             words += ["--calibration-tokens", str(m.calibration.tokens), "--seed", str(m.calibration.seed)]
         lines.append(shell(*words))
     return [*lines, "```", ""]
@@ -324,5 +372,7 @@ def published(group: Group, artifacts: Sequence[Artifact]) -> Group | None:
     from dataclasses import replace
 
     wanted = {a.digest for a in artifacts}
-    rows: tuple[Row, ...] = tuple(row for row in group.rows if row.subject.digest in wanted and (row.cells or row.tasks))
+    rows: tuple[Row, ...] = tuple(
+        row for row in group.rows if row.subject.digest in wanted and (row.cells or row.tasks)
+    )
     return replace(group, rows=rows, floors=(), model=group.model) if rows else None

@@ -7,14 +7,17 @@ from reports.load import protocol_key
 from reports.rows import Comparison, Group, Row
 
 METRICS = (
-    "size_bytes", "perplexity", "kl_mean", "top1_agreement", "pp_tokens_per_s", "tg_tokens_per_s", "ttft_ms", "peak_memory_bytes"
+    "size_bytes", "perplexity", "kl_mean", "top1_agreement", "pp_tokens_per_s", "tg_tokens_per_s", "ttft_ms",
+    "peak_memory_bytes"
 )  # fmt: skip
 
 
 def changes(before: Comparison, after: Comparison) -> list[dict[str, Any]]:
-    """One entry a change: ``kind`` (appeared, disappeared, status, number, protocol), ``model``, ``artifact``, ``text``.
+    """One entry a change: ``kind`` (appeared, disappeared, status, number, protocol), ``model``,
+    ``artifact``, ``text``.
 
-    A number has changed when the two 95 % intervals do not overlap; without intervals, when the values differ.
+    A number has changed when the two 95 % intervals do not overlap; without intervals, when the values
+    differ.
     """
     old, new = _rows(before), _rows(after)
     out = [_entry("disappeared", key, f"{key[1]} is gone") for key in old if key not in new]
@@ -25,7 +28,9 @@ def changes(before: Comparison, after: Comparison) -> list[dict[str, Any]]:
         was = old[key][1]
         if was.subject.status != row.subject.status:
             reason = f": {row.subject.reason}" if row.subject.reason else ""
-            out.append(_entry("status", key, f"{key[1]}: {was.subject.status} became {row.subject.status}{reason}"))
+            out.append(
+                _entry("status", key, f"{key[1]}: {was.subject.status} became {row.subject.status}{reason}")
+            )
         for metric in METRICS:
             out += _number(key, was, row, metric)
     return out
@@ -41,14 +46,20 @@ def _number(key: tuple[str, str], was: Row, row: Row, metric: str) -> list[dict[
         return []
     first, second = was.cells.get(metric), row.cells.get(metric)
     if first is not None and second is not None and protocol_key(first) != protocol_key(second):
-        words = f"{key[1]}: {text.heading(metric)} was measured by {first.protocol}, now by {second.protocol} or on other data"
+        words = (
+            f"{key[1]}: {text.heading(metric)} was measured by {first.protocol}, now by "
+            f"{second.protocol} or on other data"
+        )
         return [_entry("protocol", key, words, metric=metric)]
     a, b = was.bounds(metric), row.bounds(metric)
     if a is not None and b is not None and a[0] <= b[1] and b[0] <= a[1]:
         return []
     better = text.METRICS.get(metric, ("", "", "", 0))[3] * (new - old)
     verdict = "better" if better > 0 else "worse"
-    words = f"{key[1]}: {text.heading(metric)} {text.number(metric, old)} → {text.number(metric, new)} ({verdict})"
+    words = (
+        f"{key[1]}: {text.heading(metric)} {text.number(metric, old)} → {text.number(metric, new)} "
+        f"({verdict})"
+    )
     return [_entry("number", key, words, metric=metric, before=old, after=new, verdict=verdict)]
 
 

@@ -1,4 +1,5 @@
-"""Charts as SVG: a scatter of a cost against a loss, and strips of one number per artifact. Pure functions of their data."""
+"""Charts as SVG: a scatter of a cost against a loss, and strips of one number per artifact. Pure functions of
+their data."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -69,10 +70,13 @@ def scatter(plot: Scatter) -> Markup:
     xs = [v for p in points for v in (p.x, *(p.x_bounds or ()))]
     if plot.reference_x is not None and plot.reference_x <= 1.7 * max(xs):
         xs.append(plot.reference_x)
-    # An interval that reaches to (almost) nothing must not stretch a logarithmic axis: it is cut at the frame instead.
-    # Nor must what equals the source but for rounding (1e-9 nats): it lies on the frame's lower edge.
+    # An interval that reaches to (almost) nothing must not stretch a logarithmic axis: it is cut at the frame
+    # instead. Nor must what equals the source but for rounding (1e-9 nats): it lies on the frame's lower
+    # edge.
     smallest = max(min((p.y for p in points if p.y > 0), default=1.0), max(p.y for p in points) / 5000)
-    ys = [max(p.y, smallest) for p in points] + [v for p in points for v in (p.y_bounds or ()) if v > smallest / 3]
+    ys = [max(p.y, smallest) for p in points] + [
+        v for p in points for v in (p.y_bounds or ()) if v > smallest / 3
+    ]
     if plot.floor is not None and plot.floor > smallest / 100:
         ys.append(plot.floor)
     x = make_scale(xs, LEFT, WIDTH - RIGHT)
@@ -90,10 +94,19 @@ def scatter(plot: Scatter) -> Markup:
     for p, label in zip(points, labels, strict=True):
         if label is not None:
             body.append(
-                element("text", _clip(p.label), x=label.x, y=label.y, text_anchor=label.anchor, class_="label", data_row=p.row)
+                element(
+                    "text",
+                    _clip(p.label),
+                    x=label.x,
+                    y=label.y,
+                    text_anchor=label.anchor,
+                    class_="label",
+                    data_row=p.row,
+                )
             )
     return element(
-        "svg", *body, xmlns="http://www.w3.org/2000/svg", viewBox=f"0 0 {WIDTH} {HEIGHT}", class_="chart scatter", role="group",
+        "svg", *body, xmlns="http://www.w3.org/2000/svg", viewBox=f"0 0 {WIDTH} {HEIGHT}",
+        class_="chart scatter", role="group",
         aria_label=f"{plot.title}: {len(points)} artifacts; {plot.better}", id=f"plot-{plot.key}",
     )  # fmt: skip
 
@@ -103,12 +116,20 @@ def _axes(plot: Scatter, x: Scale, y: Scale) -> list[Markup]:
     for tick in x.ticks:
         out.append(element("line", x1=x(tick), x2=x(tick), y1=TOP, y2=HEIGHT - BOTTOM, class_="grid"))
         text = tick_text(plot.x_metric, tick)
-        out.append(element("text", text, x=x(tick), y=HEIGHT - BOTTOM + 17, text_anchor="middle", class_="tick"))
+        out.append(
+            element("text", text, x=x(tick), y=HEIGHT - BOTTOM + 17, text_anchor="middle", class_="tick")
+        )
     for tick in y.ticks:
         out.append(element("line", x1=LEFT, x2=WIDTH - RIGHT, y1=y(tick), y2=y(tick), class_="grid"))
-        out.append(element("text", log_text(tick), x=LEFT - 8, y=y(tick) + 4, text_anchor="end", class_="tick"))
-    out.append(element("line", x1=LEFT, x2=WIDTH - RIGHT, y1=HEIGHT - BOTTOM, y2=HEIGHT - BOTTOM, class_="axis"))
-    out.append(element("text", plot.x_title, x=WIDTH - RIGHT, y=HEIGHT - 8, text_anchor="end", class_="axis-title"))
+        out.append(
+            element("text", log_text(tick), x=LEFT - 8, y=y(tick) + 4, text_anchor="end", class_="tick")
+        )
+    out.append(
+        element("line", x1=LEFT, x2=WIDTH - RIGHT, y1=HEIGHT - BOTTOM, y2=HEIGHT - BOTTOM, class_="axis")
+    )
+    out.append(
+        element("text", plot.x_title, x=WIDTH - RIGHT, y=HEIGHT - 8, text_anchor="end", class_="axis-title")
+    )
     out.append(element("text", plot.y_title, x=4, y=15, class_="axis-title"))
     return out
 
@@ -135,9 +156,15 @@ def _guides(plot: Scatter, x: Scale, y: Scale) -> list[Markup]:
     out = []
     if plot.floor is not None and y.low <= plot.floor <= y.high:
         at = y(plot.floor)
-        out.append(element("rect", x=LEFT, y=at, width=WIDTH - RIGHT - LEFT, height=HEIGHT - BOTTOM - at, class_="noise"))
+        out.append(
+            element(
+                "rect", x=LEFT, y=at, width=WIDTH - RIGHT - LEFT, height=HEIGHT - BOTTOM - at, class_="noise"
+            )
+        )
         out.append(element("line", x1=LEFT, x2=WIDTH - RIGHT, y1=at, y2=at, class_="floor"))
-        out.append(element("text", "noise floor", x=WIDTH - RIGHT - 4, y=at - 5, text_anchor="end", class_="guide"))
+        out.append(
+            element("text", "noise floor", x=WIDTH - RIGHT - 4, y=at - 5, text_anchor="end", class_="guide")
+        )
     if plot.reference_x is not None and x.low <= plot.reference_x <= x.high:
         at = x(plot.reference_x)
         out.append(element("line", x1=at, x2=at, y1=TOP, y2=HEIGHT - BOTTOM, class_="floor"))
@@ -176,7 +203,8 @@ def _point(p: Point, place: tuple[float, float], first: bool) -> Markup:
     words = "; ".join((p.label, *p.lines, *(("on the Pareto front",) if p.front else ())))
     title, hit = element("title", "\n".join((p.label, *p.lines))), element("circle", r=13, class_="hit")
     return element(
-        "g", title, hit, marker(p.family, filled=p.front), class_="point", role="img", aria_label=words, data_row=p.row,
+        "g", title, hit, marker(p.family, filled=p.front), class_="point", role="img", aria_label=words,
+        data_row=p.row,
         transform=f"translate({place[0]:.1f} {place[1]:.1f})",
         tabindex="0" if first else "-1",
     )  # fmt: skip
@@ -205,44 +233,69 @@ def strips(chart: StripChart) -> Markup:
         body.append(element("line", x1=at, x2=at, y1=4, y2=bottom, class_="floor"))
     for index, strip in enumerate(chart.strips):
         body.append(_strip(chart, strip, x, 10 + STRIP_HEIGHT * (index + 0.5) - 2, first=index == 0))
-    body.append(element("text", chart.axis, x=WIDTH - 24, y=bottom + 36, text_anchor="end", class_="axis-title"))
+    body.append(
+        element("text", chart.axis, x=WIDTH - 24, y=bottom + 36, text_anchor="end", class_="axis-title")
+    )
     return element(
-        "svg", *body, xmlns="http://www.w3.org/2000/svg", viewBox=f"0 0 {WIDTH} {bottom + 44}", class_="chart strips",
+        "svg", *body, xmlns="http://www.w3.org/2000/svg", viewBox=f"0 0 {WIDTH} {bottom + 44}",
+        class_="chart strips",
         role="group", aria_label=chart.title, id=f"plot-{chart.key}",
     )  # fmt: skip
 
 
 def _strip(chart: StripChart, strip: Strip, x: Scale, at: float, first: bool) -> Markup:
     low, high = min(v for _, v in strip.marks), max(v for _, v in strip.marks)
-    parts = [element("text", _clip(strip.label, 25), x=STRIP_LEFT - 12, y=at + 4, text_anchor="end", class_="label")]
+    parts = [
+        element(
+            "text", _clip(strip.label, 25), x=STRIP_LEFT - 12, y=at + 4, text_anchor="end", class_="label"
+        )
+    ]
     family = css_class(strip.family)
     if len(strip.marks) > 1:
         parts.append(element("line", x1=x(low), x2=x(high), y1=at, y2=at, class_=f"range {family}"))
         for _, value in strip.marks[1:]:
-            parts.append(element("line", x1=x(value), x2=x(value), y1=at - 5, y2=at + 5, class_=f"tickmark {family}"))
+            parts.append(
+                element("line", x1=x(value), x2=x(value), y1=at - 5, y2=at + 5, class_=f"tickmark {family}")
+            )
     if strip.bounds is not None:
-        parts.append(element("line", x1=x(strip.bounds[0]), x2=x(strip.bounds[1]), y1=at, y2=at, class_=f"whisker {family}"))
+        parts.append(
+            element(
+                "line", x1=x(strip.bounds[0]), x2=x(strip.bounds[1]), y1=at, y2=at, class_=f"whisker {family}"
+            )
+        )
     parts.append(marker(strip.family, transform=f"translate({x(strip.marks[0][1]):.1f} {at:.1f})"))
-    lines = [f"{name} {number(chart.metric, value)} {unit(chart.metric)}".strip() for name, value in strip.marks]
+    lines = [
+        f"{name} {number(chart.metric, value)} {unit(chart.metric)}".strip() for name, value in strip.marks
+    ]
     if strip.bounds is not None:
-        lines.append(f"95 % interval {number(chart.metric, strip.bounds[0])} to {number(chart.metric, strip.bounds[1])}")
+        lines.append(
+            f"95 % interval {number(chart.metric, strip.bounds[0])} to "
+            f"{number(chart.metric, strip.bounds[1])}"
+        )
     hit = element("rect", x=0, y=at - STRIP_HEIGHT / 2, width=WIDTH, height=STRIP_HEIGHT, class_="hit")
     return element(
-        "g", element("title", "\n".join((strip.label, *lines))), hit, *parts, class_="point strip", role="img",
+        "g", element("title", "\n".join((strip.label, *lines))), hit, *parts, class_="point strip",
+        role="img",
         aria_label="; ".join((strip.label, *lines)), data_row=strip.row, tabindex="0" if first else "-1",
     )  # fmt: skip
 
 
-#: For SVG files, which carry their own colours; the page's style sheet defines the same rules with its theme's.
+#: For SVG files, which carry their own colours; the page's style sheet defines the same rules with its
+#: theme's.
 def standalone(svg: Markup) -> str:
     """The chart as a file of its own, light or dark as the viewer prefers."""
     light = "".join(f".{css_class(name)}{{--c:{style[1]}}}" for name, style in STYLES.items())
     dark = "".join(f".{css_class(name)}{{--c:{style[2]}}}" for name, style in STYLES.items())
     rules = (
-        "svg{--ink:#1d2430;--soft:#667085;--line:#e3e6eb;--paper:#fff;background:var(--paper);font-family:system-ui,sans-serif}"
-        + light + "@media(prefers-color-scheme:dark){svg{--ink:#e8eaee;--soft:#9aa3b2;--line:#2c323d;--paper:#14171c}" + dark
-        + "}" + CHART_RULES
-    )  # fmt: skip
+        "svg{--ink:#1d2430;--soft:#667085;--line:#e3e6eb;--paper:#fff;background:var(--paper);"
+        "font-family:system-ui,sans-serif}"
+        + light
+        + "@media(prefers-color-scheme:dark)"
+        + "{svg{--ink:#e8eaee;--soft:#9aa3b2;--line:#2c323d;--paper:#14171c}"
+        + dark
+        + "}"
+        + CHART_RULES
+    )
     opening, rest = str(svg).split(">", 1)
     return f"{opening}><style>{rules}</style>{rest}\n"
 

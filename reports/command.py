@@ -14,9 +14,13 @@ JSON = click.option("--json", "as_json", is_flag=True, help="last line of stdout
 
 @click.command()
 @RUNS
-@click.option("-o", "out", type=click.Path(path_type=Path), help="folder of the report  [default: <first RUN>/report]")
+@click.option(
+    "-o", "out", type=click.Path(path_type=Path), help="folder of the report  [default: <first RUN>/report]"
+)
 @click.option("--png", is_flag=True, help="write the trade-off plots as PNG too (needs matplotlib)")
-@click.option("--since", type=click.Path(path_type=Path), metavar="RUN", help="say what changed since this earlier run")
+@click.option(
+    "--since", type=click.Path(path_type=Path), metavar="RUN", help="say what changed since this earlier run"
+)
 @JSON
 def report(runs: tuple[Path, ...], out: Path | None, png: bool, since: Path | None, as_json: bool) -> int:
     """Compare everything measured in RUNs: index.html, report.md, results.csv, report.json and plots.
@@ -50,14 +54,28 @@ def _changes(since: Path, runs: tuple[Path, ...]) -> list[dict[str, Any]]:
 @click.command()
 @RUNS
 @click.option("--memory", help="what weights, KV cache and overhead must fit in, e.g. 8GiB")
-@click.option("--context", type=click.IntRange(min=1), help="tokens the KV cache must hold  [default: the model's own context]")
-@click.option("--max-divergence", type=click.FloatRange(min=0), help="most mean KL divergence from the source, in nats")
+@click.option(
+    "--context",
+    type=click.IntRange(min=1),
+    help="tokens the KV cache must hold  [default: the model's own context]",
+)
+@click.option(
+    "--max-divergence", type=click.FloatRange(min=0), help="most mean KL divergence from the source, in nats"
+)
 @click.option("--max-loss", help="most increase of perplexity over the source's, e.g. 1%")
 @click.option("--max-accuracy-drop", help="most accuracy lost in any task, e.g. 2%")
 @click.option("--min-tokens-per-second", type=click.FloatRange(min=0), help="least decode speed")
 @click.option("--runtime", default="", help="program that will serve: llama.cpp, transformers, vllm")
-@click.option("--model", type=click.Path(path_type=Path), help="folder with the config.json that tells the size of the KV cache")
-@click.option("--kv-bytes-per-token", type=click.IntRange(min=1), help="KV cache of one token in all layers, instead of --model")
+@click.option(
+    "--model",
+    type=click.Path(path_type=Path),
+    help="folder with the config.json that tells the size of the KV cache",
+)
+@click.option(
+    "--kv-bytes-per-token",
+    type=click.IntRange(min=1),
+    help="KV cache of one token in all layers, instead of --model",
+)
 @JSON
 def recommend(
     runs: tuple[Path, ...],
@@ -72,7 +90,8 @@ def recommend(
     kv_bytes_per_token: int | None,
     as_json: bool,
 ) -> int:
-    """Name the smallest artifact whose loss, memory and speed keep within limits, judged by the worse end of each interval."""
+    """Name the smallest artifact whose loss, memory and speed keep within limits, judged by the worse end of
+    each interval."""
     from reports.compare import compare
     from reports.load import load
     from reports.memory import KvShape, find_shapes, read_shape
@@ -91,11 +110,14 @@ def recommend(
     )
     if limits.empty:
         raise BadInput(
-            "recommend: no limit given; give at least one of --memory, --max-divergence, --max-loss, --max-accuracy-drop, "
+            "recommend: no limit given; give at least one of --memory, --max-divergence, --max-loss, "
+            "--max-accuracy-drop, "
             "--min-tokens-per-second"
         )
     comparison = compare(load(runs))
-    shape = KvShape(((kv_bytes_per_token, None),)) if kv_bytes_per_token else read_shape(model) if model else None
+    shape = (
+        KvShape(((kv_bytes_per_token, None),)) if kv_bytes_per_token else read_shape(model) if model else None
+    )
     advice = [
         decide(group, limits, {} if shape else find_shapes(group, [Path(), *runs]), shape)
         for group in comparison.groups
@@ -127,19 +149,34 @@ def _share(text: str | None, option: str) -> float | None:
 @click.argument("artifacts", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="ARTIFACT...")
 @click.option("--repo", required=True, help="repository on the Hub: user/name")
 @click.option(
-    "--results", "runs", multiple=True, type=click.Path(path_type=Path), metavar="RUN", help="run whose numbers the card shows"
+    "--results",
+    "runs",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    metavar="RUN",
+    help="run whose numbers the card shows",
 )
-@click.option("--base-model", help="Hub id of the source, for the card  [default: the manifest's, where it is a Hub id]")
+@click.option(
+    "--base-model", help="Hub id of the source, for the card  [default: the manifest's, where it is a Hub id]"
+)
 @click.option("--license", "license_id", help="licence of the card  [default: the source's]")
-@click.option("--license-name", help="name of a licence that the Hub knows as `other`  [default: the source's]")
-@click.option("--license-link", help="address of its text, or its file in the repository  [default: the source's]")
+@click.option(
+    "--license-name", help="name of a licence that the Hub knows as `other`  [default: the source's]"
+)
+@click.option(
+    "--license-link", help="address of its text, or its file in the repository  [default: the source's]"
+)
 @click.option("--quantized-by", help="who made it  [default: the user part of --repo]")
 @click.option("--private", is_flag=True, help="create the repository private")
 @click.option("--revision", help="branch to upload to  [default: main]")
 @click.option("--message", help="commit message")
-@click.option("--allow-unverified", is_flag=True, help="publish artifacts that were converted with --verify none")
+@click.option(
+    "--allow-unverified", is_flag=True, help="publish artifacts that were converted with --verify none"
+)
 @click.option("--dry-run", is_flag=True, help="upload nothing: write the repository to -o")
-@click.option("-o", "out", type=click.Path(path_type=Path), help="folder for the repository as it would be uploaded")
+@click.option(
+    "-o", "out", type=click.Path(path_type=Path), help="folder for the repository as it would be uploaded"
+)
 @click.option("--force", is_flag=True, help="replace the repository, or the empty folder, at -o")
 @JSON
 def publish(

@@ -48,11 +48,18 @@ def environments(comparison: Comparison) -> list[Environment]:
                 )
                 if kind not in kinds:
                     kinds.append(kind)
-    return [Environment(", ".join(kinds).capitalize(), tuple(labels), facts) for facts, (labels, kinds) in found.items()]
+    return [
+        Environment(", ".join(kinds).capitalize(), tuple(labels), facts)
+        for facts, (labels, kinds) in found.items()
+    ]
 
 
 def _results(row: Row) -> list[EvalResult]:
-    return [*row.cells.values(), *(r for metrics in row.tasks.values() for r in metrics.values()), *row.others]
+    return [
+        *row.cells.values(),
+        *(r for metrics in row.tasks.values() for r in metrics.values()),
+        *row.others,
+    ]
 
 
 def _facts(result: EvalResult) -> list[tuple[str, str]]:
@@ -64,7 +71,12 @@ def _facts(result: EvalResult) -> list[tuple[str, str]]:
                 if key not in MOMENTARY and key not in ELSEWHERE:
                     add(f"{prefix} {key}".strip(), inner)
         elif value not in (None, ""):
-            out.append((prefix.replace("_", " "), value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)))
+            out.append(
+                (
+                    prefix.replace("_", " "),
+                    value if isinstance(value, str) else json.dumps(value, ensure_ascii=False),
+                )
+            )
 
     add("", result.environment)
     return out
@@ -78,7 +90,10 @@ def reproduction(comparison: Comparison) -> list[Reproduction]:
 def _commands(group: Group) -> list[str]:
     rows = [row for row in group.rows if row.subject.status in ("ok", "partial")]
     ours = [row for row in rows if row.subject.verified]
-    commands = [_line("convert", row.subject.model, "--to", row.subject.recipe, "-o", row.subject.name) for row in ours]
+    commands = [
+        _line("convert", row.subject.model, "--to", row.subject.recipe, "-o", row.subject.name)
+        for row in ours
+    ]
     quality = [r for row in rows for r in row.cells.values() if r.metric in ("perplexity", "kl_mean")]
     measured = [result for row in rows for metrics in row.tasks.values() for result in metrics.values()]
     tasks = list(dict.fromkeys(str(r.detail.get("typed") or r.task) for r in measured))
@@ -99,7 +114,11 @@ def _commands(group: Group) -> list[str]:
             if load_as := _load_as(row):
                 commands.append(_line("eval", row.subject.name, "--load-as", load_as, *options, "-o", "RUN"))
     if any(r.metric == "tg_tokens_per_s" for row in rows for r in row.cells.values()):
-        commands.append(_line("bench", *(row.subject.name for row in rows if row.cells.get("tg_tokens_per_s")), "-o", "RUN"))
+        commands.append(
+            _line(
+                "bench", *(row.subject.name for row in rows if row.cells.get("tg_tokens_per_s")), "-o", "RUN"
+            )
+        )
     return [*commands, _line("report", "RUN")]
 
 

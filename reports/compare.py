@@ -1,4 +1,5 @@
-"""Results -> a comparison: rows, reference, paired differences, what lies within noise, Pareto fronts. Pure functions."""
+"""Results -> a comparison: rows, reference, paired differences, what lies within noise, Pareto fronts. Pure
+functions."""
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -21,7 +22,11 @@ def family(subject: Subject) -> str:
     """Which method made it, from its recipe or file name."""
     name, name_of_file = subject.recipe.lower(), subject.name.lower()
     for prefix, title in FAMILIES:
-        if name.startswith(prefix) or f"-{prefix}" in name or (prefix == "gguf" and ".gguf" in (name[-5:], name_of_file[-5:])):
+        if (
+            name.startswith(prefix)
+            or f"-{prefix}" in name
+            or (prefix == "gguf" and ".gguf" in (name[-5:], name_of_file[-5:]))
+        ):
             return title
     return "unquantized" if name.startswith(DENSE) or subject.role == "reference" else "other"
 
@@ -32,7 +37,8 @@ def compare(entries: Sequence[Entry]) -> Comparison:
 
 
 def _by_model(entries: Sequence[Entry]) -> list[tuple[str, list[Entry]]]:
-    """Entries that share a source, as their manifests name it or as the reference they were measured against."""
+    """Entries that share a source, as their manifests name it or as the reference they were measured
+    against."""
     home: dict[str, str] = {}
 
     def find(name: str) -> str:
@@ -47,7 +53,11 @@ def _by_model(entries: Sequence[Entry]) -> list[tuple[str, list[Entry]]]:
         if subject.role == "reference":
             names.insert(0, subject.name)
         for result in entry.results:
-            names += [str(result.environment[k]) for k in ("reference", "reference_digest") if result.environment.get(k)]
+            names += [
+                str(result.environment[k])
+                for k in ("reference", "reference_digest")
+                if result.environment.get(k)
+            ]
         if subject.role == "reference" and subject.digest:
             names.append(subject.digest)
         names = list(dict.fromkeys(names))
@@ -84,22 +94,27 @@ def _group(model: str, entries: list[Entry]) -> Group:
         paired = [_pair(row, reference) if row is not reference else row for row in rows]
         rows = _holm(paired)
     rows = [_noise(row, floors, reference) for row in rows]
-    loss = next((m for m in ("kl_mean", "perplexity") if any(row.value(m) is not None for row in rows)), "kl_mean")
+    loss = next(
+        (m for m in ("kl_mean", "perplexity") if any(row.value(m) is not None for row in rows)), "kl_mean"
+    )
     rows = _fronts(rows, loss)
     rows.sort(key=lambda row: (not (row.cells or row.tasks), row.subject.size_bytes or 0, row.label))
-    if reference is not None and reference.subject.role != "reference":  # it may have changed since: keep identity
+    if (
+        reference is not None and reference.subject.role != "reference"
+    ):  # it may have changed since: keep identity
         reference = next(row for row in rows if row.subject == reference.subject)
     warnings += [*_warnings(rows), *_remarks((*rows, *floors))]
     if loss == "kl_mean" and not floors and any(row.value(loss) is not None for row in rows):
         warnings.append(
-            "Nothing here tells below what a divergence means nothing: floor rows were left out when it was measured."
+            "Nothing here tells below what a divergence means nothing: floor rows were left out when it was "
+            "measured."
         )
     return Group(model, tuple(rows), reference, why, floors, loss, tuple(warnings))
 
 
 def _choose_protocols(entries: list[Entry]) -> tuple[dict[tuple[str, str], tuple[Any, ...]], list[str]]:
-    """(metric, task) -> the key of the protocol that most entries share (of equals the shorter name), and a warning for each
-    metric that some entry has in other ways only."""
+    """(metric, task) -> the key of the protocol that most entries share (of equals the shorter name), and a
+    warning for each metric that some entry has in other ways only."""
     counts: dict[tuple[str, str], Counter[tuple[Any, ...]]] = defaultdict(Counter)
     names: dict[tuple[Any, ...], str] = {}
     for entry in entries:
@@ -114,13 +129,25 @@ def _choose_protocols(entries: list[Entry]) -> tuple[dict[tuple[str, str], tuple
         left_out = [
             entry.subject.recipe
             for entry in entries
-            if (mine := [r for r in entry.results if (r.metric, r.task, r.value is None) == (metric, task, False)])
+            if (
+                mine := [
+                    r for r in entry.results if (r.metric, r.task, r.value is None) == (metric, task, False)
+                ]
+            )
             and not any(_fits(r, best) for r in mine)
         ]
-        if left_out and metric in ("perplexity", "kl_mean", "tg_tokens_per_s", "pp_tokens_per_s", *TASK_METRICS):
+        if left_out and metric in (
+            "perplexity",
+            "kl_mean",
+            "tg_tokens_per_s",
+            "pp_tokens_per_s",
+            *TASK_METRICS,
+        ):
             warnings.append(
-                f"{heading(metric)}{f' of {task}' if task else ''} of {', '.join(left_out)} was measured on other data or by "
-                f"another protocol than {names[best]}, which the others share, so it is not in the table; see “All results”"
+                f"{heading(metric)}{f' of {task}' if task else ''} of {', '.join(left_out)} was measured on "
+                "other data or by "
+                f"another protocol than {names[best]}, which the others share, so it is not in the table; "
+                "see “All results”"
             )
     return chosen, warnings
 
@@ -131,7 +158,9 @@ def _fits(result: EvalResult, key: tuple[Any, ...] | None) -> bool:
     if key is None or result.role != "floor":
         return own == key
     ids = DATA_KEYS.index("ids_sha256")
-    return own[:-1] == key[:-1] and all(a == b for i, (a, b) in enumerate(zip(own[-1], key[-1], strict=True)) if i != ids)
+    return own[:-1] == key[:-1] and all(
+        a == b for i, (a, b) in enumerate(zip(own[-1], key[-1], strict=True)) if i != ids
+    )
 
 
 def _row(entry: Entry, label: str, chosen: Mapping[tuple[str, str], tuple[Any, ...]]) -> Row:
@@ -154,7 +183,10 @@ def _labels(subjects: Sequence[Subject]) -> list[str]:
     """The recipe, with as much of the path as tells two with the same recipe apart."""
     plain = [subject.recipe or subject.name for subject in subjects]
     counts = Counter(plain)
-    return [p if counts[p] == 1 else f"{p} ({s.name})" if s.name != p else p for p, s in zip(plain, subjects, strict=True)]
+    return [
+        p if counts[p] == 1 else f"{p} ({s.name})" if s.name != p else p
+        for p, s in zip(plain, subjects, strict=True)
+    ]
 
 
 def _reference(rows: Sequence[Row]) -> tuple[Row | None, str]:
@@ -190,7 +222,9 @@ def _pair(row: Row, reference: Row) -> Row:
 def _holm(rows: list[Row]) -> list[Row]:
     """p-values of all rows on one thing, corrected for their number."""
     have = [i for i, row in enumerate(rows) if row.perplexity_change is not None]
-    for i, change in zip(have, adjust([c for row in rows if (c := row.perplexity_change) is not None]), strict=True):
+    for i, change in zip(
+        have, adjust([c for row in rows if (c := row.perplexity_change) is not None]), strict=True
+    ):
         rows[i] = replace(rows[i], perplexity_change=change)
     for task in {task for row in rows for task in row.task_differences}:
         have = [i for i, row in enumerate(rows) if task in row.task_differences]
@@ -202,8 +236,8 @@ def _holm(rows: list[Row]) -> list[Row]:
 def _noise(row: Row, floors: Sequence[Row], reference: Row | None) -> Row:
     """Within noise: its mean divergence is not larger, by their intervals, than a floor's.
 
-    Floors count that were measured in the reference's own runtime (the source again, rounded otherwise), and in the row's (the
-    unquantized model there).
+    Floors count that were measured in the reference's own runtime (the source again, rounded otherwise), and
+    in the row's (the unquantized model there).
     """
     mine = row.cells.get("kl_mean")
     if mine is None or mine.value is None:
@@ -223,11 +257,16 @@ def _noise(row: Row, floors: Sequence[Row], reference: Row | None) -> Row:
     low = limits[0] if limits else mine.value
     within = low <= limit
     relation = "not above" if within else "above"
-    return replace(row, within_noise=within, noise_reason=f"lower end {low:.3g} is {relation} the floor “{name}” ({limit:.3g})")
+    return replace(
+        row,
+        within_noise=within,
+        noise_reason=f"lower end {low:.3g} is {relation} the floor “{name}” ({limit:.3g})",
+    )
 
 
 def backend_name(text: str) -> str:
-    """Which program a backend's description names: ``llama.cpp b123 (AVX2)`` and ``llamacpp`` are the same."""
+    """Which program a backend's description names: ``llama.cpp b123 (AVX2)`` and ``llamacpp`` are the
+    same."""
     letters = "".join(c for c in text.lower() if c.isalnum())
     return next((name for name in ("llamacpp", "transformers", "vllm") if letters.startswith(name)), letters)
 
@@ -243,7 +282,8 @@ def _fronts(rows: list[Row], loss: str) -> list[Row]:
 
 
 def pareto(points: Sequence[tuple[float, float]]) -> list[int]:
-    """Indices of the points that no other point beats, both coordinates to be small; ordered by the first coordinate."""
+    """Indices of the points that no other point beats, both coordinates to be small; ordered by the first
+    coordinate."""
     front: list[int] = []
     best = float("inf")
     for index in sorted(range(len(points)), key=lambda i: points[i]):
@@ -257,12 +297,14 @@ def _warnings(rows: Iterable[Row]) -> list[str]:
     rows = [row for row in rows if row.cells or row.tasks]
     checks: tuple[tuple[str, Callable[[EvalResult], bool]], ...] = (
         (
-            "Perplexity and divergence of {} rest on fewer than 100 chunks: a 95 % interval may cover less than it says.",
+            "Perplexity and divergence of {} rest on fewer than 100 chunks: a 95 % interval may cover less "
+            "than it says.",
             _few_chunks,
         ),
         ("Tokens whose logits were not finite are left out of the numbers of {}.", lambda r: r.excluded > 0),
         (
-            "The speed of {} spread so much between repetitions that a comparison is worth nothing: measure again, undisturbed.",
+            "The speed of {} spread so much between repetitions that a comparison is worth nothing: measure "
+            "again, undisturbed.",
             lambda r: bool(r.detail.get("worthless")),
         ),
     )
@@ -275,7 +317,10 @@ def _warnings(rows: Iterable[Row]) -> list[str]:
     if loads:
         low, high = min(loads), max(loads)
         words = f"{low:g}" if low == high else f"{low:g} to {high:g}"
-        out.append(f"The machine was busy while speed was measured (load average {words} a usable core): speeds are too low.")
+        out.append(
+            f"The machine was busy while speed was measured (load average {words} a usable core): speeds "
+            "are too low."
+        )
     return out
 
 

@@ -14,7 +14,8 @@ RESAMPLES = 1000
 
 @dataclass(frozen=True)
 class Difference:
-    """``value`` with its 95 % interval; ``holm`` is ``p_value`` corrected for the number of candidates looked at."""
+    """``value`` with its 95 % interval; ``holm`` is ``p_value`` corrected for the number of candidates looked
+    at."""
 
     value: float
     interval: tuple[float, float] | None
@@ -38,16 +39,27 @@ def _token_counts(result: EvalResult) -> np.ndarray:
 
 
 def perplexity_change(mine: EvalResult, reference: EvalResult) -> Difference | None:
-    """Relative change of perplexity, candidate over reference minus 1, from per-chunk mean negative log-likelihoods.
+    """Relative change of perplexity, candidate over reference minus 1, from per-chunk mean negative
+    log-likelihoods.
 
     None where they do not pair: other text, other token ids, or not the same chunks.
     """
-    if mine.value is None or reference.value is None or not mine.samples or len(mine.samples) != len(reference.samples):
+    if (
+        mine.value is None
+        or reference.value is None
+        or not mine.samples
+        or len(mine.samples) != len(reference.samples)
+    ):
         return None
     if mine.environment.get("ids_sha256") != reference.environment.get("ids_sha256"):
         return None
     counts = _token_counts(mine)
-    if len(counts) != len(mine.samples) or mine.excluded != reference.excluded or counts.min() < 0 or not counts.sum():
+    if (
+        len(counts) != len(mine.samples)
+        or mine.excluded != reference.excluded
+        or counts.min() < 0
+        or not counts.sum()
+    ):
         return None
     a, b = np.asarray(mine.samples) * counts, np.asarray(reference.samples) * counts
     found = statistics.paired_mean_difference(a, b, counts, resamples=RESAMPLES)
@@ -81,7 +93,9 @@ def accuracy_change(mine: EvalResult, reference: EvalResult) -> Difference | Non
     if not mine.samples or len(mine.samples) != len(reference.samples):
         return None
     for name in ("items_sha256", "task_sha256"):
-        if mine.environment.get(name, mine.detail.get(name)) != reference.environment.get(name, reference.detail.get(name)):
+        if mine.environment.get(name, mine.detail.get(name)) != reference.environment.get(
+            name, reference.detail.get(name)
+        ):
             return None
     a, b = np.asarray(mine.samples), np.asarray(reference.samples)
     right_or_wrong = set(mine.samples) | set(reference.samples) <= {0.0, 1.0}

@@ -11,13 +11,16 @@ from reports.rows import Comparison, Group, Row, bounds, head
 SCHEMA_VERSION = 1
 #: The numbers of a row, in the order of the CSV's columns.
 NUMBERS = (
-    "perplexity", "kl_mean", "kl_median", "kl_p99", "kl_max", "kl_weights_only", "kl_same_tokens", "top1_agreement",
-    "bits_per_byte", "pp_tokens_per_s", "tg_tokens_per_s", "ttft_ms", "load_ms", "peak_memory_bytes", "gpu_memory_bytes",
+    "perplexity", "kl_mean", "kl_median", "kl_p99", "kl_max", "kl_weights_only", "kl_same_tokens",
+    "top1_agreement",
+    "bits_per_byte", "pp_tokens_per_s", "tg_tokens_per_s", "ttft_ms", "load_ms", "peak_memory_bytes",
+    "gpu_memory_bytes",
 )  # fmt: skip
 
 
 def row_json(group: Group, row: Row) -> dict[str, Any]:
-    """One row as in DESIGN's contract, with each number's interval, standard error, protocol and backend beside it."""
+    """One row as in DESIGN's contract, with each number's interval, standard error, protocol and backend
+    beside it."""
     s = row.subject
     out: dict[str, Any] = {
         "recipe": s.recipe,
@@ -72,7 +75,13 @@ def row_json(group: Group, row: Row) -> dict[str, Any]:
 def _difference(found: Difference | None) -> dict[str, Any] | None:
     if found is None:
         return None
-    return {"value": found.value, "interval": found.interval, "p_value": found.p_value, "p_holm": found.holm, "n": found.n}
+    return {
+        "value": found.value,
+        "interval": found.interval,
+        "p_value": found.p_value,
+        "p_holm": found.holm,
+        "n": found.n,
+    }
 
 
 def report_json(comparison: Comparison, runs: list[str], version: str) -> dict[str, Any]:
@@ -134,7 +143,8 @@ def report_csv(comparison: Comparison) -> str:
 
 
 def _cell(value: Any) -> Any:
-    """A spreadsheet takes a cell that begins with = + - @ (wide ones too) for a formula: text gets an apostrophe before it."""
+    """A spreadsheet takes a cell that begins with = + - @ (wide ones too) for a formula: text gets an
+    apostrophe before it."""
     if not isinstance(value, str):
         return value
     text = printable(value)

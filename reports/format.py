@@ -3,7 +3,8 @@
 import math
 from collections.abc import Sequence
 
-#: metric -> (heading, unit, how it is written, direction: -1 smaller is better, 1 larger is better, 0 neither)
+#: metric -> (heading, unit, how it is written, direction: -1 smaller is better, 1 larger is better, 0
+#: neither)
 METRICS: dict[str, tuple[str, str, str, int]] = {
     "size_bytes": ("Size", "", "bytes", -1),
     "bits_per_weight": ("Bits/weight", "", "fixed2", -1),
@@ -44,7 +45,9 @@ def number(metric: str, value: float | None) -> str:
     """``value`` written for ``metric``, without its unit; an en dash where there is none."""
     if value is None or not math.isfinite(value):
         return "–"
-    style = METRICS[metric][2] if metric in METRICS else "percent" if metric.startswith("accuracy") else "small"
+    style = (
+        METRICS[metric][2] if metric in METRICS else "percent" if metric.startswith("accuracy") else "small"
+    )
     if style == "bytes":
         return size(value)
     if style == "percent":
@@ -54,7 +57,9 @@ def number(metric: str, value: float | None) -> str:
     if style == "fixed4":
         return f"{value:.4f}"
     if style == "speed":
-        return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
+        return (
+            f"{value:,.0f}" if abs(value) >= 100 else f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
+        )
     return significant(value, 4 if style == "significant" else 3)
 
 

@@ -25,7 +25,8 @@ class Prompt:
 
 
 def side_by_side(group: Group) -> list[Prompt]:
-    """From results of metric ``generations``, whose ``detail["items"]`` are ``{"prompt", "text"}`` with, perhaps, ``"ids"``."""
+    """From results of metric ``generations``, whose ``detail["items"]`` are ``{"prompt", "text"}`` with,
+    perhaps, ``"ids"``."""
     if group.reference is None:
         return []
     source = {(length, item["prompt"]): item for length, item in _items(group, group.reference.label)}
@@ -38,9 +39,15 @@ def side_by_side(group: Group) -> list[Prompt]:
             for length, item in _items(group, row.label):
                 if (length, item["prompt"]) == (wanted, prompt):
                     common = _common(item["text"], theirs["text"])
-                    equal = _common(item["ids"], theirs["ids"]) if item.get("ids") and theirs.get("ids") else None
+                    equal = (
+                        _common(item["ids"], theirs["ids"]) if item.get("ids") and theirs.get("ids") else None
+                    )
                     same = item["text"] == theirs["text"]
-                    found.append(Continuation(row.label, row.family, item["text"][:common], item["text"][common:], same, equal))
+                    found.append(
+                        Continuation(
+                            row.label, row.family, item["text"][:common], item["text"][common:], same, equal
+                        )
+                    )
         out.append(Prompt(prompt, theirs["text"], tuple(found)))
     return out
 

@@ -1,4 +1,5 @@
-"""The report as one HTML page that works from a file, with no network: template, style and script are put into it."""
+"""The report as one HTML page that works from a file, with no network: template, style and script are put
+into it."""
 
 import base64
 import hashlib
@@ -31,7 +32,8 @@ DEFAULT_DIVERGENCE = 0.01
 
 @dataclass(frozen=True)
 class Column:
-    """One column of the table. ``metric`` is what ``Row.value`` knows it by; protocol stands under its heading."""
+    """One column of the table. ``metric`` is what ``Row.value`` knows it by; protocol stands under its
+    heading."""
 
     key: str
     title: str
@@ -59,7 +61,9 @@ def render(comparison: Comparison, runs: Iterable[Path], version: str, remarks: 
     return page.render(
         sections=sections,
         columns=columns,
-        table=[_table_row(group, row, ids, columns, len(comparison.groups) > 1) for group, row in comparison.rows],
+        table=[
+            _table_row(group, row, ids, columns, len(comparison.groups) > 1) for group, row in comparison.rows
+        ],
         families=[f for f in STYLES if any(row.family == f for _, row in comparison.rows)],
         several=len(comparison.groups) > 1,
         style=Markup(_style()),
@@ -67,9 +71,15 @@ def render(comparison: Comparison, runs: Iterable[Path], version: str, remarks: 
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         environments=environments(comparison),
         reproduction=reproduction(comparison),
-        failures=[(group, row) for group, row in comparison.rows if row.subject.status != "ok" or row.failures],
+        failures=[
+            (group, row) for group, row in comparison.rows if row.subject.status != "ok" or row.failures
+        ],
         noted=[(group, row) for group, row in comparison.rows if row.subject.notes],
-        details=[(group, row, _all_results(row)) for group, row in comparison.rows if row.cells or row.tasks or row.others],
+        details=[
+            (group, row, _all_results(row))
+            for group, row in comparison.rows
+            if row.cells or row.tasks or row.others
+        ],
         runs=[str(run) for run in runs],
         version=version,
         remarks=list(remarks),
@@ -105,13 +115,20 @@ def _environment() -> jinja2.Environment:
 
 
 def _legend_marker(family: str, filled: bool = True) -> Markup:
-    return Markup('<svg class="key" viewBox="-8 -8 16 16" aria-hidden="true">{}</svg>').format(marker(family, filled))
+    return Markup('<svg class="key" viewBox="-8 -8 16 16" aria-hidden="true">{}</svg>').format(
+        marker(family, filled)
+    )
 
 
 def _style() -> str:
     light = "".join(f".{css_class(name)}{{--c:{style[1]}}}" for name, style in STYLES.items())
-    dark = "".join(f"[data-theme=dark] .{css_class(name)}{{--c:{style[2]}}}" for name, style in STYLES.items())
-    auto = "".join(f":root:not([data-theme=light]) .{css_class(name)}{{--c:{style[2]}}}" for name, style in STYLES.items())
+    dark = "".join(
+        f"[data-theme=dark] .{css_class(name)}{{--c:{style[2]}}}" for name, style in STYLES.items()
+    )
+    auto = "".join(
+        f":root:not([data-theme=light]) .{css_class(name)}{{--c:{style[2]}}}"
+        for name, style in STYLES.items()
+    )
     rules = f"{CHART_RULES}{light}{dark}@media (prefers-color-scheme:dark){{{auto}}}"
     return (TEMPLATES / "report.css").read_text(encoding="utf-8") + rules
 
@@ -155,7 +172,8 @@ def _section(group: Group, ids: dict[int, str], roots: list[Path], index: int) -
 
 
 def default_limits(group: Group) -> Limits:
-    """At most 1 % loss: of perplexity where that is paired with the source's, else a mean divergence of 0.01 nats."""
+    """At most 1 % loss: of perplexity where that is paired with the source's, else a mean divergence of 0.01
+    nats."""
     if any(row.perplexity_change is not None and row.perplexity_change.interval for row in group.rows):
         return Limits(loss=DEFAULT_LOSS)
     return Limits(divergence=DEFAULT_DIVERGENCE)
@@ -176,7 +194,9 @@ def _summary(group: Group) -> dict[str, Any]:
     }
 
 
-def _chooser(group: Group, limits: Limits, ids: dict[int, str], shapes: dict[str, KvShape | None]) -> dict[str, Any]:
+def _chooser(
+    group: Group, limits: Limits, ids: dict[int, str], shapes: dict[str, KvShape | None]
+) -> dict[str, Any]:
     """What the page's script needs to answer again for other limits, by the same rule as ``recommend``."""
     rows = []
     for row in group.rows:
@@ -193,7 +213,11 @@ def _chooser(group: Group, limits: Limits, ids: dict[int, str], shapes: dict[str
                 "label": row.label,
                 "size": row.subject.size_bytes,
                 "kl": kl[1] if kl else None,
-                "loss": change.interval[1] if change and change.interval else 0 if row is group.reference else None,
+                "loss": change.interval[1]
+                if change and change.interval
+                else 0
+                if row is group.reference
+                else None,
                 "tg": low[0] if low and speed and not speed.detail.get("worthless") else None,
                 "kv": [list(layer) for layer in shape.layers] if shape else None,
                 "context": shape.context if shape else None,
@@ -207,8 +231,10 @@ def _chooser(group: Group, limits: Limits, ids: dict[int, str], shapes: dict[str
 
 def _columns(comparison: Comparison) -> list[Column]:
     wanted = (
-        "size_bytes", "bits_per_weight", "kl_mean", "kl_weights_only", "kl_same_tokens", "perplexity", "top1_agreement",
-        "bits_per_byte", "pp_tokens_per_s", "tg_tokens_per_s", "ttft_ms", "load_ms", "peak_memory_bytes", "gpu_memory_bytes",
+        "size_bytes", "bits_per_weight", "kl_mean", "kl_weights_only", "kl_same_tokens", "perplexity",
+        "top1_agreement",
+        "bits_per_byte", "pp_tokens_per_s", "tg_tokens_per_s", "ttft_ms", "load_ms", "peak_memory_bytes",
+        "gpu_memory_bytes",
     )  # fmt: skip
     out = []
     for metric in wanted:
@@ -226,14 +252,18 @@ def _columns(comparison: Comparison) -> list[Column]:
     return out
 
 
-def _table_row(group: Group, row: Row, ids: dict[int, str], columns: list[Column], several: bool) -> dict[str, Any]:
+def _table_row(
+    group: Group, row: Row, ids: dict[int, str], columns: list[Column], several: bool
+) -> dict[str, Any]:
     return {
         "id": ids[id(row)],
         "row": row,
         "model": group.model if several else "",
         "role": row.subject.role or ("reference" if row is group.reference else ""),
         "cells": [_cell(row, column) for column in columns],
-        "search": " ".join((row.label, row.subject.name, row.family, group.model, row.subject.status)).lower(),
+        "search": " ".join(
+            (row.label, row.subject.name, row.family, group.model, row.subject.status)
+        ).lower(),
     }
 
 
@@ -242,20 +272,32 @@ def _cell(row: Row, column: Column) -> Cell:
         found = row.perplexity_change
         if found is None:
             return Cell("–")
-        limits = f"{text.change(found.interval[0])} to {text.change(found.interval[1])}" if found.interval else ""
+        limits = (
+            f"{text.change(found.interval[0])} to {text.change(found.interval[1])}" if found.interval else ""
+        )
         return Cell(text.change(found.value), found.value, limits, difference_hint(found))
     if column.key == "task_accuracy":
         return Cell(text.number("task_accuracy", row.task_accuracy), row.task_accuracy)
     value = row.value(column.key)
     result = row.cells.get(column.key)
-    return Cell(text.number(column.key, value), value, text.interval(column.key, row.bounds(column.key)), result_hint(result))
+    return Cell(
+        text.number(column.key, value),
+        value,
+        text.interval(column.key, row.bounds(column.key)),
+        result_hint(result),
+    )
 
 
 def result_hint(result: EvalResult | None) -> str:
     """Protocol, backend, number and kind of samples: what a number rests on."""
     if result is None:
         return ""
-    parts = [result.protocol, f"{result.ids} ids" if result.ids else "", result.backend, f"n = {result.n:,}" if result.n else ""]
+    parts = [
+        result.protocol,
+        f"{result.ids} ids" if result.ids else "",
+        result.backend,
+        f"n = {result.n:,}" if result.n else "",
+    ]
     if result.stderr is not None:
         parts.append(f"standard error {text.significant(result.stderr, 2)}")
     if result.excluded:
@@ -273,8 +315,16 @@ def difference_hint(found: Difference) -> str:
 
 
 def _all_results(row: Row) -> list[dict[str, Any]]:
-    results = [*row.cells.values(), *(r for metrics in row.tasks.values() for r in metrics.values()), *row.others]
-    return [{"result": r, "bounds": bounds(r), "other": r in row.others} for r in results if r.metric != "generations"]
+    results = [
+        *row.cells.values(),
+        *(r for metrics in row.tasks.values() for r in metrics.values()),
+        *row.others,
+    ]
+    return [
+        {"result": r, "bounds": bounds(r), "other": r in row.others}
+        for r in results
+        if r.metric != "generations"
+    ]
 
 
 def _tasks(group: Group, ids: dict[int, str]) -> list[dict[str, Any]]:
@@ -285,15 +335,25 @@ def _tasks(group: Group, ids: dict[int, str]) -> list[dict[str, Any]]:
         for row in group.all_rows:
             if task in row.tasks:
                 result = head(row.tasks[task])
-                rows.append({"row": row, "result": result, "bounds": bounds(result), "change": row.task_differences.get(task)})
+                rows.append(
+                    {
+                        "row": row,
+                        "result": result,
+                        "bounds": bounds(result),
+                        "change": row.task_differences.get(task),
+                    }
+                )
         chart = charts.get(task)
         protocol = head(next(row.tasks[task] for row in group.all_rows if task in row.tasks)).protocol
-        out.append({"task": task, "rows": rows, "chart": strips(chart) if chart else None, "protocol": protocol})
+        out.append(
+            {"task": task, "rows": rows, "chart": strips(chart) if chart else None, "protocol": protocol}
+        )
     return out
 
 
 def _buckets(group: Group) -> list[dict[str, Any]]:
-    """Divergence by how sure the reference was, where it was recorded; ``shade`` 0 to 1 for the cell's tint."""
+    """Divergence by how sure the reference was, where it was recorded; ``shade`` 0 to 1 for the cell's
+    tint."""
     rows = []
     for row in group.rows:
         result = row.cells.get("kl_mean")

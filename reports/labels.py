@@ -1,4 +1,5 @@
-"""Labels of points that stay clear of one another: beside their point, or where that is crowded, further off on a line to it."""
+"""Labels of points that stay clear of one another: beside their point, or where that is crowded, further off
+on a line to it."""
 
 import math
 from collections.abc import Sequence
@@ -10,12 +11,15 @@ CHARACTER_PX = 7.2  # mean advance at 12 px of the widest of the usual system fo
 MARKER_PX = 7
 #: (dx, dy, anchor) of a label's place beside its point, the best first
 _BESIDE = (
-    (9, 4, "start"), (-9, 4, "end"), (0, -10, "middle"), (0, 19, "middle"), (8, -8, "start"), (8, 16, "start"), (-8, -8, "end"),
+    (9, 4, "start"), (-9, 4, "end"), (0, -10, "middle"), (0, 19, "middle"), (8, -8, "start"), (8, 16,
+    "start"), (-8, -8, "end"),
     (-8, 16, "end"),
 )  # fmt: skip
 _RADII = (24, 32, 42, 54, 68, 84, 102, 124, 150, 180)
 _DIRECTIONS = 24
-MOST_LINES = 40  # points, beyond which there are only labels beside them: more lines than that nobody can follow
+MOST_LINES = (
+    40  # points, beyond which there are only labels beside them: more lines than that nobody can follow
+)
 
 
 @dataclass(frozen=True)
@@ -28,7 +32,8 @@ class Box:
 
 @dataclass(frozen=True)
 class Label:
-    """``anchor``: SVG's text-anchor. ``line``: (x1, y1, x2, y2) from the point to a label that does not lie beside it."""
+    """``anchor``: SVG's text-anchor. ``line``: (x1, y1, x2, y2) from the point to a label that does not lie
+    beside it."""
 
     x: float
     y: float
@@ -37,18 +42,24 @@ class Label:
 
 
 def place_labels(
-    points: Sequence[tuple[float, float]], texts: Sequence[str], area: Box, size: float = 12, avoid: Sequence[Box] = ()
+    points: Sequence[tuple[float, float]],
+    texts: Sequence[str],
+    area: Box,
+    size: float = 12,
+    avoid: Sequence[Box] = (),
 ) -> list[Label | None]:
-    """A place per label, in pixels, y down; None where there is no room in all of ``area``, or where more than
-    ``MOST_LINES`` points leave none beside it.
+    """A place per label, in pixels, y down; None where there is no room in all of ``area``, or where more
+    than ``MOST_LINES`` points leave none beside it.
 
-    ``avoid``: other writing in the chart. Of several orders in which the labels may choose, the given one first, the one counts
-    that takes the fewest and shortest lines.
+    ``avoid``: other writing in the chart. Of several orders in which the labels may choose, the given one
+    first, the one counts that takes the fewest and shortest lines.
     """
     across = sorted(range(len(points)), key=lambda i: points[i][0])
     down = sorted(range(len(points)), key=lambda i: points[i][1])
     best: tuple[float, list[Label | None]] | None = None
-    for order in (list(range(len(points))), across, across[::-1], down, down[::-1])[: 5 if len(points) <= MOST_LINES else 1]:
+    for order in (list(range(len(points))), across, across[::-1], down, down[::-1])[
+        : 5 if len(points) <= MOST_LINES else 1
+    ]:
         found = _place(points, texts, area, size, avoid, order)
         if best is None or found[0] < best[0]:
             best = found
@@ -80,7 +91,9 @@ def _place(
         for label, cost in _candidates(points[own], size, lines=len(points) <= MOST_LINES):
             if best is not None and best[0] <= cost:
                 break
-            left = label.x - (width if label.anchor == "end" else width / 2 if label.anchor == "middle" else 0)
+            left = label.x - (
+                width if label.anchor == "end" else width / 2 if label.anchor == "middle" else 0
+            )
             box = (left - 2, label.y - size * 0.85, left + width + 2, label.y + size * 0.3)
             if box[0] < area.left or box[2] > area.right or box[1] < area.top or box[3] > area.bottom:
                 continue
@@ -88,7 +101,9 @@ def _place(
                 continue
             path = _along(label.line)
             # A line through another's label, marker or line, or close by, misleads.
-            cost += 60 * (_inside(path, others + np.array([-2, -2, 2, 2])) + sum(_touch(path, line) for line in lines))
+            cost += 60 * (
+                _inside(path, others + np.array([-2, -2, 2, 2])) + sum(_touch(path, line) for line in lines)
+            )
             if best is None or cost < best[0]:
                 best = cost, label, box, path
         total += best[0] if best else 1000

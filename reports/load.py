@@ -1,4 +1,5 @@
-"""Run folders -> what was measured, one entry per artifact, however many files and runs its numbers lie in."""
+"""Run folders -> what was measured, one entry per artifact, however many files and runs its numbers lie
+in."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
@@ -8,7 +9,8 @@ from typing import Any
 from quantize.errors import BadInput
 from quantize.results import EvalResult, Subject, read_results
 
-#: Parameters of a protocol that say how it was run and not what was measured: two results may differ in them and still compare.
+#: Parameters of a protocol that say how it was run and not what was measured: two results may differ in them
+#: and still compare.
 RUN_PARAMETERS = frozenset({"repetitions", "rounds", "threads", "n_batch", "n_ubatch"})
 #: What of the environment says on which data a number was measured.
 DATA_KEYS = ("text_sha256", "ids_sha256", "task_sha256", "items_sha256")
@@ -16,7 +18,8 @@ DATA_KEYS = ("text_sha256", "ids_sha256", "task_sha256", "items_sha256")
 
 @dataclass(frozen=True)
 class Entry:
-    """One artifact (or reference, or floor) with every result about it. ``runs`` are the folders that they came from."""
+    """One artifact (or reference, or floor) with every result about it. ``runs`` are the folders that they
+    came from."""
 
     subject: Subject
     results: tuple[EvalResult, ...]
@@ -25,24 +28,37 @@ class Entry:
 
 
 def protocol_key(result: EvalResult) -> tuple[Any, ...]:
-    """Equal for two results that measure the same thing in the same way, so that their values may stand side by side."""
+    """Equal for two results that measure the same thing in the same way, so that their values may stand side
+    by side."""
     parameters = {k: v for k, v in result.protocol_parameters.items() if k not in RUN_PARAMETERS}
     data = tuple(result.environment.get(name) for name in DATA_KEYS)
-    return (result.metric, result.task, result.protocol, result.protocol_version, repr(sorted(parameters.items())), data)
+    return (
+        result.metric,
+        result.task,
+        result.protocol,
+        result.protocol_version,
+        repr(sorted(parameters.items())),
+        data,
+    )
 
 
 def load(runs: Sequence[Path]) -> list[Entry]:
-    """Read every run. The same artifact in several files or runs becomes one entry; where one thing was measured twice, the run
-    named last wins.
+    """Read every run. The same artifact in several files or runs becomes one entry; where one thing was
+    measured twice, the run named last wins.
 
     Errors: BadInput where a run is missing, holds no results, or holds a malformed file.
     """
     if not runs:
-        raise BadInput("no run given; name at least one folder that `quantwright eval`, `bench` or `run` wrote with -o")
+        raise BadInput(
+            "no run given; name at least one folder that `quantwright eval`, `bench` or `run` wrote with -o"
+        )
     entries: list[Entry] = []
     for run in runs:
         if not run.is_dir():
-            raise BadInput(f"{run}: no such folder; give a folder that `quantwright eval`, `bench` or `run` wrote with -o")
+            raise BadInput(
+                f"{run}: no such folder; give a folder that `quantwright eval`, `bench` or `run` wrote with "
+                "-o"
+            )
         for subject, results in read_results(run):
             for new in _split(subject, results, run):
                 index = next((i for i, old in enumerate(entries) if _same(old.subject, new.subject)), None)
@@ -65,13 +81,18 @@ def _split(subject: Subject, results: Sequence[EvalResult], run: Path) -> list[E
     entries = [Entry(subject, tuple(own), (run,))]
     for name, rows in floors.items():
         entries.append(
-            Entry(Subject(name=name, recipe=name, model=subject.model or subject.name, role="floor"), tuple(rows), (run,))
+            Entry(
+                Subject(name=name, recipe=name, model=subject.model or subject.name, role="floor"),
+                tuple(rows),
+                (run,),
+            )
         )
     return entries
 
 
 def _same(a: Subject, b: Subject) -> bool:
-    """Whether two subjects are the same artifact: by digest where both have one, else by name or by model, and by recipe."""
+    """Whether two subjects are the same artifact: by digest where both have one, else by name or by model,
+    and by recipe."""
     if "floor" in (a.role, b.role):
         return (a.role, a.name, a.recipe, a.model) == (b.role, b.name, b.recipe, b.model)
     # Of another tool's GGUF one stage gives the file name, another its stem.
@@ -87,7 +108,9 @@ def _merge(old: Entry, new: Entry) -> Entry:
     results = {(protocol_key(r), r.role, r.backend): r for r in old.results}
     results.update({(protocol_key(r), r.role, r.backend): r for r in new.results})
     # A step that gave nothing (an out-of-memory benchmark, say) must not hide what the others gave.
-    failures = old.failures + tuple(e.subject.reason for e in (old, new) if e.subject.status != "ok" and e.subject.reason)
+    failures = old.failures + tuple(
+        e.subject.reason for e in (old, new) if e.subject.status != "ok" and e.subject.reason
+    )
     known = [old, new] if old.subject.status == "ok" or new.subject.status != "ok" else [new, old]
     first, second = known[0].subject, known[1].subject
     merged = {f.name: getattr(first, f.name) or getattr(second, f.name) for f in fields(Subject)}

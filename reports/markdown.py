@@ -1,4 +1,5 @@
-"""The comparison in Markdown: what GitHub and a model card show. Charts are linked where their files lie beside it."""
+"""The comparison in Markdown: what GitHub and a model card show. Charts are linked where their files lie
+beside it."""
 
 import re
 from collections.abc import Sequence
@@ -25,11 +26,16 @@ COLUMNS = (
 
 
 def escape(words: object) -> str:
-    """One line of text: no markup, no HTML, no address that becomes a link, no cell border of its own, no secret."""
-    out = printable(words).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace("\\", "\\\\")
+    """One line of text: no markup, no HTML, no address that becomes a link, no cell border of its own, no
+    secret."""
+    out = (
+        printable(words).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace("\\", "\\\\")
+    )
     for character in "|*_`[]~":
         out = out.replace(character, "\\" + character)
-    out = re.sub(r"^(#*|[-+=]*|\d+)([#.)+=-])(?=\s|$)", r"\1\\\2", " ".join(out.split()))  # what begins a heading, a list, a rule
+    out = re.sub(
+        r"^(#*|[-+=]*|\d+)([#.)+=-])(?=\s|$)", r"\1\\\2", " ".join(out.split())
+    )  # what begins a heading, a list, a rule
     return out.replace("://", "&#58;//").replace("www.", "www&#46;")
 
 
@@ -61,7 +67,9 @@ def limit_words(limits: Limits) -> str:
     return sentence if sentence.startswith(("For", "Without")) else "For " + sentence
 
 
-def report_markdown(comparison: Comparison, advice: Sequence[Advice], plots: Sequence[Sequence[str]], version: str) -> str:
+def report_markdown(
+    comparison: Comparison, advice: Sequence[Advice], plots: Sequence[Sequence[str]], version: str
+) -> str:
     """``plots``: per model the chart files to link, relative to the Markdown file."""
     out = ["# Quantization report", ""]
     for group, found, files in zip(comparison.groups, advice, plots, strict=True):
@@ -74,7 +82,8 @@ def report_markdown(comparison: Comparison, advice: Sequence[Advice], plots: Seq
         if failed:
             out += ["### Failures", ""]
             out += [
-                f"- {code(row.label)} ({escape(row.subject.status)}): {escape('; '.join(row.failures) or row.subject.reason)}"
+                f"- {code(row.label)} ({escape(row.subject.status)}): "
+                f"{escape('; '.join(row.failures) or row.subject.reason)}"
                 for row in failed
             ]
             out.append("")
@@ -94,11 +103,15 @@ def answer(advice: Advice) -> str:
     if advice.chosen:
         why = "; ".join(check.arithmetic for check in advice.chosen.checks)
         return (
-            f"**{limit_words(advice.limits)}: {code(advice.chosen.row.label)}.** The smallest that keeps within: {escape(why)}."
+            f"**{limit_words(advice.limits)}: {code(advice.chosen.row.label)}.** The smallest that keeps "
+            f"within: {escape(why)}."
         )
     if advice.nearest:
         why = "; ".join(check.arithmetic for check in advice.nearest.missed)
-        return f"**{limit_words(advice.limits)}: none.** {code(advice.nearest.row.label)} comes nearest: {escape(why)}."
+        return (
+            f"**{limit_words(advice.limits)}: none.** {code(advice.nearest.row.label)} comes nearest: "
+            f"{escape(why)}."
+        )
     return "**Nothing was measured that could be recommended.**"
 
 
@@ -108,17 +121,26 @@ def table(group: Group) -> list[str]:
     for column in columns:
         protocols = {row.cells[column].protocol for row in group.all_rows if column in row.cells}
         protocol = f" ({protocols.pop()})" if len(protocols) == 1 else ""
-        titles.append(f"{text.heading(column)}{', ' + text.unit(column) if text.unit(column) else ''}{protocol}")
+        titles.append(
+            f"{text.heading(column)}{', ' + text.unit(column) if text.unit(column) else ''}{protocol}"
+        )
         if column == "perplexity":
             titles.append("Change")
-    lines = ["| Artifact | " + " | ".join(escape(t) for t in titles) + " | Verified |", "|---|" + "---:|" * len(titles) + "---|"]
+    lines = [
+        "| Artifact | " + " | ".join(escape(t) for t in titles) + " | Verified |",
+        "|---|" + "---:|" * len(titles) + "---|",
+    ]
     for row in group.all_rows:
         cells = []
         for column in columns:
             cells.append(with_interval(row, column))
             if column == "perplexity":
                 cells.append(_change(row))
-        state = escape(row.subject.verified or "–") if row.subject.status == "ok" else f"**{escape(row.subject.status)}**"
+        state = (
+            escape(row.subject.verified or "–")
+            if row.subject.status == "ok"
+            else f"**{escape(row.subject.status)}**"
+        )
         mark = " (source)" if row is group.reference else " (floor)" if row.subject.role == "floor" else ""
         lines.append(f"| {code(row.label)}{mark} | " + " | ".join(cells) + f" | {state} |")
     return lines
@@ -134,7 +156,9 @@ def _change(row: Row) -> str:
     found = row.perplexity_change
     if found is None:
         return "–"
-    return change(found.value) + (f" ({change(found.interval[0])} to {change(found.interval[1])})" if found.interval else "")
+    return change(found.value) + (
+        f" ({change(found.interval[0])} to {change(found.interval[1])})" if found.interval else ""
+    )
 
 
 def footnotes(group: Group) -> list[str]:
@@ -143,19 +167,24 @@ def footnotes(group: Group) -> list[str]:
     quality = [r for r in results if r.metric in ("perplexity", "kl_mean")]
     out = [
         "In brackets: 95 % intervals. "
-        + f"Reference: {code(group.reference.label) if group.reference else 'none'}, {escape(group.reference_why)}."
+        + f"Reference: {code(group.reference.label) if group.reference else 'none'}, "
+        f"{escape(group.reference_why)}."
     ]
     if quality:
-        # The file's name alone: this goes into model cards, and where it lay on somebody's disk is nobody's business.
+        # The file's name alone: this goes into model cards, and where it lay on somebody's disk is nobody's
+        # business.
         texts = ", ".join(sorted({Path(str(r.environment.get("text", ""))).name for r in quality} - {""}))
         ids = " and ".join(sorted({r.ids for r in quality} - {""}))
         out.append(
-            f"Quality: {escape(', '.join(sorted({r.protocol for r in quality})))} on {max(r.n for r in quality):,} tokens"
+            f"Quality: {escape(', '.join(sorted({r.protocol for r in quality})))} on "
+            f"{max(r.n for r in quality):,} tokens"
             + (f" of {escape(texts)}" if texts else "") + (f", {escape(ids)} token ids" if ids else "") + "."
         )  # fmt: skip
     floors = {row.cells["kl_mean"].n for row in group.floors if "kl_mean" in row.cells}
     if floors:
-        out.append(f"Floors: on {' or '.join(f'{n:,}' for n in sorted(floors))} of them, spread over the text.")
+        out.append(
+            f"Floors: on {' or '.join(f'{n:,}' for n in sorted(floors))} of them, spread over the text."
+        )
     backends = sorted({r.backend for r in results} - {""})
     if backends:
         out.append(f"Measured in {escape(', '.join(backends))}.")
@@ -166,7 +195,12 @@ def task_tables(group: Group) -> list[str]:
     tasks = tasks_of(group)
     if not tasks:
         return []
-    out = ["### Tasks", "", "| Artifact | " + " | ".join(escape(task) for task in tasks) + " |", "|---|" + "---:|" * len(tasks)]
+    out = [
+        "### Tasks",
+        "",
+        "| Artifact | " + " | ".join(escape(task) for task in tasks) + " |",
+        "|---|" + "---:|" * len(tasks),
+    ]
     for row in group.all_rows:
         if not row.tasks:
             continue
@@ -184,6 +218,13 @@ def task_tables(group: Group) -> list[str]:
                 cell += f", {points(difference.value)}" + (f", {p_value(p)}" if p is not None else "")
             cells.append(cell)
         out.append(f"| {code(row.label)} | " + " | ".join(cells) + " |")
-    counts = {task: max(head(row.tasks[task]).n for row in group.all_rows if task in row.tasks) for task in tasks}
+    counts = {
+        task: max(head(row.tasks[task]).n for row in group.all_rows if task in row.tasks) for task in tasks
+    }
     items = ", ".join(f"{escape(task)} {count:,}" for task, count in counts.items())
-    return [*out, "", f"Items: {items}. Differences are paired with the source; p by exact McNemar's test, Holm-corrected.", ""]
+    return [
+        *out,
+        "",
+        f"Items: {items}. Differences are paired with the source; p by exact McNemar's test, Holm-corrected.",
+        "",
+    ]

@@ -1,4 +1,5 @@
-"""How much memory serving takes: the weights, the KV cache at a context, and what the program needs besides."""
+"""How much memory serving takes: the weights, the KV cache at a context, and what the program needs
+besides."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -10,14 +11,17 @@ from quantize.errors import BadInput
 from quantize.files import read_json
 from reports.rows import Group, Row
 
-CACHE_BYTES = 2  # of an element: half precision, the default of llama.cpp, vLLM and a bf16 model in transformers
+CACHE_BYTES = (
+    2  # of an element: half precision, the default of llama.cpp, vLLM and a bf16 model in transformers
+)
 ASSUMED_OVERHEAD = 512 << 20
 ASSUMED_SHARE = 0.10
 
 
 @dataclass(frozen=True)
 class KvShape:
-    """``layers``: (bytes a token, most tokens kept or None), summed over layers of one kind; ``context``: the model's limit."""
+    """``layers``: (bytes a token, most tokens kept or None), summed over layers of one kind; ``context``: the
+    model's limit."""
 
     layers: tuple[tuple[int, int | None], ...]
     context: int | None = None
@@ -25,19 +29,24 @@ class KvShape:
 
     def bytes_at(self, tokens: int) -> int:
         """Of one sequence of ``tokens``; a layer with a sliding window keeps no more than the window."""
-        return sum(per_token * (tokens if cap is None else min(tokens, cap)) for per_token, cap in self.layers)
+        return sum(
+            per_token * (tokens if cap is None else min(tokens, cap)) for per_token, cap in self.layers
+        )
 
     @property
     def arithmetic(self) -> str:
-        parts = [f"{per_token:,} B a token" + (f" for at most {cap:,} tokens" if cap else "") for per_token, cap in self.layers]
+        parts = [
+            f"{per_token:,} B a token" + (f" for at most {cap:,} tokens" if cap else "")
+            for per_token, cap in self.layers
+        ]
         return " + ".join(parts)
 
 
 def kv_shape(config: dict[str, Any], source: str = "") -> KvShape | None:
     """From a model's config.json. None where it does not say how many layers and heads there are.
 
-    A layer stores 2 (keys and values) x KV heads x head dimension elements a token; with latent attention (``kv_lora_rank``)
-    the compressed vector and the rotary part.
+    A layer stores 2 (keys and values) x KV heads x head dimension elements a token; with latent attention
+    (``kv_lora_rank``) the compressed vector and the rotary part.
     """
     inner = config.get("text_config")
     text = inner if isinstance(inner, dict) and inner else config
@@ -60,19 +69,26 @@ def kv_shape(config: dict[str, Any], source: str = "") -> KvShape | None:
     kinds, window = text.get("layer_types"), whole("sliding_window")
     if isinstance(kinds, list) and kinds:
         sliding = [
-            kind == "sliding_attention" and bool(window) for kind in kinds if isinstance(kind, str) and "attention" in kind
+            kind == "sliding_attention" and bool(window)
+            for kind in kinds
+            if isinstance(kind, str) and "attention" in kind
         ]
         caps = Counter(window if slides else None for slides in sliding)
     else:
         caps = Counter({None: layers})
     per_layer = elements * CACHE_BYTES
-    found = tuple((count * per_layer, cap) for cap, count in sorted(caps.items(), key=lambda pair: pair[0] or 0))
+    found = tuple(
+        (count * per_layer, cap) for cap, count in sorted(caps.items(), key=lambda pair: pair[0] or 0)
+    )
     return KvShape(found, whole("max_position_embeddings") or None, source)
 
 
 def find_shapes(group: Group, roots: Sequence[Path] = (Path(),)) -> dict[str, KvShape | None]:
-    """Row label -> from the config.json of the artifact, else of its source, where either still lies where it was measured."""
-    names = [r.subject.model for r in group.all_rows] + [r.subject.name for r in group.all_rows if r.subject.status == "ok"]
+    """Row label -> from the config.json of the artifact, else of its source, where either still lies where it
+    was measured."""
+    names = [r.subject.model for r in group.all_rows] + [
+        r.subject.name for r in group.all_rows if r.subject.status == "ok"
+    ]
     common = _first_shape(dict.fromkeys([group.model, *names]), roots)
     return {row.label: _first_shape([row.subject.name], roots) or common for row in group.rows}
 
@@ -103,7 +119,8 @@ def read_shape(model: Path) -> KvShape:
 
 
 def overhead(row: Row, shape: KvShape | None) -> tuple[int, str]:
-    """(bytes, how it was found): measured peak less weights and cache, or an assumption where no peak was measured."""
+    """(bytes, how it was found): measured peak less weights and cache, or an assumption where no peak was
+    measured."""
     weights = row.subject.size_bytes or 0
     for metric, title in (("gpu_memory_bytes", "GPU memory"), ("peak_memory_bytes", "peak memory")):
         result = row.cells.get(metric)

@@ -26,12 +26,17 @@ def loss_title(group: Group) -> str:
 
 
 def scatter_plots(group: Group, ids: dict[int, str] | None = None) -> list[Scatter]:
-    """Those for which at least two artifacts have both numbers. ``ids``: id(row) -> id of its line in the table."""
+    """Those for which at least two artifacts have both numbers. ``ids``: id(row) -> id of its line in the
+    table."""
     plots = []
     floor = _floor(group)
     loss = loss_title(group)
     for key, title, metric, x_title in SCATTERS:
-        points = tuple(p for row in group.rows if (p := _point(group, row, metric, (ids or {}).get(id(row), ""))) is not None)
+        points = tuple(
+            p
+            for row in group.rows
+            if (p := _point(group, row, metric, (ids or {}).get(id(row), ""))) is not None
+        )
         if len(points) < 2:
             continue
         if group.loss_metric != "kl_mean":
@@ -40,8 +45,12 @@ def scatter_plots(group: Group, ids: dict[int, str] | None = None) -> list[Scatt
         if len(protocols) == 1 and metric.endswith("tokens_per_s"):
             x_title += f" ({protocols.pop()})"
         better = "lower right is better" if metric.endswith("tokens_per_s") else "lower left is better"
-        reference = group.reference.value(metric) if group.reference and group.reference not in group.rows else None
-        plots.append(Scatter(key, title, metric, group.loss_metric, x_title, loss, better, points, floor, reference))
+        reference = (
+            group.reference.value(metric) if group.reference and group.reference not in group.rows else None
+        )
+        plots.append(
+            Scatter(key, title, metric, group.loss_metric, x_title, loss, better, points, floor, reference)
+        )
     return plots
 
 
@@ -70,7 +79,14 @@ def _point(group: Group, row: Row, metric: str, row_id: str) -> Point | None:
 
 def _tooltip(row: Row) -> list[str]:
     out = []
-    for metric in ("size_bytes", "kl_mean", "perplexity", "top1_agreement", "tg_tokens_per_s", "peak_memory_bytes"):
+    for metric in (
+        "size_bytes",
+        "kl_mean",
+        "perplexity",
+        "top1_agreement",
+        "tg_tokens_per_s",
+        "peak_memory_bytes",
+    ):
         value = row.value(metric)
         if value is not None:
             limits = row.bounds(metric)
@@ -83,16 +99,24 @@ def _tooltip(row: Row) -> list[str]:
 
 def profile_chart(group: Group, ids: dict[int, str] | None = None) -> StripChart | None:
     """Percentiles of the divergence over tokens: how bad the bad tokens are."""
-    rows = sorted((row for row in group.rows if row.value("kl_mean")), key=lambda row: row.value("kl_mean") or 0)
+    rows = sorted(
+        (row for row in group.rows if row.value("kl_mean")), key=lambda row: row.value("kl_mean") or 0
+    )
     found = []
     for row in rows[:MOST_STRIPS]:
-        named = [("mean", row.value("kl_mean"))] + [(metric.removeprefix("kl_"), row.value(metric)) for metric in PROFILE]
+        named = [("mean", row.value("kl_mean"))] + [
+            (metric.removeprefix("kl_"), row.value(metric)) for metric in PROFILE
+        ]
         marks = tuple((name, value) for name, value in named if value is not None and value > 0)
         if len(marks) > 1:
             found.append(Strip(row.label, row.family, marks, None, (ids or {}).get(id(row), "")))
     names = tuple(dict.fromkeys(name for strip in found for name, _ in strip.marks))
     axis = "KL divergence per token, nats"
-    return StripChart("profile", "Divergence profile", "kl_mean", axis, tuple(found), None, True, names) if found else None
+    return (
+        StripChart("profile", "Divergence profile", "kl_mean", axis, tuple(found), None, True, names)
+        if found
+        else None
+    )
 
 
 def task_charts(group: Group, ids: dict[int, str] | None = None) -> list[tuple[str, StripChart]]:
@@ -100,7 +124,10 @@ def task_charts(group: Group, ids: dict[int, str] | None = None) -> list[tuple[s
     charts = []
     for index, task in enumerate(tasks_of(group)):
         found, reference = [], None
-        for row in (*group.rows, *([group.reference] if group.reference and group.reference not in group.rows else [])):
+        for row in (
+            *group.rows,
+            *([group.reference] if group.reference and group.reference not in group.rows else []),
+        ):
             if task not in row.tasks:
                 continue
             result = head(row.tasks[task])
@@ -110,7 +137,11 @@ def task_charts(group: Group, ids: dict[int, str] | None = None) -> list[tuple[s
                 reference = result.value
             found.append(
                 Strip(
-                    row.label, row.family, ((heading(result.metric), result.value),), bounds(result), (ids or {}).get(id(row), "")
+                    row.label,
+                    row.family,
+                    ((heading(result.metric), result.value),),
+                    bounds(result),
+                    (ids or {}).get(id(row), ""),
                 )
             )
         if found:
@@ -147,14 +178,16 @@ def write_plots(group: Group, folder: Path, prefix: str = "") -> list[Path]:
 
 
 def write_pngs(group: Group, folder: Path, prefix: str = "") -> tuple[list[Path], str]:
-    """The scatter plots as PNG, for places that show no SVG. Returns (files, remark): without matplotlib none, and why."""
+    """The scatter plots as PNG, for places that show no SVG. Returns (files, remark): without matplotlib
+    none, and why."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError:
         return (
             [],
-            f"no PNG files: matplotlib is not installed ({install_command('plots')}); the SVG files hold the same plots",
+            f"no PNG files: matplotlib is not installed ({install_command('plots')}); the SVG files hold "
+            "the same plots",
         )
     folder.mkdir(parents=True, exist_ok=True)
     files = []
@@ -168,7 +201,15 @@ def write_pngs(group: Group, folder: Path, prefix: str = "") -> tuple[list[Path]
 
 
 LABEL_POINTS = 8
-_MATPLOTLIB_MARKERS = {"circle": "o", "square": "s", "diamond": "D", "up": "^", "down": "v", "cross": "P", "hexagon": "h"}
+_MATPLOTLIB_MARKERS = {
+    "circle": "o",
+    "square": "s",
+    "diamond": "D",
+    "up": "^",
+    "down": "v",
+    "cross": "P",
+    "hexagon": "h",
+}
 
 
 def _draw(axes: Any, plot: Scatter) -> None:
@@ -177,9 +218,12 @@ def _draw(axes: Any, plot: Scatter) -> None:
         shape, colour, _ = STYLES.get(family, STYLES["other"])
         for p in (p for p in plot.points if p.family == family):
             spread = [[p.y - p.y_bounds[0]], [p.y_bounds[1] - p.y]] if p.y_bounds else None
-            across = [[(p.x - p.x_bounds[0]) / scale], [(p.x_bounds[1] - p.x) / scale]] if p.x_bounds else None
+            across = (
+                [[(p.x - p.x_bounds[0]) / scale], [(p.x_bounds[1] - p.x) / scale]] if p.x_bounds else None
+            )
             axes.errorbar(
-                p.x / scale, p.y, yerr=spread, xerr=across, fmt=_MATPLOTLIB_MARKERS[shape], color=colour, elinewidth=1,
+                p.x / scale, p.y, yerr=spread, xerr=across, fmt=_MATPLOTLIB_MARKERS[shape], color=colour,
+                elinewidth=1,
                 markerfacecolor=colour if p.front else "white", label=family,
             )  # fmt: skip
     front = sorted((p.x / scale, p.y) for p in plot.points if p.front)
@@ -208,11 +252,17 @@ def _label(axes: Any, points: Sequence[tuple[str, float, float]]) -> None:
     frame, key = axes.get_window_extent(), axes.get_legend().get_window_extent()
     legend = Box(key.x0, -key.y1, key.x1, -key.y0)
     area = Box(frame.x0, -frame.y1, frame.x1, -frame.y0)
-    for (text, *_), place in zip(points, place_labels(at, [text for text, *_ in points], area, size, [legend]), strict=True):
+    for (text, *_), place in zip(
+        points, place_labels(at, [text for text, *_ in points], area, size, [legend]), strict=True
+    ):
         if place is not None:
             across = {"start": "left", "end": "right", "middle": "center"}[place.anchor]
             x, y = axes.transAxes.inverted().transform((place.x, -place.y))
-            axes.text(x, y, text, ha=across, fontsize=LABEL_POINTS, transform=axes.transAxes, parse_math=False)
+            axes.text(
+                x, y, text, ha=across, fontsize=LABEL_POINTS, transform=axes.transAxes, parse_math=False
+            )
             if place.line:
-                ends = axes.transAxes.inverted().transform([(px, -py) for px, py in (place.line[:2], place.line[2:])])
+                ends = axes.transAxes.inverted().transform(
+                    [(px, -py) for px, py in (place.line[:2], place.line[2:])]
+                )
                 axes.plot(*zip(*ends, strict=True), transform=axes.transAxes, color="#667085", linewidth=0.6)

@@ -11,7 +11,15 @@ from quantize.artifact.artifact import DROPPINGS, MANIFEST, Artifact, read_manif
 from quantize.artifact.attestation import verified_here
 from quantize.errors import BadInput, StepFailed
 from quantize.staging import claim, put_in_place, staging
-from reports.card import CardOptions, base_model_of, check_repo_id, model_card, published, source_name, terms_of
+from reports.card import (
+    CardOptions,
+    base_model_of,
+    check_repo_id,
+    model_card,
+    published,
+    source_name,
+    terms_of,
+)
 from reports.compare import compare
 from reports.load import load
 from reports.rows import Group
@@ -42,8 +50,8 @@ def prepare(
 ) -> Repository:
     """Check everything, hashes too, before a byte is written or sent.
 
-    Errors: BadInput where the repository's name is bad, an artifact is not verified or does not match its hashes, or the
-    artifacts do not go into one repository.
+    Errors: BadInput where the repository's name is bad, an artifact is not verified or does not match its
+    hashes, or the artifacts do not go into one repository.
     """
     check_repo_id(options.repo)
     artifacts = [Artifact.load(folder) for folder in folders]
@@ -52,7 +60,10 @@ def prepare(
     for artifact in artifacts:
         artifact.check_files()
         if artifact.verified != "none" and not verified_here(artifact):
-            say(f"{artifact.folder}: verified ({artifact.verified}) as claimed by the artifact's maker; not checked here")
+            say(
+                f"{artifact.folder}: verified ({artifact.verified}) as claimed by the artifact's maker; not "
+                "checked here"
+            )
     files, belongs = _layout(artifacts, options)
     group = _measured(groups, artifacts)
     if not runs:
@@ -61,14 +72,23 @@ def prepare(
         known = {row.subject.digest for row in group.rows} if group else set()
         for artifact in artifacts:
             if artifact.digest not in known:
-                say(f"{artifact.folder}: {', '.join(map(str, runs))} holds no numbers of it (digest {artifact.digest[:12]})")
+                say(
+                    f"{artifact.folder}: {', '.join(map(str, runs))} holds no numbers of it (digest "
+                    f"{artifact.digest[:12]})"
+                )
     terms = terms_of(artifacts, options)
     if terms.license is None:
         say("the source names no licence, so neither does the card: give --license")
     elif terms.missing:
-        say(f"the licence is `other` and the source's card has no {terms.missing}: give --{terms.missing.replace('_', '-')}")
+        say(
+            f"the licence is `other` and the source's card has no {terms.missing}: give "
+            f"--{terms.missing.replace('_', '-')}"
+        )
     if base_model_of(artifacts, options) is None:
-        say("the source is a local folder, so the card names no base model: give --base-model org/name where it is on the Hub")
+        say(
+            "the source is a local folder, so the card names no base model: give --base-model org/name "
+            "where it is on the Hub"
+        )
     card = model_card(artifacts, belongs, options, group)
     files["README.md"] = str(card).encode()
     return Repository(options.repo, files, tuple(a.manifest.recipe_short for a in artifacts))
@@ -82,17 +102,21 @@ def _check(artifacts: Sequence[Artifact], allow_unverified: bool) -> None:
             raise BadInput(f"{artifact.folder}: its verification failed ({failed}); it is not published")
         if verification.level == "none" and not allow_unverified:
             raise BadInput(
-                f"{artifact.folder}: was not verified; convert again without --verify none, or pass --allow-unverified "
+                f"{artifact.folder}: was not verified; convert again without --verify none, or pass "
+                "--allow-unverified "
                 "(the card says so)"
             )
     sources = {artifact.manifest.source.digest for artifact in artifacts}
     if len(sources) > 1:
         names = ", ".join(sorted({artifact.manifest.source.id for artifact in artifacts}))
-        raise BadInput(f"publish: the artifacts come from different sources ({names}); one repository holds one model")
+        raise BadInput(
+            f"publish: the artifacts come from different sources ({names}); one repository holds one model"
+        )
     folders = [artifact for artifact in artifacts if artifact.gguf is None]
     if folders and len(artifacts) > 1:
         raise BadInput(
-            f"publish: {folders[0].folder} is a Hugging Face folder, which fills a repository alone; publish it by itself "
+            f"publish: {folders[0].folder} is a Hugging Face folder, which fills a repository alone; "
+            "publish it by itself "
             "(several GGUF files can share one)"
         )
     recipes = [artifact.manifest.recipe_digest for artifact in artifacts]
@@ -103,8 +127,8 @@ def _check(artifacts: Sequence[Artifact], allow_unverified: bool) -> None:
 def _layout(
     artifacts: Sequence[Artifact], options: CardOptions
 ) -> tuple[dict[str, Path | bytes], dict[str, tuple[Artifact, str]]]:
-    """Where each file goes, and which file of which artifact it is. One artifact keeps its layout; GGUF files of several stand
-    side by side under names that tell them apart, their manifests in ``manifests/``."""
+    """Where each file goes, and which file of which artifact it is. One artifact keeps its layout; GGUF files
+    of several stand side by side under names that tell them apart, their manifests in ``manifests/``."""
     files: dict[str, Path | bytes] = {}
     belongs: dict[str, tuple[Artifact, str]] = {}
     alone = len(artifacts) == 1
@@ -118,10 +142,16 @@ def _layout(
                 other = files[target]
                 if isinstance(other, Path) and other.read_bytes() == path.read_bytes():
                     continue
-                target = f"{Path(name).stem}-{slug}{Path(name).suffix}" if name.endswith(".gguf") else f"{slug}/{name}"
+                target = (
+                    f"{Path(name).stem}-{slug}{Path(name).suffix}"
+                    if name.endswith(".gguf")
+                    else f"{slug}/{name}"
+                )
             files[target] = path
             belongs[target] = (artifact, name)
-        files[MANIFEST if alone else f"manifests/{slug}.json"] = _public_manifest(artifact, artifacts, options)
+        files[MANIFEST if alone else f"manifests/{slug}.json"] = _public_manifest(
+            artifact, artifacts, options
+        )
     return files, belongs
 
 
@@ -130,9 +160,15 @@ def _public_manifest(artifact: Artifact, artifacts: Sequence[Artifact], options:
     m = artifact.manifest
     name = source_name(artifacts, base_model_of(artifacts, options))
     changes: dict[str, object] = {"source": m.source.model_copy(update={"id": name})}
-    if m.calibration is not None and os.path.sep in m.calibration.source and Path(m.calibration.source).exists():
+    if (
+        m.calibration is not None
+        and os.path.sep in m.calibration.source
+        and Path(m.calibration.source).exists()
+    ):
         changes["calibration"] = m.calibration.model_copy(update={"source": Path(m.calibration.source).name})
-    run = {key: value for key, value in m.run.items() if not (isinstance(value, str) and os.path.isabs(value))}
+    run = {
+        key: value for key, value in m.run.items() if not (isinstance(value, str) and os.path.isabs(value))
+    }
     return (m.model_copy(update={**changes, "run": run}).model_dump_json(indent=2) + "\n").encode()
 
 
@@ -140,11 +176,14 @@ def _measured(groups: Sequence[Group], artifacts: Sequence[Artifact]) -> Group |
     return next((found for group in groups if (found := published(group, artifacts)) is not None), None)
 
 
-def write_repository(repository: Repository, out: Path, force: bool = False, inputs: Sequence[Path] = ()) -> None:
-    """Write every file as it would be uploaded; whole or not at all. ``force`` replaces a folder that this wrote.
+def write_repository(
+    repository: Repository, out: Path, force: bool = False, inputs: Sequence[Path] = ()
+) -> None:
+    """Write every file as it would be uploaded; whole or not at all. ``force`` replaces a folder that this
+    wrote.
 
-    Errors: BadInput where ``out`` exists, unless ``force``, or is or holds one of ``inputs``, what it is made of; StepFailed
-    where the disk is full.
+    Errors: BadInput where ``out`` exists, unless ``force``, or is or holds one of ``inputs``, what it is made
+    of; StepFailed where the disk is full.
     """
     read = [*inputs, *(content for content in repository.files.values() if isinstance(content, Path))]
     out = claim(out, force, read, _why_not_ours)
@@ -170,7 +209,9 @@ def _why_not_ours(folder: Path) -> str:
             expected |= {name.partition("/")[0] for name in read_manifest(path).files}
         except BadInput:
             return f"holds manifests/{path.name}, which is not ours"
-    others = sorted(path.name for path in folder.iterdir() if path.name not in expected and path.suffix != ".gguf")
+    others = sorted(
+        path.name for path in folder.iterdir() if path.name not in expected and path.suffix != ".gguf"
+    )
     return f"holds {others[0]} beside the repository, which --force would delete" if others else ""
 
 
@@ -184,7 +225,8 @@ def upload(
 ) -> str:
     """One commit with everything; the repository is created where it does not exist. Returns its address.
 
-    Errors: BadInput where the Hub refuses the card; StepFailed where it cannot be reached or refuses the token.
+    Errors: BadInput where the Hub refuses the card; StepFailed where it cannot be reached or refuses the
+    token.
     """
     from huggingface_hub import CommitOperationAdd, HfApi, ModelCard
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
@@ -196,26 +238,34 @@ def upload(
         try:  # before the repository is created, not after
             ModelCard(card.decode()).validate()
         except ValueError as error:
-            raise BadInput(f"{repository.repo}: the Hub refuses the model card: {_yaml_errors(str(error))}") from None
+            raise BadInput(
+                f"{repository.repo}: the Hub refuses the model card: {_yaml_errors(str(error))}"
+            ) from None
         url = api.create_repo(repository.repo, private=private or None, exist_ok=True)
         total = sum(len(c) if isinstance(c, bytes) else c.stat().st_size for c in repository.files.values())
         say(f"uploading {len(repository.files)} files, {total / 1e6:,.1f} MB, to {url}")
         operations = [
-            CommitOperationAdd(name, str(c) if isinstance(c, Path) else c) for name, c in sorted(repository.files.items())
+            CommitOperationAdd(name, str(c) if isinstance(c, Path) else c)
+            for name, c in sorted(repository.files.items())
         ]
         title = message or f"Quantized by Quantwright: {', '.join(repository.recipes)}"
         api.create_commit(repository.repo, operations, commit_message=title, revision=revision)
     except OfflineModeIsEnabled:
         raise StepFailed(
-            f"{repository.repo}: HF_HUB_OFFLINE is set, so nothing can be uploaded; unset it, or use --dry-run"
+            f"{repository.repo}: HF_HUB_OFFLINE is set, so nothing can be uploaded; unset it, or use "
+            "--dry-run"
         ) from None
     except HfHubHTTPError as error:
         status = error.response.status_code if error.response is not None else 0
-        reason = {401: "the token is missing or wrong (set HF_TOKEN)", 403: "the token may not write there"}.get(status)
+        reason = {
+            401: "the token is missing or wrong (set HF_TOKEN)",
+            403: "the token may not write there",
+        }.get(status)
         words = reason or " ".join(str(error).split())[:300]
         raise StepFailed(f"{repository.repo}: the Hub refused the upload: {words}") from error
     except Exception as error:
-        # huggingface_hub lets through what its HTTP library raises, and which library that is differs by version.
+        # huggingface_hub lets through what its HTTP library raises, and which library that is differs by
+        # version.
         if type(error).__module__.partition(".")[0] not in ("httpx", "httpx2", "requests", "httpcore"):
             raise
         raise StepFailed(

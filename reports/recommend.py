@@ -1,4 +1,5 @@
-"""The smallest artifact that keeps within limits of loss, memory and speed, each judged by the worse end of its interval."""
+"""The smallest artifact that keeps within limits of loss, memory and speed, each judged by the worse end of
+its interval."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,7 +14,8 @@ RUNTIME_ALIASES = {"gguf": "llamacpp", "ollama": "llamacpp", "hf": "transformers
 
 @dataclass(frozen=True)
 class Limits:
-    """What serving asks for; None: no limit. ``divergence`` in nats, ``loss`` and ``accuracy_drop`` as shares (0.01: 1 %)."""
+    """What serving asks for; None: no limit. ``divergence`` in nats, ``loss`` and ``accuracy_drop`` as shares
+    (0.01: 1 %)."""
 
     memory_bytes: int | None = None
     context: int | None = None
@@ -25,12 +27,22 @@ class Limits:
 
     @property
     def empty(self) -> bool:
-        return all(v is None for v in (self.memory_bytes, self.divergence, self.loss, self.accuracy_drop, self.tokens_per_second))
+        return all(
+            v is None
+            for v in (
+                self.memory_bytes,
+                self.divergence,
+                self.loss,
+                self.accuracy_drop,
+                self.tokens_per_second,
+            )
+        )
 
 
 @dataclass(frozen=True)
 class Check:
-    """One requirement of one artifact. ``gap``: by what share of the limit it is missed (infinite where nothing is known)."""
+    """One requirement of one artifact. ``gap``: by what share of the limit it is missed (infinite where
+    nothing is known)."""
 
     name: str
     met: bool
@@ -75,9 +87,11 @@ class Advice:
         return next((c for c in self.candidates[index + 1 :] if c.fits), None)
 
 
-def recommend(group: Group, limits: Limits, shapes: Mapping[str, KvShape | None], shape: KvShape | None = None) -> Advice:
-    """``shapes``: by row label; ``shape`` for all others. Rows that failed are no candidates, nor is the reference unless it was
-    listed as an artifact: the source itself always loses nothing."""
+def recommend(
+    group: Group, limits: Limits, shapes: Mapping[str, KvShape | None], shape: KvShape | None = None
+) -> Advice:
+    """``shapes``: by row label; ``shape`` for all others. Rows that failed are no candidates, nor is the
+    reference unless it was listed as an artifact: the source itself always loses nothing."""
     rows = [row for row in group.rows if row.subject.status in ("ok", "partial") and row.subject.size_bytes]
     found = [Candidate(row, checks(row, group, limits, shapes.get(row.label) or shape)) for row in rows]
     found.sort(key=lambda c: (c.row.subject.size_bytes or 0, c.row.value(group.loss_metric) or 0))
@@ -105,7 +119,12 @@ def checks(row: Row, group: Group, limits: Limits, shape: KvShape | None) -> tup
     if limits.context is not None and shape is not None and shape.context:
         met = limits.context <= shape.context
         out.append(
-            Check("context", met, f"{limits.context:,} of at most {shape.context:,} tokens", limits.context / shape.context - 1)
+            Check(
+                "context",
+                met,
+                f"{limits.context:,} of at most {shape.context:,} tokens",
+                limits.context / shape.context - 1,
+            )
         )
     if limits.tokens_per_second is not None:
         out.append(_speed(row, limits.tokens_per_second, limits.runtime))
@@ -135,7 +154,9 @@ def _divergence(row: Row, limit: float) -> Check:
     limits = bounds(result)
     if result is None or limits is None:
         return _unknown("divergence", "divergence from the source with an interval was not measured")
-    text = f"KL {significant(result.value or 0, 3)}, at most {significant(limits[1], 3)} nats; limit {limit:g}"
+    text = (
+        f"KL {significant(result.value or 0, 3)}, at most {significant(limits[1], 3)} nats; limit {limit:g}"
+    )
     return Check("divergence", limits[1] <= limit, text, limits[1] / limit - 1 if limit else float("inf"))
 
 
@@ -146,17 +167,24 @@ def _loss(row: Row, limit: float, is_reference: bool) -> Check:
     if found is None or found.interval is None:
         return _unknown("loss", "perplexity paired with the source's was not measured")
     text = f"perplexity {change(found.value)}, at most {change(found.interval[1])}; limit {change(limit)}"
-    return Check("loss", found.interval[1] <= limit, text, found.interval[1] / limit - 1 if limit else float("inf"))
+    return Check(
+        "loss", found.interval[1] <= limit, text, found.interval[1] / limit - 1 if limit else float("inf")
+    )
 
 
 def _accuracy(row: Row, limit: float) -> Check:
     if not row.task_differences:
         return _unknown("accuracy", "no task was measured on the same items as the source")
-    task, worst = min(row.task_differences.items(), key=lambda pair: pair[1].interval[0] if pair[1].interval else float("-inf"))
+    task, worst = min(
+        row.task_differences.items(),
+        key=lambda pair: pair[1].interval[0] if pair[1].interval else float("-inf"),
+    )
     if worst.interval is None:
         return _unknown("accuracy", f"the difference in {task} has no interval")
     drop = -worst.interval[0]
-    text = f"{task} {points(worst.value)}, a drop of at most {100 * max(drop, 0):.2f}; limit {100 * limit:.2f}"
+    text = (
+        f"{task} {points(worst.value)}, a drop of at most {100 * max(drop, 0):.2f}; limit {100 * limit:.2f}"
+    )
     return Check("accuracy", drop <= limit, text, drop / limit - 1 if limit else float("inf"))
 
 
@@ -165,24 +193,36 @@ def _memory(row: Row, limits: Limits, shape: KvShape | None) -> Check:
     weights = row.subject.size_bytes or 0
     rest, how = overhead(row, shape)
     if shape is None:
-        return _unknown("memory", "what its KV cache takes is not known: give --model FOLDER or --kv-bytes-per-token")
+        return _unknown(
+            "memory", "what its KV cache takes is not known: give --model FOLDER or --kv-bytes-per-token"
+        )
     tokens = limits.context or shape.context or 0
     cache = shape.bytes_at(tokens)
     words = f"KV cache {size(cache)} ({tokens:,} tokens x {shape.arithmetic})"
     total = weights + cache + rest
-    text = f"weights {size(weights)} + {words} + overhead {size(rest)} ({how}) = {size(total)}; limit {size(limits.memory_bytes)}"
+    text = (
+        f"weights {size(weights)} + {words} + overhead {size(rest)} ({how}) = {size(total)}; limit "
+        f"{size(limits.memory_bytes)}"
+    )
     return Check("memory", total <= limits.memory_bytes, text, total / limits.memory_bytes - 1)
 
 
 def _speed(row: Row, limit: float, runtime: str) -> Check:
     result = row.cells.get("tg_tokens_per_s")
     if result is not None and runtime and program(result.backend) != program(runtime):
-        return _unknown("speed", f"its speed was measured in {result.backend}, not in {runtime}, so it is not used")
+        return _unknown(
+            "speed", f"its speed was measured in {result.backend}, not in {runtime}, so it is not used"
+        )
     limits = bounds(result)
     if result is None or limits is None:
-        return _unknown("speed", "decode speed with an interval was not measured (`quantwright bench`, several repetitions)")
+        return _unknown(
+            "speed",
+            "decode speed with an interval was not measured (`quantwright bench`, several repetitions)",
+        )
     if result.detail.get("worthless"):
-        return _unknown("speed", "its speed spread too much between repetitions to rest anything on: measure again")
+        return _unknown(
+            "speed", "its speed spread too much between repetitions to rest anything on: measure again"
+        )
     low, value = number("tg_tokens_per_s", limits[0]), number("tg_tokens_per_s", result.value)
     text = f"{result.protocol}: {value} tokens/s, at least {low}; limit {limit:g}"
     return Check("speed", limits[0] >= limit, text, limit / limits[0] - 1 if limits[0] > 0 else float("inf"))
@@ -195,10 +235,20 @@ def to_json(advice: Advice) -> dict[str, object]:
         if c is None:
             return None
         listed = [
-            {"name": k.name, "met": k.met, "arithmetic": k.arithmetic, "gap": None if k.gap == float("inf") else k.gap}
+            {
+                "name": k.name,
+                "met": k.met,
+                "arithmetic": k.arithmetic,
+                "gap": None if k.gap == float("inf") else k.gap,
+            }
             for k in c.checks
         ]
-        return {"recipe": c.row.label, "artifact": c.row.subject.name, "size_bytes": c.row.subject.size_bytes, "checks": listed}
+        return {
+            "recipe": c.row.label,
+            "artifact": c.row.subject.name,
+            "size_bytes": c.row.subject.size_bytes,
+            "checks": listed,
+        }
 
     return {
         "model": advice.model,

@@ -1,4 +1,5 @@
-"""What a comparison is made of: rows with their results side by side, groups of one model, and how a result is read."""
+"""What a comparison is made of: rows with their results side by side, groups of one model, and how a result
+is read."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,7 +15,8 @@ TASK_METRICS = ("accuracy", "accuracy_norm", "exact_match", "pass_at_1")
 
 @dataclass(frozen=True)
 class Row:
-    """One artifact. ``cells``: what compares across rows, by metric; ``tasks``: by task, then metric; ``others``: the rest."""
+    """One artifact. ``cells``: what compares across rows, by metric; ``tasks``: by task, then metric;
+    ``others``: the rest."""
 
     subject: Subject
     label: str
@@ -75,7 +77,11 @@ class Group:
     @cached_property
     def all_rows(self) -> tuple[Row, ...]:
         """Artifacts, then the reference where nobody listed it, then floors."""
-        extra = () if self.reference is None or any(row is self.reference for row in self.rows) else (self.reference,)
+        extra = (
+            ()
+            if self.reference is None or any(row is self.reference for row in self.rows)
+            else (self.reference,)
+        )
         return self.rows + extra + self.floors
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from markupsafe import Markup, escape
 
-#: family -> (marker, colour on light, colour on dark). Hues of Okabe and Ito's palette, which colour-blind people can tell apart;
-#: the marker's shape says the same once more.
+#: family -> (marker, colour on light, colour on dark). Hues of Okabe and Ito's palette, which colour-blind
+#: people can tell apart; the marker's shape says the same once more.
 STYLES: dict[str, tuple[str, str, str]] = {
     "GGUF": ("circle", "#0072b2", "#56a8e0"),
     "GPTQ": ("square", "#c45100", "#f08a3c"),
@@ -30,7 +30,8 @@ _MARKERS = {
 
 
 def element(name: str, *children: Any, **attributes: Any) -> Markup:
-    """One SVG element. Attribute names: ``class_`` -> class, ``stroke_width`` -> stroke-width. All text is escaped."""
+    """One SVG element. Attribute names: ``class_`` -> class, ``stroke_width`` -> stroke-width. All text is
+    escaped."""
     written = "".join(
         f' {key.rstrip("_").replace("_", "-")}="{escape(_short(value))}"'
         for key, value in attributes.items()
@@ -50,7 +51,12 @@ def css_class(family: str) -> str:
 
 def marker(family: str, filled: bool = True, **attributes: Any) -> Markup:
     shape = STYLES.get(family, STYLES["other"])[0]
-    return element("path", d=_MARKERS[shape], class_=f"mark {css_class(family)} {'solid' if filled else 'hollow'}", **attributes)
+    return element(
+        "path",
+        d=_MARKERS[shape],
+        class_=f"mark {css_class(family)} {'solid' if filled else 'hollow'}",
+        **attributes,
+    )
 
 
 @dataclass(frozen=True)
@@ -77,9 +83,15 @@ class Scale:
 
 
 def make_scale(
-    values: Sequence[float], start: float, end: float, log: bool = False, zero: bool = False, pad: float = 0.08
+    values: Sequence[float],
+    start: float,
+    end: float,
+    log: bool = False,
+    zero: bool = False,
+    pad: float = 0.08,
 ) -> Scale:
-    """A scale that holds ``values`` with some air. ``log`` is dropped where they span less than a factor of 5."""
+    """A scale that holds ``values`` with some air. ``log`` is dropped where they span less than a factor of
+    5."""
     positive = [v for v in values if v > 0]
     if log and positive and max(positive) / min(positive) >= 5:
         low, high = min(positive), max(positive)
@@ -103,5 +115,9 @@ def linear_ticks(low: float, high: float, wanted: int = 6) -> list[float]:
 def log_ticks(low: float, high: float) -> list[float]:
     decades = math.log10(high / low)
     factors = (1, 2, 5) if decades < 2.2 else (1, 3) if decades < 3.2 else (1,)
-    ticks = [float(f"{f}e{e}") for e in range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1) for f in factors]
+    ticks = [
+        float(f"{f}e{e}")
+        for e in range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+        for f in factors
+    ]
     return [t for t in ticks if low <= t <= high]

@@ -42,7 +42,9 @@ def print_rows(rows: Sequence[dict[str, Any]]) -> None:
     for row in rows:
         role = escape(f" ({row['role']})") if row["role"] else ""
         name = [escape(row["model"])] if several else []
-        state = escape(row["verified"] or "–") if row["status"] == "ok" else f"[yellow]{escape(row['status'])}[/]"
+        state = (
+            escape(row["verified"] or "–") if row["status"] == "ok" else f"[yellow]{escape(row['status'])}[/]"
+        )
         table.add_row(*name, escape(row["label"]) + role, *(_cell(row, key) for key, _ in shown), state)
     out = console(markup=True)
     out.print(table)
@@ -64,12 +66,15 @@ def _cell(row: dict[str, Any], key: str) -> str:
 
 
 def print_advice(advice: Advice, several: bool = False) -> None:
-    """The answer, the arithmetic of what was chosen (or comes nearest), and in a line each why smaller ones were not."""
+    """The answer, the arithmetic of what was chosen (or comes nearest), and in a line each why smaller ones
+    were not."""
     out = console(markup=True)
     if several:
         out.print(f"[bold]{escape(advice.model)}[/]")
     if advice.chosen:
-        out.print(f"{limit_words(advice.limits)}: [bold green]{escape(advice.chosen.row.label)}[/]", highlight=False)
+        out.print(
+            f"{limit_words(advice.limits)}: [bold green]{escape(advice.chosen.row.label)}[/]", highlight=False
+        )
         _checks(out, advice.chosen)
     elif advice.nearest:
         out.print(f"{limit_words(advice.limits)}: [bold red]none[/]", highlight=False)

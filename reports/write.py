@@ -1,4 +1,5 @@
-"""All files of a report. Written into a folder beside it and renamed, so that a report is whole or not there."""
+"""All files of a report. Written into a folder beside it and renamed, so that a report is whole or not
+there."""
 
 import json
 import shutil
@@ -51,9 +52,13 @@ def _write(comparison: Comparison, runs: list[Path], folder: Path, png: bool) ->
         if remark:
             remarks.append(remark)
     document = report_json(comparison, [str(run) for run in runs], version)
-    (folder / "index.html").write_text(render(comparison, runs, version, dict.fromkeys(remarks)), encoding="utf-8")
+    (folder / "index.html").write_text(
+        render(comparison, runs, version, dict.fromkeys(remarks)), encoding="utf-8"
+    )
     (folder / "report.md").write_text(report_markdown(comparison, advice, plots, version), encoding="utf-8")
     (folder / "results.csv").write_text(report_csv(comparison), encoding="utf-8")
-    (folder / "report.json").write_text(json.dumps(document, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    (folder / "report.json").write_text(
+        json.dumps(document, indent=1, allow_nan=False) + "\n", encoding="utf-8"
+    )
     shutil.copy(SCHEMA, folder / SCHEMA.name)
     return document

@@ -21,7 +21,8 @@ SHARED = ROOT.parent / "shared"
 
 @pytest.fixture(scope="session", autouse=True)
 def rates(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Steps of tests are no experience that a person's plans should go by, nor what they verify what a person vouches for."""
+    """Steps of tests are no experience that a person's plans should go by, nor what they verify what a person
+    vouches for."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("QUANTWRIGHT_RATES", str(tmp_path_factory.mktemp("rates") / "rates.jsonl"))
         patch.setenv("XDG_DATA_HOME", str(tmp_path_factory.mktemp("data")))
@@ -42,7 +43,8 @@ def demo_checkpoint() -> Path:
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """Third-party models and data beside the checkout; tests that need them skip, by name, where they are absent."""
+    """Third-party models and data beside the checkout; tests that need them skip, by name, where they are
+    absent."""
     if not SHARED.is_dir():
         pytest.skip("third-party data (../shared) is absent")
     return SHARED
@@ -50,7 +52,8 @@ def shared() -> Path:
 
 @pytest.fixture(scope="session")
 def make_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """Factory of small random-weight Llama checkpoints with the demo's tokenizer; keyword arguments go to LlamaConfig."""
+    """Factory of small random-weight Llama checkpoints with the demo's tokenizer; keyword arguments go to
+    LlamaConfig."""
 
     def make(**config: object) -> Path:
         import shutil
@@ -92,14 +95,19 @@ class S3Server:
 
     @property
     def environment(self) -> dict[str, str]:
-        keys = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
+        keys = {
+            "AWS_ACCESS_KEY_ID": "test",
+            "AWS_SECRET_ACCESS_KEY": "test",
+            "AWS_DEFAULT_REGION": "us-east-1",
+        }
         return {**keys, "AWS_ENDPOINT_URL": f"http://127.0.0.1:{self.port}"}
 
     def files(self) -> Any:
         """An s3fs of this server."""
         import s3fs
 
-        s3fs.S3FileSystem.clear_instance_cache()  # those of another server, whose address was read from the environment
+        # those of another server, whose address was read from the environment
+        s3fs.S3FileSystem.clear_instance_cache()
         return s3fs.S3FileSystem()
 
     def stop(self) -> None:

@@ -1,8 +1,9 @@
-"""Inputs changed in one place, and attempts on them within limits of time and memory, each in a child of this process.
+"""Inputs changed in one place, and attempts on them within limits of time and memory, each in a child of this
+process.
 
-A function that reads a stranger's file may return, or raise a ``QuantwrightError`` of one line. Everything else is a ``Fault``:
-another exception, a hang, a death by signal, memory. The child is forked, so that an attempt may be a closure and the
-modules that it needs are imported once, by the test.
+A function that reads a stranger's file may return, or raise a ``QuantwrightError`` of one line. Everything
+else is a ``Fault``: another exception, a hang, a death by signal, memory. The child is forked, so that an
+attempt may be a closure and the modules that it needs are imported once, by the test.
 """
 
 import copy
@@ -39,8 +40,8 @@ class Fault:
 
 
 def places(value: Any, most: int = 3) -> Iterator[Path]:
-    """The way to everything inside a JSON value: all keys of an object (of a large one, a vocabulary, the first few), the
-    first and last few items of a list."""
+    """The way to everything inside a JSON value: all keys of an object (of a large one, a vocabulary, the
+    first few), the first and last few items of a list."""
     if isinstance(value, dict):
         keys: Iterable[str | int] = value if len(value) <= 100 else list(value)[:most]
     elif isinstance(value, list):
@@ -73,7 +74,8 @@ def without(value: Any, path: Path) -> Any:
 
 
 def mutations(value: Any, values: Sequence[Any] = HOSTILE, most: int = 3) -> Iterator[tuple[str, Any]]:
-    """(what was changed, the changed document), one place at a time: each of ``values`` there, and the place left out."""
+    """(what was changed, the changed document), one place at a time: each of ``values`` there, and the place
+    left out."""
     for path in places(value, most):
         name = ".".join(map(str, path))
         for new in values:
@@ -82,13 +84,16 @@ def mutations(value: Any, values: Sequence[Any] = HOSTILE, most: int = 3) -> Ite
 
 
 def damaged(raw: bytes, count: int, seed: int = 0, within: int | None = None) -> Iterator[tuple[str, bytes]]:
-    """``count`` copies of a file with bytes changed, cut off, doubled or put in, all within its first ``within`` bytes."""
+    """``count`` copies of a file with bytes changed, cut off, doubled or put in, all within its first
+    ``within`` bytes."""
     chance = random.Random(seed)
     end = min(len(raw), within or len(raw))
     for _ in range(count):
         at, length = chance.randrange(end), chance.randint(1, 8)
         kind = chance.choice(("changed", "cut", "taken out", "put in"))
-        new = chance.choice((bytes(chance.randrange(256) for _ in range(length)), b"\xff" * length, b"\0" * length))
+        new = chance.choice(
+            (bytes(chance.randrange(256) for _ in range(length)), b"\xff" * length, b"\0" * length)
+        )
         parts = {
             "changed": raw[:at] + new + raw[at + length :],
             "cut": raw[:at],
@@ -116,7 +121,9 @@ def faults(
     waiting = iter(enumerate(inputs))
     found: list[Fault] = []
     left: tuple[int, tuple[str, T]] | None = None
-    while (left := next(waiting, None)) is not None:  # one child a round: a new one only after a hang or a death
+    while (
+        left := next(waiting, None)
+    ) is not None:  # one child a round: a new one only after a hang or a death
         receive, send = os.pipe()
         child = os.fork()
         if not child:
@@ -168,13 +175,16 @@ def _tried(attempt: Callable[[Any], object], value: Any) -> tuple[str | None, st
             return "several lines", repr(str(error))
     except BaseException as error:
         where = traceback.extract_tb(error.__traceback__)[-3:]
-        frames = " < ".join(f"{frame.filename.rsplit('/', 1)[-1]}:{frame.lineno}" for frame in reversed(where))
+        frames = " < ".join(
+            f"{frame.filename.rsplit('/', 1)[-1]}:{frame.lineno}" for frame in reversed(where)
+        )
         return "traceback", f"{type(error).__name__}: {str(error)[:200]} ({frames})"
     return None, ""
 
 
 def _watch(child: int, receive: int, seconds: float) -> tuple[list[Fault], tuple[int, Fault] | None]:
-    """-> (faults the child told of, (number of the input that ended it, how) or None where it came to its end)"""
+    """-> (faults the child told of, (number of the input that ended it, how) or None where it came to its
+    end)"""
     found, number, buffer = [], -1, b""
     while True:
         ready, _, _ = select.select([receive], [], [], seconds)

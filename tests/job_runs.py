@@ -14,7 +14,10 @@ from quantize.results import read_results
 
 
 def digests(run: Path) -> dict[str, str]:
-    return {str(path.parent.relative_to(run)): Artifact.load(path.parent).digest for path in run.rglob("manifest.json")}
+    return {
+        str(path.parent.relative_to(run)): Artifact.load(path.parent).digest
+        for path in run.rglob("manifest.json")
+    }
 
 
 def qualities(run: Path) -> dict[tuple[str, str, str], float]:
@@ -38,11 +41,13 @@ def until(what: Callable[[], Any], process: subprocess.Popen[str], timeout_s: fl
 
 
 def standing_step(process: subprocess.Popen[str]) -> psutil.Process:
-    """The first step of a run just started, made to stand still: what the test does next happens while the run is at work,
-    however slow the machine is. ``resume()`` lets it go on."""
+    """The first step of a run just started, made to stand still: what the test does next happens while the
+    run is at work, however slow the machine is. ``resume()`` lets it go on."""
 
     def at_work() -> list[psutil.Process]:  # not between fork and exec, where it would hold up the runner too
-        return [step for step in psutil.Process(process.pid).children() if "quantize.process" in step.cmdline()]
+        return [
+            step for step in psutil.Process(process.pid).children() if "quantize.process" in step.cmdline()
+        ]
 
     step: psutil.Process = until(at_work, process)[0]
     step.suspend()

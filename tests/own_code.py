@@ -20,7 +20,8 @@ class Tokenizer(PreTrainedTokenizerFast):
 
 
 def copy_with_code(plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """``plain`` with evil.py in it, as ``tmp_path / "model"``. The cache of dynamic modules is the test's own."""
+    """``plain`` with evil.py in it, as ``tmp_path / "model"``. The cache of dynamic modules is the test's
+    own."""
     import transformers.dynamic_module_utils as dynamic
 
     monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))

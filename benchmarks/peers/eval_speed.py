@@ -1,15 +1,20 @@
-"""Time and memory of perplexity, divergence and a task beside the tools that measure the same, on one model, in one run.
+"""Time and memory of perplexity, divergence and a task beside the tools that measure the same, on one model,
+in one run.
 
-    python -m benchmarks.peers.eval_speed WORKDIR [--model HF_FOLDER] [--llama-perplexity PATH] [--chunks 8] [--repeats 3]
+    python -m benchmarks.peers.eval_speed WORKDIR [--model HF_FOLDER] [--llama-perplexity PATH]
+        [--chunks 8] [--repeats 3]
         [--hellaswag hellaswag_val_full.txt --items 50]
 
-Without ``--model``, random weights in the shape of Qwen2 0.5B. Whole commands, each in a process of its own, ours and theirs in
-turn:
+Without ``--model``, random weights in the shape of Qwen2 0.5B. Whole commands, each in a process of its own,
+ours and theirs in turn:
 
 - a GGUF (Q4_K_M) in llama.cpp: ``llama-perplexity -c 512`` against ``eval --ids runtime`` on the same text;
-- the same file on the first items of HellaSwag's text form: ``llama-perplexity --hellaswag`` against ``eval --tasks``;
-- the checkpoint in float32: lm-eval's wikitext task on its own HFLM against ``eval --protocol lmeval-wikitext``;
-- divergence of two GGUFs in one command against the time of their perplexities alone, in units of the reference's.
+- the same file on the first items of HellaSwag's text form: ``llama-perplexity --hellaswag`` against ``eval
+  --tasks``;
+- the checkpoint in float32: lm-eval's wikitext task on its own HFLM against ``eval --protocol
+  lmeval-wikitext``;
+- divergence of two GGUFs in one command against the time of their perplexities alone, in units of the
+  reference's.
 
 Prints one JSON document: seconds, peak memory, ratio of the medians, and what each said the result is.
 """
@@ -28,14 +33,18 @@ from typing import Any
 from benchmarks.machine import describe_machine
 
 QWEN2_05B = {
-    "hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24, "num_attention_heads": 14, "num_key_value_heads": 2,
-    "vocab_size": 151936, "max_position_embeddings": 4096, "tie_word_embeddings": True, "bos_token_id": 0, "eos_token_id": 0,
+    "hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24, "num_attention_heads": 14,
+    "num_key_value_heads": 2,
+    "vocab_size": 151936, "max_position_embeddings": 4096, "tie_word_embeddings": True, "bos_token_id": 0,
+    "eos_token_id": 0,
 }  # fmt: skip
 WINDOW = 512
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("workdir", type=Path)
     parser.add_argument("--model", type=Path)
     parser.add_argument("--llama-perplexity", type=Path)
@@ -53,7 +62,11 @@ def main() -> None:
     options.workdir.mkdir(parents=True, exist_ok=True)
     model = options.model or make_model(options.workdir / "qwen2-0.5b-shape")
     text = write_text(options.workdir / "text.txt", model, options.chunks * WINDOW)
-    result: dict[str, Any] = {"machine": describe_machine(), "threads": options.threads, "chunks": options.chunks}
+    result: dict[str, Any] = {
+        "machine": describe_machine(),
+        "threads": options.threads,
+        "chunks": options.chunks,
+    }
     parts = options.parts.split(",")
     if "gguf" in parts:
         result["gguf"] = gguf(model, text, options)
@@ -104,7 +117,8 @@ def ratio(result: dict[str, Any]) -> dict[str, Any]:
 
 
 def said(printed: str) -> float | None:
-    """Perplexity, or HellaSwag's accuracy in per cent: of our rows, of llama-perplexity's last line, or of lm-eval's result."""
+    """Perplexity, or HellaSwag's accuracy in per cent: of our rows, of llama-perplexity's last line, or of
+    lm-eval's result."""
     last = printed.strip().splitlines()[-1]
     if last.startswith("["):
         rows = json.loads(last)
@@ -114,7 +128,9 @@ def said(printed: str) -> float | None:
         return found.get("word_perplexity", found.get("perplexity"))
     if items := re.findall(r"^\d+\t([\d.]+)%", printed, re.MULTILINE):
         return float(items[-1])
-    if total := re.search(r"Final estimate: PPL = ([\d.]+)", printed) or re.search(r"\]([\d.]+),\s*$", printed):
+    if total := re.search(r"Final estimate: PPL = ([\d.]+)", printed) or re.search(
+        r"\]([\d.]+),\s*$", printed
+    ):
         return float(total[1])
     return float(json.loads(last)["word_perplexity"])
 
@@ -122,7 +138,11 @@ def said(printed: str) -> float | None:
 def gguf(model: Path, text: Path, options: argparse.Namespace) -> dict[str, Any]:
     file = converted(model, "gguf-q4_k_m", options.workdir)
     threads = ("--threads", options.threads)
-    commands = {"ours": ours("eval", file, "--ids", "runtime", "--text", text, "--metrics", "perplexity", "--json", *threads)}
+    commands = {
+        "ours": ours(
+            "eval", file, "--ids", "runtime", "--text", text, "--metrics", "perplexity", "--json", *threads
+        )
+    }
     if not options.llama_perplexity:
         return in_turn(commands, options)
     tool = [options.llama_perplexity, "-m", file, "-f", text, "-c", WINDOW, "-t", options.threads]
@@ -133,7 +153,11 @@ def hellaswag(model: Path, options: argparse.Namespace) -> dict[str, Any]:
     file, text = converted(model, "gguf-q4_k_m", options.workdir), options.workdir / "hellaswag.txt"
     lines = options.hellaswag.read_text(encoding="utf-8").splitlines(keepends=True)[: 6 * options.items]
     text.write_text("".join(lines), encoding="utf-8")
-    commands = {"ours": ours("eval", file, "--ids", "runtime", "--tasks", text, "--json", "--threads", options.threads)}
+    commands = {
+        "ours": ours(
+            "eval", file, "--ids", "runtime", "--tasks", text, "--json", "--threads", options.threads
+        )
+    }
     if not options.llama_perplexity:
         return in_turn(commands, options)
     tool = [
@@ -157,8 +181,27 @@ def hf(model: Path, options: argparse.Namespace) -> dict[str, Any]:
     pages.write_text(f" = Page = \n {' '.join(body.split())} \n", encoding="utf-8")
     # lm-eval loads and scores in the dtype that it is given; eval's --dtype is the same choice.
     dtype = ("--dtype", "float32", "--threads", options.threads)
-    mine = ours("eval", model, "--protocol", "lmeval-wikitext", "--text", pages, "--metrics", "perplexity", "--json", *dtype)
-    theirs = [sys.executable, "-m", "benchmarks.peers.eval_speed", str(options.workdir), "--hflm", str(model), str(pages)]
+    mine = ours(
+        "eval",
+        model,
+        "--protocol",
+        "lmeval-wikitext",
+        "--text",
+        pages,
+        "--metrics",
+        "perplexity",
+        "--json",
+        *dtype,
+    )
+    theirs = [
+        sys.executable,
+        "-m",
+        "benchmarks.peers.eval_speed",
+        str(options.workdir),
+        "--hflm",
+        str(model),
+        str(pages),
+    ]
     return ratio(in_turn({"ours": mine, "theirs": theirs}, options))
 
 
@@ -179,7 +222,10 @@ def divergence(model: Path, text: Path, options: argparse.Namespace) -> dict[str
 def converted(model: Path, recipe: str, workdir: Path) -> Path:
     folder = workdir / recipe
     if not folder.is_dir():
-        run(ours("convert", model, "--to", recipe, "-o", folder, "--verify", "none"), len(os.sched_getaffinity(0)))
+        run(
+            ours("convert", model, "--to", recipe, "-o", folder, "--verify", "none"),
+            len(os.sched_getaffinity(0)),
+        )
     (file,) = folder.glob("*.gguf")
     return file
 

@@ -2,9 +2,9 @@
 
     python -m benchmarks.peers.gguf_header CHECKPOINT... --converter PATH/convert_hf_to_gguf.py [--to q4_k_m]
 
-Theirs is made in two steps: the converter's bf16 file, then ``llama_model_quantize`` of the installed library. Prints what
-differs in either file, key by key, and whether names, types and bytes of the tensors are equal. Ends with 1 where a key differs
-that docs/adr/0005-header-of-gguf-files.md does not list.
+Theirs is made in two steps: the converter's bf16 file, then ``llama_model_quantize`` of the installed
+library. Prints what differs in either file, key by key, and whether names, types and bytes of the tensors are
+equal. Ends with 1 where a key differs that docs/adr/0005-header-of-gguf-files.md does not list.
 """
 
 import argparse
@@ -40,7 +40,8 @@ def differences(theirs: GgufFile, ours: GgufFile) -> dict[str, str]:
 
 def same_tensors(theirs: GgufFile, ours: GgufFile) -> bool:
     return list(theirs.tensors) == list(ours.tensors) and all(
-        (t.kind, t.shape) == (ours.tensors[n].kind, ours.tensors[n].shape) and theirs.raw(n).tobytes() == ours.raw(n).tobytes()
+        (t.kind, t.shape) == (ours.tensors[n].kind, ours.tensors[n].shape)
+        and theirs.raw(n).tobytes() == ours.raw(n).tobytes()
         for n, t in theirs.tensors.items()
     )
 
@@ -49,10 +50,21 @@ def pairs(checkpoint: Path, converter: Path, to: str) -> Iterator[tuple[str, Ggu
     """(type, theirs, ours) for the lossless file and the quantized one."""
     with tempfile.TemporaryDirectory() as scratch:
         theirs = {"bf16": Path(scratch) / "bf16.gguf", to: Path(scratch) / f"{to}.gguf"}
-        command = [sys.executable, str(converter), str(checkpoint), "--outtype", "bf16", "--outfile", str(theirs["bf16"])]
+        command = [
+            sys.executable,
+            str(converter),
+            str(checkpoint),
+            "--outtype",
+            "bf16",
+            "--outfile",
+            str(theirs["bf16"]),
+        ]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
-            print(f"{checkpoint.name}: refused by the converter: {(done.stderr.strip().splitlines() or ['?'])[-1][:100]}")
+            print(
+                f"{checkpoint.name}: refused by the converter: "
+                f"{(done.stderr.strip().splitlines() or ['?'])[-1][:100]}"
+            )
             return
         llamacpp.quantize_file(theirs["bf16"], theirs[to], FILE_TYPES[to].value)
         for name, path in theirs.items():
@@ -62,10 +74,14 @@ def pairs(checkpoint: Path, converter: Path, to: str) -> Iterator[tuple[str, Ggu
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("checkpoints", nargs="+", type=Path)
     parser.add_argument("--converter", type=Path, required=True, help="llama.cpp's convert_hf_to_gguf.py")
-    parser.add_argument("--to", default="q4_k_m", choices=[name for name, kind in FILE_TYPES.items() if kind.quantized])
+    parser.add_argument(
+        "--to", default="q4_k_m", choices=[name for name, kind in FILE_TYPES.items() if kind.quantized]
+    )
     options = parser.parse_args()
     allowed, unlisted = listed(), set()
     for checkpoint in options.checkpoints:
@@ -73,7 +89,9 @@ def main() -> None:
             found = differences(theirs, ours)
             unlisted |= found.keys() - allowed
             tensors = "equal" if same_tensors(theirs, ours) else "DIFFER"
-            print(f"{checkpoint.name} {name}: tensors {tensors}, {len(found)} of {len(theirs.kvs)} keys differ")
+            print(
+                f"{checkpoint.name} {name}: tensors {tensors}, {len(found)} of {len(theirs.kvs)} keys differ"
+            )
             for key, values in found.items():
                 print(f"    {key}{'' if key in allowed else ' (NOT LISTED)'}: {values}", flush=True)
     print("not listed:", ", ".join(sorted(unlisted)) or "none")

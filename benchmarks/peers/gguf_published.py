@@ -2,10 +2,11 @@
 
     python benchmarks/peers/gguf_published.py FILE.gguf --to q4_k_m [--text FILE...] [--megabytes 10]
 
-FILE must be one that llama.cpp's quantizer made by the mixture ``--to`` names. Compared are metadata, names, shapes and types of
-the tensors, and their bytes: with the published file (F32, F16, BF16, Q8_0 and the simple types come back exactly; K-quants of
-dequantized K-quants need not), and with what llama.cpp's own quantizer makes of the same dequantized weights (all must be
-equal). With ``--text``, token ids of both files in llama.cpp, paragraph by paragraph. Prints one JSON document.
+FILE must be one that llama.cpp's quantizer made by the mixture ``--to`` names. Compared are metadata, names,
+shapes and types of the tensors, and their bytes: with the published file (F32, F16, BF16, Q8_0 and the simple
+types come back exactly; K-quants of dequantized K-quants need not), and with what llama.cpp's own quantizer
+makes of the same dequantized weights (all must be equal). With ``--text``, token ids of both files in
+llama.cpp, paragraph by paragraph. Prints one JSON document.
 """
 
 import argparse
@@ -25,7 +26,9 @@ from quantize.kernels.block_types import FILE_TYPES
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("file", type=Path)
     parser.add_argument("--to", required=True, choices=sorted(FILE_TYPES), metavar="TYPE")
     parser.add_argument("--text", nargs="+", type=Path, default=[])
@@ -59,7 +62,8 @@ def metadata(published: GgufFile, ours: GgufFile) -> dict[str, str]:
     return {
         key: f"{str(published.kvs.get(key, 'absent'))[:80]} | {str(ours.kvs.get(key, 'absent'))[:80]}"
         for key in dict.fromkeys([*published.kvs, *ours.kvs])
-        if published.kvs.get(key) != ours.kvs.get(key) or published.kv_types.get(key) != ours.kv_types.get(key)
+        if published.kvs.get(key) != ours.kvs.get(key)
+        or published.kv_types.get(key) != ours.kv_types.get(key)
     }
 
 
@@ -81,7 +85,11 @@ def tokens(published: Path, ours: Path, texts: list[str]) -> dict[str, int]:
     different = sum(len({tuple(v.tokenize(text)) for v in vocabularies}) > 1 for text in texts)
     for vocabulary in vocabularies:
         vocabulary.close()
-    return {"compared": len(texts), "bytes": sum(len(text.encode()) for text in texts), "different": different}
+    return {
+        "compared": len(texts),
+        "bytes": sum(len(text.encode()) for text in texts),
+        "different": different,
+    }
 
 
 if __name__ == "__main__":

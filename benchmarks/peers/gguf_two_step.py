@@ -1,10 +1,12 @@
-"""This program's one pass against llama.cpp's two steps, on a synthetic checkpoint in the shape of Llama 3.2 1B.
+"""This program's one pass against llama.cpp's two steps, on a synthetic checkpoint in the shape of Llama 3.2
+1B.
 
     python -m benchmarks.peers.gguf_two_step WORKDIR [--types q4_k_m,q5_k_m] [--repeats 5] [--threads 2]
         [--llama-quantize PATH] [--converter PATH/convert_hf_to_gguf.py]
 
-Each run is a process of its own; ours and theirs alternate. Theirs is ``llama-quantize`` where its path is given, otherwise the
-same function of the installed library, on the lossless (bf16) file that is made first; its tensors are compared with ours.
+Each run is a process of its own; ours and theirs alternate. Theirs is ``llama-quantize`` where its path is
+given, otherwise the same function of the installed library, on the lossless (bf16) file that is made first;
+its tensors are compared with ours.
 """
 
 import argparse
@@ -24,8 +26,10 @@ import numpy as np
 from benchmarks.machine import describe_machine
 
 LLAMA_3_2_1B = {
-    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 2048, "intermediate_size": 8192,
-    "num_hidden_layers": 16, "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 64, "vocab_size": 128256,
+    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 2048,
+    "intermediate_size": 8192,
+    "num_hidden_layers": 16, "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 64,
+    "vocab_size": 128256,
     "max_position_embeddings": 131072, "rms_norm_eps": 1e-05, "rope_theta": 500000.0, "hidden_act": "silu",
     "tie_word_embeddings": True, "dtype": "bfloat16", "bos_token_id": 0, "eos_token_id": 0,
     "attention_bias": False, "mlp_bias": False,
@@ -71,7 +75,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--layers", type=int, default=16)
     root = Path(__file__).resolve().parents[2]
-    parser.add_argument("--tokenizer", type=Path, default=root / "demo" / "checkpoint", help="folder with tokenizer.json")
+    parser.add_argument(
+        "--tokenizer", type=Path, default=root / "demo" / "checkpoint", help="folder with tokenizer.json"
+    )
     parser.add_argument("--llama-quantize", type=Path)
     parser.add_argument("--converter", type=Path, help="llama.cpp's convert_hf_to_gguf.py")
     return parser.parse_args()
@@ -87,7 +93,10 @@ def compare(name: str, checkpoint: Path, lossless: Path, arguments: argparse.Nam
                 runs[who].append(run(ours(checkpoint, f"gguf-{name}", mine, arguments.threads), mine))
             else:
                 runs[who].append(run(quantizer(lossless, theirs, name, arguments), theirs))
-            print(f"{name} {who}: {runs[who][-1].seconds:.1f} s, {runs[who][-1].peak_bytes / 1e6:.0f} MB", file=sys.stderr)
+            print(
+                f"{name} {who}: {runs[who][-1].seconds:.1f} s, {runs[who][-1].peak_bytes / 1e6:.0f} MB",
+                file=sys.stderr,
+            )
     (made,) = mine.glob("*.gguf")
     seconds = {who: [r.seconds for r in each] for who, each in runs.items()}
     median = {who: statistics.median(each) for who, each in seconds.items()}
@@ -116,8 +125,10 @@ def quantizer(source: Path, target: Path, name: str, arguments: argparse.Namespa
     if arguments.llama_quantize:
         return [str(arguments.llama_quantize), str(source), str(target), name.upper(), str(arguments.threads)]
     code = (
-        "import sys; from pathlib import Path; from quantize.gguf import llamacpp; from quantize.kernels.block_types import FILE_TYPES;"
-        "llamacpp.quantize_file(Path(sys.argv[1]), Path(sys.argv[2]), FILE_TYPES[sys.argv[3]].value, threads=int(sys.argv[4]))"
+        "import sys; from pathlib import Path; from quantize.gguf import llamacpp; from "
+        "quantize.kernels.block_types import FILE_TYPES;"
+        "llamacpp.quantize_file(Path(sys.argv[1]), Path(sys.argv[2]), FILE_TYPES[sys.argv[3]].value, "
+        "threads=int(sys.argv[4]))"
     )
     return [sys.executable, "-c", code, str(source), str(target), name, str(arguments.threads)]
 
@@ -129,12 +140,26 @@ def converter(checkpoint: Path, arguments: argparse.Namespace) -> dict[str, obje
         seconds: dict[str, list[float]] = {"ours": [], "theirs": []}
         for _ in range(arguments.repeats):
             out = arguments.workdir / f"converter-{name}.gguf"
-            command = [sys.executable, str(arguments.converter), str(checkpoint), "--outfile", str(out), "--outtype", name]
+            command = [
+                sys.executable,
+                str(arguments.converter),
+                str(checkpoint),
+                "--outfile",
+                str(out),
+                "--outtype",
+                name,
+            ]
             seconds["theirs"].append(run(command, out).seconds)
             mine = arguments.workdir / f"ours-{name}"
-            seconds["ours"].append(run(ours(checkpoint, f"gguf-{name}", mine, arguments.threads), mine).seconds)
+            seconds["ours"].append(
+                run(ours(checkpoint, f"gguf-{name}", mine, arguments.threads), mine).seconds
+            )
         medians = {who: statistics.median(each) for who, each in seconds.items()}
-        result[name] = {"seconds": seconds, "median_seconds": medians, "ratio": medians["ours"] / medians["theirs"]}
+        result[name] = {
+            "seconds": seconds,
+            "median_seconds": medians,
+            "ratio": medians["ours"] / medians["theirs"],
+        }
     return result
 
 
@@ -186,7 +211,11 @@ def quantizer_share(checkpoint: Path, name: str, arguments: argparse.Namespace) 
         try:
             start = time.perf_counter()
             Gguf().convert(
-                open_checkpoint(checkpoint), GgufRecipe(type=name), Path(stage), RunOptions(threads=arguments.threads), None
+                open_checkpoint(checkpoint),
+                GgufRecipe(type=name),
+                Path(stage),
+                RunOptions(threads=arguments.threads),
+                None,
             )
             seconds = time.perf_counter() - start
         finally:
@@ -208,7 +237,9 @@ def write_checkpoint(folder: Path, layers: int, tokenizer: Path) -> None:
             shapes[f"{block}self_attn.{name}.weight"] = (rows, hidden)
         shapes[f"{block}mlp.gate_proj.weight"] = shapes[f"{block}mlp.up_proj.weight"] = (ffn, hidden)
         shapes[f"{block}mlp.down_proj.weight"] = (hidden, ffn)
-        shapes[f"{block}input_layernorm.weight"] = shapes[f"{block}post_attention_layernorm.weight"] = (hidden,)
+        shapes[f"{block}input_layernorm.weight"] = shapes[f"{block}post_attention_layernorm.weight"] = (
+            hidden,
+        )
     shapes["model.norm.weight"] = (hidden,)
     partial = folder.with_name(folder.name + ".partial")
     partial.mkdir(parents=True)
@@ -218,7 +249,9 @@ def write_checkpoint(folder: Path, layers: int, tokenizer: Path) -> None:
     for index, (name, shape) in enumerate(shapes.items()):
         count = int(np.prod(shape))
         start = index * 7_654_321 % pool.numel()
-        values = torch.cat([pool[start:], pool[:start]]).repeat(count // pool.numel() + 1)[:count].reshape(shape)
+        values = (
+            torch.cat([pool[start:], pool[:start]]).repeat(count // pool.numel() + 1)[:count].reshape(shape)
+        )
         tensor = (values * (1 + index % 5 / 4) + (1 if len(shape) == 1 else 0)).to(torch.bfloat16)
         if filled + 2 * count > SHARD_BYTES and shards[-1]:
             shards.append({})
@@ -230,7 +263,10 @@ def write_checkpoint(folder: Path, layers: int, tokenizer: Path) -> None:
         file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         save_file(shard, partial / file, metadata={"format": "pt"})
         weight_map |= dict.fromkeys(shard, file)
-    index_document = {"metadata": {"total_size": sum(2 * int(np.prod(s)) for s in shapes.values())}, "weight_map": weight_map}
+    index_document = {
+        "metadata": {"total_size": sum(2 * int(np.prod(s)) for s in shapes.values())},
+        "weight_map": weight_map,
+    }
     (partial / "model.safetensors.index.json").write_text(json.dumps(index_document))
     (partial / "config.json").write_text(json.dumps(config, indent=1))
     for name in ("tokenizer.json", "tokenizer_config.json"):

@@ -1,7 +1,9 @@
-"""Perplexity protocols beside the loops that define them: ``python -m benchmarks.peers.protocols MODEL... --text FILE``.
+"""Perplexity protocols beside the loops that define them: ``python -m benchmarks.peers.protocols MODEL...
+--text FILE``.
 
-Theirs: IST-DASLab/gptq's loop and the sliding window of transformers' documentation, written out on plain transformers in
-float32, and lm-eval's wikitext task on its own HFLM. Ours: ``evals.evaluate`` on the same file. Prints rows of the table.
+Theirs: IST-DASLab/gptq's loop and the sliding window of transformers' documentation, written out on plain
+transformers in float32, and lm-eval's wikitext task on its own HFLM. Ours: ``evals.evaluate`` on the same
+file. Prints rows of the table.
 """
 
 import argparse
@@ -25,7 +27,9 @@ def gptq(model: Any, ids: Any, window: int) -> float:
     for i in range(count):
         batch = ids[:, i * window : (i + 1) * window]
         logits = model(batch).logits
-        loss = torch.nn.CrossEntropyLoss()(logits[:, :-1].reshape(-1, logits.shape[-1]), batch[:, 1:].reshape(-1))
+        loss = torch.nn.CrossEntropyLoss()(
+            logits[:, :-1].reshape(-1, logits.shape[-1]), batch[:, 1:].reshape(-1)
+        )
         losses.append(loss.float() * window)
     return float(torch.exp(torch.stack(losses).sum() / (count * window)))
 
@@ -70,12 +74,16 @@ def lm_eval_wikitext(folder: Path, pages: list[str]) -> dict[str, float]:
         "metric_list": [{"metric": m} for m in ("word_perplexity", "byte_perplexity", "bits_per_byte")],
     }
     lm = HFLM(pretrained=str(folder), dtype="float32", batch_size=1, device="cpu")
-    outcome = simple_evaluate(lm, tasks=[task], bootstrap_iters=0, task_manager=TaskManager(include_defaults=False))
+    outcome = simple_evaluate(
+        lm, tasks=[task], bootstrap_iters=0, task_manager=TaskManager(include_defaults=False)
+    )
     metrics = ("word_perplexity", "byte_perplexity", "bits_per_byte")
     return {metric: outcome["results"]["wikitext"][f"{metric},none"] for metric in metrics}
 
 
-def rows(name: str, text: Path, tokens: int, window: int, run: RunOptions) -> Iterator[tuple[str, str, str, float, float]]:
+def rows(
+    name: str, text: Path, tokens: int, window: int, run: RunOptions
+) -> Iterator[tuple[str, str, str, float, float]]:
     """(protocol, tool, metric, theirs, ours)."""
     import torch
     from transformers import AutoModelForCausalLM
@@ -89,7 +97,13 @@ def rows(name: str, text: Path, tokens: int, window: int, run: RunOptions) -> It
     found = {r.protocol: r.value or 0.0 for r in measured if r.metric == "perplexity"}
     with torch.no_grad():
         joined = torch.tensor([tokenizer.encode("\n\n".join(wikitext_rows(body)))[:tokens]])
-        yield protocols[0], "IST-DASLab/gptq's loop", "perplexity", gptq(model, joined, window), found[protocols[0]]
+        yield (
+            protocols[0],
+            "IST-DASLab/gptq's loop",
+            "perplexity",
+            gptq(model, joined, window),
+            found[protocols[0]],
+        )
         theirs = strided(model, joined, window, stride)
         yield protocols[1], "loop of transformers' documentation", "perplexity", theirs, found[protocols[1]]
     pages = wikitext_pages(body)
@@ -115,7 +129,9 @@ def main() -> None:
     options = parser.parse_args()
     run = RunOptions(device="cpu", progress=False)
     for model in options.models:
-        for protocol, tool, metric, theirs, ours in rows(model, options.text, options.tokens, options.window, run):
+        for protocol, tool, metric, theirs, ours in rows(
+            model, options.text, options.tokens, options.window, run
+        ):
             figures = f"{theirs:.6g} | {ours:.6g} | {abs(ours / theirs - 1):.0e}"
             print(f"| `{protocol}` | {tool} | {Path(model).name} | {metric} | {figures} |")
 

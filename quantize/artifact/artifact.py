@@ -1,7 +1,8 @@
 """A committed conversion: a folder and its ``manifest.json``.
 
-The manifest is written last and the folder renamed into place when complete, so what has a manifest under its final name is
-whole. Besides the manifest a folder holds only what a rerun reproduces byte for byte; the manifest holds no times.
+The manifest is written last and the folder renamed into place when complete, so what has a manifest under its
+final name is whole. Besides the manifest a folder holds only what a rerun reproduces byte for byte; the
+manifest holds no times.
 """
 
 import hashlib
@@ -55,7 +56,11 @@ def grouped(notes: Iterable[tuple[str, str, str]]) -> list[tuple[str, str, str]]
         pattern = re.sub(r"\.\d+\.", ".*.", tensor)
         together.setdefault((what, why), {}).setdefault(pattern, []).append(tensor)
     return [
-        (", ".join(f"{p} ({len(names)})" if len(names) > 1 else names[0] for p, names in patterns.items()), what, why)
+        (
+            ", ".join(f"{p} ({len(names)})" if len(names) > 1 else names[0] for p, names in patterns.items()),
+            what,
+            why,
+        )
         for (what, why), patterns in together.items()
     ]
 
@@ -79,17 +84,21 @@ class Source(Frozen):
     languages: tuple[str, ...] = ()
     tags: tuple[str, ...] = ()
     remote_code: bool = False
-    quantized: str = ""  # the tensors that were quantized in the source already, by type: "12 of Q4_K, 2 of Q6_K"
+    quantized: str = (
+        ""  # the tensors that were quantized in the source already, by type: "12 of Q4_K, 2 of Q6_K"
+    )
 
     @property
     def hub_id(self) -> str | None:
-        """``org/name`` of a source on the Hub, which has a revision; None for a folder, whose name may hold any character."""
+        """``org/name`` of a source on the Hub, which has a revision; None for a folder, whose name may hold
+        any character."""
         found = HUB_ID.match(self.id) if self.revision else None
         return found[0] if found else None
 
     @property
     def name(self) -> str:
-        """Its last part, without a revision: what to call it where nobody must see a path of the machine it was made on."""
+        """Its last part, without a revision: what to call it where nobody must see a path of the machine it
+        was made on."""
         return PurePath(self.id.partition("@")[0] if self.revision else self.id).name or "model"
 
 
@@ -142,7 +151,10 @@ class Verification(Frozen):
     @property
     def why_lower(self) -> str:
         """Why ``full`` was not reached, where it was asked for."""
-        return next((c.detail.removeprefix(NOT_COMPARED) for c in self.checks if c.detail.startswith(NOT_COMPARED)), "")
+        return next(
+            (c.detail.removeprefix(NOT_COMPARED) for c in self.checks if c.detail.startswith(NOT_COMPARED)),
+            "",
+        )
 
 
 def _with_method(recipe: dict[str, Any]) -> dict[str, Any]:
@@ -194,23 +206,35 @@ class Artifact:
 
     @classmethod
     def load(cls, folder: Path | str) -> "Artifact":
-        """Errors: BadInput where the folder has no manifest, or a malformed one, or lacks a file that it names."""
+        """Errors: BadInput where the folder has no manifest, or a malformed one, or lacks a file that it
+        names."""
         folder = Path(folder)
         path = inside(folder, MANIFEST)
         if not path.is_file():
-            raise BadInput(f"{folder}: no {MANIFEST}, so not an artifact of quantwright; make one with `quantwright convert`")
+            raise BadInput(
+                f"{folder}: no {MANIFEST}, so not an artifact of quantwright; make one with `quantwright "
+                "convert`"
+            )
         manifest = read_manifest(path)
         for name, entry in manifest.files.items():
             file = inside(folder, name)
             if not file.is_file() or file.stat().st_size != entry.size_bytes:
-                state = f"has {file.stat().st_size} bytes instead of {entry.size_bytes}" if file.is_file() else "is missing"
+                state = (
+                    f"has {file.stat().st_size} bytes instead of {entry.size_bytes}"
+                    if file.is_file()
+                    else "is missing"
+                )
                 raise BadInput(f"{folder}: {name} {state}; convert again with --force")
         return cls(folder, manifest)
 
     @property
     def digest(self) -> str:
-        """sha256 over file names and hashes and the recipe: equal for equal content, wherever and whenever it was made."""
-        content = {"recipe": self.manifest.recipe_digest, "files": {n: e.sha256 for n, e in sorted(self.manifest.files.items())}}
+        """sha256 over file names and hashes and the recipe: equal for equal content, wherever and whenever it
+        was made."""
+        content = {
+            "recipe": self.manifest.recipe_digest,
+            "files": {n: e.sha256 for n, e in sorted(self.manifest.files.items())},
+        }
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     @property
@@ -229,7 +253,9 @@ class Artifact:
     @property
     def gguf(self) -> Path | None:
         """The (first) GGUF file, where the artifact is one."""
-        return next((self.folder / name for name in sorted(self.manifest.files) if name.endswith(".gguf")), None)
+        return next(
+            (self.folder / name for name in sorted(self.manifest.files) if name.endswith(".gguf")), None
+        )
 
     def check_files(self, sha256: Callable[[Path], str] = sha256_file) -> None:
         """Hash every file. Errors: BadInput naming the first that does not match."""
@@ -237,20 +263,26 @@ class Artifact:
             digests = pool.map(lambda name: sha256(self.folder / name), self.manifest.files)
             for (name, entry), digest in zip(self.manifest.files.items(), digests, strict=True):
                 if digest != entry.sha256:
-                    raise BadInput(f"{self.folder}: {name} does not match its sha256: it is damaged; convert again with --force")
+                    raise BadInput(
+                        f"{self.folder}: {name} does not match its sha256: it is damaged; convert again "
+                        "with --force"
+                    )
 
 
 def hash_files(folder: Path, known: Mapping[str, str] = MappingProxyType({})) -> dict[str, FileEntry]:
-    """Of every file but the manifest; ``known``: name -> sha256 of those that need not be read again. The disk writes them
-    meanwhile, so that ``commit`` has little left to wait for."""
-    paths = {str(p.relative_to(folder)): p for p in sorted(folder.rglob("*")) if p.is_file() and p.name != MANIFEST}
+    """Of every file but the manifest; ``known``: name -> sha256 of those that need not be read again. The
+    disk writes them meanwhile, so that ``commit`` has little left to wait for."""
+    paths = {
+        str(p.relative_to(folder)): p for p in sorted(folder.rglob("*")) if p.is_file() and p.name != MANIFEST
+    }
     with ThreadPoolExecutor(1) as pool:
         flushed = [pool.submit(_flush, path) for path in paths.values()]
         digests = sha256_files(path for name, path in paths.items() if name not in known)
         for each in flushed:
             each.result()
     return {
-        name: FileEntry(sha256=known.get(name) or digests[path], size_bytes=path.stat().st_size) for name, path in paths.items()
+        name: FileEntry(sha256=known.get(name) or digests[path], size_bytes=path.stat().st_size)
+        for name, path in paths.items()
     }
 
 
@@ -260,13 +292,14 @@ def _flush(path: Path) -> None:
 
 
 def claim_output(out: Path, force: bool, inputs: Iterable[Path] = ()) -> Path:
-    """``staging.claim`` for an artifact: with ``force``, only another artifact or an empty folder is replaced."""
+    """``staging.claim`` for an artifact: with ``force``, only another artifact or an empty folder is
+    replaced."""
     return claim(out, force, inputs, why_not_ours)
 
 
 def why_not_ours(folder: Path, besides: tuple[str, ...] = ()) -> str:
-    """Why ``folder`` is no artifact, or more than one: nothing where it holds the files of its manifest alone (and those named in
-    ``besides``). A manifest that is ours and damaged vouches for the files around it."""
+    """Why ``folder`` is no artifact, or more than one: nothing where it holds the files of its manifest alone
+    (and those named in ``besides``). A manifest that is ours and damaged vouches for the files around it."""
     entries = {path.name for path in folder.iterdir()} - {MANIFEST, *DROPPINGS, *besides}
     first = min(entries, default="nothing")
     try:

@@ -1,7 +1,8 @@
 """Whose word an artifact's verification is: this user's own, or that of whoever made it.
 
-A manifest is text that anybody can write. What this user's installation has verified, it notes in a folder of the user's: the
-digest of the artifact and what was checked. A manifest that says something else of the same bytes is not vouched for.
+A manifest is text that anybody can write. What this user's installation has verified, it notes in a folder of
+the user's: the digest of the artifact and what was checked. A manifest that says something else of the same
+bytes is not vouched for.
 """
 
 import contextlib
@@ -21,7 +22,8 @@ def attest(artifact: Artifact) -> None:
 
 
 def verified_here(artifact: Artifact) -> bool:
-    """Whether its files, which are taken to match the manifest, and their verification are as ``attest`` noted them."""
+    """Whether its files, which are taken to match the manifest, and their verification are as ``attest``
+    noted them."""
     try:
         return artifact.verified != "none" and _note(artifact).is_file()
     except (OSError, RuntimeError):

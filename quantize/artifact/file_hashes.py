@@ -19,8 +19,8 @@ SETTLED_NS = 2 * 10**9
 
 
 class FileHashes:
-    """``memory``: file in which they are kept, by size, device, inode and times of change; None keeps nothing. Several threads
-    and processes may use it."""
+    """``memory``: file in which they are kept, by size, device, inode and times of change; None keeps
+    nothing. Several threads and processes may use it."""
 
     def __init__(self, memory: Path | None):
         self.memory = memory

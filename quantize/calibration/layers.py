@@ -1,4 +1,5 @@
-"""A model whose weights are read, module by module, as the forward pass needs them: bounded memory for any size."""
+"""A model whose weights are read, module by module, as the forward pass needs them: bounded memory for any
+size."""
 
 import ctypes
 import sys
@@ -46,10 +47,12 @@ class _Weights(Mapping[str, "torch.Tensor"]):
 def streamed_model(
     checkpoint: Checkpoint, read: Callable[[str], np.ndarray], extra: frozenset[str] = frozenset()
 ) -> "PreTrainedModel":
-    """The source architecture in float32 on the CPU, on weights that ``read(name)`` gives by their names in the checkpoint.
+    """The source architecture in float32 on the CPU, on weights that ``read(name)`` gives by their names in
+    the checkpoint.
 
-    Buffers that no file holds (rotary frequencies, an embedding's scale) are real from the start. ``extra`` names parameters that
-    ``read`` knows though the checkpoint does not hold them: ``lm_head.weight`` where a tied one was stored apart.
+    Buffers that no file holds (rotary frequencies, an embedding's scale) are real from the start. ``extra``
+    names parameters that ``read`` knows though the checkpoint does not hold them: ``lm_head.weight`` where a
+    tied one was stored apart.
 
     Errors: Unsupported where transformers lacks the architecture, or a tensor has no place in it.
     """
@@ -67,7 +70,8 @@ def streamed_model(
 def stream_weights(
     model: "torch.nn.Module", names: Mapping[str, Any], read: Callable[[Any], np.ndarray], device: str = "cpu"
 ) -> None:
-    """Let ``model``, empty, read its weights when a module needs them; ``names``: parameter -> what ``read`` knows it by."""
+    """Let ``model``, empty, read its weights when a module needs them; ``names``: parameter -> what ``read``
+    knows it by."""
     with quiet():
         from accelerate import cpu_offload
 
@@ -77,18 +81,24 @@ def stream_weights(
 
 @cache
 def _malloc_trim() -> Callable[[int], int]:
-    """Gives free memory back to the system. Left to itself, glibc keeps blocks of dropped weights on a heap that small ones hold
-    up, and memory grows with every layer."""
-    found: Callable[[int], int] | None = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    """Gives free memory back to the system. Left to itself, glibc keeps blocks of dropped weights on a heap
+    that small ones hold up, and memory grows with every layer."""
+    found: Callable[[int], int] | None = (
+        getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    )
     return found or (lambda _: 0)
 
 
-def round_like_runtime(model: "PreTrainedModel", checkpoint: Checkpoint, kinds: dict[str, str], gelu_table: bool) -> None:
-    """Round what enters each linear layer whose tensor ``kinds`` names (``round_activations``; ``bf16_io``: in and out).
+def round_like_runtime(
+    model: "PreTrainedModel", checkpoint: Checkpoint, kinds: dict[str, str], gelu_table: bool
+) -> None:
+    """Round what enters each linear layer whose tensor ``kinds`` names (``round_activations``; ``bf16_io``:
+    in and out).
 
     Of experts that transformers keeps in one tensor, what enters them and leaves them; not what is between.
 
-    ``gelu_table``: also what a GELU takes and gives, which ggml looks up in a table of float16 between -10 and 10.
+    ``gelu_table``: also what a GELU takes and gives, which ggml looks up in a table of float16 between -10
+    and 10.
     """
     import torch
 
@@ -102,13 +112,22 @@ def round_like_runtime(model: "PreTrainedModel", checkpoint: Checkpoint, kinds: 
         if isinstance(module, torch.nn.Linear) or module is model.get_output_embeddings():
             part = parts.get(f"{name}.weight")
         else:  # stacked experts
-            part = next((parts[f"{name}.{p}"] for p, _ in module.named_parameters(recurse=False) if f"{name}.{p}" in parts), None)
+            part = next(
+                (
+                    parts[f"{name}.{p}"]
+                    for p, _ in module.named_parameters(recurse=False)
+                    if f"{name}.{p}" in parts
+                ),
+                None,
+            )
             part = part if part and part.make else None
         kind = kinds.get(part.sources[0]) if part else None
         if kind is None:
             continue
         rounded = kind.removesuffix("_io")
-        module.register_forward_pre_hook(lambda _, inputs, kind=rounded: (round_activations(inputs[0], kind), *inputs[1:]))
+        module.register_forward_pre_hook(
+            lambda _, inputs, kind=rounded: (round_activations(inputs[0], kind), *inputs[1:])
+        )
         if kind.endswith("_io"):
             module.register_forward_hook(lambda _, __, output, kind=rounded: round_activations(output, kind))
     for gelu in model.modules() if gelu_table else ():

@@ -1,4 +1,5 @@
-"""Calibration text -> token windows. The built-in text needs no network: the standard library's documentation strings."""
+"""Calibration text -> token windows. The built-in text needs no network: the standard library's documentation
+strings."""
 
 import ast
 import hashlib
@@ -21,7 +22,8 @@ from quantize.recipe import CalibrationOptions
 
 @dataclass(frozen=True)
 class Calibration:
-    """``ids``: (rows, sequence_length) int64 windows of the calibration text, drawn by seed. ``said``: what was assumed."""
+    """``ids``: (rows, sequence_length) int64 windows of the calibration text, drawn by seed. ``said``: what
+    was assumed."""
 
     ids: np.ndarray
     record: CalibrationRecord
@@ -35,17 +37,29 @@ class Calibration:
     def summary(self) -> str:
         r = self.record
         return (
-            f"calibration: {r.source}, {r.tokens} tokens in windows of {r.sequence_length}, seed {r.seed}, sha256 {r.sha256[:12]}"
+            f"calibration: {r.source}, {r.tokens} tokens in windows of {r.sequence_length}, seed "
+            f"{r.seed}, sha256 {r.sha256[:12]}"
         )
 
 
 def stdlib_documentation() -> str:
     """The documentation strings of the Python standard library, read from its sources.
 
-    Without ``pydoc_data``, whose topics are the demo's held-out text, and without tests and vendored packages.
+    Without ``pydoc_data``, whose topics are the demo's held-out text, and without tests and vendored
+    packages.
     """
     root = Path(sysconfig.get_paths()["stdlib"])
-    skipped = {"pydoc_data", "site-packages", "dist-packages", "test", "tests", "lib2to3", "idlelib", "ensurepip", "__pycache__"}
+    skipped = {
+        "pydoc_data",
+        "site-packages",
+        "dist-packages",
+        "test",
+        "tests",
+        "lib2to3",
+        "idlelib",
+        "ensurepip",
+        "__pycache__",
+    }
     parts: list[str] = []
     for path in sorted(root.rglob("*.py")):
         if skipped & set(path.relative_to(root).parts):
@@ -55,7 +69,8 @@ def stdlib_documentation() -> str:
 
 
 def documentation_strings(path: Path) -> list[str]:
-    """Those of one source file that are longer than 60 characters, breadth first; none where it does not parse."""
+    """Those of one source file that are longer than 60 characters, breadth first; none where it does not
+    parse."""
     try:
         tree = ast.parse(path.read_bytes())
     except (SyntaxError, ValueError, RecursionError):
@@ -77,10 +92,11 @@ def held_out_text() -> str:
 
 
 def calibration_text(source: str, folder: Path) -> Text:
-    """What ``source`` stands for: ``stdlib``, a text file, rows in a file (.jsonl, .json, .csv) or of a Hub dataset. ``folder``:
-    of the model, whose chat template conversations are rendered by.
+    """What ``source`` stands for: ``stdlib``, a text file, rows in a file (.jsonl, .json, .csv) or of a Hub
+    dataset. ``folder``: of the model, whose chat template conversations are rendered by.
 
-    Errors: BadInput where it is none of these, or holds nothing that can be calibrated on; StepFailed where the Hub fails.
+    Errors: BadInput where it is none of these, or holds nothing that can be calibrated on; StepFailed where
+    the Hub fails.
     """
     if source == "stdlib":
         return Text(stdlib_documentation())
@@ -91,7 +107,8 @@ def calibration_text(source: str, folder: Path) -> Text:
 
 
 def read_text(path: Path, folder: Path | None) -> Text:
-    """A text file, or rows in one (.jsonl, .json, .csv), conversations by the chat template of the model in ``folder``.
+    """A text file, or rows in one (.jsonl, .json, .csv), conversations by the chat template of the model in
+    ``folder``.
 
     Errors: BadInput.
     """
@@ -104,7 +121,9 @@ def read_text(path: Path, folder: Path | None) -> Text:
 def _dataset_text(name: str, folder: Path) -> Text:
     """The train split of a Hub dataset (``org/name[:config]``)."""
     if "/" not in name:
-        raise BadInput(f"calibration {name!r}: neither a text file nor a Hub dataset id (org/name[:config]) nor 'stdlib'")
+        raise BadInput(
+            f"calibration {name!r}: neither a text file nor a Hub dataset id (org/name[:config]) nor 'stdlib'"
+        )
     from datasets import load_dataset
 
     dataset, _, config = name.partition(":")
@@ -132,7 +151,8 @@ def load_calibration(checkpoint: Checkpoint, options: CalibrationOptions) -> Cal
     available, wanted = len(ids) // length, max(1, options.tokens // length)
     if available < wanted:
         raise BadInput(
-            f"calibration {options.source}: gives {len(ids)} tokens, fewer than the {options.tokens} asked for; "
+            f"calibration {options.source}: gives {len(ids)} tokens, fewer than the {options.tokens} asked "
+            "for; "
             "use a longer text or a smaller --calibration-tokens"
         )
     chosen = np.sort(np.random.default_rng(options.seed).choice(available, wanted, replace=False))
@@ -147,7 +167,9 @@ def load_calibration(checkpoint: Checkpoint, options: CalibrationOptions) -> Cal
     )
     said = [f"{options.source}: read as {found.read_as}"] if found.read_as else []
     if length < options.sequence_length:
-        said.append(f"windows of {length} tokens, all that the model takes, in place of {options.sequence_length}")
+        said.append(
+            f"windows of {length} tokens, all that the model takes, in place of {options.sequence_length}"
+        )
     return Calibration(rows, record, tuple(said))
 
 

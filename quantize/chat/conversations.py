@@ -1,7 +1,7 @@
 """Rows of JSON, of a table or of a dataset -> the text that a model is calibrated or measured on.
 
-A row is a text (``text``, ``content``, ``prompt`` with ``completion``) or a conversation (``messages``, ``conversations``): the
-latter by the model's chat template, as it will see conversations when it is served.
+A row is a text (``text``, ``content``, ``prompt`` with ``completion``) or a conversation (``messages``,
+``conversations``): the latter by the model's chat template, as it will see conversations when it is served.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,7 +23,8 @@ SPEAKERS = {
     "function_call": "assistant", "function_response": "tool", "observation": "tool",
 }  # fmt: skip
 WANTED = (
-    'expected {"text": ...}, {"messages": [{"role": ..., "content": ...}, ...]}, {"conversations": [{"from": ..., "value": ...}, '
+    'expected {"text": ...}, {"messages": [{"role": ..., "content": ...}, ...]}, {"conversations": '
+    '[{"from": ..., "value": ...}, '
     '...]} or {"prompt": ..., "completion": ...}'
 )
 
@@ -77,7 +78,11 @@ class _Conversations:
             some = f", {self.without_system} without their system message" if self.without_system else ""
             parts.append(f"{_count(self.rendered)} by the model's chat template{some}")
         if self.bare:
-            why = f"which the chat template refuses: {self.refused}" if self.template else "since there is no chat template"
+            why = (
+                f"which the chat template refuses: {self.refused}"
+                if self.template
+                else "since there is no chat template"
+            )
             parts.append(f"{_count(self.bare)} as their text alone, {why}")
         return "; ".join(parts)
 
@@ -87,8 +92,8 @@ def _count(number: int) -> str:
 
 
 def text_of_rows(name: str, rows: Iterable[tuple[str, Any]], folder: Path | None, read_as: str = "") -> Text:
-    """``rows`` of the file or dataset ``name``: (where it stands, row). ``folder``: the model's. Texts are joined
-    by blank lines; conversations follow one another as the template ends them.
+    """``rows`` of the file or dataset ``name``: (where it stands, row). ``folder``: the model's. Texts are
+    joined by blank lines; conversations follow one another as the template ends them.
 
     Errors: BadInput naming the row that is neither, and what is wanted; BadInput where nothing is left.
     """
@@ -124,7 +129,11 @@ def _text_of(row: Any, where: str, conversations: _Conversations) -> str:
             return row["prompt"] + (answer if isinstance(answer, str) else "")
         if any(name in row for name in (*TEXTS, *CONVERSATIONS)):  # there, and null or empty
             return ""
-    keys = f"an object with {', '.join(map(str, row)) or 'nothing in it'}" if isinstance(row, Mapping) else type(row).__name__
+    keys = (
+        f"an object with {', '.join(map(str, row)) or 'nothing in it'}"
+        if isinstance(row, Mapping)
+        else type(row).__name__
+    )
     raise BadInput(f"{where}: is {keys}; {WANTED}")
 
 
@@ -132,7 +141,9 @@ def _message(entry: Any, where: str) -> dict[str, Any]:
     if isinstance(entry, Mapping):
         role, content = entry.get("role", entry.get("from")), entry.get("content", entry.get("value"))
         if isinstance(role, str) and (content is None or isinstance(content, (str, list))):
-            others = {key: value for key, value in entry.items() if key not in ("from", "value", "role", "content")}
+            others = {
+                key: value for key, value in entry.items() if key not in ("from", "value", "role", "content")
+            }
             return {"role": SPEAKERS.get(role, role), "content": content, **others}
     raise BadInput(f"{where}: holds a message without role and content; {WANTED}")
 
@@ -142,5 +153,7 @@ def _said(message: Message) -> str:
     if isinstance(content, str):
         return content
     return "\n".join(
-        str(part["text"]) for part in content or () if isinstance(part, Mapping) and isinstance(part.get("text"), str)
+        str(part["text"])
+        for part in content or ()
+        if isinstance(part, Mapping) and isinstance(part.get("text"), str)
     )

@@ -1,6 +1,8 @@
-"""Conversations rendered by a chat template, as transformers' ``apply_chat_template`` does, in a process of its own.
+"""Conversations rendered by a chat template, as transformers' ``apply_chat_template`` does, in a process of
+its own.
 
-One process serves all of this one's templates (``quantize.chat.worker``); it starts with the first and ends with its parent.
+One process serves all of this one's templates (``quantize.chat.worker``); it starts with the first and ends
+with its parent.
 """
 
 import contextlib
@@ -30,7 +32,8 @@ Message = Mapping[str, Any]
 
 
 class TemplateRefuses(BadInput):
-    """The template itself, or Jinja, refuses these messages (``raise_exception``, a name undefined, wrong syntax): ``reason``."""
+    """The template itself, or Jinja, refuses these messages (``raise_exception``, a name undefined, wrong
+    syntax): ``reason``."""
 
     reason = ""
 
@@ -44,20 +47,33 @@ def render(
     add_generation_prompt: bool = False,
     open_end: bool = False,
 ) -> str:
-    """``messages`` as text. ``special``: ``bos_token`` and so on. ``open_end``: the last message is left to be continued.
+    """``messages`` as text. ``special``: ``bos_token`` and so on. ``open_end``: the last message is left to
+    be continued.
 
-    Source of what is done to messages, and of how an end is left open: transformers/utils/chat_template_utils.py.
+    Source of what is done to messages, and of how an end is left open:
+    transformers/utils/chat_template_utils.py.
 
-    Errors, naming ``where``: TemplateRefuses; BadInput where the template takes more time, memory or output than it may, or does
-    not show the message to be continued.
+    Errors, naming ``where``: TemplateRefuses; BadInput where the template takes more time, memory or output
+    than it may, or does not show the message to be continued.
     """
     if len(template) > MAX_TEMPLATE_CHARACTERS:
-        raise BadInput(f"{where}: its chat template has more than {MAX_TEMPLATE_CHARACTERS:,} characters; that is not rendered")
+        raise BadInput(
+            f"{where}: its chat template has more than {MAX_TEMPLATE_CHARACTERS:,} characters; that is not "
+            "rendered"
+        )
     if open_end and "content" not in template:
-        raise BadInput(f"{where}: its chat template never reads what a message says, so the last one cannot be continued")
+        raise BadInput(
+            f"{where}: its chat template never reads what a message says, so the last one cannot be continued"
+        )
     chat = [_given(message) for message in messages]
     ending = _mark_end(chat, where) if open_end else ""
-    variables = {"messages": chat, "tools": None, "documents": None, "add_generation_prompt": add_generation_prompt, **special}
+    variables = {
+        "messages": chat,
+        "tools": None,
+        "documents": None,
+        "add_generation_prompt": add_generation_prompt,
+        **special,
+    }
     reply = _worker.ask({"template": template, "variables": variables, "seconds": worker.SECONDS})
     if "text" in reply:
         return _cut_at_end(reply["text"], ending, where) if open_end else reply["text"]
@@ -66,7 +82,9 @@ def render(
         error = TemplateRefuses(f"{where}: its chat template refuses: {reason}")
         error.reason = reason
         raise error
-    raise BadInput(f"{where}: its chat template {'is not rendered' if reply['error'] == 'limit' else 'fails'}: {reason}")
+    raise BadInput(
+        f"{where}: its chat template {'is not rendered' if reply['error'] == 'limit' else 'fails'}: {reason}"
+    )
 
 
 def render_task(template: str, item: Mapping[str, Any], *, where: str) -> str:
@@ -75,21 +93,29 @@ def render_task(template: str, item: Mapping[str, Any], *, where: str) -> str:
     Errors: BadInput, naming ``where``, where the template refuses, or takes more than it may.
     """
     if len(template) > MAX_TEMPLATE_CHARACTERS:
-        raise BadInput(f"{where}: a template of more than {MAX_TEMPLATE_CHARACTERS:,} characters; that is not rendered")
+        raise BadInput(
+            f"{where}: a template of more than {MAX_TEMPLATE_CHARACTERS:,} characters; that is not rendered"
+        )
     try:
-        request = json.dumps({"template": template, "variables": item, "seconds": worker.SECONDS, "task": True})
+        request = json.dumps(
+            {"template": template, "variables": item, "seconds": worker.SECONDS, "task": True}
+        )
     except (TypeError, ValueError, RecursionError) as error:
-        raise BadInput(f"{where}: an item of its data is no text, numbers and lists of them ({error})") from None
+        raise BadInput(
+            f"{where}: an item of its data is no text, numbers and lists of them ({error})"
+        ) from None
     reply = _worker.ask(json.loads(request))
     if "text" in reply:
         return reply["text"]
     raise BadInput(
-        f"{where}: a template {'is not rendered' if reply['error'] == 'limit' else 'fails'}: {printable(reply['message'], 400)}"
+        f"{where}: a template {'is not rendered' if reply['error'] == 'limit' else 'fails'}: "
+        f"{printable(reply['message'], 400)}"
     )
 
 
 def _given(message: Message) -> dict[str, Any]:
-    """Without what is None, which templates would print, and with its reasoning under the names that templates know."""
+    """Without what is None, which templates would print, and with its reasoning under the names that
+    templates know."""
     found = {key: copy.deepcopy(value) for key, value in message.items() if value is not None}
     reasoning = next((found[name] for name in REASONING if name in found), None)
     return found if reasoning is None else {"thinking": reasoning, **found, "reasoning_content": reasoning}
@@ -112,9 +138,12 @@ def _mark_end(chat: list[dict[str, Any]], where: str) -> str:
 def _cut_at_end(text: str, ending: str, where: str) -> str:
     mark = OPEN_END.strip()
     if ending.strip() not in text or mark not in text:
-        raise BadInput(f"{where}: its chat template does not show the last message as it is, so it cannot be continued")
+        raise BadInput(
+            f"{where}: its chat template does not show the last message as it is, so it cannot be continued"
+        )
     begin = text.rindex(mark)
-    # A template that trims what a message says has trimmed the mark's own space, and would have trimmed what is before it.
+    # A template that trims what a message says has trimmed the mark's own space, and would have trimmed what
+    # is before it.
     return text[:begin] if text.startswith(OPEN_END, begin) else text[:begin].rstrip()
 
 

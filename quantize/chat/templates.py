@@ -21,7 +21,8 @@ _NAMES = re.compile(r"\b(?:" + "|".join(ROLES) + r")\b")
 
 @dataclass(frozen=True)
 class ChatTemplate:
-    """``special``: what the template sees besides messages. ``where``: the folder or file it came from, for errors."""
+    """``special``: what the template sees besides messages. ``where``: the folder or file it came from, for
+    errors."""
 
     text: str
     special: Mapping[str, str]
@@ -31,7 +32,9 @@ class ChatTemplate:
     def sha256(self) -> str:
         return hashlib.sha256(self.text.encode()).hexdigest()
 
-    def render(self, messages: Sequence[Message], add_generation_prompt: bool = False, open_end: bool = False) -> str:
+    def render(
+        self, messages: Sequence[Message], add_generation_prompt: bool = False, open_end: bool = False
+    ) -> str:
         """Errors: as ``quantize.chat.render.render``."""
         settings = {"where": self.where, "add_generation_prompt": add_generation_prompt, "open_end": open_end}
         return render(self.text, messages, self.special, **settings)  # type: ignore[arg-type]
@@ -49,7 +52,8 @@ def choose(where: Path, templates: dict[str, str], name: str) -> str:
         raise BadInput(f"{where}: has no chat template; drop --apply-chat-template")
     if (name or DEFAULT) not in templates:
         raise BadInput(
-            f"{where}: has no chat template called {name or DEFAULT!r}; give --chat-template with one of {', '.join(templates)}"
+            f"{where}: has no chat template called {name or DEFAULT!r}; give --chat-template with one of "
+            f"{', '.join(templates)}"
         )
     return templates[name or DEFAULT]
 
@@ -58,7 +62,8 @@ def choose(where: Path, templates: dict[str, str], name: str) -> str:
 def special_tokens(folder: Path, names: frozenset[str]) -> Mapping[str, str]:
     """``bos_token`` and so on -> its text, of what transformers' tokenizer of the folder calls so.
 
-    Its files say it where tokenizer_config.json has a word on each of ``names``; else its class may know more, and is asked.
+    Its files say it where tokenizer_config.json has a word on each of ``names``; else its class may know
+    more, and is asked.
     """
     config = _json(folder, "tokenizer_config.json")
     if "added_tokens_decoder" not in config:  # transformers reads this file in older folders only
@@ -77,7 +82,9 @@ def _of_class(folder: Path) -> dict[str, str] | None:
 
     try:
         with quiet(), library_folder(folder, False) as seen:
-            tokenizer = AutoTokenizer.from_pretrained(str(seen), trust_remote_code=False, local_files_only=True)
+            tokenizer = AutoTokenizer.from_pretrained(
+                str(seen), trust_remote_code=False, local_files_only=True
+            )
             return dict(tokenizer.special_tokens_map)
     except Exception:  # any library's; the folder's own files are what is left
         return None

@@ -1,8 +1,10 @@
-"""Renders chat templates for the process that started it (``quantize.chat.render``): a line of JSON in, a line of JSON out.
+"""Renders chat templates for the process that started it (``quantize.chat.render``): a line of JSON in, a
+line of JSON out.
 
-A template is a stranger's program. It runs in Jinja's sandbox, and since the sandbox bounds neither time nor memory (one
-``"a" * 10 ** 12`` needs no loop), in this process: more memory than ``MEMORY_BYTES`` or output than ``OUTPUT_CHARACTERS`` is an
-error, and after ``SECONDS`` of processor time for one conversation the kernel ends the process. It can write no file.
+A template is a stranger's program. It runs in Jinja's sandbox, and since the sandbox bounds neither time nor
+memory (one ``"a" * 10 ** 12`` needs no loop), in this process: more memory than ``MEMORY_BYTES`` or output
+than ``OUTPUT_CHARACTERS`` is an error, and after ``SECONDS`` of processor time for one conversation the
+kernel ends the process. It can write no file.
 
 What templates are given is what transformers gives them. Source: transformers/utils/chat_template_utils.py.
 """
@@ -64,7 +66,9 @@ class Names(jinja2.utils.Namespace):
 
 def _refuse_private(name: Any) -> None:
     if isinstance(name, str) and name.startswith("_"):
-        raise jinja2.exceptions.SecurityError(f"a namespace holds no {name!r}: names with an underscore first are private")
+        raise jinja2.exceptions.SecurityError(
+            f"a namespace holds no {name!r}: names with an underscore first are private"
+        )
 
 
 class Dicts:
@@ -77,8 +81,16 @@ class Dicts:
         return dict.fromkeys(*args)
 
 
-def _tojson(value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False) -> str:
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+def _tojson(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: Any = None,
+    separators: Any = None,
+    sort_keys: bool = False,
+) -> str:
+    return json.dumps(
+        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+    )
 
 
 def _raise_exception(message: Any) -> None:
@@ -96,7 +108,9 @@ def _regex_replace(text: str, pattern: str, repl: str, count: int = 0) -> str:
 @lru_cache(maxsize=64)
 def _compiled_task(template: str) -> jinja2.Template:
     """A template of a task file's. Source of what it may use: lm_eval/utils.py."""
-    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
+    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+        undefined=jinja2.StrictUndefined, keep_trailing_newline=True
+    )
     environment.filters["regex_replace"] = _regex_replace
     return environment.from_string(template)
 
@@ -108,7 +122,8 @@ def _compiled(template: str) -> jinja2.Template:
     )
     environment.filters["tojson"] = _tojson
     environment.globals |= {
-        "raise_exception": _raise_exception, "strftime_now": _strftime_now, "dict": Dicts(), "namespace": Names,
+        "raise_exception": _raise_exception, "strftime_now": _strftime_now, "dict": Dicts(),
+        "namespace": Names,
     }  # fmt: skip
     return environment.from_string(template)
 
@@ -124,14 +139,18 @@ def rendered(template: str, variables: dict[str, Any], task: bool = False) -> st
 
 
 def answer(request: dict[str, Any]) -> dict[str, str]:
-    """``{"text"}``, or ``{"error": kind, "message"}``: kind ``template`` where Jinja or the template itself says no."""
+    """``{"text"}``, or ``{"error": kind, "message"}``: kind ``template`` where Jinja or the template itself
+    says no."""
     with _processor_time(request["seconds"]):
         try:
             return {"text": rendered(request["template"], request["variables"], request.get("task", False))}
         except jinja2.exceptions.TemplateError as error:
             return {"error": "template", "message": str(error.message or type(error).__name__)[:2000]}
         except TooMuch:
-            return {"error": "limit", "message": f"it makes more than {OUTPUT_CHARACTERS:,} characters of one item"}
+            return {
+                "error": "limit",
+                "message": f"it makes more than {OUTPUT_CHARACTERS:,} characters of one item",
+            }
         except (MemoryError, RecursionError, OverflowError) as error:
             return {"error": "limit", "message": f"it needs more than it may take ({type(error).__name__})"}
         except Exception as error:  # of an expression in the template: any kind

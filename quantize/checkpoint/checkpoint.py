@@ -1,7 +1,8 @@
-"""A Hugging Face checkpoint as it lies on disk: config, tensor headers, tokenizer files. Knows nothing of quantization.
+"""A Hugging Face checkpoint as it lies on disk: config, tensor headers, tokenizer files. Knows nothing of
+quantization.
 
-Opening reads the config and the safetensors headers only (a 70 B checkpoint opens in well under a second); a tensor's data
-is read when asked for. Nothing from a checkpoint is executed: no pickle, no remote code.
+Opening reads the config and the safetensors headers only (a 70 B checkpoint opens in well under a second); a
+tensor's data is read when asked for. Nothing from a checkpoint is executed: no pickle, no remote code.
 """
 
 import hashlib
@@ -41,13 +42,15 @@ FLOAT_DTYPES = ("F64", "F32", "F16", "BF16")
 
 # Files that make up a tokenizer, and the other small files that belong to a model as served.
 TOKENIZER_FILES = (
-    "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+    "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json",
+    "added_tokens.json",
     "vocab.json", "merges.txt", "chat_template.jinja", "chat_template.json", "spiece.model", "vocab.txt",
 )  # fmt: skip
-#: ends of names of what old checkpoints store though a model computes it anew as it is loaded: rotary frequencies, causal masks
-#: (as numbers, bytes or truth values), positions, counters
+#: ends of names of what old checkpoints store though a model computes it anew as it is loaded: rotary
+#: frequencies, causal masks (as numbers, bytes or truth values), positions, counters
 BUFFERS = (
-    ".inv_freq", ".cos_cached", ".sin_cached", ".attn.bias", ".attention.bias", ".masked_bias", ".position_ids",
+    ".inv_freq", ".cos_cached", ".sin_cached", ".attn.bias", ".attention.bias", ".masked_bias",
+    ".position_ids",
     ".num_batches_tracked",
 )  # fmt: skip
 VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
@@ -60,9 +63,11 @@ def bfloat16_to_float32(raw: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """``source`` is the path or Hub id as the person typed it; ``revision`` the pinned commit of a Hub model, else None.
+    """``source`` is the path or Hub id as the person typed it; ``revision`` the pinned commit of a Hub model,
+    else None.
 
-    ``left_alone``: names of .safetensors beside the model's. ``usual_files``: its weights lie where transformers looks for them.
+    ``left_alone``: names of .safetensors beside the model's. ``usual_files``: its weights lie where
+    transformers looks for them.
     """
 
     folder: Path
@@ -87,26 +92,33 @@ class Checkpoint:
     ) -> "Checkpoint":
         """Open a local folder. ``source`` and ``revision``: what it is of, where it is not the folder itself.
 
-        What a person typed, which may be a Hub id or a file, is opened by ``quantize.sources.opening.open_checkpoint``.
+        What a person typed, which may be a Hub id or a file, is opened by
+        ``quantize.sources.opening.open_checkpoint``.
 
-        Errors: BadInput for anything wrong with what lies there; Unsupported for a checkpoint that is quantized already.
+        Errors: BadInput for anything wrong with what lies there; Unsupported for a checkpoint that is
+        quantized already.
         """
         model, folder = source or str(folder), Path(folder)
         if not folder.is_dir():
-            raise BadInput(f"{model}: no such folder; a Hub id or a .gguf file is opened by quantize.open_checkpoint")
+            raise BadInput(
+                f"{model}: no such folder; a Hub id or a .gguf file is opened by quantize.open_checkpoint"
+            )
         check_links(folder)
         config = read_config(folder)
         for part in (config, config.get("text_config") or {}):
             if part.get("quantization_config"):
                 method = printable(part["quantization_config"].get("quant_method", "unknown"), 40)
                 raise Unsupported(
-                    f"{model}: already quantized ({method}); quantize from the original full-precision checkpoint instead"
+                    f"{model}: already quantized ({method}); quantize from the original full-precision "
+                    "checkpoint instead"
                 )
         # what it named is read here; an artifact's weights are under the usual names
         tensors, weights = read_weights(folder, config.pop("transformers_weights", None))
         _check_types(model, tensors)
         check_sizes(config, tensors, str(folder / "config.json"))
-        checkpoint = cls(folder, model, revision, config, tensors, trust_remote_code, weights.left_alone, weights.usual)
+        checkpoint = cls(
+            folder, model, revision, config, tensors, trust_remote_code, weights.left_alone, weights.usual
+        )
         if tokenizer and not any((folder / name).is_file() for name in VOCABULARY_FILES):
             raise BadInput(
                 f"{model}: no tokenizer (expected tokenizer.json or tokenizer.model in {folder}); "
@@ -124,8 +136,11 @@ class Checkpoint:
 
     @property
     def name(self) -> str:
-        """Last part of the id or folder, for file names and tables; a folder of the Hub's cache goes by its model's id."""
-        cached = re.search(r"/models--(?:[^/]+--)?([^/]+)/snapshots/[0-9a-f]{40}$", self.folder.absolute().as_posix())
+        """Last part of the id or folder, for file names and tables; a folder of the Hub's cache goes by its
+        model's id."""
+        cached = re.search(
+            r"/models--(?:[^/]+--)?([^/]+)/snapshots/[0-9a-f]{40}$", self.folder.absolute().as_posix()
+        )
         # in a folder's name an @ is a letter like any other
         typed = self.source.partition("@")[0] if self.revision else self.source
         return cached[1] if cached else typed.rstrip("/").split("/")[-1] or self.folder.resolve().name
@@ -137,7 +152,8 @@ class Checkpoint:
 
     @cached_property
     def dtype(self) -> str:
-        """The dtype that most weights are stored in, as safetensors names it; masks and counters are no weights."""
+        """The dtype that most weights are stored in, as safetensors names it; masks and counters are no
+        weights."""
         sizes: dict[str, int] = {}
         for info in self.tensors.values():
             if info.dtype in FLOAT_DTYPES:
@@ -160,21 +176,24 @@ class Checkpoint:
         return folder_templates(self.folder).get(DEFAULT)
 
     def read(self, name: str) -> np.ndarray:
-        """Raw data of one tensor, BF16 as uint16 bit patterns. Memory-mapped: nothing is copied until used."""
+        """Raw data of one tensor, BF16 as uint16 bit patterns. Memory-mapped: nothing is copied until
+        used."""
         return read_raw(self.tensors[name])
 
     def read_float32(self, name: str) -> np.ndarray:
         """One tensor as float32. Errors: StepFailed where it holds NaN or Inf."""
         raw = self.read(name)
         values = bfloat16_to_float32(raw) if self.tensors[name].dtype == "BF16" else raw.astype(np.float32)
-        # The sum of a float32 array is finite unless an element is not, or it overflows: look closer only then.
+        # The sum of a float32 array is finite unless an element is not, or it overflows: look closer only
+        # then.
         with np.errstate(over="ignore", invalid="ignore"):
             suspicious = not np.isfinite(values.sum(dtype=np.float64))
         if suspicious:
             bad = np.argwhere(~np.isfinite(values))
             where = ", ".join(map(str, bad[0].tolist()))
             raise StepFailed(
-                f"{self.source}: tensor {name} holds {len(bad)} NaN or Inf value{'s' if len(bad) > 1 else ''} "
+                f"{self.source}: tensor {name} holds {len(bad)} NaN or Inf "
+                f"value{'s' if len(bad) > 1 else ''} "
                 f"(first at [{where}]); the checkpoint is damaged, fetch or train it again"
             )
         return values
@@ -200,15 +219,23 @@ class Checkpoint:
                 self.read_float32(name)
 
     def files(self) -> Iterator[Path]:
-        """The files whose bytes decide what a conversion gives: config, tokenizer, templates, pooling, weights; by name."""
-        names = {"config.json", *TOKENIZER_FILES, "generation_config.json", "modules.json", "1_Pooling/config.json"}
+        """The files whose bytes decide what a conversion gives: config, tokenizer, templates, pooling,
+        weights; by name."""
+        names = {
+            "config.json",
+            *TOKENIZER_FILES,
+            "generation_config.json",
+            "modules.json",
+            "1_Pooling/config.json",
+        }
         names |= {f"{TEMPLATES}/{path.name}" for path in self.folder.glob(f"{TEMPLATES}/*.jinja")}
         weights = {info.file for info in self.tensors.values()}
         yield from sorted({self.folder / name for name in names if (self.folder / name).is_file()} | weights)
 
     @property
     def digest(self) -> str:
-        """sha256 over names and contents of ``files()``: two folders with the same bytes are the same source."""
+        """sha256 over names and contents of ``files()``: two folders with the same bytes are the same
+        source."""
         if "all" not in self._digests:
             whole = hashlib.sha256()
             for path, digest in sha256_files(self.files()).items():
@@ -220,7 +247,11 @@ class Checkpoint:
 
 def sha256_file(path: Path) -> str:
     with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _sha256_loop(file)
+        return (
+            hashlib.file_digest(file, "sha256").hexdigest()
+            if hasattr(hashlib, "file_digest")
+            else _sha256_loop(file)
+        )
 
 
 def sha256_files(paths: Iterable[Path]) -> dict[Path, str]:
@@ -240,7 +271,12 @@ def _sha256_loop(file: Any) -> str:
 def _check_types(model: str, tensors: Mapping[str, TensorInfo]) -> None:
     """Errors: Unsupported where weights are not stored as floats, BadInput where there are none."""
     for name, info in tensors.items():
-        if info.dtype in FLOAT_DTYPES or info.parameters <= 1 or info.dtype == "BOOL" or name.endswith(BUFFERS):
+        if (
+            info.dtype in FLOAT_DTYPES
+            or info.parameters <= 1
+            or info.dtype == "BOOL"
+            or name.endswith(BUFFERS)
+        ):
             continue
         packed = name.endswith((".qweight", ".qzeros", ".weight_packed", ".scales"))
         if packed or info.dtype.startswith(("F4", "F6", "F8", "U8", "I8")):
@@ -250,7 +286,8 @@ def _check_types(model: str, tensors: Mapping[str, TensorInfo]) -> None:
             )
         if info.dtype in ("I16", "U16", "C64") or name.endswith((".weight", ".bias", "_proj")):
             raise Unsupported(
-                f"{model}: tensor {name} is stored as {info.dtype}; expected a weight in {', '.join(FLOAT_DTYPES)}; "
+                f"{model}: tensor {name} is stored as {info.dtype}; expected a weight in "
+                f"{', '.join(FLOAT_DTYPES)}; "
                 "fetch the file again, or start from a full-precision checkpoint"
             )
     if not any(info.dtype in FLOAT_DTYPES and info.parameters for info in tensors.values()):

@@ -1,8 +1,10 @@
-"""config.json and generation_config.json, read within bounds and typed: every field that this program reads is held against a
-table of kinds and ranges, and sizes against the tensors that are there, before anybody uses one.
+"""config.json and generation_config.json, read within bounds and typed: every field that this program reads
+is held against a table of kinds and ranges, and sizes against the tensors that are there, before anybody uses
+one.
 
-The table is strict about types and upper bounds, since an absurd size costs memory or time wherever it is used, and lenient
-about the rest: fields may be missing or null, whole numbers may be written as 32.0, what is not in the table is not looked at.
+The table is strict about types and upper bounds, since an absurd size costs memory or time wherever it is
+used, and lenient about the rest: fields may be missing or null, whole numbers may be written as 32.0, what is
+not in the table is not looked at.
 """
 
 import re
@@ -73,17 +75,27 @@ def _each(value: Any, kind: type) -> bool:
 FLAG = Other("true or false", lambda value: isinstance(value, bool) or value in (0, 1))
 TEXT = Other("a text", lambda value: isinstance(value, str))
 TEXTS = Other("a list of texts", lambda value: _each(value, str))
-WHOLES = Other("a list of whole numbers", lambda value: Whole(-1, many=True).takes(value) and isinstance(value, list))
+WHOLES = Other(
+    "a list of whole numbers", lambda value: Whole(-1, many=True).takes(value) and isinstance(value, list)
+)
 MAPPING = Other("an object", lambda value: isinstance(value, dict))
 TEXT_OR_MAPPING = Other("a text or an object", lambda value: isinstance(value, (str, dict)))
-TEXT_OR_WHOLE = Other("a text or a whole number", lambda value: isinstance(value, str) or Whole().takes(value))
+TEXT_OR_WHOLE = Other(
+    "a text or a whole number", lambda value: isinstance(value, str) or Whole().takes(value)
+)
 IDS = Other("a token id or a list of them", lambda value: Whole(-1, 2**31 - 1, many=True).takes(value))
 FACTORS = Other(
-    "a list of numbers", lambda value: _each(value, object) and Number(many=True).takes(value) and len(value) <= 65536
+    "a list of numbers",
+    lambda value: _each(value, object) and Number(many=True).takes(value) and len(value) <= 65536,
 )
 
 LAYERS, EXPERTS = Whole(1, 10_000), Whole(0, 65_536, many=True)
-HEADS, HEADS_EACH, WIDTH, WIDTHS = Whole(1, 65_536), Whole(1, 65_536, many=True), Whole(1, 1 << 24), Whole(0, 1 << 24, many=True)
+HEADS, HEADS_EACH, WIDTH, WIDTHS = (
+    Whole(1, 65_536),
+    Whole(1, 65_536, many=True),
+    Whole(1, 1 << 24),
+    Whole(0, 1 << 24, many=True),
+)
 POSITIVE, EPSILON = Number(1e-30), Number(0, 1)
 
 Kind = Whole | Number | Other
@@ -98,9 +110,18 @@ def _fields(kind: Kind, *names: str) -> dict[str, Kind]:
 
 ROPE: dict[str, Kind] = {
     **_fields(TEXT, "rope_type", "type"),
-    **_fields(POSITIVE, "rope_theta", "factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+    **_fields(
+        POSITIVE,
+        "rope_theta",
+        "factor",
+        "low_freq_factor",
+        "high_freq_factor",
+        "original_max_position_embeddings",
+    ),
     **_fields(POSITIVE, "beta_fast", "beta_slow", "alpha"),
-    **_fields(Number(), "attention_factor", "attn_factor", "extrapolation_factor", "mscale", "mscale_all_dim"),
+    **_fields(
+        Number(), "attention_factor", "attn_factor", "extrapolation_factor", "mscale", "mscale_all_dim"
+    ),
     **_fields(Number(), "short_mscale", "long_mscale"),
     **_fields(Number(0, 8), "partial_rotary_factor"),
     **_fields(FACTORS, "short_factor", "long_factor", "mrope_section"),
@@ -119,41 +140,72 @@ FIELDS: dict[str, Kind] = {
     **_fields(HEADS, "num_attention_heads", "n_head", "n_heads"),
     **_fields(HEADS_EACH, "num_key_value_heads", "n_kv_heads", "num_kv_heads", "n_head_kv"),
     **_fields(Whole(0, 65_536, many=True), "head_dim"),  # 0 in GLM 5: of another shape
-    **_fields(WIDTHS, "intermediate_size", "n_inner", "hidden_dim", "ffn_hidden_size", "moe_intermediate_size"),
+    **_fields(
+        WIDTHS, "intermediate_size", "n_inner", "hidden_dim", "ffn_hidden_size", "moe_intermediate_size"
+    ),
     **_fields(WIDTHS, "shared_expert_intermediate_size", "rotary_dim"),
-    **_fields(Whole(1, 65_536), "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim", "kv_lora_rank", "q_lora_rank"),
-    **_fields(Whole(0, 10_000, many=True), "first_k_dense_replace", "decoder_sparse_step", "no_rope_layer_interval"),
+    **_fields(
+        Whole(1, 65_536), "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim", "kv_lora_rank", "q_lora_rank"
+    ),
+    **_fields(
+        Whole(0, 10_000, many=True), "first_k_dense_replace", "decoder_sparse_step", "no_rope_layer_interval"
+    ),
     **_fields(Whole(1), "max_position_embeddings", "n_ctx", "max_sequence_length", "seq_length"),
-    **_fields(Whole(1, 65_536), "n_positions"),  # GPT-2, GPT-J and their like hold a mask of that many rows and columns
+    **_fields(
+        Whole(1, 65_536), "n_positions"
+    ),  # GPT-2, GPT-J and their like hold a mask of that many rows and columns
     **_fields(Whole(1), "original_max_position_embeddings"),
     **_fields(Whole(0, 2**63), "model_max_length", "max_length", "sliding_window"),
     **_fields(TEXT_OR_WHOLE, "sliding_window_pattern", "_sliding_window_pattern"),
     **_fields(WHOLES, "mlp_only_layers", "no_rope_layers"),
-    **_fields(IDS, "bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id", "sep_token_id", "mask_token_id"),
+    **_fields(
+        IDS, "bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id", "sep_token_id", "mask_token_id"
+    ),
     **_fields(EPSILON, "rms_norm_eps", "norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_epsilon"),
-    **_fields(Number(1e-30, many=True), "rope_theta", "global_rope_theta", "local_rope_theta", "swa_rope_theta"),
+    **_fields(
+        Number(1e-30, many=True), "rope_theta", "global_rope_theta", "local_rope_theta", "swa_rope_theta"
+    ),
     **_fields(Number(1e-30, many=True), "rope_local_base_freq", "rotary_emb_base"),
     **_fields(Number(0, 1, many=True), "partial_rotary_factor", "rotary_pct", "rope_pct", "rope_percent"),
     **_fields(Number(), "logit_scale", "scale_emb", "scale_depth", "z_loss_weight", "routed_scaling_factor"),
-    **_fields(Number(), "attention_multiplier", "embedding_multiplier", "residual_multiplier", "logits_scaling"),
+    **_fields(
+        Number(), "attention_multiplier", "embedding_multiplier", "residual_multiplier", "logits_scaling"
+    ),
     **_fields(POSITIVE, "query_pre_attn_scalar"),
     **_fields(Number(), "final_logit_softcapping", "attn_logit_softcapping"),
     **_fields(TEXT, "hidden_activation", "hidden_act", "activation_function", "activation"),
     **_fields(TEXT, "score_function", "scoring_func", "score_func", "topk_method"),
-    **_fields(FLAG, "tie_word_embeddings", "attention_bias", "mlp_bias", "qk_layernorm", "use_qk_norm", "norm_topk_prob"),
-    **_fields(FLAG, "use_parallel_residual", "use_sliding_window", "new_decoder_architecture", "multi_query", "alibi"),
+    **_fields(
+        FLAG,
+        "tie_word_embeddings",
+        "attention_bias",
+        "mlp_bias",
+        "qk_layernorm",
+        "use_qk_norm",
+        "norm_topk_prob",
+    ),
+    **_fields(
+        FLAG,
+        "use_parallel_residual",
+        "use_sliding_window",
+        "new_decoder_architecture",
+        "multi_query",
+        "alibi",
+    ),
 }
 GENERATION: dict[str, Kind] = {
     **_fields(IDS, "bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id"),
     **_fields(Number(), "temperature", "top_p", "top_k", "min_p", "repetition_penalty"),
     **_fields(FLAG, "do_sample"),
 }
-#: in parts of the config that are other models' (vision, audio): each layer is built when transformers makes the model
+#: in parts of the config that are other models' (vision, audio): each layer is built when transformers makes
+#: the model
 _DEPTHS = (*LAYER_COUNTS, "depth", "num_blocks", "encoder_layers", "decoder_layers")
 MAX_DEPTH_ELSEWHERE = 1000
 _LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks|block|layer)\.(\d{1,6})\.")
 _EXPERT = re.compile(r"\.experts\.(\d{1,6})\.")
-_EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight", "word_embeddings.weight", "tok_embeddings.weight",
+_EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight", "word_embeddings.weight",
+"tok_embeddings.weight",
                "backbone.embeddings.weight", "embeddings.word_embeddings.weight")  # fmt: skip
 #: fields by which a model says that its embedding is not vocab_size x hidden_size
 _OTHER_EMBEDDING = ("padded_vocab_size", "word_embed_proj_dim", "embedding_size", "text_config", "embd_dim")
@@ -162,11 +214,14 @@ _OTHER_EMBEDDING = ("padded_vocab_size", "word_embed_proj_dim", "embedding_size"
 def read_config(folder: Path) -> dict[str, Any]:
     """config.json, its fields of the kinds that ``FIELDS`` says; whole numbers are ints.
 
-    Errors: BadInput where there is none, or it cannot be read; it names the field, its value and what was expected.
+    Errors: BadInput where there is none, or it cannot be read; it names the field, its value and what was
+    expected.
     """
     path = folder / "config.json"
     if not path.is_file():
-        raise BadInput(f"{folder}: no config.json, so not a Hugging Face checkpoint; give the folder that holds it")
+        raise BadInput(
+            f"{folder}: no config.json, so not a Hugging Face checkpoint; give the folder that holds it"
+        )
     return checked(read_json(path, MAX_CONFIG_BYTES), str(path))
 
 
@@ -187,17 +242,24 @@ def _config(config: dict[str, Any], where: str, prefix: str) -> dict[str, Any]:
         rope = config.get(key)
         if rope:
             rope = _typed(rope, ROPE, where, f"{prefix}{key}.")
-            for kind, inner in list(rope.items()):  # by layer type: {"full_attention": {...}, "sliding_attention": {...}}
+            for kind, inner in list(
+                rope.items()
+            ):  # by layer type: {"full_attention": {...}, "sliding_attention": {...}}
                 if isinstance(inner, dict):
                     rope[kind] = _typed(inner, ROPE, where, f"{prefix}{key}.{kind}.")
                 elif kind.endswith("_attention"):
                     if inner is not None:
                         raise _wrong(where, f"{prefix}{key}.{kind}", inner, MAPPING)
                     del rope[kind]
-            for part, name in ((rope, key), *((rope[kind], f"{key}.{kind}") for kind in rope if isinstance(rope[kind], dict))):
+            for part, name in (
+                (rope, key),
+                *((rope[kind], f"{key}.{kind}") for kind in rope if isinstance(rope[kind], dict)),
+            ):
                 low, high = part.get("low_freq_factor"), part.get("high_freq_factor")
                 if low is not None and high is not None and low >= high:
-                    raise _wrong(where, f"{prefix}{name}.high_freq_factor", high, f"more than low_freq_factor, {low}")
+                    raise _wrong(
+                        where, f"{prefix}{name}.high_freq_factor", high, f"more than low_freq_factor, {low}"
+                    )
             config[key] = rope
     for key, inner in config.items():
         if key == "text_config" and inner is not None:
@@ -237,7 +299,8 @@ def _bound_depths(values: dict[str, Any], where: str, prefix: str) -> None:
 
 
 def check_sizes(config: dict[str, Any], tensors: Mapping[str, TensorInfo], where: str) -> None:
-    """Hold counts and sizes against the tensors. Fewer layers than the tensors show are legal: the rest may predict ahead.
+    """Hold counts and sizes against the tensors. Fewer layers than the tensors show are legal: the rest may
+    predict ahead.
 
     Errors: BadInput, naming the field, its value, and what the tensors show.
     """
@@ -247,24 +310,37 @@ def check_sizes(config: dict[str, Any], tensors: Mapping[str, TensorInfo], where
         _check_experts(part, tensors, where, prefix)
         heads, groups = part.get("num_attention_heads"), part.get("num_key_value_heads")
         if isinstance(heads, int) and isinstance(groups, int) and heads % groups:
-            raise _wrong(where, f"{prefix}num_key_value_heads", groups, f"a divisor of num_attention_heads, {heads}")
+            raise _wrong(
+                where, f"{prefix}num_key_value_heads", groups, f"a divisor of num_attention_heads, {heads}"
+            )
     if not any(config.get(name) for name in _OTHER_EMBEDDING):
         _check_embedding(config, tensors, where)
 
 
-def _check_layers(config: Mapping[str, Any], tensors: Mapping[str, TensorInfo], where: str, prefix: str) -> None:
+def _check_layers(
+    config: Mapping[str, Any], tensors: Mapping[str, TensorInfo], where: str, prefix: str
+) -> None:
     shown = 1 + max((int(found[1]) for name in tensors for found in _LAYER.finditer(name)), default=-1)
     for name in LAYER_COUNTS:
         value = config.get(name)
         if value is not None and value > (shown or len(tensors)):
-            raise _wrong(where, prefix + name, value, f"at most {shown or len(tensors)}, as many layers as the weights hold")
+            raise _wrong(
+                where,
+                prefix + name,
+                value,
+                f"at most {shown or len(tensors)}, as many layers as the weights hold",
+            )
 
 
-def _check_experts(config: Mapping[str, Any], tensors: Mapping[str, TensorInfo], where: str, prefix: str) -> None:
+def _check_experts(
+    config: Mapping[str, Any], tensors: Mapping[str, TensorInfo], where: str, prefix: str
+) -> None:
     shown = 1 + max((int(found[1]) for name in tensors for found in _EXPERT.finditer(name)), default=-1)
     fused = [info.shape[0] for name, info in tensors.items() if ".experts." in name and len(info.shape) == 3]
     shown = max([shown, *fused])
-    experts = [(name, config[name]) for name in EXPERT_COUNTS if isinstance(config.get(name), int) and config[name]]
+    experts = [
+        (name, config[name]) for name in EXPERT_COUNTS if isinstance(config.get(name), int) and config[name]
+    ]
     for name, value in experts:
         if shown and value > shown:
             raise _wrong(where, prefix + name, value, f"at most {shown}, as many experts as the weights hold")
@@ -283,4 +359,9 @@ def _check_embedding(config: Mapping[str, Any], tensors: Mapping[str, TensorInfo
             value = config.get(name)
             if value is not None and value != found[0].shape[axis]:
                 what = "rows" if axis == 0 else "columns"
-                raise _wrong(where, name, value, f"{found[0].shape[axis]}, the {what} of {printable(found[0].name, 100)}")
+                raise _wrong(
+                    where,
+                    name,
+                    value,
+                    f"{found[0].shape[axis]}, the {what} of {printable(found[0].name, 100)}",
+                )

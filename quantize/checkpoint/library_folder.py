@@ -1,9 +1,11 @@
-"""What a library gets to see of a checkpoint's folder: nothing that holds or names code, unless the person trusts it.
+"""What a library gets to see of a checkpoint's folder: nothing that holds or names code, unless the person
+trusts it.
 
-transformers, GPTQModel (through tokenicer), optimum and vLLM each have ways of their own to a checkpoint's Python, and not all of
-them ask: ``auto_map`` in any config file, ``trust_remote_code`` set by a retry, classes named with their module
-(``tokenizer_class: tokenization_x.Tokenizer`` is imported), attention kernels of a Hub repository, ``custom_generate``. They are
-given a folder in which none of that is there, so that no argument, default or retry of theirs matters.
+transformers, GPTQModel (through tokenicer), optimum and vLLM each have ways of their own to a checkpoint's
+Python, and not all of them ask: ``auto_map`` in any config file, ``trust_remote_code`` set by a retry,
+classes named with their module (``tokenizer_class: tokenization_x.Tokenizer`` is imported), attention kernels
+of a Hub repository, ``custom_generate``. They are given a folder in which none of that is there, so that no
+argument, default or retry of theirs matters.
 """
 
 import contextlib
@@ -25,38 +27,57 @@ OWN_CODE = "config.json: auto_map"  # as ``names_code`` says it
 READ = (".json", ".safetensors", ".jinja", ".txt", ".model", ".tiktoken", ".bpe", ".vocab", ".spm")
 #: ends of names of code, and of what may run code when it is opened
 CODE = (
-    ".py", ".pyc", ".pyo", ".pyd", ".so", ".dll", ".dylib", ".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".h5",
+    ".py", ".pyc", ".pyo", ".pyd", ".so", ".dll", ".dylib", ".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle",
+    ".joblib", ".h5",
 )  # fmt: skip
 #: the config files that libraries read
 CONFIGS = frozenset({
-    "config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json", "processor_config.json",
+    "config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json",
+    "processor_config.json",
     "preprocessor_config.json", "video_preprocessor_config.json", "quantize_config.json", "quant_config.json",
     "chat_template.json", "configuration.json",
 })  # fmt: skip
 #: keys, at any depth of a config file, that name code or ask for it
 CODE_KEYS = frozenset(
-    {"auto_map", "custom_pipelines", "custom_generate", "trust_remote_code", "use_kernels", "kernel_config", "kernel_mapping"}
+    {
+        "auto_map",
+        "custom_pipelines",
+        "custom_generate",
+        "trust_remote_code",
+        "use_kernels",
+        "kernel_config",
+        "kernel_mapping",
+    }
 )
 CLASS_KEYS = frozenset({
-    "tokenizer_class", "slow_tokenizer_class", "fast_tokenizer_class", "processor_class", "image_processor_type",
+    "tokenizer_class", "slow_tokenizer_class", "fast_tokenizer_class", "processor_class",
+    "image_processor_type",
     "feature_extractor_type", "video_processor_type", "image_processor_class", "feature_extractor_class",
 })  # fmt: skip
 #: what transformers itself computes attention and experts with; anything else is fetched
 IMPLEMENTATIONS = frozenset({
-    "eager", "sdpa", "flex_attention", "flash_attention_2", "flash_attention_3", "flash_attention_4", "batched_mm", "grouped_mm",
+    "eager", "sdpa", "flex_attention", "flash_attention_2", "flash_attention_3", "flash_attention_4",
+    "batched_mm", "grouped_mm",
 })  # fmt: skip
 
 
 @contextlib.contextmanager
 def library_folder(
-    folder: Path, trusted: bool, *, source: str | None = None, scratch: Path | None = None, always: bool = False
+    folder: Path,
+    trusted: bool,
+    *,
+    source: str | None = None,
+    scratch: Path | None = None,
+    always: bool = False,
 ) -> Iterator[Path]:
-    """``folder`` as a library may open it: itself, or where anything in it is or names code, or it holds an adapter beside the
-    weights (which transformers would apply), a folder of links and of config files without that, removed afterwards.
+    """``folder`` as a library may open it: itself, or where anything in it is or names code, or it holds an
+    adapter beside the weights (which transformers would apply), a folder of links and of config files without
+    that, removed afterwards.
 
     ``trusted``: with its code. ``source``: what the person calls it. ``always``: not itself in any case.
 
-    Errors: BadInput where a config file cannot be read; Unsupported where a library was about to execute code all the same.
+    Errors: BadInput where a config file cannot be read; Unsupported where a library was about to execute code
+    all the same.
     """
     with contextlib.ExitStack() as stack:
         seen = folder
@@ -64,7 +85,9 @@ def library_folder(
             made = stack.enter_context(tempfile.TemporaryDirectory(prefix="quantwright-folder-", dir=scratch))
             seen = Path(made) / (folder.resolve().name or "model")
             _fill(seen, folder.absolute(), trusted)
-        guard = no_code_from(folder, seen, *hub_code_folders(), whose=source or str(folder), advice=ADVICE, trusted=trusted)
+        guard = no_code_from(
+            folder, seen, *hub_code_folders(), whose=source or str(folder), advice=ADVICE, trusted=trusted
+        )
         stack.enter_context(guard)
         try:
             yield seen
@@ -78,7 +101,8 @@ def library_folder(
 
 
 def names_code(folder: Path) -> list[str]:
-    """What in ``folder`` is code (``modeling_x.py``) or names some (``config.json: auto_map``). Errors: BadInput."""
+    """What in ``folder`` is code (``modeling_x.py``) or names some (``config.json: auto_map``). Errors:
+    BadInput."""
     found = []
     for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
         if entry.name.endswith(CODE) or (entry.is_dir() and entry.name == "custom_generate"):
@@ -112,7 +136,9 @@ def _is_code(key: str, value: Any) -> bool:
         return value is not None and not (isinstance(value, str) and value.isidentifier())
     if key.endswith("_implementation"):
         named = list(value.values()) if isinstance(value, dict) else [value]
-        return any(one is not None and one not in IMPLEMENTATIONS for one in named if not isinstance(one, bool))
+        return any(
+            one is not None and one not in IMPLEMENTATIONS for one in named if not isinstance(one, bool)
+        )
     return False
 
 

@@ -1,8 +1,8 @@
-"""What a source's model card says of it: licence, languages, tags, names. The manifest, a GGUF file's metadata and the published
-card all take it from here.
+"""What a source's model card says of it: licence, languages, tags, names. The manifest, a GGUF file's
+metadata and the published card all take it from here.
 
-A card that cannot be read, or an entry of another kind than expected, costs what it would have said and is remarked on: a
-conversion does not depend on it.
+A card that cannot be read, or an entry of another kind than expected, costs what it would have said and is
+remarked on: a conversion does not depend on it.
 """
 
 import re
@@ -26,13 +26,15 @@ _TEXTS = (
 _LISTS = ("license", "tags", "pipeline_tag", "language", "languages")
 _REFERENCES = ("base_model", "base_models", "base_model_sources", "datasets", "dataset", "dataset_sources")
 #: LICENSE, LICENCE.txt, MODEL_LICENSE, LICENSE-MODEL, COPYING, NOTICE, USE_POLICY.md (Llama)
-_LICENSE_FILE = re.compile(r"(model[-_])?(licen[cs]e|copying|notice|use_policy)([-_][\w-]+)?(\.(txt|md|rst|pdf))?", re.IGNORECASE)
+_LICENSE_FILE = re.compile(
+    r"(model[-_])?(licen[cs]e|copying|notice|use_policy)([-_][\w-]+)?(\.(txt|md|rst|pdf))?", re.IGNORECASE
+)
 
 
 @dataclass(frozen=True)
 class ModelCard:
-    """``front``: the card's head, with text, lists of text and references of the expected kinds alone. ``remarks``: what was
-    left out of it, and why."""
+    """``front``: the card's head, with text, lists of text and references of the expected kinds alone.
+    ``remarks``: what was left out of it, and why."""
 
     front: dict[str, Any] = field(default_factory=dict)
     remarks: tuple[tuple[str, str], ...] = ()
@@ -64,7 +66,8 @@ class ModelCard:
 
 
 def read_model_card(folder: Path) -> ModelCard:
-    """The card in ``folder``; empty where there is none. Errors: BadInput where it is a link that leads out of the folder."""
+    """The card in ``folder``; empty where there is none. Errors: BadInput where it is a link that leads out
+    of the folder."""
     path = inside(folder, CARD)
     if not path.exists():
         return ModelCard()
@@ -98,20 +101,30 @@ def _entry(key: str, entry: Any, remarks: list[tuple[str, str]]) -> Any:
     if isinstance(entry, str) or entry is None:
         return (entry or "").strip()
     if isinstance(entry, dict) and key in _REFERENCES:
-        return {name: text for name, text in entry.items() if isinstance(name, str) and isinstance(text, str) and text}
+        return {
+            name: text
+            for name, text in entry.items()
+            if isinstance(name, str) and isinstance(text, str) and text
+        }
     return _left_out(key, entry, remarks)
 
 
 def _left_out(key: str, value: Any, remarks: list[tuple[str, str]]) -> None:
-    kind = "a list" if isinstance(value, list) else "a mapping" if isinstance(value, dict) else type(value).__name__
+    kind = (
+        "a list"
+        if isinstance(value, list)
+        else "a mapping"
+        if isinstance(value, dict)
+        else type(value).__name__
+    )
     remark = (f"{key}: an entry left out", f"it is {kind} where text was expected")
     if remark not in remarks:
         remarks.append(remark)
 
 
 def license_files(folder: Path) -> Iterator[Path]:
-    """The terms that lie in ``folder``, by the names that people give them. Errors: BadInput where one is a link that leads out
-    of the folder."""
+    """The terms that lie in ``folder``, by the names that people give them. Errors: BadInput where one is a
+    link that leads out of the folder."""
     for path in sorted(folder.iterdir()):
         if _LICENSE_FILE.fullmatch(path.name):
             file = inside(folder, path.name)

@@ -1,7 +1,8 @@
-"""The header of a safetensors file: which tensors it holds and where, checked as strictly as the format's own library does.
+"""The header of a safetensors file: which tensors it holds and where, checked as strictly as the format's own
+library does.
 
-Whatever is read here can be memory-mapped without another look: shapes are whole numbers, types are known, every tensor fills
-exactly the bytes it names, and the tensors fill the file without holes or overlaps.
+Whatever is read here can be memory-mapped without another look: shapes are whole numbers, types are known,
+every tensor fills exactly the bytes it names, and the tensors fill the file without holes or overlaps.
 """
 
 import math
@@ -20,19 +21,21 @@ from quantize.terminal import printable
 #: every type the format has, in bits
 DTYPE_BITS = {
     "F64": 64, "F32": 32, "F16": 16, "BF16": 16, "I64": 64, "I32": 32, "I16": 16, "I8": 8, "U8": 8, "BOOL": 8,
-    "U16": 16, "U32": 32, "U64": 64, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8,
+    "U16": 16, "U32": 32, "U64": 64, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8,
+    "F8_E5M2FNUZ": 8,
     "C64": 64, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6,
 }  # fmt: skip
 DTYPE_BYTES = {dtype: bits // 8 for dtype, bits in DTYPE_BITS.items() if bits % 8 == 0}
 #: what numpy has no type for is given as bits
 NUMPY_DTYPES = {
-    "F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": np.uint16, "I64": np.int64, "I32": np.int32,
+    "F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": np.uint16, "I64": np.int64,
+    "I32": np.int32,
     "I16": np.int16, "I8": np.int8, "U8": np.uint8, "BOOL": np.bool_, "U16": np.uint16, "U32": np.uint32,
     "U64": np.uint64, "F8_E4M3": np.uint8, "F8_E5M2": np.uint8, "F8_E8M0": np.uint8, "F8_E4M3FNUZ": np.uint8,
     "F8_E5M2FNUZ": np.uint8, "C64": np.complex64,
 }  # fmt: skip
-#: The format allows 100 MB, of which a Python parser makes gigabytes. All 91,991 tensors of DeepSeek-V3 (671 B parameters),
-#: in one header, would take 13 MB.
+#: The format allows 100 MB, of which a Python parser makes gigabytes. All 91,991 tensors of DeepSeek-V3 (671
+#: B parameters), in one header, would take 13 MB.
 MAX_HEADER_BYTES = 32 << 20
 MAX_HEADER_ITEMS = 2_500_000
 MAX_AXES = 16  # numpy takes 64
@@ -42,7 +45,8 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """Where one tensor lies: ``offset`` counts from the start of ``file``; ``dtype`` is safetensors' name for it."""
+    """Where one tensor lies: ``offset`` counts from the start of ``file``; ``dtype`` is safetensors' name for
+    it."""
 
     name: str
     shape: tuple[int, ...]
@@ -59,15 +63,20 @@ class TensorInfo:
 def read_safetensors_header(path: Path) -> dict[str, TensorInfo]:
     """The tensors of one safetensors file, in the header's order.
 
-    Errors: BadInput where the file cannot be read, is truncated, or its header is not one that the format allows.
+    Errors: BadInput where the file cannot be read, is truncated, or its header is not one that the format
+    allows.
     """
     size, raw = _header_bytes(path)
     header = parse_json(raw, f"{path}: its safetensors header", MAX_HEADER_ITEMS)
     if not isinstance(header, dict):
         raise BadInput(f"{path}: its safetensors header is not an object; fetch the file again")
     metadata = header.pop("__metadata__", None)
-    if metadata is not None and not (isinstance(metadata, dict) and all(isinstance(value, str) for value in metadata.values())):
-        raise BadInput(f"{path}: __metadata__ of its safetensors header is not a map of texts; fetch the file again")
+    if metadata is not None and not (
+        isinstance(metadata, dict) and all(isinstance(value, str) for value in metadata.values())
+    ):
+        raise BadInput(
+            f"{path}: __metadata__ of its safetensors header is not a map of texts; fetch the file again"
+        )
     start = 8 + len(raw)
     tensors = {name: _tensor(path, name, entry, start, size) for name, entry in header.items()}
     _check_order(path, tensors, start, size)
@@ -75,12 +84,15 @@ def read_safetensors_header(path: Path) -> dict[str, TensorInfo]:
 
 
 def read_raw(info: TensorInfo) -> np.ndarray:
-    """The data of one tensor, BF16 as uint16 bit patterns and 8-bit floats as uint8. Memory-mapped: nothing is copied until used.
+    """The data of one tensor, BF16 as uint16 bit patterns and 8-bit floats as uint8. Memory-mapped: nothing
+    is copied until used.
 
     Errors: Unsupported for types of less than a byte.
     """
     if info.dtype not in NUMPY_DTYPES:
-        raise Unsupported(f"{info.file}: tensor {info.name} is of type {info.dtype}, which cannot be read here")
+        raise Unsupported(
+            f"{info.file}: tensor {info.name} is of type {info.dtype}, which cannot be read here"
+        )
     dtype = NUMPY_DTYPES[info.dtype]
     if info.parameters == 0:
         return np.empty(info.shape, dtype)
@@ -92,20 +104,28 @@ def _header_bytes(path: Path) -> tuple[int, bytes]:
     """-> (size of the file, its header)"""
     try:
         if not path.is_file():
-            raise BadInput(f"{path}: " + ("is not a regular file" if path.exists() else "is missing") + "; fetch it again")
+            raise BadInput(
+                f"{path}: "
+                + ("is not a regular file" if path.exists() else "is missing")
+                + "; fetch it again"
+            )
         size = path.stat().st_size
         with open(path, "rb") as file:
             prefix = file.read(8)
             if len(prefix) < 8:
-                raise BadInput(f"{path}: truncated: {size} bytes, not even a safetensors header; fetch the file again")
+                raise BadInput(
+                    f"{path}: truncated: {size} bytes, not even a safetensors header; fetch the file again"
+                )
             (length,) = struct.unpack("<Q", prefix)
             if length > size - 8:
                 raise BadInput(
-                    f"{path}: truncated or not safetensors: header of {length} bytes in a file of {size}; fetch the file again"
+                    f"{path}: truncated or not safetensors: header of {length} bytes in a file of {size}; "
+                    "fetch the file again"
                 )
             if length > MAX_HEADER_BYTES:
                 raise BadInput(
-                    f"{path}: its safetensors header has {length:,} bytes, more than any model needs ({MAX_HEADER_BYTES:,}); "
+                    f"{path}: its safetensors header has {length:,} bytes, more than any model needs "
+                    f"({MAX_HEADER_BYTES:,}); "
                     "save it in shards"
                 )
             return size, file.read(length)
@@ -125,7 +145,9 @@ def _tensor(path: Path, name: str, entry: Any, start: int, size: int) -> TensorI
     if not isinstance(dtype, str) or dtype not in DTYPE_BITS:
         raise wrong(f"is of type {printable(dtype, 40)}, which safetensors does not have")
     if not isinstance(shape, list) or len(shape) > MAX_AXES or not all(_is_count(axis) for axis in shape):
-        raise wrong(f"has the shape {printable(shape, 100)}; expected whole numbers, at most {MAX_AXES} of them")
+        raise wrong(
+            f"has the shape {printable(shape, 100)}; expected whole numbers, at most {MAX_AXES} of them"
+        )
     if math.prod(max(axis, 1) for axis in shape) > MAX_ELEMENTS:
         raise wrong(f"has the shape {printable(shape, 100)}, more than fits any file")
     if not isinstance(offsets, list) or len(offsets) != 2 or not all(_is_count(offset) for offset in offsets):
@@ -133,12 +155,14 @@ def _tensor(path: Path, name: str, entry: Any, start: int, size: int) -> TensorI
     begin, end = offsets
     if start + end > size:
         raise BadInput(
-            f"{path}: truncated: tensor {printable(name, 200)} ends at byte {start + end}, the file has {size}; "
+            f"{path}: truncated: tensor {printable(name, 200)} ends at byte {start + end}, the file has "
+            f"{size}; "
             "fetch the file again"
         )
     if math.prod(shape) * DTYPE_BITS[dtype] != 8 * (end - begin):
         raise BadInput(
-            f"{path}: tensor {printable(name, 200)} of shape {shape} {dtype} does not fill its {end - begin} bytes; "
+            f"{path}: tensor {printable(name, 200)} of shape {shape} {dtype} does not fill its "
+            f"{end - begin} bytes; "
             "fetch the file again"
         )
     return TensorInfo(name, tuple(shape), dtype, path, start + begin, end - begin)
@@ -158,4 +182,6 @@ def _check_order(path: Path, tensors: dict[str, TensorInfo], start: int, size: i
             raise BadInput(f"{path}: {name} {what} {before}; fetch the file again")
         at, before = info.offset + info.size_bytes, name
     if at != size:
-        raise BadInput(f"{path}: {size - at} bytes follow {before}, and no tensor has them; fetch the file again")
+        raise BadInput(
+            f"{path}: {size - at} bytes follow {before}, and no tensor has them; fetch the file again"
+        )

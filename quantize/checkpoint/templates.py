@@ -10,8 +10,9 @@ DEFAULT = "default"
 
 
 def folder_templates(folder: Path) -> dict[str, str]:
-    """Name -> template, ``default`` first: chat_template.jinja and additional_chat_templates, and only where there are none, what
-    tokenizer_config.json (else chat_template.json, where processors keep theirs) says, as transformers has it.
+    """Name -> template, ``default`` first: chat_template.jinja and additional_chat_templates, and only where
+    there are none, what tokenizer_config.json (else chat_template.json, where processors keep theirs) says,
+    as transformers has it.
 
     Errors: BadInput where the files are not what they should be.
     """
@@ -34,6 +35,9 @@ def _declared(path: Path, value: Any) -> dict[str, str]:
     if isinstance(value, str):
         return {DEFAULT: value}
     entries = value if isinstance(value, list) else [value]
-    if not all(isinstance(e, dict) and isinstance(e.get("name"), str) and isinstance(e.get("template"), str) for e in entries):
+    if not all(
+        isinstance(e, dict) and isinstance(e.get("name"), str) and isinstance(e.get("template"), str)
+        for e in entries
+    ):
         raise BadInput(f"{path}: chat_template: expected a text or a list of objects with name and template")
     return {entry["name"]: entry["template"] for entry in entries}

@@ -20,11 +20,14 @@ if TYPE_CHECKING:
     import torch
 
 SHARD_BYTES = 5 * 10**9
-ALIGNMENT = 64  # of the first tensor in a file, and of every tensor before the first whose size is no multiple of it
+ALIGNMENT = (
+    64  # of the first tensor in a file, and of every tensor before the first whose size is no multiple of it
+)
 
 
 class StoredTensors:
-    """The model's tensors in one folder (``quantize.checkpoint.weight_files`` says in which files). Errors: BadInput."""
+    """The model's tensors in one folder (``quantize.checkpoint.weight_files`` says in which files). Errors:
+    BadInput."""
 
     def __init__(self, folder: Path):
         self.info: dict[str, TensorInfo] = read_weights(folder)[0]
@@ -42,7 +45,9 @@ class StoredTensors:
     def float32(self, name: str) -> np.ndarray:
         """A floating tensor's values, exact except for F64."""
         info = self.info[name]
-        return bfloat16_to_float32(self.raw(name)) if info.dtype == "BF16" else self.raw(name).astype(np.float32)
+        return (
+            bfloat16_to_float32(self.raw(name)) if info.dtype == "BF16" else self.raw(name).astype(np.float32)
+        )
 
     @property
     def size_bytes(self) -> int:
@@ -65,11 +70,14 @@ class Entry:
         return size
 
 
-def write_folder(folder: Path, entries: Iterable[Entry], data: Callable[[str], Any], shard_bytes: int = SHARD_BYTES) -> int:
-    """Write ``model.safetensors``, or shards of at most ``shard_bytes`` with an index, one tensor in memory at a time.
+def write_folder(
+    folder: Path, entries: Iterable[Entry], data: Callable[[str], Any], shard_bytes: int = SHARD_BYTES
+) -> int:
+    """Write ``model.safetensors``, or shards of at most ``shard_bytes`` with an index, one tensor in memory
+    at a time.
 
-    ``data(name)`` gives a contiguous array of exactly the entry's bytes. Returns the bytes of tensor data. The same
-    entries and data give the same bytes.
+    ``data(name)`` gives a contiguous array of exactly the entry's bytes. Returns the bytes of tensor data.
+    The same entries and data give the same bytes.
     """
     shards: list[list[Entry]] = [[]]
     for entry in entries:
@@ -77,7 +85,11 @@ def write_folder(folder: Path, entries: Iterable[Entry], data: Callable[[str], A
             shards.append([])
         shards[-1].append(entry)
     count = len(shards)
-    names = ["model.safetensors"] if count == 1 else [f"model-{i:05d}-of-{count:05d}.safetensors" for i in range(1, count + 1)]
+    names = (
+        ["model.safetensors"]
+        if count == 1
+        else [f"model-{i:05d}-of-{count:05d}.safetensors" for i in range(1, count + 1)]
+    )
     for name, shard in zip(names, shards, strict=True):
         _write_file(folder / name, shard, data)
     total = sum(entry.size_bytes for shard in shards for entry in shard)
@@ -89,9 +101,9 @@ def write_folder(folder: Path, entries: Iterable[Entry], data: Callable[[str], A
 
 
 def _write_file(path: Path, entries: list[Entry], data: Callable[[str], Any]) -> None:
-    # The format wants no holes, and kernels that work in the mapped file want alignment: torch's int8 kernel for CPUs, which
-    # optimum-quanto calls, ends the process at a weight that does not lie at a multiple of 16. So tensors of whole lines first,
-    # then by width, as the safetensors library orders them.
+    # The format wants no holes, and kernels that work in the mapped file want alignment: torch's int8 kernel
+    # for CPUs, which optimum-quanto calls, ends the process at a weight that does not lie at a multiple of
+    # 16. So tensors of whole lines first, then by width, as the safetensors library orders them.
     ordered = sorted(entries, key=lambda e: (e.size_bytes % ALIGNMENT != 0, -DTYPE_BYTES[e.dtype], e.name))
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     offset = 0
@@ -117,7 +129,8 @@ def torch_entry(name: str, tensor: "torch.Tensor") -> Entry:
     import torch
 
     names = {
-        torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
+        torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
+        torch.int64: "I64",
         torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
         torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2",
     }  # fmt: skip
@@ -136,7 +149,10 @@ def torch_bytes(tensor: "torch.Tensor") -> np.ndarray:
 def write_state(folder: Path, state: "dict[str, torch.Tensor]", shard_bytes: int = SHARD_BYTES) -> int:
     """``write_folder`` of a state dict, names in order."""
     return write_folder(
-        folder, [torch_entry(n, state[n]) for n in sorted(state)], lambda name: torch_bytes(state[name]), shard_bytes
+        folder,
+        [torch_entry(n, state[n]) for n in sorted(state)],
+        lambda name: torch_bytes(state[name]),
+        shard_bytes,
     )
 
 

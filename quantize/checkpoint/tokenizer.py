@@ -1,7 +1,7 @@
 """The source's own tokenizer: its file, read by the library that defines it (tokenizers, or SentencePiece).
 
-Not transformers' classes, which can depart from the file they are given; they are asked only where there is no such file
-(vocab.json and merges.txt alone, which hold no split pattern: the class is the definition).
+Not transformers' classes, which can depart from the file they are given; they are asked only where there is
+no such file (vocab.json and merges.txt alone, which hold no split pattern: the class is the definition).
 """
 
 import json
@@ -19,7 +19,8 @@ SENTENCEPIECE_FILES = ("tokenizer.model", "spiece.model")
 
 
 class SourceTokenizer:
-    """Text -> token ids exactly as the file says. ``file`` is tokenizer.json, the SentencePiece model or vocab.json.
+    """Text -> token ids exactly as the file says. ``file`` is tokenizer.json, the SentencePiece model or
+    vocab.json.
 
     ``backend`` is the ``tokenizers.Tokenizer`` or the ``SentencePieceProcessor``.
     """
@@ -66,7 +67,8 @@ class SourceTokenizer:
 
     @cached_property
     def definition(self) -> dict[str, Any]:
-        """tokenizer.json as parsed (for a folder without one, what the tokenizers library would write). {} for SentencePiece.
+        """tokenizer.json as parsed (for a folder without one, what the tokenizers library would write). {}
+        for SentencePiece.
 
         Errors: BadInput where it has no vocabulary model.
         """
@@ -81,7 +83,9 @@ class SourceTokenizer:
     def added_tokens(self) -> dict[str, int]:
         """Tokens that are found in the text before anything else looks at it: text -> id."""
         if not self.is_sentencepiece:
-            return {token.content: number for number, token in self.backend.get_added_tokens_decoder().items()}
+            return {
+                token.content: number for number, token in self.backend.get_added_tokens_decoder().items()
+            }
         model = self.backend
         declared = {text: number for number, (text, _) in self._declared.items()}
         for number in range(model.vocab_size()):
@@ -123,10 +127,12 @@ class SourceTokenizer:
         return known if self.backend.id_to_piece(known) == text else None
 
     def encode(self, text: str, add_special: bool = True) -> list[int]:
-        """Token ids; with ``add_special`` the file's post-processor (or add_bos_token / add_eos_token) has its say.
+        """Token ids; with ``add_special`` the file's post-processor (or add_bos_token / add_eos_token) has
+        its say.
 
-        A SentencePiece model does not look for control tokens in the text; every loader of such a folder does, and so does
-        this, for the model's own control pieces and for the added tokens that the folder declares.
+        A SentencePiece model does not look for control tokens in the text; every loader of such a folder
+        does, and so does this, for the model's own control pieces and for the added tokens that the folder
+        declares.
         """
         if not self.is_sentencepiece:
             with library(self.file, "its rules fail on a text"):
@@ -147,7 +153,8 @@ class SourceTokenizer:
 
     @property
     def adds_bos(self) -> bool:
-        """Of a SentencePiece folder: add_bos_token, true where nothing says otherwise (as Llama's class has it)."""
+        """Of a SentencePiece folder: add_bos_token, true where nothing says otherwise (as Llama's class has
+        it)."""
         return bool(self.config.get("add_bos_token", True))
 
     @property
@@ -172,14 +179,20 @@ class SourceTokenizer:
         pieces = self.backend.vocab_size()
         if skip_special:
             declared = self._declared
-            ids = [n for n in ids if not (declared[n][1] if n in declared else n < pieces and self.backend.is_control(n))]
+            ids = [
+                n
+                for n in ids
+                if not (declared[n][1] if n in declared else n < pieces and self.backend.is_control(n))
+            ]
         model, named, parts, run = self.backend, {n: t for t, n in self.added_tokens.items()}, [], list[int]()
         for number in [*ids, -1]:
             if number == -1 or number in named:
                 parts.append(model.decode(run) if run else "")
                 parts.append(named.get(number, ""))
                 run = []
-            elif number < pieces:  # rows of the embedding beyond the vocabulary have no text, as in the other library
+            elif (
+                number < pieces
+            ):  # rows of the embedding beyond the vocabulary have no text, as in the other library
                 run.append(number)
         return "".join(parts)
 
@@ -187,7 +200,9 @@ class SourceTokenizer:
     def bos_id(self) -> int | None:
         """The id that ``add_special`` puts first, or None where it adds none."""
         with_special, without = self.encode("a"), self.encode("a", add_special=False)
-        return with_special[0] if len(with_special) > len(without) and with_special[:1] != without[:1] else None
+        return (
+            with_special[0] if len(with_special) > len(without) and with_special[:1] != without[:1] else None
+        )
 
     @property
     def sha256(self) -> str:
@@ -209,7 +224,8 @@ def token_text(entry: Any) -> str | None:
 
 
 def _from_class(folder: Path) -> Any:
-    """vocab.json and merges.txt through the transformers class that the folder names. Errors: BadInput where there is none."""
+    """vocab.json and merges.txt through the transformers class that the folder names. Errors: BadInput where
+    there is none."""
     from transformers import AutoTokenizer
 
     from quantize.checkpoint.library_folder import library_folder

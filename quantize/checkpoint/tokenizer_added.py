@@ -1,9 +1,10 @@
-"""Tokens that the files beside a tokenizer.json add to it: which, with what flags, in transformers' order (its
-``PreTrainedTokenizerBase._from_pretrained`` and ``TokenizersBackend.__init__``).
+"""Tokens that the files beside a tokenizer.json add to it: which, with what flags, in transformers' order
+(its ``PreTrainedTokenizerBase._from_pretrained`` and ``TokenizersBackend.__init__``).
 
-First those of tokenizer_config.json's added_tokens_decoder, by id; without that key those of added_tokens.json. Then the tokens
-that have a role (``eos_token`` and so on) and the extra special ones. A token that the vocabulary has keeps its id and is from
-now on found before the text is split; another gets the next free id, whatever id was declared for it.
+First those of tokenizer_config.json's added_tokens_decoder, by id; without that key those of
+added_tokens.json. Then the tokens that have a role (``eos_token`` and so on) and the extra special ones. A
+token that the vocabulary has keeps its id and is from now on found before the text is split; another gets the
+next free id, whatever id was declared for it.
 """
 
 from collections.abc import Callable
@@ -18,7 +19,8 @@ FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
 
 def add_declared(backend: Any, folder: Path) -> None:
-    """Add to ``backend``, a ``tokenizers.Tokenizer``, what the other files of ``folder`` declare. Errors: BadInput."""
+    """Add to ``backend``, a ``tokenizers.Tokenizer``, what the other files of ``folder`` declare. Errors:
+    BadInput."""
     declared, named, extra = _declared(folder)
     known = backend.get_added_tokens_decoder().values()
     same = {repr(token) for token in known}
@@ -34,7 +36,9 @@ def add_declared(backend: Any, folder: Path) -> None:
     backend.add_tokens([token for token in new if token.content])
 
 
-def added_to_pieces(folder: Path, size: int, find: Callable[[str], int | None]) -> dict[int, tuple[str, bool]]:
+def added_to_pieces(
+    folder: Path, size: int, find: Callable[[str], int | None]
+) -> dict[int, tuple[str, bool]]:
     """The same for a SentencePiece model of ``size`` pieces: id -> (text, special). Errors: BadInput."""
     declared, named, extra = _declared(folder)
     tokens = [token for _, token in sorted(declared.items()) if token.content]
@@ -56,7 +60,11 @@ def _declared(folder: Path) -> tuple[dict[int, Any], list[Any], list[Any]]:
     entries = config.get("added_tokens_decoder")
     extra = config.get("extra_special_tokens") or config.get("additional_special_tokens") or []
     roles = {key: config.get(key) for key in ROLES}
-    more = {key: value for key, value in config.items() if key.endswith("_token") and key not in ROLES and _text(value)}
+    more = {
+        key: value
+        for key, value in config.items()
+        if key.endswith("_token") and key not in ROLES and _text(value)
+    }
     declared: dict[int, Any] = {}
     if entries is not None:
         if not isinstance(entries, dict):
@@ -100,7 +108,9 @@ def _token(entry: Any, path: Path) -> Any:
 
     text = _text(entry)
     if text is None:
-        raise BadInput(f"{path}: {str(entry)[:80]!r}: expected a token, as its text or an object with content")
+        raise BadInput(
+            f"{path}: {str(entry)[:80]!r}: expected a token, as its text or an object with content"
+        )
     whole = entry if isinstance(entry, dict) else {"special": True}
     try:
         return AddedToken(text, **{key: whole[key] for key in FLAGS if isinstance(whole.get(key), bool)})

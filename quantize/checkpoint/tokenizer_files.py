@@ -1,4 +1,5 @@
-"""The files of a tokenizer, read within bounds before a library sees them: sizes, depth, ids, how much a text may grow.
+"""The files of a tokenizer, read within bounds before a library sees them: sizes, depth, ids, how much a text
+may grow.
 
 An id far beyond the entries costs nothing in the file and gigabytes wherever a table is made of it.
 """
@@ -22,7 +23,8 @@ LARGEST_VOCABULARY = 262_144  # Gemma's
 
 @contextmanager
 def library(path: Path, what: str) -> Iterator[None]:
-    """Errors: BadInput, ``PATH: WHAT``, for whatever a tokenizer library raises: bare exceptions, and panics of its Rust."""
+    """Errors: BadInput, ``PATH: WHAT``, for whatever a tokenizer library raises: bare exceptions, and panics
+    of its Rust."""
     try:
         yield
     except (QuantwrightError, KeyboardInterrupt, SystemExit):
@@ -39,7 +41,8 @@ def read_if_there(path: Path) -> dict[str, Any]:
 
 
 def token_id(path: Path, number: Any, entries: int = LARGEST_VOCABULARY) -> int:
-    """``number`` as a file of ``entries`` tokens gives it. Errors: BadInput where it is none, or far beyond them."""
+    """``number`` as a file of ``entries`` tokens gives it. Errors: BadInput where it is none, or far beyond
+    them."""
     try:
         known = int(number)
         if known < 0 or isinstance(number, bool) or (isinstance(number, float) and number != known):
@@ -55,7 +58,8 @@ def token_id(path: Path, number: Any, entries: int = LARGEST_VOCABULARY) -> int:
 
 
 def read_definition(path: Path) -> dict[str, Any]:
-    """tokenizer.json. Errors: BadInput where it has no vocabulary, ids far beyond it, or rules that make texts explode."""
+    """tokenizer.json. Errors: BadInput where it has no vocabulary, ids far beyond it, or rules that make
+    texts explode."""
     data = read_json(path)
     model = data.get("model")
     vocabulary = model.get("vocab") if isinstance(model, dict) else None
@@ -73,9 +77,13 @@ def read_definition(path: Path) -> dict[str, Any]:
     if isinstance(vocabulary, list):
         for entry in vocabulary:
             if not isinstance(entry, list) or len(entry) != 2 or not _is_score(entry[1]):
-                raise BadInput(f"{path}: {printable(repr(entry), 80)} is no token with its score; fetch it again")
+                raise BadInput(
+                    f"{path}: {printable(repr(entry), 80)} is no token with its score; fetch it again"
+                )
     if _growth(data.get("normalizer")) > MAX_GROWTH or _growth(data.get("decoder")) > MAX_GROWTH:
-        raise BadInput(f"{path}: its rules make a text more than {MAX_GROWTH:g} times as long; fetch it again")
+        raise BadInput(
+            f"{path}: its rules make a text more than {MAX_GROWTH:g} times as long; fetch it again"
+        )
     return data
 
 

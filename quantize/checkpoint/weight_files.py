@@ -1,7 +1,9 @@
-"""Which files of a folder hold the model's weights: those that transformers loads, and no others that lie beside them.
+"""Which files of a folder hold the model's weights: those that transformers loads, and no others that lie
+beside them.
 
-What lies beside them in folders as people have them: an EMA copy of accelerate's save_state (model_1.safetensors), the shards of
-an older save, Mistral's consolidated.safetensors, an adapter, an optimizer's state.
+What lies beside them in folders as people have them: an EMA copy of accelerate's save_state
+(model_1.safetensors), the shards of an older save, Mistral's consolidated.safetensors, an adapter, an
+optimizer's state.
 """
 
 import re
@@ -25,8 +27,8 @@ _SHARD = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.safetensors")
 class WeightFiles:
     """``files`` in the order in which transformers reads them: of two with the same tensor, the later counts.
 
-    ``left_alone``: names of other .safetensors in the folder. ``index``: tensor -> shard as an index has it, else empty.
-    ``usual``: in a form that transformers itself opens.
+    ``left_alone``: names of other .safetensors in the folder. ``index``: tensor -> shard as an index has it,
+    else empty. ``usual``: in a form that transformers itself opens.
     """
 
     files: tuple[Path, ...]
@@ -36,9 +38,11 @@ class WeightFiles:
 
 
 def weight_files(folder: Path, named: str | None = None) -> WeightFiles:
-    """model.safetensors, else the shards of its index; where there is neither, a complete set of shards or the only file.
+    """model.safetensors, else the shards of its index; where there is neither, a complete set of shards or
+    the only file.
 
-    ``named``: what config.json's ``transformers_weights`` says, a file or an index; it goes before all others.
+    ``named``: what config.json's ``transformers_weights`` says, a file or an index; it goes before all
+    others.
 
     Errors: BadInput where there is none, a shard is missing, or which files are meant is anybody's guess.
     """
@@ -51,7 +55,8 @@ def weight_files(folder: Path, named: str | None = None) -> WeightFiles:
 
 
 def is_adapter_beside(folder: Path) -> bool:
-    """Whether a model's folder also holds a PEFT adapter, which is used where it is named (``--adapter``) and nowhere else."""
+    """Whether a model's folder also holds a PEFT adapter, which is used where it is named (``--adapter``) and
+    nowhere else."""
     return (folder / ADAPTER).is_file() and (folder / "config.json").is_file()
 
 
@@ -63,12 +68,16 @@ def read_weights(folder: Path, named: str | None = None) -> tuple[dict[str, Tens
         tensors.update(read_safetensors_header(path))
     missing = next((name for name in found.index if name not in tensors), None)
     if missing is not None:
-        raise BadInput(f"{folder}: {INDEX} names tensor {printable(missing, 200)}, which no shard holds; fetch the shards again")
+        raise BadInput(
+            f"{folder}: {INDEX} names tensor {printable(missing, 200)}, which no shard holds; fetch the "
+            "shards again"
+        )
     return tensors, found
 
 
 def index_shards(path: Path) -> dict[str, str]:
-    """Tensor -> shard of an index file. Errors: BadInput where it is none, or names files outside its folder."""
+    """Tensor -> shard of an index file. Errors: BadInput where it is none, or names files outside its
+    folder."""
     weight_map = read_json(path).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise BadInput(f"{path}: not a safetensors index (no weight_map); fetch the file again")
@@ -87,7 +96,9 @@ def _usual(folder: Path, name: str) -> WeightFiles:
     elif name.endswith(".safetensors"):
         names = [name]
     else:
-        raise BadInput(f"{folder}: its weights are said to be in {name}; expected a .safetensors file or its index")
+        raise BadInput(
+            f"{folder}: its weights are said to be in {name}; expected a .safetensors file or its index"
+        )
     for shard in names:
         if not (folder / shard).is_file():
             raise BadInput(f"{folder}: {name} names {shard}, which is missing; fetch that shard")
@@ -107,7 +118,10 @@ def _guessed(folder: Path) -> WeightFiles:
                 "convert them to safetensors first (the Hub's convert space, or save_pretrained in a sandbox)"
             )
         found = f"; {others[0]} is not in transformers' form" if others else ""
-        raise BadInput(f"{folder}: no .safetensors weights (expected {SINGLE} or {INDEX}){found}; fetch the whole checkpoint")
+        raise BadInput(
+            f"{folder}: no .safetensors weights (expected {SINGLE} or {INDEX}){found}; fetch the whole "
+            "checkpoint"
+        )
     parts = [_SHARD.fullmatch(path.name) for path in candidates]
     if len({part and (part[1], part[3]) for part in parts}) == 1 and parts[0]:
         stem, count = parts[0][1], int(parts[0][3])
@@ -117,7 +131,9 @@ def _guessed(folder: Path) -> WeightFiles:
             missing = f"{stem}-{lacking:05d}-of-{count:05d}.safetensors"
             raise BadInput(f"{folder}: {missing} is missing, and there is no {INDEX}; fetch that shard")
     elif len(candidates) > 1:
-        names = ", ".join(printable(path.name, 100) for path in candidates[:4]) + (", ..." if len(candidates) > 4 else "")
+        names = ", ".join(printable(path.name, 100) for path in candidates[:4]) + (
+            ", ..." if len(candidates) > 4 else ""
+        )
         raise BadInput(
             f"{folder}: which of {names} is the model? Expected {SINGLE}, or {INDEX} with its shards; "
             f"rename the one that is meant to {SINGLE}"

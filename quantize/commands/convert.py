@@ -14,11 +14,33 @@ from quantize.recipe import CalibrationOptions, Recipe, RunOptions
 
 @click.command()
 @click.argument("model")
-@click.option("--to", "recipes", required=True, help="recipe, or several separated by commas (`quantwright methods` lists them)")
-@click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="the artifact's folder; must not exist")
-@click.option("--calibration", default="stdlib", show_default=True, help="text file, Hub dataset id, or the built-in stdlib text")
+@click.option(
+    "--to",
+    "recipes",
+    required=True,
+    help="recipe, or several separated by commas (`quantwright methods` lists them)",
+)
+@click.option(
+    "-o",
+    "--out",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="the artifact's folder; must not exist",
+)
+@click.option(
+    "--calibration",
+    default="stdlib",
+    show_default=True,
+    help="text file, Hub dataset id, or the built-in stdlib text",
+)
 @click.option("--calibration-tokens", type=click.IntRange(min=128), default=32_768, show_default=True)
-@click.option("--calibration-length", type=click.IntRange(min=32), default=512, show_default=True, help="tokens per window")
+@click.option(
+    "--calibration-length",
+    type=click.IntRange(min=32),
+    default=512,
+    show_default=True,
+    help="tokens per window",
+)
 @click.option(
     "--seed",
     type=click.IntRange(0, 2**32 - 1),
@@ -27,10 +49,14 @@ from quantize.recipe import CalibrationOptions, Recipe, RunOptions
     help="which windows of the calibration text are drawn",
 )
 @click.option("--verify", type=click.Choice(["full", "tensors", "none"]), default="full", show_default=True)
-@click.option("--allow-lower-verification", is_flag=True, help="accept `tensors` where `full` cannot be reached")
+@click.option(
+    "--allow-lower-verification", is_flag=True, help="accept `tensors` where `full` cannot be reached"
+)
 @click.option("--keep-failed", is_flag=True, help="keep what does not verify, as OUT.failed")
 @click.option("--force", is_flag=True, help="replace the artifact, or the empty folder, at --out")
-@click.option("--adapter", type=click.Path(path_type=Path), help="folder of a PEFT LoRA, merged into the model first")
+@click.option(
+    "--adapter", type=click.Path(path_type=Path), help="folder of a PEFT LoRA, merged into the model first"
+)
 @gguf_options
 @run_options
 def convert(
@@ -58,22 +84,27 @@ def convert(
 
     parsed = with_options([parse_recipe(text) for text in split_recipes(recipes)], gguf)
     run = run.model_copy(update={"allow_tokenizer_mismatch": "allow_tokenizer_mismatch" in gguf})
-    options = CalibrationOptions(source=calibration, tokens=calibration_tokens, sequence_length=calibration_length, seed=seed)
+    options = CalibrationOptions(
+        source=calibration, tokens=calibration_tokens, sequence_length=calibration_length, seed=seed
+    )
     if len(parsed) == 1:
         document = convert_one(model, parsed[0], out, options, run, verify, force, adapter, keep_failed)
         if as_json:
             emit_json(document)
         if document["verified"] != verify and not allow_lower_verification:
             raise StepFailed(
-                f"{out}: verified: {document['verified']} only, {verify} was asked for: {document['why_lower']}; "
-                "the artifact is kept; --allow-lower-verification (in a job: allow_lower_verification: true) accepts it"
+                f"{out}: verified: {document['verified']} only, {verify} was asked for: "
+                f"{document['why_lower']}; "
+                "the artifact is kept; --allow-lower-verification (in a job: allow_lower_verification: "
+                "true) accepts it"
             )
         return 0
     return _convert_each(model, parsed, out, options, force, run, as_json, adapter)
 
 
 def split_recipes(text: str) -> list[str]:
-    """``a,b:k=v,l=w,c`` -> [a, b:k=v,l=w, c]: a part with ``=`` but no ``:`` belongs to the recipe before it."""
+    """``a,b:k=v,l=w,c`` -> [a, b:k=v,l=w, c]: a part with ``=`` but no ``:`` belongs to the recipe before
+    it."""
     parts: list[str] = []
     for part in filter(None, (p.strip() for p in text.split(","))):
         if "=" in part and ":" not in part and parts:
@@ -102,7 +133,8 @@ def convert_one(
     log(f"{model} -> {recipe.short}")
     if recipe.calibrated:
         log(
-            f"calibration: {calibration.source}, {calibration.tokens} tokens in windows of {calibration.sequence_length}, "
+            f"calibration: {calibration.source}, {calibration.tokens} tokens in windows of "
+            f"{calibration.sequence_length}, "
             f"seed {calibration.seed}"
         )
     artifact = do_convert(
@@ -120,7 +152,8 @@ def convert_one(
     for tensors, what, why in grouped((note.tensor, note.what, note.why) for note in manifest.notes):
         log(f"note: {tensors}: {what} ({why})")
     say(
-        f"{out}: {manifest.recipe_short}, {artifact.size_bytes / 1e6:.1f} MB, {artifact.bits_per_weight:.3f} bits per weight, "
+        f"{out}: {manifest.recipe_short}, {artifact.size_bytes / 1e6:.1f} MB, "
+        f"{artifact.bits_per_weight:.3f} bits per weight, "
         f"verified: {artifact.verified}"
     )
     return {
@@ -145,7 +178,8 @@ def _convert_each(
     as_json: bool,
     adapter: Path | None,
 ) -> int:
-    """One child process per recipe, the same command line with that recipe alone; a failure costs only its own artifact."""
+    """One child process per recipe, the same command line with that recipe alone; a failure costs only its
+    own artifact."""
     import json
 
     from quantize.artifact.artifact import claim_output
@@ -185,15 +219,20 @@ def _convert_each(
     if as_json:
         emit_json(documents)
     if failed:
-        raise StepFailed(f"{len(failed)} of {len(recipes)} recipes failed: {', '.join(failed)}; the reasons are above")
+        raise StepFailed(
+            f"{len(failed)} of {len(recipes)} recipes failed: {', '.join(failed)}; the reasons are above"
+        )
     return 0
 
 
 def _forwarded(recipe: Recipe, out: Path) -> list[str]:
-    """The options of this command line, for a child that converts one recipe (which holds its own parameters)."""
+    """The options of this command line, for a child that converts one recipe (which holds its own
+    parameters)."""
     context = click.get_current_context()
     arguments = [*recipe.arguments, "-o", str(out / recipe.slug), "--json"]
-    spelled = {"recipes", "out", "as_json", *OPTIONS} - {"allow_tokenizer_mismatch" if recipe.method == "gguf" else ""}
+    spelled = {"recipes", "out", "as_json", *OPTIONS} - {
+        "allow_tokenizer_mismatch" if recipe.method == "gguf" else ""
+    }
     for parameter in context.command.params:
         name = parameter.name or ""
         if isinstance(parameter, click.Option) and name not in spelled:

@@ -33,13 +33,28 @@ def gguf_options(command: F) -> F:
         metavar="REGEX=TYPE",
         help="GGUF: type of the tensors so named (repeatable)",
     )
-    @click.option("--via", type=click.Choice(["f32", "f16", "bf16"]), help="GGUF: round the weights to this type first")
-    @click.option("--imatrix", type=click.Path(path_type=Path), help="GGUF: importance matrix (`quantwright imatrix` makes one)")
     @click.option(
-        "--split-max-size", "split_max_bytes", metavar="SIZE", help="GGUF: split into files of at most this much, e.g. 4GB"
+        "--via", type=click.Choice(["f32", "f16", "bf16"]), help="GGUF: round the weights to this type first"
     )
-    @click.option("--pre-tokenizer", help="GGUF: llama.cpp's name of the pre-tokenizer, where it is not recognised")
-    @click.option("--allow-tokenizer-mismatch", is_flag=True, help="GGUF: record a text that tokenizes differently, do not fail")
+    @click.option(
+        "--imatrix",
+        type=click.Path(path_type=Path),
+        help="GGUF: importance matrix (`quantwright imatrix` makes one)",
+    )
+    @click.option(
+        "--split-max-size",
+        "split_max_bytes",
+        metavar="SIZE",
+        help="GGUF: split into files of at most this much, e.g. 4GB",
+    )
+    @click.option(
+        "--pre-tokenizer", help="GGUF: llama.cpp's name of the pre-tokenizer, where it is not recognised"
+    )
+    @click.option(
+        "--allow-tokenizer-mismatch",
+        is_flag=True,
+        help="GGUF: record a text that tokenizes differently, do not fail",
+    )
     @functools.wraps(command)
     def wrapper(split_max_bytes: str | None, **kwargs: Any) -> Any:
         given = {name: kwargs.pop(name) for name in OPTIONS if name in kwargs}
@@ -50,9 +65,12 @@ def gguf_options(command: F) -> F:
 
 
 def with_options(recipes: Sequence[Recipe], gguf: dict[str, Any]) -> list[Recipe]:
-    """The recipes, those of GGUF with the parameters given. Errors: BadInput where there is none of GGUF, or a value is wrong."""
+    """The recipes, those of GGUF with the parameters given. Errors: BadInput where there is none of GGUF, or
+    a value is wrong."""
     if gguf and all(recipe.method != "gguf" for recipe in recipes):
-        raise BadInput(f"{OPTIONS[next(iter(gguf))]}: only GGUF recipes have it; leave it out or add a gguf recipe")
+        raise BadInput(
+            f"{OPTIONS[next(iter(gguf))]}: only GGUF recipes have it; leave it out or add a gguf recipe"
+        )
     changes = {name: value for name, value in gguf.items() if name != "allow_tokenizer_mismatch"}
     if "imatrix" in changes:
         changes |= {"imatrix": str(changes["imatrix"]), "imatrix_sha256": None}

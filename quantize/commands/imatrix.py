@@ -14,15 +14,30 @@ from quantize.recipe import CalibrationOptions, RunOptions
 
 @click.command()
 @click.argument("model")
-@click.option("--text", default="stdlib", show_default=True, help="text file, Hub dataset id, or the built-in stdlib text")
+@click.option(
+    "--text",
+    default="stdlib",
+    show_default=True,
+    help="text file, Hub dataset id, or the built-in stdlib text",
+)
 @click.option("--tokens", type=click.IntRange(min=128), default=32_768, show_default=True)
-@click.option("--chunk", type=click.IntRange(min=32), default=512, show_default=True, help="tokens per window")
+@click.option(
+    "--chunk", type=click.IntRange(min=32), default=512, show_default=True, help="tokens per window"
+)
 @click.option("--seed", type=int, default=0, show_default=True, help="which windows of the text are drawn")
 @click.option("-o", "--out", type=click.Path(path_type=Path), default=Path("imatrix.gguf"), show_default=True)
 @click.option("--force", is_flag=True, help="replace the importance matrix at --out")
 @run_options
 def imatrix(
-    model: str, text: str, tokens: int, chunk: int, seed: int, out: Path, force: bool, run: RunOptions, as_json: bool
+    model: str,
+    text: str,
+    tokens: int,
+    chunk: int,
+    seed: int,
+    out: Path,
+    force: bool,
+    run: RunOptions,
+    as_json: bool,
 ) -> int:
     """Compute the importance matrix of MODEL over a text, in llama.cpp's format, for `convert --imatrix`.
 
@@ -36,20 +51,32 @@ def imatrix(
 
     _claim(out, force, [typed_path(model), typed_path(text)])
     checkpoint = open_checkpoint(model, trust_remote_code=run.trust_remote_code)
-    calibration = load_calibration(checkpoint, CalibrationOptions(source=text, tokens=tokens, sequence_length=chunk, seed=seed))
+    calibration = load_calibration(
+        checkpoint, CalibrationOptions(source=text, tokens=tokens, sequence_length=chunk, seed=seed)
+    )
     for words in (calibration.summary, *calibration.said):
         log(words)
     ids = with_first_token(checkpoint, calibration.ids)
     label = f"{checkpoint.name}: importances"
     with click.progressbar(length=len(ids), label=label, file=sys.stderr) as bar:
-        computed = compute_imatrix(checkpoint, ids, dataset=Path(text).name, device=run.resolved_device, progress=bar.update)
+        computed = compute_imatrix(
+            checkpoint, ids, dataset=Path(text).name, device=run.resolved_device, progress=bar.update
+        )
     write_imatrix(out, computed.matrix, replace=force)
     entries = computed.matrix.entries
-    unreached = {name: int((entry.counts == 0).sum()) for name, entry in entries.items() if not entry.counts.all()}
+    unreached = {
+        name: int((entry.counts == 0).sum()) for name, entry in entries.items() if not entry.counts.all()
+    }
     for name, count in unreached.items():
-        log(f"note: {name}: no token reached {count} of its {len(entries[name].counts)} experts; use a longer text")
+        log(
+            f"note: {name}: no token reached {count} of its {len(entries[name].counts)} experts; use a "
+            "longer text"
+        )
     for name in computed.missing:
-        log(f"note: {name}: what it is multiplied with exists in llama.cpp's graph alone; it is quantized without importances")
+        log(
+            f"note: {name}: what it is multiplied with exists in llama.cpp's graph alone; it is quantized "
+            "without importances"
+        )
     say(f"{out}: {len(entries)} tensors over {len(ids)} windows of {ids.shape[1]} tokens")
     if as_json:
         emit_json(
@@ -68,7 +95,8 @@ def imatrix(
 
 
 def _claim(out: Path, force: bool, inputs: list[Path]) -> None:
-    """Errors: BadInput where ``out`` cannot be written, or lies there and is no importance matrix or ``force`` is not given."""
+    """Errors: BadInput where ``out`` cannot be written, or lies there and is no importance matrix or
+    ``force`` is not given."""
     from quantize.gguf.importance.file import read_imatrix
     from quantize.staging import follow, keep_inputs
 
@@ -76,12 +104,15 @@ def _claim(out: Path, force: bool, inputs: list[Path]) -> None:
     if real.is_dir() or (real.exists() and not force):
         raise BadInput(f"{out}: already exists; choose another -o, or pass --force to replace a file")
     if not os.access(real.parent, os.W_OK):
-        raise BadInput(f"{out}: its folder does not exist, or cannot be written; make it, or choose another -o")
+        raise BadInput(
+            f"{out}: its folder does not exist, or cannot be written; make it, or choose another -o"
+        )
     if real.exists():
         keep_inputs(out, inputs)
         try:
             read_imatrix(real)
         except BadInput:
             raise BadInput(
-                f"{out}: is no importance matrix, and --force replaces nothing else; choose another -o, or remove it"
+                f"{out}: is no importance matrix, and --force replaces nothing else; choose another -o, or "
+                "remove it"
             ) from None

@@ -1,4 +1,5 @@
-"""``quantwright methods`` and ``quantwright doctor``: what can run here, and if not, the command that makes it so."""
+"""``quantwright methods`` and ``quantwright doctor``: what can run here, and if not, the command that makes
+it so."""
 
 import click
 
@@ -63,7 +64,11 @@ def doctor(as_json: bool) -> int:
     for distribution, extra in PACKAGES.items():
         add(distribution, *_package(distribution, extra))
     compiler = shutil.which("g++") or shutil.which("c++")
-    add("C++ compiler", compiler is not None, compiler or "missing: quanto's and gptqmodel's CPU kernels are built on first use")
+    add(
+        "C++ compiler",
+        compiler is not None,
+        compiler or "missing: quanto's and gptqmodel's CPU kernels are built on first use",
+    )
     ninja = shutil.which("ninja")
     add("ninja", ninja is not None, ninja or f"missing: {install_command('', ['ninja'])}")
     add("llama.cpp", *_llamacpp())
@@ -75,7 +80,12 @@ def doctor(as_json: bool) -> int:
     add("free disk here", free > 5e9, f"{free / 1e9:.1f} GB")
     from huggingface_hub import constants
 
-    add("Hub", True, f"{constants.ENDPOINT}, cache {constants.HF_HUB_CACHE}" + (", offline" if constants.HF_HUB_OFFLINE else ""))
+    add(
+        "Hub",
+        True,
+        f"{constants.ENDPOINT}, cache {constants.HF_HUB_CACHE}"
+        + (", offline" if constants.HF_HUB_OFFLINE else ""),
+    )
     for name, good, detail in checks:
         say(f"{'ok ' if good else 'BAD'}  {name:20} {detail}")
     if as_json:

@@ -1,4 +1,5 @@
-"""Click commands, one file a group. What they share: options that say how to run, and how results leave the program."""
+"""Click commands, one file a group. What they share: options that say how to run, and how results leave the
+program."""
 
 import json
 import sys
@@ -13,7 +14,17 @@ from quantize.recipe import RunOptions
 from quantize.terminal import clean_lines
 
 F = TypeVar("F", bound=Callable[..., Any])
-UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
+UNITS = {
+    "": 1,
+    "k": 10**3,
+    "m": 10**6,
+    "g": 10**9,
+    "t": 10**12,
+    "ki": 2**10,
+    "mi": 2**20,
+    "gi": 2**30,
+    "ti": 2**40,
+}
 
 
 def parse_size(text: str) -> int:
@@ -27,20 +38,39 @@ def parse_size(text: str) -> int:
 
 
 def run_options(command: F) -> F:
-    """Add --device, --dtype, --threads, --memory and --trust-remote-code; the command gets one RunOptions as ``run``.
+    """Add --device, --dtype, --threads, --memory and --trust-remote-code; the command gets one RunOptions as
+    ``run``.
 
     --json is added too and arrives as ``as_json``.
     """
     import functools
 
     @click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, ...")
-    @click.option("--dtype", type=click.Choice(["auto", "float32", "bfloat16", "float16"]), default="auto", show_default=True)
-    @click.option("--threads", type=click.IntRange(min=1), help="CPU threads (default: all that this process may use)")
+    @click.option(
+        "--dtype",
+        type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
+        default="auto",
+        show_default=True,
+    )
+    @click.option(
+        "--threads", type=click.IntRange(min=1), help="CPU threads (default: all that this process may use)"
+    )
     @click.option("--memory", help="limit of memory for a step, e.g. 8GiB")
-    @click.option("--trust-remote-code", is_flag=True, help="run Python code from the checkpoint (recorded in the manifest)")
+    @click.option(
+        "--trust-remote-code",
+        is_flag=True,
+        help="run Python code from the checkpoint (recorded in the manifest)",
+    )
     @click.option("--json", "as_json", is_flag=True, help="last line of stdout is one JSON document")
     @functools.wraps(command)
-    def wrapper(device: str, dtype: Any, threads: int | None, memory: str | None, trust_remote_code: bool, **kwargs: Any) -> Any:
+    def wrapper(
+        device: str,
+        dtype: Any,
+        threads: int | None,
+        memory: str | None,
+        trust_remote_code: bool,
+        **kwargs: Any,
+    ) -> Any:
         run = RunOptions(
             device=device,
             dtype=dtype,
@@ -81,4 +111,6 @@ def say(message: str) -> None:
 
 def emit_json(document: Any) -> None:
     """The last line of stdout: one JSON document."""
-    click.echo(json.dumps(document, allow_nan=False, default=lambda o: str(o) if isinstance(o, Path) else o.__dict__))
+    click.echo(
+        json.dumps(document, allow_nan=False, default=lambda o: str(o) if isinstance(o, Path) else o.__dict__)
+    )

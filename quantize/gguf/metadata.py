@@ -35,8 +35,9 @@ def load_metadata(checkpoint: Checkpoint, shapes: Iterable[tuple[str, tuple[int,
     card = read_model_card(checkpoint.folder).front
     origin = checkpoint.config.get("_name_or_path")
     config = {"_name_or_path": origin} if isinstance(origin, str) else {}
-    # Only the last part of the name: where a folder lies on this machine is nobody's business. A GGUF file's own name ends in a
-    # type, which the heuristic takes for a finetune; what the file says of itself is in the card.
+    # Only the last part of the name: where a folder lies on this machine is nobody's business. A GGUF file's
+    # own name ends in a type, which the heuristic takes for a finetune; what the file says of itself is in
+    # the card.
     path = Path(checkpoint.name)
     from_gguf = path.suffix.lower() == ".gguf" or typed_path(checkpoint.source).is_file()
     heuristic = gguf.Metadata.apply_metadata_heuristic
@@ -81,10 +82,16 @@ def file_type_kvs(file_type: FileType) -> Kvs:
 def file_name(metadata: gguf.Metadata, file_type: FileType) -> str:
     """By the GGUF naming convention: ``<BaseName>-<SizeLabel>-<FineTune>-<Version>-<Encoding>.gguf``."""
     stem = gguf.naming_convention(
-        metadata.name, metadata.basename, metadata.finetune, metadata.version, metadata.size_label, file_type.name
+        metadata.name,
+        metadata.basename,
+        metadata.finetune,
+        metadata.version,
+        metadata.size_label,
+        file_type.name,
     )
     stem = re.sub(r"[^\w.+-]", "-", stem).lstrip(".-")
-    # The encoding at its end tells files apart; letters beyond ASCII take up to four bytes of the 255 that a name may have.
+    # The encoding at its end tells files apart; letters beyond ASCII take up to four bytes of the 255 that a
+    # name may have.
     if len(stem.encode()) > MAX_STEM_CHARACTERS:
         stem = f"{stem.encode()[:MAX_STEM_CHARACTERS].decode(errors='ignore')}-{file_type.name.upper()}"
     return f"{stem or 'model'}.gguf"

@@ -1,9 +1,10 @@
 """Which tensor of a GGUF file gets which type: llama.cpp's rules, reproduced.
 
-A mixture such as Q4_K_M gives most tensors one type and spends more bits where they matter: the output head, some layers'
-attn_v and ffn_down, more in models with grouped queries or eight experts. Rows that are not a whole number of blocks fall back to
-a type with smaller blocks. Source: ``llama_tensor_get_type`` and its helpers in llama.cpp's src/llama-quant.cpp (revision
-0c1e570), matched tensor by tensor against the library in tests/golden.
+A mixture such as Q4_K_M gives most tensors one type and spends more bits where they matter: the output head,
+some layers' attn_v and ffn_down, more in models with grouped queries or eight experts. Rows that are not a
+whole number of blocks fall back to a type with smaller blocks. Source: ``llama_tensor_get_type`` and its
+helpers in llama.cpp's src/llama-quant.cpp (revision 0c1e570), matched tensor by tensor against the library in
+tests/golden.
 """
 
 import re
@@ -38,7 +39,11 @@ class ModelShape:
         heads = first("attention.head_count", 0)
         experts = first("expert_count", 0)
         return cls(
-            architecture, first("block_count", 0), heads, first("attention.head_count_kv", heads), experts if experts > 1 else 0
+            architecture,
+            first("block_count", 0),
+            heads,
+            first("attention.head_count_kv", heads),
+            experts if experts > 1 else 0,
         )
 
     @property
@@ -88,7 +93,8 @@ def write_order(name: str) -> tuple[int, str]:
     return (int(match[1]) if match else -1, name)
 
 
-# Tensors that llama.cpp's converter stores in F32 whatever the file's type. Beside these: one dimension, norms, biases.
+# Tensors that llama.cpp's converter stores in F32 whatever the file's type. Beside these: one dimension,
+# norms, biases.
 _ALWAYS_F32 = re.compile(
     r"(^|\.)(ffn_gate_inp|ffn_gate_inp_shexp|position_embd|token_types|ssm_conv1d(_[qkv])?|shortconv\.conv|time_mix_first|"
     r"time_mix_w[12]|time_mix_decay_w[12]|time_mix_lerp_fused|altup_correct_coef|altup_predict_coef|indexer\.proj)\.weight$"
@@ -97,18 +103,28 @@ _ALWAYS_F32 = re.compile(
 
 def lossless_type(name: str, shape: tuple[int, ...], source: Type) -> Type:
     """The type a tensor has in the file that llama.cpp's converter makes with ``source`` as its type."""
-    if len(shape) <= 1 or name.endswith("_norm.weight") or not name.endswith(".weight") or _ALWAYS_F32.search(name):
+    if (
+        len(shape) <= 1
+        or name.endswith("_norm.weight")
+        or not name.endswith(".weight")
+        or _ALWAYS_F32.search(name)
+    ):
         return T.F32
     return source
 
 
 _NEVER = (
-    "_norm.weight", "ffn_gate_inp.weight", "ffn_gate_tid2eid.weight", "altup", "laurel", "per_layer_model_proj", "ssm_conv1d",
-    "shortconv.conv.weight", "indexer.k_proj.weight", "indexer.q_proj.weight", "time_mix_first.weight", "time_mix_w0.weight",
-    "time_mix_w1.weight", "time_mix_w2.weight", "time_mix_v0.weight", "time_mix_v1.weight", "time_mix_v2.weight",
-    "time_mix_a0.weight", "time_mix_a1.weight", "time_mix_a2.weight", "time_mix_g1.weight", "time_mix_g2.weight",
+    "_norm.weight", "ffn_gate_inp.weight", "ffn_gate_tid2eid.weight", "altup", "laurel",
+    "per_layer_model_proj", "ssm_conv1d",
+    "shortconv.conv.weight", "indexer.k_proj.weight", "indexer.q_proj.weight", "time_mix_first.weight",
+    "time_mix_w0.weight",
+    "time_mix_w1.weight", "time_mix_w2.weight", "time_mix_v0.weight", "time_mix_v1.weight",
+    "time_mix_v2.weight",
+    "time_mix_a0.weight", "time_mix_a1.weight", "time_mix_a2.weight", "time_mix_g1.weight",
+    "time_mix_g2.weight",
     "time_mix_decay_w1.weight", "time_mix_decay_w2.weight", "time_mix_lerp_fused.weight", "attn_rel_b.weight",
-    ".position_embd", "sam.pos_embd", "sam.neck.", "sam.net_", ".rel_pos", ".patch_embd", ".patch_merger", "a.rvq.codebook",
+    ".position_embd", "sam.pos_embd", "sam.neck.", "sam.net_", ".rel_pos", ".patch_embd", ".patch_merger",
+    "a.rvq.codebook",
     "mm.a.code_embd",
 )  # fmt: skip
 
@@ -119,7 +135,9 @@ def may_be_quantized(name: str, shape: tuple[int, ...]) -> bool:
         shape = shape[1:]
     if len(shape) < 2 or not name.endswith("weight"):
         return False
-    return name not in ("position_embd.weight", "token_types.weight") and not any(part in name for part in _NEVER)
+    return name not in ("position_embd.weight", "token_types.weight") and not any(
+        part in name for part in _NEVER
+    )
 
 
 def category(name: str) -> str:
@@ -144,7 +162,8 @@ _FALLBACK = {
 
 
 def fallback(kind: Type, columns: int) -> Type:
-    """A type whose blocks fit rows of ``columns`` weights: ``kind`` itself where they do, F16 where nothing else does."""
+    """A type whose blocks fit rows of ``columns`` weights: ``kind`` itself where they do, F16 where nothing
+    else does."""
     if columns % block_size(kind) == 0:
         return kind
     smaller = _FALLBACK.get(kind, kind)
@@ -182,9 +201,17 @@ def choose_types(
 
 
 class _Rules:
-    """The rules count tensors as they go by, so one instance serves one pass over the tensors in write order."""
+    """The rules count tensors as they go by, so one instance serves one pass over the tensors in write
+    order."""
 
-    def __init__(self, file_type: FileType, model: ModelShape, names: Sequence[str], given: Overrides, has_imatrix: bool):
+    def __init__(
+        self,
+        file_type: FileType,
+        model: ModelShape,
+        names: Sequence[str],
+        given: Overrides,
+        has_imatrix: bool,
+    ):
         self.file_type, self.model, self.given, self.has_imatrix = file_type, model, given, has_imatrix
         self.tied = "output.weight" not in names
         self.v_total = sum(category(name) in _V_LIKE for name in names)
@@ -196,11 +223,16 @@ class _Rules:
             except re.error as error:
                 raise BadInput(f"tensor type {pattern!r}: not a regular expression ({error})") from None
             if not any(self.patterns[-1][0].search(name) for name in names):
-                raise BadInput(f"tensor type {pattern}: no tensor of this model has such a name (names are like {names[-1]})")
+                raise BadInput(
+                    f"tensor type {pattern}: no tensor of this model has such a name (names are like "
+                    f"{names[-1]})"
+                )
 
     def choose(self, spec: Spec) -> Choice:
         name, kind = spec.name, category(spec.name)
-        allowed = may_be_quantized(name, spec.shape) and not (self.given.leave_output and name == "output.weight")
+        allowed = may_be_quantized(name, spec.shape) and not (
+            self.given.leave_output and name == "output.weight"
+        )
         if not allowed:
             return Choice(spec.lossless, spec.lossless)
         override = next((t for pattern, t in self.patterns if pattern.search(name)), None)
@@ -274,7 +306,9 @@ class _Rules:
         if kind == "attn_output":
             if self.model.experts == 8:
                 return T.Q5_K
-            return {"iq1_s": T.IQ2_XXS, "iq1_m": T.IQ2_XXS, "iq2_s": T.IQ3_S, "iq2_m": T.IQ3_S}.get(ftype, default)
+            return {"iq1_s": T.IQ2_XXS, "iq1_m": T.IQ2_XXS, "iq2_s": T.IQ3_S, "iq2_m": T.IQ3_S}.get(
+                ftype, default
+            )
         return default
 
     def _attn_v(self, ftype: str, default: Type) -> Type:
@@ -333,9 +367,23 @@ class _Rules:
         if self.model.architecture == "falcon":
             return T.Q4_K if ftype == "q3_k_l" else default
         if self.model.experts == 8:
-            eight = ("q2_k", "iq3_xs", "iq3_xxs", "q3_k_s", "q3_k_m", "iq4_nl", "q4_k_s", "q4_k_m", "iq3_s", "iq3_m", "iq4_xs")
+            eight = (
+                "q2_k",
+                "iq3_xs",
+                "iq3_xxs",
+                "q3_k_s",
+                "q3_k_m",
+                "iq4_nl",
+                "q4_k_s",
+                "q4_k_m",
+                "iq3_s",
+                "iq3_m",
+                "iq4_xs",
+            )
             return T.Q5_K if ftype in eight else default
-        return {"q2_k": T.Q3_K, "iq3_xxs": T.IQ3_S, "q3_k_m": T.Q4_K, "q3_k_l": T.Q5_K, "iq3_m": T.Q4_K}.get(ftype, default)
+        return {"q2_k": T.Q3_K, "iq3_xxs": T.IQ3_S, "q3_k_m": T.Q4_K, "q3_k_l": T.Q5_K, "iq3_m": T.Q4_K}.get(
+            ftype, default
+        )
 
     def _count(self, kind: str) -> int:
         self.seen[kind] += 1

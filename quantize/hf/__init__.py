@@ -1,1 +1,2 @@
-"""What the methods and the runtime that go through transformers share: loading, quantizing on the fly, keeping quiet."""
+"""What the methods and the runtime that go through transformers share: loading, quantizing on the fly,
+keeping quiet."""

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def contained(model_type: str) -> Iterator[None]:
-    """What is replaced inside in transformers' modules (experts by unfused ones, the mapping of checkpoints' names) is put back.
+    """What is replaced inside in transformers' modules (experts by unfused ones, the mapping of checkpoints'
+    names) is put back.
 
     Models that were made inside keep the classes they were made of.
     """
@@ -17,7 +18,9 @@ def contained(model_type: str) -> Iterator[None]:
     with contextlib.suppress(KeyError):  # its modules must be there before, to know what was in them
         MODEL_FOR_CAUSAL_LM_MAPPING[CONFIG_MAPPING[model_type]]
     before = {
-        name: dict(vars(module)) for name, module in sys.modules.items() if name.partition(".")[0] == "transformers" and module
+        name: dict(vars(module))
+        for name, module in sys.modules.items()
+        if name.partition(".")[0] == "transformers" and module
     }
     try:
         yield

@@ -1,4 +1,5 @@
-"""How transformers makes a model's parameters of a checkpoint's tensors: renamed, stacked, joined, as its own loader does it."""
+"""How transformers makes a model's parameters of a checkpoint's tensors: renamed, stacked, joined, as its own
+loader does it."""
 
 import copy
 from collections.abc import Callable
@@ -21,7 +22,8 @@ Read = Callable[[str], np.ndarray]
 
 @dataclass(frozen=True)
 class Part:
-    """One parameter: the checkpoint's tensors that it is made of, and how; None: it is the one tensor, as it is."""
+    """One parameter: the checkpoint's tensors that it is made of, and how; None: it is the one tensor, as it
+    is."""
 
     sources: tuple[str, ...]
     make: "Callable[[list[torch.Tensor]], torch.Tensor] | None" = None
@@ -31,7 +33,9 @@ class Part:
             return read(self.sources[0])
         import torch
 
-        made: np.ndarray = self.make([torch.from_numpy(np.array(read(name), np.float32)) for name in self.sources]).numpy()
+        made: np.ndarray = self.make(
+            [torch.from_numpy(np.array(read(name), np.float32)) for name in self.sources]
+        ).numpy()
         return made
 
 
@@ -78,7 +82,9 @@ def _converted(checkpoint: Checkpoint, model: "PreTrainedModel") -> dict[str, Pa
         convert = partial(_convert, converter, known, [pattern for pattern, _ in members], model)
         shapes = [torch.empty(checkpoint.tensors[name].shape, device="meta") for name in sources]
         for made in convert(shapes):
-            parts[made] = Part(sources, partial(lambda made, convert, tensors: convert(tensors)[made], made, convert))
+            parts[made] = Part(
+                sources, partial(lambda made, convert, tensors: convert(tensors)[made], made, convert)
+            )
             state[made] = convert(shapes)[made]
     _tie(model, parts)
     for name, part in parts.items():

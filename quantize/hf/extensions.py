@@ -1,7 +1,8 @@
 """What the kernels that libraries compile on first use (optimum-quanto, GPTQModel) need around them.
 
-torch's extension loader runs ``ninja`` from PATH and guards a build by a file called ``lock`` that it creates and removes. A
-process killed while it builds leaves that file, and every later load then waits for it, for ever.
+torch's extension loader runs ``ninja`` from PATH and guards a build by a file called ``lock`` that it creates
+and removes. A process killed while it builds leaves that file, and every later load then waits for it, for
+ever.
 """
 
 import contextlib
@@ -13,8 +14,8 @@ from pathlib import Path
 
 from quantize.files import user_cache
 
-#: A lock whose folder has not been written to for this long belongs to nobody: the longest single compiler call of these
-#: kernels takes a minute or two, and ninja writes its log between calls.
+#: A lock whose folder has not been written to for this long belongs to nobody: the longest single compiler
+#: call of these kernels takes a minute or two, and ninja writes its log between calls.
 STALE_AFTER_SECONDS = 15 * 60
 
 
@@ -34,13 +35,17 @@ def ensure_kernel_environment() -> None:
 
 
 def keep_hub_caches() -> None:
-    """Call before the first import of GPTQModel: its dependency tokenicer points HF_HOME and three more variables, where they are
-    not set, at a folder under /tmp, for this process and all that it starts."""
+    """Call before the first import of GPTQModel: its dependency tokenicer points HF_HOME and three more
+    variables, where they are not set, at a folder under /tmp, for this process and all that it starts."""
     import huggingface_hub.constants  # noqa: F401 - reads the variables before they change
 
     from quantize.quiet import quiet
 
-    unset = [name for name in ("HF_HOME", "HF_HUB_CACHE", "TRANSFORMERS_CACHE", "HF_MODULES_CACHE") if name not in os.environ]
+    unset = [
+        name
+        for name in ("HF_HOME", "HF_HUB_CACHE", "TRANSFORMERS_CACHE", "HF_MODULES_CACHE")
+        if name not in os.environ
+    ]
     with quiet(), contextlib.suppress(ImportError):
         import tokenicer  # noqa: F401
     for name in unset:
@@ -48,11 +53,14 @@ def keep_hub_caches() -> None:
 
 
 def extension_folders() -> list[Path]:
-    """Where extensions are built: torch's cache, GPTQModel's, and the folder inside optimum-quanto that this library uses."""
+    """Where extensions are built: torch's cache, GPTQModel's, and the folder inside optimum-quanto that this
+    library uses."""
     folders = [Path.home() / ".cache" / "gptqmodel" / "torch_extensions"]
     configured = os.environ.get("TORCH_EXTENSIONS_DIR")
     cache = (
-        Path(configured) if configured else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "torch_extensions"
+        Path(configured)
+        if configured
+        else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "torch_extensions"
     )
     folders.append(cache)
     spec = find_spec("optimum")
@@ -72,8 +80,8 @@ def stale_locks(folders: list[Path]) -> list[Path]:
 
 
 def _abandoned(lock: Path) -> bool:
-    """torch keeps the file open while it builds, and a build keeps a compiler running with the folder's files on its command line
-    or as its working directory. Where processes cannot be looked at, age decides."""
+    """torch keeps the file open while it builds, and a build keeps a compiler running with the folder's files
+    on its command line or as its working directory. Where processes cannot be looked at, age decides."""
     import time
 
     try:
@@ -93,7 +101,10 @@ def _abandoned(lock: Path) -> bool:
                 if any(os.readlink(process / "fd" / number) == path for number in os.listdir(process / "fd")):
                     return False
             with contextlib.suppress(OSError):
-                if os.readlink(process / "cwd") == folder or folder.encode() in (process / "cmdline").read_bytes():
+                if (
+                    os.readlink(process / "cwd") == folder
+                    or folder.encode() in (process / "cmdline").read_bytes()
+                ):
                     return False
     return True
 
@@ -108,15 +119,23 @@ def _file_lock() -> Iterator[None]:
         return
     try:
         folder = user_cache()
-        descriptor = os.open(folder / "kernels.lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    except OSError:  # no home that can be written: removing a lock twice does no harm, it is only looked for twice
+        descriptor = os.open(
+            folder / "kernels.lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600
+        )
+    except (
+        OSError
+    ):  # no home that can be written: removing a lock twice does no harm, it is only looked for twice
         yield
         return
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            print(f"waiting for another process that prepares kernels ({folder / 'kernels.lock'})", file=sys.stderr, flush=True)
+            print(
+                f"waiting for another process that prepares kernels ({folder / 'kernels.lock'})",
+                file=sys.stderr,
+                flush=True,
+            )
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
     finally:
@@ -169,7 +188,8 @@ def _build_gptqmodel() -> None:
 
 
 def main() -> int:
-    """Used by set-up. A kernel that cannot be built is said so and is no failure: its recipes then build it or go without."""
+    """Used by set-up. A kernel that cannot be built is said so and is no failure: its recipes then build it
+    or go without."""
     import time
 
     began = time.monotonic()

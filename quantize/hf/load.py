@@ -1,4 +1,5 @@
-"""Open an HF folder as a transformers model, whatever its weights are stored as; or quantize one on the fly."""
+"""Open an HF folder as a transformers model, whatever its weights are stored as; or quantize one on the
+fly."""
 
 import copy
 import os
@@ -59,12 +60,14 @@ def load_model(
     weights: "dict[str, torch.Tensor] | None" = None,
     **options: Any,
 ) -> "PreTrainedModel":
-    """AutoModelForCausalLM in evaluation mode, every weight from the folder's safetensors, or from ``weights`` by its names.
+    """AutoModelForCausalLM in evaluation mode, every weight from the folder's safetensors, or from
+    ``weights`` by its names.
 
-    ``dtype`` is the one computed in. ``options`` go to from_pretrained (``quantization_config``, ``device_map``).
+    ``dtype`` is the one computed in. ``options`` go to from_pretrained (``quantization_config``,
+    ``device_map``).
 
-    Errors: Unsupported for an architecture that transformers lacks; BadInput for weights that do not fit the config:
-    from_pretrained would fill them with random numbers and say so in a log only.
+    Errors: Unsupported for an architecture that transformers lacks; BadInput for weights that do not fit the
+    config: from_pretrained would fill them with random numbers and say so in a log only.
     """
     config = read_config(folder)
     with quiet(), library_folder(folder, trust_remote_code) as seen:
@@ -77,11 +80,17 @@ def load_model(
             try:
                 if weights is None:
                     loaded: Any = AutoModelForCausalLM.from_pretrained(
-                        seen, use_safetensors=True, local_files_only=True, trust_remote_code=trust_remote_code, **common
+                        seen,
+                        use_safetensors=True,
+                        local_files_only=True,
+                        trust_remote_code=trust_remote_code,
+                        **common,
                     )
                 else:  # which the class of the model alone takes
                     empty = model_without_weights(folder, dtype, trust_remote_code=trust_remote_code)
-                    loaded = type(empty).from_pretrained(None, config=empty.config, state_dict=weights, **common)
+                    loaded = type(empty).from_pretrained(
+                        None, config=empty.config, state_dict=weights, **common
+                    )
             except ImportError as error:
                 raise Unsupported(f"{folder}: {reason(error)}") from error
             except (OSError, RuntimeError, SafetensorError) as error:
@@ -95,7 +104,10 @@ def load_model(
     missing = sorted(set(info["missing_keys"]) | {str(key[0]) for key in info.get("mismatched_keys") or ()})
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise BadInput(f"{folder}: holds no weights of the right shape for {missing[0]}{more}; fetch the whole checkpoint")
+        raise BadInput(
+            f"{folder}: holds no weights of the right shape for {missing[0]}{more}; fetch the whole "
+            "checkpoint"
+        )
     ready: Any = model.eval()
     ready.unexpected = sorted(info["unexpected_keys"])  # which transformers says in its log
     loaded_model: PreTrainedModel = ready
@@ -103,8 +115,9 @@ def load_model(
 
 
 def unquantized_in(model: "torch.nn.Module", dtype: "torch.dtype") -> None:
-    """What a quantized checkpoint stores in 16 bits, in ``dtype``: transformers leaves it as it is stored there, and where it
-    dequantizes the rest as it loads (FP8 and MXFP4 without a GPU that has such arithmetic), two dtypes would meet."""
+    """What a quantized checkpoint stores in 16 bits, in ``dtype``: transformers leaves it as it is stored
+    there, and where it dequantizes the rest as it loads (FP8 and MXFP4 without a GPU that has such
+    arithmetic), two dtypes would meet."""
     import torch
 
     for parameter in model.parameters():
@@ -113,13 +126,16 @@ def unquantized_in(model: "torch.nn.Module", dtype: "torch.dtype") -> None:
 
 
 def model_without_weights(folder: Path, dtype: str, *, trust_remote_code: bool = False) -> "PreTrainedModel":
-    """What ``load_model`` gives, its weights on the meta device. Errors: Unsupported where transformers cannot make it."""
+    """What ``load_model`` gives, its weights on the meta device. Errors: Unsupported where transformers
+    cannot make it."""
     with quiet(), library_folder(folder, trust_remote_code) as seen:
         import torch
         from transformers import AutoConfig, AutoModelForCausalLM
 
         with refusals(str(folder), "cannot make its model"):
-            config = AutoConfig.from_pretrained(seen, local_files_only=True, trust_remote_code=trust_remote_code)
+            config = AutoConfig.from_pretrained(
+                seen, local_files_only=True, trust_remote_code=trust_remote_code
+            )
             with torch.device("meta"):
                 made: PreTrainedModel = AutoModelForCausalLM.from_config(
                     config, dtype=torch_dtype(dtype), trust_remote_code=trust_remote_code
@@ -127,13 +143,18 @@ def model_without_weights(folder: Path, dtype: str, *, trust_remote_code: bool =
     return made.eval()
 
 
-def load_quanto(folder: Path, dtype: str, device: str, *, trust_remote_code: bool = False) -> "PreTrainedModel":
-    """A saved optimum-quanto model. With a ``dtype`` other than the stored one, the same integers and scales computed with in it.
+def load_quanto(
+    folder: Path, dtype: str, device: str, *, trust_remote_code: bool = False
+) -> "PreTrainedModel":
+    """A saved optimum-quanto model. With a ``dtype`` other than the stored one, the same integers and scales
+    computed with in it.
 
-    Does what the library's own from_pretrained does, except that scales are cast before tensors are made of them: in bfloat16 a
-    4-bit weight is turned into a kernel's own layout when it is loaded, which rounds its shift and cannot be undone.
+    Does what the library's own from_pretrained does, except that scales are cast before tensors are made of
+    them: in bfloat16 a 4-bit weight is turned into a kernel's own layout when it is loaded, which rounds its
+    shift and cannot be undone.
 
-    Errors: Unsupported where optimum-quanto is not installed; StepFailed where the folder's tensors are not those of its map.
+    Errors: Unsupported where optimum-quanto is not installed; StepFailed where the folder's tensors are not
+    those of its map.
     """
     from quantize.hf.extensions import ensure_kernel_environment
 
@@ -146,11 +167,15 @@ def load_quanto(folder: Path, dtype: str, device: str, *, trust_remote_code: boo
         try:
             from optimum.quanto import requantize
         except ImportError:
-            raise Unsupported(f"{folder}: is an optimum-quanto model; install with: {install_command('quanto')}") from None
+            raise Unsupported(
+                f"{folder}: is an optimum-quanto model; install with: {install_command('quanto')}"
+            ) from None
         with refusals(str(folder), "cannot make its model"):
             trust = {"trust_remote_code": trust_remote_code}
             config = AutoConfig.from_pretrained(seen, local_files_only=True, **trust)
-            with init_empty_weights():  # parameters only: buffers that no file holds (rotary frequencies) stay real
+            with (
+                init_empty_weights()
+            ):  # parameters only: buffers that no file holds (rotary frequencies) stay real
                 model = AutoModelForCausalLM.from_config(config, dtype=torch_dtype(dtype), **trust)
         try:
             mapping = read_json(folder / QUANTO_MAP)
@@ -163,10 +188,16 @@ def load_quanto(folder: Path, dtype: str, device: str, *, trust_remote_code: boo
             model.tie_weights()
         # requantize loads with strict=False, and leaves uninitialized memory where a tensor is missing.
         tied = (
-            set(getattr(model, "_tied_weights_keys", None) or ()) if model.config.get_text_config().tie_word_embeddings else set()
+            set(getattr(model, "_tied_weights_keys", None) or ())
+            if model.config.get_text_config().tie_word_embeddings
+            else set()
         )
         for name in model.state_dict():
-            if name not in present and name not in tied and not name.endswith(("input_scale", "output_scale")):
+            if (
+                name not in present
+                and name not in tied
+                and not name.endswith(("input_scale", "output_scale"))
+            ):
                 raise BadInput(f"{folder}: holds no weights for {name}; convert again")
         loaded: Any = model.to(device).eval()
         known = set(model.state_dict())
@@ -176,7 +207,8 @@ def load_quanto(folder: Path, dtype: str, device: str, *, trust_remote_code: boo
 
 
 def _read_state(folder: Path, dtype: "torch.dtype") -> "dict[str, torch.Tensor]":
-    """The model's tensors in ``folder``; the floating ones in ``dtype``, but quantized data (float8 too) as it is."""
+    """The model's tensors in ``folder``; the floating ones in ``dtype``, but quantized data (float8 too) as
+    it is."""
     from safetensors.torch import load_file
 
     state: dict[str, Any] = {}
@@ -191,21 +223,24 @@ def _read_state(folder: Path, dtype: "torch.dtype") -> "dict[str, torch.Tensor]"
 def load_bitsandbytes(
     folder: Path, dtype: str, device: str, exact: bool = False, *, trust_remote_code: bool = False
 ) -> "PreTrainedModel":
-    """A saved bitsandbytes model, computing in ``dtype``. Errors: Unsupported where bitsandbytes is not installed."""
+    """A saved bitsandbytes model, computing in ``dtype``. Errors: Unsupported where bitsandbytes is not
+    installed."""
     model = load_model(folder, dtype, device, trust_remote_code=trust_remote_code, device_map={"": device})
     bitsandbytes_compute_in(model, torch_dtype(dtype), exact)
     return model
 
 
 def bitsandbytes_compute_in(model: "torch.nn.Module", dtype: "torch.dtype", exact: bool = False) -> None:
-    """4-bit layers dequantize to ``dtype`` and multiply in it, and unquantized ones are of it, whatever the folder was made with.
+    """4-bit layers dequantize to ``dtype`` and multiply in it, and unquantized ones are of it, whatever the
+    folder was made with.
 
-    In float32 the CPU kernel that multiplies in bfloat16 is kept out as well: it exists only where the processor has AVX512-BF16,
-    that with it the same artifact gives different numbers on different machines.
+    In float32 the CPU kernel that multiplies in bfloat16 is kept out as well: it exists only where the
+    processor has AVX512-BF16, that with it the same artifact gives different numbers on different machines.
 
     On a CPU, rows that are not a whole number of blocks are dequantized flat (``dequantize_flat``).
 
-    ``exact``: int8 layers treat every activation as they treat outliers, in ``dtype`` instead of rounded to 8 bits.
+    ``exact``: int8 layers treat every activation as they treat outliers, in ``dtype`` instead of rounded to 8
+    bits.
     """
     import bitsandbytes
     import torch
@@ -230,9 +265,9 @@ def bitsandbytes_compute_in(model: "torch.nn.Module", dtype: "torch.dtype", exac
 def dequantize_flat(packed: "torch.Tensor", state: Any) -> "torch.Tensor":
     """A weight in bitsandbytes' 4 bits, by its own kernel, as one long row.
 
-    Blocks run through a tensor row after row; the CPU kernel of bitsandbytes 0.50.2 for AVX-512 begins a new one with every row,
-    so that where rows are not a whole number of blocks it scales weights by other blocks' maxima (96 columns in blocks of 64:
-    an error twice that of the quantization).
+    Blocks run through a tensor row after row; the CPU kernel of bitsandbytes 0.50.2 for AVX-512 begins a new
+    one with every row, so that where rows are not a whole number of blocks it scales weights by other blocks'
+    maxima (96 columns in blocks of 64: an error twice that of the quantization).
     """
     import bitsandbytes.functional as functional
     import torch
@@ -251,10 +286,13 @@ def _forward_flat(module: Any, x: "torch.Tensor") -> "torch.Tensor":
     return torch.nn.functional.linear(x.to(module.compute_dtype), weight, bias).to(x.dtype)
 
 
-def load_compressed_tensors(folder: Path, dtype: str, device: str, *, trust_remote_code: bool = False) -> "PreTrainedModel":
+def load_compressed_tensors(
+    folder: Path, dtype: str, device: str, *, trust_remote_code: bool = False
+) -> "PreTrainedModel":
     """A compressed-tensors checkpoint, its weights unpacked; what it does to activations stays.
 
-    The library unpacks in a hook of the whole model's forward, which a forward of its body alone would pass by.
+    The library unpacks in a hook of the whole model's forward, which a forward of its body alone would pass
+    by.
 
     Errors: Unsupported where compressed-tensors is not installed.
     """
@@ -266,9 +304,12 @@ def load_compressed_tensors(folder: Path, dtype: str, device: str, *, trust_remo
     return loaded
 
 
-def load_gptqmodel(folder: Path, dtype: str, device: str, *, trust_remote_code: bool = False) -> "PreTrainedModel":
-    """A GPTQ or AWQ checkpoint through transformers, whose layers for them are GPTQModel's; through GPTQModel's own
-    loader where the file holds experts one by one that transformers looks for in one tensor, and would leave random.
+def load_gptqmodel(
+    folder: Path, dtype: str, device: str, *, trust_remote_code: bool = False
+) -> "PreTrainedModel":
+    """A GPTQ or AWQ checkpoint through transformers, whose layers for them are GPTQModel's; through
+    GPTQModel's own loader where the file holds experts one by one that transformers looks for in one tensor,
+    and would leave random.
 
     Errors: Unsupported where gptqmodel or optimum is not installed.
     """
@@ -283,7 +324,8 @@ def load_gptqmodel(folder: Path, dtype: str, device: str, *, trust_remote_code: 
 
 
 def own_loader(folder: Path, *, trust_remote_code: bool = False) -> bool:
-    """Whether the folder holds quantized experts one by one and transformers' class has no modules of their names."""
+    """Whether the folder holds quantized experts one by one and transformers' class has no modules of their
+    names."""
     from quantize.checkpoint.tensors import StoredTensors
 
     expert = next((name for name in StoredTensors(folder) if EXPERT.search(name)), None)
@@ -294,7 +336,8 @@ def own_loader(folder: Path, *, trust_remote_code: bool = False) -> bool:
 
 
 def _load_by_engine(folder: Path, dtype: str, device: str, trust: bool) -> "PreTrainedModel":
-    """Errors: Unsupported without GPTQModel; StepFailed where it fails; BadInput where a parameter has no weights."""
+    """Errors: Unsupported without GPTQModel; StepFailed where it fails; BadInput where a parameter has no
+    weights."""
     from quantize.checkpoint.tensors import StoredTensors
 
     with quiet():
@@ -304,20 +347,29 @@ def _load_by_engine(folder: Path, dtype: str, device: str, trust: bool) -> "PreT
             from quantize.hf.contained import contained
         except ImportError:
             raise Unsupported(
-                f"{folder}: experts quantized one by one are opened by GPTQModel; install with: {install_command('gptq')}"
+                f"{folder}: experts quantized one by one are opened by GPTQModel; install with: "
+                f"{install_command('gptq')}"
             ) from None
         opened = library_folder(folder, trust, always=True)
         with contained(str(read_config(folder).get("model_type"))), opened as seen:
             try:
-                model: Any = GPTQModel.load(str(seen), device=device, dtype=torch_dtype(dtype), trust_remote_code=trust).model
+                model: Any = GPTQModel.load(
+                    str(seen), device=device, dtype=torch_dtype(dtype), trust_remote_code=trust
+                ).model
             except Exception as error:  # of any class
                 raise StepFailed(f"{folder}: GPTQModel cannot load it: {reason(error)}") from error
     stored = set(StoredTensors(folder))
     modules = dict(model.named_modules())
     model.unexpected = sorted(name for name in stored if name.rpartition(".")[0] not in modules)
-    tied = set(getattr(model, "_tied_weights_keys", None) or ()) if model.config.get_text_config().tie_word_embeddings else set()
+    tied = (
+        set(getattr(model, "_tied_weights_keys", None) or ())
+        if model.config.get_text_config().tie_word_embeddings
+        else set()
+    )
     needed = {name for name, _ in model.named_parameters()} - tied
-    if missing := sorted(name for name in needed if name not in stored and name.rpartition(".")[0] + ".qweight" not in stored):
+    if missing := sorted(
+        name for name in needed if name not in stored and name.rpartition(".")[0] + ".qweight" not in stored
+    ):
         raise BadInput(f"{folder}: holds no weights for {missing[0]}; fetch the whole checkpoint")
     loaded: PreTrainedModel = model.eval()
     return loaded

@@ -1,4 +1,5 @@
-"""Which tensors of a checkpoint become linear layers when transformers opens it, found without reading a weight."""
+"""Which tensors of a checkpoint become linear layers when transformers opens it, found without reading a
+weight."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -28,10 +29,12 @@ HEAD, EMBEDDING = "lm_head", "model.embed_tokens.weight"  # of the decoders that
 
 @dataclass(frozen=True)
 class Layers:
-    """Module names of a model's linear layers, with (out, in); ``head`` is its output layer, or None where it has none.
+    """Module names of a model's linear layers, with (out, in); ``head`` is its output layer, or None where it
+    has none.
 
-    ``source`` maps the names of parameters in the model to those in the checkpoint's files; ``buffers`` are tensors of the files
-    that the model computes by itself; ``stored_head`` is a tied head's own tensor, where the files hold one.
+    ``source`` maps the names of parameters in the model to those in the checkpoint's files; ``buffers`` are
+    tensors of the files that the model computes by itself; ``stored_head`` is a tied head's own tensor, where
+    the files hold one.
     """
 
     linear: dict[str, tuple[int, int]]
@@ -50,7 +53,8 @@ class Layers:
 def empty_model(
     checkpoint: Checkpoint, dtype: str = "float32", tied: bool | None = None, buffers: bool = True
 ) -> "PreTrainedModel":
-    """The architecture with parameters on the meta device, ``buffers`` real or not; ``tied`` overrides tie_word_embeddings.
+    """The architecture with parameters on the meta device, ``buffers`` real or not; ``tied`` overrides
+    tie_word_embeddings.
 
     Errors: Unsupported where transformers lacks it.
     """
@@ -68,7 +72,9 @@ def empty_model(
         makes = f"has no causal language model for model_type {kind!r}"
         place = init_empty_weights() if buffers else torch.device("meta")
         with refusals(checkpoint.source, makes, "; GGUF recipes may take it"), place:
-            model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch_dtype(dtype), trust_remote_code=trust)
+            model: PreTrainedModel = AutoModelForCausalLM.from_config(
+                config, dtype=torch_dtype(dtype), trust_remote_code=trust
+            )
     return model
 
 
@@ -78,12 +84,14 @@ _last: list[tuple[Checkpoint, Layers]] = []
 def find_layers(checkpoint: Checkpoint) -> Layers:
     """Remembers the last answer: a conversion asks several times about one checkpoint.
 
-    Errors: Unsupported where transformers lacks the architecture, or its names or shapes are not those of the files.
+    Errors: Unsupported where transformers lacks the architecture, or its names or shapes are not those of the
+    files.
     """
     if not checkpoint.usual_files:
         files = ", ".join(sorted({info.file.name for info in checkpoint.tensors.values()})[:2])
         raise Unsupported(
-            f"{checkpoint.source}: transformers opens {SINGLE} or {INDEX} with its shards, and the weights are in {files}; "
+            f"{checkpoint.source}: transformers opens {SINGLE} or {INDEX} with its shards, and the weights "
+            f"are in {files}; "
             f"rename a single file to {SINGLE}"
         )
     if not _last or _last[0][0] is not checkpoint:
@@ -92,7 +100,8 @@ def find_layers(checkpoint: Checkpoint) -> Layers:
 
 
 def _find_layers(checkpoint: Checkpoint) -> Layers:
-    """Told from the config where every tensor of the files has its place so; else the architecture is built."""
+    """Told from the config where every tensor of the files has its place so; else the architecture is
+    built."""
     told = parameters(checkpoint.config)
     if told is not None and all(told[0].get(name) == info.shape for name, info in checkpoint.tensors.items()):
         _, linear, tied = told
@@ -116,7 +125,9 @@ def _built_layers(checkpoint: Checkpoint) -> Layers:
             head = name
         if isinstance(module, torch.nn.Linear):
             linear[name] = (module.out_features, module.in_features)
-    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters(remove_duplicate=False)}
+    shapes = {
+        name: tuple(parameter.shape) for name, parameter in model.named_parameters(remove_duplicate=False)
+    }
     source, ignored = {}, []
     buffers, place = dict(model.named_buffers()), _renaming(model)
     for name, info in checkpoint.tensors.items():
@@ -126,7 +137,8 @@ def _built_layers(checkpoint: Checkpoint) -> Layers:
                 ignored.append(name)
                 continue
             raise Unsupported(
-                f"{checkpoint.source}: tensor {name} has no place of that name in transformers' {type(model).__name__} "
+                f"{checkpoint.source}: tensor {name} has no place of that name in transformers' "
+                f"{type(model).__name__} "
                 "(it merges or renames tensors when it loads them); GGUF recipes may take it"
             )
         if shapes[known] != info.shape:
@@ -146,8 +158,8 @@ def _built_layers(checkpoint: Checkpoint) -> Layers:
 
 
 def _renaming(model: "PreTrainedModel") -> "Callable[[str], str | None]":
-    """Name in a file -> name in the model, as from_pretrained renames (``embed_out`` of GPT-NeoX is ``lm_head`` now, a prefix
-    comes or goes); None for a tensor that it merges with others or takes apart."""
+    """Name in a file -> name in the model, as from_pretrained renames (``embed_out`` of GPT-NeoX is
+    ``lm_head`` now, a prefix comes or goes); None for a tensor that it merges with others or takes apart."""
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import WeightConverter, rename_source_key
 
@@ -164,8 +176,9 @@ def _renaming(model: "PreTrainedModel") -> "Callable[[str], str | None]":
 
 
 def needed(checkpoint: Checkpoint) -> tuple[Checkpoint, list[Note]]:
-    """Without the tensors that a loaded model does not take from the files: buffers, and a tied head that is stored all the same.
-    A stored head that differs from the embedding is what transformers uses: the model is not tied then, whatever its config says.
+    """Without the tensors that a loaded model does not take from the files: buffers, and a tied head that is
+    stored all the same. A stored head that differs from the embedding is what transformers uses: the model is
+    not tied then, whatever its config says.
 
     Remembers the last answer, as ``find_layers`` does.
     """
@@ -211,9 +224,14 @@ def _same(checkpoint: Checkpoint, one: str, other: str) -> bool:
 
 
 def kept_notes(
-    checkpoint: Checkpoint, quantized: set[str], layers: Layers, library: str, reasons: Mapping[str, str] = MappingProxyType({})
+    checkpoint: Checkpoint,
+    quantized: set[str],
+    layers: Layers,
+    library: str,
+    reasons: Mapping[str, str] = MappingProxyType({}),
 ) -> list[Note]:
-    """A note for every matrix that the library left in the source's precision, and why; ``reasons``: by tensor, where known."""
+    """A note for every matrix that the library left in the source's precision, and why; ``reasons``: by
+    tensor, where known."""
     notes = []
     head = layers.tensor(layers.head) if layers.head else None
     for name, info in checkpoint.tensors.items():

@@ -1,10 +1,18 @@
-"""Quantize a plain checkpoint in memory with optimum-quanto or bitsandbytes: what is saved, or run at once (``load_as``)."""
+"""Quantize a plain checkpoint in memory with optimum-quanto or bitsandbytes: what is saved, or run at once
+(``load_as``)."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from quantize.errors import BadInput
-from quantize.hf.load import bitsandbytes_compute_in, load_model, model_without_weights, read_config, stored_dtype, torch_dtype
+from quantize.hf.load import (
+    bitsandbytes_compute_in,
+    load_model,
+    model_without_weights,
+    read_config,
+    stored_dtype,
+    torch_dtype,
+)
 from quantize.hf.watched import linear_uses
 from quantize.quiet import quiet
 from quantize.recipe import Recipe, RunOptions
@@ -15,13 +23,17 @@ if TYPE_CHECKING:
 QUANTO_TYPES = {"int8": "qint8", "int4": "qint4", "int2": "qint2", "float8": "qfloat8_e4m3fn"}
 
 
-def load_quantized(folder: Path, recipe: Recipe, run: RunOptions, *, exact: bool = False) -> "PreTrainedModel":
+def load_quantized(
+    folder: Path, recipe: Recipe, run: RunOptions, *, exact: bool = False
+) -> "PreTrainedModel":
     """The plain checkpoint ``folder`` as ``recipe`` would quantize it, ready to run; nothing is saved.
 
     Errors: BadInput for a recipe that needs a conversion (calibration, or another file format).
     """
     stored = stored_dtype(read_config(folder))
-    compute = run.dtype if run.dtype != "auto" else "float32" if exact or run.resolved_device == "cpu" else stored
+    compute = (
+        run.dtype if run.dtype != "auto" else "float32" if exact or run.resolved_device == "cpu" else stored
+    )
     if recipe.method == "dense":
         dtype = str(getattr(recipe, "dtype", compute))
         return load_model(folder, dtype, run.resolved_device, trust_remote_code=run.trust_remote_code)
@@ -34,7 +46,10 @@ def load_quantized(folder: Path, recipe: Recipe, run: RunOptions, *, exact: bool
         model = quantize_bitsandbytes(folder, recipe, stored, run)
         bitsandbytes_compute_in(model, torch_dtype(compute), exact)
         return model
-    raise BadInput(f"{recipe.short}: cannot be loaded as; only quanto and bnb recipes quantize on the fly: convert it first")
+    raise BadInput(
+        f"{recipe.short}: cannot be loaded as; only quanto and bnb recipes quantize on the fly: convert it "
+        "first"
+    )
 
 
 def quantize_quanto(folder: Path, recipe: Any, dtype: str, run: RunOptions) -> "PreTrainedModel":
@@ -51,7 +66,8 @@ def quantize_quanto(folder: Path, recipe: Any, dtype: str, run: RunOptions) -> "
         exclude += [
             name
             for name, module in model.named_modules()
-            if isinstance(module, torch.nn.Linear) and unpackable(recipe.weights, dtype, module.out_features, module.in_features)
+            if isinstance(module, torch.nn.Linear)
+            and unpackable(recipe.weights, dtype, module.out_features, module.in_features)
         ]
         wrapped = QuantizedModelForCausalLM.quantize(
             model, weights=QUANTO_TYPES[recipe.weights], exclude=[each for each in exclude if each]
@@ -61,13 +77,17 @@ def quantize_quanto(folder: Path, recipe: Any, dtype: str, run: RunOptions) -> "
 
 
 def unpackable(weights: str, dtype: str, outputs: int, inputs: int) -> bool:
-    """Whether optimum-quanto 0.2.7 fails at a layer: 4-bit weights in groups of 128 with bfloat16 scales are put into the
-    layout of a kernel that takes outputs 16 at a time, when they are made and again when they are loaded."""
-    return weights == "int4" and dtype == "bfloat16" and inputs > 128 and inputs % 128 == 0 and outputs % 16 != 0
+    """Whether optimum-quanto 0.2.7 fails at a layer: 4-bit weights in groups of 128 with bfloat16 scales are
+    put into the layout of a kernel that takes outputs 16 at a time, when they are made and again when they
+    are loaded."""
+    return (
+        weights == "int4" and dtype == "bfloat16" and inputs > 128 and inputs % 128 == 0 and outputs % 16 != 0
+    )
 
 
 def _quanto_compute_in(model: "PreTrainedModel", dtype: Any) -> None:
-    """Cast scales and unquantized parameters; the integers stay. The result is what a saved model gives when it is loaded so."""
+    """Cast scales and unquantized parameters; the integers stay. The result is what a saved model gives when
+    it is loaded so."""
     import torch
 
     for module in model.modules():
@@ -87,7 +107,9 @@ def quanto_in(parameter: Any, dtype: Any) -> Any:
         # The bfloat16 kernel's own layout is undone as it is for saving.
         w = w if type(w) is WeightQBitsTensor else w.weight_qbits_tensor()
         shift = w._shift.to(dtype) if w._shift.is_floating_point() else w._shift
-        return WeightQBitsTensor(w.qtype, w.axis, w._group_size, w.size(), w.stride(), w._data, w._scale.to(dtype), shift)
+        return WeightQBitsTensor(
+            w.qtype, w.axis, w._group_size, w.size(), w.stride(), w._data, w._scale.to(dtype), shift
+        )
     return parameter.data.to(dtype)
 
 
@@ -97,8 +119,8 @@ def _head_name(model: "PreTrainedModel") -> str | None:
 
 
 def quantize_bitsandbytes(folder: Path, recipe: Any, dtype: str, run: RunOptions) -> "PreTrainedModel":
-    """Quantized while it loads, never run: its first forward pass on a CPU may repack the weights. Layers whose weight the
-    model's own code takes are left alone."""
+    """Quantized while it loads, never run: its first forward pass on a CPU may repack the weights. Layers
+    whose weight the model's own code takes are left alone."""
     direct = sorted(linear_uses(folder, trust_remote_code=run.trust_remote_code).direct)
     with quiet():
         from transformers import BitsAndBytesConfig
@@ -117,5 +139,10 @@ def quantize_bitsandbytes(folder: Path, recipe: Any, dtype: str, run: RunOptions
             config.llm_int8_skip_modules = [*direct, *filter(None, [_head_name(empty)])]
     device = run.resolved_device
     return load_model(
-        folder, dtype, device, trust_remote_code=run.trust_remote_code, quantization_config=config, device_map={"": device}
+        folder,
+        dtype,
+        device,
+        trust_remote_code=run.trust_remote_code,
+        quantization_config=config,
+        device_map={"": device},
     )

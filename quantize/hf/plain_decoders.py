@@ -1,7 +1,8 @@
 """Parameters of decoders that transformers stores as they are, told from config.json alone.
 
-Building the architecture, even without its weights, takes seconds of imports; a plan looks at many checkpoints and recipes.
-What is not listed here, or has a setting that is not, is built (``quantize.hf.names``). A test builds every one and compares.
+Building the architecture, even without its weights, takes seconds of imports; a plan looks at many
+checkpoints and recipes. What is not listed here, or has a setting that is not, is built
+(``quantize.hf.names``). A test builds every one and compares.
 """
 
 from dataclasses import dataclass
@@ -12,7 +13,8 @@ Shapes = dict[str, tuple[int, ...]]
 
 @dataclass(frozen=True)
 class Decoder:
-    """Where a model type departs from Llama. ``biases``: of q, k and v, where the config does not say. ``norms``: of a layer."""
+    """Where a model type departs from Llama. ``biases``: of q, k and v, where the config does not say.
+    ``norms``: of a layer."""
 
     biases: bool = False
     tied: bool = False
@@ -20,7 +22,12 @@ class Decoder:
     norms: tuple[str, ...] = ("input_layernorm", "post_attention_layernorm")
 
 
-_GEMMA_NORMS = ("input_layernorm", "post_attention_layernorm", "pre_feedforward_layernorm", "post_feedforward_layernorm")
+_GEMMA_NORMS = (
+    "input_layernorm",
+    "post_attention_layernorm",
+    "pre_feedforward_layernorm",
+    "post_feedforward_layernorm",
+)
 DECODERS: dict[str, Decoder] = {
     "llama": Decoder(),
     "mistral": Decoder(),
@@ -33,12 +40,19 @@ DECODERS: dict[str, Decoder] = {
 #: settings that add or take away parameters, and are left to the built architecture
 ELSEWHERE = ("attention_bias", "mlp_bias", "auto_map", "quantization_config", "text_config")
 _NOTHING = type(None)
-#: The other fields, of types that transformers' config classes take for every model type above. What is not here they may refuse,
-#: so that it is left to them too.
+#: The other fields, of types that transformers' config classes take for every model type above. What is not
+#: here they may refuse, so that it is left to them too.
 SETTLED: dict[str, tuple[type, ...]] = {
-    **dict.fromkeys(("hidden_size", "intermediate_size", "vocab_size", "num_hidden_layers", "num_attention_heads"), (int,)),
-    **dict.fromkeys(("num_key_value_heads", "max_position_embeddings", "max_window_layers", "query_pre_attn_scalar"), (int,)),
-    **dict.fromkeys(("head_dim", "sliding_window", "sliding_window_pattern", "_sliding_window_pattern"), (int, _NOTHING)),
+    **dict.fromkeys(
+        ("hidden_size", "intermediate_size", "vocab_size", "num_hidden_layers", "num_attention_heads"), (int,)
+    ),
+    **dict.fromkeys(
+        ("num_key_value_heads", "max_position_embeddings", "max_window_layers", "query_pre_attn_scalar"),
+        (int,),
+    ),
+    **dict.fromkeys(
+        ("head_dim", "sliding_window", "sliding_window_pattern", "_sliding_window_pattern"), (int, _NOTHING)
+    ),
     **dict.fromkeys(("pad_token_id", "bos_token_id", "pretraining_tp"), (int, _NOTHING)),
     "eos_token_id": (int, list, _NOTHING),
     **dict.fromkeys(("rms_norm_eps", "initializer_range"), (float,)),
@@ -46,10 +60,15 @@ SETTLED: dict[str, tuple[type, ...]] = {
     "attention_dropout": (int, float),
     **dict.fromkeys(("rope_theta", "rope_local_base_freq"), (int, float)),
     **dict.fromkeys(("rope_scaling", "rope_parameters"), (dict, _NOTHING)),
-    **dict.fromkeys(("use_cache", "tie_word_embeddings", "attention_bias", "mlp_bias", "use_sliding_window"), (bool,)),
+    **dict.fromkeys(
+        ("use_cache", "tie_word_embeddings", "attention_bias", "mlp_bias", "use_sliding_window"), (bool,)
+    ),
     "use_bidirectional_attention": (bool, _NOTHING),
     **dict.fromkeys(("hidden_act", "hidden_activation", "model_type"), (str,)),
-    **dict.fromkeys(("dtype", "torch_dtype", "transformers_version", "_name_or_path", "cache_implementation"), (str, _NOTHING)),
+    **dict.fromkeys(
+        ("dtype", "torch_dtype", "transformers_version", "_name_or_path", "cache_implementation"),
+        (str, _NOTHING),
+    ),
     "layer_types": (list, _NOTHING),
     "architectures": (list,),
     **dict.fromkeys(("auto_map", "quantization_config", "text_config"), (dict, _NOTHING)),
@@ -69,7 +88,9 @@ def _settled(config: dict[str, Any]) -> bool:
     """Whether every field is one that transformers is known to take."""
     if not all(type(value) in SETTLED.get(name, ()) for name, value in config.items()):
         return False
-    layers, heads, groups = (config.get(n) or 0 for n in ("num_hidden_layers", "num_attention_heads", "num_key_value_heads"))
+    layers, heads, groups = (
+        config.get(n) or 0 for n in ("num_hidden_layers", "num_attention_heads", "num_key_value_heads")
+    )
     kinds = config.get("layer_types")
     ropes = [config[name] for name in ("rope_scaling", "rope_parameters") if config.get(name)]
     flat = [rope[kind] for rope in ropes for kind in _ATTENTION if kind in rope] + [
@@ -104,24 +125,42 @@ def _known_rope(rope: Any) -> bool:
 
 
 def parameters(config: dict[str, Any]) -> tuple[Shapes, dict[str, tuple[int, int]], bool] | None:
-    """(parameter -> shape, linear layer -> (out, in), whether the head is tied), or None where the model must be built."""
+    """(parameter -> shape, linear layer -> (out, in), whether the head is tied), or None where the model must
+    be built."""
     kind = DECODERS.get(str(config.get("model_type")))
     architectures = config.get("architectures") or []
-    if kind is None or any(config.get(key) for key in ELSEWHERE) or [str(a)[-11:] for a in architectures] != ["ForCausalLM"]:
+    if (
+        kind is None
+        or any(config.get(key) for key in ELSEWHERE)
+        or [str(a)[-11:] for a in architectures] != ["ForCausalLM"]
+    ):
         return None
     if not _settled(config):
         return None
     try:
         hidden, inner, vocabulary, layers, heads = (
             int(config[key])
-            for key in ("hidden_size", "intermediate_size", "vocab_size", "num_hidden_layers", "num_attention_heads")
+            for key in (
+                "hidden_size",
+                "intermediate_size",
+                "vocab_size",
+                "num_hidden_layers",
+                "num_attention_heads",
+            )
         )
         # Without the key each model type has a default of its own.
         groups = int(config["num_key_value_heads"])
-        width = int(config.get("head_dim") or (hidden // heads if not kind.head_norms and not kind.tied else config["head_dim"]))
+        width = int(
+            config.get("head_dim")
+            or (hidden // heads if not kind.head_norms and not kind.tied else config["head_dim"])
+        )
     except (KeyError, TypeError, ValueError):
         return None
-    attention = {"q_proj": (heads * width, hidden), "k_proj": (groups * width, hidden), "v_proj": (groups * width, hidden)}
+    attention = {
+        "q_proj": (heads * width, hidden),
+        "k_proj": (groups * width, hidden),
+        "v_proj": (groups * width, hidden),
+    }
     attention["o_proj"] = (hidden, heads * width)
     mlp = {"gate_proj": (inner, hidden), "up_proj": (inner, hidden), "down_proj": (hidden, inner)}
     shapes: Shapes = {"model.embed_tokens.weight": (vocabulary, hidden), "model.norm.weight": (hidden,)}
@@ -132,7 +171,10 @@ def parameters(config: dict[str, Any]) -> tuple[Shapes, dict[str, tuple[int, int
         linear |= {f"{layer}.mlp.{name}": shape for name, shape in mlp.items()}
         shapes |= {f"{layer}.{name}.weight": (hidden,) for name in kind.norms}
         if kind.biases:
-            shapes |= {f"{layer}.self_attn.{name}.bias": attention[name][:1] for name in ("q_proj", "k_proj", "v_proj")}
+            shapes |= {
+                f"{layer}.self_attn.{name}.bias": attention[name][:1]
+                for name in ("q_proj", "k_proj", "v_proj")
+            }
         if kind.head_norms:
             shapes |= {f"{layer}.self_attn.{name}.weight": (width,) for name in ("q_norm", "k_norm")}
     linear["lm_head"] = (vocabulary, hidden)

@@ -1,7 +1,7 @@
 """What transformers says of a config or of weights that it does not take, as one line of ours.
 
-It validates some fields strictly and fails over others in as many ways as there are models: any exception of its own, raised
-while it makes or opens a model of a stranger's files, is a refusal of those files.
+It validates some fields strictly and fails over others in as many ways as there are models: any exception of
+its own, raised while it makes or opens a model of a stranger's files, is a refusal of those files.
 """
 
 from collections.abc import Iterator
@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 @contextmanager
 def refusals(where: str, what: str, after: str = "") -> Iterator[None]:
-    """Errors: Unsupported, ``WHERE: transformers 5.23.0 WHAT: its reason AFTER``; StepFailed where memory or disk are short."""
+    """Errors: Unsupported, ``WHERE: transformers 5.23.0 WHAT: its reason AFTER``; StepFailed where memory or
+    disk are short."""
     try:
         yield
     except QuantwrightError:

@@ -1,4 +1,5 @@
-"""Which experts a token goes to is a choice, and rounding turns a close one over: how far that may move a model's logits."""
+"""Which experts a token goes to is a choice, and rounding turns a close one over: how far that may move a
+model's logits."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -7,18 +8,26 @@ import numpy as np
 if TYPE_CHECKING:
     import torch
 
-#: a router's input differs by this part at least between two computations in float32: the order of their additions
+#: a router's input differs by this part at least between two computations in float32: the order of their
+#: additions
 LEAST = 1e-6
 
 
 def routers(model: "torch.nn.Module") -> dict[str, "torch.nn.Module"]:
     """The layers that choose experts: one row of weights an expert."""
     config: Any = model.config.get_text_config()  # type: ignore[operator,union-attr]
-    counts = {getattr(config, key, None) for key in ("num_experts", "num_local_experts", "n_routed_experts")} - {None, 0, 1}
+    counts = {
+        getattr(config, key, None) for key in ("num_experts", "num_local_experts", "n_routed_experts")
+    } - {None, 0, 1}
     found = {}
     for name, module in model.named_modules():
         weight = dict(module.named_parameters(recurse=False)).get("weight")
-        if weight is not None and weight.ndim == 2 and weight.shape[0] in counts and name.endswith(("gate", "router")):
+        if (
+            weight is not None
+            and weight.ndim == 2
+            and weight.shape[0] in counts
+            and name.endswith(("gate", "router"))
+        ):
             found[name] = module
     return found
 
@@ -32,7 +41,9 @@ class Inputs:
     def watch(self, model: "torch.nn.Module") -> None:
         for name, module in routers(model).items():
             kept = self._kept.setdefault(name, [])
-            module.register_forward_pre_hook(lambda _, inputs, kept=kept: kept.append(_flat(inputs[0]).cpu().numpy().copy()))
+            module.register_forward_pre_hook(
+                lambda _, inputs, kept=kept: kept.append(_flat(inputs[0]).cpu().numpy().copy())
+            )
 
     def apart(self, other: "Inputs") -> dict[str, float]:
         """Root mean square of the difference, as a part of that of the input; ``LEAST`` at least."""
@@ -52,7 +63,9 @@ def disturb(model: "torch.nn.Module", sizes: dict[str, float], seed: int) -> Non
 
     def add(_: Any, inputs: tuple[Any, ...], size: float) -> tuple[Any, ...]:
         x = inputs[0]
-        noise = torch.randn(x.shape, generator=random, dtype=x.dtype) * x.square().mean(-1, keepdim=True).sqrt()
+        noise = (
+            torch.randn(x.shape, generator=random, dtype=x.dtype) * x.square().mean(-1, keepdim=True).sqrt()
+        )
         return (x + size * noise.to(x.device), *inputs[1:])
 
     for name, module in routers(model).items():

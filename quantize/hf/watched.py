@@ -1,7 +1,8 @@
-"""How a model's own code uses its linear layers, seen by running it on the meta device: shapes alone, no weights, no arithmetic.
+"""How a model's own code uses its linear layers, seen by running it on the meta device: shapes alone, no
+weights, no arithmetic.
 
-A library that packs a layer's weight serves the layer's forward. Code that takes ``layer.weight`` into its own hands (Mamba's
-``dt_proj.weight @ x``) meets the packed bytes.
+A library that packs a layer's weight serves the layer's forward. Code that takes ``layer.weight`` into its
+own hands (Mamba's ``dt_proj.weight @ x``) meets the packed bytes.
 """
 
 from dataclasses import dataclass
@@ -19,8 +20,8 @@ TOKENS = 8
 
 @dataclass(frozen=True)
 class Uses:
-    """Module names: ``direct``, whose weight is used outside the layer's forward; ``strided``, which are given inputs that do
-    not lie in memory row after row."""
+    """Module names: ``direct``, whose weight is used outside the layer's forward; ``strided``, which are
+    given inputs that do not lie in memory row after row."""
 
     direct: frozenset[str] = frozenset()
     strided: frozenset[str] = frozenset()

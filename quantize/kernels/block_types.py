@@ -20,7 +20,8 @@ ACTIVATIONS = {
     **dict.fromkeys((Type.Q8_0, Type.Q4_0, Type.Q4_1, Type.Q5_0, Type.Q5_1, Type.IQ4_NL), "q8_0"),
     **dict.fromkeys(
         (
-            Type.Q2_K, Type.Q3_K, Type.Q4_K, Type.Q5_K, Type.Q6_K, Type.IQ4_XS, Type.IQ3_S, Type.IQ3_XXS, Type.IQ2_S,
+            Type.Q2_K, Type.Q3_K, Type.Q4_K, Type.Q5_K, Type.Q6_K, Type.IQ4_XS, Type.IQ3_S, Type.IQ3_XXS,
+            Type.IQ2_S,
             Type.IQ2_XS, Type.IQ2_XXS, Type.IQ1_M, Type.IQ1_S, Type.TQ1_0, Type.TQ2_0,
         ),
         "q8_k",
@@ -30,7 +31,8 @@ ACTIVATIONS = {
 
 @dataclass(frozen=True)
 class FileType:
-    """``default`` is the type that most tensors of such a file get; ``value`` goes into ``general.file_type``."""
+    """``default`` is the type that most tensors of such a file get; ``value`` goes into
+    ``general.file_type``."""
 
     name: str
     value: LlamaFileType
@@ -46,7 +48,8 @@ def _file_type(name: str, default: Type) -> FileType:
     return FileType(name, LlamaFileType[prefix + name.upper()], default)
 
 
-#: Every mixture whose rules ``quantize.gguf.mixture`` knows. Source: llama_ftype_get_default_type in llama.cpp's llama-quant.cpp.
+#: Every mixture whose rules ``quantize.gguf.mixture`` knows. Source: llama_ftype_get_default_type in
+#: llama.cpp's llama-quant.cpp.
 FILE_TYPES: dict[str, FileType] = {
     name: _file_type(name, default)
     for name, default in {
@@ -66,8 +69,10 @@ FILE_TYPES: dict[str, FileType] = {
 TENSOR_TYPES: dict[str, Type] = {
     t.name.lower(): t
     for t in (
-        *UNQUANTIZED, Type.Q8_0, Type.Q4_0, Type.Q4_1, Type.Q5_0, Type.Q5_1, Type.Q2_K, Type.Q3_K, Type.Q4_K, Type.Q5_K,
-        Type.Q6_K, Type.IQ4_NL, Type.IQ4_XS, Type.IQ3_S, Type.IQ3_XXS, Type.IQ2_S, Type.IQ2_XS, Type.IQ2_XXS, Type.IQ1_M,
+        *UNQUANTIZED, Type.Q8_0, Type.Q4_0, Type.Q4_1, Type.Q5_0, Type.Q5_1, Type.Q2_K, Type.Q3_K, Type.Q4_K,
+        Type.Q5_K,
+        Type.Q6_K, Type.IQ4_NL, Type.IQ4_XS, Type.IQ3_S, Type.IQ3_XXS, Type.IQ2_S, Type.IQ2_XS, Type.IQ2_XXS,
+        Type.IQ1_M,
         Type.IQ1_S, Type.TQ1_0, Type.TQ2_0,
     )
 }  # fmt: skip

@@ -1,6 +1,8 @@
-"""The one binding to llama.cpp: its block quantizers, its quantizer of whole files, its models. Through llama-cpp-python.
+"""The one binding to llama.cpp: its block quantizers, its quantizer of whole files, its models. Through
+llama-cpp-python.
 
-ctypes releases the GIL around every call here, so block quantizers run on as many cores as there are Python threads.
+ctypes releases the GIL around every call here, so block quantizers run on as many cores as there are Python
+threads.
 """
 
 import ctypes
@@ -26,7 +28,8 @@ _echo: int | None = None
 
 @cache
 def library() -> Any:
-    """The ``llama_cpp`` module, its log caught. Errors: ImportError where llama-cpp-python is not installed."""
+    """The ``llama_cpp`` module, its log caught. Errors: ImportError where llama-cpp-python is not
+    installed."""
     import llama_cpp
 
     @llama_cpp.llama_log_callback
@@ -69,7 +72,8 @@ def _ggml() -> Any:
 
 
 def echo_log(descriptor: int) -> None:
-    """From here on, write what llama.cpp logs to the open file ``descriptor`` too: it stays where this process aborts."""
+    """From here on, write what llama.cpp logs to the open file ``descriptor`` too: it stays where this
+    process aborts."""
     global _echo
     _echo = descriptor
 
@@ -85,7 +89,8 @@ def log_lines() -> list[str]:
 
 
 def last_error() -> str:
-    """The reason in llama.cpp's own words: the error logged last that says more than that something failed."""
+    """The reason in llama.cpp's own words: the error logged last that says more than that something
+    failed."""
     errors = [line[1:].strip() for line in _log if line[:1] == "4" and line[1:].strip()]
     telling = [line for line in errors if not re.search(r"failed to load model$|unable to load model$", line)]
     chosen = (telling or errors or log_lines() or ["no reason given"])[-1]
@@ -97,10 +102,14 @@ def prepare(kind: Type) -> None:
     _ggml().ggml_quantize_init(int(kind))
 
 
-def quantize_rows(kind: Type, rows: np.ndarray, out: np.ndarray, importance: np.ndarray | None = None) -> None:
-    """Quantize ``rows`` (r, c) float32 into ``out`` (r, bytes of one row) uint8, by llama.cpp's own quantizer.
+def quantize_rows(
+    kind: Type, rows: np.ndarray, out: np.ndarray, importance: np.ndarray | None = None
+) -> None:
+    """Quantize ``rows`` (r, c) float32 into ``out`` (r, bytes of one row) uint8, by llama.cpp's own
+    quantizer.
 
-    ``importance``: float32 (c,), one weight per column. Both arrays C-contiguous. Rows are independent of one another.
+    ``importance``: float32 (c,), one weight per column. Both arrays C-contiguous. Rows are independent of one
+    another.
     Errors: StepFailed where the result is not valid (a value that ``kind`` cannot hold).
     """
     count, columns = rows.shape
@@ -110,15 +119,21 @@ def quantize_rows(kind: Type, rows: np.ndarray, out: np.ndarray, importance: np.
     assert out.nbytes == count * row_bytes(kind, columns)
     lib = _ggml()
     weights = importance.ctypes.data if importance is not None else None
-    written = lib.ggml_quantize_chunk(int(kind), rows.ctypes.data, out.ctypes.data, 0, count, columns, weights)
+    written = lib.ggml_quantize_chunk(
+        int(kind), rows.ctypes.data, out.ctypes.data, 0, count, columns, weights
+    )
     if written != out.nbytes:
         raise StepFailed(f"llama.cpp wrote {written} bytes of {kind.name} where {out.nbytes} were expected")
     if kind is not Type.F32 and not lib.ggml_validate_row_data(int(kind), out.ctypes.data, out.nbytes):
-        raise StepFailed(f"values up to {float(np.abs(rows).max()):.4g} do not fit into {kind.name}; use a type with more range")
+        raise StepFailed(
+            f"values up to {float(np.abs(rows).max()):.4g} do not fit into {kind.name}; use a type with "
+            "more range"
+        )
 
 
 def widen(raw: np.ndarray, out: np.ndarray) -> None:
-    """bf16 bit patterns (uint16), float16, float32 or float64 ``raw`` -> float32 ``out`` (same size); exact but for float64."""
+    """bf16 bit patterns (uint16), float16, float32 or float64 ``raw`` -> float32 ``out`` (same size); exact
+    but for float64."""
     lib = _ggml()
     raw = np.ascontiguousarray(raw)
     if raw.dtype == np.uint16:
@@ -131,7 +146,8 @@ def widen(raw: np.ndarray, out: np.ndarray) -> None:
 
 @cache
 def bf16_to_f16() -> np.ndarray:
-    """(65536,) uint16: llama.cpp's F16 bits for each bf16 bit pattern. Looking up is faster than going by float32."""
+    """(65536,) uint16: llama.cpp's F16 bits for each bf16 bit pattern. Looking up is faster than going by
+    float32."""
     wide, half = np.empty(1 << 16, np.float32), np.empty(1 << 16, np.uint16)
     widen(np.arange(1 << 16, dtype=np.uint16), wide)
     _ggml().ggml_fp32_to_fp16_row(wide.ctypes.data, half.ctypes.data, wide.size)
@@ -139,7 +155,8 @@ def bf16_to_f16() -> np.ndarray:
 
 
 def round_through(values: np.ndarray, kind: Type) -> None:
-    """Round float32 ``values`` in place to what ``kind`` (F16 or BF16) can hold, as a file of that type would."""
+    """Round float32 ``values`` in place to what ``kind`` (F16 or BF16) can hold, as a file of that type
+    would."""
     half = np.empty(values.size, np.uint16)
     quantize_rows(kind, values.reshape(1, -1), half.view(np.uint8).reshape(1, -1))
     widen(half if kind is Type.BF16 else half.view(np.float16), values.reshape(-1))
@@ -157,7 +174,8 @@ def quantize_file(
     dry_run: bool = False,
     kvs: dict[str, str | int] | None = None,
 ) -> None:
-    """``llama_model_quantize``: what the llama-quantize program calls. For golden tests and the peer benchmark.
+    """``llama_model_quantize``: what the llama-quantize program calls. For golden tests and the peer
+    benchmark.
 
     ``kvs``: metadata to add, as llama-quantize adds what it knows of an importance matrix.
 
@@ -165,7 +183,12 @@ def quantize_file(
     """
     lib = library()
     parameters = lib.llama_model_quantize_default_params()
-    parameters.ftype, parameters.nthread, parameters.pure, parameters.dry_run = int(file_type), threads, pure, dry_run
+    parameters.ftype, parameters.nthread, parameters.pure, parameters.dry_run = (
+        int(file_type),
+        threads,
+        pure,
+        dry_run,
+    )
     keep: list[Any] = []
     if importance:
         entries = (lib.llama_model_imatrix_data * (len(importance) + 1))()
@@ -214,14 +237,18 @@ def describe() -> dict[str, str]:
 
 
 class Model:
-    """A GGUF file opened by llama.cpp, in this process, which an assertion of llama.cpp would end. Close it."""
+    """A GGUF file opened by llama.cpp, in this process, which an assertion of llama.cpp would end. Close
+    it."""
 
     def __init__(self, path: Path, *, device: str = "cpu"):
-        """``device``: ``cpu``, ``cuda`` or ``auto``. Errors: BadInput, with llama.cpp's own words, where it refuses the file."""
+        """``device``: ``cpu``, ``cuda`` or ``auto``. Errors: BadInput, with llama.cpp's own words, where it
+        refuses the file."""
         lib = library()
         offloads = bool(lib.llama_supports_gpu_offload())
         if device.startswith("cuda") and not offloads:
-            raise BadInput("--device cuda: the installed llama.cpp was built without GPU support; use --device cpu")
+            raise BadInput(
+                "--device cuda: the installed llama.cpp was built without GPU support; use --device cpu"
+            )
         self.gpu = offloads and device != "cpu"
         parameters = lib.llama_model_default_params()
         parameters.n_gpu_layers = -1 if self.gpu else 0
@@ -239,7 +266,10 @@ class Model:
     def special_tokens(self) -> dict[str, int | None]:
         """``bos_token_id`` and ``eos_token_id``, None where the file names none."""
         lib = library()
-        found = {"bos_token_id": lib.llama_vocab_bos(self._vocab), "eos_token_id": lib.llama_vocab_eos(self._vocab)}
+        found = {
+            "bos_token_id": lib.llama_vocab_bos(self._vocab),
+            "eos_token_id": lib.llama_vocab_eos(self._vocab),
+        }
         return {name: number if number >= 0 else None for name, number in found.items()}
 
     def tokenize(self, text: str, add_special: bool = True) -> list[int]:
@@ -252,7 +282,9 @@ class Model:
             if count >= 0:
                 return list(ids[:count])
             room = -count
-        raise StepFailed(f"{self.path}: llama.cpp cannot tokenize a text of {len(data)} bytes: {last_error()}")
+        raise StepFailed(
+            f"{self.path}: llama.cpp cannot tokenize a text of {len(data)} bytes: {last_error()}"
+        )
 
     def detokenize(self, ids: Sequence[int]) -> str:
         """The text of ``ids``, special tokens spelled out; bytes that are no UTF-8 become U+FFFD."""
@@ -281,9 +313,9 @@ class Model:
 class Context:
     """A KV cache over ``model`` for ``sequences`` windows of up to ``length`` tokens each.
 
-    ``exact``: F32 cache and no flash attention; otherwise llama.cpp's own defaults, or ``flash`` attention as said.
-    ``unified``: one cache of ``length`` tokens for all sequences, in which a token may belong to several.
-    At most ``outputs`` positions give logits in one call of ``decode``.
+    ``exact``: F32 cache and no flash attention; otherwise llama.cpp's own defaults, or ``flash`` attention as
+    said. ``unified``: one cache of ``length`` tokens for all sequences, in which a token may belong to
+    several. At most ``outputs`` positions give logits in one call of ``decode``.
     """
 
     def __init__(
@@ -313,10 +345,19 @@ class Context:
             parameters.type_k = parameters.type_v = int(Type.F32)
             parameters.flash_attn_type = 0
         clear_log()
-        self.model, self.length, self.sequences, self.batch_size, self.outputs = model, length, sequences, batch, outputs
+        self.model, self.length, self.sequences, self.batch_size, self.outputs = (
+            model,
+            length,
+            sequences,
+            batch,
+            outputs,
+        )
         self._context = lib.llama_init_from_model(model._model, parameters)
         if not self._context:
-            raise StepFailed(f"{model.path}: llama.cpp cannot make a context of {length * sequences} tokens: {last_error()}")
+            raise StepFailed(
+                f"{model.path}: llama.cpp cannot make a context of {length * sequences} tokens: "
+                f"{last_error()}"
+            )
         self._batch = lib.llama_batch_init(batch, 0, sequences if unified else 1)
 
     def clear(self) -> None:
@@ -324,7 +365,11 @@ class Context:
         lib.llama_memory_clear(lib.llama_get_memory(self._context), True)
 
     def decode(
-        self, tokens: np.ndarray, positions: np.ndarray, sequences: Sequence[Sequence[int]] | np.ndarray, wanted: np.ndarray
+        self,
+        tokens: np.ndarray,
+        positions: np.ndarray,
+        sequences: Sequence[Sequence[int]] | np.ndarray,
+        wanted: np.ndarray,
     ) -> np.ndarray:
         """Process up to ``batch_size`` tokens, each of its sequence (or, in a unified cache, sequences).
 
@@ -337,13 +382,18 @@ class Context:
         np.ctypeslib.as_array(batch.token, (count,))[:] = tokens
         np.ctypeslib.as_array(batch.pos, (count,))[:] = positions
         np.ctypeslib.as_array(batch.logits, (count,))[:] = wanted
-        for index, mine in enumerate(sequences[:, None].tolist() if isinstance(sequences, np.ndarray) else sequences):
+        for index, mine in enumerate(
+            sequences[:, None].tolist() if isinstance(sequences, np.ndarray) else sequences
+        ):
             batch.n_seq_id[index] = len(mine)
             for place, sequence in enumerate(mine):
                 batch.seq_id[index][place] = sequence
         status = lib.llama_decode(self._context, batch)
         if status != 0:
-            raise StepFailed(f"{self.model.path}: llama.cpp could not process {count} tokens (status {status}): {last_error()}")
+            raise StepFailed(
+                f"{self.model.path}: llama.cpp could not process {count} tokens (status {status}): "
+                f"{last_error()}"
+            )
         rows = int(np.count_nonzero(wanted))
         if rows == 0:
             return np.empty((0, self.model.vocabulary), np.float32)

@@ -13,7 +13,14 @@ from pydantic import BeforeValidator, Field
 
 from quantize.calibration.texts import Calibration
 from quantize.checkpoint.checkpoint import Checkpoint
-from quantize.engines.gptqmodel.layers import check_model_type, check_shapes, kept_notes, packed_layers, quantizable, whole
+from quantize.engines.gptqmodel.layers import (
+    check_model_type,
+    check_shapes,
+    kept_notes,
+    packed_layers,
+    quantizable,
+    whole,
+)
 from quantize.errors import StepFailed
 from quantize.methods.base import Conversion, Method
 from quantize.recipe import Recipe, RunOptions
@@ -25,7 +32,8 @@ OUTPUT_MULTIPLE = 64
 _LAYERS = "the engine (GPTQModel 7.6) cannot run its attention alone to search scales; gptq-int4 can take it"
 EXCLUDED = {
     "gemma2": _LAYERS,
-    "gemma3_text": "the engine (GPTQModel 7.6) cannot run its layers alone, having two rotary embeddings; gptq-int4 can take it",
+    "gemma3_text": "the engine (GPTQModel 7.6) cannot run its layers alone, having two rotary embeddings; "
+    "gptq-int4 can take it",
     "stablelm": _LAYERS,
     "cohere2": "the engine (GPTQModel 7.6) cannot move scales into its norm; gptq-int4 can take it",
     "starcoder2": "the engine's (GPTQModel 7.6) result gives NaN when it runs; gptq-int4 can take it",
@@ -33,10 +41,12 @@ EXCLUDED = {
 
 
 class AwqRecipe(Recipe):
-    """``search_tokens``: at most this many of the calibration tokens, in whole windows, are used to search scales and clipping.
+    """``search_tokens``: at most this many of the calibration tokens, in whole windows, are used to search
+    scales and clipping.
 
-    The search runs each layer 21 times over them, so they decide how long it takes. The default is 16 windows of 512: the AWQ
-    paper (section 5.3) found its scales, which follow channel means, to need no more than 16 sequences.
+    The search runs each layer 21 times over them, so they decide how long it takes. The default is 16 windows
+    of 512: the AWQ paper (section 5.3) found its scales, which follow channel means, to need no more than 16
+    sequences.
     """
 
     calibrated: ClassVar[bool] = True
@@ -62,7 +72,12 @@ class Awq(Method):
         check_shapes(checkpoint, recipe.short, recipe.group_size, GROUP_SIZES, 8, OUTPUT_MULTIPLE)
 
     def convert(
-        self, checkpoint: Checkpoint, recipe: AwqRecipe, stage: Path, run: RunOptions, calibration: Calibration | None
+        self,
+        checkpoint: Checkpoint,
+        recipe: AwqRecipe,
+        stage: Path,
+        run: RunOptions,
+        calibration: Calibration | None,
     ) -> Conversion:
         from quantize.engines.gptqmodel import engine
         from quantize.engines.gptqmodel.checkpoint import write_checkpoint
@@ -74,12 +89,18 @@ class Awq(Method):
         def make_config(shared: dict[str, Any]) -> Any:
             from gptqmodel.quantization.config import AWQConfig
 
-            return AWQConfig(bits=recipe.bits, group_size=recipe.group_size, sym=not recipe.zero_point, **shared)
+            return AWQConfig(
+                bits=recipe.bits, group_size=recipe.group_size, sym=not recipe.zero_point, **shared
+            )
 
         rows = spread_rows(calibration.ids, recipe.search_tokens)
         with engine.scratch_folder(stage, run) as scratch:
-            result = engine.quantize(checkpoint, make_config, rows, scratch, run, backend="AWQ_TORCH", title=recipe.short)
-            weight_bytes = write_checkpoint(checkpoint, result, stage, quantization_config(recipe, result.config))
+            result = engine.quantize(
+                checkpoint, make_config, rows, scratch, run, backend="AWQ_TORCH", title=recipe.short
+            )
+            weight_bytes = write_checkpoint(
+                checkpoint, result, stage, quantization_config(recipe, result.config)
+            )
         loads, loading = openers(stage)
         return Conversion(
             weight_bytes=weight_bytes,
@@ -99,7 +120,8 @@ class Awq(Method):
         return {
             f"{base}.weight": f"awq-int{BITS}{group}"
             for base, qweight in packed_layers(tensors, BITS, along_inputs=False).items()
-            if tensors[f"{base}.scales"].shape[0] == (qweight.shape[0] // recipe.group_size if recipe.group_size > 0 else 1)
+            if tensors[f"{base}.scales"].shape[0]
+            == (qweight.shape[0] // recipe.group_size if recipe.group_size > 0 else 1)
         }
 
     def expected(self, checkpoint: Checkpoint, recipe: AwqRecipe) -> set[str]:
@@ -110,12 +132,16 @@ class Awq(Method):
         return dict.fromkeys(self.quantized(stage, recipe), "bf16_io")
 
     def kl_tolerance(self, recipe: AwqRecipe) -> float:
-        """Of the runtime's logits against this file's reader: the kernels round scales and activations to bfloat16 or float16."""
+        """Of the runtime's logits against this file's reader: the kernels round scales and activations to
+        bfloat16 or float16."""
         return 1e-3
 
-    def dequantize(self, stage: Path, recipe: AwqRecipe, checkpoint: Checkpoint) -> Iterator[tuple[str, np.ndarray]]:
-        """Weights as stored: scales that AWQ moved from a layer's inputs into the norm or layer before it stay there. So single
-        tensors differ from the source's by more than rounding; the model they make up does not."""
+    def dequantize(
+        self, stage: Path, recipe: AwqRecipe, checkpoint: Checkpoint
+    ) -> Iterator[tuple[str, np.ndarray]]:
+        """Weights as stored: scales that AWQ moved from a layer's inputs into the norm or layer before it
+        stay there. So single tensors differ from the source's by more than rounding; the model they make up
+        does not."""
         from quantize.engines.gptqmodel.checkpoint import stored_tensors
         from quantize.numerics.packing import dequantize_awq
 
@@ -126,17 +152,24 @@ class Awq(Method):
                 continue
             base = name.removesuffix(".weight")
             scales = stored.read_float32(f"{base}.scales")
-            yield name, dequantize_awq(stored.read(f"{base}.qweight"), stored.read(f"{base}.qzeros"), scales, recipe.group_size)
+            yield (
+                name,
+                dequantize_awq(
+                    stored.read(f"{base}.qweight"), stored.read(f"{base}.qzeros"), scales, recipe.group_size
+                ),
+            )
 
 
 def spread_rows(ids: np.ndarray, tokens: int) -> np.ndarray:
-    """At most ``tokens`` tokens (but one window) of ``ids`` (rows, length), in whole windows spread evenly over the rows."""
+    """At most ``tokens`` tokens (but one window) of ``ids`` (rows, length), in whole windows spread evenly
+    over the rows."""
     wanted = min(len(ids), max(1, tokens // ids.shape[1]))
     return ids[np.linspace(0, len(ids) - 1, wanted).round().astype(int)]
 
 
 def quantization_config(recipe: AwqRecipe, engine_config: dict[str, Any]) -> dict[str, Any]:
-    """What loaders read, in AutoAWQ's words, without what the engine adds of paths and of settings of its own run."""
+    """What loaders read, in AutoAWQ's words, without what the engine adds of paths and of settings of its own
+    run."""
     meta = engine_config.get("meta", {})
     return {
         "quant_method": "awq",

@@ -19,8 +19,8 @@ from quantize.recipe import Recipe, RunOptions
 
 
 class Computed:
-    """What an engine held in memory before it saved: a sketch of every row of every tensor (``numerics.sketch``),
-    by the names that ``Method.dequantize`` gives.
+    """What an engine held in memory before it saved: a sketch of every row of every tensor
+    (``numerics.sketch``), by the names that ``Method.dequantize`` gives.
 
     ``rounding``: the part of a value by which the format's second reader may differ from it, rightly: float32
     arithmetic in another order, unless said.
@@ -34,7 +34,8 @@ class Computed:
         return name in self._sketches
 
     def add(self, name: str, values: np.ndarray, unknown: np.ndarray | None = None) -> None:
-        """``values`` float32, of the source's shape; ``unknown``: rows (bool) that the format changes, rightly."""
+        """``values`` float32, of the source's shape; ``unknown``: rows (bool) that the format changes,
+        rightly."""
         rows = sketch(values)
         if unknown is not None:
             rows[unknown] = np.nan
@@ -51,7 +52,8 @@ class Computed:
 class Conversion:
     """What a method reports of its own work; it goes into the manifest.
 
-    ``weight_bytes`` are the bytes of tensor data written (scales and zero points included, containers' headers not).
+    ``weight_bytes`` are the bytes of tensor data written (scales and zero points included, containers'
+    headers not).
     """
 
     weight_bytes: int
@@ -78,13 +80,15 @@ class Method(ABC):
     loads_in: ClassVar[tuple[str, ...]] = ("transformers",)
     #: whether the artifact is an HF folder, which gets the source's tokenizer and generation config copied in
     hf_folder: ClassVar[bool] = True
-    #: whether the conversion itself runs on ``--device`` (and so may depend on it), rather than on the CPU always
+    #: whether the conversion itself runs on ``--device`` (and so may depend on it), rather than on the CPU
+    #: always
     on_device: ClassVar[bool] = True
 
     def source(self, checkpoint: Checkpoint) -> tuple[Checkpoint, list[Note]]:
         """What of the checkpoint the artifact holds, and a note for each tensor that it leaves out.
 
-        An HF folder is loaded by libraries that compute buffers and tie heads by themselves; a stored copy of either is left out.
+        An HF folder is loaded by libraries that compute buffers and tie heads by themselves; a stored copy of
+        either is left out.
         """
         if not self.hf_folder:
             return checkpoint, []
@@ -98,19 +102,29 @@ class Method(ABC):
 
     @abstractmethod
     def convert(
-        self, checkpoint: Checkpoint, recipe: Any, stage: Path, run: RunOptions, calibration: Calibration | None
+        self,
+        checkpoint: Checkpoint,
+        recipe: Any,
+        stage: Path,
+        run: RunOptions,
+        calibration: Calibration | None,
     ) -> Conversion:
         """Write the artifact's files into ``stage`` and nowhere else."""
 
     @abstractmethod
     def quantized(self, stage: Path, recipe: Any) -> dict[str, str]:
-        """Tensors that are quantized in the files under ``stage``: HF (source) name -> storage type, read from the file."""
+        """Tensors that are quantized in the files under ``stage``: HF (source) name -> storage type, read
+        from the file."""
 
     @abstractmethod
     def expected(self, checkpoint: Checkpoint, recipe: Any) -> set[str]:
-        """HF names of the tensors that the recipe means to quantize (those the notes name may be missing from ``quantized``)."""
+        """HF names of the tensors that the recipe means to quantize (those the notes name may be missing from
+        ``quantized``)."""
 
     @abstractmethod
-    def dequantize(self, stage: Path, recipe: Any, checkpoint: Checkpoint) -> Iterator[tuple[str, np.ndarray]]:
-        """(HF name, float32 array of the source's shape) for every weight of the source, read from the files under ``stage``
-        by a reader that shares no code with the engine that wrote them nor with the runtime that serves them."""
+    def dequantize(
+        self, stage: Path, recipe: Any, checkpoint: Checkpoint
+    ) -> Iterator[tuple[str, np.ndarray]]:
+        """(HF name, float32 array of the source's shape) for every weight of the source, read from the files
+        under ``stage`` by a reader that shares no code with the engine that wrote them nor with the runtime
+        that serves them."""

@@ -1,7 +1,8 @@
-"""bitsandbytes through transformers: LLM.int8() rows, and 4-bit blocks of 64 (nf4, fp4), their scales quantized too if asked.
+"""bitsandbytes through transformers: LLM.int8() rows, and 4-bit blocks of 64 (nf4, fp4), their scales
+quantized too if asked.
 
-Quantized while the model loads and saved before any forward pass: on a CPU a 4-bit model repacks its weights when it runs, and
-what is saved after that reloads as noise, with no error.
+Quantized while the model loads and saved before any forward pass: on a CPU a 4-bit model repacks its weights
+when it runs, and what is saved after that reloads as noise, with no error.
 """
 
 import copy
@@ -32,10 +33,12 @@ STATE = ".quant_state.bitsandbytes__"
 
 
 class BnbRecipe(Recipe):
-    """``double_quant``: the 4-bit blocks' scales are themselves stored in 8 bits (0.37 bits a weight saved). ``threshold``:
-    activations of int8 layers beyond it are multiplied in 16 bits; 0 multiplies all in 8."""
+    """``double_quant``: the 4-bit blocks' scales are themselves stored in 8 bits (0.37 bits a weight saved).
+    ``threshold``: activations of int8 layers beyond it are multiplied in 16 bits; 0 multiplies all in 8."""
 
-    presets: ClassVar[dict[str, dict[str, Any]]] = {f"bnb-{w}": {"weights": w} for w in ("int8", "nf4", "fp4")}
+    presets: ClassVar[dict[str, dict[str, Any]]] = {
+        f"bnb-{w}": {"weights": w} for w in ("int8", "nf4", "fp4")
+    }
 
     method: Literal["bnb"] = "bnb"
     weights: Literal["int8", "nf4", "fp4"] = "nf4"
@@ -54,7 +57,10 @@ class BnbRecipe(Recipe):
 class BitsAndBytes(Method):
     recipe_class: ClassVar[type[Recipe]] = BnbRecipe
     summary: ClassVar[str] = "bitsandbytes: 8-bit rows or 4-bit blocks, no calibration, saved; or on the fly"
-    needs: ClassVar[tuple[tuple[str, str], ...]] = (("bitsandbytes", "bitsandbytes"), ("accelerate", "accelerate"))
+    needs: ClassVar[tuple[tuple[str, str], ...]] = (
+        ("bitsandbytes", "bitsandbytes"),
+        ("accelerate", "accelerate"),
+    )
     extra: ClassVar[str] = "bnb"
     loads_in: ClassVar[tuple[str, ...]] = ("transformers", "vllm", "sglang")
 
@@ -65,18 +71,28 @@ class BitsAndBytes(Method):
         names = set(layers.linear) - {layers.head} - layers.uses.direct
         if not names:
             raise Unsupported(
-                f"{checkpoint.source}: {checkpoint.architecture} has no linear layers for bitsandbytes to quantize "
+                f"{checkpoint.source}: {checkpoint.architecture} has no linear layers for bitsandbytes to "
+                "quantize "
                 "(its projections are another kind of layer); GGUF recipes may take it"
             )
         if recipe.weights != "int8":
             odd = next((n for n in sorted(names) if layers.linear[n][0] * layers.linear[n][1] % 2), None)
             if odd:
-                raise Unsupported(f"{checkpoint.source}: {odd}.weight has an odd number of weights; two of 4 bits share a byte")
+                raise Unsupported(
+                    f"{checkpoint.source}: {odd}.weight has an odd number of weights; two of 4 bits share a "
+                    "byte"
+                )
 
     def convert(
-        self, checkpoint: Checkpoint, recipe: BnbRecipe, stage: Path, run: RunOptions, calibration: Calibration | None
+        self,
+        checkpoint: Checkpoint,
+        recipe: BnbRecipe,
+        stage: Path,
+        run: RunOptions,
+        calibration: Calibration | None,
     ) -> Conversion:
-        """Errors: StepFailed where a weight is NaN or Inf, or, for int8, too large for float16, through which its scales go."""
+        """Errors: StepFailed where a weight is NaN or Inf, or, for int8, too large for float16, through which
+        its scales go."""
         from quantize.checkpoint.tensors import write_config, write_state
         from quantize.hf.names import find_layers, kept_notes
         from quantize.hf.on_the_fly import quantize_bitsandbytes
@@ -103,17 +119,27 @@ class BitsAndBytes(Method):
         write_config(stage, {**config, "dtype": dtype, "quantization_config": quantization})
         own = "the model's own code multiplies with this weight, which bitsandbytes packs for its layer alone"
         reasons = {layers.tensor(name): own for name in layers.uses.direct}
-        notes = kept_notes(checkpoint, {layers.tensor(name) for name in done}, layers, "bitsandbytes", reasons)
+        notes = kept_notes(
+            checkpoint, {layers.tensor(name) for name in done}, layers, "bitsandbytes", reasons
+        )
         for name in sorted(set(layers.linear) - done - {layers.head} - layers.uses.direct):
-            if not any(note.tensor == layers.tensor(name) and "linear layers only" not in note.why for note in notes):
+            if not any(
+                note.tensor == layers.tensor(name) and "linear layers only" not in note.why for note in notes
+            ):
                 notes = [note for note in notes if note.tensor != layers.tensor(name)]
                 notes.append(
                     Note(
-                        tensor=layers.tensor(name), what="kept unquantized", why="transformers skips this module for bitsandbytes"
+                        tensor=layers.tensor(name),
+                        what="kept unquantized",
+                        why="transformers skips this module for bitsandbytes",
                     )
                 )
         if recipe.weights != "int8":
-            notes += [note for name in sorted(done) for note in _kernel_notes(layers.tensor(name), *layers.linear[name])]
+            notes += [
+                note
+                for name in sorted(done)
+                for note in _kernel_notes(layers.tensor(name), *layers.linear[name])
+            ]
         return Conversion(
             weight_bytes,
             engine=_engine(),
@@ -132,7 +158,11 @@ class BitsAndBytes(Method):
             base, marker, kind = name.partition(STATE)
             if marker and stored.info[base].dtype == "U8":
                 found[base] = kind + (" double" if f"{base}.nested_absmax" in stored else "")
-            elif info.dtype == "I8" and name.endswith(".weight") and f"{name.removesuffix('weight')}SCB" in stored:
+            elif (
+                info.dtype == "I8"
+                and name.endswith(".weight")
+                and f"{name.removesuffix('weight')}SCB" in stored
+            ):
                 found[name] = "int8"
         return found
 
@@ -140,12 +170,18 @@ class BitsAndBytes(Method):
         from quantize.hf.names import find_layers
 
         layers = find_layers(checkpoint)
-        return {f"{name}.weight" for name in layers.linear if name != layers.head and name not in layers.uses.direct}
+        return {
+            f"{name}.weight"
+            for name in layers.linear
+            if name != layers.head and name not in layers.uses.direct
+        }
 
     def fits(self, recipe: BnbRecipe, kind: str) -> bool:
         return kind == recipe.weights + (" double" if recipe.double_quant else "")
 
-    def dequantize(self, stage: Path, recipe: BnbRecipe, checkpoint: Checkpoint) -> Iterator[tuple[str, np.ndarray]]:
+    def dequantize(
+        self, stage: Path, recipe: BnbRecipe, checkpoint: Checkpoint
+    ) -> Iterator[tuple[str, np.ndarray]]:
         """Errors: StepFailed where a folder's own codebook is not the one its type means."""
         from quantize.checkpoint.tensors import StoredTensors
         from quantize.hf.names import find_layers
@@ -159,7 +195,12 @@ class BitsAndBytes(Method):
             if kind:
                 yield source, _read_4bit(stored, name, kind)
             elif stored.info[name].dtype == "I8":
-                yield source, dequantize_int8_rows(stored.raw(name), stored.float32(f"{name.removesuffix('weight')}SCB"))
+                yield (
+                    source,
+                    dequantize_int8_rows(
+                        stored.raw(name), stored.float32(f"{name.removesuffix('weight')}SCB")
+                    ),
+                )
             else:
                 yield source, stored.float32(name)
 
@@ -192,7 +233,9 @@ def _read_4bit(stored: Any, name: str, kind: str) -> np.ndarray:
         )
     else:
         absmax = stored.float32(f"{name}.absmax")
-    return dequantize_blocks(stored.raw(name), absmax, CODEBOOKS[kind], state["blocksize"], tuple(state["shape"]))
+    return dequantize_blocks(
+        stored.raw(name), absmax, CODEBOOKS[kind], state["blocksize"], tuple(state["shape"])
+    )
 
 
 def _computed(model: "PreTrainedModel", layers: "Layers") -> Computed:
@@ -224,7 +267,8 @@ def _computed(model: "PreTrainedModel", layers: "Layers") -> Computed:
 def _same_map(stored: Any, name: str, codebook: np.ndarray) -> None:
     if not np.allclose(stored.float32(name), codebook, rtol=0, atol=1e-6):
         raise StepFailed(
-            f"{name}: not the codebook of its type; the artifact is damaged, or of another bitsandbytes: convert again"
+            f"{name}: not the codebook of its type; the artifact is damaged, or of another bitsandbytes: "
+            "convert again"
         )
 
 
@@ -233,7 +277,8 @@ def _check_float16(checkpoint: Checkpoint, names: set[str]) -> None:
         largest = float(np.abs(checkpoint.read_float32(name)).max(initial=0))
         if largest > FLOAT16_MAX:
             raise StepFailed(
-                f"{checkpoint.source}: tensor {name} holds values up to {largest:.4g}; bitsandbytes rounds int8 layers to "
+                f"{checkpoint.source}: tensor {name} holds values up to {largest:.4g}; bitsandbytes rounds "
+                "int8 layers to "
                 f"float16 first, which ends at {FLOAT16_MAX:.0f}; use bnb-nf4"
             )
 

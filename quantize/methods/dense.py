@@ -34,7 +34,12 @@ class Dense(Method):
         """Any checkpoint can be stored in another dtype."""
 
     def convert(
-        self, checkpoint: Checkpoint, recipe: DenseRecipe, stage: Path, run: RunOptions, calibration: Calibration | None
+        self,
+        checkpoint: Checkpoint,
+        recipe: DenseRecipe,
+        stage: Path,
+        run: RunOptions,
+        calibration: Calibration | None,
     ) -> Conversion:
         """Errors: StepFailed where a weight is NaN or Inf, or too large for float16."""
         from quantize.checkpoint.tensors import Entry, write_config, write_folder
@@ -47,11 +52,21 @@ class Dense(Method):
                 entries.append(Entry(name, storage, info.shape))
             else:
                 entries.append(Entry(name, info.dtype, info.shape))
-                notes.append(Note(tensor=name, what=f"kept as {info.dtype}", why="holds integers, not weights"))
-        rounded = {info.dtype for info in checkpoint.tensors.values() if info.dtype in FLOAT_DTYPES} - {storage}
+                notes.append(
+                    Note(tensor=name, what=f"kept as {info.dtype}", why="holds integers, not weights")
+                )
+        rounded = {info.dtype for info in checkpoint.tensors.values() if info.dtype in FLOAT_DTYPES} - {
+            storage
+        }
         if storage != "F32" and rounded:
             kinds = ", ".join(sorted(rounded))
-            notes.append(Note(tensor="*", what=f"rounded from {kinds} to {storage}", why=f"the recipe asks for {recipe.dtype}"))
+            notes.append(
+                Note(
+                    tensor="*",
+                    what=f"rounded from {kinds} to {storage}",
+                    why=f"the recipe asks for {recipe.dtype}",
+                )
+            )
 
         def data(name: str) -> np.ndarray:
             if checkpoint.tensors[name].dtype not in FLOAT_DTYPES:
@@ -80,7 +95,9 @@ class Dense(Method):
     def fits(self, recipe: DenseRecipe, kind: str) -> bool:
         return kind == STORAGE[recipe.dtype]
 
-    def dequantize(self, stage: Path, recipe: DenseRecipe, checkpoint: Checkpoint) -> Iterator[tuple[str, np.ndarray]]:
+    def dequantize(
+        self, stage: Path, recipe: DenseRecipe, checkpoint: Checkpoint
+    ) -> Iterator[tuple[str, np.ndarray]]:
         from quantize.checkpoint.tensors import StoredTensors
 
         stored = StoredTensors(stage)
@@ -99,7 +116,8 @@ def _cast(checkpoint: Checkpoint, name: str, dtype: str) -> np.ndarray:
     if dtype == "float16" and tensor.dtype != torch.float16 and not torch.isfinite(cast).all():
         largest = float(tensor.abs().max())
         raise StepFailed(
-            f"{checkpoint.source}: tensor {name} holds values up to {largest:.4g}, and float16 ends at {FLOAT16_MAX:.0f}; "
+            f"{checkpoint.source}: tensor {name} holds values up to {largest:.4g}, and float16 ends at "
+            f"{FLOAT16_MAX:.0f}; "
             "use bfloat16 or float32"
         )
     return torch_bytes(cast)

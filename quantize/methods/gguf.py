@@ -1,7 +1,7 @@
 """GGUF: one file with weights, tokenizer and metadata, read by llama.cpp and everything built on it.
 
-The checkpoint is read once, tensor by tensor; blocks are quantized by llama.cpp's own quantizers, so the tensors are those that
-llama-quantize would have written.
+The checkpoint is read once, tensor by tensor; blocks are quantized by llama.cpp's own quantizers, so the
+tensors are those that llama-quantize would have written.
 """
 
 import json
@@ -34,7 +34,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class _Work:
-    """Everything known from headers: the family's plan and the type of every tensor, in the order of writing."""
+    """Everything known from headers: the family's plan and the type of every tensor, in the order of
+    writing."""
 
     plan: "FamilyPlan"
     choices: "dict[str, Choice]"
@@ -62,7 +63,12 @@ class Gguf(Method):
         tokenizer_metadata(checkpoint, pre=recipe.pre_tokenizer)
 
     def convert(
-        self, checkpoint: Checkpoint, recipe: GgufRecipe, stage: Path, run: RunOptions, calibration: Calibration | None
+        self,
+        checkpoint: Checkpoint,
+        recipe: GgufRecipe,
+        stage: Path,
+        run: RunOptions,
+        calibration: Calibration | None,
     ) -> Conversion:
         from quantize.gguf.container.writer import write_gguf
         from quantize.kernels import llamacpp
@@ -70,7 +76,9 @@ class Gguf(Method):
         work = _prepare(checkpoint, recipe)
         contents = file_contents(checkpoint, recipe, work)
         planned = contents.tensors
-        with _progress(f"{checkpoint.name} to {recipe.type}", sum(int(np.prod(t.shape)) for t in planned), run) as progress:
+        with _progress(
+            f"{checkpoint.name} to {recipe.type}", sum(int(np.prod(t.shape)) for t in planned), run
+        ) as progress:
             written = write_gguf(
                 stage / contents.name,
                 contents.kvs,
@@ -93,12 +101,17 @@ class Gguf(Method):
                 "llama.cpp": llamacpp.describe(),
                 "tensor_types": dict(sorted(counts.items())),
                 "sources": {m.name: list(m.sources) for m in work.tensors},
-                **{key: value for key, (value, _) in contents.kvs.items() if key.startswith("quantize.imatrix.")},
+                **{
+                    key: value
+                    for key, (value, _) in contents.kvs.items()
+                    if key.startswith("quantize.imatrix.")
+                },
             },
         )
 
     def kl_tolerance(self, recipe: GgufRecipe) -> float:
-        """llama.cpp rounds activations to the weights' own type (F16, BF16), or to 8 bits where they are quantized."""
+        """llama.cpp rounds activations to the weights' own type (F16, BF16), or to 8 bits where they are
+        quantized."""
         return {"f32": 1e-7, "f16": 1e-5, "bf16": 5e-4}.get(recipe.type, 2e-2)
 
     def quantized(self, stage: Path, recipe: GgufRecipe) -> dict[str, str]:
@@ -113,7 +126,8 @@ class Gguf(Method):
         }
 
     def activation_types(self, stage: Path, recipe: GgufRecipe) -> dict[str, str]:
-        """Source name -> how llama.cpp rounds, on CPU, the activations that meet that tensor; float32 ones are left out."""
+        """Source name -> how llama.cpp rounds, on CPU, the activations that meet that tensor; float32 ones
+        are left out."""
         from quantize.kernels.block_types import ACTIVATIONS
 
         sources = self._sources.get(stage.absolute()) or _recorded_sources(stage)
@@ -134,11 +148,14 @@ class Gguf(Method):
         return {
             source
             for mapped in work.tensors
-            if may_be_quantized(mapped.name, mapped.shape) and work.choices[mapped.name].meant not in UNQUANTIZED
+            if may_be_quantized(mapped.name, mapped.shape)
+            and work.choices[mapped.name].meant not in UNQUANTIZED
             for source in mapped.sources
         }
 
-    def dequantize(self, stage: Path, recipe: GgufRecipe, checkpoint: Checkpoint) -> Iterator[tuple[str, np.ndarray]]:
+    def dequantize(
+        self, stage: Path, recipe: GgufRecipe, checkpoint: Checkpoint
+    ) -> Iterator[tuple[str, np.ndarray]]:
         from quantize.gguf.families.plan import dequantize
 
         yield from dequantize(_open(stage), checkpoint)
@@ -151,11 +168,20 @@ def _prepare(checkpoint: Checkpoint, recipe: GgufRecipe) -> _Work:
 
     family = plan(checkpoint)
     file_type = FILE_TYPES[recipe.type]
-    if not file_type.quantized and (recipe.tensor_types or recipe.output_type or recipe.token_embedding_type or recipe.imatrix):
-        raise Unsupported(f"{recipe.short}: types of single tensors and importances can be given for quantized files only")
-    specs = [Spec(m.name, m.shape, lossless_type(m.name, m.shape, _source_type(checkpoint, m, recipe))) for m in family.tensors]
+    if not file_type.quantized and (
+        recipe.tensor_types or recipe.output_type or recipe.token_embedding_type or recipe.imatrix
+    ):
+        raise Unsupported(
+            f"{recipe.short}: types of single tensors and importances can be given for quantized files only"
+        )
+    specs = [
+        Spec(m.name, m.shape, lossless_type(m.name, m.shape, _source_type(checkpoint, m, recipe)))
+        for m in family.tensors
+    ]
     shape = ModelShape.from_kvs({key: value for key, (value, _) in family.kvs.items()}, family.architecture)
-    choices = choose_types(specs, file_type, shape, overrides=_given(recipe), has_imatrix=recipe.imatrix is not None)
+    choices = choose_types(
+        specs, file_type, shape, overrides=_given(recipe), has_imatrix=recipe.imatrix is not None
+    )
     by_name = {m.name: m for m in family.tensors}
     # A lossless file has the converter's order, a quantized one llama-quantize's.
     order = list(choices) if file_type.quantized else list(by_name)
@@ -187,7 +213,9 @@ def file_contents(checkpoint: Checkpoint, recipe: GgufRecipe, work: _Work | None
     # llama.cpp's converter writes the file type before the tokenizer, its quantizer moves it to the end.
     kvs |= {**tokenizer.kvs, **kinds} if file_type.quantized else {**kinds, **tokenizer.kvs}
     given = _importances(work, recipe)
-    tensors = [_planned(checkpoint, mapped, work.choices[mapped.name], recipe, given.rows) for mapped in work.tensors]
+    tensors = [
+        _planned(checkpoint, mapped, work.choices[mapped.name], recipe, given.rows) for mapped in work.tensors
+    ]
     notes = [*work.plan.notes, *tokenizer.notes, *_fallback_notes(work), *given.notes]
     return Contents(metadata.file_name(general, file_type), {**kvs, **given.kvs}, tensors, notes)
 
@@ -196,7 +224,13 @@ def _importances(work: _Work, recipe: GgufRecipe) -> "Importances":
     from quantize.gguf.importance.use import importances
     from quantize.kernels.block_types import FILE_TYPES
 
-    return importances(recipe.importance(), work.specs, work.choices, FILE_TYPES[recipe.type], Path(recipe.imatrix or "").name)
+    return importances(
+        recipe.importance(),
+        work.specs,
+        work.choices,
+        FILE_TYPES[recipe.type],
+        Path(recipe.imatrix or "").name,
+    )
 
 
 def _given(recipe: GgufRecipe) -> "Overrides":
@@ -222,7 +256,13 @@ def _source_type(checkpoint: Checkpoint, mapped: "Mapped", recipe: GgufRecipe) -
     return SAME_BITS.get(dtypes.pop(), Type.F32) if mapped.pure and len(dtypes) == 1 else Type.F32
 
 
-def _planned(checkpoint: Checkpoint, mapped: "Mapped", choice: "Choice", recipe: GgufRecipe, rows: dict[str, np.ndarray]) -> Any:
+def _planned(
+    checkpoint: Checkpoint,
+    mapped: "Mapped",
+    choice: "Choice",
+    recipe: GgufRecipe,
+    rows: dict[str, np.ndarray],
+) -> Any:
     from quantize.gguf.container.writer import Planned
     from quantize.gguf.mixture import lossless_type
     from quantize.kernels.block_types import SAME_BITS, TENSOR_TYPES, Type
@@ -245,7 +285,9 @@ def _planned(checkpoint: Checkpoint, mapped: "Mapped", choice: "Choice", recipe:
         for name in mapped.sources:
             checkpoint.read_float32(name)
 
-    return Planned(mapped.name, mapped.shape, choice.kind, load, diagnose, via=detour, importance=rows.get(mapped.name))
+    return Planned(
+        mapped.name, mapped.shape, choice.kind, load, diagnose, via=detour, importance=rows.get(mapped.name)
+    )
 
 
 def _fallback_notes(work: _Work) -> list[Note]:
@@ -259,7 +301,9 @@ def _fallback_notes(work: _Work) -> list[Note]:
         # A tensor that ends up unquantized is named by each of its sources: they will be missed.
         several = len(mapped.sources) > 1 and choice.kind not in UNQUANTIZED
         for tensor in [mapped.name] if several else mapped.sources:
-            notes.append(Note(tensor=tensor, what=f"{choice.kind.name} instead of {choice.meant.name}", why=choice.why))
+            notes.append(
+                Note(tensor=tensor, what=f"{choice.kind.name} instead of {choice.meant.name}", why=choice.why)
+            )
     return notes
 
 

@@ -13,18 +13,21 @@ from quantize.recipe import Recipe
 if TYPE_CHECKING:
     from quantize.gguf.importance.file import ImportanceMatrix
 
-#: short spellings that are offered; the other types of ``quantize.kernels.block_types.FILE_TYPES`` want an importance matrix
+#: short spellings that are offered; the other types of ``quantize.kernels.block_types.FILE_TYPES`` want an
+#: importance matrix
 PRESET_TYPES = (
-    "f32", "f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q5_k_s", "q5_1", "q5_0", "q4_k_m", "q4_k_s", "q4_1", "q4_0",
+    "f32", "f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q5_k_s", "q5_1", "q5_0", "q4_k_m", "q4_k_s", "q4_1",
+    "q4_0",
     "iq4_nl", "iq4_xs", "q3_k_l", "q3_k_m", "q3_k_s", "q2_k",
 )  # fmt: skip
 
 
 class GgufRecipe(Recipe):
-    """``type`` is the mixture, in llama-quantize's spelling. ``tensor_types``: ``regex=type`` overrides, the first match wins.
+    """``type`` is the mixture, in llama-quantize's spelling. ``tensor_types``: ``regex=type`` overrides, the
+    first match wins.
 
-    ``via``: round the weights to this type first, as a detour through a file of that type does (auto: no detour).
-    ``imatrix``: file of an importance matrix; ``imatrix_sha256`` is filled in from it.
+    ``via``: round the weights to this type first, as a detour through a file of that type does (auto: no
+    detour). ``imatrix``: file of an importance matrix; ``imatrix_sha256`` is filled in from it.
     """
 
     contents: ClassVar[dict[str, str]] = {"imatrix": "imatrix_sha256"}
@@ -85,7 +88,12 @@ class GgufRecipe(Recipe):
         # Regular expressions may hold commas, and a path anything: neither survives a short spelling.
         plain = self.model_copy(update={"tensor_types": (), "imatrix": None, "imatrix_sha256": None})
         types = [argument for entry in self.tensor_types for argument in ("--tensor-type", entry)]
-        return ["--to", plain.short, *types, *[argument for path in self.files for argument in ("--imatrix", str(path))]]
+        return [
+            "--to",
+            plain.short,
+            *types,
+            *[argument for path in self.files for argument in ("--imatrix", str(path))],
+        ]
 
     def importance(self) -> "ImportanceMatrix | None":
         """Errors: BadInput where the file is not an importance matrix, or not the one that it was."""
@@ -98,7 +106,10 @@ def _read(path: str, sha256: str) -> "ImportanceMatrix":
 
     matrix = read_imatrix(path)
     if sha256_file(Path(path)) != sha256:
-        raise BadInput(f"{path}: is not the importance matrix that the recipe names (sha256 {sha256[:12]}...); give that one")
+        raise BadInput(
+            f"{path}: is not the importance matrix that the recipe names (sha256 {sha256[:12]}...); give "
+            "that one"
+        )
     return matrix
 
 

@@ -1,4 +1,5 @@
-"""GPTQ: rounding a weight at a time, each error made up for by the weights not yet rounded. Engine: GPTQModel.
+"""GPTQ: rounding a weight at a time, each error made up for by the weights not yet rounded. Engine:
+GPTQModel.
 
 Output: a checkpoint in the AutoGPTQ format (v1), which transformers, vLLM, SGLang and GPTQModel load.
 Source of the method: Frantar et al., 2022, https://arxiv.org/abs/2210.17323.
@@ -35,7 +36,8 @@ PACKED_ROWS = {2: 16, 3: 32, 4: 8, 8: 4}
 
 
 class GptqRecipe(Recipe):
-    """``desc_act`` quantizes columns in the order of their activations (better, slower to run); ``sym`` fixes the zero point."""
+    """``desc_act`` quantizes columns in the order of their activations (better, slower to run); ``sym`` fixes
+    the zero point."""
 
     calibrated: ClassVar[bool] = True
 
@@ -67,7 +69,12 @@ class Gptq(Method):
         check_shapes(checkpoint, recipe.short, recipe.group_size, GROUP_SIZES, multiple, multiple)
 
     def convert(
-        self, checkpoint: Checkpoint, recipe: GptqRecipe, stage: Path, run: RunOptions, calibration: Calibration | None
+        self,
+        checkpoint: Checkpoint,
+        recipe: GptqRecipe,
+        stage: Path,
+        run: RunOptions,
+        calibration: Calibration | None,
     ) -> Conversion:
         from quantize.engines.gptqmodel import engine
         from quantize.engines.gptqmodel.checkpoint import write_checkpoint
@@ -91,7 +98,9 @@ class Gptq(Method):
 
         lifted: dict[str, int] = {}
         with engine.scratch_folder(stage, run) as scratch:
-            result = engine.quantize(checkpoint, make_config, calibration.ids, scratch, run, title=recipe.short)
+            result = engine.quantize(
+                checkpoint, make_config, calibration.ids, scratch, run, title=recipe.short
+            )
             quantization = quantization_config(recipe, result.config)
             repack = None if recipe.sym else _lifting(recipe.bits, lifted)
             weight_bytes = write_checkpoint(checkpoint, result, stage, quantization, repack)
@@ -139,17 +148,21 @@ class Gptq(Method):
         return set(quantizable(checkpoint))
 
     def activation_types(self, stage: Path, recipe: GptqRecipe) -> dict[str, str] | None:
-        """The 4-bit kernel for CPUs takes and gives bfloat16; the other widths compute in the dtype of the model."""
+        """The 4-bit kernel for CPUs takes and gives bfloat16; the other widths compute in the dtype of the
+        model."""
         if recipe.bits != 4:
             return None
         return dict.fromkeys(self.quantized(stage, recipe), "bf16_io")
 
     def kl_tolerance(self, recipe: GptqRecipe) -> float:
-        """Of the runtime's logits against this file's reader. The 4-bit kernel for CPUs rounds scales and activations to bfloat16
-        (2e-5 seen); the others compute in the dtype of the model (4e-8 seen in float32)."""
+        """Of the runtime's logits against this file's reader. The 4-bit kernel for CPUs rounds scales and
+        activations to bfloat16 (2e-5 seen); the others compute in the dtype of the model (4e-8 seen in
+        float32)."""
         return 1e-3 if recipe.bits == 4 else 1e-5
 
-    def dequantize(self, stage: Path, recipe: GptqRecipe, checkpoint: Checkpoint) -> Iterator[tuple[str, np.ndarray]]:
+    def dequantize(
+        self, stage: Path, recipe: GptqRecipe, checkpoint: Checkpoint
+    ) -> Iterator[tuple[str, np.ndarray]]:
         from quantize.engines.gptqmodel.checkpoint import stored_tensors
         from quantize.numerics.packing import dequantize_gptq
 
@@ -164,7 +177,12 @@ class Gptq(Method):
             yield (
                 name,
                 dequantize_gptq(
-                    stored.read(f"{base}.qweight"), stored.read(f"{base}.qzeros"), scales, index, recipe.bits, recipe.group_size
+                    stored.read(f"{base}.qweight"),
+                    stored.read(f"{base}.qzeros"),
+                    scales,
+                    index,
+                    recipe.bits,
+                    recipe.group_size,
                 ),
             )
 
@@ -192,7 +210,11 @@ def quantization_config(recipe: GptqRecipe, engine_config: dict[str, Any]) -> di
         "true_sequential": bool(meta.get("true_sequential", True)),
         "lm_head": False,
         "pack_dtype": "int32",
-        "meta": {key: meta[key] for key in ("quantizer", "uri", "act_group_aware", "static_groups", "mse") if key in meta},
+        "meta": {
+            key: meta[key]
+            for key in ("quantizer", "uri", "act_group_aware", "static_groups", "mse")
+            if key in meta
+        },
     }
 
 
@@ -204,11 +226,18 @@ def _lifting(bits: int, lifted: dict[str, int]) -> Any:
         import torch
 
         qweight, qzeros, count = lift_zero_points(
-            tensors[f"{base}.qweight"].numpy(), tensors[f"{base}.qzeros"].numpy(), tensors[f"{base}.g_idx"].numpy(), bits
+            tensors[f"{base}.qweight"].numpy(),
+            tensors[f"{base}.qzeros"].numpy(),
+            tensors[f"{base}.g_idx"].numpy(),
+            bits,
         )
         if not count:
             return tensors
         lifted[base] = count
-        return {**tensors, f"{base}.qweight": torch.from_numpy(qweight), f"{base}.qzeros": torch.from_numpy(qzeros)}
+        return {
+            **tensors,
+            f"{base}.qweight": torch.from_numpy(qweight),
+            f"{base}.qzeros": torch.from_numpy(qzeros),
+        }
 
     return repack

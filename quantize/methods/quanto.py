@@ -1,7 +1,9 @@
-"""optimum-quanto: weights rounded to nearest, without calibration; int8 and float8 by row, int4 and int2 in groups.
+"""optimum-quanto: weights rounded to nearest, without calibration; int8 and float8 by row, int4 and int2 in
+groups.
 
-The folder is what optimum-quanto's QuantizedModelForCausalLM saves and reloads: a state dict with each quantized weight flattened
-into ``_data``, ``_scale`` and ``_shift``, and ``quanto_qmap.json``, which names the layers.
+The folder is what optimum-quanto's QuantizedModelForCausalLM saves and reloads: a state dict with each
+quantized weight flattened into ``_data``, ``_scale`` and ``_shift``, and ``quanto_qmap.json``, which names
+the layers.
 """
 
 import json
@@ -26,9 +28,12 @@ GROUP = 128
 
 
 class QuantoRecipe(Recipe):
-    """``lm_head``: quantize the output layer too (a tied one then stops being tied and is stored a second time)."""
+    """``lm_head``: quantize the output layer too (a tied one then stops being tied and is stored a second
+    time)."""
 
-    presets: ClassVar[dict[str, dict[str, Any]]] = {f"quanto-{w}": {"weights": w} for w in ("int8", "int4", "int2", "float8")}
+    presets: ClassVar[dict[str, dict[str, Any]]] = {
+        f"quanto-{w}": {"weights": w} for w in ("int8", "int4", "int2", "float8")
+    }
 
     method: Literal["quanto"] = "quanto"
     weights: Literal["int8", "int4", "int2", "float8"] = "int8"
@@ -37,7 +42,9 @@ class QuantoRecipe(Recipe):
 
 class Quanto(Method):
     recipe_class: ClassVar[type[Recipe]] = QuantoRecipe
-    summary: ClassVar[str] = "optimum-quanto: rounded to nearest, no calibration, saved and reloadable; or on the fly"
+    summary: ClassVar[str] = (
+        "optimum-quanto: rounded to nearest, no calibration, saved and reloadable; or on the fly"
+    )
     needs: ClassVar[tuple[tuple[str, str], ...]] = (("optimum-quanto", "optimum.quanto"), ("ninja", "ninja"))
     extra: ClassVar[str] = "quanto"
     loads_in: ClassVar[tuple[str, ...]] = ("optimum-quanto",)
@@ -47,12 +54,19 @@ class Quanto(Method):
 
         if not self.expected(checkpoint, recipe):
             raise Unsupported(
-                f"{checkpoint.source}: {checkpoint.architecture} has no linear layers for optimum-quanto to quantize "
-                "(its projections are another kind of layer, or of a shape it cannot pack); GGUF recipes may take it"
+                f"{checkpoint.source}: {checkpoint.architecture} has no linear layers for optimum-quanto to "
+                "quantize "
+                "(its projections are another kind of layer, or of a shape it cannot pack); GGUF recipes "
+                "may take it"
             )
 
     def convert(
-        self, checkpoint: Checkpoint, recipe: QuantoRecipe, stage: Path, run: RunOptions, calibration: Calibration | None
+        self,
+        checkpoint: Checkpoint,
+        recipe: QuantoRecipe,
+        stage: Path,
+        run: RunOptions,
+        calibration: Calibration | None,
     ) -> Conversion:
         from quantize.checkpoint.tensors import write_config, write_state
         from quantize.hf.load import QUANTO_MAP
@@ -70,7 +84,9 @@ class Quanto(Method):
             mapping = quantization_map(model)
             computed = _computed(model, layers, head_apart=layers.tied and layers.head in mapping)
             state = model.state_dict()
-        config = {key: value for key, value in checkpoint.config.items() if key != "torch_dtype"} | {"dtype": dtype}
+        config = {key: value for key, value in checkpoint.config.items() if key != "torch_dtype"} | {
+            "dtype": dtype
+        }
         head_quantized = layers.head in mapping
         if layers.tied and head_quantized:
             config["tie_word_embeddings"] = False
@@ -90,13 +106,16 @@ class Quanto(Method):
             Note(
                 tensor=layers.tensor(name),
                 what="its inputs are not contiguous",
-                why="optimum-quanto 0.2.7's bfloat16 kernels for CPUs refuse such; right on GPUs and in this program",
+                why="optimum-quanto 0.2.7's bfloat16 kernels for CPUs refuse such; right on GPUs and in "
+                "this program",
             )
             for name in sorted(layers.uses.strided & set(mapping))
             if recipe.weights in ("int8", "int4")
         ]
         if recipe.weights in ("int4", "int2"):
-            notes += [note for name in mapping if (note := group_note(layers.tensor(name), layers.linear[name][1]))]
+            notes += [
+                note for name in mapping if (note := group_note(layers.tensor(name), layers.linear[name][1]))
+            ]
         if layers.tied and head_quantized:
             notes.append(
                 Note(
@@ -128,7 +147,9 @@ class Quanto(Method):
             base = base.removesuffix("._data")
             if f"{base}._shift" in stored:
                 groups, width = stored.info[f"{base}._scale"].parameters, info.shape[1]
-                fields = groups / info.shape[0]  # groups, packed `fields` to a byte, the last byte perhaps not full
+                fields = (
+                    groups / info.shape[0]
+                )  # groups, packed `fields` to a byte, the last byte perhaps not full
                 found[base] = f"int{4 if fields <= 2 else 2} g{width}"
         return found
 
@@ -136,14 +157,21 @@ class Quanto(Method):
         from quantize.hf.names import find_layers
 
         layers = find_layers(checkpoint)
-        names = set(layers.linear) - _unpackable(checkpoint, recipe) - (set() if recipe.lm_head else {layers.head})
+        names = (
+            set(layers.linear)
+            - _unpackable(checkpoint, recipe)
+            - (set() if recipe.lm_head else {layers.head})
+        )
         return {f"{name}.weight" for name in names}
 
     def fits(self, recipe: QuantoRecipe, kind: str) -> bool:
         return kind.split()[0] == recipe.weights
 
-    def dequantize(self, stage: Path, recipe: QuantoRecipe, checkpoint: Checkpoint) -> Iterator[tuple[str, np.ndarray]]:
-        """Besides the source's weights ``lm_head.weight``, where a tied one was quantized and so stored apart."""
+    def dequantize(
+        self, stage: Path, recipe: QuantoRecipe, checkpoint: Checkpoint
+    ) -> Iterator[tuple[str, np.ndarray]]:
+        """Besides the source's weights ``lm_head.weight``, where a tied one was quantized and so stored
+        apart."""
         from quantize.checkpoint.tensors import StoredTensors
         from quantize.hf.names import find_layers
         from quantize.numerics.quanto import dequantize_groups, dequantize_rows
@@ -171,7 +199,8 @@ class Quanto(Method):
 
 
 def _computed(model: "PreTrainedModel", layers: "Layers", head_apart: bool) -> Computed:
-    """The library's own dequantization of every weight, in float32: its scales are stored in less and exact there."""
+    """The library's own dequantization of every weight, in float32: its scales are stored in less and exact
+    there."""
     import torch
     from optimum.quanto import QTensor
 
@@ -191,7 +220,8 @@ def _computed(model: "PreTrainedModel", layers: "Layers", head_apart: bool) -> C
 
 
 _WHY_UNPACKABLE = (
-    "optimum-quanto 0.2.7 packs 4-bit weights with bfloat16 scales 16 outputs at a time; from a float32 or float16 source it can"
+    "optimum-quanto 0.2.7 packs 4-bit weights with bfloat16 scales 16 outputs at a time; from "
+    "a float32 or float16 source it can"
 )
 
 
@@ -204,15 +234,22 @@ def _unpackable(checkpoint: Checkpoint, recipe: QuantoRecipe) -> set[str]:
     from quantize.hf.on_the_fly import unpackable
 
     dtype = _scales_dtype(checkpoint)
-    return {name for name, shape in find_layers(checkpoint).linear.items() if unpackable(recipe.weights, dtype, *shape)}
+    return {
+        name
+        for name, shape in find_layers(checkpoint).linear.items()
+        if unpackable(recipe.weights, dtype, *shape)
+    }
 
 
 def group_note(name: str, width: int) -> Note | None:
-    """What optimum-quanto does, without a word, to a layer of ``width`` inputs that groups of 128 do not suit."""
+    """What optimum-quanto does, without a word, to a layer of ``width`` inputs that groups of 128 do not
+    suit."""
     if width > GROUP and width % GROUP == 0:
         return None
     if width <= GROUP:
-        return Note(tensor=name, what="one scale per row instead of groups of 128", why=f"only {width} inputs")
+        return Note(
+            tensor=name, what="one scale per row instead of groups of 128", why=f"only {width} inputs"
+        )
     size = next((size for size in (96, 64, 32) if width % size == 0), None)
     if size is None:
         return Note(
@@ -220,7 +257,9 @@ def group_note(name: str, width: int) -> Note | None:
             what="one scale per row instead of groups of 128",
             why=f"{width} inputs are no multiple of 128, 96, 64 or 32",
         )
-    return Note(tensor=name, what=f"groups of {size} instead of 128", why=f"{width} inputs are no multiple of 128")
+    return Note(
+        tensor=name, what=f"groups of {size} instead of 128", why=f"{width} inputs are no multiple of 128"
+    )
 
 
 def _engine() -> str:

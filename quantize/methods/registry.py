@@ -42,11 +42,16 @@ def recipe_class(name: str) -> type[Recipe]:
 @cache
 def presets() -> dict[str, dict[str, Any]]:
     """Every short spelling -> the parameters it stands for, ``method`` included."""
-    return {short: {"method": name, **params} for name in METHODS for short, params in recipe_class(name).presets.items()}
+    return {
+        short: {"method": name, **params}
+        for name in METHODS
+        for short, params in recipe_class(name).presets.items()
+    }
 
 
 def parse_recipe(text: str | dict[str, Any] | Recipe) -> Recipe:
-    """Short spelling, mapping or Recipe -> Recipe. Errors: BadInput naming the part that is wrong, with the nearest known."""
+    """Short spelling, mapping or Recipe -> Recipe. Errors: BadInput naming the part that is wrong, with the
+    nearest known."""
     if isinstance(text, Recipe):
         return text
     if isinstance(text, dict):
@@ -62,7 +67,8 @@ def parse_recipe(text: str | dict[str, Any] | Recipe) -> Recipe:
         base = {"method": name.lower()}
     if base is None:
         raise BadInput(
-            f"unknown recipe {name!r}{did_you_mean(name.lower(), [*known, *METHODS])}; `quantwright methods` lists all"
+            f"unknown recipe {name!r}{did_you_mean(name.lower(), [*known, *METHODS])}; `quantwright "
+            "methods` lists all"
         )
     cls = recipe_class(base["method"])
     values = dict(base)

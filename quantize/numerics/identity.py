@@ -1,7 +1,8 @@
 """Whose tensor, and whose row, is this? Told from which source it is nearest to, whatever the distance.
 
-A coarse recipe takes a tensor far from its source and still nearer to it than to any other; one that changed places is nearer to
-another. How far it is says nothing here. Equal sources, such as untrained experts or copied layers, are nobody's alone.
+A coarse recipe takes a tensor far from its source and still nearer to it than to any other; one that changed
+places is nearer to another. How far it is says nothing here. Equal sources, such as untrained experts or
+copied layers, are nobody's alone.
 """
 
 from collections.abc import Iterator
@@ -10,9 +11,11 @@ import numpy as np
 
 from quantize.numerics.sketch import as_rows
 
-#: the other must be nearer by this factor: what rounding leaves of sources that are nearly one is near to both
+#: the other must be nearer by this factor: what rounding leaves of sources that are nearly one is near to
+#: both
 NEARER = 1.5
-#: part of its source's norm within which a reading is its source's, whoever else is near: no rounding to 8 bits leaves more
+#: part of its source's norm within which a reading is its source's, whoever else is near: no rounding to 8
+#: bits leaves more
 SAME = 2.0**-6
 #: rows whose norm is below this part of the tensor's root mean square are not looked at: a scale that a small
 #: row shares with a large neighbour may round it to nothing, rightly
@@ -24,17 +27,21 @@ FEWEST = 32  # values of a tensor, or of a row, from which on it can be told
 
 
 def feature(values: np.ndarray, rescaled: bool) -> np.ndarray:
-    """(SAMPLES,) values of a tensor at places that depend on its shape alone; ``rescaled``: their signs, which no
-    positive scale of a row or a column changes."""
+    """(SAMPLES,) values of a tensor at places that depend on its shape alone; ``rescaled``: their signs,
+    which no positive scale of a row or a column changes."""
     flat = values.reshape(-1)
-    places = np.random.default_rng(values.shape).integers(0, flat.size, SAMPLES) if flat.size > SAMPLES else slice(None)
+    places = (
+        np.random.default_rng(values.shape).integers(0, flat.size, SAMPLES)
+        if flat.size > SAMPLES
+        else slice(None)
+    )
     taken = flat[places].astype(np.float32)
     return np.sign(taken) if rescaled else taken
 
 
 def misplaced(read: np.ndarray, source: np.ndarray) -> Iterator[tuple[int, int]]:
-    """(i, j) of readings i that are not of source i but of source j. ``read`` and ``source`` (n, values): features
-    of n tensors of one shape."""
+    """(i, j) of readings i that are not of source i but of source j. ``read`` and ``source`` (n, values):
+    features of n tensors of one shape."""
     if read.shape[-1] < FEWEST:
         return
     norms, theirs = _squares(source), _squares(read)
@@ -48,7 +55,8 @@ def misplaced(read: np.ndarray, source: np.ndarray) -> Iterator[tuple[int, int]]
 
 
 def misplaced_row(read: np.ndarray, source: np.ndarray, rescaled: bool) -> tuple[int, int] | None:
-    """The first row i of ``read`` (rows, columns) that is not row i of ``source`` but row j of it; None where there is none.
+    """The first row i of ``read`` (rows, columns) that is not row i of ``source`` but row j of it; None where
+    there is none.
 
     Of more than 16,384 rows, some that are spread evenly are looked at.
     """

@@ -1,13 +1,16 @@
-"""Readers of the packed integer formats that GPTQ and AWQ checkpoints are stored in, and the packing that they undo. numpy only.
+"""Readers of the packed integer formats that GPTQ and AWQ checkpoints are stored in, and the packing that
+they undo. numpy only.
 
 Written from the formats, so that they can check what the engine writes and what the runtime computes:
 
-- AutoGPTQ ("v1"): a linear layer of shape (out, in) is ``qweight`` int32 (in * bits / 32, out), ``qzeros`` int32
-  (groups, out * bits / 32), ``scales`` (groups, out) and ``g_idx`` int32 (in,), the group of each input. Codes are a
-  little-endian bit stream along ``in`` (weights) or ``out`` (zero points): a 3-bit code may straddle two words. The stored zero
-  point is one less than the one meant. Source: AutoGPTQ 0.7.1, ``QuantLinear.pack``; GPTQ, Frantar et al. 2022.
-- AutoAWQ ("gemm"): ``qweight`` int32 (in, out * 4 / 32), ``qzeros`` int32 (groups, out * 4 / 32), ``scales`` (groups, out), both
-  packed along ``out``, eight codes to a word in the order 0 2 4 6 1 3 5 7; zero points as they are.
+- AutoGPTQ ("v1"): a linear layer of shape (out, in) is ``qweight`` int32 (in * bits / 32, out), ``qzeros``
+  int32 (groups, out * bits / 32), ``scales`` (groups, out) and ``g_idx`` int32 (in,), the group of each
+  input. Codes are a little-endian bit stream along ``in`` (weights) or ``out`` (zero points): a 3-bit code
+  may straddle two words. The stored zero point is one less than the one meant. Source: AutoGPTQ 0.7.1,
+  ``QuantLinear.pack``; GPTQ, Frantar et al. 2022.
+- AutoAWQ ("gemm"): ``qweight`` int32 (in, out * 4 / 32), ``qzeros`` int32 (groups, out * 4 / 32), ``scales``
+  (groups, out), both packed along ``out``, eight codes to a word in the order 0 2 4 6 1 3 5 7; zero points as
+  they are.
   Source: AutoAWQ 0.2.9, ``WQLinear_GEMM``; AWQ, Lin et al. 2023.
 """
 
@@ -19,7 +22,8 @@ WORD_BITS = 32
 
 
 def pack_bits(codes: np.ndarray, bits: int) -> np.ndarray:
-    """Unsigned ``codes`` (n, columns) < 2**bits -> int32 words (n * bits / 32, columns), a little-endian stream down each column.
+    """Unsigned ``codes`` (n, columns) < 2**bits -> int32 words (n * bits / 32, columns), a little-endian
+    stream down each column.
 
     Errors: ValueError where a code does not fit, or n * bits is no multiple of 32.
     """
@@ -48,7 +52,10 @@ def unpack_bits(words: np.ndarray, bits: int) -> np.ndarray:
     period = _period(bits)
     step = period * bits // WORD_BITS
     if words.shape[0] % step:
-        raise ValueError(f"{words.shape[0]} words do not hold a whole number of {bits}-bit codes (expected a multiple of {step})")
+        raise ValueError(
+            f"{words.shape[0]} words do not hold a whole number of {bits}-bit codes (expected a multiple of "
+            f"{step})"
+        )
     grouped = words.view(np.uint32).reshape(-1, step, words.shape[1])
     codes = np.empty((grouped.shape[0], period, words.shape[1]), np.uint8)
     mask = np.uint32((1 << bits) - 1)
@@ -71,18 +78,24 @@ def _period(bits: int) -> int:
 def gptq_zeros(qzeros: np.ndarray, bits: int) -> np.ndarray:
     """Zero points (groups, out) as meant, int32 in 1..2**bits, of v1 ``qzeros`` (groups, out * bits / 32).
 
-    A layer whose zero point is 0 cannot be said in v1: the stored -1 wraps to 2**bits - 1, which reads as 2**bits here and in
-    readers that add without wrapping, and as 0 in others.
+    A layer whose zero point is 0 cannot be said in v1: the stored -1 wraps to 2**bits - 1, which reads as
+    2**bits here and in readers that add without wrapping, and as 0 in others.
     """
     return unpack_bits(np.ascontiguousarray(qzeros.T), bits).T.astype(np.int32) + 1
 
 
 def dequantize_gptq(
-    qweight: np.ndarray, qzeros: np.ndarray, scales: np.ndarray, g_idx: np.ndarray | None, bits: int, group_size: int
+    qweight: np.ndarray,
+    qzeros: np.ndarray,
+    scales: np.ndarray,
+    g_idx: np.ndarray | None,
+    bits: int,
+    group_size: int,
 ) -> np.ndarray:
     """Weights (out, in) float32 of one v1 layer: scale[g, o] * (code[i, o] - zero[g, o]) with g = g_idx[i].
 
-    ``g_idx`` None: consecutive groups of ``group_size`` (-1: one). Products are of float32 scales, rounded once.
+    ``g_idx`` None: consecutive groups of ``group_size`` (-1: one). Products are of float32 scales, rounded
+    once.
 
     Errors: ValueError where shapes contradict one another or a group index is out of range.
     """
@@ -91,18 +104,27 @@ def dequantize_gptq(
     inputs, outputs = codes.shape
     groups = scales.shape[0]
     if scales.shape != (groups, outputs) or zeros.shape != (groups, outputs):
-        raise ValueError(f"scales {scales.shape} and zero points {zeros.shape} do not fit {outputs} outputs in {groups} groups")
+        raise ValueError(
+            f"scales {scales.shape} and zero points {zeros.shape} do not fit {outputs} outputs in {groups} "
+            "groups"
+        )
     index = np.arange(inputs) // (group_size if group_size > 0 else inputs) if g_idx is None else g_idx
     if index.shape != (inputs,) or index.min() < 0 or index.max() >= groups:
-        raise ValueError(f"g_idx {index.shape} in {index.min()}..{index.max()} does not map {inputs} inputs to {groups} groups")
+        raise ValueError(
+            f"g_idx {index.shape} in {index.min()}..{index.max()} does not map {inputs} inputs to {groups} "
+            "groups"
+        )
     scale = scales.astype(np.float32)
     weights = (codes.astype(np.int32) - zeros[index]).astype(np.float32)
     weights *= scale[index]
     return np.ascontiguousarray(weights.T)
 
 
-def dequantize_awq(qweight: np.ndarray, qzeros: np.ndarray, scales: np.ndarray, group_size: int) -> np.ndarray:
-    """Weights (out, in) float32 of one 4-bit AWQ GEMM layer: scale[g, o] * (code[i, o] - zero[g, o]) with g = i // group_size.
+def dequantize_awq(
+    qweight: np.ndarray, qzeros: np.ndarray, scales: np.ndarray, group_size: int
+) -> np.ndarray:
+    """Weights (out, in) float32 of one 4-bit AWQ GEMM layer: scale[g, o] * (code[i, o] - zero[g, o]) with g =
+    i // group_size.
 
     Errors: ValueError where shapes contradict one another.
     """
@@ -126,19 +148,24 @@ def unpack_awq(words: np.ndarray) -> np.ndarray:
 
 
 def pack_awq(codes: np.ndarray) -> np.ndarray:
-    """The inverse of ``unpack_awq``. Errors: ValueError where the outputs are no multiple of 8 or a code exceeds 15."""
+    """The inverse of ``unpack_awq``. Errors: ValueError where the outputs are no multiple of 8 or a code
+    exceeds 15."""
     if codes.shape[1] % 8:
         raise ValueError(f"{codes.shape[1]} outputs: AWQ packs eight to a word")
     ordered = codes.reshape(codes.shape[0], -1, 8)[:, :, list(AWQ_ORDER)].reshape(codes.shape)
     return np.ascontiguousarray(pack_bits(np.ascontiguousarray(ordered.T), 4).T)
 
 
-def lift_zero_points(qweight: np.ndarray, qzeros: np.ndarray, g_idx: np.ndarray, bits: int) -> tuple[np.ndarray, np.ndarray, int]:
-    """Make zero points of 0 expressible in v1: they become 1 and their codes move up with them, the top code staying at the top.
+def lift_zero_points(
+    qweight: np.ndarray, qzeros: np.ndarray, g_idx: np.ndarray, bits: int
+) -> tuple[np.ndarray, np.ndarray, int]:
+    """Make zero points of 0 expressible in v1: they become 1 and their codes move up with them, the top code
+    staying at the top.
 
-    ``qzeros`` come with the -1 already applied to whole words (GPTQModel's v1 export), where a 0 has borrowed from its
-    neighbour. Returns (qweight, qzeros, how many (group, output) pairs changed); the inputs unchanged where none did. The changed
-    pairs lose their highest level: an error of at most one step, for weights that used it.
+    ``qzeros`` come with the -1 already applied to whole words (GPTQModel's v1 export), where a 0 has borrowed
+    from its neighbour. Returns (qweight, qzeros, how many (group, output) pairs changed); the inputs
+    unchanged where none did. The changed pairs lose their highest level: an error of at most one step, for
+    weights that used it.
     """
     if bits == 3:  # exported code by code, wrapping: no borrow
         meant = (unpack_bits(np.ascontiguousarray(qzeros.T), bits).T.astype(np.int32) + 1) % (1 << bits)

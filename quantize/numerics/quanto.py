@@ -1,14 +1,16 @@
 """Reading optimum-quanto's weights: affine groups of 4 or 2 bits, and 8-bit rows of integers or float8.
 
-Written from the format as it lies in files. Source: optimum-quanto 0.2.7, ``PackedTensor``, ``WeightQBitsTensor``,
-``WeightQBytesTensor`` (matched against in tests); float8 E4M3FN: OCP 8-bit Floating Point Specification, rev. 1.0, section 5.
+Written from the format as it lies in files. Source: optimum-quanto 0.2.7, ``PackedTensor``,
+``WeightQBitsTensor``, ``WeightQBytesTensor`` (matched against in tests); float8 E4M3FN: OCP 8-bit Floating
+Point Specification, rev. 1.0, section 5.
 """
 
 import numpy as np
 
 
 def unpack_rows(packed: np.ndarray, bits: int, rows: int) -> np.ndarray:
-    """Integers of ``bits`` bits from a uint8 array (p, g): bit field i of packed row r is row ``i * p + r``. -> uint8 (rows, g).
+    """Integers of ``bits`` bits from a uint8 array (p, g): bit field i of packed row r is row ``i * p + r``.
+    -> uint8 (rows, g).
 
     Errors: ValueError where ``packed`` does not hold ``rows`` rows.
     """
@@ -21,8 +23,11 @@ def unpack_rows(packed: np.ndarray, bits: int, rows: int) -> np.ndarray:
     return unpacked
 
 
-def dequantize_groups(packed: np.ndarray, scale: np.ndarray, shift: np.ndarray, bits: int, shape: tuple[int, int]) -> np.ndarray:
-    """packed uint8 (p, g), scale and shift (n, 1) for n groups of g consecutive weights of a row -> float32 ``shape``.
+def dequantize_groups(
+    packed: np.ndarray, scale: np.ndarray, shift: np.ndarray, bits: int, shape: tuple[int, int]
+) -> np.ndarray:
+    """packed uint8 (p, g), scale and shift (n, 1) for n groups of g consecutive weights of a row -> float32
+    ``shape``.
 
     ``weight = scale * q - shift`` for a floating shift, ``scale * (q - shift)`` for an integer one.
     """
@@ -37,7 +42,8 @@ def dequantize_groups(packed: np.ndarray, scale: np.ndarray, shift: np.ndarray, 
 
 
 def dequantize_rows(data: np.ndarray, scale: np.ndarray) -> np.ndarray:
-    """data (out, in) int8, or float8 E4M3FN bits as uint8; scale (out, 1), or () for a matrix of one row -> float32 (out, in)."""
+    """data (out, in) int8, or float8 E4M3FN bits as uint8; scale (out, 1), or () for a matrix of one row ->
+    float32 (out, in)."""
     values = FLOAT8_E4M3FN[data] if data.dtype == np.uint8 else data.astype(np.float32)
     result: np.ndarray = values * scale.astype(np.float32)
     return result

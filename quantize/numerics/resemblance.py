@@ -4,16 +4,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-#: rows whose root mean square is below this part of the tensor's are not looked at one by one: a block scale that a small row
-#: shares with a large neighbour may round it to nothing, rightly
+#: rows whose root mean square is below this part of the tensor's are not looked at one by one: a block scale
+#: that a small row shares with a large neighbour may round it to nothing, rightly
 SMALL_ROW = 0.1
 
 
 @dataclass(frozen=True)
 class Resemblance:
-    """``error``: Frobenius norm of the difference over the source's. ``slope``: least-squares factor that takes the source to
-    what was read (1 where nothing changed, 0 where nothing is left). ``worst_row`` has the smallest ``worst_cosine``; -1 without
-    rows.
+    """``error``: Frobenius norm of the difference over the source's. ``slope``: least-squares factor that
+    takes the source to what was read (1 where nothing changed, 0 where nothing is left). ``worst_row`` has
+    the smallest ``worst_cosine``; -1 without rows.
     """
 
     error: float
@@ -34,7 +34,9 @@ def compare(source: np.ndarray, read: np.ndarray) -> Resemblance:
     if a.size == 0:
         return Resemblance(0.0, 1.0, -1, 1.0)
     aa, bb, ab, dd = (np.zeros(len(a)) for _ in range(4))
-    step = max(1, (1 << 22) // columns)  # rows at a time: double precision of a whole embedding would take gigabytes
+    step = max(
+        1, (1 << 22) // columns
+    )  # rows at a time: double precision of a whole embedding would take gigabytes
     for begin in range(0, len(a), step):
         part = slice(begin, begin + step)
         x, y = a[part].astype(np.float64), b[part].astype(np.float64)

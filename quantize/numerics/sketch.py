@@ -1,4 +1,5 @@
-"""Two fixed random projections of every row: 16 bytes that stand for a row, to tell later whether another reading is the same."""
+"""Two fixed random projections of every row: 16 bytes that stand for a row, to tell later whether another
+reading is the same."""
 
 import numpy as np
 
@@ -22,20 +23,25 @@ def sketch(values: np.ndarray) -> np.ndarray:
 
 
 def differing_rows(a: np.ndarray, b: np.ndarray, values: np.ndarray, rounding: float) -> np.ndarray:
-    """Rows whose sketches ``a`` and ``b`` differ by more than ``rounding``, a part of each value, can explain; NaN
-    in ``b`` says that nothing is known of that row. ``values``: what ``a`` is the sketch of."""
+    """Rows whose sketches ``a`` and ``b`` differ by more than ``rounding``, a part of each value, can
+    explain; NaN in ``b`` says that nothing is known of that row. ``values``: what ``a`` is the sketch of."""
     rows = as_rows(values)
     norms = np.empty(len(rows))
     for part in chunks(rows):
         norms[part] = np.sqrt(np.square(rows[part], dtype=np.float64).sum(1))
-    # By Cauchy and Schwarz the most that such rounding moves a projection; 1e-30 for the sums of rows of zeros.
+    # By Cauchy and Schwarz the most that such rounding moves a projection; 1e-30 for the sums of rows of
+    # zeros.
     most = rounding * 1.5 * np.sqrt(rows.shape[1]) * norms + 1e-30
     found: np.ndarray = np.flatnonzero((np.abs(a - b).max(1, initial=0) > most) & ~np.isnan(b).any(1))
     return found
 
 
 def as_rows(values: np.ndarray) -> np.ndarray:
-    return values.reshape(-1, values.shape[-1] if values.ndim else 1) if values.size else np.empty((0, 1), np.float32)
+    return (
+        values.reshape(-1, values.shape[-1] if values.ndim else 1)
+        if values.size
+        else np.empty((0, 1), np.float32)
+    )
 
 
 def chunks(rows: np.ndarray) -> list[slice]:

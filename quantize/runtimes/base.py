@@ -1,4 +1,5 @@
-"""Programs that can open a model. Verification, evaluation and benchmarks go through this interface and no other.
+"""Programs that can open a model. Verification, evaluation and benchmarks go through this interface and no
+other.
 
 Logits are pushed chunk by chunk to a callback, so that nothing full-size is held.
 """
@@ -14,8 +15,8 @@ import numpy as np
 from quantize.checkpoint.tokenizer import SourceTokenizer
 from quantize.errors import BadInput, Unsupported
 
-#: ``consume(row, first, logits)``: float32 logits (positions, vocabulary) of row ``row``, starting at position ``first``.
-#: The array is valid during the call only.
+#: ``consume(row, first, logits)``: float32 logits (positions, vocabulary) of row ``row``, starting at
+#: position ``first``. The array is valid during the call only.
 Consume = Callable[[int, int, np.ndarray], None]
 
 #: ``consume(group, row, first, logits)``: the same of a row of a group.
@@ -33,24 +34,29 @@ class Runtime(ABC):
 
     @abstractmethod
     def logits(self, rows: np.ndarray, first: int, consume: Consume) -> None:
-        """Run every row of ``rows`` (n, length) from an empty cache; push logits of positions ``first``..length-1.
+        """Run every row of ``rows`` (n, length) from an empty cache; push logits of positions
+        ``first``..length-1.
 
-        Position t's logits predict token t+1. Rows are independent of one another. Errors: BadInput where a row is longer
-        than ``context`` or an id is outside the vocabulary.
+        Position t's logits predict token t+1. Rows are independent of one another. Errors: BadInput where a
+        row is longer than ``context`` or an id is outside the vocabulary.
         """
 
     def tree_logits(
         self, groups: Sequence[Sequence[Sequence[int]]], firsts: Sequence[Sequence[int]], consume: TreeConsume
     ) -> None:
-        """``logits`` of rows of any lengths, in groups of rows that begin alike: what a group shares is computed once.
+        """``logits`` of rows of any lengths, in groups of rows that begin alike: what a group shares is
+        computed once.
 
-        ``firsts``: of each row the position from which its logits are wanted. Errors: as ``logits``; Unsupported where the
-        runtime computes rows one by one anyway (``shares_beginnings``).
+        ``firsts``: of each row the position from which its logits are wanted. Errors: as ``logits``;
+        Unsupported where the runtime computes rows one by one anyway (``shares_beginnings``).
         """
         raise Unsupported(f"{self.name} computes every row by itself")
 
-    def token_scores(self, rows: Sequence[Sequence[int]], firsts: Sequence[int]) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Of each row's tokens from ``first`` (at least 1) on, given those before: ln p, float64, and rank (1: the likeliest).
+    def token_scores(
+        self, rows: Sequence[Sequence[int]], firsts: Sequence[int]
+    ) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Of each row's tokens from ``first`` (at least 1) on, given those before: ln p, float64, and rank
+        (1: the likeliest).
 
         For runtimes that do not give logits.
         """
@@ -58,7 +64,8 @@ class Runtime(ABC):
 
     @abstractmethod
     def start(self, ids: Sequence[int]) -> np.ndarray:
-        """Empty the cache, process ``ids`` in one go (prefill), return the last position's logits (vocabulary,) float32."""
+        """Empty the cache, process ``ids`` in one go (prefill), return the last position's logits
+        (vocabulary,) float32."""
 
     @abstractmethod
     def step(self, token: int) -> np.ndarray:
@@ -88,12 +95,16 @@ class Runtime(ABC):
         """The runtime's own tokenizer."""
 
     def detokenize(self, ids: Sequence[int]) -> str:
-        """The text of ``ids``, special tokens included. Errors: Unsupported where the runtime has no tokenizer of its own."""
-        raise Unsupported("text is to be generated, which needs the source's tokenizer; give --reference MODEL")
+        """The text of ``ids``, special tokens included. Errors: Unsupported where the runtime has no
+        tokenizer of its own."""
+        raise Unsupported(
+            "text is to be generated, which needs the source's tokenizer; give --reference MODEL"
+        )
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:
-        """What belongs to every result: backend, its version or revision, CPU features or GPU, dtype, threads."""
+        """What belongs to every result: backend, its version or revision, CPU features or GPU, dtype,
+        threads."""
 
     @abstractmethod
     def close(self) -> None:
@@ -111,10 +122,14 @@ class Runtime(ABC):
 
     def check_rows(self, rows: np.ndarray) -> None:
         if rows.shape[1] > self.context:
-            raise BadInput(f"a window of {rows.shape[1]} tokens exceeds the model's context of {self.context}; use a shorter one")
+            raise BadInput(
+                f"a window of {rows.shape[1]} tokens exceeds the model's context of {self.context}; use a "
+                "shorter one"
+            )
         if rows.size and (rows.min() < 0 or rows.max() >= self.vocabulary):
             raise BadInput(
-                f"token id {int(rows.max() if rows.max() >= self.vocabulary else rows.min())} is outside the model's "
+                f"token id {int(rows.max() if rows.max() >= self.vocabulary else rows.min())} is outside "
+                "the model's "
                 f"vocabulary of {self.vocabulary}: the ids were made by another tokenizer"
             )
 

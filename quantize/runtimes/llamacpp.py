@@ -1,4 +1,5 @@
-"""GGUF files in llama.cpp: in a child (``quantize.runtimes.llamacpp_apart``) or in process (``quantize.kernels.llamacpp``)."""
+"""GGUF files in llama.cpp: in a child (``quantize.runtimes.llamacpp_apart``) or in process
+(``quantize.kernels.llamacpp``)."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -23,8 +24,9 @@ DECODE_ROOM = 2048  # tokens that ``step`` may append where nobody said how many
 
 
 class LlamaCppRuntime(Runtime):
-    """``exact``: F32 KV cache, flash attention off; otherwise llama.cpp's defaults. Quantized weights are multiplied by
-    activations that llama.cpp rounds to 8 bits (F16 and BF16 weights: to F16 and BF16), exact or not: that is its arithmetic."""
+    """``exact``: F32 KV cache, flash attention off; otherwise llama.cpp's defaults. Quantized weights are
+    multiplied by activations that llama.cpp rounds to 8 bits (F16 and BF16 weights: to F16 and BF16), exact
+    or not: that is its arithmetic."""
 
     name = "llamacpp"
     shares_beginnings = True
@@ -41,9 +43,12 @@ class LlamaCppRuntime(Runtime):
     ) -> None:
         """``own_process``: llama.cpp runs in a child, and can end without ending this process.
 
-        Errors: BadInput where the file is damaged or llama.cpp refuses it; StepFailed where it ended in opening it."""
+        Errors: BadInput where the file is damaged or llama.cpp refuses it; StepFailed where it ended in
+        opening it."""
         if load_as is not None:
-            raise BadInput(f"{path}: a GGUF file cannot be loaded as {load_as.short}; give the original checkpoint")
+            raise BadInput(
+                f"{path}: a GGUF file cannot be loaded as {load_as.short}; give the original checkpoint"
+            )
         path = Path(path)
         self.exact, self.threads = exact, run.resolved_threads
         self.model = _open_apart(path, run.device) if own_process else _open_here(path, run.device)
@@ -64,11 +69,15 @@ class LlamaCppRuntime(Runtime):
         most = max(16, LOGITS_BYTES // (4 * self.vocabulary))
         together = max(1, min(len(rows), BATCH // length, most // max(1, length - first)))
         batch = min(BATCH, length * together)
-        context = self._windows_context(length, together, batch, min(batch, most, max(1, length - first) * together))
+        context = self._windows_context(
+            length, together, batch, min(batch, most, max(1, length - first) * together)
+        )
         for start in range(0, len(rows), together):
             self._run_together(context, rows[start : start + together], start, first, consume)
 
-    def _run_together(self, context: Context, rows: np.ndarray, start: int, first: int, consume: Consume) -> None:
+    def _run_together(
+        self, context: Context, rows: np.ndarray, start: int, first: int, consume: Consume
+    ) -> None:
         """Rows side by side as sequences of their own; a row longer than one call goes through in pieces."""
         context.clear()
         length = rows.shape[1]
@@ -83,14 +92,19 @@ class LlamaCppRuntime(Runtime):
                 mine = (sequences[piece] == sequence) & wanted[piece]
                 count = int(mine.sum())
                 if count:
-                    consume(start + int(sequence), int(positions[piece][mine][0]), logits[done : done + count])
+                    consume(
+                        start + int(sequence), int(positions[piece][mine][0]), logits[done : done + count]
+                    )
                 done += count
 
     def tree_logits(
         self, groups: Sequence[Sequence[Sequence[int]]], firsts: Sequence[Sequence[int]], consume: TreeConsume
     ) -> None:
-        """Groups are packed into one call each, ``PACKED`` tokens or one group, as long as no row exceeds the context."""
-        trees = [Tree(number, rows, first) for number, (rows, first) in enumerate(zip(groups, firsts, strict=True))]
+        """Groups are packed into one call each, ``PACKED`` tokens or one group, as long as no row exceeds the
+        context."""
+        trees = [
+            Tree(number, rows, first) for number, (rows, first) in enumerate(zip(groups, firsts, strict=True))
+        ]
         for tree in trees:
             for row in tree.rows:
                 self.check_rows(np.asarray([row], np.int64))
@@ -107,7 +121,9 @@ class LlamaCppRuntime(Runtime):
         packed: list[Tree] = []
         for tree in trees:
             limits = (("size", room), ("outputs", outputs), ("count", SEQUENCES))
-            if packed and any(sum(getattr(t, what) for t in (*packed, tree)) > limit for what, limit in limits):
+            if packed and any(
+                sum(getattr(t, what) for t in (*packed, tree)) > limit for what, limit in limits
+            ):
                 run_packed(context, packed, consume)
                 packed = []
             packed.append(tree)
@@ -137,7 +153,9 @@ class LlamaCppRuntime(Runtime):
         if compiled:
             raise Unsupported("llama.cpp has nothing to compile; drop --compile for GGUF files")
         if attention not in ("", *ATTENTION):
-            raise Unsupported(f"llama.cpp has no attention called {attention!r}; it has {' and '.join(ATTENTION)}")
+            raise Unsupported(
+                f"llama.cpp has no attention called {attention!r}; it has {' and '.join(ATTENTION)}"
+            )
         self._flash = ATTENTION.get(attention)
         self._drop()
 
@@ -176,7 +194,9 @@ class LlamaCppRuntime(Runtime):
         found = []
         for begin in range(0, len(tokens), size):
             piece = slice(begin, begin + size)
-            found.append(self._stream.decode(tokens[piece], positions[piece], sequences[piece], wanted[piece]).copy())
+            found.append(
+                self._stream.decode(tokens[piece], positions[piece], sequences[piece], wanted[piece]).copy()
+            )
         self._position += length
         return np.concatenate(found)
 
@@ -192,7 +212,9 @@ class LlamaCppRuntime(Runtime):
             **self.model.describe(),
             **self.model.special_tokens,
             "device": "gpu" if self.gpu else "cpu",
-            "dtype": "KV cache F32, flash attention off" if self.exact else "llama.cpp's defaults (KV cache F16)",
+            "dtype": "KV cache F32, flash attention off"
+            if self.exact
+            else "llama.cpp's defaults (KV cache F16)",
             "threads": self.threads,
         }
 

@@ -1,7 +1,9 @@
-"""llama.cpp in a process of its own, with the interface of ``quantize.kernels.llamacpp``'s ``Model`` and ``Context``.
+"""llama.cpp in a process of its own, with the interface of ``quantize.kernels.llamacpp``'s ``Model`` and
+``Context``.
 
-llama.cpp asserts much of what a file says, and an assertion ends the process that it is in: here that is a child, whose death is
-one error about one file. Starting it takes 0.15 s, while the header is read; logits are copied once, into memory that both map.
+llama.cpp asserts much of what a file says, and an assertion ends the process that it is in: here that is a
+child, whose death is one error about one file. Starting it takes 0.15 s, while the header is read; logits are
+copied once, into memory that both map.
 """
 
 import mmap
@@ -28,7 +30,8 @@ _TELLING = re.compile(r"GGML_ASSERT|GGML_ABORT|what\(\)|[Aa]ssertion|error|faile
 class Model:
     """A GGUF file in a llama.cpp of its own. Close it, or use the runtime's context manager.
 
-    Made in two steps, so that the child starts while the caller reads the header: ``Model(path)``, then ``open``.
+    Made in two steps, so that the child starts while the caller reads the header: ``Model(path)``, then
+    ``open``.
     """
 
     vocabulary: int
@@ -105,8 +108,14 @@ class Model:
         self.alive = False
         code = self._process.wait()
         how = f"signal {-code} ({signal.Signals(-code).name})" if code < 0 else f"exit code {code}"
-        doing = {"open": "opening", "tokenize": "tokenizing with", "detokenize": "spelling tokens of"}.get(request, "running")
-        hint = "the system was out of memory, or somebody killed it" if code == -signal.SIGKILL else self._last_words()
+        doing = {"open": "opening", "tokenize": "tokenizing with", "detokenize": "spelling tokens of"}.get(
+            request, "running"
+        )
+        hint = (
+            "the system was out of memory, or somebody killed it"
+            if code == -signal.SIGKILL
+            else self._last_words()
+        )
         return errors.StepFailed(f"llama.cpp ended with {how} while {doing} {self.path}: {hint}")
 
     def _last_words(self) -> str:
@@ -114,7 +123,11 @@ class Model:
         lines = [line for line in self._log.read().decode(errors="replace").splitlines() if line.strip()]
         telling = [line for line in lines if _TELLING.search(line)] or lines
         # an assertion begins with the path at which the library was built
-        return printable(re.sub(r"^\S*/vendor/", "", telling[-1].strip()), 400) if telling else "it logged nothing"
+        return (
+            printable(re.sub(r"^\S*/vendor/", "", telling[-1].strip()), 400)
+            if telling
+            else "it logged nothing"
+        )
 
     def close(self) -> None:
         """At once: there is nothing that the child would have to put away."""
@@ -138,9 +151,14 @@ class Context:
         self._model.ask("clear", self._number)
 
     def decode(
-        self, tokens: np.ndarray, positions: np.ndarray, sequences: Sequence[Sequence[int]] | np.ndarray, wanted: np.ndarray
+        self,
+        tokens: np.ndarray,
+        positions: np.ndarray,
+        sequences: Sequence[Sequence[int]] | np.ndarray,
+        wanted: np.ndarray,
     ) -> np.ndarray:
-        """As ``llamacpp.Context.decode``; the array is valid until the next call of any context of the model."""
+        """As ``llamacpp.Context.decode``; the array is valid until the next call of any context of the
+        model."""
         rows = self._model.ask("decode", self._number, tokens, positions, sequences, wanted)
         logits: np.ndarray = self._model.logits[: rows * self._model.vocabulary]
         return logits.reshape(rows, self._model.vocabulary)

@@ -1,7 +1,8 @@
-"""``python -m quantize.runtimes.llamacpp_child CONNECTION MEMORY``: llama.cpp at work for ``quantize.runtimes.llamacpp_apart``.
+"""``python -m quantize.runtimes.llamacpp_child CONNECTION MEMORY``: llama.cpp at work for
+``quantize.runtimes.llamacpp_apart``.
 
-Requests and replies are small and go through the socket CONNECTION; logits go through MEMORY, a file that both map. What
-llama.cpp logs goes to stderr as well, so that its last words are known where it aborts.
+Requests and replies are small and go through the socket CONNECTION; logits go through MEMORY, a file that
+both map. What llama.cpp logs goes to stderr as well, so that its last words are known where it aborts.
 """
 
 import mmap

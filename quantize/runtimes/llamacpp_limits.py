@@ -1,6 +1,7 @@
 """What llama.cpp asserts of a file's metadata, said in a line that names the field before it is asked.
 
-Only what holds for every architecture; the rest is llama.cpp's to say, in a process of its own (``llamacpp_apart``).
+Only what holds for every architecture; the rest is llama.cpp's to say, in a process of its own
+(``llamacpp_apart``).
 Source: llama.cpp src/llama-model.cpp (``load_hparams``), src/llama-hparams.h, ggml-cpu (``rms_norm``).
 """
 
@@ -15,14 +16,20 @@ EPSILONS = ("layer_norm_rms_epsilon", "layer_norm_epsilon", "group_norm_epsilon"
 
 
 def check_metadata(file: GgufFile) -> None:
-    """Errors: BadInput where it names no architecture; StepFailed, as where llama.cpp ends, for sizes that it ends over."""
+    """Errors: BadInput where it names no architecture; StepFailed, as where llama.cpp ends, for sizes that it
+    ends over."""
     architecture = file.kvs.get("general.architecture")
     if not isinstance(architecture, str):
-        raise BadInput(f"{file.path}: no general.architecture in its metadata, so not a language model's GGUF")
+        raise BadInput(
+            f"{file.path}: no general.architecture in its metadata, so not a language model's GGUF"
+        )
 
     def demand(key: str, good: bool, expected: str) -> None:
         if not good:
-            name, found = printable(f"{architecture}.{key}", 80), printable(file.kvs.get(f"{architecture}.{key}"), 60)
+            name, found = (
+                printable(f"{architecture}.{key}", 80),
+                printable(file.kvs.get(f"{architecture}.{key}"), 60),
+            )
             raise StepFailed(f"{file.path}: {name} is {found}; llama.cpp wants {expected}")
 
     def integer(key: str) -> int | None:
@@ -30,11 +37,17 @@ def check_metadata(file: GgufFile) -> None:
         return value if isinstance(value, int) and not isinstance(value, bool) else None
 
     if (layers := integer("block_count")) is not None:
-        demand("block_count", 0 < layers <= min(MAX_LAYERS, len(file.tensors)), "one for each block whose tensors the file holds")
+        demand(
+            "block_count",
+            0 < layers <= min(MAX_LAYERS, len(file.tensors)),
+            "one for each block whose tensors the file holds",
+        )
     if (experts := integer("expert_count")) is not None:
         demand("expert_count", 0 <= experts <= MAX_EXPERTS, f"at most {MAX_EXPERTS}")
         used = integer("expert_used_count") or 0
-        if (used or experts) and not isinstance(file.kvs.get(f"{architecture}.expert_used_count"), list):  # one for each layer
+        if (used or experts) and not isinstance(
+            file.kvs.get(f"{architecture}.expert_used_count"), list
+        ):  # one for each layer
             demand("expert_used_count", 0 < used <= experts, f"1 to the {experts} of expert_count")
     for key in EPSILONS:
         value = file.kvs.get(f"{architecture}.attention.{key}")

@@ -1,4 +1,5 @@
-"""Rows that begin alike in one llama.cpp batch: the tokens they share belong to the sequences of all of them."""
+"""Rows that begin alike in one llama.cpp batch: the tokens they share belong to the sequences of all of
+them."""
 
 from collections.abc import Sequence
 
@@ -13,7 +14,8 @@ Context = llamacpp.Context | llamacpp_apart.Context
 
 
 class Tree:
-    """Rows with a common beginning of ``shared`` tokens. ``size``: tokens to compute; ``outputs``: positions that give logits."""
+    """Rows with a common beginning of ``shared`` tokens. ``size``: tokens to compute; ``outputs``: positions
+    that give logits."""
 
     def __init__(self, number: int, rows: Sequence[Sequence[int]], firsts: Sequence[int]):
         self.number, self.rows, self.firsts, self.count = number, rows, firsts, len(rows)
@@ -21,14 +23,18 @@ class Tree:
         self.size = self.shared + sum(len(row) - self.shared for row in rows)
         self.from_shared = min(min(firsts), self.shared)
         self.outputs = (
-            self.shared - self.from_shared + sum(len(r) - max(f, self.shared) for r, f in zip(rows, firsts, strict=True))
+            self.shared
+            - self.from_shared
+            + sum(len(r) - max(f, self.shared) for r, f in zip(rows, firsts, strict=True))
         )
 
 
 def common_beginning(rows: Sequence[Sequence[int]]) -> int:
     """How many tokens all rows have in common at their start."""
     least, most = min(map(tuple, rows)), max(map(tuple, rows))
-    return next((i for i, (a, b) in enumerate(zip(least, most, strict=False)) if a != b), min(len(least), len(most)))
+    return next(
+        (i for i, (a, b) in enumerate(zip(least, most, strict=False)) if a != b), min(len(least), len(most))
+    )
 
 
 def run_packed(context: Context, trees: Sequence[Tree], consume: TreeConsume) -> None:

@@ -16,8 +16,8 @@ RUNTIMES = {
 
 
 def open_without_weights(path: Path | str, run: RunOptions) -> Runtime | None:
-    """What ``open_runtime`` gives for a plain Hugging Face folder, but for logits: to know what those would be called by. None
-    where that cannot be known without the weights."""
+    """What ``open_runtime`` gives for a plain Hugging Face folder, but for logits: to know what those would
+    be called by. None where that cannot be known without the weights."""
     path = Path(path)
     if find_gguf(path):
         return None
@@ -38,18 +38,22 @@ def open_runtime(
     runtime: str = "",
     own_process: bool = True,
 ) -> Runtime:
-    """Open whatever lies at ``path``: an artifact folder, a .gguf file, or an HF folder or Hub id (quantized or not).
+    """Open whatever lies at ``path``: an artifact folder, a .gguf file, or an HF folder or Hub id (quantized
+    or not).
 
-    ``runtime``: one of ``RUNTIMES``, else what the files call for. ``load_as`` quantizes on the fly (quanto, bnb).
-    ``exact`` asks for the most exact arithmetic the runtime offers (llama.cpp: F32 KV cache, flash attention off).
-    ``context``: tokens per window that are needed; 0 takes the model's own.
-    ``own_process``: llama.cpp, which ends its process where it does not like a file, is run in a child of this one.
+    ``runtime``: one of ``RUNTIMES``, else what the files call for. ``load_as`` quantizes on the fly (quanto,
+    bnb). ``exact`` asks for the most exact arithmetic the runtime offers (llama.cpp: F32 KV cache, flash
+    attention off). ``context``: tokens per window that are needed; 0 takes the model's own. ``own_process``:
+    llama.cpp, which ends its process where it does not like a file, is run in a child of this one.
     """
     path = Path(path)
     gguf = find_gguf(path)
     name = runtime or ("llamacpp" if gguf else "transformers")
     if (name == "llamacpp") != bool(gguf):
-        raise BadInput(f"{path}: is {'a GGUF file' if gguf else 'no GGUF file'}, which {name} does not open here; drop --runtime")
+        raise BadInput(
+            f"{path}: is {'a GGUF file' if gguf else 'no GGUF file'}, which {name} does not open here; drop "
+            "--runtime"
+        )
     module, _, attribute = RUNTIMES[name].partition(":")
     more = {} if own_process or not gguf else {"own_process": False}
     make = getattr(import_module(module), attribute)

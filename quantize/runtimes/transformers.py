@@ -1,8 +1,10 @@
-"""transformers as a runtime: dense, GPTQ, AWQ, quanto, bitsandbytes and compressed-tensors folders; on-the-fly quantization.
+"""transformers as a runtime: dense, GPTQ, AWQ, quanto, bitsandbytes and compressed-tensors folders;
+on-the-fly quantization.
 
-Arithmetic. On a CPU everything is computed in float32, whatever dtype the folder names: a baseline then carries no rounding of
-its own, what a format loses is all that a comparison shows, and on processors without bfloat16 instructions it is the fastest. On
-a GPU the folder's own dtype is used, unless ``exact`` asks for float32. ``run.dtype`` overrides all of this.
+Arithmetic. On a CPU everything is computed in float32, whatever dtype the folder names: a baseline then
+carries no rounding of its own, what a format loses is all that a comparison shows, and on processors without
+bfloat16 instructions it is the fastest. On a GPU the folder's own dtype is used, unless ``exact`` asks for
+float32. ``run.dtype`` overrides all of this.
 """
 
 import inspect
@@ -57,7 +59,9 @@ class TransformersRuntime(FolderRuntime):
             from quantize.hf.on_the_fly import load_quantized
 
             if self.format != "dense":
-                raise BadInput(f"{path}: is stored as {self.format} already, so it cannot be loaded as {load_as.short}")
+                raise BadInput(
+                    f"{path}: is stored as {self.format} already, so it cannot be loaded as {load_as.short}"
+                )
             self.format = load_as.short
             self.model = load_quantized(self.folder, load_as, run, exact=exact)
         else:
@@ -82,7 +86,9 @@ class TransformersRuntime(FolderRuntime):
             "awq": load.load_gptqmodel,
             "compressed-tensors": load.load_compressed_tensors,
         }
-        return openers.get(self.format, load.load_model)(self.folder, dtype, self._device, trust_remote_code=trust)
+        return openers.get(self.format, load.load_model)(
+            self.folder, dtype, self._device, trust_remote_code=trust
+        )
 
     def logits(self, rows: np.ndarray, first: int, consume: Consume) -> None:
         import torch
@@ -108,8 +114,9 @@ class TransformersRuntime(FolderRuntime):
             return self.model.base_model(input_ids=ids, use_cache=False)
 
     def _head(self, ids: Any, body: Any, kept: Any) -> Any:
-        """Logits of the positions ``kept`` from the body's outputs, by the model's own forward: soft-capping, scaling and
-        whatever else a family does to its logits is its own code; the body, which ran already, is only asked for its result."""
+        """Logits of the positions ``kept`` from the body's outputs, by the model's own forward: soft-capping,
+        scaling and whatever else a family does to its logits is its own code; the body, which ran already, is
+        only asked for its result."""
         base = self.model.base_model
         own = base.__dict__.get("forward")  # hooks of accelerate are set this way
         base.forward = lambda *args, **kwargs: body
@@ -163,7 +170,9 @@ class TransformersRuntime(FolderRuntime):
                     f"{self.folder}: no attention called {attention!r} here: {str(error).splitlines()[0]}"
                 ) from None
             if self.model.config._attn_implementation != attention:
-                raise Unsupported(f"{self.folder}: {type(self.model).__name__} has one attention implementation only")
+                raise Unsupported(
+                    f"{self.folder}: {type(self.model).__name__} has one attention implementation only"
+                )
         if compiled:
             import torch
 
@@ -173,7 +182,10 @@ class TransformersRuntime(FolderRuntime):
     def _static_cache(self) -> Any:
         from transformers import StaticCache
 
-        return StaticCache(config=self.model.config, max_cache_len=self._wanted_context or min(self.context, STATIC_CACHE_TOKENS))
+        return StaticCache(
+            config=self.model.config,
+            max_cache_len=self._wanted_context or min(self.context, STATIC_CACHE_TOKENS),
+        )
 
     def describe(self) -> dict[str, Any]:
         import torch
@@ -220,18 +232,21 @@ class TransformersRuntime(FolderRuntime):
 
 
 def skeleton(path: Path | str, run: RunOptions) -> TransformersRuntime | None:
-    """A plain checkpoint without its weights: describes itself and tokenizes as the whole would, and gives no logits. None for
-    what is stored otherwise."""
+    """A plain checkpoint without its weights: describes itself and tokenizes as the whole would, and gives no
+    logits. None for what is stored otherwise."""
     folder, _ = resolve_model(str(path), code=run.trust_remote_code)
     config = load.read_config(folder)
     if load.storage_format(folder, config) != "dense":
         return None
-    model = load.model_without_weights(folder, _dtype(config, run, False), trust_remote_code=run.trust_remote_code)
+    model = load.model_without_weights(
+        folder, _dtype(config, run, False), trust_remote_code=run.trust_remote_code
+    )
     return TransformersRuntime(folder, run, model=model)
 
 
 def with_weights(folder: Path, weights: dict[str, Any], run: RunOptions) -> TransformersRuntime:
-    """The folder's model with ``weights``, torch tensors by the names in its files; float32 where ``run`` names no dtype."""
+    """The folder's model with ``weights``, torch tensors by the names in its files; float32 where ``run``
+    names no dtype."""
     dtype = "float32" if run.dtype == "auto" else run.dtype
     device, trust = run.resolved_device, run.trust_remote_code
     model = load.load_model(folder, dtype, device, trust_remote_code=trust, weights=weights)

@@ -1,8 +1,9 @@
 """A PEFT LoRA merged into its base on the way: a checkpoint like any other comes out, for every method.
 
-W + s B A is computed in float32 and stored in the base's own dtype, one tensor in memory at a time; the model is never built.
-Nothing of the adapter is executed; its weights must be safetensors.
-Source: peft's LoraConfig (scaling, patterns), ``tuners/lora/layer.py`` (get_delta_weight) and ``tuners/lora/dora.py``.
+W + s B A is computed in float32 and stored in the base's own dtype, one tensor in memory at a time; the model
+is never built. Nothing of the adapter is executed; its weights must be safetensors.
+Source: peft's LoraConfig (scaling, patterns), ``tuners/lora/layer.py`` (get_delta_weight) and
+``tuners/lora/dora.py``.
 """
 
 import hashlib
@@ -38,9 +39,12 @@ PARTS = re.compile(
     r"(?P<module>.+)\.(?P<part>lora_A|lora_B|lora_embedding_A|lora_embedding_B|lora_magnitude_vector)(\.default)?(\.weight)?"
 )
 #: what peft puts between a module and its parameters: a trained copy, or what stands under the adapter
-COPY, UNDER = re.compile(r"\.modules_to_save(\.default)?(?=\.)"), re.compile(r"\.(base_layer|original_module)(?=\.)")
-#: architectures whose linear layers are transformers' Conv1D, which stores a weight input-first; fan_in_fan_out in the config is
-#: that of whichever layer peft came to last
+COPY, UNDER = (
+    re.compile(r"\.modules_to_save(\.default)?(?=\.)"),
+    re.compile(r"\.(base_layer|original_module)(?=\.)"),
+)
+#: architectures whose linear layers are transformers' Conv1D, which stores a weight input-first;
+#: fan_in_fan_out in the config is that of whichever layer peft came to last
 INPUT_FIRST = {"gpt2": ("c_attn", "c_proj", "c_fc", "q_attn"), "openai-gpt": ("c_attn", "c_proj", "c_fc")}
 #: names of embeddings and heads: only for these it matters whether they are tied
 AT_THE_ENDS = re.compile(
@@ -50,7 +54,8 @@ AT_THE_ENDS = re.compile(
 
 @dataclass
 class Delta:
-    """What the adapter does to one weight of the base. ``a`` (rank, in), ``b`` (out, rank): names in the adapter."""
+    """What the adapter does to one weight of the base. ``a`` (rank, in), ``b`` (out, rank): names in the
+    adapter."""
 
     scaling: float
     a: str = ""
@@ -72,8 +77,9 @@ class Tie:
 class Adapter:
     """``deltas``: base tensor -> Delta; ``replaced``: base tensor -> adapter tensor that stands in for it.
 
-    ``tie``: embedding and head of the base where they are one tensor, and the adapter touches it. ``shared``: adapter tensor that
-    stands in for that one; what is in ``replaced`` under one of the two names is of that one alone.
+    ``tie``: embedding and head of the base where they are one tensor, and the adapter touches it. ``shared``:
+    adapter tensor that stands in for that one; what is in ``replaced`` under one of the two names is of that
+    one alone.
     """
 
     folder: Path
@@ -88,7 +94,10 @@ class Adapter:
     def unties(self) -> bool:
         """peft runs embedding and head with different weights."""
         ends = {self.tie.embedding, self.tie.head} if self.tie else set()
-        return any(name in self.replaced or name in self.deltas for name in ends) and not self.config.ensure_weight_tying
+        return (
+            any(name in self.replaced or name in self.deltas for name in ends)
+            and not self.config.ensure_weight_tying
+        )
 
     def under(self, name: str, checkpoint: Checkpoint) -> TensorInfo:
         """What a weight is before its delta is added: a tensor of the adapter or the base."""
@@ -102,23 +111,32 @@ class Adapter:
         """Errors: StepFailed where it holds NaN or Inf."""
         values = _read(self.tensors[name])
         if not np.isfinite(values).all():
-            raise StepFailed(f"{self.folder}: adapter tensor {name} holds NaN or Inf; train or fetch the adapter again")
+            raise StepFailed(
+                f"{self.folder}: adapter tensor {name} holds NaN or Inf; train or fetch the adapter again"
+            )
         return values
 
 
 def merge_adapter(checkpoint: Checkpoint, adapter: str | Path) -> Checkpoint:
-    """``checkpoint`` with the LoRA in the folder ``adapter`` merged, in a temporary folder removed when the program ends.
+    """``checkpoint`` with the LoRA in the folder ``adapter`` merged, in a temporary folder removed when the
+    program ends.
 
-    Errors: BadInput where the folder holds no LoRA, is damaged, or was made for another base; Unsupported for kinds of adapter
-    that cannot be merged; StepFailed for NaN, Inf or a full disk.
+    Errors: BadInput where the folder holds no LoRA, is damaged, or was made for another base; Unsupported for
+    kinds of adapter that cannot be merged; StepFailed for NaN, Inf or a full disk.
     """
     from quantize.checkpoint.tensors import Entry, write_config, write_folder
 
     opened = open_adapter(typed_path(adapter), checkpoint)
-    names = [*checkpoint.tensors, *(name for name in (*opened.replaced, *opened.deltas) if name not in checkpoint.tensors)]
+    names = [
+        *checkpoint.tensors,
+        *(name for name in (*opened.replaced, *opened.deltas) if name not in checkpoint.tensors),
+    ]
     names += [opened.tie.head] if opened.tie and opened.unties else []
     shapes = {name: opened.under(name, checkpoint).shape for name in dict.fromkeys(names)}
-    dtypes = {name: checkpoint.tensors[name].dtype if name in checkpoint.tensors else checkpoint.dtype for name in shapes}
+    dtypes = {
+        name: checkpoint.tensors[name].dtype if name in checkpoint.tensors else checkpoint.dtype
+        for name in shapes
+    }
     if opened.tie:
         dtypes[opened.tie.head] = checkpoint.tensors[opened.tie.embedding].dtype
     folder = held_until_exit("quantwright-merged-")
@@ -129,7 +147,9 @@ def merge_adapter(checkpoint: Checkpoint, adapter: str | Path) -> Checkpoint:
         if inherited and name not in opened.deltas:
             return np.asarray(checkpoint.read(under.name))
         weight = checkpoint.read_float32(under.name) if inherited else opened.float32(under.name)
-        return _store(_merged(weight, opened, opened.deltas[name]) if name in opened.deltas else weight, dtypes[name])
+        return _store(
+            _merged(weight, opened, opened.deltas[name]) if name in opened.deltas else weight, dtypes[name]
+        )
 
     config = _config(checkpoint, opened, shapes)
     try:
@@ -137,7 +157,9 @@ def merge_adapter(checkpoint: Checkpoint, adapter: str | Path) -> Checkpoint:
         write_config(folder, config)
         _copy_small_files(checkpoint, opened, folder, shapes)
     except OSError as error:
-        raise StepFailed(f"{folder}: cannot hold the merged checkpoint ({error.strerror}); set TMPDIR to a larger disk") from None
+        raise StepFailed(
+            f"{folder}: cannot hold the merged checkpoint ({error.strerror}); set TMPDIR to a larger disk"
+        ) from None
     merged = Checkpoint.open(folder, trust_remote_code=checkpoint.trust_remote_code)
     name = opened.folder.resolve().name
     return replace(merged, source=f"{checkpoint.source}+{name}", revision=checkpoint.revision)
@@ -153,13 +175,16 @@ def adapter_record(folder: str | Path) -> AdapterRecord:
 
 
 def open_adapter(folder: Path, checkpoint: Checkpoint) -> Adapter:
-    """Read config and headers, and match every tensor with one of the base. Errors: BadInput, Unsupported, as above."""
+    """Read config and headers, and match every tensor with one of the base. Errors: BadInput, Unsupported, as
+    above."""
     config = read_adapter_config(folder)
     weights = inside(folder, WEIGHTS)
     if not weights.is_file():
         pickled = (folder / "adapter_model.bin").is_file()
         hint = (
-            "it holds a pickle, which can run code when opened: save it as safetensors" if pickled else "fetch the whole adapter"
+            "it holds a pickle, which can run code when opened: save it as safetensors"
+            if pickled
+            else "fetch the whole adapter"
         )
         raise BadInput(f"{folder}: no {WEIGHTS}; {hint}")
     adapter = Adapter(folder, config, read_safetensors_header(weights))
@@ -171,7 +196,10 @@ def open_adapter(folder: Path, checkpoint: Checkpoint) -> Adapter:
         raise BadInput(f"{weights}: holds no LoRA tensors")
     if config.ensure_weight_tying and adapter.tie:  # what peft saves of the head is the embedding's once more
         if adapter.tie.embedding not in adapter.replaced and adapter.tie.embedding not in adapter.deltas:
-            raise Unsupported(f"{folder}: ensure_weight_tying is set, and only the head was trained; merge it with peft first")
+            raise Unsupported(
+                f"{folder}: ensure_weight_tying is set, and only the head was trained; merge it with peft "
+                "first"
+            )
         adapter.replaced.pop(adapter.tie.head, None)
         adapter.deltas.pop(adapter.tie.head, None)
     for target, delta in adapter.deltas.items():
@@ -199,7 +227,9 @@ def _tie(checkpoint: Checkpoint) -> Tie | None:
         return None
     head = f"{layers.head}.weight"
     stored = layers.source.get(head)
-    embedding = next((name for name in checkpoint.tensors if name != stored and AT_THE_ENDS.search(name)), stored)
+    embedding = next(
+        (name for name in checkpoint.tensors if name != stored and AT_THE_ENDS.search(name)), stored
+    )
     if embedding is None:
         return None
     apart = stored is not None and stored != embedding
@@ -239,7 +269,8 @@ def _place(adapter: Adapter, name: str, checkpoint: Checkpoint) -> None:
 
 
 def _base_name(name: str, adapter: Adapter, checkpoint: Checkpoint) -> str | None:
-    """The base's tensor for a module's: as it is, or with or without the wrapper's prefix (``model.``, ``transformer.``)."""
+    """The base's tensor for a module's: as it is, or with or without the wrapper's prefix (``model.``,
+    ``transformer.``)."""
     candidates = [name, name.partition(".")[2], f"model.{name}", f"transformer.{name}"]
     found = next((candidate for candidate in candidates if candidate in checkpoint.tensors), None)
     return adapter.tie.head if found is None and adapter.tie and adapter.tie.head in candidates else found
@@ -248,7 +279,9 @@ def _base_name(name: str, adapter: Adapter, checkpoint: Checkpoint) -> str | Non
 def _input_first(adapter: Adapter, module: str, checkpoint: Checkpoint) -> bool:
     if checkpoint.model_type in INPUT_FIRST:
         return module.rpartition(".")[2] in INPUT_FIRST[checkpoint.model_type]
-    return bool(adapter.config.fan_in_fan_out) and checkpoint.trust_remote_code  # of linear layers peft takes it back
+    return (
+        bool(adapter.config.fan_in_fan_out) and checkpoint.trust_remote_code
+    )  # of linear layers peft takes it back
 
 
 def _another_base(adapter: Adapter, name: str, checkpoint: Checkpoint) -> str:
@@ -256,7 +289,9 @@ def _another_base(adapter: Adapter, name: str, checkpoint: Checkpoint) -> str:
     return f"{adapter.folder}: {what}: a LoRA for another base{adapter.config.made_for}"
 
 
-def _another_shape(adapter: Adapter, name: str, found: tuple[int, ...], target: str, base: tuple[int, ...]) -> str:
+def _another_shape(
+    adapter: Adapter, name: str, found: tuple[int, ...], target: str, base: tuple[int, ...]
+) -> str:
     fit = f"tensor {printable(name, 200)} of shape {list(found)} does not fit {target} {list(base)}"
     return f"{adapter.folder}: {fit}: a LoRA for another base{adapter.config.made_for}"
 
@@ -264,18 +299,28 @@ def _another_shape(adapter: Adapter, name: str, found: tuple[int, ...], target: 
 def _check_shapes(adapter: Adapter, target: str, delta: Delta, checkpoint: Checkpoint) -> None:
     base = adapter.under(target, checkpoint)
     if not delta.a or not delta.b:
-        raise BadInput(f"{adapter.folder}: {target} has only one of lora_A and lora_B; fetch the adapter again")
+        raise BadInput(
+            f"{adapter.folder}: {target} has only one of lora_A and lora_B; fetch the adapter again"
+        )
     a, b = adapter.tensors[delta.a].shape, adapter.tensors[delta.b].shape
     if base.dtype not in FLOAT_DTYPES or len(base.shape) != 2 or len(a) != 2 or len(b) != 2:
-        raise Unsupported(f"{adapter.folder}: {target} of shape {list(base.shape)}: only LoRA on matrices can be merged")
+        raise Unsupported(
+            f"{adapter.folder}: {target} of shape {list(base.shape)}: only LoRA on matrices can be merged"
+        )
     outer = base.shape[::-1] if delta.transposed or delta.embedding else base.shape
     if a[0] != b[1] or a[1] != outer[1] or b[0] != outer[0]:
         worse = (delta.a, a) if a[1] != outer[1] else (delta.b, b)
         raise BadInput(_another_shape(adapter, *worse, target, base.shape))
     if delta.magnitude and math.prod(adapter.tensors[delta.magnitude].shape) != outer[0]:
-        raise BadInput(_another_shape(adapter, delta.magnitude, adapter.tensors[delta.magnitude].shape, target, base.shape))
+        raise BadInput(
+            _another_shape(
+                adapter, delta.magnitude, adapter.tensors[delta.magnitude].shape, target, base.shape
+            )
+        )
     if delta.magnitude and delta.embedding:
-        raise Unsupported(f"{adapter.folder}: DoRA on an embedding; merge it with peft first (merge_and_unload)")
+        raise Unsupported(
+            f"{adapter.folder}: DoRA on an embedding; merge it with peft first (merge_and_unload)"
+        )
 
 
 def _check_rows(adapter: Adapter, checkpoint: Checkpoint) -> None:
@@ -283,12 +328,16 @@ def _check_rows(adapter: Adapter, checkpoint: Checkpoint) -> None:
     ends = [name for name in (*checkpoint.tensors, *adapter.replaced) if AT_THE_ENDS.search(name)]
     rows = {name: adapter.under(name, checkpoint).shape[0] for name in ends}
     if adapter.tie and adapter.unties:
-        rows |= {name: adapter.under(name, checkpoint).shape[0] for name in (adapter.tie.embedding, adapter.tie.head)}
+        rows |= {
+            name: adapter.under(name, checkpoint).shape[0]
+            for name in (adapter.tie.embedding, adapter.tie.head)
+        }
     touched = any(name in adapter.replaced for name in ends) or bool(adapter.shared)
     if touched and len(set(rows.values())) > 1:
         found = ", ".join(f"{name} {count:,}" for name, count in sorted(rows.items()))
         raise Unsupported(
-            f"{adapter.folder}: was made on a base with another vocabulary and does not hold all of it (rows: {found}); merge it "
+            f"{adapter.folder}: was made on a base with another vocabulary and does not hold all of it "
+            f"(rows: {found}); merge it "
             "with peft, into that base, first"
         )
 
@@ -310,26 +359,36 @@ def _merged(weight: np.ndarray, adapter: Adapter, delta: Delta) -> np.ndarray:
 def _read(info: TensorInfo) -> np.ndarray:
     kinds = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
     if info.dtype not in kinds:
-        raise BadInput(f"{info.file}: tensor {info.name} is stored as {info.dtype}; F32, F16 or BF16 was expected")
+        raise BadInput(
+            f"{info.file}: tensor {info.name} is stored as {info.dtype}; F32, F16 or BF16 was expected"
+        )
     raw = np.fromfile(info.file, kinds[info.dtype], info.parameters, offset=info.offset).reshape(info.shape)
     return bfloat16_to_float32(raw) if info.dtype == "BF16" else raw.astype(np.float32)
 
 
 def _store(values: np.ndarray, dtype: str) -> np.ndarray:
-    """float32 rounded to nearest even in ``dtype``, BF16 as bit patterns. Errors: StepFailed where float16 overflows."""
+    """float32 rounded to nearest even in ``dtype``, BF16 as bit patterns. Errors: StepFailed where float16
+    overflows."""
     if dtype == "BF16":
         bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
         return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)
     with np.errstate(over="ignore"):
         out = values.astype({"F64": np.float64, "F32": np.float32, "F16": np.float16}[dtype])
     if not np.isfinite(out).all():
-        raise StepFailed(f"a merged weight is too large for {dtype}, the dtype of the base; convert the base to bfloat16 first")
+        raise StepFailed(
+            f"a merged weight is too large for {dtype}, the dtype of the base; convert the base to bfloat16 "
+            "first"
+        )
     return out
 
 
 def _config(checkpoint: Checkpoint, adapter: Adapter, shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
     config = dict(checkpoint.config)
-    resized = [name for name, info in checkpoint.tensors.items() if AT_THE_ENDS.search(name) and info.shape != shapes[name]]
+    resized = [
+        name
+        for name, info in checkpoint.tensors.items()
+        if AT_THE_ENDS.search(name) and info.shape != shapes[name]
+    ]
     if resized:
         config["vocab_size"] = shapes[resized[0]][0]
     if adapter.unties:
@@ -337,10 +396,20 @@ def _config(checkpoint: Checkpoint, adapter: Adapter, shapes: dict[str, tuple[in
     return config
 
 
-def _copy_small_files(checkpoint: Checkpoint, adapter: Adapter, folder: Path, shapes: dict[str, tuple[int, ...]]) -> None:
+def _copy_small_files(
+    checkpoint: Checkpoint, adapter: Adapter, folder: Path, shapes: dict[str, tuple[int, ...]]
+) -> None:
     """The base's tokenizer, or the adapter's where it brings an embedding with other rows (added tokens)."""
-    resized = any(checkpoint.tensors[name].shape != shape for name, shape in shapes.items() if name in checkpoint.tensors)
-    for path in [*checkpoint.companion_files, inside(checkpoint.folder, CARD), *license_files(checkpoint.folder)]:
+    resized = any(
+        checkpoint.tensors[name].shape != shape
+        for name, shape in shapes.items()
+        if name in checkpoint.tensors
+    )
+    for path in [
+        *checkpoint.companion_files,
+        inside(checkpoint.folder, CARD),
+        *license_files(checkpoint.folder),
+    ]:
         if path.is_file():
             shutil.copyfile(path, folder / path.name)
     if resized:

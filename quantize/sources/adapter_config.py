@@ -7,7 +7,16 @@ import math
 import re
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, StrictInt, StrictStr, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StrictBool,
+    StrictFloat,
+    StrictInt,
+    StrictStr,
+    ValidationError,
+)
 
 from quantize.errors import BadInput, Unsupported
 from quantize.files import check_links, read_json
@@ -16,7 +25,8 @@ from quantize.terminal import printable
 CONFIG = "adapter_config.json"
 # Settings of LoraConfig that change what the weights mean, and are not merged here.
 REFUSED = {
-    "target_parameters": "LoRA on bare parameters (fused experts)", "lora_bias": "LoRA with a bias of its own",
+    "target_parameters": "LoRA on bare parameters (fused experts)",
+    "lora_bias": "LoRA with a bias of its own",
     "use_qalora": "QALoRA", "alora_invocation_tokens": "an activated LoRA, which cannot be merged",
     "megatron_config": "Megatron layers", "trainable_token_indices": "single trained tokens",
     "layer_replication": "replicated layers", "arrow_config": "Arrow routing", "velora_config": "VeLoRA",
@@ -26,7 +36,9 @@ REFUSED = {
 BASE_CHANGING = ("pissa", "olora", "corda", "loftq", "lora_ga")
 MAX_PATTERNS = 20_000  # peft writes one a module
 MAX_PATTERN_CHARACTERS = 512
-MAX_REPEATS = 3  # of a pattern: the name of a module, of some 60 characters, is then decided in about 100,000 steps
+MAX_REPEATS = (
+    3  # of a pattern: the name of a module, of some 60 characters, is then decided in about 100,000 steps
+)
 #: a repeated group, a back reference: what makes a pattern take exponential time
 _ENDLESS = re.compile(r"\)[*+{]|\\[1-9]|\(\?P=|\(\?\(")
 
@@ -55,7 +67,8 @@ class LoraConfig(BaseModel):
         return float(alpha / math.sqrt(rank) if self.use_rslora else alpha / rank)
 
     def trains_whole(self, module: str) -> bool:
-        """Whether the module, or one that it lies in, has a copy of its own that was trained (``modules_to_save``)."""
+        """Whether the module, or one that it lies in, has a copy of its own that was trained
+        (``modules_to_save``)."""
         parts = module.split(".")
         above = [".".join(parts[: count + 1]) for count in range(len(parts))]
         return any(name.endswith(wanted) for wanted in self.modules_to_save or () for name in above)
@@ -63,11 +76,16 @@ class LoraConfig(BaseModel):
     @property
     def made_for(self) -> str:
         """For messages."""
-        return f"; it says it was made for {printable(self.base_model_name_or_path, 200)}" if self.base_model_name_or_path else ""
+        return (
+            f"; it says it was made for {printable(self.base_model_name_or_path, 200)}"
+            if self.base_model_name_or_path
+            else ""
+        )
 
 
 def read_adapter_config(folder: Path) -> LoraConfig:
-    """Errors: BadInput where there is none, or a field is not what peft writes; Unsupported for what cannot be merged."""
+    """Errors: BadInput where there is none, or a field is not what peft writes; Unsupported for what cannot
+    be merged."""
     if folder.is_dir():
         check_links(folder)
     path = folder / CONFIG
@@ -91,7 +109,9 @@ def read_adapter_config(folder: Path) -> LoraConfig:
     except ValidationError as error:
         first = error.errors()[0]
         key = str(first["loc"][0])
-        raise BadInput(f"{path}: {key} is {printable(repr(data.get(key)), 100)}: {_expected(key)} was expected") from None
+        raise BadInput(
+            f"{path}: {key} is {printable(repr(data.get(key)), 100)}: {_expected(key)} was expected"
+        ) from None
 
 
 def _expected(key: str) -> str:
@@ -99,22 +119,33 @@ def _expected(key: str) -> str:
         return "a positive number"
     if key.endswith("_pattern"):
         return "a mapping of module names to numbers"
-    return {"modules_to_save": "a list of module names", "base_model_name_or_path": "a text"}.get(key, "true or false")
+    return {"modules_to_save": "a list of module names", "base_model_name_or_path": "a text"}.get(
+        key, "true or false"
+    )
 
 
 def _pattern(field: str, patterns: dict[str, Number] | None, module: str, default: Number) -> Number:
     for key, value in (patterns or {}).items():
         if value <= 0 or not math.isfinite(value) or value > 2**31:
-            raise BadInput(f"{CONFIG}: {field}: {printable(key, 100)} is {value!r}, a positive number was expected")
+            raise BadInput(
+                f"{CONFIG}: {field}: {printable(key, 100)} is {value!r}, a positive number was expected"
+            )
         if _compiled(key).match(module):
             return value
     return default
 
 
 def _compiled(key: str) -> "re.Pattern[str]":
-    """peft's reading of a key: a module's name, whole or its last parts, in which it takes regular expressions."""
-    if len(key) > MAX_PATTERN_CHARACTERS or len(re.findall("[*+{]", key)) > MAX_REPEATS or _ENDLESS.search(key):
-        raise BadInput(f"{CONFIG}: pattern {printable(key, 100)!r} could take for ever; write the modules' names out")
+    """peft's reading of a key: a module's name, whole or its last parts, in which it takes regular
+    expressions."""
+    if (
+        len(key) > MAX_PATTERN_CHARACTERS
+        or len(re.findall("[*+{]", key)) > MAX_REPEATS
+        or _ENDLESS.search(key)
+    ):
+        raise BadInput(
+            f"{CONFIG}: pattern {printable(key, 100)!r} could take for ever; write the modules' names out"
+        )
     try:
         return re.compile(rf"(.*\.)?({key})$")
     except (re.error, RecursionError, OverflowError):

@@ -1,6 +1,8 @@
-"""Files of a GGUF repository on the Hub, named as llama.cpp and Ollama name them: ``org/name[@revision]:Q4_K_M``.
+"""Files of a GGUF repository on the Hub, named as llama.cpp and Ollama name them:
+``org/name[@revision]:Q4_K_M``.
 
-A file is fetched when asked for and can be deleted again, so that all of a repository can be measured on a disk that holds two.
+A file is fetched when asked for and can be deleted again, so that all of a repository can be measured on a
+disk that holds two.
 """
 
 import re
@@ -16,12 +18,15 @@ from quantize.sources.hub_errors import hub_errors
 
 NAME = re.compile(r"([A-Za-z0-9][\w.-]*/[\w.-]+)(?:@([\w./-]+))?:([\w.*-]+)")
 ALL = "*"
-_LABEL = re.compile(r"(?:^|[-._])((?:UD-)?(?:I?Q\d+\w*|TQ\d_\d|BF16|F16|FP16|F32|FP32|MXFP4\w*|NVFP4\w*))$", re.IGNORECASE)
+_LABEL = re.compile(
+    r"(?:^|[-._])((?:UD-)?(?:I?Q\d+\w*|TQ\d_\d|BF16|F16|FP16|F32|FP32|MXFP4\w*|NVFP4\w*))$", re.IGNORECASE
+)
 
 
 @dataclass
 class HubGguf:
-    """One quantization. ``files``: its parts in order, as the repository names them; ``commit``: the revision they are of."""
+    """One quantization. ``files``: its parts in order, as the repository names them; ``commit``: the revision
+    they are of."""
 
     repository: str
     commit: str
@@ -32,7 +37,8 @@ class HubGguf:
 
     @property
     def path(self) -> Path:
-        """Where the first part lies once it is fetched: in the Hub's cache, which tells where before it is there."""
+        """Where the first part lies once it is fetched: in the Hub's cache, which tells where before it is
+        there."""
         return self._folder / "snapshots" / self.commit / self.files[0]
 
     @property
@@ -54,7 +60,8 @@ class HubGguf:
         self._new += sorted(set(blobs.glob("*")) - before)
 
     def delete(self) -> bool:
-        """Remove what ``fetch`` brought, and nothing that was on disk before it; whether there was something."""
+        """Remove what ``fetch`` brought, and nothing that was on disk before it; whether there was
+        something."""
         parts = [self.path.parent / Path(name).name for name in self.files]
         for part in parts:
             if part.is_symlink() and part.resolve() in {blob.resolve() for blob in self._new}:
@@ -71,7 +78,8 @@ def is_gguf_name(text: str) -> bool:
 
 
 def expand(text: str) -> list[str]:
-    """``org/name:*`` -> every quantization by name, smallest first; anything else -> itself. Errors: as of ``find``."""
+    """``org/name:*`` -> every quantization by name, smallest first; anything else -> itself. Errors: as of
+    ``find``."""
     match = NAME.fullmatch(text)
     if match is None or match[3] != ALL or not is_gguf_name(text):
         return [text]
@@ -79,8 +87,8 @@ def expand(text: str) -> list[str]:
 
 
 def find(text: str) -> HubGguf:
-    """Errors: BadInput where the repository is not there, or no file or more than one has that name; StepFailed where the Hub
-    cannot be reached."""
+    """Errors: BadInput where the repository is not there, or no file or more than one has that name;
+    StepFailed where the Hub cannot be reached."""
     match = NAME.fullmatch(text)
     assert match is not None, text
     known = quantizations(match[1], match[2])
@@ -97,7 +105,8 @@ def find(text: str) -> HubGguf:
 
 @cache
 def quantizations(repository: str, revision: str | None) -> tuple[HubGguf, ...]:
-    """Smallest first. Errors: BadInput where the repository is not there or has no GGUF; StepFailed where it cannot be asked."""
+    """Smallest first. Errors: BadInput where the repository is not there or has no GGUF; StepFailed where it
+    cannot be asked."""
     from huggingface_hub import HfApi
 
     with hub_errors(repository, revision):
@@ -114,10 +123,18 @@ def quantizations(repository: str, revision: str | None) -> tuple[HubGguf, ...]:
         if name.endswith(".gguf") and not NO_MODEL.search(Path(name).name):
             parts[_stem(name)].append(name)
     if not parts:
-        raise BadInput(f"{repository}: holds no .gguf file; give the repository's id alone to open it with transformers")
+        raise BadInput(
+            f"{repository}: holds no .gguf file; give the repository's id alone to open it with transformers"
+        )
     labels = [_label(stem) for stem in parts]
     found = [
-        HubGguf(repository, commit, label if labels.count(label) == 1 else stem, tuple(names), sum(sizes[n] for n in names))
+        HubGguf(
+            repository,
+            commit,
+            label if labels.count(label) == 1 else stem,
+            tuple(names),
+            sum(sizes[n] for n in names),
+        )
         for label, (stem, names) in zip(labels, parts.items(), strict=True)
     ]
     return tuple(sorted(found, key=lambda gguf: gguf.size_bytes))
@@ -138,7 +155,11 @@ def _cached(repository: str, revision: str | None) -> tuple[str, dict[str, int]]
     from huggingface_hub.file_download import repo_folder_name
 
     folder = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repository, repo_type="model")
-    named = [folder / "snapshots" / revision] if revision else sorted(folder.glob("snapshots/*"), key=lambda p: p.stat().st_mtime)
+    named = (
+        [folder / "snapshots" / revision]
+        if revision
+        else sorted(folder.glob("snapshots/*"), key=lambda p: p.stat().st_mtime)
+    )
     for snapshot in reversed(named):
         files = [path for path in snapshot.rglob("*.gguf") if path.is_file()]
         if files:

@@ -1,7 +1,9 @@
-"""From what a person types to a folder on disk: a local path (tried first), a Hub id ``org/name[@revision]``, or one file of a
-GGUF repository, ``org/name:Q4_K_M``; or a model of ModelScope, ``modelscope:org/name[@revision]``.
+"""From what a person types to a folder on disk: a local path (tried first), a Hub id ``org/name[@revision]``,
+or one file of a GGUF repository, ``org/name:Q4_K_M``; or a model of ModelScope,
+``modelscope:org/name[@revision]``.
 
-HF_HOME, HF_HUB_CACHE, HF_ENDPOINT, HF_HUB_OFFLINE and HF_TOKEN mean what they mean to huggingface_hub, which does the work.
+HF_HOME, HF_HUB_CACHE, HF_ENDPOINT, HF_HUB_OFFLINE and HF_TOKEN mean what they mean to huggingface_hub, which
+does the work.
 """
 
 import glob
@@ -17,14 +19,26 @@ from quantize.sources.gguf_repository import find, is_gguf_name
 from quantize.sources.hub_errors import hub_errors
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?")
-# Everything a conversion reads but weights, and nothing else: no .bin, no original/ folder. Of the weights, first the one file.
+# Everything a conversion reads but weights, and nothing else: no .bin, no original/ folder. Of the weights,
+# first the one file.
 WANTED = ["*.json", SINGLE, "tokenizer.model", "spiece.model", "*.txt", "*.jinja", "README.md"]
-# The terms, by the names of ``model_card.license_files``; the Hub's patterns tell capitals from small letters.
-WANTED += ["LICENSE*", "LICENCE*", "MODEL_LICENSE*", "COPYING*", "NOTICE*", "Notice*", "license*", "USE_POLICY*"]
+# The terms, by the names of ``model_card.license_files``; the Hub's patterns tell capitals from small
+# letters.
+WANTED += [
+    "LICENSE*",
+    "LICENCE*",
+    "MODEL_LICENSE*",
+    "COPYING*",
+    "NOTICE*",
+    "Notice*",
+    "license*",
+    "USE_POLICY*",
+]
 UNWANTED = ["*/*"]
 #: what lies in folders of its own: how an embedding is pooled, chat templates with names
 INNER = ["1_Pooling/config.json", "additional_chat_templates/*.jinja"]
-#: of folders made from a GGUF file: the types of those of its tensors that were quantized already, "12 of Q4_K, 2 of Q6_K"
+#: of folders made from a GGUF file: the types of those of its tensors that were quantized already, "12 of
+#: Q4_K, 2 of Q6_K"
 QUANTIZED: dict[Path, str] = {}
 
 
@@ -49,7 +63,9 @@ def resolve_model(model: str, *, code: bool = False) -> tuple[Path, str | None]:
             QUANTIZED[folder] = quantized
             return folder, None
     if path.exists():
-        raise BadInput(f"{model}: is a file; give the checkpoint's folder, a GGUF file or a Hub id (org/name)")
+        raise BadInput(
+            f"{model}: is a file; give the checkpoint's folder, a GGUF file or a Hub id (org/name)"
+        )
     if model.startswith(modelscope_source.PREFIX):
         revisions = []
 
@@ -65,9 +81,11 @@ def resolve_model(model: str, *, code: bool = False) -> tuple[Path, str | None]:
 
 
 def fetch_needed(fetch: Callable[[list[str], list[str]], Path], code: bool = False) -> Path:
-    """What a conversion reads and no more of the weights than transformers loads: model.safetensors, else an index's shards.
+    """What a conversion reads and no more of the weights than transformers loads: model.safetensors, else an
+    index's shards.
 
-    ``fetch`` gets the patterns of files that are wanted and unwanted, and gives the folder. Errors: BadInput for a bad index.
+    ``fetch`` gets the patterns of files that are wanted and unwanted, and gives the folder. Errors: BadInput
+    for a bad index.
     """
     folder = fetch([*WANTED, *(["*.py"] if code else [])], UNWANTED)
     if (folder / SINGLE).is_file():
@@ -87,7 +105,9 @@ def _snapshot(model: str, code: bool) -> tuple[Path, str]:
 
     def fetch(wanted: list[str], unwanted: list[str]) -> Path:
         pinned = commit[0] if commit else revision or None
-        folder = Path(snapshot_download(name, revision=pinned, allow_patterns=wanted, ignore_patterns=unwanted))
+        folder = Path(
+            snapshot_download(name, revision=pinned, allow_patterns=wanted, ignore_patterns=unwanted)
+        )
         commit.append(folder.name)
         return folder
 

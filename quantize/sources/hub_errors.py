@@ -26,20 +26,27 @@ def hub_errors(name: str, revision: str | None) -> Iterator[None]:
     except RevisionNotFoundError:
         raise BadInput(f"{name}: has no revision {revision!r}") from None
     except RepositoryNotFoundError:
-        raise BadInput(f"{name}: neither a local folder nor a repository on the Hub (or it is private: set HF_TOKEN)") from None
+        raise BadInput(
+            f"{name}: neither a local folder nor a repository on the Hub (or it is private: set HF_TOKEN)"
+        ) from None
     except HFValidationError as error:
         raise BadInput(f"{name}: {str(error).splitlines()[0]}") from None
     except (LocalEntryNotFoundError, OfflineModeIsEnabled):
         raise StepFailed(
             f"{name}: no such local folder, not in the Hub cache, and the Hub cannot be reached "
-            "(no network, or HF_HUB_OFFLINE is set); connect, set HF_ENDPOINT to a mirror, or give a local path"
+            "(no network, or HF_HUB_OFFLINE is set); connect, set HF_ENDPOINT to a mirror, or give a local "
+            "path"
         ) from None
     except Exception as error:
         if not isinstance(error, (OSError, RuntimeError)) and not _of_http_client(error):
             raise
         if getattr(error, "errno", None) == errno.ENOSPC:
-            raise StepFailed(f"{name}: the disk is full; free some space, or set HF_HOME to a larger disk") from None
-        raise StepFailed(f"{name}: the Hub cannot be reached ({str(error).splitlines()[0] or type(error).__name__})") from None
+            raise StepFailed(
+                f"{name}: the disk is full; free some space, or set HF_HOME to a larger disk"
+            ) from None
+        raise StepFailed(
+            f"{name}: the Hub cannot be reached ({str(error).splitlines()[0] or type(error).__name__})"
+        ) from None
 
 
 def _of_http_client(error: Exception) -> bool:

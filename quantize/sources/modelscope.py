@@ -1,4 +1,5 @@
-"""Models of ModelScope, ``modelscope:org/name[@revision]``, fetched by its own library (extra ``modelscope``).
+"""Models of ModelScope, ``modelscope:org/name[@revision]``, fetched by its own library (extra
+``modelscope``).
 
 MODELSCOPE_CACHE, MODELSCOPE_ENDPOINT and MODELSCOPE_API_TOKEN mean what they mean to that library.
 """
@@ -16,7 +17,8 @@ NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 
 
 def snapshot(model: str, wanted: Sequence[str], unwanted: Sequence[str]) -> tuple[Path, str]:
-    """-> (folder, the branch or tag that was asked for; the manifest's source digest tells which contents it had).
+    """-> (folder, the branch or tag that was asked for; the manifest's source digest tells which contents it
+    had).
 
     Errors: BadInput; StepFailed where ModelScope cannot be reached.
     """
@@ -26,10 +28,14 @@ def snapshot(model: str, wanted: Sequence[str], unwanted: Sequence[str]) -> tupl
     try:
         from modelscope.hub.snapshot_download import snapshot_download
     except ImportError:
-        raise BadInput(f"{model}: needs ModelScope's library; install with: {install_command('modelscope')}") from None
+        raise BadInput(
+            f"{model}: needs ModelScope's library; install with: {install_command('modelscope')}"
+        ) from None
     name, _, revision = inner.partition("@")
     try:
-        folder = snapshot_download(name, revision=revision or None, allow_patterns=list(wanted), ignore_patterns=list(unwanted))
+        folder = snapshot_download(
+            name, revision=revision or None, allow_patterns=list(wanted), ignore_patterns=list(unwanted)
+        )
     except OSError as error:
         status = getattr(getattr(error, "response", None), "status_code", None)
         line = (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -38,6 +44,10 @@ def snapshot(model: str, wanted: Sequence[str], unwanted: Sequence[str]) -> tupl
         if status is not None and 400 <= status < 500 and status != 429:
             raise BadInput(f"{model}: no such model or revision on ModelScope ({line})") from None
         if error.errno == errno.ENOSPC:
-            raise StepFailed(f"{model}: the disk is full; free some space, or set MODELSCOPE_CACHE to a larger disk") from None
-        raise StepFailed(f"{model}: ModelScope cannot be reached ({line}); connect, or give a local path") from None
+            raise StepFailed(
+                f"{model}: the disk is full; free some space, or set MODELSCOPE_CACHE to a larger disk"
+            ) from None
+        raise StepFailed(
+            f"{model}: ModelScope cannot be reached ({line}); connect, or give a local path"
+        ) from None
     return Path(folder), revision or "master"

@@ -1,4 +1,5 @@
-"""Logits of an artifact's runtime against those of the source architecture on weights read by a second reader."""
+"""Logits of an artifact's runtime against those of the source architecture on weights read by a second
+reader."""
 
 from collections.abc import Callable
 from functools import partial
@@ -26,33 +27,40 @@ Prepare = Callable[["torch.nn.Module"], None]
 WINDOWS, WINDOW_TOKENS = 2, 64
 #: What is fed to both sides: prose and code, so that a tokenizer of either finds words of its own.
 TEXT = (
-    "The river had risen in the night, and by morning the lower fields were under water. Two men stood on the bridge and argued "
-    'about the price of hay. "It will be worth double by Easter," said the older one, and he was right, though not for the '
+    "The river had risen in the night, and by morning the lower fields were under water. Two men stood on "
+    "the bridge and argued "
+    'about the price of hay. "It will be worth double by Easter," said the older one, and he was right, '
+    "though not for the "
     "reason he gave. In 1894, 37 of the 112 farms along the valley changed hands.\n\n"
-    "def mean(values):\n    total = 0.0\n    for value in values:\n        total += value\n    return total / len(values)\n\n"
-    "Water boils at 100 degrees Celsius at sea level, and at about 71 on the top of Mount Everest. Why? Because the air is "
+    "def mean(values):\n    total = 0.0\n    for value in values:\n        total += value\n    return total "
+    "/ len(values)\n\n"
+    "Water boils at 100 degrees Celsius at sea level, and at about 71 on the top of Mount Everest. Why? "
+    "Because the air is "
     "thinner there, its pressure is lower, and a bubble of steam has less to push against. The "
     "same holds in a kitchen in Mexico City.\n"
 )
 
-# How far a runtime's logits may be from the second reader's: mean Kullback-Leibler divergence in nats, (reader || runtime).
-# float32 on both sides: only the order of additions differs (1e-12 to 1e-10 seen).
+# How far a runtime's logits may be from the second reader's: mean Kullback-Leibler divergence in nats,
+# (reader || runtime). float32 on both sides: only the order of additions differs (1e-12 to 1e-10 seen).
 KL_FLOAT32 = 1e-7
-# Two models that round activations alike still round different values once the order of additions differs, and a model with
-# outliers (Gemma 3 270M: 0.03 nats) amplifies each flip: what rounding moves it by, times this, is the least that is asked.
+# Two models that round activations alike still round different values once the order of additions differs,
+# and a model with outliers (Gemma 3 270M: 0.03 nats) amplifies each flip: what rounding moves it by, times
+# this, is the least that is asked.
 ROUNDING_MARGIN = 4.0
-# A mixture of experts may choose another expert where two are as good as one another: one such choice moves the mean by more
-# than all else (2e-3 to 3e-3 seen). So where the runtime is farther off than the above, the reference runs again with noise
-# before its routers, this times what rounding was seen to do to their inputs there (rounding inside of stacked experts is not
-# done alike): what that moves, times the margin, is what another choice may.
+# A mixture of experts may choose another expert where two are as good as one another: one such choice moves
+# the mean by more than all else (2e-3 to 3e-3 seen). So where the runtime is farther off than the above, the
+# reference runs again with noise before its routers, this times what rounding was seen to do to their inputs
+# there (rounding inside of stacked experts is not done alike): what that moves, times the margin, is what
+# another choice may.
 CHOICE_NOISE, CHOICE_RUNS = 4.0, 3
 # What each runtime and format adds of its own, beyond float32's.
 KL_TOLERANCES = {
     "transformers": KL_FLOAT32,
-    # llama.cpp rounds activations to 8 bits in blocks of 32 or 256 wherever weights are quantized, exact or not:
-    # 1e-4 to 2e-3 seen.
+    # llama.cpp rounds activations to 8 bits in blocks of 32 or 256 wherever weights are quantized, exact or
+    # not: 1e-4 to 2e-3 seen.
     "llamacpp": 2e-2,
-    # It rounds them to the weights' own type where that is F16 (1e-7 seen) or BF16 (as bfloat16 arithmetic does: 7e-5).
+    # It rounds them to the weights' own type where that is F16 (1e-7 seen) or BF16 (as bfloat16 arithmetic
+    # does: 7e-5).
     "gguf-f32": 1e-6,
     "gguf-f16": 1e-4,
     "gguf-bf16": 5e-3,
@@ -77,10 +85,12 @@ def compare_logits(
     runtime: Served,
     rows: np.ndarray,
 ) -> tuple[list[Check], str]:
-    """(checks, level reached): the runtime against the weights that ``read`` gives by source name, and those against the source.
+    """(checks, level reached): the runtime against the weights that ``read`` gives by source name, and those
+    against the source.
 
-    ``extra``: parameters that ``read`` knows though the source does not hold them. The level is ``tensors`` where transformers
-    cannot run the source's architecture tensor by tensor; that the runtime runs at all is checked then.
+    ``extra``: parameters that ``read`` knows though the source does not hold them. The level is ``tensors``
+    where transformers cannot run the source's architecture tensor by tensor; that the runtime runs at all is
+    checked then.
     """
     table = method.runtime == "llamacpp"
     seen, seen_rounded = Inputs(), Inputs()
@@ -107,16 +117,24 @@ def compare_logits(
         for row, logits in enumerate(reference):
             moved.add(row, 0, logits)
         tolerance = max(tolerance, ROUNDING_MARGIN * moved.kl_mean)
-        detail += f"; the runtime's rounding of activations, done alike on both sides, moves this model by {moved.kl_mean:.2g}"
+        detail += (
+            "; the runtime's rounding of activations, done alike on both sides, moves this model by "
+            f"{moved.kl_mean:.2g}"
+        )
     if served.kl_mean > tolerance and (noise := seen.apart(known)):
         choices = 0.0
         for seed in range(CHOICE_RUNS):
             turned = _Comparison(reference, width)
-            disturbed = partial(disturb, sizes={name: CHOICE_NOISE * size for name, size in noise.items()}, seed=seed)
+            disturbed = partial(
+                disturb, sizes={name: CHOICE_NOISE * size for name, size in noise.items()}, seed=seed
+            )
             _run_streamed(checkpoint, read, rows, extra, turned.add, rounding, table, disturbed)
             choices = max(choices, turned.kl_mean)
         tolerance = max(tolerance, ROUNDING_MARGIN * choices)
-        detail += f"; noise of {CHOICE_NOISE:g} times that rounding, before its routers alone, moves it by {choices:.2g}"
+        detail += (
+            f"; noise of {CHOICE_NOISE:g} times that rounding, before its routers alone, moves it by "
+            f"{choices:.2g}"
+        )
     checks = [
         Check(
             name="logits",
@@ -139,7 +157,8 @@ def compare_logits(
             name="distance to source",
             passed=True,
             value=source.kl_mean,
-            detail="mean KL divergence of the second reader's weights from the source's; recorded: what the recipe costs",
+            detail="mean KL divergence of the second reader's weights from the source's; recorded: what the "
+            "recipe costs",
         )
     )
     return checks, "full"
@@ -154,8 +173,8 @@ _asked: list[tuple[Checkpoint, str]] = []
 
 
 def why_not_full(checkpoint: Checkpoint) -> str:
-    """Why the logits of an artifact of ``checkpoint`` cannot be compared, known from its config and headers; nothing
-    where they can. Remembers the last answer: recipes are many."""
+    """Why the logits of an artifact of ``checkpoint`` cannot be compared, known from its config and headers;
+    nothing where they can. Remembers the last answer: recipes are many."""
     from quantize.hf.conversions import parameter_parts
     from quantize.hf.names import empty_model, find_layers
 
@@ -192,7 +211,8 @@ def kl_tolerance(method: Method, recipe: Recipe) -> float:
 class _Comparison:
     """Mean KL divergence between logits kept (rows, positions, vocabulary) and logits pushed in pieces.
 
-    (kept || pushed), or the other way round with ``reverse``. Columns beyond ``width`` (padding that one side adds) are left out.
+    (kept || pushed), or the other way round with ``reverse``. Columns beyond ``width`` (padding that one side
+    adds) are left out.
     """
 
     def __init__(self, kept: np.ndarray, width: int, reverse: bool = False):
@@ -219,10 +239,12 @@ class _Comparison:
 
 
 def _demand_finite(logits: np.ndarray) -> None:
-    """Errors: StepFailed. Evaluation counts such positions and goes on; a conversion that gives them has failed."""
+    """Errors: StepFailed. Evaluation counts such positions and goes on; a conversion that gives them has
+    failed."""
     if not np.isfinite(logits).all():
         raise StepFailed(
-            "the model gives NaN or Inf logits: the arithmetic overflows, or the weights are damaged; try --dtype float32"
+            "the model gives NaN or Inf logits: the arithmetic overflows, or the weights are damaged; try "
+            "--dtype float32"
         )
 
 
@@ -234,7 +256,8 @@ def _log_softmax(logits: np.ndarray) -> np.ndarray:
 
 
 def _activations(method: Method, recipe: Recipe, stage: Path) -> dict[str, str] | None:
-    """How the runtime rounds what meets each tensor, where the method knows (``activation_types``); None: not at all."""
+    """How the runtime rounds what meets each tensor, where the method knows (``activation_types``); None: not
+    at all."""
     known = getattr(method, "activation_types", None)
     return known(stage, recipe) if known else None
 
@@ -277,7 +300,9 @@ def _run_streamed(
         round_like_runtime(model, checkpoint, activations, gelu_table)
     if prepare is not None:
         prepare(model)
-    with TransformersRuntime(checkpoint.folder, RunOptions(device="cpu", dtype="float32"), model=model) as runtime:
+    with TransformersRuntime(
+        checkpoint.folder, RunOptions(device="cpu", dtype="float32"), model=model
+    ) as runtime:
         runtime.logits(rows, 0, consume)
 
 

@@ -1,7 +1,7 @@
 """A fresh process opens the artifact: what the converting one has imported and replaced does not help it.
 
-An engine may replace classes of the runtime's (GPTQModel does: experts by unfused ones), and what opens only with them opens for
-nobody else. Paths go in and come back, not tensors.
+An engine may replace classes of the runtime's (GPTQModel does: experts by unfused ones), and what opens only
+with them opens for nobody else. Paths go in and come back, not tensors.
 """
 
 import json
@@ -20,8 +20,8 @@ from quantize.runtimes.opening import open_runtime
 
 
 class Opened:
-    """What a process of its own found at ``stage``: ``about`` the runtime, names that it had no place for, logits of ``rows``
-    (n, length), kept in ``folder``. Without rows it only opens.
+    """What a process of its own found at ``stage``: ``about`` the runtime, names that it had no place for,
+    logits of ``rows`` (n, length), kept in ``folder``. Without rows it only opens.
 
     Errors: StepFailed where it cannot be opened, or the process dies.
     """
@@ -33,11 +33,17 @@ class Opened:
         if rows is not None:
             np.save(folder / "rows.npy", rows)
         command = child_command("quantize.verification.process", str(folder))
-        done = subprocess.run(command, env=child_environment(), stdin=subprocess.DEVNULL, capture_output=True, check=False)
+        done = subprocess.run(
+            command, env=child_environment(), stdin=subprocess.DEVNULL, capture_output=True, check=False
+        )
         answer = folder / "answer.json"
         if not answer.is_file():
             lines = done.stderr.decode(errors="replace").strip().splitlines()
-            how = f"ended by signal {-done.returncode}" if done.returncode < 0 else f"failed: {(lines or ['no word'])[-1][:300]}"
+            how = (
+                f"ended by signal {-done.returncode}"
+                if done.returncode < 0
+                else f"failed: {(lines or ['no word'])[-1][:300]}"
+            )
             raise StepFailed(f"the process that opened it {how}")
         found = json.loads(answer.read_text(encoding="utf-8"))
         if "error" in found:

@@ -1,13 +1,15 @@
-"""After a conversion: is what lies in the staging folder what the recipe meant, and does its own runtime agree?
+"""After a conversion: is what lies in the staging folder what the recipe meant, and does its own runtime
+agree?
 
 Four kinds of check. Types: the tensors that the recipe names are quantized. Tokenizer and chat template: the
-source's. Weights: a second reader of the format, which shares no code with the engine that wrote nor the runtime
-that serves, reads each: it equals what the engine computed and is nobody else's (``verify_weights``). Logits
-(``full``): the runtime's equal those of the source architecture on the second reader's weights. The distance to
-the source is recorded and never a gate: it is what the recipe costs.
+source's. Weights: a second reader of the format, which shares no code with the engine that wrote nor the
+runtime that serves, reads each: it equals what the engine computed and is nobody else's (``verify_weights``).
+Logits (``full``): the runtime's equal those of the source architecture on the second reader's weights. The
+distance to the source is recorded and never a gate: it is what the recipe costs.
 
-Memory stays at a few tensors: weights read back are spilled, as float32, to a scratch folder (``run.scratch``, else beside the
-artifact: 4 bytes a weight for the time of the check) and mapped from there, module by module.
+Memory stays at a few tensors: weights read back are spilled, as float32, to a scratch folder
+(``run.scratch``, else beside the artifact: 4 bytes a weight for the time of the check) and mapped from there,
+module by module.
 """
 
 import dataclasses
@@ -58,12 +60,12 @@ def verify(
     run: RunOptions,
     level: str,
 ) -> Verification:
-    """Check the artifact in ``stage``; ``level`` ``tensors`` leaves the logits out. Never raises for a damaged artifact:
-    a failed check says what is wrong. ``level`` of the result is ``tensors`` too where transformers has not the source's
-    architecture.
+    """Check the artifact in ``stage``; ``level`` ``tensors`` leaves the logits out. Never raises for a
+    damaged artifact: a failed check says what is wrong. ``level`` of the result is ``tensors`` too where
+    transformers has not the source's architecture.
 
-    A method may bring its own tolerance as ``kl_tolerance(recipe) -> float``, and which types its tensors may have as
-    ``fits(recipe, kind) -> bool``.
+    A method may bring its own tolerance as ``kl_tolerance(recipe) -> float``, and which types its tensors may
+    have as ``fits(recipe, kind) -> bool``.
     """
     if level == "none":
         return Verification(level="none")
@@ -83,7 +85,9 @@ def verify(
             read, extra = weights.spill.read, frozenset(weights.extra)
             compare = partial(compare_logits, method, recipe, stage, checkpoint, read, extra)
         try:
-            found, reached = _in_a_process(made, compare, scratch) if method.hf_folder else _here(made, compare)
+            found, reached = (
+                _in_a_process(made, compare, scratch) if method.hf_folder else _here(made, compare)
+            )
             level = reached or level
             checks += found
         except QuantwrightError as error:
@@ -98,10 +102,16 @@ def _in_a_process(made: _Made, compare: Compare | None, scratch: Path) -> tuple[
     length = min(context_length(made.checkpoint.config) or WINDOW_TOKENS, WINDOW_TOKENS)
     rows = fixed_rows(made.checkpoint, length) if compare else None
     opened = Opened(made.stage, made.run, rows, scratch)
-    foreign = [name for name in opened.unexpected if name not in made.checkpoint.tensors and not name.endswith(IGNORED)]
+    foreign = [
+        name
+        for name in opened.unexpected
+        if name not in made.checkpoint.tensors and not name.endswith(IGNORED)
+    ]
     if foreign:
         more = f" and {len(foreign) - 1} more" if len(foreign) > 1 else ""
-        return [Check(name="opens", passed=False, detail=f"the loader has no place for {foreign[0]}{more}")], ""
+        return [
+            Check(name="opens", passed=False, detail=f"the loader has no place for {foreign[0]}{more}")
+        ], ""
     opens = Check(name="opens", passed=True, detail=f"in a process of its own: {_backend(opened.about)}")
     if compare is None or rows is None:
         return [opens], ""
@@ -124,7 +134,10 @@ def _here(made: _Made, compare: Compare | None) -> tuple[list[Check], str]:
 def _result(level: str, method: Method, checks: list[Check]) -> Verification:
     reader = "quantize.numerics" if method.hf_folder else "gguf (numpy)"
     return Verification(
-        level=cast(Literal["full", "tensors"], level), runtime=method.runtime, reader=reader, checks=tuple(checks)
+        level=cast(Literal["full", "tensors"], level),
+        runtime=method.runtime,
+        reader=reader,
+        checks=tuple(checks),
     )
 
 
@@ -144,14 +157,20 @@ def _types(method: Method, recipe: Recipe, stage: Path, checkpoint: Checkpoint, 
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         return Check(name="types", passed=False, detail=f"{missing[0]}{more} should be quantized and is not")
     fits = getattr(method, "fits", None)
-    wrong = sorted(name for name, kind in found.items() if fits is not None and name in expected and not fits(recipe, kind))
+    wrong = sorted(
+        name
+        for name, kind in found.items()
+        if fits is not None and name in expected and not fits(recipe, kind)
+    )
     if wrong:
         return Check(name="types", passed=False, detail=f"{wrong[0]} is stored as {found[wrong[0]]}")
     kinds: dict[str, int] = {}
     for kind in found.values():
         kinds[kind] = kinds.get(kind, 0) + 1
     return Check(
-        name="types", passed=True, detail=", ".join(f"{n} {kind}" for kind, n in sorted(kinds.items())) or "none to quantize"
+        name="types",
+        passed=True,
+        detail=", ".join(f"{n} {kind}" for kind, n in sorted(kinds.items())) or "none to quantize",
     )
 
 
@@ -175,7 +194,9 @@ def _same_bytes(a: Path, b: Path) -> bool:
     return b.is_file() and a.stat().st_size == b.stat().st_size and a.read_bytes() == b.read_bytes()
 
 
-def _tokenizer(recipe: Recipe, stage: Path, checkpoint: Checkpoint, runtime: Runtime, allowed: list[Note] | None) -> list[Check]:
+def _tokenizer(
+    recipe: Recipe, stage: Path, checkpoint: Checkpoint, runtime: Runtime, allowed: list[Note] | None
+) -> list[Check]:
     """Where the tokenizer is not the source's own files: what the runtime makes of awkward texts.
 
     ``allowed``: where to note what another file would mend; None where that fails.
@@ -194,12 +215,17 @@ def _tokenizer(recipe: Recipe, stage: Path, checkpoint: Checkpoint, runtime: Run
         if report.fixable:
             first = report.fixable[0]
             detail = (
-                f"{first.text[:40]!r} gives {first.llamacpp_ids[:6]}, its source {first.source_ids[:6]} ({first.cause}); {detail}"
+                f"{first.text[:40]!r} gives {first.llamacpp_ids[:6]}, its source "
+                f"{first.source_ids[:6]} ({first.cause}); {detail}"
             )
         passed = not report.fixable or allowed is not None
         if report.fixable and allowed is not None:
-            allowed.append(Note(tensor="*", what=f"tokenizer: {detail}", why="--allow-tokenizer-mismatch was given"))
-        checks.append(Check(name="tokenizer", passed=passed, value=float(len(report.mismatches)), detail=detail))
+            allowed.append(
+                Note(tensor="*", what=f"tokenizer: {detail}", why="--allow-tokenizer-mismatch was given")
+            )
+        checks.append(
+            Check(name="tokenizer", passed=passed, value=float(len(report.mismatches)), detail=detail)
+        )
         wanted = {gguf_name(name): text for name, text in folder_templates(checkpoint.folder).items()}
         same = templates_of(read_gguf(gguf).kvs) == wanted
         checks.append(Check(name="chat template", passed=same, detail="" if same else "not the source's"))

@@ -1,8 +1,9 @@
 """Every weight of the source, read back once by a reader that shares no code with the engine nor the runtime.
 
-What gates: each is there, of its shape, finite; where the method says what its engine held in memory before it saved
-(``Conversion.computed``), the reading equals it; each tensor, and each of its rows, is its own source's and no other's. How far
-it is from that source is recorded: it is what the recipe costs, and real models cost strange things.
+What gates: each is there, of its shape, finite; where the method says what its engine held in memory before
+it saved (``Conversion.computed``), the reading equals it; each tensor, and each of its rows, is its own
+source's and no other's. How far it is from that source is recorded: it is what the recipe costs, and real
+models cost strange things.
 """
 
 from collections.abc import Iterator
@@ -30,18 +31,30 @@ class Weights:
     """What the second reader's pass found."""
 
     checks: list[Check] = field(default_factory=list)
-    extra: set[str] = field(default_factory=set)  # read, but no tensor of the source: a tied head stored apart
+    extra: set[str] = field(
+        default_factory=set
+    )  # read, but no tensor of the source: a tied head stored apart
     spill: "Spill | None" = None
 
 
 def check_weights(
-    method: Method, recipe: Recipe, stage: Path, checkpoint: Checkpoint, conversion: Conversion, spill: Path | None
+    method: Method,
+    recipe: Recipe,
+    stage: Path,
+    checkpoint: Checkpoint,
+    conversion: Conversion,
+    spill: Path | None,
 ) -> Weights:
     """``spill``: folder that keeps what was read, for the logits."""
     from quantize.hf.names import IGNORED
 
     result = Weights(spill=Spill(spill) if spill is not None else None)
-    reading = _Reading(recipe, checkpoint, conversion.computed, guess=method.hf_folder and recipe.method not in ("gptq", "awq"))
+    reading = _Reading(
+        recipe,
+        checkpoint,
+        conversion.computed,
+        guess=method.hf_folder and recipe.method not in ("gptq", "awq"),
+    )
     problems = list(_changed_files(stage, conversion.sha256))
     try:
         for name, values in method.dequantize(stage, recipe, checkpoint):
@@ -56,7 +69,11 @@ def check_weights(
     absent = [name for name in checkpoint.tensors if name not in reading.seen and not name.endswith(IGNORED)]
     if absent and not problems:
         problems.append(f"{absent[0]} is not in the artifact")
-    detail = problems[0] + (f" ({len(problems) - 1} more)" if len(problems) > 1 else "") if problems else reading.summary()
+    detail = (
+        problems[0] + (f" ({len(problems) - 1} more)" if len(problems) > 1 else "")
+        if problems
+        else reading.summary()
+    )
     result.checks.append(Check(name="weights", passed=not problems, detail=detail))
     result.checks += reading.recorded()
     return result
@@ -73,7 +90,9 @@ class _Reading:
         self._slopes = bounds if guess and computed is None else (-np.inf, np.inf)
         # AWQ's scales move from one tensor to the one before: signs are what it leaves alone
         self._rescaled = recipe.method == "awq"
-        self._stored = ROUNDING[str(getattr(recipe, "dtype", "float32"))] if recipe.method == "dense" else None
+        self._stored = (
+            ROUNDING[str(getattr(recipe, "dtype", "float32"))] if recipe.method == "dense" else None
+        )
         self._likeness: dict[str, Resemblance] = {}
         self._features: dict[tuple[int, ...], dict[str, tuple[np.ndarray, np.ndarray]]] = {}
 
@@ -112,7 +131,9 @@ class _Reading:
         known = self.computed is not None and name in self.computed
         if self._stored is not None:
             apart = np.abs(values - source)
-            wrong = np.flatnonzero((apart > self._stored * np.abs(source) + 2.0**-24 * (self._stored > 0)).reshape(-1))
+            wrong = np.flatnonzero(
+                (apart > self._stored * np.abs(source) + 2.0**-24 * (self._stored > 0)).reshape(-1)
+            )
             if len(wrong):
                 yield f"{name}: value {wrong[0]} is not its source's, rounded"
                 return
@@ -143,7 +164,8 @@ class _Reading:
             name="weight error",
             passed=True,
             value=float(np.mean([likeness.error for likeness in found.values()])),
-            detail=f"mean relative error of {len(found)} tensors; largest {found[worst].error:.3g} at {worst}; recorded",
+            detail=f"mean relative error of {len(found)} tensors; largest {found[worst].error:.3g} at "
+            f"{worst}; recorded",
         )
         lowest = min(found, key=lambda name: found[name].worst_cosine)
         farthest = max(found, key=lambda name: abs(np.log(max(found[name].slope, 1e-30))))
@@ -151,7 +173,8 @@ class _Reading:
             name="likeness",
             passed=True,
             value=found[lowest].worst_cosine,
-            detail=f"smallest cosine of a row with its source's, row {found[lowest].worst_row} of {lowest}; size "
+            detail=f"smallest cosine of a row with its source's, row {found[lowest].worst_row} of {lowest}; "
+            "size "
             f"{found[farthest].slope:.3g} times the source's at {farthest}; recorded",
         )
 

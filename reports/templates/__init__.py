@@ -1,1 +1,2 @@
-"""The report page: a Jinja template, its style sheet and its script, which ``reports.html`` puts into one file."""
+"""The report page: a Jinja template, its style sheet and its script, which ``reports.html`` puts into one
+file."""

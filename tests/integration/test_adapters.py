@@ -23,7 +23,11 @@ LLAMA, TIED, GPT2 = BY_NAME["Llama 2"], BY_NAME["Llama 3.2 (tied)"], BY_NAME["GP
 
 
 def add_tokenizer(folder: Path) -> None:
-    tokenizer = {"version": "1.0", "added_tokens": [], "model": {"type": "BPE", "vocab": {"a": 0}, "merges": []}}
+    tokenizer = {
+        "version": "1.0",
+        "added_tokens": [],
+        "model": {"type": "BPE", "vocab": {"a": 0}, "merges": []},
+    }
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
 
 
@@ -34,7 +38,9 @@ def make_adapter(case: Case, folder: Path, **settings: Any) -> tuple[Path, Path,
 
     model, base = make(case, folder / "base")
     add_tokenizer(base)
-    adapted = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **{"r": 4, "lora_alpha": 8, **settings}))
+    adapted = get_peft_model(
+        model, LoraConfig(task_type="CAUSAL_LM", **{"r": 4, "lora_alpha": 8, **settings})
+    )
     torch.manual_seed(1)
     with torch.no_grad():
         for name, parameter in adapted.named_parameters():
@@ -52,7 +58,8 @@ def make_adapter(case: Case, folder: Path, **settings: Any) -> tuple[Path, Path,
         (
             LLAMA,
             {
-                "target_modules": ["q_proj", "k_proj", "up_proj"], "use_rslora": True, "rank_pattern": {"k_proj": 8},
+                "target_modules": ["q_proj", "k_proj", "up_proj"], "use_rslora": True,
+                "rank_pattern": {"k_proj": 8},
                 "alpha_pattern": {r"layers.1.self_attn.q_proj": 32},
             },
         ),
@@ -76,7 +83,11 @@ def test_equals_peft(case: Case, settings: dict[str, Any], tmp_path: Path) -> No
         assert np.abs(got - expected[name]).max() < 1e-5, name
         changed += not np.array_equal(got, source.read_float32(name))
     assert changed >= 2  # and the rest is the base, bit for bit
-    untouched = set(merged.tensors) - set(open_adapter(lora, source).deltas) - set(open_adapter(lora, source).replaced)
+    untouched = (
+        set(merged.tensors)
+        - set(open_adapter(lora, source).deltas)
+        - set(open_adapter(lora, source).replaced)
+    )
     assert all(np.array_equal(merged.read(name), source.read(name)) for name in untouched)
 
 
@@ -86,7 +97,9 @@ def combinations() -> list[tuple[bool, bool, tuple[str, ...], tuple[str, ...]]]:
     for tied, ensured in ((True, False), (True, True), (False, False)):
         for targets in ((), ("embed_tokens",), ("lm_head",), ("embed_tokens", "lm_head")):
             for whole in ((), ("embed_tokens",), ("lm_head",), ("embed_tokens", "lm_head")):
-                if not set(targets) & set(whole) and not (ensured and targets and whole):  # peft makes none of these
+                if not set(targets) & set(whole) and not (
+                    ensured and targets and whole
+                ):  # peft makes none of these
                     out.append((tied, ensured, targets, whole))
     return out
 
@@ -120,7 +133,9 @@ def test_equals_peft_running_it(tied: bool, tmp_path: Path) -> None:
         (False, {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]}),
     ],
 )
-def test_equals_peft_running_it_on_a_larger_vocabulary(tied: bool, settings: dict[str, Any], tmp_path: Path) -> None:
+def test_equals_peft_running_it_on_a_larger_vocabulary(
+    tied: bool, settings: dict[str, Any], tmp_path: Path
+) -> None:
     _, base = make(TIED if tied else LLAMA, tmp_path / "base")
     add_tokenizer(base)
     running_and_merged_agree(base, tmp_path / "lora", settings, more_rows=8)
@@ -130,13 +145,18 @@ def test_half_of_a_larger_vocabulary_is_refused(tmp_path: Path) -> None:
     """peft does not save the head that it does not train, and its rows are nowhere."""
     _, base = make(LLAMA, tmp_path / "base")
     add_tokenizer(base)
-    with pytest.raises(Unsupported, match=r"another vocabulary.*lm_head\.weight 160, model\.embed_tokens\.weight 168"):
-        running_and_merged_agree(base, tmp_path / "lora", {"target_modules": ["q_proj", "embed_tokens"]}, more_rows=8)
+    with pytest.raises(
+        Unsupported, match=r"another vocabulary.*lm_head\.weight 160, model\.embed_tokens\.weight 168"
+    ):
+        running_and_merged_agree(
+            base, tmp_path / "lora", {"target_modules": ["q_proj", "embed_tokens"]}, more_rows=8
+        )
 
 
 @pytest.mark.parametrize("order", [["c_attn", "c_proj", "lm_head"], ["lm_head", "c_attn", "c_proj"]])
 def test_layers_stored_input_first_beside_a_head_that_is_not(order: list[str], tmp_path: Path) -> None:
-    """attn.c_proj is square: its orientation is told by the architecture, not by a flag that holds for one of the two."""
+    """attn.c_proj is square: its orientation is told by the architecture, not by a flag that holds for one of
+    the two."""
     _, base = make(GPT2, tmp_path / "base")
     add_tokenizer(base)
     for flag in (True, False):
@@ -144,7 +164,9 @@ def test_layers_stored_input_first_beside_a_head_that_is_not(order: list[str], t
         assert "lm_head.weight" in running_and_merged_agree(base, tmp_path / f"lora{flag}", settings)
 
 
-def running_and_merged_agree(base: Path, lora: Path, settings: dict[str, Any], more_rows: int = 0) -> set[str]:
+def running_and_merged_agree(
+    base: Path, lora: Path, settings: dict[str, Any], more_rows: int = 0
+) -> set[str]:
     """Trains at random, saves, and compares logits; -> the names of the merged checkpoint's tensors."""
     import torch
     from peft import LoraConfig, PeftModel, get_peft_model
@@ -158,7 +180,9 @@ def running_and_merged_agree(base: Path, lora: Path, settings: dict[str, Any], m
         return model.eval()
 
     ids = torch.arange(3, 40)[None]
-    adapted = get_peft_model(opened(base, more_rows), LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=8, **settings))
+    adapted = get_peft_model(
+        opened(base, more_rows), LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=8, **settings)
+    )
     torch.manual_seed(1)
     with torch.no_grad():
         for name, parameter in adapted.named_parameters():
@@ -183,8 +207,13 @@ def test_bfloat16_base_is_rounded_once(tmp_path: Path) -> None:
     merged = merge_adapter(source, lora)
     name = "model.layers.0.self_attn.q_proj.weight"
     assert merged.tensors[name].dtype == "BF16"
-    delta = expected[name] - open_checkpoint(base).read_float32(name)  # of the unrounded base: off by its rounding
-    a, b = (load_file(lora / "adapter_model.safetensors")[f"base_model.model.{name[:-7]}.lora_{x}.weight"] for x in "AB")
+    delta = expected[name] - open_checkpoint(base).read_float32(
+        name
+    )  # of the unrounded base: off by its rounding
+    a, b = (
+        load_file(lora / "adapter_model.safetensors")[f"base_model.model.{name[:-7]}.lora_{x}.weight"]
+        for x in "AB"
+    )
     exact = torch.from_numpy(source.read_float32(name)) + 2.0 * (b @ a)
     assert torch.equal(torch.from_numpy(merged.read_float32(name)), exact.bfloat16().float())
     assert np.abs(delta).max() > 0.01

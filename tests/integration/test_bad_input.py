@@ -1,6 +1,7 @@
 """Whatever is wrong with the input: one clear line, the right exit code, and nothing left behind.
 
-Every case runs the command line in this process; what only a process of its own can show (a full disk) runs in one.
+Every case runs the command line in this process; what only a process of its own can show (a full disk) runs
+in one.
 """
 
 import json
@@ -86,7 +87,9 @@ def float8_tensor(folder: Path) -> None:
     from safetensors.torch import save_file as save_torch
 
     tensors = load_torch(folder / "model.safetensors")
-    tensors["model.layers.0.mlp.up_proj.weight"] = tensors["model.layers.0.mlp.up_proj.weight"].to(torch.float8_e4m3fn)
+    tensors["model.layers.0.mlp.up_proj.weight"] = tensors["model.layers.0.mlp.up_proj.weight"].to(
+        torch.float8_e4m3fn
+    )
     save_torch(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
 
@@ -102,12 +105,16 @@ def drop_tensor(folder: Path) -> None:
 # name -> (what is done to a good checkpoint, recipe, exit code, words the message holds)
 CHECKPOINTS: dict[str, tuple[Break, str, int, tuple[str, ...]]] = {
     "no config.json": (lambda f: (f / "config.json").unlink(), "bfloat16", 2, ("no config.json",)),
-    "config.json is not JSON": (lambda f: (f / "config.json").write_text("{"), "bfloat16", 2, ("config.json", "not valid JSON")),
-    "config.json is a list": (lambda f: (f / "config.json").write_text("[]"), "bfloat16", 2, ("JSON object",)),
+    "config.json is not JSON": (lambda f: (f / "config.json").write_text("{"), "bfloat16", 2, ("config.json",
+    "not valid JSON")),
+    "config.json is a list": (lambda f: (f / "config.json").write_text("[]"), "bfloat16", 2, ("JSON object",
+    )),
     "no tokenizer": (no_tokenizer, "bfloat16", 2, ("no tokenizer", "tokenizer.json")),
-    "truncated weights": (lambda f: truncate(f / "model.safetensors", 0.7), "gguf-q8_0", 2, ("truncated", "fetch the file")),
+    "truncated weights": (lambda f: truncate(f / "model.safetensors", 0.7), "gguf-q8_0", 2, ("truncated",
+    "fetch the file")),
     "truncated header": (lambda f: truncate(f / "model.safetensors", 0.0001), "gguf-q8_0", 2, ("truncated",)),
-    "empty weights file": (lambda f: (f / "model.safetensors").write_bytes(b""), "bfloat16", 2, ("truncated",)),
+    "empty weights file": (lambda f: (f / "model.safetensors").write_bytes(b""), "bfloat16", 2, ("truncated",
+    )),
     "weights are an HTML page": (
         lambda f: (f / "model.safetensors").write_text("<html>" * 20), "bfloat16", 2, ("not safetensors",),
     ),
@@ -116,9 +123,11 @@ CHECKPOINTS: dict[str, tuple[Break, str, int, tuple[str, ...]]] = {
     "index names an unknown tensor": (index_names_unknown_tensor, "bfloat16", 2, ("no.such.weight",)),
     "index is not JSON": (index_is_no_json, "bfloat16", 2, ("index", "not valid JSON")),
     "pickle weights only": (pickle_only, "bfloat16", 2, ("pickle", "safetensors")),
-    "no weights at all": (lambda f: (f / "model.safetensors").unlink(), "bfloat16", 2, ("no .safetensors weights",)),
+    "no weights at all": (lambda f: (f / "model.safetensors").unlink(), "bfloat16", 2,
+    ("no .safetensors weights",)),
     "already quantized (GPTQ)": (
-        lambda f: write_config(f, quantization_config={"quant_method": "gptq", "bits": 4}), "bfloat16", 2, ("already quantized",),
+        lambda f: write_config(f, quantization_config={"quant_method": "gptq", "bits": 4}), "bfloat16", 2,
+        ("already quantized",),
     ),
     "already quantized (float8 tensors)": (float8_tensor, "gguf-q8_0", 2, ("already quantized", "F8_E4M3")),
     "needs remote code": (
@@ -126,10 +135,13 @@ CHECKPOINTS: dict[str, tuple[Break, str, int, tuple[str, ...]]] = {
         "bfloat16", 2, ("--trust-remote-code",),
     ),
     "unknown architecture to GGUF": (
-        lambda f: write_config(f, architectures=["MysteryForCausalLM"]), "gguf-q8_0", 2, ("MysteryForCausalLM", "LlamaFor"),
+        lambda f: write_config(f, architectures=["MysteryForCausalLM"]), "gguf-q8_0", 2,
+        ("MysteryForCausalLM", "LlamaFor"),
     ),
-    "a tensor that the architecture needs is missing (GGUF)": (drop_tensor, "gguf-q8_0", 2, ("layers.1.self_attn.q_proj",)),
-    "NaN in a weight (GGUF)": (poison(float("nan")), "gguf-q8_0", 1, ("layers.1.mlp.down_proj", "NaN", "[3, 5]")),
+    "a tensor that the architecture needs is missing (GGUF)": (drop_tensor, "gguf-q8_0", 2,
+    ("layers.1.self_attn.q_proj",)),
+    "NaN in a weight (GGUF)": (poison(float("nan")), "gguf-q8_0", 1, ("layers.1.mlp.down_proj", "NaN",
+    "[3, 5]")),
     "Inf in a weight (GGUF)": (poison(float("inf")), "gguf-q4_k_m", 1, ("layers.1.mlp.down_proj", "Inf")),
     "NaN in a weight (dense)": (poison(float("nan")), "float16", 1, ("layers.1.mlp.down_proj", "NaN")),
     "NaN in a weight (quanto)": (poison(float("nan")), "quanto-int8", 1, ("layers.1.mlp.down_proj", "NaN")),
@@ -206,7 +218,17 @@ def test_output_exists(good: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     assert code == 2
     assert "--force" in message
     assert (tmp_path / "out" / "precious").read_text() == "keep me"
-    forced = ["convert", str(good), "--to", "bfloat16", "-o", str(tmp_path / "out"), "--force", "--verify", "none"]
+    forced = [
+        "convert",
+        str(good),
+        "--to",
+        "bfloat16",
+        "-o",
+        str(tmp_path / "out"),
+        "--force",
+        "--verify",
+        "none",
+    ]
     code, message = run(forced, capsys)
     assert code == 2
     assert "holds precious and no manifest.json" in message
@@ -224,9 +246,16 @@ def test_forced_conversion_that_fails_keeps_what_was_there(
     model = tmp_path / "model"
     shutil.copytree(good, model)
     poison(float("nan"))(model)
-    assert run(["convert", str(good), "--to", "float16", "-o", str(tmp_path / "out"), "--verify", "none"], capsys)[0] == 0
+    assert (
+        run(
+            ["convert", str(good), "--to", "float16", "-o", str(tmp_path / "out"), "--verify", "none"], capsys
+        )[0]
+        == 0
+    )
     before = (tmp_path / "out" / "manifest.json").read_bytes()
-    code, _ = run(["convert", str(model), "--to", "gguf-q8_0", "-o", str(tmp_path / "out"), "--force"], capsys)
+    code, _ = run(
+        ["convert", str(model), "--to", "gguf-q8_0", "-o", str(tmp_path / "out"), "--force"], capsys
+    )
     assert code == 1
     assert (tmp_path / "out" / "manifest.json").read_bytes() == before
     assert left_behind(tmp_path) == ["model", "out"]
@@ -279,7 +308,9 @@ def test_option(
     (texts / "BINARY.txt").write_bytes(b"\xff\xfe\x00")
     (texts / "SHORT.txt").write_text("A few words.")
     options = [str(texts / f"{o}.txt") if o in ("EMPTY", "BINARY", "SHORT") else o for o in options]
-    code, message = run(["convert", str(good), "--to", "gptq-int4", "-o", str(tmp_path / "out"), *options], capsys)
+    code, message = run(
+        ["convert", str(good), "--to", "gptq-int4", "-o", str(tmp_path / "out"), *options], capsys
+    )
     assert (code, [w for w in words if w not in message]) == (2, []), message
     assert left_behind(tmp_path) == ["texts"]
 

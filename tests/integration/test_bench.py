@@ -1,4 +1,5 @@
-"""`quantwright bench` on a real model: contract of its rows, sizes cut to the context out loud, memory of the process alone."""
+"""`quantwright bench` on a real model: contract of its rows, sizes cut to the context out loud, memory of the
+process alone."""
 
 import json
 import subprocess
@@ -20,7 +21,18 @@ def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 def test_rows_and_clamping(make_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
     model = make_checkpoint(num_hidden_layers=1, max_position_embeddings=64)
-    done = bench(str(model), "-o", str(tmp_path / "run"), "--decode", "4", "--repetitions", "3", "--depth", "0,62", "--json")
+    done = bench(
+        str(model),
+        "-o",
+        str(tmp_path / "run"),
+        "--decode",
+        "4",
+        "--repetitions",
+        "3",
+        "--depth",
+        "0,62",
+        "--json",
+    )
     assert done.returncode == 0, done.stderr
     rows = {(row["metric"], row["protocol"]): row for row in json.loads(done.stdout.splitlines()[-1])}
     # 512 tokens do not fit 64, and after 62 there is room for two.
@@ -60,7 +72,20 @@ def test_batches_and_attention(kind: str, make_checkpoint: Callable[..., Path], 
         from quantize import conversion as convert
 
         model = convert(model, "gguf-f32", tmp_path / "gguf", verify="none").folder
-    sizes = ("--prefill", "16", "--decode", "4", "--repetitions", "2", "--depth", "0,8", "--batch", "1,4", "--attention", "eager")
+    sizes = (
+        "--prefill",
+        "16",
+        "--decode",
+        "4",
+        "--repetitions",
+        "2",
+        "--depth",
+        "0,8",
+        "--batch",
+        "1,4",
+        "--attention",
+        "eager",
+    )
     done = bench(str(model), *sizes, "--json")
     assert done.returncode == 0, done.stderr
     rows = json.loads(done.stdout.splitlines()[-1])
@@ -68,14 +93,17 @@ def test_batches_and_attention(kind: str, make_checkpoint: Callable[..., Path], 
     assert protocols == {"pp16", "pp16@b4", "tg4", "tg4@b4", "tg4@d8", "tg4@d8@b4"}
     samples = {row["metric"]: row["samples"] for row in rows if row["protocol"] == "pp16@b4"}
     for rate, first_ms in zip(samples["pp_tokens_per_s"], samples["ttft_ms"], strict=True):
-        assert 64 / rate <= first_ms / 1e3  # the first token of four rows comes after their 64 tokens, on any machine
+        assert (
+            64 / rate <= first_ms / 1e3
+        )  # the first token of four rows comes after their 64 tokens, on any machine
     assert {row["protocol_parameters"].get("attention") for row in rows} == {"eager"}
     if kind == "folder":
         assert rows[0]["environment"]["runtime"]["attention"] == "eager"
 
 
 def test_rows_of_a_batch_are_independent(make_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
-    """In both runtimes, with and without flash attention: what a row gives does not depend on its neighbours."""
+    """In both runtimes, with and without flash attention: what a row gives does not depend on its
+    neighbours."""
     pytest.importorskip("llama_cpp")
     import numpy as np
 
@@ -95,7 +123,11 @@ def test_rows_of_a_batch_are_independent(make_checkpoint: Callable[..., Path], t
                 for row, first, second in zip(rows, started, stepped, strict=True):
                     np.testing.assert_allclose(runtime.start(row[:7].tolist()), first, atol=2e-3)
                     np.testing.assert_allclose(runtime.step(int(row[7])), second, atol=2e-3)
-    for path, options in ((gguf, {"attention": "sdpa"}), (gguf, {"compiled": True}), (model, {"attention": "none-such"})):
+    for path, options in (
+        (gguf, {"attention": "sdpa"}),
+        (gguf, {"compiled": True}),
+        (model, {"attention": "none-such"}),
+    ):
         with open_runtime(path, run) as runtime, pytest.raises(Unsupported):
             runtime.tune(**options)
 
@@ -128,7 +160,9 @@ def test_compiled_code_computes_the_same(make_checkpoint: Callable[..., Path]) -
         (["{model}", "--load-as", "bnb-nf5"], "bnb-nf5"),
     ],
 )
-def test_bad_input(make_checkpoint: Callable[..., Path], arguments: list[str], expected: str, tmp_path: Path) -> None:
+def test_bad_input(
+    make_checkpoint: Callable[..., Path], arguments: list[str], expected: str, tmp_path: Path
+) -> None:
     config = tmp_path / "config.json"
     config.write_text('{"model_type": "llama", "max_position_embeddings": 64}')
     done = bench(*[part.format(model=tmp_path) for part in arguments])
@@ -150,7 +184,8 @@ def test_a_child_dies_with_its_parent(tmp_path: Path) -> None:
     module = "http.server"  # runs until it is stopped
     code = (
         "import os, subprocess, sys; from quantize.process import *;"
-        f"p = subprocess.Popen(child_command({module!r}, '0', '--bind', '127.0.0.1'), env=child_environment(), "
+        f"p = subprocess.Popen(child_command({module!r}, '0', '--bind', '127.0.0.1'), "
+        "env=child_environment(), "
         "stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True);"
         "p.stdout.readline(); print(p.pid, flush=True); os.kill(os.getpid(), 9)"
     )
@@ -170,7 +205,9 @@ def test_a_child_dies_with_its_parent(tmp_path: Path) -> None:
     assert child_command("x")[-1] == "x"
 
 
-def test_gpu_memory_is_what_the_driver_says_of_this_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gpu_memory_is_what_the_driver_says_of_this_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As for llama.cpp, which has no allocator to ask. nvidia-smi's CSV: process, MiB."""
     from benchmarks import worker
 

@@ -1,4 +1,5 @@
-"""float32, float16, bfloat16: exact where they can be, sharded as asked, refused where the dtype cannot hold a weight."""
+"""float32, float16, bfloat16: exact where they can be, sharded as asked, refused where the dtype cannot hold
+a weight."""
 
 import json
 from collections.abc import Callable
@@ -45,7 +46,9 @@ def test_float16_cannot_hold_everything(source: Path, tmp_path: Path) -> None:
     state = load_file(folder / "model.safetensors")
     state["model.norm.weight"][3] = 70000
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(StepFailed, match=r"model.norm.weight holds values up to 7.*e\+04, and float16 ends at 65504"):
+    with pytest.raises(
+        StepFailed, match=r"model.norm.weight holds values up to 7.*e\+04, and float16 ends at 65504"
+    ):
         convert(folder, "float16", tmp_path / "a", verify="none")
     assert not (tmp_path / "a").exists()
 
@@ -74,8 +77,10 @@ def test_shards_and_index(tmp_path: Path) -> None:
 def test_a_converted_folder_is_a_checkpoint_again(source: Path, tmp_path: Path) -> None:
     convert(source, "float32", tmp_path / "a", verify="none")
     again = convert(tmp_path / "a", "bfloat16", tmp_path / "b", verify="none")
-    assert (tmp_path / "b" / "model.safetensors").read_bytes() == (source / "model.safetensors").read_bytes() or (
-        open_checkpoint(tmp_path / "b").parameters == open_checkpoint(source).parameters
-    )
+    assert (tmp_path / "b" / "model.safetensors").read_bytes() == (
+        source / "model.safetensors"
+    ).read_bytes() or (open_checkpoint(tmp_path / "b").parameters == open_checkpoint(source).parameters)
     for name in open_checkpoint(source).tensors:
-        np.testing.assert_array_equal(open_checkpoint(again.folder).read(name), open_checkpoint(source).read(name))
+        np.testing.assert_array_equal(
+            open_checkpoint(again.folder).read(name), open_checkpoint(source).read(name)
+        )

@@ -1,4 +1,5 @@
-"""`quantwright eval` on small real checkpoints: the contract, agreement with plain loops and with lm-eval, bad input."""
+"""`quantwright eval` on small real checkpoints: the contract, agreement with plain loops and with lm-eval,
+bad input."""
 
 import json
 import shutil
@@ -84,15 +85,28 @@ def test_perplexity_equals_a_ten_line_loop(checkpoint: Path, text: Path) -> None
         flat = torch.cat(losses)
         assert row.value == pytest.approx(float(flat.mean().exp()), rel=1e-5)
         assert row.n == len(flat)
-        assert row.stderr == pytest.approx(float(flat.mean().exp() * flat.std(correction=0) / (len(flat) - 1) ** 0.5), rel=1e-4)
+        assert row.stderr == pytest.approx(
+            float(flat.mean().exp() * flat.std(correction=0) / (len(flat) - 1) ** 0.5), rel=1e-4
+        )
         assert row.samples == pytest.approx([float(x.mean()) for x in losses], rel=1e-4)
 
 
-def test_divergence_from_the_reference_and_from_itself(checkpoint: Path, candidate: Path, text: Path, tmp_path: Path) -> None:
+def test_divergence_from_the_reference_and_from_itself(
+    checkpoint: Path, candidate: Path, text: Path, tmp_path: Path
+) -> None:
     said: list[str] = []
-    settings = {"reference": checkpoint, "text": text, "protocol": "llamacpp-128", "tokens": 2000, "run": RUN, "say": said.append}
+    settings = {
+        "reference": checkpoint,
+        "text": text,
+        "protocol": "llamacpp-128",
+        "tokens": 2000,
+        "run": RUN,
+        "say": said.append,
+    }
     cached = evaluate([candidate, checkpoint], out=tmp_path, **settings)  # type: ignore[arg-type]
-    assert [row.artifact for row in cached] == sorted([row.artifact for row in cached], key=lambda a: a == str(checkpoint))
+    assert [row.artifact for row in cached] == sorted(
+        [row.artifact for row in cached], key=lambda a: a == str(checkpoint)
+    )
     itself = by_metric(cached, checkpoint, "llamacpp-128")
     assert itself["perplexity"].role == itself["kl_mean"].role == "reference"
     assert itself["kl_max"].value is not None
@@ -103,8 +117,20 @@ def test_divergence_from_the_reference_and_from_itself(checkpoint: Path, candida
     assert moved["kl_mean"].value > 1e-4
     low, high = moved["kl_mean"].interval or (0, 0)
     assert low < moved["kl_mean"].value < high
-    assert moved["ppl_ratio"].value == pytest.approx(moved["perplexity"].value / itself["perplexity"].value, rel=1e-5)
-    expected = {"perplexity", "bits_per_byte", "kl_mean", "kl_median", "kl_p90", "kl_p95", "kl_p99", "kl_p99.9", "kl_max"}
+    assert moved["ppl_ratio"].value == pytest.approx(
+        moved["perplexity"].value / itself["perplexity"].value, rel=1e-5
+    )
+    expected = {
+        "perplexity",
+        "bits_per_byte",
+        "kl_mean",
+        "kl_median",
+        "kl_p90",
+        "kl_p95",
+        "kl_p99",
+        "kl_p99.9",
+        "kl_max",
+    }
     expected |= {"top1_agreement", "ppl_ratio", "ppl_difference", "delta_p_mean", "delta_p_rms"}
     assert expected - {"bits_per_byte"} <= set(moved)
     assert {row.environment["ids_sha256"] for row in cached} == {moved["kl_mean"].environment["ids_sha256"]}
@@ -135,7 +161,8 @@ def test_a_reference_whose_results_were_kept_is_not_loaded_again(
         said: list[str] = []
         options = RunOptions(threads=1, progress=False, dtype=dtype)  # type: ignore[arg-type]
         found = evaluate(
-            [candidate], reference=checkpoint, text=text, protocol="llamacpp-64", tokens=1000, generate=3, out=tmp_path,
+            [candidate], reference=checkpoint, text=text, protocol="llamacpp-64", tokens=1000, generate=3,
+            out=tmp_path,
             run=options, say=said.append, **more,
         )  # fmt: skip
         return found, any("its weights are not loaded" in line for line in said)
@@ -157,12 +184,16 @@ def test_a_reference_whose_results_were_kept_is_not_loaded_again(
     assert not list(tmp_path.glob("cache/.reference-*"))
 
 
-def test_a_folder_that_transformers_saved_with_bitsandbytes(checkpoint: Path, text: Path, tmp_path: Path) -> None:
+def test_a_folder_that_transformers_saved_with_bitsandbytes(
+    checkpoint: Path, text: Path, tmp_path: Path
+) -> None:
     pytest.importorskip("bitsandbytes")
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
     config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
-    AutoModelForCausalLM.from_pretrained(checkpoint, quantization_config=config).save_pretrained(tmp_path / "theirs")
+    AutoModelForCausalLM.from_pretrained(checkpoint, quantization_config=config).save_pretrained(
+        tmp_path / "theirs"
+    )
     settings = {"reference": checkpoint, "text": text, "tokens": 1000, "protocol": "gptq-100", "run": RUN}
     rows = evaluate([tmp_path / "theirs"], out=tmp_path / "run", **settings)
     flying = evaluate([checkpoint], load_as="bnb-nf4", **settings)
@@ -174,7 +205,8 @@ def test_a_folder_that_transformers_saved_with_bitsandbytes(checkpoint: Path, te
 
 
 def test_a_folder_of_compressed_tensors(checkpoint: Path, text: Path, tmp_path: Path) -> None:
-    """4 bits in groups of 32, packed by the format's own library, are the weights that rounding by hand gives."""
+    """4 bits in groups of 32, packed by the format's own library, are the weights that rounding by hand
+    gives."""
     pytest.importorskip("compressed_tensors")
     import torch
     from compressed_tensors.compressors import ModelCompressor
@@ -189,9 +221,14 @@ def test_a_folder_of_compressed_tensors(checkpoint: Path, text: Path, tmp_path: 
     weights = QuantizationArgs(num_bits=4, type="int", symmetric=True, strategy="group", group_size=32)
     scheme = QuantizationScheme(targets=["Linear"], weights=weights)
     config = QuantizationConfig(
-        config_groups={"group_0": scheme}, ignore=["lm_head"], format="pack-quantized", quantization_status="frozen"
+        config_groups={"group_0": scheme},
+        ignore=["lm_head"],
+        format="pack-quantized",
+        quantization_status="frozen",
     )
-    rounded, packed = (AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32) for _ in range(2))
+    rounded, packed = (
+        AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32) for _ in range(2)
+    )
     apply_quantization_config(packed, config)
     for name, module in packed.named_modules():
         if hasattr(module, "weight_scale"):
@@ -208,7 +245,9 @@ def test_a_folder_of_compressed_tensors(checkpoint: Path, text: Path, tmp_path: 
     compressor.update_config(tmp_path / "packed")
 
     both = [tmp_path / "packed", tmp_path / "rounded"]
-    rows = evaluate(both, reference=checkpoint, text=text, tokens=1000, protocol="gptq-100", out=tmp_path / "run", run=RUN)
+    rows = evaluate(
+        both, reference=checkpoint, text=text, tokens=1000, protocol="gptq-100", out=tmp_path / "run", run=RUN
+    )
     theirs, ours = (by_metric(rows, path, "gptq-100")["kl_mean"].value for path in both)
     assert theirs > 1e-4
     assert theirs == pytest.approx(ours, rel=1e-4)
@@ -216,19 +255,30 @@ def test_a_folder_of_compressed_tensors(checkpoint: Path, text: Path, tmp_path: 
     assert subjects[str(both[0])].recipe == "compressed-tensors"
 
 
-def test_floors_are_below_what_a_rounded_model_loses(checkpoint: Path, candidate: Path, text: Path, tmp_path: Path) -> None:
+def test_floors_are_below_what_a_rounded_model_loses(
+    checkpoint: Path, candidate: Path, text: Path, tmp_path: Path
+) -> None:
     """Another dtype, and another runtime on the same ids, both of the reference itself."""
     settings = {"reference": checkpoint, "text": text, "tokens": 1000, "protocol": "gptq-100", "run": RUN}
     rows = evaluate([candidate], out=tmp_path / "run", **settings)
     loss = by_metric(rows, candidate, "gptq-100")["kl_mean"].value
-    results = [result for subject, found in read_results(tmp_path / "run") for result in found if result.role == "floor"]
+    results = [
+        result
+        for subject, found in read_results(tmp_path / "run")
+        for result in found
+        if result.role == "floor"
+    ]
     floors = {result.backend: result.value for result in results if result.metric == "kl_mean"}
     assert floors.keys() == {"transformers", "llama.cpp"}
     assert 0 <= floors["llama.cpp"] < 1e-6
     assert floors["llama.cpp"] < floors["transformers"] < loss
-    assert {(result.n, len(result.samples)) for result in results if result.metric == "kl_mean"} == {(2 * 99, 2)}
+    assert {(result.n, len(result.samples)) for result in results if result.metric == "kl_mean"} == {
+        (2 * 99, 2)
+    }
     evaluate([candidate], floors=False, out=tmp_path / "without", **settings)
-    assert not [row for _, found in read_results(tmp_path / "without") for row in found if row.role == "floor"]
+    assert not [
+        row for _, found in read_results(tmp_path / "without") for row in found if row.role == "floor"
+    ]
 
 
 def test_a_floor_that_cannot_be_had_says_why_and_costs_nothing(
@@ -260,7 +310,9 @@ def test_a_floor_that_cannot_be_had_says_why_and_costs_nothing(
     monkeypatch.undo()
     after = evaluate([candidate], **settings)
     assert [row.value for row in before] == [row.value for row in after]
-    results = [result for _, found in read_results(tmp_path / "run") for result in found if result.role == "floor"]
+    results = [
+        result for _, found in read_results(tmp_path / "run") for result in found if result.role == "floor"
+    ]
     assert all(result.value is not None for result in results if result.metric == "kl_mean")
 
 
@@ -270,14 +322,24 @@ def test_a_gguf_reference_has_a_floor_too(checkpoint: Path, tmp_path: Path, text
     both = [tmp_path / recipe for recipe in ("gguf-f16", "gguf-q4_0")]
     for folder in both:
         convert(checkpoint, folder.name, folder, verify="none", run=RUN)
-    evaluate(both[1:], reference=both[0], text=text, tokens=1000, protocol="llamacpp-100", out=tmp_path / "run", run=RUN)
+    evaluate(
+        both[1:],
+        reference=both[0],
+        text=text,
+        tokens=1000,
+        protocol="llamacpp-100",
+        out=tmp_path / "run",
+        run=RUN,
+    )
     results = [result for _, found in read_results(tmp_path / "run") for result in found]
     floor, loss = ([r for r in results if (r.metric, r.role) == ("kl_mean", role)] for role in ("floor", ""))
     assert [r.artifact for r in floor] == [f"{both[0].name} with an F32 KV cache"]
     assert 0 < floor[0].value < loss[0].value
 
 
-def test_generations_are_greedy_and_side_by_side_in_the_report(checkpoint: Path, candidate: Path, tmp_path: Path) -> None:
+def test_generations_are_greedy_and_side_by_side_in_the_report(
+    checkpoint: Path, candidate: Path, tmp_path: Path
+) -> None:
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -285,14 +347,22 @@ def test_generations_are_greedy_and_side_by_side_in_the_report(checkpoint: Path,
 
     prompts = ["The river had risen", "<b>Return & go</b>"]
     (tmp_path / "prompts.txt").write_text("\n".join(prompts) + "\n\n", encoding="utf-8")
-    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps({"prompt": p}) + "\n" for p in prompts), encoding="utf-8")
-    rows = evaluate([checkpoint, candidate], prompts=tmp_path / "prompts.txt", generate=12, run=RUN, out=tmp_path / "run")
-    assert [(row.metric, row.protocol, row.n, row.value) for row in rows] == [("generations", "greedy-12", 2, None)] * 2
+    (tmp_path / "prompts.jsonl").write_text(
+        "".join(json.dumps({"prompt": p}) + "\n" for p in prompts), encoding="utf-8"
+    )
+    rows = evaluate(
+        [checkpoint, candidate], prompts=tmp_path / "prompts.txt", generate=12, run=RUN, out=tmp_path / "run"
+    )
+    assert [(row.metric, row.protocol, row.n, row.value) for row in rows] == [
+        ("generations", "greedy-12", 2, None)
+    ] * 2
     model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
     for item, prompt in zip(rows[0].detail["items"], prompts, strict=True):
         ids = torch.tensor([token_ids(checkpoint, prompt)])
         with torch.no_grad():
-            made = model.generate(ids, max_new_tokens=12, do_sample=False, pad_token_id=0)[0, ids.shape[1] :].tolist()
+            made = model.generate(ids, max_new_tokens=12, do_sample=False, pad_token_id=0)[
+                0, ids.shape[1] :
+            ].tolist()
         ended = "end of text" if made[-1] == 0 else "length"
         assert (item["prompt"], item["ids"], item["ended"]) == (prompt, [i for i in made if i], ended)
     again = evaluate([checkpoint], prompts=tmp_path / "prompts.jsonl", generate=12, run=RUN)
@@ -300,7 +370,13 @@ def test_generations_are_greedy_and_side_by_side_in_the_report(checkpoint: Path,
     assert rows[1].detail != rows[0].detail
 
     against = evaluate(
-        [candidate], reference=checkpoint, generate=6, tokens=600, protocol="gptq-64", run=RUN, out=tmp_path / "run"
+        [candidate],
+        reference=checkpoint,
+        generate=6,
+        tokens=600,
+        protocol="gptq-64",
+        run=RUN,
+        out=tmp_path / "run",
     )
     assert len(against[-1].detail["items"]) == 3
     build([tmp_path / "run"])
@@ -319,7 +395,9 @@ def test_tasks_agree_with_lm_eval_item_by_item(checkpoint: Path, tmp_path: Path)
     from evals.task_files import LocalTask, export_yaml
 
     items = make_items(stdlib_documentation()[:200_000], 16)
-    contexts = [{"context_options": i["choices"][:2], "continuation": i["query"][:40], "gold": 1} for i in items]
+    contexts = [
+        {"context_options": i["choices"][:2], "continuation": i["query"][:40], "gold": 1} for i in items
+    ]
     plain = [{"context": i["query"], "continuation": i["choices"][0].split()[0]} for i in items]
     tasks = [
         LocalTask("choose", tmp_path / "choose.jsonl", "choices", tuple(items)),
@@ -355,8 +433,8 @@ def test_lmeval_wikitext_agrees_with_lm_eval(checkpoint: Path, tmp_path: Path) -
     from evals.protocols import wikitext_pages
 
     page = (
-        " \n Some text of {0} , with @-@ marks . It has 3 @.@ 5 parts ( {0} ) and goes on .\n \n = = Part = = \n \n"
-        + " More words , and so on . " * 80
+        " \n Some text of {0} , with @-@ marks . It has 3 @.@ 5 parts ( {0} ) and goes on .\n \n = = Part = "
+        "= \n \n" + " More words , and so on . " * 80
     )
     body = "".join(f" \n = Title {n} = \n {page.format(n)} \n" for n in range(3))
     (tmp_path / "wiki.txt").write_text(body, encoding="utf-8")
@@ -390,11 +468,20 @@ def test_non_finite_tokens_are_left_out_counted_and_reported(
     folder, token = broken
     ids = np.array(token_ids(checkpoint, text.read_text().removesuffix("\n"))[:4000])
     windows = ids[: len(ids) // 100 * 100].reshape(-1, 100)
-    # A window is lost from the first such token on, or as a whole where the attention kernel multiplies what it masks by zero.
+    # A window is lost from the first such token on, or as a whole where the attention kernel multiplies what
+    # it masks by zero.
     hit = windows == token
     least, most = int(hit[:, :-1].cumsum(1).astype(bool).sum()), 99 * int(hit.any(1).sum())
     assert 0 < least < most < windows.size / 2
-    rows = evaluate([folder], reference=checkpoint, text=text, tokens=4000, protocol="gptq-100", run=RUN, out=tmp_path / "run")
+    rows = evaluate(
+        [folder],
+        reference=checkpoint,
+        text=text,
+        tokens=4000,
+        protocol="gptq-100",
+        run=RUN,
+        out=tmp_path / "run",
+    )
     for row in rows:
         assert least <= row.excluded <= most
         assert row.n + row.excluded == 99 * len(windows)
@@ -406,7 +493,10 @@ def test_non_finite_tokens_are_left_out_counted_and_reported(
 
 def test_items_with_non_finite_logits_are_wrong_and_counted(broken: tuple[Path, int], tmp_path: Path) -> None:
     task = tmp_path / "t.jsonl"
-    items = [{"query": query, "choices": ["one", "two"], "gold": 0} for query in ("The first return", "The first stone")]
+    items = [
+        {"query": query, "choices": ["one", "two"], "gold": 0}
+        for query in ("The first return", "The first stone")
+    ]
     task.write_text("".join(json.dumps(item) + "\n" for item in items), encoding="utf-8")
     (row, *_) = evaluate([broken[0]], tasks=[task], run=RUN)
     assert row.detail["non_finite_items"] == 1
@@ -418,11 +508,16 @@ def invoke(*arguments: object) -> Result:
     return CliRunner().invoke(cli, ["eval", *map(str, arguments), "--threads", "1"])
 
 
-def test_json_is_the_last_line_of_stdout(checkpoint: Path, candidate: Path, text: Path, tmp_path: Path) -> None:
+def test_json_is_the_last_line_of_stdout(
+    checkpoint: Path, candidate: Path, text: Path, tmp_path: Path
+) -> None:
     task = tmp_path / "t.jsonl"
-    task.write_text('{"query": "One and", "choices": ["two", "elephants"], "gold": 0}\n' * 3, encoding="utf-8")
+    task.write_text(
+        '{"query": "One and", "choices": ["two", "elephants"], "gold": 0}\n' * 3, encoding="utf-8"
+    )
     done = invoke(
-        candidate, checkpoint, "--reference", checkpoint, "--text", text, "--tokens", 1000, "--protocol", "gptq-64,llamacpp-64",
+        candidate, checkpoint, "--reference", checkpoint, "--text", text, "--tokens", 1000, "--protocol",
+        "gptq-64,llamacpp-64",
         "--tasks", task, "--json",
     )  # fmt: skip
     assert done.exit_code == 0, done.output
@@ -434,7 +529,9 @@ def test_json_is_the_last_line_of_stdout(checkpoint: Path, candidate: Path, text
     assert len(keys) == len(set(keys))
     order = list(dict.fromkeys((row["artifact"], row["protocol"]) for row in rows if row["role"] != "floor"))
     protocols = ["gptq-64", "llamacpp-64", "lm-eval"]
-    assert order == [(str(artifact), protocol) for artifact in (candidate, checkpoint) for protocol in protocols]
+    assert order == [
+        (str(artifact), protocol) for artifact in (candidate, checkpoint) for protocol in protocols
+    ]
     assert {row["metric"] for row in rows if row["task"]} == {"accuracy", "accuracy_norm"}
     assert {row["role"] for row in rows} == {"", "reference", "floor"}
 
@@ -455,18 +552,28 @@ def test_calibration_text_is_warned_of(checkpoint: Path, candidate: Path, text: 
     shutil.copytree(candidate, folder)
     digest = hashlib.sha256(text.read_text().encode()).hexdigest()
     manifest = Manifest(
-        recipe={"method": "dense"}, recipe_short="bfloat16", recipe_digest="0", tool={}, engine="native", libraries={},
+        recipe={"method": "dense"}, recipe_short="bfloat16", recipe_digest="0", tool={}, engine="native",
+        libraries={},
         source=Source(
-            id=str(checkpoint), revision=None, digest="", dtype="BF16", architecture="", model_type="llama", parameters=1
+            id=str(checkpoint), revision=None, digest="", dtype="BF16", architecture="", model_type="llama",
+            parameters=1
         ),
-        calibration=CalibrationRecord(source="mine.txt", sha256=digest, ids_sha256="", tokens=1, sequence_length=1, seed=0),
-        files=hash_files(folder), weight_bytes=1, bits_per_weight=16.0, runtime="transformers", loads_in=("transformers",),
+        calibration=CalibrationRecord(source="mine.txt", sha256=digest, ids_sha256="", tokens=1,
+        sequence_length=1, seed=0),
+        files=hash_files(folder), weight_bytes=1, bits_per_weight=16.0, runtime="transformers",
+        loads_in=("transformers",),
         verification=Verification(level="none"),
     )  # fmt: skip
     (folder / "manifest.json").write_text(manifest.model_dump_json(), encoding="utf-8")
     said: list[str] = []
     rows = evaluate(
-        [folder], metrics=["perplexity", "divergence"], text=text, tokens=600, protocol="gptq-64", run=RUN, say=said.append
+        [folder],
+        metrics=["perplexity", "divergence"],
+        text=text,
+        tokens=600,
+        protocol="gptq-64",
+        run=RUN,
+        say=said.append,
     )
     assert any("was calibrated on this very text (mine.txt)" in line for line in said)
     assert any(line.startswith(f"reference: {checkpoint}") for line in said)  # the manifest names it
@@ -495,7 +602,9 @@ def test_bad_input(checkpoint: Path, tmp_path: Path, options: list[str], expecte
     (tmp_path / "empty.txt").write_text(" \n", encoding="utf-8")
     (tmp_path / "short.txt").write_text("Too short.", encoding="utf-8")
     (tmp_path / "gbk.txt").write_bytes("量化模型".encode("gbk") * 50)
-    (tmp_path / "bad.jsonl").write_text('{"query": "a", "choices": ["b", "c"], "gold": 0}\n{', encoding="utf-8")
+    (tmp_path / "bad.jsonl").write_text(
+        '{"query": "a", "choices": ["b", "c"], "gold": 0}\n{', encoding="utf-8"
+    )
     out = tmp_path / "run"
     done = invoke(checkpoint, *[option.format(tmp=tmp_path) for option in options], "-o", out)
     assert isinstance(done.exception, QuantwrightError)
@@ -542,7 +651,11 @@ def test_another_vocabulary_is_a_clear_error_and_costs_one_artifact(
 
 
 def test_an_artifact_whose_library_fails_costs_its_own_rows_alone(
-    checkpoint: Path, make_checkpoint: Callable[..., Path], text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    checkpoint: Path,
+    make_checkpoint: Callable[..., Path],
+    text: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from transformers.models.llama.modeling_llama import LlamaMLP
 
@@ -557,9 +670,20 @@ def test_an_artifact_whose_library_fails_costs_its_own_rows_alone(
     other = make_checkpoint(intermediate_size=640)
     said: list[str] = []
     with pytest.raises(StepFailed, match=r"ValueError: no such kernel$"):
-        evaluate([other, checkpoint], text=text, tokens=600, protocol="gptq-64", run=RUN, out=tmp_path, say=said.append)
+        evaluate(
+            [other, checkpoint],
+            text=text,
+            tokens=600,
+            protocol="gptq-64",
+            run=RUN,
+            out=tmp_path,
+            say=said.append,
+        )
     written = {subject.name: (subject, rows) for subject, rows in read_results(tmp_path)}
-    assert (written[str(other)][0].status, written[str(other)][0].reason) == ("failed", "ValueError: no such kernel")
+    assert (written[str(other)][0].status, written[str(other)][0].reason) == (
+        "failed",
+        "ValueError: no such kernel",
+    )
     assert len(written[str(checkpoint)][1]) == 2
     assert any("Traceback" in line for line in said)
 
@@ -571,7 +695,9 @@ def test_a_longer_window_than_the_context_adapts_out_loud(checkpoint: Path, text
     assert any("measuring llamacpp-256 instead" in line for line in said)
 
 
-def test_numbers_do_not_depend_on_the_block_size(checkpoint: Path, text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_numbers_do_not_depend_on_the_block_size(
+    checkpoint: Path, text: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from evals import kernels
 
     settings = {"text": text, "tokens": 800, "protocol": "gptq-100", "run": RUN}
@@ -587,17 +713,31 @@ def test_a_gguf_alone_needs_no_torch(checkpoint: Path, text: Path, tmp_path: Pat
 
     artifact = convert(checkpoint, "gguf-q8_0", tmp_path / "gguf", verify="none", run=RUN)
     (file,) = artifact.folder.glob("*.gguf")
-    command = ["eval", str(file), "--ids", "runtime", "--text", str(text), "--protocol", "llamacpp-64", "--device", "cpu"]
+    command = [
+        "eval",
+        str(file),
+        "--ids",
+        "runtime",
+        "--text",
+        str(text),
+        "--protocol",
+        "llamacpp-64",
+        "--device",
+        "cpu",
+    ]
     program = (
         "import sys\nfrom quantize.cli import cli\n"
         f"try:\n    cli({command!r})\n"
-        "except SystemExit as end:\n    print(end.code, sorted({'torch', 'transformers', 'scipy.stats'} & set(sys.modules)))\n"
+        "except SystemExit as end:\n    print(end.code, sorted({'torch', 'transformers', 'scipy.stats'} & "
+        "set(sys.modules)))\n"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "0 []", done.stderr
 
 
-def test_a_reference_of_which_nothing_is_asked_stays_shut(checkpoint: Path, candidate: Path, text: Path, tmp_path: Path) -> None:
+def test_a_reference_of_which_nothing_is_asked_stays_shut(
+    checkpoint: Path, candidate: Path, text: Path, tmp_path: Path
+) -> None:
     """Its tokenizer and name are: perplexity alone needs no weights of it."""
     reference = tmp_path / "reference"
     shutil.copytree(checkpoint, reference)

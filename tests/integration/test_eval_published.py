@@ -23,19 +23,26 @@ def make_gguf(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Callabl
 
     def make(spelled: str) -> Path:
         folder, recipe = tmp_path_factory.mktemp("gguf"), parse_recipe(spelled)
-        method("gguf").convert(open_checkpoint(str(shared / "models" / "tiny1m-hf")), recipe, folder, RUN, None)
+        method("gguf").convert(
+            open_checkpoint(str(shared / "models" / "tiny1m-hf")), recipe, folder, RUN, None
+        )
         return next(iter(folder.glob("*.gguf")))
 
     return make
 
 
 @pytest.mark.long
-def test_llama_perplexity_and_its_divergence(shared: Path, make_gguf: Callable[[str], Path], tmp_path: Path) -> None:
-    """llama-perplexity of llama-cpp-python 0.3.36's sources (AVX2), n_ctx 256: F32 111.5696 +/- 0.74487, Q8_0 111.6708; its
-    divergence, from a base clipped at 16 nats (perplexity 103.8208): KLD 0.002404, same top 96.794 %."""
+def test_llama_perplexity_and_its_divergence(
+    shared: Path, make_gguf: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """llama-perplexity of llama-cpp-python 0.3.36's sources (AVX2), n_ctx 256: F32 111.5696 +/- 0.74487, Q8_0
+    111.6708; its divergence, from a base clipped at 16 nats (perplexity 103.8208): KLD 0.002404, same top
+    96.794 %."""
     full, q8 = make_gguf("gguf-f32"), make_gguf("gguf-q8_0")
     text = shared / "data" / "wikitext2" / "wiki.test.raw"
-    rows = evaluate([full, q8], reference=full, text=text, ids="runtime", run=RUN, out=tmp_path, cache_limit=1 << 40)
+    rows = evaluate(
+        [full, q8], reference=full, text=text, ids="runtime", run=RUN, out=tmp_path, cache_limit=1 << 40
+    )
     found = {(row.artifact, row.metric): row for row in rows}
     base = found[str(full), "perplexity"]
     assert base.protocol == "llamacpp-256"
@@ -59,9 +66,12 @@ def test_llama_perplexity_and_its_divergence(shared: Path, make_gguf: Callable[[
 
 @pytest.mark.long
 @pytest.mark.parametrize(
-    "name", ["arc_easy", "arc_challenge", "piqa", "winogrande", "lambada_openai", "boolq", "hellaswag_val_full"]
+    "name",
+    ["arc_easy", "arc_challenge", "piqa", "winogrande", "lambada_openai", "boolq", "hellaswag_val_full"],
 )
-def test_real_tasks_agree_with_lm_eval_item_by_item(shared: Path, demo_checkpoint: Path, name: str, tmp_path: Path) -> None:
+def test_real_tasks_agree_with_lm_eval_item_by_item(
+    shared: Path, demo_checkpoint: Path, name: str, tmp_path: Path
+) -> None:
     lm_eval = pytest.importorskip("lm_eval")
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
@@ -86,7 +96,8 @@ def test_real_tasks_agree_with_lm_eval_item_by_item(shared: Path, demo_checkpoin
 
 @pytest.mark.long
 def test_gptq_loop_on_wikitext(shared: Path) -> None:
-    """IST-DASLab/gptq's loop, written out: rows of the dataset joined by blank lines, one BOS in all, windows of the context."""
+    """IST-DASLab/gptq's loop, written out: rows of the dataset joined by blank lines, one BOS in all, windows
+    of the context."""
     import torch
     from sentencepiece import SentencePieceProcessor
     from transformers import AutoModelForCausalLM
@@ -104,6 +115,8 @@ def test_gptq_loop_on_wikitext(shared: Path) -> None:
         batch = ids[i * 256 : (i + 1) * 256][None]
         with torch.no_grad():
             logits = model(batch).logits
-        loss = torch.nn.CrossEntropyLoss()(logits[:, :-1].reshape(-1, logits.shape[-1]), batch[:, 1:].reshape(-1))
+        loss = torch.nn.CrossEntropyLoss()(
+            logits[:, :-1].reshape(-1, logits.shape[-1]), batch[:, 1:].reshape(-1)
+        )
         nlls.append(loss.float() * 256)
     assert row.value == pytest.approx(float(torch.exp(torch.stack(nlls).sum() / (len(nlls) * 256))), rel=1e-4)

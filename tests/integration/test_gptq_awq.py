@@ -1,4 +1,5 @@
-"""GPTQ and AWQ end to end on small models: the engine writes, our readers read, the engine and transformers are the oracles."""
+"""GPTQ and AWQ end to end on small models: the engine writes, our readers read, the engine and transformers
+are the oracles."""
 
 import json
 import os
@@ -28,7 +29,8 @@ from quantize.verification.weights import check_weights
 pytest.importorskip("gptqmodel")
 
 SMALL = {
-    "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1,
+    "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 1, "num_attention_heads": 2,
+    "num_key_value_heads": 1,
     "max_position_embeddings": 128,
 }  # fmt: skip
 RUN = RunOptions(device="cpu", progress=False)
@@ -65,11 +67,15 @@ def make(checkpoint: Checkpoint, spelled: str, folder: Path, text: Calibration |
 
 
 @pytest.fixture(scope="module", params=RECIPES)
-def made(request: pytest.FixtureRequest, small: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
+def made(
+    request: pytest.FixtureRequest, small: Checkpoint, tmp_path_factory: pytest.TempPathFactory
+) -> SimpleNamespace:
     folder = tmp_path_factory.mktemp("made") / "artifact"
     conversion = make(small, request.param, folder)
     recipe = parse_recipe(request.param)
-    return SimpleNamespace(folder=folder, conversion=conversion, recipe=recipe, method=method(recipe.method), source=small)
+    return SimpleNamespace(
+        folder=folder, conversion=conversion, recipe=recipe, method=method(recipe.method), source=small
+    )
 
 
 def test_every_linear_is_quantized_and_nothing_else(made: SimpleNamespace) -> None:
@@ -83,7 +89,11 @@ def test_every_linear_is_quantized_and_nothing_else(made: SimpleNamespace) -> No
 
 
 def test_only_what_a_rerun_reproduces(made: SimpleNamespace) -> None:
-    assert sorted(path.name for path in made.folder.iterdir()) == ["config.json", "model.safetensors", "quantize_config.json"]
+    assert sorted(path.name for path in made.folder.iterdir()) == [
+        "config.json",
+        "model.safetensors",
+        "quantize_config.json",
+    ]
     text = (made.folder / "config.json").read_text()
     assert "offload" not in text
     assert "/tmp" not in text
@@ -91,14 +101,18 @@ def test_only_what_a_rerun_reproduces(made: SimpleNamespace) -> None:
     quantization = config.pop("quantization_config")
     assert config == made.source.config
     assert quantization == json.loads((made.folder / "quantize_config.json").read_text())
-    expected = {"gptq": {"checkpoint_format": "gptq"}, "awq": {"version": "gemm", "zero_point": True}}[made.recipe.method]
+    expected = {"gptq": {"checkpoint_format": "gptq"}, "awq": {"version": "gemm", "zero_point": True}}[
+        made.recipe.method
+    ]
     assert expected.items() <= quantization.items()
 
 
 def test_bytes_are_counted(made: SimpleNamespace) -> None:
     from quantize.engines.gptqmodel.checkpoint import stored_tensors
 
-    assert made.conversion.weight_bytes == sum(info.size_bytes for info in stored_tensors(made.folder).tensors.values())
+    assert made.conversion.weight_bytes == sum(
+        info.size_bytes for info in stored_tensors(made.folder).tensors.values()
+    )
 
 
 def test_reader_covers_the_source(made: SimpleNamespace) -> None:
@@ -139,14 +153,20 @@ def turn_outputs(arrays: dict[str, np.ndarray]) -> None:
 
 
 @pytest.mark.parametrize("made", ["gptq-int4", "awq-int4"], indirect=True)
-@pytest.mark.parametrize(("damage", "without"), [(exchange, True), (turn_outputs, True), (scale_of_the_neighbour, False)])
+@pytest.mark.parametrize(
+    ("damage", "without"), [(exchange, True), (turn_outputs, True), (scale_of_the_neighbour, False)]
+)
 def test_damage_is_noticed(
     made: SimpleNamespace, damage: Callable[[dict[str, np.ndarray]], None], without: bool, tmp_path: Path
 ) -> None:
     stored = StoredTensors(made.folder)
     arrays = {name: np.array(stored.raw(name)) for name in stored}
     damage(arrays)
-    write_folder(tmp_path, [Entry(n, i.dtype, arrays[n].shape) for n, i in stored.info.items()], lambda name: arrays[name])
+    write_folder(
+        tmp_path,
+        [Entry(n, i.dtype, arrays[n].shape) for n, i in stored.info.items()],
+        lambda name: arrays[name],
+    )
     for known in (made.conversion, Conversion(0, ""))[: 1 + without]:
         checks = check_weights(made.method, made.recipe, tmp_path, made.source, known, None).checks
         assert not checks[0].passed
@@ -174,7 +194,9 @@ def load(folder: Path, backend: dict[str, Any] | None = None) -> Any:
         if backend:
             chosen = GPTQConfig if config["quant_method"] == "gptq" else AwqConfig
             options["quantization_config"] = chosen(bits=config["bits"], **backend)
-        return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, device_map={"": "cpu"}, **options).eval()
+        return AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.float32, device_map={"": "cpu"}, **options
+        ).eval()
 
 
 @pytest.mark.usefixtures("eager")
@@ -192,7 +214,9 @@ def test_reader_agrees_with_the_engine(made: SimpleNamespace) -> None:
         if made.recipe.method == "gptq":
             theirs = layer.dequantize_weight()
         else:
-            theirs = dequantize_gemm(layer.qweight, layer.qzeros, layer.scales.float(), made.recipe.bits, layer.group_size)
+            theirs = dequantize_gemm(
+                layer.qweight, layer.qzeros, layer.scales.float(), made.recipe.bits, layer.group_size
+            )
         np.testing.assert_allclose(values, theirs.float().numpy().T, rtol=2**-10, atol=1e-6)
         compared += 1
     assert compared == 7
@@ -200,7 +224,8 @@ def test_reader_agrees_with_the_engine(made: SimpleNamespace) -> None:
 
 @pytest.mark.usefixtures("eager")
 def test_runtime_agrees_with_the_reader(made: SimpleNamespace) -> None:
-    """As transformers loads it unasked; and it is near the source: nearer than an AWQ whose scales do not cancel could be."""
+    """As transformers loads it unasked; and it is near the source: nearer than an AWQ whose scales do not
+    cancel could be."""
     from transformers import AutoModelForCausalLM
 
     served = load(made.folder)
@@ -208,7 +233,9 @@ def test_runtime_agrees_with_the_reader(made: SimpleNamespace) -> None:
     ids = torch.from_numpy(calibration(2, 48, seed=9).ids)
     with torch.no_grad():
         source = dense(ids).logits
-        dense.load_state_dict({n: torch.from_numpy(v) for n, v in made.method.dequantize(made.folder, made.recipe, made.source)})
+        dense.load_state_dict(
+            {n: torch.from_numpy(v) for n, v in made.method.dequantize(made.folder, made.recipe, made.source)}
+        )
         read, runtime = dense(ids).logits, served(ids).logits
         continued = served.generate(ids[:1, :8], max_new_tokens=4, do_sample=False)
     assert divergence(read, runtime) < made.method.kl_tolerance(made.recipe)
@@ -228,7 +255,10 @@ def test_engine_opens_it(made: SimpleNamespace) -> None:
 
     from quantize.quiet import quiet
 
-    for name in ("tokenizer.json", "tokenizer_config.json"):  # it wants a tokenizer; conversion copies the source's
+    for name in (
+        "tokenizer.json",
+        "tokenizer_config.json",
+    ):  # it wants a tokenizer; conversion copies the source's
         (made.folder / name).write_bytes((made.source.folder / name).read_bytes())
     try:
         with quiet(), torch.no_grad():
@@ -246,7 +276,9 @@ def test_a_folder_that_is_no_artifact_of_ours_is_measured(made: SimpleNamespace)
     from evals import evaluate
 
     source = made.source.folder
-    rows = evaluate([made.folder], reference=source, tokens=400, protocol="gptq-100", run=RUN, say=lambda text: None)
+    rows = evaluate(
+        [made.folder], reference=source, tokens=400, protocol="gptq-100", run=RUN, say=lambda text: None
+    )
     found = {row.metric: row for row in rows}
     assert 1e-5 < (found["kl_mean"].value or 0) < 0.02
     assert found["perplexity"].environment["runtime"]["format"] == made.recipe.method
@@ -264,24 +296,51 @@ def test_same_inputs_same_bytes(small: Checkpoint, spelled: str, tmp_path: Path)
 
 
 def test_one_thread_is_enough(small: Checkpoint, tmp_path: Path) -> None:
-    """The engine keeps two workers for reading files whatever it is given; a process of its own, for it reads that once."""
-    options = ["--to", "gptq-int4", "--calibration-tokens", "512", "--verify", "none", "--threads", "1", "--device", "cpu"]
-    command = [sys.executable, "-m", "quantize.cli", "convert", str(small.folder), *options, "-o", str(tmp_path / "out")]
+    """The engine keeps two workers for reading files whatever it is given; a process of its own, for it reads
+    that once."""
+    options = [
+        "--to",
+        "gptq-int4",
+        "--calibration-tokens",
+        "512",
+        "--verify",
+        "none",
+        "--threads",
+        "1",
+        "--device",
+        "cpu",
+    ]
+    command = [
+        sys.executable,
+        "-m",
+        "quantize.cli",
+        "convert",
+        str(small.folder),
+        *options,
+        "-o",
+        str(tmp_path / "out"),
+    ]
     environment = {key: value for key, value in os.environ.items() if key != "GPTQMODEL_CPU_WORKERS"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "out" / "manifest.json").is_file()
 
 
-def test_layer_by_layer_gives_the_same_bytes(small: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_layer_by_layer_gives_the_same_bytes(
+    small: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Large models go through a scratch folder; nothing of it stays, and the result is the same."""
     from quantize.engines.gptqmodel import engine as gptqmodel_engine
 
     make(small, "gptq-int4", tmp_path / "a")
     monkeypatch.setattr(gptqmodel_engine, "OFFLOAD_ABOVE_PARAMETERS", 0)
     make(small, "gptq-int4", tmp_path / "b")
-    assert sorted(path.name for path in (tmp_path / "b").iterdir()) == sorted(path.name for path in (tmp_path / "a").iterdir())
-    assert (tmp_path / "a" / "model.safetensors").read_bytes() == (tmp_path / "b" / "model.safetensors").read_bytes()
+    assert sorted(path.name for path in (tmp_path / "b").iterdir()) == sorted(
+        path.name for path in (tmp_path / "a").iterdir()
+    )
+    assert (tmp_path / "a" / "model.safetensors").read_bytes() == (
+        tmp_path / "b" / "model.safetensors"
+    ).read_bytes()
 
 
 def test_shards(small: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -345,7 +404,8 @@ def test_raised_damping_is_noted(small: Checkpoint, tmp_path: Path) -> None:
 
 
 def test_lost_levels_are_noted(small: Checkpoint, tmp_path: Path) -> None:
-    """Groups without a negative weight have zero point 0, which the format cannot say; a quarter of the rows here."""
+    """Groups without a negative weight have zero point 0, which the format cannot say; a quarter of the rows
+    here."""
     conversion = make(small, "gptq-int2:group_size=16,sym=false", tmp_path / "a")
     noted = {note.tensor for note in conversion.notes if "zero points raised" in note.what}
     from quantize.engines.gptqmodel.checkpoint import stored_tensors
@@ -369,7 +429,11 @@ def test_lost_levels_are_noted(small: Checkpoint, tmp_path: Path) -> None:
             r"down_proj\.weight has 352 inputs, which groups of 128 do not divide.*group_size=32",
         ),
         ("gptq-int4:group_size=1024", {}, r"groups of 1024 do not divide; use gptq-int4:group_size=128"),
-        ("gptq-int3:group_size=16", {"intermediate_size": 272}, "272 (in|out)puts, and .* needs a multiple of 32"),
+        (
+            "gptq-int3:group_size=16",
+            {"intermediate_size": 272},
+            "272 (in|out)puts, and .* needs a multiple of 32",
+        ),
         ("awq-int4:group_size=32", {"intermediate_size": 352}, "352 outputs, and .* needs a multiple of 64"),
         ("awq-int4", {"model_type": "gemma3_text"}, "rotary"),
         ("awq-int4", {"model_type": "mamba"}, "cannot take model_type 'mamba'"),
@@ -414,7 +478,12 @@ def test_spellings() -> None:
     assert parse_recipe("gptq-int4").canonical == {
         "method": "gptq", "bits": 4, "group_size": 128, "desc_act": False, "sym": True, "damp_percent": 0.05,
     }  # fmt: skip
-    for spelled in ("gptq-int3", "gptq-int4:group_size=-1,desc_act=true", "awq-int4", "awq-int4:group_size=64"):
+    for spelled in (
+        "gptq-int3",
+        "gptq-int4:group_size=-1,desc_act=true",
+        "awq-int4",
+        "awq-int4:group_size=64",
+    ):
         assert parse_recipe(spelled).short == spelled
 
 
@@ -448,7 +517,12 @@ def test_clipping_bounds_are_the_engines(group: int, symmetric: bool) -> None:
 
 
 FAMILY_SETTINGS: dict[str, dict[str, Any]] = {
-    "qwen3_moe": {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 128, "decoder_sparse_step": 1},
+    "qwen3_moe": {
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 128,
+        "decoder_sparse_step": 1,
+    },
     "gemma3_text": {"sliding_window": 64, "layer_types": ["sliding_attention", "full_attention"]},
     "gemma2": {"sliding_window": 64, "query_pre_attn_scalar": 64},
     "phi": {"num_key_value_heads": 2},
@@ -460,7 +534,8 @@ FAMILY_SETTINGS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("kind", sorted(MODEL_TYPES))
 @pytest.mark.parametrize("preset", ["gptq-int4", "awq-int4"])
 def test_every_family(kind: str, preset: str, small: Checkpoint, tmp_path: Path) -> None:
-    """Every model type that ``check`` lets through: quantized whole, loaded by transformers, and run to the reader's logits."""
+    """Every model type that ``check`` lets through: quantized whole, loaded by transformers, and run to the
+    reader's logits."""
     import shutil
 
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -472,11 +547,14 @@ def test_every_family(kind: str, preset: str, small: Checkpoint, tmp_path: Path)
         pytest.skip(EXCLUDED[kind])
     torch.manual_seed(0)
     settings = {
-        **SMALL, "vocab_size": 4096, "num_hidden_layers": 2, "head_dim": 64, "bos_token_id": 0, "eos_token_id": 0,
+        **SMALL, "vocab_size": 4096, "num_hidden_layers": 2, "head_dim": 64, "bos_token_id": 0,
+        "eos_token_id": 0,
         "pad_token_id": 0, **FAMILY_SETTINGS.get(kind, {}),
     }  # fmt: skip
     source = tmp_path / "source"
-    AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **settings)).to(torch.bfloat16).save_pretrained(source)
+    AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **settings)).to(
+        torch.bfloat16
+    ).save_pretrained(source)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(small.folder / name, source / name)
     checkpoint, recipe = open_checkpoint(source), parse_recipe(f"{preset}:group_size=64")

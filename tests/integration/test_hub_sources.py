@@ -1,4 +1,5 @@
-"""Models of a Hub that other people filled: one file of a GGUF repository, all of them, folders. Through a real local server."""
+"""Models of a Hub that other people filled: one file of a GGUF repository, all of them, folders. Through a
+real local server."""
 
 import hashlib
 import json
@@ -79,7 +80,9 @@ class Handler(BaseHTTPRequestHandler):
 
 
 @pytest.fixture(scope="module")
-def files(make_checkpoint: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, bytes]]:
+def files(
+    make_checkpoint: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, dict[str, bytes]]:
     """A checkpoint, and GGUF files of it as a repository names them: Q4_0, Q8_0, and F16 in parts."""
     from quantize import conversion as convert
     from quantize.recipe import RunOptions
@@ -92,7 +95,13 @@ def files(make_checkpoint: Callable[..., Path], tmp_path_factory: pytest.TempPat
         ("gguf-q8_0", "small-Q8_0"),
         ("gguf-f16:split_max_bytes=2000000", "F16/small-F16"),
     ):
-        artifact = convert(source, short, folder / name, verify="none", run=RunOptions(device="cpu", threads=1, progress=False))
+        artifact = convert(
+            source,
+            short,
+            folder / name,
+            verify="none",
+            run=RunOptions(device="cpu", threads=1, progress=False),
+        )
         for path in sorted(artifact.folder.glob("*.gguf")):
             part = re.search(r"-\d{5}-of-\d{5}", path.name)
             found[f"{name}{part[0] if part else ''}.gguf"] = path.read_bytes()
@@ -114,24 +123,33 @@ def hub(files: tuple[Path, dict[str, bytes]], tmp_path: Path) -> Iterator[Hub]:
 
 def run(hub: Hub, *arguments: str, offline: bool = False) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "quantize.cli", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, env=environment(hub, offline), timeout=300, check=False)
+    return subprocess.run(
+        command, capture_output=True, text=True, env=environment(hub, offline), timeout=300, check=False
+    )
 
 
 EVAL = ("--tokens", "600", "--protocol", "llamacpp-64", "--threads", "1", "--json")
 
 
 def test_all_files_of_a_repository_one_on_disk_beside_the_reference(hub: Hub, tmp_path: Path) -> None:
-    done = run(hub, "eval", "org/small-GGUF:*", "--prune", "--generate", "8", "-o", str(tmp_path / "run"), *EVAL)
+    done = run(
+        hub, "eval", "org/small-GGUF:*", "--prune", "--generate", "8", "-o", str(tmp_path / "run"), *EVAL
+    )
     assert done.returncode == 0, done.stderr
     rows = json.loads(done.stdout.splitlines()[-1])
     names = [f"org/small-GGUF:{label}" for label in ("Q4_0", "Q8_0", "F16")]
-    assert list(dict.fromkeys(row["artifact"] for row in rows)) == [*names, f"{names[-1]} with an F32 KV cache"]
+    assert list(dict.fromkeys(row["artifact"] for row in rows)) == [
+        *names,
+        f"{names[-1]} with an F32 KV cache",
+    ]
     kl = {row["artifact"]: row["value"] for row in rows if row["metric"] == "kl_mean"}
     assert kl[names[0]] > kl[names[1]] > 1e-6 > kl[names[2]] >= 0
     assert "reference: org/small-GGUF:F16, the largest" in done.stderr
     written = [row["detail"]["items"] for row in rows if row["metric"] == "generations"]
     assert [len(items) for items in written] == [3, 3, 3]
-    assert all(item["text"] for item in written[0])  # spelled by llama.cpp's own tokenizer: there is no source
+    assert all(
+        item["text"] for item in written[0]
+    )  # spelled by llama.cpp's own tokenizer: there is no source
     parts = [name for name in hub.repositories["org/small-GGUF"] if name.startswith("F16/")]
     assert len(parts) > 1
     assert sorted(hub.sent) == sorted([*parts, "small-Q4_0.gguf", "small-Q8_0.gguf"])
@@ -139,7 +157,9 @@ def test_all_files_of_a_repository_one_on_disk_beside_the_reference(hub: Hub, tm
     assert not list((tmp_path / "hf").rglob("*.gguf"))
     subjects = {subject.name: subject for subject, _ in read_results(tmp_path / "run")}
     assert set(subjects) == set(names)
-    assert subjects[names[2]].size_bytes == sum(len(hub.repositories["org/small-GGUF"][part]) for part in parts)
+    assert subjects[names[2]].size_bytes == sum(
+        len(hub.repositories["org/small-GGUF"][part]) for part in parts
+    )
     assert subjects[names[2]].bits_per_weight == pytest.approx(16, abs=0.1)
     assert 4.5 < (subjects[names[0]].bits_per_weight or 0) < 6
     report = run(hub, "report", str(tmp_path / "run"), "--json")
@@ -171,7 +191,17 @@ def test_bench_and_conversion_of_a_file(hub: Hub, tmp_path: Path) -> None:
         f"org/small-GGUF:{label}" for label in ("Q4_0", "Q8_0", "F16")
     }
     assert not list((tmp_path / "hf").rglob("*.gguf"))
-    done = run(hub, "convert", "org/small-GGUF:F16", "--to", "gguf-q8_0", "--verify", "none", "-o", str(tmp_path / "q8"))
+    done = run(
+        hub,
+        "convert",
+        "org/small-GGUF:F16",
+        "--to",
+        "gguf-q8_0",
+        "--verify",
+        "none",
+        "-o",
+        str(tmp_path / "q8"),
+    )
     assert done.returncode == 0, done.stderr
 
 
@@ -199,14 +229,21 @@ for arguments in json.loads(sys.argv[1]):
 
 def environment(hub: Hub, offline: bool = False) -> dict[str, str]:
     # HF_HUB_CACHE goes before HF_HOME, and libraries imported by other tests set it.
-    inherited = {key: value for key, value in os.environ.items() if key not in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE")}
-    return {**inherited, "HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": str(int(offline)), "HF_HOME": str(hub.cache),
+    inherited = {
+        key: value
+        for key, value in os.environ.items()
+        if key not in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE")
+    }
+    return {**inherited, "HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": str(int(offline)),
+    "HF_HOME": str(hub.cache),
             "HF_HUB_DISABLE_TELEMETRY": "1", "NO_PROXY": "*", "no_proxy": "*"}  # fmt: skip
 
 
 def test_bad_input(hub: Hub) -> None:
     command = [sys.executable, "-c", ALL_OF_THEM, json.dumps([arguments for arguments, _, _ in BAD])]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment(hub), timeout=300, check=True)
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=environment(hub), timeout=300, check=True
+    )
     found = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("[")]
     for (arguments, code, expected), (got, message) in zip(BAD, found, strict=True):
         assert got == code, arguments
@@ -239,12 +276,22 @@ SMALL = ("config.json", "1_Pooling/config.json", "additional_chat_templates/tool
 @pytest.mark.parametrize(
     ("weights", "needed"),
     [
-        (("model.safetensors", *SHARDS, "model.safetensors.index.json"), ("model.safetensors", "model.safetensors.index.json")),
-        ((*SHARDS, "model-extra.safetensors", "model.safetensors.index.json"), (*SHARDS, "model.safetensors.index.json")),
+        (
+            ("model.safetensors", *SHARDS, "model.safetensors.index.json"),
+            ("model.safetensors", "model.safetensors.index.json"),
+        ),
+        (
+            (*SHARDS, "model-extra.safetensors", "model.safetensors.index.json"),
+            (*SHARDS, "model.safetensors.index.json"),
+        ),
     ],
 )
-def test_of_the_weights_only_what_is_loaded_is_fetched(hub: Hub, weights: tuple[str, ...], needed: tuple[str, ...]) -> None:
-    files = {name: name.encode() for name in (*weights, *BESIDE, *SMALL)} | {"model.safetensors.index.json": INDEX}
+def test_of_the_weights_only_what_is_loaded_is_fetched(
+    hub: Hub, weights: tuple[str, ...], needed: tuple[str, ...]
+) -> None:
+    files = {name: name.encode() for name in (*weights, *BESIDE, *SMALL)} | {
+        "model.safetensors.index.json": INDEX
+    }
     hub.repositories["org/large"] = files
     script = "import sys; from quantize.sources.hub import resolve_model; print(*resolve_model(sys.argv[1]))"
     for offline in (False, True):
@@ -254,8 +301,15 @@ def test_of_the_weights_only_what_is_loaded_is_fetched(hub: Hub, weights: tuple[
         )  # fmt: skip
         folder, commit = done.stdout.split()
         assert commit == COMMIT
-        assert {path.relative_to(folder).as_posix() for path in Path(folder).rglob("*") if path.is_file()} == {*needed, *SMALL}
+        assert {
+            path.relative_to(folder).as_posix() for path in Path(folder).rglob("*") if path.is_file()
+        } == {*needed, *SMALL}
     assert sorted(hub.sent) == sorted({*needed, *SMALL})
-    command = [sys.executable, "-c", script.replace("[1]", "[1], code=True"), "org/large"]  # its code is trusted
+    command = [
+        sys.executable,
+        "-c",
+        script.replace("[1]", "[1], code=True"),
+        "org/large",
+    ]  # its code is trusted
     subprocess.run(command, capture_output=True, env=environment(hub), timeout=120, check=True)
     assert hub.sent[len({*needed, *SMALL}) :] == ["modeling_x.py"]

@@ -1,4 +1,5 @@
-"""What can go wrong around a job ends in a clear message or a right result: full disk, memory, damaged records, odd clocks."""
+"""What can go wrong around a job ends in a clear message or a right result: full disk, memory, damaged
+records, odd clocks."""
 
 import contextlib
 import json
@@ -42,7 +43,10 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     folder = tmp_path / "disk"
     folder.mkdir()
     mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(folder)], capture_output=True, text=True, check=False
+        ["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(folder)],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     if mounted.returncode:
         pytest.skip(f"cannot mount a small disk here: {mounted.stderr.strip()}")
@@ -55,7 +59,9 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def test_a_disk_that_fills_up_costs_the_step_and_leaves_nothing(job: Path, small_disk: Path) -> None:
     run, filler = small_disk / "run", small_disk / "filler"
     process = subprocess.Popen(
-        [sys.executable, "-m", "quantize.cli", "run", str(job), "-o", str(run)], stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "quantize.cli", "run", str(job), "-o", str(run)],
+        stderr=subprocess.PIPE,
+        text=True,
     )
     deadline = time.monotonic() + 120
     while not list((run / "steps").glob("*.json")):  # the plan has found room enough by now
@@ -91,7 +97,9 @@ def test_an_output_that_cannot_be_written(job: Path) -> None:
 def start(job: Path, run: Path, *more: str) -> tuple[subprocess.Popen[str], psutil.Process]:
     """A run and its first step, which stands still."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "quantize.cli", "run", str(job), "-o", str(run), *more], stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "quantize.cli", "run", str(job), "-o", str(run), *more],
+        stderr=subprocess.PIPE,
+        text=True,
     )
     return process, standing_step(process)
 
@@ -171,7 +179,11 @@ def test_clean_removes_what_no_job_refers_to_and_asks_first(job: Path, tmp_path:
     job.write_text(JOB.replace("gguf-f16", "gguf-q8_0"), encoding="utf-8")
     assert quantwright("run", job, "-o", run).returncode == 0
     asked = subprocess.run(
-        [sys.executable, "-m", "quantize.cli", "clean", str(run)], input="n\n", capture_output=True, text=True, check=False
+        [sys.executable, "-m", "quantize.cli", "clean", str(run)],
+        input="n\n",
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert "gguf-f16" in asked.stdout
     assert kept.is_dir()

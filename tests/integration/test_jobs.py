@@ -1,4 +1,5 @@
-"""The job runner with real steps: what is done stays done, a failure costs its row, kill -9 at any moment loses nothing."""
+"""The job runner with real steps: what is done stays done, a failure costs its row, kill -9 at any moment
+loses nothing."""
 
 import contextlib
 import json
@@ -39,13 +40,16 @@ pytestmark = pytest.mark.usefixtures("own_rates")
 
 @pytest.fixture(scope="module")
 def checkpoint(make_checkpoint: Callable[..., Path]) -> Path:
-    """One weight is too large for float16; everything else can be made, but GPTQ's groups of 128 do not divide 320."""
+    """One weight is too large for float16; everything else can be made, but GPTQ's groups of 128 do not
+    divide 320."""
     folder = make_checkpoint(intermediate_size=320, num_hidden_layers=1)
     path = folder / "model.safetensors"
     data = bytearray(path.read_bytes())
     header = int.from_bytes(data[:8], "little")
     offset = json.loads(data[8 : 8 + header])["model.norm.weight"]["data_offsets"][0]
-    data[8 + header + offset : 8 + header + offset + 2] = (np.float32(1e6).view(np.uint32) >> 16).astype("<u2").tobytes()
+    data[8 + header + offset : 8 + header + offset + 2] = (
+        (np.float32(1e6).view(np.uint32) >> 16).astype("<u2").tobytes()
+    )
     path.write_bytes(data)
     return folder
 
@@ -67,15 +71,21 @@ def run_job(job: Path, run: Path, *more: str) -> subprocess.CompletedProcess[str
 
 
 def tree(run: Path) -> dict[str, str]:
-    """What a run has made: digest of every artifact, contents of every results file but for measured times."""
-    artifacts = {str(path.parent.relative_to(run)): Artifact.load(path.parent).digest for path in run.rglob("manifest.json")}
+    """What a run has made: digest of every artifact, contents of every results file but for measured
+    times."""
+    artifacts = {
+        str(path.parent.relative_to(run)): Artifact.load(path.parent).digest
+        for path in run.rglob("manifest.json")
+    }
     results = {path.name: path.read_text(encoding="utf-8") for path in (run / "results").glob("*.json")}
     return artifacts | results
 
 
 def leftovers(run: Path) -> list[Path]:
     """Files and folders that no finished run has."""
-    return [path for path in run.rglob(".*") if path.name not in (".lock", ".work")] + list((run / ".work").iterdir())
+    return [path for path in run.rglob(".*") if path.name not in (".lock", ".work")] + list(
+        (run / ".work").iterdir()
+    )
 
 
 def steps_of(pid: int) -> Iterator[psutil.Process]:
@@ -135,7 +145,9 @@ def test_strict_refuses_before_anything_runs(finished: tuple[Path, Path, Any], t
     assert not (tmp_path / "run").exists()
 
 
-def test_what_cannot_fit_is_refused_before_anything_runs(finished: tuple[Path, Path, Any], tmp_path: Path) -> None:
+def test_what_cannot_fit_is_refused_before_anything_runs(
+    finished: tuple[Path, Path, Any], tmp_path: Path
+) -> None:
     done = run_job(finished[0], tmp_path / "run", "--set", "resources.memory=10MB")
     assert done.returncode == 2
     assert "memory" in done.stderr
@@ -197,10 +209,14 @@ def recipes_at_work(pid: int) -> dict[int, str]:
     return found
 
 
-def kill_until_done(job: Path, run: Path, rng: random.Random, kills: int, wall_s: dict[str, float]) -> list[str]:
-    """Start the job, kill -9 its runner or a step at a random moment of a step, again and again, until it is through.
+def kill_until_done(
+    job: Path, run: Path, rng: random.Random, kills: int, wall_s: dict[str, float]
+) -> list[str]:
+    """Start the job, kill -9 its runner or a step at a random moment of a step, again and again, until it is
+    through.
 
-    ``wall_s``: recipe -> what it takes undisturbed. Returns which recipe was at work at each kill, or nothing.
+    ``wall_s``: recipe -> what it takes undisturbed. Returns which recipe was at work at each kill, or
+    nothing.
     """
     killed = []
     while len(killed) < kills:
@@ -210,7 +226,11 @@ def kill_until_done(job: Path, run: Path, rng: random.Random, kills: int, wall_s
         else:
             while process.poll() is None and not (working := recipes_at_work(process.pid)):
                 time.sleep(0.005)
-            time.sleep(rng.uniform(0.0, 1.5 * wall_s[next(iter(working.values()))]) if process.poll() is None else 0.0)
+            time.sleep(
+                rng.uniform(0.0, 1.5 * wall_s[next(iter(working.values()))])
+                if process.poll() is None
+                else 0.0
+            )
         working = recipes_at_work(process.pid)
         if process.poll() is not None:
             break
@@ -249,8 +269,11 @@ def test_killed_at_random_moments_it_ends_as_if_undisturbed(
     rng = random.Random(seed)
     hit: Counter[str] = Counter()
     attempt = 0
-    # Of many kills, some hit every recipe: a machine whose speed has changed since the undisturbed run needs more of them.
-    while (missing := kills - hit.total() + hit["nothing"]) > 0 or (kills >= 50 and not set(recipes) <= set(hit)):
+    # Of many kills, some hit every recipe: a machine whose speed has changed since the undisturbed run needs
+    # more of them.
+    while (missing := kills - hit.total() + hit["nothing"]) > 0 or (
+        kills >= 50 and not set(recipes) <= set(hit)
+    ):
         run = tmp_path / f"killed{attempt}"
         hit.update(kill_until_done(job, run, rng, max(10, missing), wall_s))
         final = run_job(job, run)

@@ -1,4 +1,5 @@
-"""Jobs with a LoRA and with publication: the adapter is in the key and in the manifest, repositories hold what was made."""
+"""Jobs with a LoRA and with publication: the adapter is in the key and in the manifest, repositories hold
+what was made."""
 
 import json
 import subprocess
@@ -36,7 +37,13 @@ def write_lora(folder: Path, seed: int) -> None:
         f"{prefix}.lora_B.weight": rng.normal(size=(256, 4)).astype(np.float32),
     }
     save_file(tensors, folder / "adapter_model.safetensors")
-    config = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["q_proj"], "init_lora_weights": True}
+    config = {
+        "peft_type": "LORA",
+        "r": 4,
+        "lora_alpha": 8,
+        "target_modules": ["q_proj"],
+        "init_lora_weights": True,
+    }
     (folder / "adapter_config.json").write_text(json.dumps(config))
 
 
@@ -73,11 +80,20 @@ def test_an_adapter_is_in_the_manifest_and_in_the_key_and_the_result_is_publishe
 
 @pytest.mark.long
 def test_a_merged_model_is_measured_against_itself(job: Path) -> None:
-    more = ("--set", "evaluate={text: held-out, limit: 600}", "--set", "recipes=[gguf-f32]", "--set", "publish=null")
+    more = (
+        "--set",
+        "evaluate={text: held-out, limit: 600}",
+        "--set",
+        "recipes=[gguf-f32]",
+        "--set",
+        "publish=null",
+    )
     done = run(job, *more)
     assert done.returncode == 0, done.stderr
     rows = {
-        subject.recipe: {r.metric: r.value for r in results} for subject, results in read_results(job.parent / "run") if results
+        subject.recipe: {r.metric: r.value for r in results}
+        for subject, results in read_results(job.parent / "run")
+        if results
     }
     assert set(rows) == {"bfloat16", "gguf-f32"}
     assert rows["gguf-f32"]["kl_mean"] < 1e-6

@@ -1,4 +1,5 @@
-"""Runs that share a cache: made once, copied by the others, awaited while somebody makes it, made anew where it is damaged."""
+"""Runs that share a cache: made once, copied by the others, awaited while somebody makes it, made anew where
+it is damaged."""
 
 import contextlib
 import subprocess
@@ -14,7 +15,10 @@ from job_runs import standing_step
 from quantize.artifact.artifact import Artifact
 from quantize.results import read_results
 
-JOB = "models: [checkpoint]\nrecipes: [gguf-f16, gguf-q8_0]\nverify: none\nreport: false\nresources: {threads: 1}\n"
+JOB = (
+    "models: [checkpoint]\nrecipes: [gguf-f16, gguf-q8_0]\nverify: none\nreport: false\nresources: "
+    "{threads: 1}\n"
+)
 
 
 pytestmark = pytest.mark.usefixtures("own_rates")
@@ -37,7 +41,9 @@ def write_job(folder: Path, checkpoint: Path, text: str = JOB) -> Path:
 
 def start(job: Path, cache: Path | str, *more: str) -> subprocess.Popen[str]:
     arguments = ["run", str(job), "-o", str(job.parent / "run"), "--cache", str(cache), *more]
-    return subprocess.Popen([sys.executable, "-m", "quantize.cli", *arguments], stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        [sys.executable, "-m", "quantize.cli", *arguments], stderr=subprocess.PIPE, text=True
+    )
 
 
 def run(job: Path, cache: Path | str, *more: str) -> str:
@@ -48,11 +54,18 @@ def run(job: Path, cache: Path | str, *more: str) -> str:
 
 
 def digests(job: Path) -> dict[str, str]:
-    return {path.parent.name: Artifact.load(path.parent).digest for path in (job.parent / "run").rglob("manifest.json")}
+    return {
+        path.parent.name: Artifact.load(path.parent).digest
+        for path in (job.parent / "run").rglob("manifest.json")
+    }
 
 
 def test_made_once_copied_after_and_made_anew_where_damaged(checkpoint: Path, tmp_path: Path) -> None:
-    cache, mine, yours = tmp_path / "cache", write_job(tmp_path / "mine", checkpoint), write_job(tmp_path / "yours", checkpoint)
+    cache, mine, yours = (
+        tmp_path / "cache",
+        write_job(tmp_path / "mine", checkpoint),
+        write_job(tmp_path / "yours", checkpoint),
+    )
     assert "2 done" in run(mine, cache)
     assert "2 taken from the cache" in run(yours, cache)
     assert digests(mine) == digests(yours)
@@ -76,7 +89,11 @@ def test_made_once_copied_after_and_made_anew_where_damaged(checkpoint: Path, tm
 
 
 def test_the_second_waits_for_the_first_and_goes_on_where_it_dies(checkpoint: Path, tmp_path: Path) -> None:
-    cache, mine, yours = tmp_path / "cache", write_job(tmp_path / "mine", checkpoint), write_job(tmp_path / "yours", checkpoint)
+    cache, mine, yours = (
+        tmp_path / "cache",
+        write_job(tmp_path / "mine", checkpoint),
+        write_job(tmp_path / "yours", checkpoint),
+    )
     one = ("--set", "recipes=[gguf-q4_k_m]")
     first = start(mine, cache, *one)
     step = standing_step(first)
@@ -113,7 +130,10 @@ def test_a_cache_over_s3_and_its_server_gone_in_the_middle(checkpoint: Path, tmp
 
 @pytest.mark.long
 def test_the_reference_runs_once_and_its_text_is_tokenized_once(checkpoint: Path, tmp_path: Path) -> None:
-    text = JOB.replace("[gguf-f16, gguf-q8_0]", "[]") + "evaluate: {text: held-out, limit: 600, metrics: [divergence]}\n"
+    text = (
+        JOB.replace("[gguf-f16, gguf-q8_0]", "[]")
+        + "evaluate: {text: held-out, limit: 600, metrics: [divergence]}\n"
+    )
     cache, mine, yours = (
         tmp_path / "cache",
         write_job(tmp_path / "a", checkpoint, text),
@@ -127,4 +147,6 @@ def test_the_reference_runs_once_and_its_text_is_tokenized_once(checkpoint: Path
     )
     assert {name.partition("-")[0] for name in made} == {"reference", "tokens"}
     assert copied == made
-    assert "logits are at hand" in (yours.parent / "run" / "logs" / "eval.checkpoint.reference.log").read_text()
+    assert (
+        "logits are at hand" in (yours.parent / "run" / "logs" / "eval.checkpoint.reference.log").read_text()
+    )

@@ -1,4 +1,5 @@
-"""The same job on a real Ray cluster of several nodes: equal digests, a node killed in the middle, a driver killed."""
+"""The same job on a real Ray cluster of several nodes: equal digests, a node killed in the middle, a driver
+killed."""
 
 import shutil
 import subprocess
@@ -38,12 +39,15 @@ def no_cluster(own_rates: None, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class RayCluster:
-    """A head that runs nothing, and nodes of one core each; processes of this machine, as a test can have no more."""
+    """A head that runs nothing, and nodes of one core each; processes of this machine, as a test can have no
+    more."""
 
     def __init__(self, nodes: int) -> None:
         from ray.cluster_utils import Cluster
 
-        self.cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+        self.cluster = Cluster(
+            initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False}
+        )
         self.nodes: list[Any] = [self.add() for _ in range(nodes)]
 
     @property
@@ -109,7 +113,9 @@ def test_a_cluster_started_here_makes_the_same(job: Path, tmp_path: Path) -> Non
 
 
 @pytest.mark.long
-def test_a_node_killed_in_the_middle_costs_nothing_but_time(job: Path, tmp_path: Path, cluster: RayCluster) -> None:
+def test_a_node_killed_in_the_middle_costs_nothing_but_time(
+    job: Path, tmp_path: Path, cluster: RayCluster
+) -> None:
     process = start(job, tmp_path / "ray", "--executor", "ray", "--address", cluster.address)
     busy = until(lambda: next((node for node in cluster.nodes if cluster.steps(node)), None), process)
     victims = cluster.steps(busy)
@@ -125,7 +131,9 @@ def test_a_node_killed_in_the_middle_costs_nothing_but_time(job: Path, tmp_path:
 
 
 @pytest.mark.long
-def test_a_killed_driver_leaves_nothing_running_and_is_resumed(job: Path, tmp_path: Path, cluster: RayCluster) -> None:
+def test_a_killed_driver_leaves_nothing_running_and_is_resumed(
+    job: Path, tmp_path: Path, cluster: RayCluster
+) -> None:
     run = tmp_path / "run"
     for _ in range(2):
         process = start(job, run, "--executor", "ray", "--address", cluster.address)
@@ -141,7 +149,9 @@ def test_a_killed_driver_leaves_nothing_running_and_is_resumed(job: Path, tmp_pa
 
 @pytest.mark.long
 @pytest.mark.timeout(3600)
-def test_three_architectures_by_eight_recipes_with_nodes_coming_and_going(tmp_path: Path, demo_checkpoint: Path) -> None:
+def test_three_architectures_by_eight_recipes_with_nodes_coming_and_going(
+    tmp_path: Path, demo_checkpoint: Path
+) -> None:
     """Evaluated, benchmarked on one node, reported; artifacts and qualities equal those made here."""
     for family in ("llama", "qwen2", "mistral"):
         make_family(tmp_path / family, family, demo_checkpoint)
@@ -184,7 +194,14 @@ def order(tmp_path: Path, **changes: Any) -> Order:
     """Of a step that only prints the version."""
     (tmp_path / "stage").mkdir(exist_ok=True)
     paths = {name: str(tmp_path / name) for name in ("stage", "log", "lock")}
-    given = {"arguments": ("--version",), "run": str(tmp_path), **paths, "threads": 1, "memory_bytes": None, "seconds": None}
+    given = {
+        "arguments": ("--version",),
+        "run": str(tmp_path),
+        **paths,
+        "threads": 1,
+        "memory_bytes": None,
+        "seconds": None,
+    }
     return Order(**{**given, "versions": {}, "environment": {}, **changes})
 
 

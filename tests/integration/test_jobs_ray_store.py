@@ -1,4 +1,5 @@
-"""Ray nodes that do not see the run folder: files go through S3, and what the driver commits is what one machine makes."""
+"""Ray nodes that do not see the run folder: files go through S3, and what the driver commits is what one
+machine makes."""
 
 import json
 import os
@@ -37,7 +38,9 @@ def no_cluster(own_rates: None, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def job(make_checkpoint: Callable[..., Path], demo_checkpoint: Path, tmp_path: Path) -> Path:
     (tmp_path / "checkpoint").symlink_to(make_checkpoint(num_hidden_layers=1))
-    (tmp_path / "text.txt").write_text("The library keeps its books in order of their arrival. " * 150, encoding="utf-8")
+    (tmp_path / "text.txt").write_text(
+        "The library keeps its books in order of their arrival. " * 150, encoding="utf-8"
+    )
     (tmp_path / "job.yaml").write_text(JOB, encoding="utf-8")
     return tmp_path / "job.yaml"
 
@@ -49,7 +52,9 @@ class Nodes:
         from ray.cluster_utils import Cluster
 
         self.folder = folder
-        self.cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+        self.cluster = Cluster(
+            initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False}
+        )
         self.address = str(self.cluster.address)
         self.nodes: list[Any] = []
 
@@ -57,7 +62,8 @@ class Nodes:
         for _ in range(count):
             place = self.folder / f"node{len(self.nodes)}"
             place.mkdir(exist_ok=True)
-            # Ray's workers are nice by 15 otherwise: whatever else runs on this machine would keep them from their work.
+            # Ray's workers are nice by 15 otherwise: whatever else runs on this machine would keep them from
+            # their work.
             variables = {"TMPDIR": str(place), "RAY_worker_niceness": "0"}
             self.nodes.append(self.cluster.add_node(num_cpus=1, env_vars=variables))
 
@@ -171,7 +177,9 @@ def test_a_driver_a_node_and_the_store_are_lost(job: Path, tmp_path: Path, nodes
     said = finish(start(job, run, *ray_options))
     assert "eval checkpoint gguf-q4_0: done in" in said
     assert "convert checkpoint gguf-q4_0: already done" in said
-    assert "logits are at hand" in (run / "logs" / "eval.checkpoint.gguf-q4_0.log").read_text(encoding="utf-8")
+    assert "logits are at hand" in (run / "logs" / "eval.checkpoint.gguf-q4_0.log").read_text(
+        encoding="utf-8"
+    )
 
     process = start(job, run, *ray_options, "--set", "recipes=[gguf-q8_0, gguf-q4_0, gguf-q5_0]")
     until(nodes.steps, process)
@@ -188,14 +196,22 @@ def test_a_driver_a_node_and_the_store_are_lost(job: Path, tmp_path: Path, nodes
 
 @pytest.mark.long
 def test_a_node_without_the_model_leaves_the_step_to_another(job: Path, tmp_path: Path, s3: Any) -> None:
-    """Its checkpoint is hidden under an empty folder of a mount namespace; while it is alone, the step fails and says why."""
+    """Its checkpoint is hidden under an empty folder of a mount namespace; while it is alone, the step fails
+    and says why."""
     if not can_mount():
         pytest.skip("no mount namespaces here")
     nodes = Nodes(tmp_path)
     model, place = (tmp_path / "checkpoint").resolve(), tmp_path / "blind"
     place.mkdir()
-    script = f"mount -t tmpfs tmpfs {model} && TMPDIR={place} exec ray start --address {nodes.address} --num-cpus 1 --block"
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "RAY_AUTH_MODE": "disabled"}
+    script = (
+        f"mount -t tmpfs tmpfs {model} && TMPDIR={place} exec ray start --address {nodes.address} "
+        "--num-cpus 1 --block"
+    )
+    environment = {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "RAY_AUTH_MODE": "disabled",
+    }
     blind = subprocess.Popen([*APART, "sh", "-c", script], env=environment, stdout=subprocess.DEVNULL)
     try:
         until(lambda: sum(node["Alive"] for node in _nodes_of(nodes.address)) == 2, blind)
@@ -222,8 +238,22 @@ def _nodes_of(address: str) -> list[dict[str, Any]]:
 
 def order(**changes: Any) -> Order:
     """Of a step that only prints the version."""
-    given = {"arguments": ("--version",), "run": "", "stage": ".work/step", "log": "", "lock": "", "threads": 1}
-    more = {"memory_bytes": None, "seconds": None, "versions": {}, "environment": {}, "store": STORE, "begun": "begun/1"}
+    given = {
+        "arguments": ("--version",),
+        "run": "",
+        "stage": ".work/step",
+        "log": "",
+        "lock": "",
+        "threads": 1,
+    }
+    more = {
+        "memory_bytes": None,
+        "seconds": None,
+        "versions": {},
+        "environment": {},
+        "store": STORE,
+        "begun": "begun/1",
+    }
     return Order(**{**given, **more, **changes})
 
 
@@ -236,7 +266,9 @@ def own_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / f"quantwright-{os.getuid()}"
 
 
-def test_a_node_that_lacks_what_the_driver_has_refuses(job: Path, own_node: Path, tmp_path: Path, s3: Any) -> None:
+def test_a_node_that_lacks_what_the_driver_has_refuses(
+    job: Path, own_node: Path, tmp_path: Path, s3: Any
+) -> None:
     text, model = tmp_path / "text.txt", (tmp_path / "checkpoint").resolve()
     assert "has no usable" in run_order(order(local={str(tmp_path / "nothing"): "0" * 64})).refused
     assert "has another" in run_order(order(local={str(text): "0" * 64})).refused

@@ -11,7 +11,8 @@ from quantize import conversion as convert
 from quantize.artifact.artifact import MANIFEST
 from quantize.methods.registry import METHODS, method, parse_recipe, presets
 
-# One recipe of each family goes through the whole conversion here; the others have tests of their own beside their method.
+# One recipe of each family goes through the whole conversion here; the others have tests of their own beside
+# their method.
 FAMILIES = ["bfloat16", "gguf-q4_k_m", "quanto-int8", "bnb-nf4"]
 CALIBRATED = ["gptq-int4", "awq-int4"]
 
@@ -79,7 +80,16 @@ def test_pre_tokenizer_is_an_option_of_convert(checkpoint: Path, tmp_path: Path)
     from quantize.cli import cli
     from quantize.errors import BadInput
 
-    arguments = ["convert", str(checkpoint), "-o", str(tmp_path / "one"), "--verify", "none", "--pre-tokenizer", "qwen2"]
+    arguments = [
+        "convert",
+        str(checkpoint),
+        "-o",
+        str(tmp_path / "one"),
+        "--verify",
+        "none",
+        "--pre-tokenizer",
+        "qwen2",
+    ]
     with pytest.raises(BadInput, match="only GGUF recipes"):
         cli.main([*arguments, "--to", "bfloat16"], standalone_mode=False)
     assert not cli.main([*arguments, "--to", "gguf-q8_0"], standalone_mode=False)
@@ -95,5 +105,15 @@ def test_layers_that_bitsandbytes_computes_wrongly_on_some_cpus_are_named(
     source = make_checkpoint(hidden_size=96, intermediate_size=128, num_hidden_layers=1)
     notes = [n for n in convert(source, "bnb-nf4", tmp_path / "one").manifest.notes if "cross rows" in n.what]
     assert {note.what for note in notes} == {"blocks of 64 that cross rows of 96"}
-    assert sorted(n.tensor.split(".")[-2] for n in notes) == ["gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"]
-    assert not any("cross rows" in n.what for n in convert(source, "bnb-int8", tmp_path / "two", verify="none").manifest.notes)
+    assert sorted(n.tensor.split(".")[-2] for n in notes) == [
+        "gate_proj",
+        "k_proj",
+        "o_proj",
+        "q_proj",
+        "up_proj",
+        "v_proj",
+    ]
+    assert not any(
+        "cross rows" in n.what
+        for n in convert(source, "bnb-int8", tmp_path / "two", verify="none").manifest.notes
+    )

@@ -1,4 +1,5 @@
-"""``modelscope:org/name`` through ModelScope's own library, against a server of the two requests that it makes."""
+"""``modelscope:org/name`` through ModelScope's own library, against a server of the two requests that it
+makes."""
 
 import hashlib
 import http.server
@@ -16,7 +17,9 @@ import pytest
 from quantize.errors import BadInput
 from quantize.sources.hub import resolve_model
 
-installed = pytest.mark.skipif(importlib.util.find_spec("modelscope") is None, reason="extra modelscope is not installed")
+installed = pytest.mark.skipif(
+    importlib.util.find_spec("modelscope") is None, reason="extra modelscope is not installed"
+)
 FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
 
 
@@ -30,14 +33,22 @@ class Hub(http.server.BaseHTTPRequestHandler):
         url = urlsplit(self.path)
         if url.path == "/api/v1/models/org/name/repo/files":
             self._answer(
-                json.dumps({"Code": 200, "Success": True, "Data": {"Files": [self._entry(name) for name in self.names]}})
+                json.dumps(
+                    {
+                        "Code": 200,
+                        "Success": True,
+                        "Data": {"Files": [self._entry(name) for name in self.names]},
+                    }
+                )
             )
         elif url.path == "/api/v1/models/org/name/repo":
             (name,) = parse_qs(url.query)["FilePath"]
             self.asked.append(name)
             self._answer((self.folder / name).read_bytes())
         else:
-            self._answer(json.dumps({"Code": 10010205001, "Message": "record not found", "Success": False}), 404)
+            self._answer(
+                json.dumps({"Code": 10010205001, "Message": "record not found", "Success": False}), 404
+            )
 
     @property
     def names(self) -> list[str]:
@@ -46,7 +57,8 @@ class Hub(http.server.BaseHTTPRequestHandler):
     def _entry(self, name: str) -> dict[str, object]:
         data = (self.folder / name).read_bytes()
         return {
-            "Name": name, "Path": name, "Type": "blob", "Size": len(data), "Sha256": hashlib.sha256(data).hexdigest(),
+            "Name": name, "Path": name, "Type": "blob", "Size": len(data),
+            "Sha256": hashlib.sha256(data).hexdigest(),
             "Revision": "0" * 40,
         }  # fmt: skip
 

@@ -1,4 +1,5 @@
-"""Checkpoints that bring Python: converted without it where none is needed, refused in one line where it is, run when trusted."""
+"""Checkpoints that bring Python: converted without it where none is needed, refused in one line where it is,
+run when trusted."""
 
 import shutil
 from collections.abc import Callable
@@ -39,7 +40,12 @@ def folder(plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
 def made(folder: Path, recipe: str, run: RunOptions | None = None, verify: str = "full") -> Artifact:
     calibration = CalibrationOptions(tokens=256, sequence_length=64)
     return convert(
-        str(folder), parse_recipe(recipe), folder.parent / "out", calibration=calibration, run=run or RunOptions(), verify=verify
+        str(folder),
+        parse_recipe(recipe),
+        folder.parent / "out",
+        calibration=calibration,
+        run=run or RunOptions(),
+        verify=verify,
     )
 
 
@@ -54,7 +60,8 @@ def test_a_known_type_is_converted_without_the_checkpoints_code(folder: Path, re
 
 
 def test_a_type_of_its_own_becomes_a_gguf_where_a_family_knows_its_architecture(folder: Path) -> None:
-    """llama.cpp computes it, and nothing here needs the code: without it, verification goes as far as the tensors."""
+    """llama.cpp computes it, and nothing here needs the code: without it, verification goes as far as the
+    tensors."""
     edit(folder, "config.json", model_type="evilmodel")
     artifact = made(folder, "gguf-q8_0")
     assert not ran(folder)
@@ -103,5 +110,7 @@ def test_an_adapter_beside_the_weights_is_left_out_and_said(plain: Path, tmp_pat
         f"{beside}: the adapter beside the weights is left out "
         "(an adapter is used where it is named: convert --adapter makes a model of both)"
     ]
-    artifact = convert(str(beside), parse_recipe("bnb-nf4"), tmp_path / "out", run=RunOptions(), verify="tensors")
+    artifact = convert(
+        str(beside), parse_recipe("bnb-nf4"), tmp_path / "out", run=RunOptions(), verify="tensors"
+    )
     assert "left alone: adapter_model.safetensors" in {note.what for note in artifact.manifest.notes}

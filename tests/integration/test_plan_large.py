@@ -1,4 +1,5 @@
-"""A plan reads headers, configs and tokenizers only: 70 billion weights, of which none exists, take it no time."""
+"""A plan reads headers, configs and tokenizers only: 70 billion weights, of which none exists, take it no
+time."""
 
 import json
 import resource
@@ -16,16 +17,22 @@ RECIPES = "gguf-q4_k_m,gptq-int4,awq-int4,quanto-int8,bnb-nf4"
 
 
 def llama_70b(folder: Path, tokenizer: Path, vocabulary: int) -> int:
-    """Headers and a hole in place of the weights: 141 GB that take some 100 kB of disk. Returns the number of weights."""
+    """Headers and a hole in place of the weights: 141 GB that take some 100 kB of disk. Returns the number of
+    weights."""
     config = {
-        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": HIDDEN, "intermediate_size": INNER,
-        "num_hidden_layers": LAYERS, "num_attention_heads": 64, "num_key_value_heads": 8, "vocab_size": vocabulary,
-        "max_position_embeddings": 8192, "rms_norm_eps": 1e-5, "hidden_act": "silu", "tie_word_embeddings": False,
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": HIDDEN,
+        "intermediate_size": INNER,
+        "num_hidden_layers": LAYERS, "num_attention_heads": 64, "num_key_value_heads": 8,
+        "vocab_size": vocabulary,
+        "max_position_embeddings": 8192, "rms_norm_eps": 1e-5, "hidden_act": "silu",
+        "tie_word_embeddings": False,
         "bos_token_id": 0, "eos_token_id": 0, "dtype": "bfloat16",
     }  # fmt: skip
     layer = {
-        "input_layernorm": (HIDDEN,), "post_attention_layernorm": (HIDDEN,), "self_attn.q_proj": (HIDDEN, HIDDEN),
-        "self_attn.k_proj": (GROUPS, HIDDEN), "self_attn.v_proj": (GROUPS, HIDDEN), "self_attn.o_proj": (HIDDEN, HIDDEN),
+        "input_layernorm": (HIDDEN,), "post_attention_layernorm": (HIDDEN,), "self_attn.q_proj": (HIDDEN,
+        HIDDEN),
+        "self_attn.k_proj": (GROUPS, HIDDEN), "self_attn.v_proj": (GROUPS, HIDDEN),
+        "self_attn.o_proj": (HIDDEN, HIDDEN),
         "mlp.gate_proj": (INNER, HIDDEN), "mlp.up_proj": (INNER, HIDDEN), "mlp.down_proj": (HIDDEN, INNER),
     }  # fmt: skip
     outer = {
@@ -33,7 +40,9 @@ def llama_70b(folder: Path, tokenizer: Path, vocabulary: int) -> int:
         "model.norm.weight": (HIDDEN,),
         "lm_head.weight": (vocabulary, HIDDEN),
     }
-    shards = [outer] + [{f"model.layers.{i}.{name}.weight": shape for name, shape in layer.items()} for i in range(LAYERS)]
+    shards = [outer] + [
+        {f"model.layers.{i}.{name}.weight": shape for name, shape in layer.items()} for i in range(LAYERS)
+    ]
     folder.mkdir()
     weight_map, total = {}, 0
     for number, shard in enumerate(shards):
@@ -50,7 +59,9 @@ def llama_70b(folder: Path, tokenizer: Path, vocabulary: int) -> int:
             out.truncate(8 + len(packed) + end)
         weight_map |= dict.fromkeys(shard, file)
         total += end // 2
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    (folder / "model.safetensors.index.json").write_text(
+        json.dumps({"metadata": {}, "weight_map": weight_map})
+    )
     (folder / "config.json").write_text(json.dumps(config))
     for path in tokenizer.glob("tokenizer*.json"):
         shutil.copy(path, folder)
@@ -72,7 +83,11 @@ pytestmark = pytest.mark.usefixtures("own_rates")
 
 
 def check_plan(document: Any, seconds: float, weights: int) -> None:
-    bits = {name: 8 * step["size_bytes"] / weights for step in document["steps"] for name in [step["id"].split(":")[-1]]}
+    bits = {
+        name: 8 * step["size_bytes"] / weights
+        for step in document["steps"]
+        for name in [step["id"].split(":")[-1]]
+    }
     assert bits == {
         "gguf-q4_k_m": pytest.approx(4.82, abs=0.05),
         "gptq-int4": pytest.approx(4.3, abs=0.3),

@@ -77,7 +77,14 @@ class Handler(BaseHTTPRequestHandler):
                     hub.summary = item["value"]["summary"]
                 else:
                     hub.files[item["value"]["path"]] = base64.b64decode(item["value"]["content"])
-            self.answer({"success": True, "commitUrl": f"{hub.url}/me/small/commit/1234", "commitOid": "1234", "hookOutput": ""})
+            self.answer(
+                {
+                    "success": True,
+                    "commitUrl": f"{hub.url}/me/small/commit/1234",
+                    "commitOid": "1234",
+                    "hookOutput": "",
+                }
+            )
         else:
             self.answer({"error": "not found"}, 404)
 
@@ -96,7 +103,9 @@ def hub() -> Iterator[Hub]:
     server.server_close()
 
 
-def publish(folder: Path, endpoint: str, token: str = "hf_good", *args: str) -> subprocess.CompletedProcess[str]:
+def publish(
+    folder: Path, endpoint: str, token: str = "hf_good", *args: str
+) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "HF_ENDPOINT": endpoint, "HF_TOKEN": token, "HF_HUB_OFFLINE": "0",
                    "HF_HUB_DISABLE_TELEMETRY": "1",
                    "HF_HOME": str(folder.parent / "hf"), "NO_PROXY": "*", "no_proxy": "*"}  # fmt: skip
@@ -110,7 +119,11 @@ def test_upload_is_what_the_dry_run_writes(hub: Hub, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     document = json.loads(done.stdout.splitlines()[-1])
     assert document["url"].startswith(hub.url)
-    written = {str(p.relative_to(tmp_path / "out")): p.read_bytes() for p in (tmp_path / "out").rglob("*") if p.is_file()}
+    written = {
+        str(p.relative_to(tmp_path / "out")): p.read_bytes()
+        for p in (tmp_path / "out").rglob("*")
+        if p.is_file()
+    }
     assert hub.files == written
     assert sorted(written) == document["files"]
     assert hub.created["visibility"] == "private"
@@ -136,7 +149,8 @@ def test_what_the_hub_refuses(case: str, hub: Hub, tmp_path: Path, monkeypatch: 
         environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_TOKEN": "hf_good", "HF_HUB_OFFLINE": "1"}
         command = [sys.executable, "-m", "quantize.cli", "publish", str(folder), "--repo", "me/small"]
         done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
-    expected = {"token": (1, "HF_TOKEN"), "card": (2, "license: is not known"), "unreachable": (1, "cannot be reached"),
+    expected = {"token": (1, "HF_TOKEN"), "card": (2, "license: is not known"), "unreachable": (1,
+    "cannot be reached"),
                 "offline": (1, "HF_HUB_OFFLINE")}  # fmt: skip
     code, words = expected[case]
     assert done.returncode == code, done.stderr

@@ -1,4 +1,5 @@
-"""The page in a real browser: Chromium, driven through chromedriver's WebDriver protocol (JSON over HTTP, so no library)."""
+"""The page in a real browser: Chromium, driven through chromedriver's WebDriver protocol (JSON over HTTP, so
+no library)."""
 
 import json
 import shutil
@@ -30,7 +31,8 @@ pytestmark = [
 ]
 
 FLAGS = (
-    "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+    "--disable-background-networking",
     "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage", "--window-size=1280,1000",
 )  # fmt: skip
 HOSTILE = "<script>window.owned=1</script>"
@@ -43,7 +45,10 @@ class Browser:
     def __init__(self, port: int, profile: Path):
         self.root = f"http://127.0.0.1:{port}"
         options = {"binary": CHROMIUM, "args": [*FLAGS, f"--user-data-dir={profile}"]}
-        wanted = {"goog:chromeOptions": options, "goog:loggingPrefs": {"browser": "ALL", "performance": "ALL"}}
+        wanted = {
+            "goog:chromeOptions": options,
+            "goog:loggingPrefs": {"browser": "ALL", "performance": "ALL"},
+        }
         self.session = ""
         self.session = self.call("POST", "/session", {"capabilities": {"alwaysMatch": wanted}})["sessionId"]
 
@@ -69,7 +74,10 @@ class Browser:
         return next(iter(found.values()))
 
     def click(self, selector: str) -> None:
-        self.run("document.querySelector(arguments[0]).scrollIntoView({block: 'center', behavior: 'instant'})", selector)
+        self.run(
+            "document.querySelector(arguments[0]).scrollIntoView({block: 'center', behavior: 'instant'})",
+            selector,
+        )
         self.call("POST", f"/element/{self.find(selector)}/click")
 
     def type(self, selector: str, text: str) -> None:
@@ -81,10 +89,18 @@ class Browser:
         self.call("POST", "/actions", {"actions": [{"type": "key", "id": "keys", "actions": actions}]})
 
     def hover(self, selector: str) -> None:
-        self.run("document.querySelector(arguments[0]).scrollIntoView({block: 'center', behavior: 'instant'})", selector)
+        self.run(
+            "document.querySelector(arguments[0]).scrollIntoView({block: 'center', behavior: 'instant'})",
+            selector,
+        )
         origin = {"element-6066-11e4-a52e-4f735466cecf": self.find(selector)}
         move = {"type": "pointerMove", "duration": 0, "x": 0, "y": 0, "origin": origin}
-        pointer = {"type": "pointer", "id": "mouse", "parameters": {"pointerType": "mouse"}, "actions": [move]}
+        pointer = {
+            "type": "pointer",
+            "id": "mouse",
+            "parameters": {"pointerType": "mouse"},
+            "actions": [move],
+        }
         self.call("POST", "/actions", {"actions": [pointer]})
 
     def logs(self, kind: str) -> list[dict[str, Any]]:
@@ -113,12 +129,16 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     assert DRIVER
-    process = subprocess.Popen([DRIVER, f"--port={port}"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [DRIVER, f"--port={port}"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     session = None
     try:
         for _ in range(150):
             try:
-                urllib.request.build_opener(urllib.request.ProxyHandler({})).open(f"http://127.0.0.1:{port}/status", timeout=5)
+                urllib.request.build_opener(urllib.request.ProxyHandler({})).open(
+                    f"http://127.0.0.1:{port}/status", timeout=5
+                )
                 break
             except (urllib.error.URLError, OSError):
                 time.sleep(0.2)
@@ -162,7 +182,9 @@ def test_policy_would_stop_a_request(opened: Browser, page: Path) -> None:
 def test_names_are_text(opened: Browser) -> None:
     assert opened.run("return window.owned === undefined")
     assert opened.run("return document.querySelectorAll('script:not([type])').length") == 1
-    shown = opened.run("return [...document.querySelectorAll('#artifacts .name')].map(n => n.textContent.trim())")
+    shown = opened.run(
+        "return [...document.querySelectorAll('#artifacts .name')].map(n => n.textContent.trim())"
+    )
     assert HOSTILE in shown
     opened.run("document.querySelector(`.point[aria-label^='<script>']`).focus()")
     assert opened.run("return document.querySelector('#tip b').textContent") == HOSTILE
@@ -174,7 +196,8 @@ def test_sorts_by_any_column_with_missing_values_last(opened: Browser) -> None:
     kl = next(
         i
         for i in range(count)
-        if "KL" in opened.run("return document.querySelectorAll('#artifacts thead th')[arguments[0]].textContent", i)
+        if "KL"
+        in opened.run("return document.querySelectorAll('#artifacts thead th')[arguments[0]].textContent", i)
     )
     opened.click(f"#artifacts thead th:nth-child({kl + 1}) button")
     up = column(opened, kl)
@@ -185,7 +208,9 @@ def test_sorts_by_any_column_with_missing_values_last(opened: Browser) -> None:
     opened.click(f"#artifacts thead th:nth-child({kl + 1}) button")
     assert [float(v) for v in column(opened, kl) if v] == known[::-1]
     assert (
-        opened.run("return document.querySelectorAll('#artifacts th')[arguments[0]].getAttribute('aria-sort')", kl)
+        opened.run(
+            "return document.querySelectorAll('#artifacts th')[arguments[0]].getAttribute('aria-sort')", kl
+        )
         == "descending"
     )
     opened.click("#artifacts thead th:first-child button")
@@ -202,7 +227,9 @@ def test_filters_table_and_plots(opened: Browser) -> None:
     visible = """return [...document.querySelectorAll('#plot-size .point')].filter(p => p.style.display !== 'none')
         .map(p => p.getAttribute('aria-label').split(';')[0])"""
     assert opened.run(visible) == ["gguf-q8_0"]
-    opened.run("const f = document.querySelector('#filter'); f.value = ''; f.dispatchEvent(new Event('input'))")
+    opened.run(
+        "const f = document.querySelector('#filter'); f.value = ''; f.dispatchEvent(new Event('input'))"
+    )
     opened.click("input[name=family][value=GGUF]")
     assert not any(name.startswith("gguf") for name in column(opened, 0))
     opened.click("input[name=family][value=GGUF]")
@@ -213,7 +240,9 @@ def test_filters_table_and_plots(opened: Browser) -> None:
 
 
 def test_hover_shows_what_the_point_is(opened: Browser) -> None:
-    label = opened.run("return document.querySelector('#plot-speed .point').getAttribute('aria-label').split(';')[0]")
+    label = opened.run(
+        "return document.querySelector('#plot-speed .point').getAttribute('aria-label').split(';')[0]"
+    )
     opened.hover("#plot-speed .point")
     tip = opened.run("const t = document.querySelector('#tip'); return t.hidden ? '' : t.innerText")
     assert tip.startswith(label)
@@ -261,7 +290,9 @@ def test_the_answer_follows_the_limits(opened: Browser) -> None:
 def test_nothing_overflows_and_labels_do_not_collide(opened: Browser, width: int) -> None:
     opened.call("POST", "/window/rect", {"width": width, "height": 1000})
     try:
-        assert opened.run("return document.documentElement.scrollWidth <= innerWidth"), "the page scrolls sideways"
+        assert opened.run("return document.documentElement.scrollWidth <= innerWidth"), (
+            "the page scrolls sideways"
+        )
         script = """
             const out = [];
             for (const svg of document.querySelectorAll('svg.scatter')) {
@@ -297,11 +328,15 @@ def test_every_control_has_a_name(opened: Browser) -> None:
 def test_prints_unfolded_and_light(opened: Browser) -> None:
     opened.run("document.documentElement.dataset.theme = 'dark'; dispatchEvent(new Event('beforeprint'))")
     assert opened.run("return [...document.querySelectorAll('details')].every(d => d.open)")
-    opened.call("POST", "/goog/cdp/execute", {"cmd": "Emulation.setEmulatedMedia", "params": {"media": "print"}})
+    opened.call(
+        "POST", "/goog/cdp/execute", {"cmd": "Emulation.setEmulatedMedia", "params": {"media": "print"}}
+    )
     try:
         assert opened.run("return getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
         assert opened.run("return getComputedStyle(document.querySelector('.tools')).display") == "none"
     finally:
-        opened.call("POST", "/goog/cdp/execute", {"cmd": "Emulation.setEmulatedMedia", "params": {"media": ""}})
+        opened.call(
+            "POST", "/goog/cdp/execute", {"cmd": "Emulation.setEmulatedMedia", "params": {"media": ""}}
+        )
     opened.run("dispatchEvent(new Event('afterprint'))")
     assert not opened.run("return [...document.querySelectorAll('details')].every(d => d.open)")

@@ -30,12 +30,17 @@ def add(folder: Path, **tensors: object) -> None:
 def made(source: Path, recipe: str, out: Path) -> tuple[Artifact, set[str], dict[str, Note]]:
     artifact = convert(source, recipe, out / recipe, calibration=CALIBRATION)
     assert artifact.verified == "full"
-    return artifact, set(StoredTensors(artifact.folder)), {note.tensor: note for note in artifact.manifest.notes}
+    return (
+        artifact,
+        set(StoredTensors(artifact.folder)),
+        {note.tensor: note for note in artifact.manifest.notes},
+    )
 
 
 @pytest.fixture(scope="module")
 def tied(make_checkpoint: Callable[..., Path]) -> Path:
-    """A tied model that also stores its head, and rotary frequencies as exporters before August 2023 left them."""
+    """A tied model that also stores its head, and rotary frequencies as exporters before August 2023 left
+    them."""
     import torch
     from safetensors.torch import load_file
 
@@ -66,14 +71,20 @@ def test_a_head_that_is_not_the_embedding_unties_the_model(tied: Path, tmp_path:
     for recipe in ("gptq-int4", "quanto-int8", "bnb-nf4"):
         artifact, stored, notes = made(source, recipe, tmp_path)
         assert "lm_head.weight" in stored
-        assert notes["lm_head.weight"].what == "tie_word_embeddings set to false" or "kept" in notes["lm_head.weight"].what
+        assert (
+            notes["lm_head.weight"].what == "tie_word_embeddings set to false"
+            or "kept" in notes["lm_head.weight"].what
+        )
         assert json.loads((artifact.folder / "config.json").read_text())["tie_word_embeddings"] is False
         assert np.array_equal(StoredTensors(artifact.folder).float32("lm_head.weight"), head.float().numpy())
 
 
 @pytest.mark.parametrize("recipe", ["quanto-int8", "bnb-nf4"])
-def test_a_tensor_that_transformers_renames_when_it_loads_it(recipe: str, tmp_path: Path, demo_checkpoint: Path) -> None:
-    """GPT-NeoX: ``embed_out`` in the files of every Pythia, ``lm_head`` in the model; with the causal mask and a bias to it."""
+def test_a_tensor_that_transformers_renames_when_it_loads_it(
+    recipe: str, tmp_path: Path, demo_checkpoint: Path
+) -> None:
+    """GPT-NeoX: ``embed_out`` in the files of every Pythia, ``lm_head`` in the model; with the causal mask
+    and a bias to it."""
     import torch
     from safetensors.torch import load_file, save_file
     from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
@@ -95,17 +106,23 @@ def test_a_tensor_that_transformers_renames_when_it_loads_it(recipe: str, tmp_pa
     artifact, _, notes = made(source, recipe, tmp_path)
     assert "output layer" in notes["embed_out.weight"].why
     assert notes["gpt_neox.layers.0.attention.bias"].what == "left out"
-    assert sum(check.name == "types" and "4" in check.detail for check in artifact.manifest.verification.checks) == 1
+    assert (
+        sum(check.name == "types" and "4" in check.detail for check in artifact.manifest.verification.checks)
+        == 1
+    )
 
 
 @pytest.fixture(scope="module")
 def mamba(tmp_path_factory: pytest.TempPathFactory, demo_checkpoint: Path) -> Path:
-    """Its own code multiplies with ``dt_proj.weight``; its other projections get inputs that are transposed."""
+    """Its own code multiplies with ``dt_proj.weight``; its other projections get inputs that are
+    transposed."""
     import torch
     from transformers import MambaConfig, MambaForCausalLM
 
     torch.manual_seed(0)
-    config = MambaConfig(vocab_size=4096, hidden_size=64, num_hidden_layers=1, bos_token_id=0, eos_token_id=0, pad_token_id=0)
+    config = MambaConfig(
+        vocab_size=4096, hidden_size=64, num_hidden_layers=1, bos_token_id=0, eos_token_id=0, pad_token_id=0
+    )
     folder = tmp_path_factory.mktemp("mamba")
     MambaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
     for name in ("tokenizer.json", "tokenizer_config.json"):
@@ -114,11 +131,16 @@ def mamba(tmp_path_factory: pytest.TempPathFactory, demo_checkpoint: Path) -> Pa
 
 
 @pytest.mark.parametrize("recipe", ["bnb-nf4", "bnb-int8"])
-def test_a_weight_that_the_models_own_code_uses_is_left_alone(mamba: Path, recipe: str, tmp_path: Path) -> None:
+def test_a_weight_that_the_models_own_code_uses_is_left_alone(
+    mamba: Path, recipe: str, tmp_path: Path
+) -> None:
     artifact, _, notes = made(mamba, recipe, tmp_path)
     assert "own code" in notes["backbone.layers.0.mixer.dt_proj.weight"].why
     assert "backbone.layers.0.mixer.in_proj.weight" not in notes  # quantized, and nothing to say
-    assert any(check.name == "types" and check.detail.startswith("3 ") for check in artifact.manifest.verification.checks)
+    assert any(
+        check.name == "types" and check.detail.startswith("3 ")
+        for check in artifact.manifest.verification.checks
+    )
 
 
 def test_what_a_librarys_kernel_for_cpus_refuses_is_noted(mamba: Path, tmp_path: Path) -> None:
@@ -128,7 +150,9 @@ def test_what_a_librarys_kernel_for_cpus_refuses_is_noted(mamba: Path, tmp_path:
     assert "outputs, no multiple of 32" in notes["backbone.layers.0.mixer.x_proj.weight"].what
 
 
-def test_layers_that_optimum_quanto_cannot_pack_are_kept(make_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+def test_layers_that_optimum_quanto_cannot_pack_are_kept(
+    make_checkpoint: Callable[..., Path], tmp_path: Path
+) -> None:
     """bfloat16, 4 bits, outputs that are no multiple of 16; an output layer of 4099 rows among them."""
     source = make_checkpoint(num_hidden_layers=1, intermediate_size=648, vocab_size=4099)
     _, _, notes = made(source, "quanto-int4:lm_head=true", tmp_path)
@@ -137,8 +161,11 @@ def test_layers_that_optimum_quanto_cannot_pack_are_kept(make_checkpoint: Callab
     assert "model.layers.0.self_attn.q_proj.weight" not in notes
 
 
-def test_optimum_quanto_itself_runs_the_artifact(make_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
-    """In bfloat16, on weights mapped from the file: its kernel ends the process where one lies at no multiple of 16."""
+def test_optimum_quanto_itself_runs_the_artifact(
+    make_checkpoint: Callable[..., Path], tmp_path: Path
+) -> None:
+    """In bfloat16, on weights mapped from the file: its kernel ends the process where one lies at no multiple
+    of 16."""
     source = make_checkpoint(num_hidden_layers=1, attention_bias=True, head_dim=36, num_key_value_heads=1)
     artifact, stored, _ = made(source, "quanto-int8", tmp_path)
     assert any(info.size_bytes % 16 for info in StoredTensors(artifact.folder).info.values()), stored
@@ -155,7 +182,9 @@ def test_tensors_lie_where_kernels_want_them(tmp_path: Path) -> None:
     state = {name: np.arange(np.prod(shape)).astype(np.int8).reshape(shape) for name, shape in sizes.items()}
     state["wide"] = np.arange(32, dtype=np.float32)
     kinds = {"wide": "F32"}
-    write_folder(tmp_path, [Entry(n, kinds.get(n, "I8"), v.shape) for n, v in state.items()], lambda name: state[name])
+    write_folder(
+        tmp_path, [Entry(n, kinds.get(n, "I8"), v.shape) for n, v in state.items()], lambda name: state[name]
+    )
     stored = StoredTensors(tmp_path)
     assert [stored.info[name].offset % 64 for name in ("b", "c", "wide")] == [0, 0, 0]
     assert all(np.array_equal(stored.raw(name), value) for name, value in state.items())

@@ -1,4 +1,5 @@
-"""The runtime against plain transformers: sliced logits, cache, families that treat their logits specially, bad folders."""
+"""The runtime against plain transformers: sliced logits, cache, families that treat their logits specially,
+bad folders."""
 
 import json
 import shutil
@@ -27,8 +28,10 @@ def tiny(folder: Path, kind: str, **extra: Any) -> Path:
 
     torch.manual_seed(1)
     settings = {
-        "vocab_size": 300, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
-        "num_key_value_heads": 2, "head_dim": 16, "max_position_embeddings": 64, "pad_token_id": 0, "bos_token_id": 1,
+        "vocab_size": 300, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2, "head_dim": 16, "max_position_embeddings": 64, "pad_token_id": 0,
+        "bos_token_id": 1,
         "eos_token_id": 2, **extra,
     }  # fmt: skip
     AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **settings)).save_pretrained(folder)
@@ -102,7 +105,9 @@ def test_missing_weights_are_not_made_up(tmp_path: Path) -> None:
     state = load_file(folder / "model.safetensors")
     del state["model.layers.1.mlp.up_proj.weight"]
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(BadInput, match=r"no weights of the right shape for model.layers.1.mlp.up_proj.weight"):
+    with pytest.raises(
+        BadInput, match=r"no weights of the right shape for model.layers.1.mlp.up_proj.weight"
+    ):
         TransformersRuntime(folder, CPU)
 
 
@@ -207,7 +212,12 @@ def test_fp8_that_transformers_dequantizes_runs_in_any_dtype(
 
     folder = shutil.copytree(make_checkpoint(num_hidden_layers=1), tmp_path / "fp8")
     config = json.loads((folder / "config.json").read_text())
-    blocks = {"quant_method": "fp8", "activation_scheme": "dynamic", "fmt": "e4m3", "weight_block_size": [128, 128]}
+    blocks = {
+        "quant_method": "fp8",
+        "activation_scheme": "dynamic",
+        "fmt": "e4m3",
+        "weight_block_size": [128, 128],
+    }
     (folder / "config.json").write_text(json.dumps({**config, "quantization_config": blocks}))
     tensors = load_file(folder / "model.safetensors")
     for name in [name for name in tensors if "proj" in name]:
@@ -219,7 +229,9 @@ def test_fp8_that_transformers_dequantizes_runs_in_any_dtype(
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     with TransformersRuntime(folder, CPU.model_copy(update={"dtype": dtype})) as runtime:
         got = gather(runtime, ROWS)
-    own = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16 if dtype == "bfloat16" else torch.float32)
+    own = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.bfloat16 if dtype == "bfloat16" else torch.float32
+    )
     with torch.no_grad():
         wanted = (own if dtype == "bfloat16" else own.float())(torch.as_tensor(ROWS)).logits.float().numpy()
     np.testing.assert_allclose(got, wanted, atol=tolerance)

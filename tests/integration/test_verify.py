@@ -1,4 +1,5 @@
-"""Verification notices damage: scales that grew, tensors swapped, a row lost, a tokenizer changed, a runtime that disagrees."""
+"""Verification notices damage: scales that grew, tensors swapped, a row lost, a tokenizer changed, a runtime
+that disagrees."""
 
 import json
 import shutil
@@ -43,7 +44,15 @@ def test_sound_artifacts_pass(short: str, artifacts: dict[str, Artifact]) -> Non
     assert verification.level == "full"
     assert verification.passed
     checks = {check.name: check for check in verification.checks}
-    assert set(checks) >= {"types", "tokenizer", "chat template", "weights", "weight error", "opens", "logits"}
+    assert set(checks) >= {
+        "types",
+        "tokenizer",
+        "chat template",
+        "weights",
+        "weight error",
+        "opens",
+        "logits",
+    }
     assert checks["distance to source"].tolerance is None
     assert checks["distance to source"].value is not None
     if short != "bnb-int8":  # which rounds activations
@@ -72,7 +81,11 @@ def parts(arrays: dict[str, np.ndarray], layer: str) -> list[str]:
 
 
 def grow_scales(arrays: dict[str, np.ndarray]) -> None:
-    names = [n for n in parts(arrays, LAYER) if n.endswith(("_scale", "_shift", ".absmax", ".nested_absmax", "SCB"))]
+    names = [
+        n
+        for n in parts(arrays, LAYER)
+        if n.endswith(("_scale", "_shift", ".absmax", ".nested_absmax", "SCB"))
+    ]
     names = [n for n in names if not n.endswith(("input_scale", "output_scale"))]
     if f"{LAYER}.nested_absmax" in arrays:
         arrays[f"{LAYER}.nested_absmax"] *= np.float32(1.5)
@@ -97,7 +110,9 @@ def lose_row(arrays: dict[str, np.ndarray]) -> None:
         raw = arrays[name]
         if name.endswith(("weight._data", "weight")) and raw.dtype == np.int8:
             raw[7] = 0
-        elif name.endswith(("weight._scale", "weight._shift")) or (name.endswith(".absmax") and raw.dtype == np.float32):
+        elif name.endswith(("weight._scale", "weight._shift")) or (
+            name.endswith(".absmax") and raw.dtype == np.float32
+        ):
             raw.reshape(512, -1)[7] = 0
         elif name == LAYER and f"{LAYER}.nested_absmax" in arrays:
             raw.reshape(512, -1)[7] = 0x77  # nf4's code for zero, twice
@@ -106,9 +121,15 @@ def lose_row(arrays: dict[str, np.ndarray]) -> None:
 @pytest.mark.parametrize("short", RECIPES)
 @pytest.mark.parametrize("damage", [grow_scales, swap, lose_row])
 def test_damage_is_noticed(
-    short: str, damage: Callable[[dict[str, np.ndarray]], None], artifacts: dict[str, Artifact], source: Path, tmp_path: Path
+    short: str,
+    damage: Callable[[dict[str, np.ndarray]], None],
+    artifacts: dict[str, Artifact],
+    source: Path,
+    tmp_path: Path,
 ) -> None:
-    verification = reverify(short, artifacts, source, tmp_path, lambda folder: rewrite(folder, damage), "tensors")
+    verification = reverify(
+        short, artifacts, source, tmp_path, lambda folder: rewrite(folder, damage), "tensors"
+    )
     failed = next(check for check in verification.checks if not check.passed)
     assert failed.name == "weights"
     assert LAYER in failed.detail or OTHER in failed.detail
@@ -127,7 +148,15 @@ def reverify(
     change(stage)
     recipe = parse_recipe(short)
     notes = list(artifacts[short].manifest.notes)
-    result = verify(method(recipe.method), recipe, stage, open_checkpoint(source), Conversion(0, "", notes=notes), CPU, level)
+    result = verify(
+        method(recipe.method),
+        recipe,
+        stage,
+        open_checkpoint(source),
+        Conversion(0, "", notes=notes),
+        CPU,
+        level,
+    )
     assert not result.passed
     assert {path.name for path in tmp_path.iterdir()} == {"stage"}  # no scratch left
     return result
@@ -139,7 +168,9 @@ def two_layers(make_checkpoint: Callable[..., Path]) -> Checkpoint:
 
 
 @pytest.fixture(scope="module")
-def conversions(two_layers: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Conversion]]:
+def conversions(
+    two_layers: Checkpoint, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, tuple[Path, Conversion]]:
     """What the methods wrote and what they say their engines computed; nothing verified yet."""
     made = {}
     for short in RECIPES:
@@ -171,7 +202,11 @@ def turn_rows(arrays: dict[str, np.ndarray]) -> None:
     """The first half of the rows after the second: the parts of a fused matrix in another order."""
     for name in parts(arrays, LAYER):
         raw = arrays[name]
-        if raw.size >= 256 and not name.endswith(("quant_map", "nested_absmax")) and "quant_state" not in name:
+        if (
+            raw.size >= 256
+            and not name.endswith(("quant_map", "nested_absmax"))
+            and "quant_state" not in name
+        ):
             arrays[name] = np.roll(raw.reshape(-1), raw.size // 2).reshape(raw.shape)
 
 
@@ -184,7 +219,8 @@ def scale_of_the_neighbour(arrays: dict[str, np.ndarray]) -> None:
 
 @pytest.mark.parametrize("short", RECIPES)
 @pytest.mark.parametrize(
-    ("damage", "without"), [(swap_layers, True), (turn_rows, True), (scale_of_the_neighbour, False), (swap, True)]
+    ("damage", "without"),
+    [(swap_layers, True), (turn_rows, True), (scale_of_the_neighbour, False), (swap, True)],
 )
 def test_damage_to_what_was_computed(
     short: str,
@@ -194,14 +230,20 @@ def test_damage_to_what_was_computed(
     two_layers: Checkpoint,
     tmp_path: Path,
 ) -> None:
-    """Told by what was computed; misplaced tensors and rows by whose they are, too, where nobody says what was (the two
-    halves of quanto's 4-bit rows share bytes, so that there a turn makes other rows of them)."""
+    """Told by what was computed; misplaced tensors and rows by whose they are, too, where nobody says what
+    was (the two halves of quanto's 4-bit rows share bytes, so that there a turn makes other rows of them)."""
     folder, conversion = conversions[short]
     shutil.copytree(folder, tmp_path / "stage")
     rewrite(tmp_path / "stage", damage)
     recipe = parse_recipe(short)
-    for known in [conversion, Conversion(0, "")] if without and (short, damage) != ("quanto-int4", turn_rows) else [conversion]:
-        checks = check_weights(method(recipe.method), recipe, tmp_path / "stage", two_layers, known, None).checks
+    for known in (
+        [conversion, Conversion(0, "")]
+        if without and (short, damage) != ("quanto-int4", turn_rows)
+        else [conversion]
+    ):
+        checks = check_weights(
+            method(recipe.method), recipe, tmp_path / "stage", two_layers, known, None
+        ).checks
         assert not checks[0].passed
         assert "mlp.up_proj" in checks[0].detail or "mlp.gate_proj" in checks[0].detail
 
@@ -238,7 +280,14 @@ def test_a_tensor_left_unquantized(artifacts: dict[str, Artifact], source: Path,
 @pytest.mark.parametrize("name", ["tokenizer.json", "added_tokens.json"])
 def test_another_tokenizer(name: str, artifacts: dict[str, Artifact], source: Path, tmp_path: Path) -> None:
     failed = failed_check(
-        reverify("bnb-nf4", artifacts, source, tmp_path, lambda folder: (folder / name).write_text("{}") and None, "tensors")
+        reverify(
+            "bnb-nf4",
+            artifacts,
+            source,
+            tmp_path,
+            lambda folder: (folder / name).write_text("{}") and None,
+            "tensors",
+        )
     )
     assert failed.name == "tokenizer"
     assert name in failed.detail
@@ -253,7 +302,9 @@ def test_another_chat_template(artifacts: dict[str, Artifact], source: Path, tmp
     assert {check.name for check in result.checks if not check.passed} == {"tokenizer", "chat template"}
 
 
-def test_a_runtime_that_computes_something_else(artifacts: dict[str, Artifact], source: Path, tmp_path: Path) -> None:
+def test_a_runtime_that_computes_something_else(
+    artifacts: dict[str, Artifact], source: Path, tmp_path: Path
+) -> None:
     """The files are sound and the config makes the runtime read them otherwise: only the logits can tell."""
 
     def change(folder: Path) -> None:
@@ -271,7 +322,11 @@ def test_a_runtime_that_computes_something_else(artifacts: dict[str, Artifact], 
 def test_a_runtime_that_gives_nan(artifacts: dict[str, Artifact], source: Path, tmp_path: Path) -> None:
     def change(folder: Path) -> None:
         config = json.loads((folder / "config.json").read_text())
-        config["rope_parameters"] = {"rope_type": "linear", "rope_theta": 1e-30, "factor": 1e-12}  # beyond float32's range
+        config["rope_parameters"] = {
+            "rope_type": "linear",
+            "rope_theta": 1e-30,
+            "factor": 1e-12,
+        }  # beyond float32's range
         (folder / "config.json").write_text(json.dumps(config))
 
     failed = failed_check(reverify("bnb-nf4", artifacts, source, tmp_path, change, "full"))
@@ -281,7 +336,14 @@ def test_a_runtime_that_gives_nan(artifacts: dict[str, Artifact], source: Path, 
 
 def test_a_folder_that_does_not_open(artifacts: dict[str, Artifact], source: Path, tmp_path: Path) -> None:
     failed = failed_check(
-        reverify("bnb-nf4", artifacts, source, tmp_path, lambda folder: (folder / "config.json").unlink(), "tensors")
+        reverify(
+            "bnb-nf4",
+            artifacts,
+            source,
+            tmp_path,
+            lambda folder: (folder / "config.json").unlink(),
+            "tensors",
+        )
     )
     assert failed.name == "opens"
 
@@ -314,14 +376,22 @@ def test_damage_to_a_gguf_is_noticed(damage: str, source: Path, tmp_path: Path) 
         data[up.offset + 7 * row : up.offset + 8 * row] = bytes(row)
     path.write_bytes(data)
     result = verify(
-        method("gguf"), recipe, tmp_path / "stage", open_checkpoint(source), Conversion(0, "", sha256=written), CPU, "tensors"
+        method("gguf"),
+        recipe,
+        tmp_path / "stage",
+        open_checkpoint(source),
+        Conversion(0, "", sha256=written),
+        CPU,
+        "tensors",
     )
     assert failed_check(result).name == "weights"
 
 
 def test_notes_name_what_quanto_lowers_silently(make_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
     """288 inputs: groups of 96; 96 inputs: none."""
-    folder = make_checkpoint(hidden_size=96, intermediate_size=288, num_attention_heads=2, head_dim=48, num_hidden_layers=1)
+    folder = make_checkpoint(
+        hidden_size=96, intermediate_size=288, num_attention_heads=2, head_dim=48, num_hidden_layers=1
+    )
     artifact = convert(folder, "quanto-int4", tmp_path / "a", run=CPU)
     what = {note.tensor: note.what for note in artifact.manifest.notes}
     assert what["model.layers.0.mlp.down_proj.weight"] == "groups of 96 instead of 128"

@@ -1,4 +1,5 @@
-"""What verification cannot reach is said before and after, on the last line and in the exit code; what fails it can be kept."""
+"""What verification cannot reach is said before and after, on the last line and in the exit code; what fails
+it can be kept."""
 
 import json
 from collections.abc import Callable
@@ -29,7 +30,8 @@ def unheard_of(make_checkpoint: Callable[..., Path]) -> Path:
 
 
 def run(*arguments: object) -> SimpleNamespace:
-    """The command, in this process; what it ends with is the last line of stderr, as the program prints it."""
+    """The command, in this process; what it ends with is the last line of stderr, as the program prints
+    it."""
     done = CliRunner().invoke(cli, [str(argument) for argument in arguments], standalone_mode=False)
     if done.exception is not None and not isinstance(done.exception, QuantwrightError):
         raise done.exception
@@ -52,7 +54,9 @@ def test_a_lower_level_is_an_exit_code_and_the_last_line(unheard_of: Path, tmp_p
 
 
 @pytest.mark.parametrize("options", [["--allow-lower-verification"], ["--verify", "tensors"]])
-def test_it_is_accepted_where_it_is_allowed_or_all_that_was_asked(unheard_of: Path, options: list[str], tmp_path: Path) -> None:
+def test_it_is_accepted_where_it_is_allowed_or_all_that_was_asked(
+    unheard_of: Path, options: list[str], tmp_path: Path
+) -> None:
     done = run("convert", unheard_of, "--to", "gguf-f16", "-o", tmp_path / "out", *options)
     assert done.exit_code == 0, done.stderr
     assert Artifact.load(tmp_path / "out").verified == "tensors"
@@ -74,14 +78,23 @@ def test_check_and_plan_say_so_before_the_work(unheard_of: Path, demo_checkpoint
 @pytest.mark.parametrize("allowed", [False, True])
 def test_jobs_have_the_same_option(unheard_of: Path, allowed: bool, tmp_path: Path) -> None:
     job = tmp_path / "job.yaml"
-    job.write_text(f"models: [{unheard_of}]\nrecipes: [gguf-f16]\nallow_lower_verification: {str(allowed).lower()}\n")
+    job.write_text(
+        f"models: [{unheard_of}]\nrecipes: [gguf-f16]\nallow_lower_verification: {str(allowed).lower()}\n"
+    )
     step = build_plan(load_job(job), tmp_path).steps[0]
     assert ("--allow-lower-verification" in step.arguments) == allowed
 
 
 def test_what_fails_is_kept_where_it_is_asked_for(demo_checkpoint: Path, tmp_path: Path) -> None:
     """A pre-tokenizer that cuts texts otherwise than the source's does."""
-    command = ["convert", demo_checkpoint, "--to", "gguf-q8_0:pre_tokenizer=deepseek-llm", "-o", tmp_path / "out"]
+    command = [
+        "convert",
+        demo_checkpoint,
+        "--to",
+        "gguf-q8_0:pre_tokenizer=deepseek-llm",
+        "-o",
+        tmp_path / "out",
+    ]
     done = run(*command)
     assert done.exit_code == 1
     assert "nothing was written (--keep-failed keeps it)" in done.stderr

@@ -1,4 +1,5 @@
-"""An artifact is opened in a process that has imported what a stranger's would; experts that transformers keeps in one tensor."""
+"""An artifact is opened in a process that has imported what a stranger's would; experts that transformers
+keeps in one tensor."""
 
 import shutil
 from pathlib import Path
@@ -29,15 +30,20 @@ def experts(demo_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
     torch.manual_seed(0)
     config = Qwen3MoeConfig(
-        vocab_size=4096, hidden_size=128, intermediate_size=256, moe_intermediate_size=128, num_hidden_layers=1, head_dim=64,
-        num_attention_heads=2, num_key_value_heads=1, num_experts=4, num_experts_per_tok=1, decoder_sparse_step=1,
+        vocab_size=4096, hidden_size=128, intermediate_size=256, moe_intermediate_size=128,
+        num_hidden_layers=1, head_dim=64,
+        num_attention_heads=2, num_key_value_heads=1, num_experts=4, num_experts_per_tok=1,
+        decoder_sparse_step=1,
         max_position_embeddings=128, norm_topk_prob=True, bos_token_id=0, eos_token_id=0, pad_token_id=0,
     )  # fmt: skip
     model = Qwen3MoeForCausalLM(config)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.ndim > 1:
-                parameter.copy_(torch.randn_like(parameter) * (0.7 if "embed" in name else 1.2 / parameter.shape[-1] ** 0.5))
+                parameter.copy_(
+                    torch.randn_like(parameter)
+                    * (0.7 if "embed" in name else 1.2 / parameter.shape[-1] ** 0.5)
+                )
         gate = model.model.layers[0].mlp.gate.weight
         gate[1], gate[3] = -gate[0], 0
     folder = tmp_path_factory.mktemp("experts") / "source"
@@ -93,7 +99,8 @@ def test_a_process_that_cannot_open_it_says_why(made: Artifact, tmp_path: Path) 
 
 
 def test_stacked_experts_are_the_sources_own(experts: Path) -> None:
-    """The reference for logits: parameters made of a checkpoint's tensors as transformers' loader makes them."""
+    """The reference for logits: parameters made of a checkpoint's tensors as transformers' loader makes
+    them."""
     from transformers import AutoModelForCausalLM
 
     from quantize.calibration.layers import streamed_model

@@ -1,5 +1,6 @@
-"""vLLM against transformers on the same tokens. vLLM pins other libraries than this program does, so it runs in an environment of
-its own (docs/measuring.md); where it is not installed that test skips, and what is done with such a runtime is tested without."""
+"""vLLM against transformers on the same tokens. vLLM pins other libraries than this program does, so it runs
+in an environment of its own (docs/measuring.md); where it is not installed that test skips, and what is done
+with such a runtime is tested without."""
 
 import sys
 from collections.abc import Callable, Sequence
@@ -28,7 +29,9 @@ class Scorer(Bigram):
 
     gives_logits = False
 
-    def token_scores(self, rows: Sequence[Sequence[int]], firsts: Sequence[int]) -> list[tuple[np.ndarray, np.ndarray]]:
+    def token_scores(
+        self, rows: Sequence[Sequence[int]], firsts: Sequence[int]
+    ) -> list[tuple[np.ndarray, np.ndarray]]:
         out = []
         for row, first in zip(rows, firsts, strict=True):
             logits = self.table[np.asarray(row[first - 1 : -1])].astype(np.float64)
@@ -42,7 +45,9 @@ class Scorer(Bigram):
 def test_a_runtime_without_logits_gives_the_same_scores(protocol: str) -> None:
     table = random_table(60)
     full, bare = Bigram(table, bos=0), Scorer(table, bos=0)
-    windows = make_windows(parse_protocol(protocol), "Some text to be scored, token by token. " * 9, full.tokenize, ids="runtime")
+    windows = make_windows(
+        parse_protocol(protocol), "Some text to be scored, token by token. " * 9, full.tokenize, ids="runtime"
+    )
     a, b = score(full, windows), score(bare, windows)
     np.testing.assert_allclose(a.log_probs, b.log_probs, rtol=1e-6)
     assert a.excluded == b.excluded == 0
@@ -56,7 +61,13 @@ def test_likelihoods_and_greediness_without_logits() -> None:
     from evals.special import SpecialIds
 
     table = random_table(60)
-    pairs = [("ab", "c"), ("ab", "cd"), ("", "ab"), ("q" * 100, "rs"), *[("x", chr(c)) for c in range(65, 91)]]
+    pairs = [
+        ("ab", "c"),
+        ("ab", "cd"),
+        ("", "ab"),
+        ("q" * 100, "rs"),
+        *[("x", chr(c)) for c in range(65, 91)],
+    ]
 
     def ask(model: Bigram) -> list[tuple[float, bool]]:
         requests = [Instance("loglikelihood", {}, pair, i) for i, pair in enumerate(pairs)]
@@ -78,8 +89,16 @@ def test_vllm_agrees_with_transformers(make_checkpoint: Callable[..., Path], tmp
     pytest.importorskip("vllm")
     model = make_checkpoint()
     (tmp_path / "text.txt").write_text(stdlib_documentation()[40_000:48_000], encoding="utf-8")
-    settings = {"text": tmp_path / "text.txt", "tokens": 1500, "protocol": ["llamacpp-256", "gptq-128"], "run": RUN}
-    plain = {(r.protocol, r.metric): r.value for r in evaluate([model], prompts=["The value"], generate=6, **settings)}
+    settings = {
+        "text": tmp_path / "text.txt",
+        "tokens": 1500,
+        "protocol": ["llamacpp-256", "gptq-128"],
+        "run": RUN,
+    }
+    plain = {
+        (r.protocol, r.metric): r.value
+        for r in evaluate([model], prompts=["The value"], generate=6, **settings)
+    }
     rows = evaluate([model], reference=model, runtime="vllm", prompts=["The value"], generate=6, **settings)
     found = {(r.protocol, r.metric): r for r in rows}
     for key, value in plain.items():

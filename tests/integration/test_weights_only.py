@@ -22,7 +22,9 @@ from reports import build
 RUN = RunOptions(threads=1, progress=False)
 
 
-def test_a_share_of_the_windows_gives_what_the_whole_gives_there(make_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+def test_a_share_of_the_windows_gives_what_the_whole_gives_there(
+    make_checkpoint: Callable[..., Path], tmp_path: Path
+) -> None:
     source = make_checkpoint()
     convert(source, "gguf-q4_0", tmp_path / "gguf", verify="none", run=RUN)
     text = tmp_path / "text.txt"
@@ -30,14 +32,23 @@ def test_a_share_of_the_windows_gives_what_the_whole_gives_there(make_checkpoint
 
     def rows(how_much: str, **more: Any) -> dict[str, EvalResult]:
         found = evaluate(
-            [tmp_path / "gguf"], reference=source, text=text, protocol="llamacpp-32", weights_only=how_much, run=RUN, **more
+            [tmp_path / "gguf"],
+            reference=source,
+            text=text,
+            protocol="llamacpp-32",
+            weights_only=how_much,
+            run=RUN,
+            **more,
         )
         return {row.metric: row for row in found}
 
     whole, part = rows("full"), rows("sample", out=tmp_path / "run")
     count = len(whole["kl_mean"].samples)
     assert count > 90
-    indices = [(2 * i + 1) * count // (2 * part["kl_weights_only"].detail["chunks"]) for i in range(max(2, -(-count // 80)))]
+    indices = [
+        (2 * i + 1) * count // (2 * part["kl_weights_only"].detail["chunks"])
+        for i in range(max(2, -(-count // 80)))
+    ]
     for metric, of_all in (("kl_weights_only", "kl_weights_only"), ("kl_same_tokens", "kl_mean")):
         row = part[metric]
         assert whole[metric].n == whole["kl_mean"].n
@@ -59,7 +70,9 @@ def test_a_share_of_the_windows_gives_what_the_whole_gives_there(make_checkpoint
     assert all(shown[metric] == part[metric].value for metric in ("kl_weights_only", "kl_same_tokens"))
 
     shutil.copy(next((tmp_path / "gguf").glob("*.gguf")), tmp_path / "theirs.gguf")
-    theirs = evaluate([tmp_path / "theirs.gguf"], reference=source, text=text, protocol="llamacpp-32", run=RUN)
+    theirs = evaluate(
+        [tmp_path / "theirs.gguf"], reference=source, text=text, protocol="llamacpp-32", run=RUN
+    )
     assert [row.value for row in theirs if row.metric == "kl_weights_only"] == [part["kl_weights_only"].value]
 
     beside = rows("sample", cache_limit=1000)
@@ -71,7 +84,8 @@ def test_a_share_of_the_windows_gives_what_the_whole_gives_there(make_checkpoint
 
 
 def test_a_file_of_another_model_has_none(make_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
-    """The same vocabulary, so its divergence can be measured; its tensors mean nothing in the reference's model."""
+    """The same vocabulary, so its divergence can be measured; its tensors mean nothing in the reference's
+    model."""
     source, deeper = make_checkpoint(), make_checkpoint(num_hidden_layers=3)
     convert(deeper, "gguf-q4_0", tmp_path / "gguf", verify="none", run=RUN)
     file = shutil.copy(next((tmp_path / "gguf").glob("*.gguf")), tmp_path / "theirs.gguf")
@@ -93,12 +107,18 @@ def test_a_file_of_another_model_has_none(make_checkpoint: Callable[..., Path], 
 )
 def test_how_many_windows_and_which(protocol: str, tokens: int, expected: int) -> None:
     windows = make_windows(
-        parse_protocol(protocol), "x", lambda text, add_special=True: list(range(tokens)), ids="source", prefix=None
+        parse_protocol(protocol),
+        "x",
+        lambda text, add_special=True: list(range(tokens)),
+        ids="source",
+        prefix=None,
     )
     chosen = chosen_windows(windows, "sample")
     assert len(set(chosen.tolist())) == expected
     assert sorted(chosen) == list(chosen)
     count = len(windows.windows)
-    assert abs(int(chosen[0]) - (count - 1 - int(chosen[-1]))) <= 1  # as far from the beginning as from the end
+    assert (
+        abs(int(chosen[0]) - (count - 1 - int(chosen[-1]))) <= 1
+    )  # as far from the beginning as from the end
     assert np.ptp(np.diff(chosen)) <= 1
     assert len(chosen_windows(windows, "full")) == count

@@ -17,10 +17,14 @@ from quantize.sources.adapter import open_adapter
 from quantize.sources.opening import open_checkpoint
 
 CONFIG: dict[str, Any] = {
-    "peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj", "lm_head"], "bias": "none",
-    "modules_to_save": ["embed_tokens"], "rank_pattern": {"q_proj": 4, r"layers\.1\.self_attn\.v_proj": 4}, "alpha_pattern": {},
-    "use_rslora": False, "use_dora": False, "fan_in_fan_out": False, "ensure_weight_tying": False, "lora_bias": False,
-    "init_lora_weights": True, "layers_to_transform": None, "base_model_name_or_path": "org/base", "task_type": "CAUSAL_LM",
+    "peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj", "lm_head"],
+    "bias": "none",
+    "modules_to_save": ["embed_tokens"], "rank_pattern": {"q_proj": 4, r"layers\.1\.self_attn\.v_proj": 4},
+    "alpha_pattern": {},
+    "use_rslora": False, "use_dora": False, "fan_in_fan_out": False, "ensure_weight_tying": False,
+    "lora_bias": False,
+    "init_lora_weights": True, "layers_to_transform": None, "base_model_name_or_path": "org/base",
+    "task_type": "CAUSAL_LM",
     "target_parameters": None, "trainable_token_indices": None, "megatron_config": None, "use_qalora": False,
 }  # fmt: skip
 #: patterns that are none, or that Python's engine would take for ever over
@@ -47,10 +51,16 @@ def base(demo_checkpoint: Path) -> Checkpoint:
 @pytest.fixture
 def folder(base: Checkpoint, tmp_path: Path) -> Path:
     zeros = np.zeros
-    tensors = {"base_model.model.model.embed_tokens.weight": zeros(base.tensors["model.embed_tokens.weight"].shape, np.float32)}
+    tensors = {
+        "base_model.model.model.embed_tokens.weight": zeros(
+            base.tensors["model.embed_tokens.weight"].shape, np.float32
+        )
+    }
     for module in ("model.layers.0.self_attn.q_proj", "model.layers.1.self_attn.v_proj", "lm_head"):
         rows = base.config["vocab_size"] if module == "lm_head" else base.tensors[f"{module}.weight"].shape[0]
-        tensors[f"base_model.model.{module}.lora_A.weight"] = zeros((4, base.config["hidden_size"]), np.float32)
+        tensors[f"base_model.model.{module}.lora_A.weight"] = zeros(
+            (4, base.config["hidden_size"]), np.float32
+        )
         tensors[f"base_model.model.{module}.lora_B.weight"] = zeros((rows, 4), np.float32)
     save_file(tensors, tmp_path / "adapter_model.safetensors")
     (tmp_path / "adapter_config.json").write_text(json.dumps(CONFIG))
@@ -102,14 +112,19 @@ def test_adapter_configs_changed_in_one_place(folder: Path, base: Checkpoint) ->
 
 
 def test_adapter_weights_changed_in_one_place(folder: Path, base: Checkpoint) -> None:
-    assert faults(opening(folder, base, "adapter_model.safetensors"), sample(headers(folder), 100), seconds=10) == []
+    assert (
+        faults(opening(folder, base, "adapter_model.safetensors"), sample(headers(folder), 100), seconds=10)
+        == []
+    )
 
 
 @pytest.mark.long
 def test_every_change_of_an_adapter(folder: Path, base: Checkpoint) -> None:
     found = faults(opening(folder, base, "adapter_config.json"), configs(), seconds=10)
     (folder / "adapter_config.json").write_text(json.dumps(CONFIG))
-    assert found + faults(opening(folder, base, "adapter_model.safetensors"), headers(folder), seconds=10) == []
+    assert (
+        found + faults(opening(folder, base, "adapter_model.safetensors"), headers(folder), seconds=10) == []
+    )
 
 
 @pytest.mark.parametrize("pattern", ["(a+)+$", r"(\w+\.?)+x", r"(\w+)\1*", ".*.*.*.*x", "x" * 600])

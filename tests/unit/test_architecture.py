@@ -13,23 +13,32 @@ PACKAGES = ("quantize", "evals", "benchmarks", "reports")
 # importer -> what it may import of ours. Commands reach other packages by lazy string or command line only.
 ALLOWED = {
     "reports": (
-        "reports", "quantize.results", "evals.statistics", "quantize.artifact.artifact", "quantize.artifact.attestation", "quantize.errors",
+        "reports", "quantize.results", "evals.statistics", "quantize.artifact.artifact",
+        "quantize.artifact.attestation", "quantize.errors",
         "quantize.commands.options",
         "quantize.files", "quantize.packages", "quantize.staging", "quantize.terminal",
     ),
     "benchmarks": (
         "quantize.files", "quantize.packages", "quantize.staging", "quantize.terminal",
-        "benchmarks", "quantize.results", "quantize.artifact.artifact", "quantize.runtimes.base", "quantize.errors", "quantize.recipe",
-        "quantize.checkpoint.checkpoint", "quantize.commands.options", "quantize.process", "quantize.calibration.texts", "evals.subjects",
-        "quantize.gguf.container.files", "quantize.gguf.container.reader", "quantize.sources.gguf_repository", "jobs",
+        "benchmarks", "quantize.results", "quantize.artifact.artifact", "quantize.runtimes.base",
+        "quantize.errors", "quantize.recipe",
+        "quantize.checkpoint.checkpoint", "quantize.commands.options", "quantize.process",
+        "quantize.calibration.texts", "evals.subjects",
+        "quantize.gguf.container.files", "quantize.gguf.container.reader", "quantize.sources.gguf_repository",
+        "jobs",
     ),
     "evals": (
-        "quantize.code_guard", "quantize.artifact.file_hashes", "quantize.files", "quantize.packages", "quantize.staging",
+        "quantize.code_guard", "quantize.artifact.file_hashes", "quantize.files", "quantize.packages",
+        "quantize.staging",
         "quantize.terminal",
-        "evals", "quantize.artifact.artifact", "quantize.checkpoint.checkpoint", "quantize.recipe", "quantize.runtimes.base", "quantize.errors",
-        "quantize.checkpoint.tokenizer", "quantize.calibration.texts", "quantize.commands.options", "quantize.conversion", "quantize.sources.hub", "quantize.process",
-        "quantize.methods.registry", "quantize.gguf.container.files", "quantize.gguf.container.reader", "quantize.gguf.families",
-        "quantize.gguf.tokenizer.chat_templates", "quantize.sources.gguf_repository", "quantize.chat", "quantize.documents",
+        "evals", "quantize.artifact.artifact", "quantize.checkpoint.checkpoint", "quantize.recipe",
+        "quantize.runtimes.base", "quantize.errors",
+        "quantize.checkpoint.tokenizer", "quantize.calibration.texts", "quantize.commands.options",
+        "quantize.conversion", "quantize.sources.hub", "quantize.process",
+        "quantize.methods.registry", "quantize.gguf.container.files", "quantize.gguf.container.reader",
+        "quantize.gguf.families",
+        "quantize.gguf.tokenizer.chat_templates", "quantize.sources.gguf_repository", "quantize.chat",
+        "quantize.documents",
     ),
     "quantize": ("quantize",),
 }  # fmt: skip
@@ -42,7 +51,9 @@ def imports(path: Path) -> set[str]:
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
             found.add(node.module)
-            found |= {f"{node.module}.{alias.name}" for alias in node.names} if node.module in PACKAGES else set()
+            found |= (
+                {f"{node.module}.{alias.name}" for alias in node.names} if node.module in PACKAGES else set()
+            )
     return {name for name in found if name.split(".")[0] in PACKAGES}
 
 
@@ -61,20 +72,30 @@ def test_no_arrow_points_back(package: str) -> None:
 
 def test_numerics_know_only_arrays() -> None:
     for path in (ROOT / "quantize" / "numerics").rglob("*.py"):
-        outside = {n for n in imports(path) if not n.startswith("quantize.numerics") and n not in ("quantize", "quantize.errors")}
+        outside = {
+            n
+            for n in imports(path)
+            if not n.startswith("quantize.numerics") and n not in ("quantize", "quantize.errors")
+        }
         assert not outside, f"{path.name} imports {outside}"
 
 
 def loaded_by(code: str) -> set[str]:
     probe = (
-        f"import sys\n{code}\nprint(*sorted(m for m in ('torch', 'transformers', 'llama_cpp', 'gptqmodel') if m in sys.modules))"
+        f"import sys\n{code}\nprint(*sorted(m for m in ('torch', 'transformers', 'llama_cpp', "
+        "'gptqmodel') if m in sys.modules))"
     )
-    return set(subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True).stdout.split())
+    return set(
+        subprocess.run(
+            [sys.executable, "-c", probe], capture_output=True, text=True, check=True
+        ).stdout.split()
+    )
 
 
 def test_help_imports_nothing_heavy() -> None:
     assert (
-        loaded_by("from quantize.cli import cli; cli.main(['--help'], standalone_mode=False)") & {"torch", "transformers"}
+        loaded_by("from quantize.cli import cli; cli.main(['--help'], standalone_mode=False)")
+        & {"torch", "transformers"}
         == set()
     )
 
@@ -88,7 +109,18 @@ def test_reports_never_import_torch() -> None:
 
 
 def test_wheel_holds_the_four_packages_and_the_demo(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", str(tmp_path), str(ROOT)]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "-q",
+        "--no-deps",
+        "--no-build-isolation",
+        "-w",
+        str(tmp_path),
+        str(ROOT),
+    ]
     subprocess.run(command, check=True, capture_output=True)
     with zipfile.ZipFile(next(tmp_path.glob("*.whl"))) as wheel:
         names = wheel.namelist()

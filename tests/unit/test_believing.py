@@ -1,4 +1,5 @@
-"""What a manifest says is held against the bytes before anything is measured, and what others claim is told as their claim."""
+"""What a manifest says is held against the bytes before anything is measured, and what others claim is told
+as their claim."""
 
 import json
 import os
@@ -58,7 +59,9 @@ def test_a_damaged_artifact_is_refused_by_name(copy: Path) -> None:
             resolve(path)
 
 
-@pytest.mark.parametrize("name", ["a.gguf", "model-00001-of-00001.safetensors", "chat_template.jinja", "adapter_config.json"])
+@pytest.mark.parametrize(
+    "name", ["a.gguf", "model-00001-of-00001.safetensors", "chat_template.jinja", "adapter_config.json"]
+)
 def test_a_file_beside_the_artifact_that_would_be_read_is_refused(name: str, copy: Path) -> None:
     (copy / "float32" / "notes.md").write_text("mine")
     assert resolve(copy / "float32").artifact
@@ -116,7 +119,9 @@ def test_a_file_of_an_artifact_that_is_a_link_out_is_refused(copy: Path) -> None
 
 
 def card_of(folder: Path, said: list[str]) -> str:
-    content = prepare([folder], [], CardOptions("me/x"), allow_unverified=True, say=said.append).files["README.md"]
+    content = prepare([folder], [], CardOptions("me/x"), allow_unverified=True, say=said.append).files[
+        "README.md"
+    ]
     assert isinstance(content, bytes)
     return content.decode()
 
@@ -139,6 +144,8 @@ def test_whose_word_a_verification_is(copy: Path) -> None:
     assert "as claimed by the artifact's maker" in card_of(copy / "gguf", said)
 
 
-def test_another_users_word_is_not_ones_own(copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_users_word_is_not_ones_own(
+    copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "other"))
     assert not verified_here(Artifact.load(copy / "float32"))

@@ -26,7 +26,8 @@ CONVERSATIONS: list[list[dict[str, Any]]] = [
     [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": " look "}]}],
 ]
 TEMPLATES = [
-    "{{ bos_token }}{% for m in messages %}[{{ m['role'] }}] {{ m.content | trim }}{{ eos_token }}\n{% endfor %}"
+    "{{ bos_token }}{% for m in messages %}[{{ m['role'] }}] {{ m.content | trim }}{{ eos_token }}\n{% "
+    "endfor %}"
     "{% if add_generation_prompt %}[assistant]{% endif %}",
     "{{ messages | tojson }}{{ messages | tojson(indent=2) }}"
     "{{ {'b': 1, 'a': 'ß'} | tojson(sort_keys=true, separators=(',', ':')) }}",
@@ -39,13 +40,16 @@ TEMPLATES = [
         {{ m.content }}
     {% endfor %}
     """,
-    "{% set ns = namespace(count=0, last='') %}{% for m in messages %}{% set ns.count = ns.count + 1 %}{% set ns.last = m.role %}"
+    "{% set ns = namespace(count=0, last='') %}{% for m in messages %}{% set ns.count = ns.count + 1 %}{% "
+    "set ns.last = m.role %}"
     "{% endfor %}{{ ns.count }}{{ ns.last }}{{ dict(a=1).items() | list }}{{ dict.fromkeys([1, 2], 3) }}",
     "{% for m in messages %}{% generation %}{% set inner = 1 %}{{ m.content }}{% endgeneration %}"
     "{{ inner is defined }}{% endfor %}",
-    "{{ strftime_now('%d %B %Y') }}{% for m in messages %}{{ m.reasoning_content }}{{ m.thinking }}{{ m.get('tool_calls') }}"
+    "{{ strftime_now('%d %B %Y') }}{% for m in messages %}{{ m.reasoning_content }}{{ m.thinking }}{{ "
+    "m.get('tool_calls') }}"
     "{{ m.content }}{% endfor %}",
-    "{% macro turn(m) %}<{{ m.role }}>{{ m.content }}{% endmacro %}{% for m in messages %}{{ turn(m) }}{% endfor %}"
+    "{% macro turn(m) %}<{{ m.role }}>{{ m.content }}{% endmacro %}{% for m in messages %}{{ turn(m) }}{% "
+    "endfor %}"
     "{{ tools is none }}",
     "{{ messages[0].content.split('<')[0].strip() ~ missing }}{{ missing.further }}",
     "{{ messages.__class__ }}{{ ''.__class__.__mro__ }}",
@@ -83,8 +87,12 @@ def test_the_same_text_as_transformers(template: str) -> None:
     for messages in CONVERSATIONS:
         before = json.dumps(messages)
         assert ours(template, messages) == theirs(template, messages)
-        assert ours(template, messages, add_generation_prompt=True) == theirs(template, messages, add_generation_prompt=True)
-        assert ours(template, messages, open_end=True) == theirs(template, messages, continue_final_message=True)
+        assert ours(template, messages, add_generation_prompt=True) == theirs(
+            template, messages, add_generation_prompt=True
+        )
+        assert ours(template, messages, open_end=True) == theirs(
+            template, messages, continue_final_message=True
+        )
         assert json.dumps(messages) == before
 
 
@@ -113,7 +121,10 @@ def test_published_templates(shared: Path, name: str) -> None:
         ("{{ 7 ** (10 ** 9) }}", "processor time"),
         ("{{ lipsum(n=100000000) }}", "processor time"),
         ("{{ 'a' * 10 ** 12 }}", "MemoryError"),
-        ("{% set ns = namespace(x='a') %}{% for i in range(60) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}", "MemoryError|time"),
+        (
+            "{% set ns = namespace(x='a') %}{% for i in range(60) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}",
+            "MemoryError|time",
+        ),
         ("{{ '%99999999999d' % 1 }}", "Error"),
         ("{% for i in range(100000) %}{{ 'a' * 1000 }}{% endfor %}", "16,777,216 characters"),
         ("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", "RecursionError"),
@@ -121,7 +132,9 @@ def test_published_templates(shared: Path, name: str) -> None:
         ("x" * (1 << 20) + "y", "1,048,576 characters"),
     ],
 )
-def test_what_does_not_end_or_grows_without_bound_is_ended(template: str, reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_does_not_end_or_grows_without_bound_is_ended(
+    template: str, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(worker, "SECONDS", 0.5)
     began = time.monotonic()
     with pytest.raises(BadInput, match=reason) as caught:
@@ -137,19 +150,33 @@ def test_a_folders_templates_are_those_that_transformers_finds(demo_checkpoint: 
 
     from transformers import AutoTokenizer
 
-    folder = shutil.copytree(demo_checkpoint, tmp_path / "model", ignore=shutil.ignore_patterns("*.safetensors"))
+    folder = shutil.copytree(
+        demo_checkpoint, tmp_path / "model", ignore=shutil.ignore_patterns("*.safetensors")
+    )
     assert folder_templates(folder) == {}
     (folder / "chat_template.json").write_text(json.dumps({"chat_template": "P"}))
     assert folder_templates(folder) == {"default": "P"}  # as processors keep it
     config = json.loads((folder / "tokenizer_config.json").read_text())
     named = [{"name": "tools", "template": "T"}, {"name": "default", "template": "D"}]
     (folder / "tokenizer_config.json").write_text(json.dumps({**config, "chat_template": named}))
-    assert folder_templates(folder) == AutoTokenizer.from_pretrained(folder).chat_template == {"default": "D", "tools": "T"}
+    assert (
+        folder_templates(folder)
+        == AutoTokenizer.from_pretrained(folder).chat_template
+        == {"default": "D", "tools": "T"}
+    )
     (folder / "chat_template.jinja").write_text("J")
-    assert folder_templates(folder) == {"default": AutoTokenizer.from_pretrained(folder).chat_template} == {"default": "J"}
+    assert (
+        folder_templates(folder)
+        == {"default": AutoTokenizer.from_pretrained(folder).chat_template}
+        == {"default": "J"}
+    )
     (folder / "additional_chat_templates").mkdir()
     (folder / "additional_chat_templates" / "terse.jinja").write_text("S")
-    assert folder_templates(folder) == AutoTokenizer.from_pretrained(folder).chat_template == {"default": "J", "terse": "S"}
+    assert (
+        folder_templates(folder)
+        == AutoTokenizer.from_pretrained(folder).chat_template
+        == {"default": "J", "terse": "S"}
+    )
     (folder / "chat_template.jinja").unlink()
     (folder / "chat_template.jinja").symlink_to("/etc/passwd")
     with pytest.raises(BadInput, match=r"chat_template.jinja is a link to /etc/passwd, outside the folder"):
@@ -179,4 +206,6 @@ def test_special_tokens_are_what_transformers_calls_so(demo_checkpoint: Path, tm
             (folder / "special_tokens_map.json").write_text(json.dumps(more))
         wanted = AutoTokenizer.from_pretrained(folder).special_tokens_map
         found = special_tokens(folder, frozenset({"bos_token", "eos_token"}))
-        assert {k: found.get(k) for k in ("bos_token", "eos_token")} == {k: wanted.get(k) for k in ("bos_token", "eos_token")}
+        assert {k: found.get(k) for k in ("bos_token", "eos_token")} == {
+            k: wanted.get(k) for k in ("bos_token", "eos_token")
+        }

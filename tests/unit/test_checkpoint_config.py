@@ -1,4 +1,5 @@
-"""config.json typed and bounded: what people publish passes, what cannot be is named with its value and what was expected."""
+"""config.json typed and bounded: what people publish passes, what cannot be is named with its value and what
+was expected."""
 
 import json
 from pathlib import Path
@@ -32,14 +33,33 @@ def test_defaults_of_every_language_model_pass() -> None:
 @pytest.mark.parametrize(
     "config",
     [
-        {"hidden_size": 32.0, "rope_scaling": None, "quantization_config": None, "eos_token_id": [1, 2], "pad_token_id": -1},
+        {
+            "hidden_size": 32.0,
+            "rope_scaling": None,
+            "quantization_config": None,
+            "eos_token_id": [1, 2],
+            "pad_token_id": -1,
+        },
         {"rope_scaling": {"type": "dynamic", "alpha": 1000.0, "factor": 1.0, "beta_fast": 32, "mscale": 1.0}},
         {"rope_scaling": {"mrope_section": [16, 24, 24], "rope_type": "default", "type": "default"}},
         {"rope_scaling": {"type": "longrope", "long_factor": [1.0, 2], "short_factor": [1, 1.0]}},
         {"rope_parameters": {"full_attention": {"rope_theta": 1e6}, "sliding_attention": None}},
-        {"intermediate_size": [8192, 16384], "num_key_value_heads": [1, 2], "moe_topk": [8, 8], "num_experts": [64, 64]},
-        {"sliding_window_pattern": "LLLG", "sliding_window": 4096, "layer_types": ["full_attention"], "torch_dtype": "bfloat16"},
-        {"text_config": {"hidden_size": 64, "rope_scaling": None}, "vision_config": {"num_heads": [2, 4], "depth": 27}},
+        {
+            "intermediate_size": [8192, 16384],
+            "num_key_value_heads": [1, 2],
+            "moe_topk": [8, 8],
+            "num_experts": [64, 64],
+        },
+        {
+            "sliding_window_pattern": "LLLG",
+            "sliding_window": 4096,
+            "layer_types": ["full_attention"],
+            "torch_dtype": "bfloat16",
+        },
+        {
+            "text_config": {"hidden_size": 64, "rope_scaling": None},
+            "vision_config": {"num_heads": [2, 4], "depth": 27},
+        },
         {"rope_theta": [1e4, 5e6], "tie_word_embeddings": None, "head_dim": None, "num_hidden_layers": None},
         {"attn_config": {"alibi": True}, "id2label": {"0": "a"}, "anything": [{"else": float("nan")}]},
     ],
@@ -52,7 +72,10 @@ def test_as_people_publish_them(config: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("config", "says"),
     [
-        ({"num_hidden_layers": 10**9}, "num_hidden_layers is 1000000000; expected a whole number from 1 to 10,000"),
+        (
+            {"num_hidden_layers": 10**9},
+            "num_hidden_layers is 1000000000; expected a whole number from 1 to 10,000",
+        ),
         ({"num_experts": 10**9}, "num_experts is 1000000000"),
         ({"num_attention_heads": 0}, "num_attention_heads is 0"),
         ({"num_attention_heads": True}, "num_attention_heads is True"),
@@ -61,14 +84,20 @@ def test_as_people_publish_them(config: dict[str, Any]) -> None:
         ({"architectures": 5}, "architectures is 5; expected a list of texts"),
         ({"rope_scaling": "x"}, "rope_scaling is 'x'; expected an object"),
         ({"rope_scaling": {"factor": 0}}, "rope_scaling.factor is 0"),
-        ({"rope_parameters": {"full_attention": {"rope_theta": -1}}}, "rope_parameters.full_attention.rope_theta is -1"),
+        (
+            {"rope_parameters": {"full_attention": {"rope_theta": -1}}},
+            "rope_parameters.full_attention.rope_theta is -1",
+        ),
         ({"rope_scaling": {"low_freq_factor": 4, "high_freq_factor": 4}}, "more than low_freq_factor"),
         ({"quantization_config": "x"}, "quantization_config is 'x'"),
         ({"eos_token_id": "2"}, "eos_token_id is '2'; expected a token id"),
         ({"rms_norm_eps": float("nan")}, "rms_norm_eps is nan"),
         ({"text_config": {"num_hidden_layers": -1}}, "text_config.num_hidden_layers is -1"),
         ({"vision_config": {"depth": 10**9}}, "vision_config.depth is 1000000000; expected at most 1,000"),
-        ({"vision_config": {"encoder": {"num_hidden_layers": 1e308}}}, "vision_config.encoder.num_hidden_layers"),
+        (
+            {"vision_config": {"encoder": {"num_hidden_layers": 1e308}}},
+            "vision_config.encoder.num_hidden_layers",
+        ),
         ({"model_type": "a" * 5000 + "\n", "dtype": 5}, "dtype is 5"),
     ],
 )
@@ -92,14 +121,26 @@ WEIGHTS = tensors(
 @pytest.mark.parametrize(
     ("config", "says"),
     [
-        ({"num_hidden_layers": 3, "vocab_size": 48, "hidden_size": 32, "num_experts": 4, "num_experts_per_tok": 2}, ""),
+        (
+            {
+                "num_hidden_layers": 3,
+                "vocab_size": 48,
+                "hidden_size": 32,
+                "num_experts": 4,
+                "num_experts_per_tok": 2,
+            },
+            "",
+        ),
         ({"num_hidden_layers": 2}, ""),  # the last one predicts a token further on
         ({"num_hidden_layers": 4}, "num_hidden_layers is 4; expected at most 3"),
         ({"num_experts": 5}, "num_experts is 5; expected at most 4"),
         ({"num_experts": 4, "num_experts_per_tok": 5}, "num_experts_per_tok is 5"),
         ({"vocab_size": 7}, "vocab_size is 7; expected 48, the rows of model.embed_tokens.weight"),
         ({"hidden_size": 64}, "hidden_size is 64; expected 32"),
-        ({"num_attention_heads": 4, "num_key_value_heads": 3}, "num_key_value_heads is 3; expected a divisor"),
+        (
+            {"num_attention_heads": 4, "num_key_value_heads": 3},
+            "num_key_value_heads is 3; expected a divisor",
+        ),
         ({"text_config": {"num_hidden_layers": 4}}, "text_config.num_hidden_layers is 4"),
         ({"text_config": {"vocab_size": 40}, "vocab_size": 7}, ""),  # of which of the models?
     ],
@@ -121,14 +162,18 @@ def test_models_whose_layers_have_other_names_are_bounded_too() -> None:
 
 def test_generation_config(tmp_path: Path) -> None:
     assert read_generation_config(tmp_path) == {}
-    (tmp_path / "generation_config.json").write_text('{"eos_token_id": [1, 2], "temperature": null, "top_k": 50}')
+    (tmp_path / "generation_config.json").write_text(
+        '{"eos_token_id": [1, 2], "temperature": null, "top_k": 50}'
+    )
     assert read_generation_config(tmp_path)["eos_token_id"] == [1, 2]
     (tmp_path / "generation_config.json").write_text('{"eos_token_id": {"a": 1}}')
     with pytest.raises(BadInput, match="eos_token_id"):
         read_generation_config(tmp_path)
 
 
-@pytest.mark.parametrize("raw", ["", "[]", "{", '{"a": ' + "[" * 1000 + "]" * 1000 + "}", "\ud800", '{"a": "\\ud800"}'])
+@pytest.mark.parametrize(
+    "raw", ["", "[]", "{", '{"a": ' + "[" * 1000 + "]" * 1000 + "}", "\ud800", '{"a": "\\ud800"}']
+)
 def test_a_config_that_cannot_be_read(raw: str, tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=r"no config\.json"):
         read_config(tmp_path)
@@ -142,14 +187,21 @@ def test_null_is_no_quantization(tmp_path: Path) -> None:
     for config in ({"quantization_config": None}, {"quantization_config": {}}, {"text_config": None}):
         (tmp_path / "config.json").write_text(json.dumps(config))
         open_checkpoint(tmp_path, tokenizer=False)
-    for config in ({"quantization_config": {"quant_method": "fp8"}}, {"text_config": {"quantization_config": {"a": 1}}}):
+    for config in (
+        {"quantization_config": {"quant_method": "fp8"}},
+        {"text_config": {"quantization_config": {"a": 1}}},
+    ):
         (tmp_path / "config.json").write_text(json.dumps(config))
         with pytest.raises(Unsupported, match="already quantized"):
             open_checkpoint(tmp_path, tokenizer=False)
 
 
-@pytest.mark.parametrize("changes", [{"initializer_range": "x"}, {"use_cache": "yes"}, {"pad_token_id": 4096}])
-def test_what_transformers_refuses_is_one_line_at_check(changes: dict[str, Any], make_checkpoint: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "changes", [{"initializer_range": "x"}, {"use_cache": "yes"}, {"pad_token_id": 4096}]
+)
+def test_what_transformers_refuses_is_one_line_at_check(
+    changes: dict[str, Any], make_checkpoint: Any, tmp_path: Path
+) -> None:
     import shutil
 
     from quantize.conversion import check, require
@@ -160,7 +212,9 @@ def test_what_transformers_refuses_is_one_line_at_check(changes: dict[str, Any],
     (tmp_path / "model" / "config.json").write_text(json.dumps(config | changes))
     checkpoint = open_checkpoint(tmp_path / "model")
     recipe = parse_recipe("float16")
-    with pytest.raises(Unsupported, match=r"transformers 5.*(initializer_range|use_cache|Padding_idx)") as error:
+    with pytest.raises(
+        Unsupported, match=r"transformers 5.*(initializer_range|use_cache|Padding_idx)"
+    ) as error:
         check(require(recipe), checkpoint, recipe)
     assert "\n" not in str(error.value)
     recipe = parse_recipe("gguf-q8_0")

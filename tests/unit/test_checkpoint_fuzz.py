@@ -1,4 +1,5 @@
-"""Every field of a config, a tokenizer's files and a header changed, one at a time: refused in one line, or converted."""
+"""Every field of a config, a tokenizer's files and a header changed, one at a time: refused in one line, or
+converted."""
 
 import json
 import shutil
@@ -12,12 +13,19 @@ from fuzzing import HOSTILE, damaged, faults, mutations, sample
 from quantize.errors import QuantwrightError
 
 SMALL = {
-    "vocab_size": 4096, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "max_position_embeddings": 256, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": None,
+    "vocab_size": 4096, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2, "max_position_embeddings": 256, "bos_token_id": 0, "eos_token_id": 0,
+    "pad_token_id": None,
 }  # fmt: skip
 MODELS: dict[str, dict[str, Any]] = {
     "llama": {"rope_parameters": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 2.0}},
-    "qwen2_moe": {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "shared_expert_intermediate_size": 32},
+    "qwen2_moe": {
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 32,
+        "shared_expert_intermediate_size": 32,
+    },
     "gemma3_text": {"head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 64},
 }
 
@@ -67,7 +75,8 @@ def warmed(action: Callable[[Path], None], folder: Path) -> None:
 
 
 def tell_and_build(folder: Path) -> None:
-    """What is told of a model without transformers is what transformers makes of it; what it refuses is not told."""
+    """What is told of a model without transformers is what transformers makes of it; what it refuses is not
+    told."""
     from quantize.hf.names import _built_layers, _find_layers
     from quantize.hf.plain_decoders import parameters
     from quantize.sources.opening import open_checkpoint
@@ -88,8 +97,15 @@ ACTIONS = {"check": check_all, "gguf": convert_to_gguf, "told": tell_and_build}
 def changed_configs(folder: Path, action: str) -> list[tuple[str, Any]]:
     config = json.loads((folder / "config.json").read_text())
     if action != "told":  # fields that older and other models have
-        config |= {"rope_scaling": {"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 64}}
-        config |= {"quantization_config": None, "sliding_window_pattern": 6, "num_local_experts": None, "head_dim": 16}
+        config |= {
+            "rope_scaling": {"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 64}
+        }
+        config |= {
+            "quantization_config": None,
+            "sliding_window_pattern": 6,
+            "num_local_experts": None,
+            "head_dim": 16,
+        }
     return list(mutations(config, HOSTILE))
 
 
@@ -105,7 +121,9 @@ def try_configs(models: dict[str, Path], kind: str, action: str, tmp_path: Path,
     assert found == [], "\n".join(map(str, found))
 
 
-@pytest.mark.parametrize(("kind", "action"), [("llama", "check"), ("qwen2_moe", "gguf"), ("gemma3_text", "told")])
+@pytest.mark.parametrize(
+    ("kind", "action"), [("llama", "check"), ("qwen2_moe", "gguf"), ("gemma3_text", "told")]
+)
 def test_configs(models: dict[str, Path], kind: str, action: str, tmp_path: Path) -> None:
     try_configs(models, kind, action, tmp_path, 30)
 
@@ -135,7 +153,10 @@ def texts(models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> 
     special = ["<s>", "</s>", "<unk>"]
     bpe = Tokenizer(kinds.BPE())
     bpe.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Split(Regex(r"\p{N}{1,3}"), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        [
+            pre_tokenizers.Split(Regex(r"\p{N}{1,3}"), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
     )
     bpe.decoder = decoders.ByteLevel()
     bpe.train_from_iterator([TEXT], trainers.BpeTrainer(vocab_size=ROWS, special_tokens=special))
@@ -146,10 +167,16 @@ def texts(models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> 
     unigram.normalizer = normalizers.Sequence([normalizers.Replace(Regex(" {2,}"), " "), normalizers.NFKC()])
     unigram.pre_tokenizer = pre_tokenizers.Metaspace()
     unigram.decoder = decoders.Metaspace()
-    unigram.train_from_iterator([TEXT], trainers.UnigramTrainer(vocab_size=60, special_tokens=special, unk_token="<unk>"))
+    unigram.train_from_iterator(
+        [TEXT], trainers.UnigramTrainer(vocab_size=60, special_tokens=special, unk_token="<unk>")
+    )
     piece = base / "tokenizer"
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter([TEXT]), model_prefix=str(piece), vocab_size=60, minloglevel=2, hard_vocab_limit=False
+        sentence_iterator=iter([TEXT]),
+        model_prefix=str(piece),
+        vocab_size=60,
+        minloglevel=2,
+        hard_vocab_limit=False,
     )
     folders = {}
     for kind, tokenizer in (("bpe", bpe), ("unigram", unigram), ("sentencepiece", None)):
@@ -166,16 +193,28 @@ def texts(models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> 
 
 COMPANIONS: dict[str, Any] = {
     "tokenizer_config.json": {
-        "bos_token": {"content": "<s>", "lstrip": False}, "eos_token": "</s>", "add_bos_token": True, "add_eos_token": False,
-        "added_tokens_decoder": {"390": {"content": "<|extra|>", "special": True}}, "model_max_length": 10**30,
-        "tokenizer_class": "LlamaTokenizer", "chat_template": "{{ messages }}", "extra_special_tokens": {"a": "<s>"},
+        "bos_token": {"content": "<s>", "lstrip": False}, "eos_token": "</s>", "add_bos_token": True,
+        "add_eos_token": False,
+        "added_tokens_decoder": {"390": {"content": "<|extra|>", "special": True}},
+        "model_max_length": 10**30,
+        "tokenizer_class": "LlamaTokenizer", "chat_template": "{{ messages }}",
+        "extra_special_tokens": {"a": "<s>"},
     },
     "special_tokens_map.json": {"bos_token": {"content": "<s>"}, "additional_special_tokens": ["</s>"]},
     "added_tokens.json": {"<|extra|>": 390},
     "generation_config.json": {"eos_token_id": [1, 2], "temperature": 0.7, "do_sample": True},
 }  # fmt: skip
 #: what no mutation of one value makes
-RAW = (b"[" * 3000, b'{"a": "\\ud800"}', b"\xff\xfe", b"", b"{}", b"[]", b"null", b'{"a": ' * 500 + b"1" + b"}" * 500)
+RAW = (
+    b"[" * 3000,
+    b'{"a": "\\ud800"}',
+    b"\xff\xfe",
+    b"",
+    b"{}",
+    b"[]",
+    b"null",
+    b'{"a": ' * 500 + b"1" + b"}" * 500,
+)
 
 
 def tokenize(folder: Path) -> None:
@@ -194,7 +233,10 @@ def changed_tokenizers(folder: Path) -> list[tuple[str, dict[str, Any]]]:
     for path in sorted(folder.glob("*.json")):
         if path.name == "config.json":
             continue
-        inputs += [(f"{path.name}: {label}", {path.name: new}) for label, new in mutations(json.loads(path.read_text()))]
+        inputs += [
+            (f"{path.name}: {label}", {path.name: new})
+            for label, new in mutations(json.loads(path.read_text()))
+        ]
         inputs += [(f"{path.name}: {raw[:20]!r}", {path.name: raw}) for raw in RAW]
     if (folder / "tokenizer.model").is_file():
         raw = (folder / "tokenizer.model").read_bytes()

@@ -14,8 +14,10 @@ from quantize.recipe import CalibrationOptions
 from quantize.sources.opening import open_checkpoint
 
 TEMPLATE = (
-    "{{ bos_token }}{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
-    "{% if m.role == 'tool' %}{{ raise_exception('no tools') }}{% endif %}<{{ m.role }}>{{ m.content }}\n{% endfor %}"
+    "{{ bos_token }}{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system') }}{% "
+    "endif %}"
+    "{% if m.role == 'tool' %}{{ raise_exception('no tools') }}{% endif %}<{{ m.role }}>{{ m.content }}\n{% "
+    "endfor %}"
 )
 TURNS = [{"role": "user", "content": "Wie groß ist 1+1?"}, {"role": "assistant", "content": "Zwei."}]
 SHARED = [{"from": "human", "value": "Wie groß ist 1+1?"}, {"from": "gpt", "value": "Zwei."}]
@@ -38,7 +40,12 @@ def test_conversations_go_through_the_chat_template(folders: tuple[Path, Path], 
 
     chat, base = folders
     path = tmp_path / "chat.jsonl"
-    rows = [{"messages": TURNS}, {"conversations": SHARED}, {"prompt": TURNS[:1], "completion": TURNS[1:]}, {"messages": []}]
+    rows = [
+        {"messages": TURNS},
+        {"conversations": SHARED},
+        {"prompt": TURNS[:1], "completion": TURNS[1:]},
+        {"messages": []},
+    ]
     path.write_text("\n".join(map(json.dumps, rows)) + "\n")
     found = calibration_text(str(path), chat)
     assert found.body == AutoTokenizer.from_pretrained(chat).apply_chat_template(TURNS, tokenize=False) * 3
@@ -70,8 +77,20 @@ def test_messages_that_a_template_refuses(folders: tuple[Path, Path]) -> None:
         (["eins", "zwei"], "eins\n\nzwei"),
         ([{"content": "eins"}], "eins"),
         ([{"prompt": "1+1=", "completion": "2"}], "1+1=2"),
-        ([{"messages": [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Was?"}]}]}], "Was?"),
-        ([{"messages": [{"role": "assistant", "content": None, "tool_calls": []}, *TURNS]}], "Wie groß ist 1+1?\nZwei."),
+        (
+            [
+                {
+                    "messages": [
+                        {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Was?"}]}
+                    ]
+                }
+            ],
+            "Was?",
+        ),
+        (
+            [{"messages": [{"role": "assistant", "content": None, "tool_calls": []}, *TURNS]}],
+            "Wie groß ist 1+1?\nZwei.",
+        ),
     ],
 )
 def test_rows_of_text(rows: list[Any], body: str, folders: tuple[Path, Path]) -> None:
@@ -92,7 +111,9 @@ def test_rows_of_text(rows: list[Any], body: str, folders: tuple[Path, Path]) ->
         ("[" * 5000, r"chat.jsonl:2: nested deeper than"),
     ],
 )
-def test_what_is_no_conversation_is_refused(line: str, message: str, folders: tuple[Path, Path], tmp_path: Path) -> None:
+def test_what_is_no_conversation_is_refused(
+    line: str, message: str, folders: tuple[Path, Path], tmp_path: Path
+) -> None:
     path = tmp_path / "chat.jsonl"
     path.write_text(json.dumps({"messages": TURNS}) + "\n" + line + "\n")
     with pytest.raises(BadInput, match=message):
@@ -115,7 +136,8 @@ def test_what_was_assumed_goes_into_the_manifest(demo_checkpoint: Path, tmp_path
 @pytest.mark.parametrize(
     ("config", "length"),
     [
-        ({"max_position_embeddings": 64}, 64), ({"n_positions": 32}, 32), ({"text_config": {"max_position_embeddings": 16}}, 16),
+        ({"max_position_embeddings": 64}, 64), ({"n_positions": 32}, 32),
+        ({"text_config": {"max_position_embeddings": 16}}, 16),
         ({"max_position_embeddings": None, "n_ctx": 8}, 8), ({"max_position_embeddings": -1}, 0), ({}, 0),
     ],
 )  # fmt: skip

@@ -12,7 +12,10 @@ from quantize.calibration.texts import calibration_text, read_text
 from quantize.documents import read_document, read_rows
 from quantize.errors import BadInput
 
-WORDS = "Grüße aus Köln: “déjà vu” – naïve façade.\n\nA second paragraph; more English words than others, to be a text.\n"
+WORDS = (
+    "Grüße aus Köln: “déjà vu” – naïve façade.\n\nA second paragraph; more English words than others, "
+    "to be a text.\n"
+)
 PLAIN = WORDS.replace("“", '"').replace("”", '"').replace("–", "-")  # in Latin-1
 
 SAVED: list[tuple[str, bytes, str, str]] = [
@@ -32,7 +35,9 @@ SAVED: list[tuple[str, bytes, str, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("raw", "text", "read_as"), [row[1:] for row in SAVED], ids=[row[0] for row in SAVED])
+@pytest.mark.parametrize(
+    ("raw", "text", "read_as"), [row[1:] for row in SAVED], ids=[row[0] for row in SAVED]
+)
 def test_one_reading(raw: bytes, text: str, read_as: str, tmp_path: Path) -> None:
     path = tmp_path / "text.txt"
     path.write_bytes(raw)
@@ -61,14 +66,18 @@ def test_what_cannot_be_told_is_refused(raw: bytes, tmp_path: Path) -> None:
         read_document(path)
 
 
-@pytest.mark.parametrize("encode", [lambda s: s.replace("\n", "\r\n").encode("utf-8-sig"), lambda s: s.encode("utf-16")])
+@pytest.mark.parametrize(
+    "encode", [lambda s: s.replace("\n", "\r\n").encode("utf-8-sig"), lambda s: s.encode("utf-16")]
+)
 def test_tasks_and_prompts_in_every_form(encode, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     items = [{"query": f"größe {n}", "choices": ["a", "b" * 200_000], "gold": n} for n in (0, 1)]
     lines = "\n\n".join(json.dumps(item, ensure_ascii=False) for item in items) + "\n\n"
     (tmp_path / "mine.jsonl").write_bytes(encode(lines))
     assert read_jsonl(tmp_path / "mine.jsonl").items == tuple(items)
     (tmp_path / "six.txt").write_bytes(encode("größe\n1\na\nb\nc\nd\n\n\n"))
-    assert read_hellaswag(tmp_path / "six.txt").items == ({"query": "größe", "choices": list("abcd"), "gold": 1},)
+    assert read_hellaswag(tmp_path / "six.txt").items == (
+        {"query": "größe", "choices": list("abcd"), "gold": 1},
+    )
     (tmp_path / "prompts.jsonl").write_bytes(encode('{"prompt": "zwei\\nZeilen"}\n\n'))
     assert read_prompts(tmp_path / "prompts.jsonl") == ["zwei\nZeilen"]
     (tmp_path / "table.csv").write_bytes(encode(f'Frage,A\n"größer, als",{"x" * 200_000}\n'))
@@ -76,7 +85,9 @@ def test_tasks_and_prompts_in_every_form(encode, tmp_path: Path) -> None:  # typ
     assert [row for _, row in rows] == [{"Frage": "größer, als", "A": "x" * 200_000}]
 
 
-@pytest.mark.parametrize("encode", [lambda s: s.replace("\n", "\r\n").encode("utf-8-sig"), lambda s: s.encode("cp1252")])
+@pytest.mark.parametrize(
+    "encode", [lambda s: s.replace("\n", "\r\n").encode("utf-8-sig"), lambda s: s.encode("cp1252")]
+)
 def test_data_of_lm_evals_tasks(encode, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     from evals.task_data import _in_harness_form
 

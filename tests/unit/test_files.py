@@ -48,7 +48,9 @@ def test_yaml_without_aliases_or_dates() -> None:
         "date": "2020-13-45",
         "other": "2020-01-02",
     }
-    bomb = "a0: &a0 [x,x,x,x,x,x,x,x,x]\n" + "".join(f"a{i}: &a{i} [{','.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 10))
+    bomb = "a0: &a0 [x,x,x,x,x,x,x,x,x]\n" + "".join(
+        f"a{i}: &a{i} [{','.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 10)
+    )
     with pytest.raises(BadInput, match=r"here: line 2: YAML aliases"):
         parse_yaml(bomb, "here")
     for text, says in [
@@ -70,7 +72,24 @@ def test_front_matter() -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["", ".", "..", "/etc/passwd", "../a", "a/../b", "a//b", "a/", "./a", "a\\b", "C:a", "a\x00", "a\nb", "x" * 2000, None, 5],
+    [
+        "",
+        ".",
+        "..",
+        "/etc/passwd",
+        "../a",
+        "a/../b",
+        "a//b",
+        "a/",
+        "./a",
+        "a\\b",
+        "C:a",
+        "a\x00",
+        "a\nb",
+        "x" * 2000,
+        None,
+        5,
+    ],
 )
 def test_names_that_lead_out(name: object) -> None:
     with pytest.raises(BadInput, match="plain relative path"):

@@ -1,4 +1,5 @@
-"""Every command that has an output: `--force` never takes what the command reads, nor what somebody else put there."""
+"""Every command that has an output: `--force` never takes what the command reads, nor what somebody else put
+there."""
 
 import shutil
 from collections.abc import Callable
@@ -22,16 +23,25 @@ def run(*arguments: object) -> tuple[int, str]:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
 
 
 @pytest.fixture(scope="module")
 def built(make_checkpoint: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """``source`` in the folder ``models``, which an artifact of ours lies in too: ``dense``, itself a checkpoint, and ``q8``."""
+    """``source`` in the folder ``models``, which an artifact of ours lies in too: ``dense``, itself a
+    checkpoint, and ``q8``."""
     folder = tmp_path_factory.mktemp("built") / "models"
-    shutil.copytree(make_checkpoint(num_hidden_layers=1, hidden_size=64, intermediate_size=64), folder / "source")
+    shutil.copytree(
+        make_checkpoint(num_hidden_layers=1, hidden_size=64, intermediate_size=64), folder / "source"
+    )
     for recipe, name in (("float16", "dense"), ("gguf-q8_0", "q8")):
-        assert run("convert", folder / "source", "--to", recipe, "--verify", "none", "-o", folder / name)[0] == 0
+        assert (
+            run("convert", folder / "source", "--to", recipe, "--verify", "none", "-o", folder / name)[0] == 0
+        )
     return folder
 
 
@@ -64,7 +74,9 @@ def test_convert(model: str, out: str, options: tuple[str, ...], says: str, mode
 
     before = contents(models)
     more = [option if option.startswith("--") else place(option) for option in options]
-    code, said = run("convert", place(model), "--to", "gguf-q4_0", "--verify", "none", "--force", "-o", models / out, *more)
+    code, said = run(
+        "convert", place(model), "--to", "gguf-q4_0", "--verify", "none", "--force", "-o", models / out, *more
+    )
     assert (code, contents(models) == before) == (2, True), said
     assert says in said
     assert "\n" not in said
@@ -85,7 +97,9 @@ def test_what_people_do_with_force_works(models: Path) -> None:
     out = models / "source" / "q4"
     (models / "link").symlink_to(out)
     for place in (out, out, models / "link"):
-        code, said = run("convert", models / "source", "--to", "gguf-q4_0", "--verify", "none", "--force", "-o", place)
+        code, said = run(
+            "convert", models / "source", "--to", "gguf-q4_0", "--verify", "none", "--force", "-o", place
+        )
         assert code == 0, said
     assert (models / "link").is_symlink()
     assert (models / "link" / "manifest.json").is_file()
@@ -93,7 +107,17 @@ def test_what_people_do_with_force_works(models: Path) -> None:
 
 def test_publish(models: Path, tmp_path: Path) -> None:
     def publish(out: Path) -> tuple[int, str]:
-        return run("publish", models / "q8", "--repo", "me/x", "--allow-unverified", "--dry-run", "--force", "-o", out)
+        return run(
+            "publish",
+            models / "q8",
+            "--repo",
+            "me/x",
+            "--allow-unverified",
+            "--dry-run",
+            "--force",
+            "-o",
+            out,
+        )
 
     before = contents(models)
     for out in (models / "q8", models, models / "source"):
@@ -122,7 +146,10 @@ def test_imatrix(models: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("command", ["eval", "bench", "imatrix", "convert", "publish", "report", "run"])
 def test_a_link_to_nothing_is_refused(command: str, models: Path, tmp_path: Path) -> None:
     (tmp_path / "dangling").symlink_to(tmp_path / "nothing")
-    more = {"convert": ["--to", "float16", "--verify", "none"], "publish": ["--repo", "me/x", "--allow-unverified", "--dry-run"]}
+    more = {
+        "convert": ["--to", "float16", "--verify", "none"],
+        "publish": ["--repo", "me/x", "--allow-unverified", "--dry-run"],
+    }
     given = {"imatrix": models / "source", "convert": models / "source", "run": tmp_path / "job.yaml"}
     (tmp_path / "job.yaml").write_text("models: [models/source]\nrecipes: [float16]\n")
     if command == "report":
@@ -132,7 +159,9 @@ def test_a_link_to_nothing_is_refused(command: str, models: Path, tmp_path: Path
         from sample_run import write_run
 
         given["report"] = write_run(tmp_path / "measured", {})
-    code, said = run(command, given.get(command, models / "q8"), *more.get(command, []), "-o", tmp_path / "dangling")
+    code, said = run(
+        command, given.get(command, models / "q8"), *more.get(command, []), "-o", tmp_path / "dangling"
+    )
     assert code == 2, said
     assert "dangling: " in said
     assert "\n" not in said

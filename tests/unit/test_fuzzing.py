@@ -31,8 +31,21 @@ def attempt(value: object) -> None:
 
 
 def test_every_kind_of_fault_is_told_and_the_rest_goes_on() -> None:
-    values = ("good", "hang", "traceback", "died", "refused", "memory", "panic", "died", "several lines", "good")
-    found = faults(attempt, ((f"{i}", value) for i, value in enumerate(values)), seconds=1.5, memory_bytes=200 << 20)
+    values = (
+        "good",
+        "hang",
+        "traceback",
+        "died",
+        "refused",
+        "memory",
+        "panic",
+        "died",
+        "several lines",
+        "good",
+    )
+    found = faults(
+        attempt, ((f"{i}", value) for i, value in enumerate(values)), seconds=1.5, memory_bytes=200 << 20
+    )
     assert sorted((fault.label, fault.kind) for fault in found) == [
         ("1", "hang"), ("2", "traceback"), ("3", "died"), ("5", "memory"), ("6", "traceback"), ("7", "died"),
         ("8", "several lines"),

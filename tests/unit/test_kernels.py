@@ -63,9 +63,14 @@ def test_kernels_that_set_up_builds_are_ready() -> None:
 
 def test_the_hubs_caches_stay_where_they_are() -> None:
     pytest.importorskip("tokenicer")
-    code = "import os; from quantize.hf.extensions import keep_hub_caches; keep_hub_caches(); import tokenicer; print(sorted(os.environ))"
+    code = (
+        "import os; from quantize.hf.extensions import keep_hub_caches; keep_hub_caches(); import "
+        "tokenicer; print(sorted(os.environ))"
+    )
     clean = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "TRANSFORMERS_"))}
-    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=clean, check=True).stdout
+    printed = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=clean, check=True
+    ).stdout
     assert not [name for name in ("HF_HOME", "HF_HUB_CACHE", "TRANSFORMERS_CACHE") if name in printed]
 
 
@@ -92,7 +97,9 @@ def test_the_lock_follows_no_link_and_says_when_it_waits(
     assert not waiting.is_alive()
 
 
-def test_a_work_folder_that_somebody_else_planted_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_work_folder_that_somebody_else_planted_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / f"quantwright-{os.getuid()}").symlink_to(tmp_path / "elsewhere")
@@ -101,7 +108,8 @@ def test_a_work_folder_that_somebody_else_planted_is_refused(tmp_path: Path, mon
 
 
 def test_a_lock_that_a_process_holds_open_stays(tmp_path: Path) -> None:
-    """As torch does from before the compiler starts until after it has ended, however long a loaded machine takes between."""
+    """As torch does from before the compiler starts until after it has ended, however long a loaded machine
+    takes between."""
     lock = make_lock(tmp_path / "quanto_cpp", age_s=3600)
     code = f"import sys, time; file = open({str(lock)!r}); print('open', flush=True); time.sleep(60)"
     builder = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)

@@ -24,7 +24,8 @@ def model(demo_checkpoint: Path, tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize(
     "name",
-    ["merges.txt", "chat_template.jinja", "vocab.json", "generation_config.json", "config.json", "tokenizer.json",
+    ["merges.txt", "chat_template.jinja", "vocab.json", "generation_config.json", "config.json",
+    "tokenizer.json",
      "processor_config.json", "additional_chat_templates/tool.jinja"],
 )  # fmt: skip
 def test_a_link_out_of_a_checkpoint_is_refused_by_name(name: str, model: Path) -> None:
@@ -46,7 +47,9 @@ def test_a_folder_of_templates_that_is_a_link_is_refused(model: Path) -> None:
 def test_shards_of_an_index_lie_in_the_folder(name: str, model: Path) -> None:
     names = list(open_checkpoint(model).tensors)
     (model / "model.safetensors").rename(model / "other.safetensors")
-    (model / "model.safetensors.index.json").write_text(json.dumps({"weight_map": dict.fromkeys(names, name)}))
+    (model / "model.safetensors.index.json").write_text(
+        json.dumps({"weight_map": dict.fromkeys(names, name)})
+    )
     with pytest.raises(BadInput, match="plain relative path"):
         open_checkpoint(model)
 
@@ -61,7 +64,8 @@ def test_links_that_people_have_work(model: Path, tmp_path: Path) -> None:
 
 
 def test_the_hub_caches_layouts(model: Path, tmp_path: Path) -> None:
-    """blobs/<etag> of the repository, or a link from there to the store that repositories share: blobs/<2 digits>/<xet hash>."""
+    """blobs/<etag> of the repository, or a link from there to the store that repositories share: blobs/<2
+    digits>/<xet hash>."""
     repository = tmp_path / "hub" / "models--org--name"
     snapshot, blobs = repository / "snapshots" / ("a" * 40), repository / "blobs"
     snapshot.mkdir(parents=True)
@@ -106,11 +110,21 @@ def make_adapter(tmp_path: Path) -> Callable[[Path], Path]:
 
         folder = tmp_path / "adapter"
         folder.mkdir()
-        name, info = next((n, i) for n, i in open_checkpoint(base).tensors.items() if n.endswith("q_proj.weight"))
+        name, info = next(
+            (n, i) for n, i in open_checkpoint(base).tensors.items() if n.endswith("q_proj.weight")
+        )
         module = f"base_model.model.{name.removesuffix('.weight')}"
-        parts = {"lora_A": np.zeros((1, info.shape[1]), np.float32), "lora_B": np.zeros((info.shape[0], 1), np.float32)}
-        save_file({f"{module}.{part}.weight": data for part, data in parts.items()}, folder / "adapter_model.safetensors")
-        (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 1, "lora_alpha": 1}))
+        parts = {
+            "lora_A": np.zeros((1, info.shape[1]), np.float32),
+            "lora_B": np.zeros((info.shape[0], 1), np.float32),
+        }
+        save_file(
+            {f"{module}.{part}.weight": data for part, data in parts.items()},
+            folder / "adapter_model.safetensors",
+        )
+        (folder / "adapter_config.json").write_text(
+            json.dumps({"peft_type": "LORA", "r": 1, "lora_alpha": 1})
+        )
         return folder
 
     return make

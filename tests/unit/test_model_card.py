@@ -17,7 +17,9 @@ from quantize.kernels.block_types import FILE_TYPES
 from quantize.methods.gguf import GgufRecipe, file_contents
 from quantize.sources.opening import open_checkpoint
 
-BOMB = "a0: &a0 [x,x,x,x,x,x,x,x,x]\n" + "".join(f"a{i}: &a{i} [{','.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 10))
+BOMB = "a0: &a0 [x,x,x,x,x,x,x,x,x]\n" + "".join(
+    f"a{i}: &a{i} [{','.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 10)
+)
 
 
 @pytest.fixture
@@ -89,7 +91,10 @@ def test_a_card_of_other_bytes_and_a_link_out(folder: Path, tmp_path: Path) -> N
 
 
 def test_the_terms_go_with_the_weights(folder: Path, tmp_path: Path) -> None:
-    write(folder, "license: other\nlicense_name: acme-1.0\nlicense_link: LICENSE\nlanguage: [de, fr]\ntags: [chat]")
+    write(
+        folder,
+        "license: other\nlicense_name: acme-1.0\nlicense_link: LICENSE\nlanguage: [de, fr]\ntags: [chat]",
+    )
     for name in ("LICENSE", "USE_POLICY.md", "MODEL_LICENSE", "license.txt", "Licence"):
         (folder / name).write_text(name)
     for name in ("licensed.bin", "notices", "README"):
@@ -117,9 +122,12 @@ def test_a_folder_with_an_at_in_its_name(folder: Path) -> None:
 
 #: every kind of entry that a card may have
 FRONT = {
-    "license": ["mit"], "license_name": "n", "license_link": "l", "language": ["en"], "tags": ["a"], "pipeline_tag": "b",
-    "name": "c", "version": "1.0", "model_name": "d", "model_creator": "e", "basename": "f-7b1", "size_label": "7B",
-    "base_model": ["org/x-7B", {"name": "y", "repo_url": "z"}], "datasets": ["https://huggingface.co/org/x", {"name": "y"}],
+    "license": ["mit"], "license_name": "n", "license_link": "l", "language": ["en"], "tags": ["a"],
+    "pipeline_tag": "b",
+    "name": "c", "version": "1.0", "model_name": "d", "model_creator": "e", "basename": "f-7b1",
+    "size_label": "7B",
+    "base_model": ["org/x-7B", {"name": "y", "repo_url": "z"}], "datasets": ["https://huggingface.co/org/x",
+    {"name": "y"}],
 }  # fmt: skip
 
 
@@ -157,7 +165,9 @@ def reading(folder: Path) -> Callable[[bytes], object]:
         (folder / "README.md").write_bytes(raw)
         metadata = load_metadata(checkpoint, [("a", (2, 2_100_000))])
         kvs = general_kvs(metadata, "llama", quantized_by=None)
-        return file_name(metadata, FILE_TYPES["q8_0"]), [pack_value(name, *value) for name, value in kvs.items()]
+        return file_name(metadata, FILE_TYPES["q8_0"]), [
+            pack_value(name, *value) for name, value in kvs.items()
+        ]
 
     attempt(f"---\n{yaml.safe_dump(FRONT)}---\n".encode())
     return attempt
@@ -181,4 +191,6 @@ def test_names_that_no_file_can_have(folder: Path) -> None:
         assert name.endswith("Q8_0.gguf")
         assert "/" not in name
         assert len(name.encode()) < MAX_STEM_CHARACTERS + 20
-        assert general_kvs(metadata, "llama", quantized_by=None)["general.name"][0] == head.removeprefix("name: ")
+        assert general_kvs(metadata, "llama", quantized_by=None)["general.name"][0] == head.removeprefix(
+            "name: "
+        )

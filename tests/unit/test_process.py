@@ -20,7 +20,9 @@ NAMES = ("click", "yaml", "numpy", "quantize", "runpy")
 def trap(tmp_path: Path) -> Path:
     """A folder with modules that leave a mark when they are imported."""
     for name in NAMES:
-        (tmp_path / f"{name}.py").write_text(f"open({str(tmp_path / 'RAN')!r}, 'a').write({name!r})\nraise SystemExit(7)\n")
+        (tmp_path / f"{name}.py").write_text(
+            f"open({str(tmp_path / 'RAN')!r}, 'a').write({name!r})\nraise SystemExit(7)\n"
+        )
     return tmp_path
 
 
@@ -57,7 +59,9 @@ def test_nor_does_it_where_python_has_no_safe_path_of_its_own(trap: Path) -> Non
 
 def test_a_plain_child_would_have(trap: Path) -> None:
     environment = {name: value for name, value in child_environment().items() if name != "PYTHONSAFEPATH"}
-    subprocess.run([sys.executable, "-m", "quantize.cli"], cwd=trap, env=environment, capture_output=True, check=False)
+    subprocess.run(
+        [sys.executable, "-m", "quantize.cli"], cwd=trap, env=environment, capture_output=True, check=False
+    )
     assert (trap / "RAN").exists()
 
 
@@ -73,7 +77,12 @@ def test_convert_to_several_recipes_runs_nothing_of_the_folder_it_is_in(
 
 
 def test_what_a_model_wrote_sees_no_environment_and_no_working_folder(trap: Path) -> None:
-    done = run(isolated_command("import sys; print('' in sys.path, sys.flags.ignore_environment, sys.flags.no_user_site)"), trap)
+    done = run(
+        isolated_command(
+            "import sys; print('' in sys.path, sys.flags.ignore_environment, sys.flags.no_user_site)"
+        ),
+        trap,
+    )
     assert done.stdout.split() == ["False", "1", "1"]
 
 
@@ -82,10 +91,16 @@ def test_every_python_child_is_started_by_the_one_module() -> None:
     wrong = []
     for package in ("quantize", "evals", "reports", "benchmarks"):
         for path in sorted((ROOT / package).rglob("*.py")):
-            if "peers" in path.parts or path == ROOT / "quantize" / "process.py":  # peers: other programs' own scripts
+            if (
+                "peers" in path.parts or path == ROOT / "quantize" / "process.py"
+            ):  # peers: other programs' own scripts
                 continue
             for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
                 command = node.elts[0] if isinstance(node, (ast.List, ast.Tuple)) and node.elts else None
-                if command is not None and ast.unparse(command) in ("sys.executable", "'python'", "'python3'"):
+                if command is not None and ast.unparse(command) in (
+                    "sys.executable",
+                    "'python'",
+                    "'python3'",
+                ):
                     wrong.append(f"{path.relative_to(ROOT)}:{node.lineno}")
     assert not wrong, wrong

@@ -1,4 +1,5 @@
-"""What ends a command from outside: it clears up, its children end with it, and the exit code is the one a shell shows."""
+"""What ends a command from outside: it clears up, its children end with it, and the exit code is the one a
+shell shows."""
 
 import os
 import signal
@@ -33,7 +34,8 @@ cli.main()
 
 
 def heard() -> None:
-    """In the child: what is not the test's is not ignored, though it may be where the tests run (nohup, a shell's background)."""
+    """In the child: what is not the test's is not ignored, though it may be where the tests run (nohup, a
+    shell's background)."""
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
         signal.signal(number, signal.SIG_DFL)
 
@@ -45,14 +47,20 @@ def deaf_to_hangup() -> None:
 
 def begin(tmp_path: Path, prepare: Callable[[], None] = heard) -> subprocess.Popen[str]:
     command = [sys.executable, "-c", COMMAND, "run", str(tmp_path / "made" / "out")]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=prepare)
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=prepare
+    )
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
     return process
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGINT, 130)])
-def test_a_signal_ends_the_command_and_leaves_nothing(number: signal.Signals, code: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGINT, 130)]
+)
+def test_a_signal_ends_the_command_and_leaves_nothing(
+    number: signal.Signals, code: int, tmp_path: Path
+) -> None:
     process = begin(tmp_path)
     process.send_signal(number)
     _, said = process.communicate(timeout=30)

@@ -1,4 +1,5 @@
-"""Output is whole or not there, and what was there before is not lost: by links, force, two writers, kills."""
+"""Output is whole or not there, and what was there before is not lost: by links, force, two writers,
+kills."""
 
 import errno
 import os
@@ -38,7 +39,8 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-# -- what force may replace ------------------------------------------------------------------------------------------------------
+# -- what force may replace
+# ------------------------------------------------------------------------------------------------------
 
 
 def test_force_replaces_an_artifact_or_an_empty_folder_and_nothing_else(tmp_path: Path) -> None:
@@ -68,9 +70,12 @@ def artifact_with_manifest(folder: Path, beside: str) -> Path:
 
     with staging(folder) as stage:
         (stage / "weights.bin").write_text("x")
-        source = Source(id="m", revision=None, digest="12", dtype="BF16", architecture="A", model_type="a", parameters=1)
+        source = Source(
+            id="m", revision=None, digest="12", dtype="BF16", architecture="A", model_type="a", parameters=1
+        )
         manifest = Manifest(
-            recipe={"method": "dense"}, recipe_short="float32", recipe_digest="12", source=source, tool={}, engine="",
+            recipe={"method": "dense"}, recipe_short="float32", recipe_digest="12", source=source, tool={},
+            engine="",
             libraries={},
             files=hash_files(stage), weight_bytes=1, bits_per_weight=8, runtime="", loads_in=(),
             verification=Verification(level="none"),
@@ -90,7 +95,9 @@ def test_force_never_replaces_what_is_read(tmp_path: Path) -> None:
         with pytest.raises(BadInput, match=r"(is|holds) .*, which is read here and would be lost"):
             claim_output(out, True, [given])
     made = artifact(tmp_path / "source" / "q8")
-    assert claim_output(made, True, [tmp_path / "source", tmp_path / "absent"]) == made  # within its source's folder
+    assert (
+        claim_output(made, True, [tmp_path / "source", tmp_path / "absent"]) == made
+    )  # within its source's folder
 
 
 def test_a_link_is_followed_and_one_to_nothing_refused(tmp_path: Path) -> None:
@@ -119,14 +126,17 @@ def test_a_run_folder_that_is_a_file(tmp_path: Path) -> None:
     claim_run(tmp_path / "new" / "run")
 
 
-# -- one step --------------------------------------------------------------------------------------------------------------------
+# -- one step
+# ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(params=["one step", "two steps"])
 def steps(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """As on a file system that can exchange two names, and on one that cannot."""
     if request.param == "two steps":
-        monkeypatch.setattr("ctypes.CDLL", lambda *_, **__: object())  # a C library that does not know the call
+        monkeypatch.setattr(
+            "ctypes.CDLL", lambda *_, **__: object()
+        )  # a C library that does not know the call
     return str(request.param)
 
 
@@ -146,7 +156,9 @@ def test_the_second_of_two_writers_loses_nothing_of_the_first(steps: str, tmp_pa
         (first / "a").write_text("first")
         (second / "a").write_text("second")
         put_in_place(first, out, replace=False)
-        with pytest.raises(BadInput, match=r"already exists: another process has written it meanwhile") as caught:
+        with pytest.raises(
+            BadInput, match=r"already exists: another process has written it meanwhile"
+        ) as caught:
             put_in_place(second, out, replace=False)
         assert "\n" not in str(caught.value)
     assert (out / "a").read_text() == "first"
@@ -190,7 +202,8 @@ def test_the_users_umask_holds(tmp_path: Path) -> None:
     assert (tmp_path / "file").stat().st_mode & 0o777 == 0o640
 
 
-# -- what dead processes leave ---------------------------------------------------------------------------------------------------
+# -- what dead processes leave
+# ---------------------------------------------------------------------------------------------------
 
 WRITER = """
 import ctypes, os, signal, sys
@@ -211,7 +224,9 @@ with staging.staging(out) as stage:
 
 
 @pytest.mark.parametrize(("where", "content"), [("before", "old"), ("between", "old"), ("after", "new")])
-def test_a_kill_at_any_moment_loses_nothing_and_the_next_run_clears_up(where: str, content: str, tmp_path: Path) -> None:
+def test_a_kill_at_any_moment_loses_nothing_and_the_next_run_clears_up(
+    where: str, content: str, tmp_path: Path
+) -> None:
     out = tmp_path / "out"
     out.mkdir()
     (out / "old").write_text("old")
@@ -226,7 +241,10 @@ def test_a_kill_at_any_moment_loses_nothing_and_the_next_run_clears_up(where: st
 def test_only_what_nobody_works_on_is_cleared(tmp_path: Path) -> None:
     out = tmp_path / "out"
     with staging(out) as stage:
-        code = "import sys; from pathlib import Path; from quantize.staging import sweep_output; sweep_output(Path(sys.argv[1]))"
+        code = (
+            "import sys; from pathlib import Path; from quantize.staging import sweep_output; "
+            "sweep_output(Path(sys.argv[1]))"
+        )
         subprocess.run([sys.executable, "-c", code, str(out)], check=True)
         sweep_output(out)
         assert stage.is_dir()
@@ -256,7 +274,8 @@ def test_parts_of_files_that_dead_processes_left_go(tmp_path: Path) -> None:
     path = tmp_path / "file.json"
     code = (
         "import os, signal, sys; from pathlib import Path; from quantize.staging import whole_file\n"
-        "with whole_file(Path(sys.argv[1])) as part: part.write_text('half'); os.kill(os.getpid(), signal.SIGKILL)"
+        "with whole_file(Path(sys.argv[1])) as part: part.write_text('half'); os.kill(os.getpid(), "
+        "signal.SIGKILL)"
     )
     subprocess.run([sys.executable, "-c", code, str(path)], check=False)
     assert len(names(tmp_path)) == 1
@@ -271,7 +290,8 @@ def test_parts_of_files_that_dead_processes_left_go(tmp_path: Path) -> None:
     assert path.read_text() == "mine"
 
 
-# -- full disks ------------------------------------------------------------------------------------------------------------------
+# -- full disks
+# ------------------------------------------------------------------------------------------------------------
 
 
 def _tofile() -> None:
@@ -296,7 +316,10 @@ def _wrapped() -> None:
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
 @pytest.mark.parametrize("write", [_tofile, _text, _wrapped])
 def test_a_full_disk_is_known_in_every_librarys_words(write: Callable[[], None], tmp_path: Path) -> None:
-    with pytest.raises(StepFailed, match=r"out: the disk is full; free some space"), staging(tmp_path / "a" / "out"):
+    with (
+        pytest.raises(StepFailed, match=r"out: the disk is full; free some space"),
+        staging(tmp_path / "a" / "out"),
+    ):
         write()
     assert names(tmp_path) == []
 
@@ -313,9 +336,14 @@ def test_a_full_disk_in_safetensors_words(tmp_path: Path) -> None:
     disk.mkdir()
     script = f'mount -t tmpfs -o size=64k none {disk} && exec "$@"'
     namespace = ["unshare", "--mount", "--map-root-user", "sh", "-c", script, "sh"]
-    if shutil.which("unshare") is None or subprocess.run([*namespace, "true"], capture_output=True).returncode:
+    if (
+        shutil.which("unshare") is None
+        or subprocess.run([*namespace, "true"], capture_output=True).returncode
+    ):
         pytest.skip("no mount namespaces here")
-    done = subprocess.run([*namespace, sys.executable, "-c", code, str(disk / "f")], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [*namespace, sys.executable, "-c", code, str(disk / "f")], capture_output=True, text=True, check=True
+    )
     assert done.stdout.split() == ["False", "True"]
 
 
@@ -328,7 +356,10 @@ def test_other_errors_stay_what_they_are(tmp_path: Path) -> None:
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
 def test_a_file_that_finds_the_disk_full_is_named_and_leaves_nothing(tmp_path: Path) -> None:
     (tmp_path / "results.json").write_text("old")
-    with pytest.raises(StepFailed, match=r"results.json: the disk is full"), whole_file(tmp_path / "results.json"):
+    with (
+        pytest.raises(StepFailed, match=r"results.json: the disk is full"),
+        whole_file(tmp_path / "results.json"),
+    ):
         _text()
     assert (tmp_path / "results.json").read_text() == "old"
     assert names(tmp_path) == ["results.json"]

@@ -59,18 +59,37 @@ def test_tables_show_what_a_stranger_wrote_and_obey_none_of_it(capsys: pytest.Ca
 def test_an_error_is_one_line_without_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "a-token-of-no-known-form")
     assert str(BadInput("model\n\x1b[2Jtype: a-token-of-no-known-form")) == r"model \x1b[2Jtype: ***"
-    assert one_line(RuntimeError("first\x07 a-token-of-no-known-form\nsecond")) == r"RuntimeError: first\x07 ***"
+    assert (
+        one_line(RuntimeError("first\x07 a-token-of-no-known-form\nsecond")) == r"RuntimeError: first\x07 ***"
+    )
 
 
 def run(*command: str, **environment: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
-        command, capture_output=True, text=True, env={**os.environ, **environment}, timeout=120, stdin=subprocess.DEVNULL
+        command,
+        capture_output=True,
+        text=True,
+        env={**os.environ, **environment},
+        timeout=120,
+        stdin=subprocess.DEVNULL,
     )
 
 
 def test_a_foreign_config_value_stays_on_one_line(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text('{"architectures": ["A\\n\\u001b[31mB"], "model_type": "hf_abcdefghijklmnopqrstuvwx"}')
-    done = run(sys.executable, "-m", "quantize.cli", "convert", str(tmp_path), "--to", "float32", "-o", str(tmp_path / "out"))
+    (tmp_path / "config.json").write_text(
+        '{"architectures": ["A\\n\\u001b[31mB"], "model_type": "hf_abcdefghijklmnopqrstuvwx"}'
+    )
+    done = run(
+        sys.executable,
+        "-m",
+        "quantize.cli",
+        "convert",
+        str(tmp_path),
+        "--to",
+        "float32",
+        "-o",
+        str(tmp_path / "out"),
+    )
     assert done.returncode == 2
     assert "\x1b" not in done.stderr
     assert "hf_abcdefgh" not in done.stderr

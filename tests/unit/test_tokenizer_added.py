@@ -1,4 +1,5 @@
-"""Tokens that other files add to tokenizer.json: as transformers' own tokenizer of the same folder has them."""
+"""Tokens that other files add to tokenizer.json: as transformers' own tokenizer of the same folder has
+them."""
 
 import json
 from pathlib import Path
@@ -33,24 +34,49 @@ FOLDERS: dict[str, dict[str, dict[str, Any]]] = {
         }
     },
     "a token of the vocabulary": {CONFIG: {"added_tokens_decoder": {"7": entry("th", special=False)}}},
-    "other flags of a known one": {CONFIG: {"added_tokens_decoder": {"0": entry("<|endoftext|>", lstrip=True)}}},
+    "other flags of a known one": {
+        CONFIG: {"added_tokens_decoder": {"0": entry("<|endoftext|>", lstrip=True)}}
+    },
     "added_tokens.json": {ADDED: {"<|im_start|>": 300, "plain": 301}, CONFIG: {"eos_token": "<|im_start|>"}},
-    "decoder goes before added_tokens.json": {ADDED: {"<x>": 300}, CONFIG: {"added_tokens_decoder": {"300": entry("<y>")}}},
-    "decoder goes before the map": {MAP: {"pad_token": "<x>"}, CONFIG: {"added_tokens_decoder": {"300": entry("<y>")}}},
+    "decoder goes before added_tokens.json": {
+        ADDED: {"<x>": 300},
+        CONFIG: {"added_tokens_decoder": {"300": entry("<y>")}},
+    },
+    "decoder goes before the map": {
+        MAP: {"pad_token": "<x>"},
+        CONFIG: {"added_tokens_decoder": {"300": entry("<y>")}},
+    },
     "map": {
         MAP: {
-            "pad_token": {"content": "[PAD]", "lstrip": True, "rstrip": False, "normalized": False, "single_word": False},
+            "pad_token": {
+                "content": "[PAD]",
+                "lstrip": True,
+                "rstrip": False,
+                "normalized": False,
+                "single_word": False,
+            },
             "eos_token": "</s>",
             "additional_special_tokens": ["<x>", "<y>"],
         }
     },
     "map over config": {CONFIG: {"eos_token": "<c>"}, MAP: {"eos_token": "<m>"}},
     "roles": {
-        CONFIG: {"pad_token": "[PAD]", "bos_token": "<s>", "mask_token": "<m>", "additional_special_tokens": ["<r>", "<q>"]}
+        CONFIG: {
+            "pad_token": "[PAD]",
+            "bos_token": "<s>",
+            "mask_token": "<m>",
+            "additional_special_tokens": ["<r>", "<q>"],
+        }
     },
-    "extra with flags": {CONFIG: {"extra_special_tokens": ["<e>", {"__type": "AddedToken", **entry("<f>", special=False)}]}},
-    "roles of their own": {CONFIG: {"extra_special_tokens": {"image_token": "<image>"}, "audio_token": "<audio>"}},
-    "a role makes special": {CONFIG: {"eos_token": "<e>", "added_tokens_decoder": {"300": entry("<e>", special=False)}}},
+    "extra with flags": {
+        CONFIG: {"extra_special_tokens": ["<e>", {"__type": "AddedToken", **entry("<f>", special=False)}]}
+    },
+    "roles of their own": {
+        CONFIG: {"extra_special_tokens": {"image_token": "<image>"}, "audio_token": "<audio>"}
+    },
+    "a role makes special": {
+        CONFIG: {"eos_token": "<e>", "added_tokens_decoder": {"300": entry("<e>", special=False)}}
+    },
     "null": {CONFIG: {"pad_token": None, "eos_token": "<|endoftext|>", "additional_special_tokens": None}},
 }
 
@@ -61,9 +87,15 @@ def vocabulary(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
-        vocab_size=SIZE, initial_alphabet=alphabet, special_tokens=["<|endoftext|>"], show_progress=False, min_frequency=1
+        vocab_size=SIZE,
+        initial_alphabet=alphabet,
+        special_tokens=["<|endoftext|>"],
+        show_progress=False,
+        min_frequency=1,
     )
-    tokenizer.train_from_iterator(["the cat that sat there with them, this and other words of the kind " * 3] * 9, trainer)
+    tokenizer.train_from_iterator(
+        ["the cat that sat there with them, this and other words of the kind " * 3] * 9, trainer
+    )
     path = tmp_path_factory.mktemp("vocabulary") / "tokenizer.json"
     tokenizer.save(str(path))
     assert tokenizer.get_vocab_size() == SIZE
@@ -101,6 +133,8 @@ def test_as_transformers(name: str, vocabulary: Path, tmp_path: Path) -> None:
         (ADDED, {"<a>": None}, "'None' is not a token id"),
     ],
 )
-def test_what_is_no_token(file: str, data: dict[str, Any], said: str, vocabulary: Path, tmp_path: Path) -> None:
+def test_what_is_no_token(
+    file: str, data: dict[str, Any], said: str, vocabulary: Path, tmp_path: Path
+) -> None:
     with pytest.raises(BadInput, match=said):
         SourceTokenizer.open(folder_with(vocabulary, tmp_path, {file: data}))

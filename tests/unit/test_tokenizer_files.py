@@ -1,4 +1,5 @@
-"""Tokenizer files of strangers: bounded before a library sees them, its errors one line, and texts keep their length."""
+"""Tokenizer files of strangers: bounded before a library sees them, its errors one line, and texts keep their
+length."""
 
 import json
 import shutil
@@ -52,7 +53,13 @@ def test_what_is_refused(folder: Path, changes: dict[str, Any], says: str) -> No
 def test_a_training_script_s_truncation_and_padding_are_no_part_of_the_text(folder: Path) -> None:
     whole = SourceTokenizer.open(folder).encode("The river had risen in the night. " * 10)
     truncation = {"direction": "Right", "max_length": 8, "strategy": "LongestFirst", "stride": 0}
-    padding = {"strategy": {"Fixed": 10**6}, "direction": "Right", "pad_to_multiple_of": None, "pad_id": 0, "pad_type_id": 0}
+    padding = {
+        "strategy": {"Fixed": 10**6},
+        "direction": "Right",
+        "pad_to_multiple_of": None,
+        "pad_id": 0,
+        "pad_type_id": 0,
+    }
     change(folder, truncation=truncation, padding=padding | {"pad_token": "<s>"})
     assert SourceTokenizer.open(folder).encode("The river had risen in the night. " * 10) == whole
     assert len(whole) > 8
@@ -76,4 +83,9 @@ def test_ids(number: Any, tmp_path: Path) -> None:
 
 
 def test_ids_as_people_have_them(tmp_path: Path) -> None:
-    assert [token_id(tmp_path, number, 32_000) for number in (0, "32000", 32767.0, 128_255)] == [0, 32000, 32767, 128_255]
+    assert [token_id(tmp_path, number, 32_000) for number in (0, "32000", 32767.0, 128_255)] == [
+        0,
+        32000,
+        32767,
+        128_255,
+    ]

@@ -27,7 +27,9 @@ def store(path: Path, value: float, *names: str) -> None:
 
 
 def write_index(folder: Path, weight_map: dict[str, Any]) -> None:
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    (folder / "model.safetensors.index.json").write_text(
+        json.dumps({"metadata": {}, "weight_map": weight_map})
+    )
 
 
 def old_shards(folder: Path) -> None:
@@ -55,7 +57,11 @@ def test_what_transformers_loads_and_nothing_beside_it(beside: Any, tmp_path: Pa
     store(tmp_path / "model.safetensors", 1, "a", "b")
     found = weight_files(tmp_path)
     others = {path.name for path in tmp_path.glob("*.safetensors")} - {"model.safetensors"}
-    assert ([path.name for path in found.files], set(found.left_alone), found.usual) == (["model.safetensors"], others, True)
+    assert ([path.name for path in found.files], set(found.left_alone), found.usual) == (
+        ["model.safetensors"],
+        others,
+        True,
+    )
     stored = StoredTensors(tmp_path)
     assert set(stored) == {"a", "b"}
     assert stored.float32("a")[0, 0] == 1
@@ -82,7 +88,9 @@ def test_without_the_usual_names_only_what_is_beyond_doubt(tmp_path: Path) -> No
         weight_files(tmp_path)
     for name in ("mymodel.safetensors", "other.safetensors"):
         (tmp_path / name).unlink()
-    with pytest.raises(BadInput, match=r"no .safetensors weights.*adapter_model.safetensors is not in transformers' form"):
+    with pytest.raises(
+        BadInput, match=r"no .safetensors weights.*adapter_model.safetensors is not in transformers' form"
+    ):
         weight_files(tmp_path)
     old_shards(tmp_path)
     (tmp_path / "model.safetensors.index.json").unlink()
@@ -102,7 +110,8 @@ def test_what_the_config_names_goes_before_all(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "weight_map", [None, [], {}, "x", {"a": 1}, {"a": None}, {"a": "../m.safetensors"}, {"a": "/etc/passwd"}, {"a": "no"}]
+    "weight_map",
+    [None, [], {}, "x", {"a": 1}, {"a": None}, {"a": "../m.safetensors"}, {"a": "/etc/passwd"}, {"a": "no"}],
 )
 def test_an_index_that_is_none(weight_map: Any, tmp_path: Path) -> None:
     write_index(tmp_path, weight_map)
@@ -159,7 +168,10 @@ def test_a_header_has_a_ceiling(tmp_path: Path) -> None:
 
 def test_headers_fuzzed(tmp_path: Path) -> None:
     """Whatever is accepted can be mapped to its last byte."""
-    save_file({"a": np.ones((2, 3), np.float32), "b": np.ones((4,), np.int8), "c": np.ones((), np.float64)}, tmp_path / "a")
+    save_file(
+        {"a": np.ones((2, 3), np.float32), "b": np.ones((4,), np.int8), "c": np.ones((), np.float64)},
+        tmp_path / "a",
+    )
     raw = (tmp_path / "a").read_bytes()
     length = 8 + int.from_bytes(raw[:8], "little")
     header, path = json.loads(raw[8:length]), tmp_path / "x.safetensors"
@@ -207,7 +219,9 @@ def test_masks_are_no_sign_of_quantization_and_integers_are_no_weights(
         assert set(checkpoint.tensors) == {"w", *tensors}
 
 
-def test_an_artifact_holds_the_models_weights_and_says_what_was_left_alone(demo_checkpoint: Path, tmp_path: Path) -> None:
+def test_an_artifact_holds_the_models_weights_and_says_what_was_left_alone(
+    demo_checkpoint: Path, tmp_path: Path
+) -> None:
     import shutil
 
     shutil.copytree(demo_checkpoint, tmp_path / "model")

@@ -13,13 +13,14 @@ CLIP_TOKENS, CLIP_GRID, CLIP_MOST = 512, 20, 0.5
 
 @contextlib.contextmanager
 def awq_search() -> Iterator[set[str]]:
-    """While inside, the engine's AWQ takes float32 models and searches clipping bounds by ``best_clip``. Collects the names
-    of layers that it rounds without scales, because no token reached them or one of their group.
+    """While inside, the engine's AWQ takes float32 models and searches clipping bounds by ``best_clip``.
+    Collects the names of layers that it rounds without scales, because no token reached them or one of their
+    group.
 
-    It was written for half precision. Its packer stores float16 scales whatever it gets, but refuses float32 by name. Its scale
-    search keeps "a float32 copy on the CPU" of each weight, to restore it after every trial; for a float32 weight on the CPU that
-    is no copy but the weight itself, so the trials pile up and the model is destroyed, without an error. Here the weights hand
-    out copies while they are searched.
+    It was written for half precision. Its packer stores float16 scales whatever it gets, but refuses float32
+    by name. Its scale search keeps "a float32 copy on the CPU" of each weight, to restore it after every
+    trial; for a float32 weight on the CPU that is no copy but the weight itself, so the trials pile up and
+    the model is destroyed, without an error. Here the weights hand out copies while they are searched.
     """
     import torch
     from gptqmodel.looper.awq_processor import AWQProcessor
@@ -30,7 +31,14 @@ def awq_search() -> Iterator[set[str]]:
             return super().detach().clone()
 
     def compute_best_scale(
-        self: Any, x: Any, w_mean: Any, x_mean: Any, module: Any, linears: Any, reference: Any, kwargs: Any = None
+        self: Any,
+        x: Any,
+        w_mean: Any,
+        x_mean: Any,
+        module: Any,
+        linears: Any,
+        reference: Any,
+        kwargs: Any = None,
     ) -> Any:
         weights = [linear.weight for linear in linears]
         for linear in linears:
@@ -52,7 +60,11 @@ def awq_search() -> Iterator[set[str]]:
         return rounding(self, named, scales_list)
 
     rounding = AWQProcessor.apply_quant
-    dtypes, search, clip = AwqTorchLinear.SUPPORTS_DTYPES, AWQProcessor._compute_best_scale, AWQProcessor._compute_best_clip
+    dtypes, search, clip = (
+        AwqTorchLinear.SUPPORTS_DTYPES,
+        AWQProcessor._compute_best_scale,
+        AWQProcessor._compute_best_clip,
+    )
     AwqTorchLinear.SUPPORTS_DTYPES = [*dtypes, torch.float32]
     AWQProcessor._compute_best_scale, AWQProcessor._compute_best_clip = compute_best_scale, compute_best_clip
     AWQProcessor.apply_quant = apply_quant
@@ -64,14 +76,18 @@ def awq_search() -> Iterator[set[str]]:
         AWQProcessor.apply_quant = rounding
 
 
-def best_clip(weight: "torch.Tensor", inputs: "torch.Tensor", group_size: int, round_into: Any) -> "torch.Tensor":
-    """The bound (out, groups, 1) that each group of each row is clamped to before rounding, for the least error of its products.
+def best_clip(
+    weight: "torch.Tensor", inputs: "torch.Tensor", group_size: int, round_into: Any
+) -> "torch.Tensor":
+    """The bound (out, groups, 1) that each group of each row is clamped to before rounding, for the least
+    error of its products.
 
-    ``weight`` (out, in); ``inputs`` (..., in), of which every nth row is used so that 512 to 1023 remain; ``round_into(source,
-    target)`` quantizes and dequantizes groups along the last axis. Bounds tried: the group's largest magnitude times 1, 0.95, ...
-    0.55. The mean squared error of x . (rounded - w) over the rows x is the quadratic form of the difference with the second
-    moments of x, (group, group) per group: the same numbers as multiplying every row by every candidate, at a fraction of the
-    work and memory. Source: GPTQModel 7.6, AWQProcessor._compute_best_clip; AWQ, Lin et al. 2023.
+    ``weight`` (out, in); ``inputs`` (..., in), of which every nth row is used so that 512 to 1023 remain;
+    ``round_into(source, target)`` quantizes and dequantizes groups along the last axis. Bounds tried: the
+    group's largest magnitude times 1, 0.95, ... 0.55. The mean squared error of x . (rounded - w) over the
+    rows x is the quadratic form of the difference with the second moments of x, (group, group) per group: the
+    same numbers as multiplying every row by every candidate, at a fraction of the work and memory. Source:
+    GPTQModel 7.6, AWQProcessor._compute_best_clip; AWQ, Lin et al. 2023.
     """
     import torch
 

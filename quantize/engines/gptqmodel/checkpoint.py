@@ -1,4 +1,5 @@
-"""What GPTQ and AWQ artifacts hold: GPTQModel's packed tensors beside the source's own, under the source's config."""
+"""What GPTQ and AWQ artifacts hold: GPTQModel's packed tensors beside the source's own, under the source's
+config."""
 
 import json
 import os
@@ -25,9 +26,11 @@ def write_checkpoint(
     quantization: dict[str, Any],
     repack: Callable[[str, "dict[str, torch.Tensor]"], "dict[str, torch.Tensor]"] | None = None,
 ) -> int:
-    """Write config.json, quantize_config.json and model*.safetensors into ``stage``; return the bytes of tensor data.
+    """Write config.json, quantize_config.json and model*.safetensors into ``stage``; return the bytes of
+    tensor data.
 
-    Packed tensors come from the engine (through ``repack``, a linear at a time), all others are stored in the source's dtype.
+    Packed tensors come from the engine (through ``repack``, a linear at a time), all others are stored in the
+    source's dtype.
 
     Errors: StepFailed where a weight of the source is missing from what the engine saved.
     """
@@ -36,10 +39,14 @@ def write_checkpoint(
 
     infos, _ = read_weights(run.folder)
     packed = {name.removesuffix(".qweight") for name in infos if name.endswith(".qweight")}
-    names = [name for name in sorted(infos) if name in checkpoint.tensors or name.rpartition(".")[0] in packed]
+    names = [
+        name for name in sorted(infos) if name in checkpoint.tensors or name.rpartition(".")[0] in packed
+    ]
     missing = sorted(set(checkpoint.tensors) - set(names) - {f"{base}.weight" for base in packed})
     if missing:
-        raise StepFailed(f"{checkpoint.source}: {engine_name()} saved neither {missing[0]} nor a quantized form of it")
+        raise StepFailed(
+            f"{checkpoint.source}: {engine_name()} saved neither {missing[0]} nor a quantized form of it"
+        )
     handles = {path: safe_open(path, "pt") for path in {info.file for info in infos.values()}}
 
     def tensor(name: str) -> torch.Tensor:
@@ -54,7 +61,11 @@ def write_checkpoint(
         (stage / file).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     writer = _ShardWriter(stage)
     for base in sorted(packed):
-        group = {f"{base}.{suffix}": tensor(f"{base}.{suffix}") for suffix in PACKED_SUFFIXES if f"{base}.{suffix}" in infos}
+        group = {
+            f"{base}.{suffix}": tensor(f"{base}.{suffix}")
+            for suffix in PACKED_SUFFIXES
+            if f"{base}.{suffix}" in infos
+        }
         writer.add(repack(base, group) if repack else group)
     for name in names:
         if not (name.endswith(PACKED_SUFFIXES) and name.rpartition(".")[0] in packed):
@@ -63,7 +74,8 @@ def write_checkpoint(
 
 
 class _ShardWriter:
-    """Collects tensors into safetensors files of at most ``SHARD_BYTES``, named and indexed as transformers does."""
+    """Collects tensors into safetensors files of at most ``SHARD_BYTES``, named and indexed as transformers
+    does."""
 
     def __init__(self, stage: Path):
         self.stage = stage
@@ -93,11 +105,15 @@ class _ShardWriter:
         for index, names in enumerate(self.shards):
             file = "model.safetensors" if count == 1 else f"model-{index + 1:05d}-of-{count:05d}.safetensors"
             os.rename(self.stage / f"shard-{index}", self.stage / file)
-            shutil.copymode(self.stage / "config.json", self.stage / file)  # safetensors makes files only their owner can read
+            shutil.copymode(
+                self.stage / "config.json", self.stage / file
+            )  # safetensors makes files only their owner can read
             weight_map |= dict.fromkeys(names, file)
         if count > 1:
             content = {"metadata": {"total_size": self.total}, "weight_map": dict(sorted(weight_map.items()))}
-            (self.stage / "model.safetensors.index.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+            (self.stage / "model.safetensors.index.json").write_text(
+                json.dumps(content, indent=2) + "\n", encoding="utf-8"
+            )
         return self.total
 
 

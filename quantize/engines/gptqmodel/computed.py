@@ -1,4 +1,5 @@
-"""What GPTQModel holds in memory: each layer's own dequantization as it is packed, everything else before it is saved."""
+"""What GPTQModel holds in memory: each layer's own dequantization as it is packed, everything else before it
+is saved."""
 
 import contextlib
 import threading
@@ -19,7 +20,8 @@ if TYPE_CHECKING:
 
 @contextlib.contextmanager
 def packed_weights() -> Iterator[Computed]:
-    """While inside, sketches of the weights of every layer that the engine packs, by its own unpacking in float32.
+    """While inside, sketches of the weights of every layer that the engine packs, by its own unpacking in
+    float32.
 
     Taken layer by layer, because of a large model the engine keeps packed layers on disk.
     """
@@ -52,8 +54,8 @@ def packed_weights() -> Iterator[Computed]:
 
 
 def add_unquantized(computed: Computed, model: "torch.nn.Module", checkpoint: Checkpoint) -> None:
-    """The model's other tensors (AWQ moves scales into norms), rounded as the source stores them. What the engine
-    keeps on disk, of a large model, is left out."""
+    """The model's other tensors (AWQ moves scales into norms), rounded as the source stores them. What the
+    engine keeps on disk, of a large model, is left out."""
     import itertools
 
     import torch
@@ -66,8 +68,8 @@ def add_unquantized(computed: Computed, model: "torch.nn.Module", checkpoint: Ch
 
 
 def _unpacked(layer: Any) -> tuple[np.ndarray, np.ndarray | None]:
-    """(weight (out, in) float32, rows (out,) that the file holds otherwise): products of whole numbers and float16
-    scales, exact in float32.
+    """(weight (out, in) float32, rows (out,) that the file holds otherwise): products of whole numbers and
+    float16 scales, exact in float32.
 
     GPTQ's format cannot say a zero point of 0; such a row is written with one of 1 (``lift_zero_points``).
     """
@@ -78,12 +80,17 @@ def _unpacked(layer: Any) -> tuple[np.ndarray, np.ndarray | None]:
     with torch.inference_mode():
         if not hasattr(layer, "g_idx"):
             exact = layer.scales.float()
-            return _numpy(dequantize_gemm(layer.qweight, layer.qzeros, exact, layer.bits, layer.group_size)), None
+            return _numpy(
+                dequantize_gemm(layer.qweight, layer.qzeros, exact, layer.bits, layer.group_size)
+            ), None
         layer._init_wf_unsqueeze_buffers()
         scales, zeros = layer.scales, layer.qzeros
         layer.scales, layer.qzeros = scales.float(), zeros.clone()
         convert_gptq_v1_to_v2_format_module(layer, layer.bits, layer.pack_dtype)  # its unpacking is of v2
-        values, meant = _numpy(layer.dequantize_weight()), gptq_zeros(layer.qzeros.cpu().numpy(), layer.bits) - 1
+        values, meant = (
+            _numpy(layer.dequantize_weight()),
+            gptq_zeros(layer.qzeros.cpu().numpy(), layer.bits) - 1,
+        )
         layer.scales, layer.qzeros = scales, zeros
     return values, (meant == 0).any(0)
 

@@ -1,8 +1,10 @@
-"""Driving GPTQModel, the engine behind the GPTQ and AWQ methods: calibration windows in, a checkpoint in their formats out.
+"""Driving GPTQModel, the engine behind the GPTQ and AWQ methods: calibration windows in, a checkpoint in
+their formats out.
 
-What the engine does unasked is undone or reported here: it rounds to nearest where calibration fails (switched off, and a
-Hessian that cannot be factored stops the conversion), raises damping (noted), writes random paths and times into its output
-(the files are written anew from its tensors and the source's own config), and rewrites tokenizer files (not taken over).
+What the engine does unasked is undone or reported here: it rounds to nearest where calibration fails
+(switched off, and a Hessian that cannot be factored stops the conversion), raises damping (noted), writes
+random paths and times into its output (the files are written anew from its tensors and the source's own
+config), and rewrites tokenizer files (not taken over).
 """
 
 import contextlib
@@ -41,7 +43,8 @@ LIBRARIES = ("gptqmodel", "torch", "transformers")
 
 @dataclass
 class EngineRun:
-    """What came out: ``folder`` with the engine's own files, its log (one row a layer's linear), its quantization config."""
+    """What came out: ``folder`` with the engine's own files, its log (one row a layer's linear), its
+    quantization config."""
 
     folder: Path
     log: list[dict[str, Any]]
@@ -57,7 +60,8 @@ def engine_name() -> str:
 
 
 def compute_dtype(run: RunOptions) -> str:
-    """float32 on a CPU, where it is exact and, without bfloat16 instructions, ten times as fast; bfloat16 on an accelerator."""
+    """float32 on a CPU, where it is exact and, without bfloat16 instructions, ten times as fast; bfloat16 on
+    an accelerator."""
     if run.dtype != "auto":
         return run.dtype
     return "float32" if run.resolved_device == "cpu" else "bfloat16"
@@ -84,8 +88,8 @@ def quantize(
 
     ``make_config`` gets the settings that every method shares and returns the engine's config.
 
-    Errors: StepFailed where a weight is not finite, a Hessian cannot be factored, no calibration token reached a layer, or the
-    engine gives up for a reason of its own.
+    Errors: StepFailed where a weight is not finite, a Hessian cannot be factored, no calibration token
+    reached a layer, or the engine gives up for a reason of its own.
     """
     checkpoint.check_finite()
     _environment(run)
@@ -148,7 +152,9 @@ def _environment(run: RunOptions) -> None:
 
     ensure_kernel_environment()
     keep_hub_caches()
-    os.environ.setdefault("GPTQMODEL_CPU_WORKERS", str(max(2, run.resolved_threads)))  # fewer than its file readers: it fails
+    os.environ.setdefault(
+        "GPTQMODEL_CPU_WORKERS", str(max(2, run.resolved_threads))
+    )  # fewer than its file readers: it fails
     os.environ.setdefault("LOGBAR_ANIMATION", "0")
 
 
@@ -165,14 +171,17 @@ def _failures_named(checkpoint: Checkpoint) -> Iterator[None]:
         text = str(error).strip()
         if "os error 28" in text:  # safetensors' own exception for a full disk
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
-        lines = text.splitlines() or ["no scale gave a finite loss" if type(error) is Exception else type(error).__name__]
+        lines = text.splitlines() or [
+            "no scale gave a finite loss" if type(error) is Exception else type(error).__name__
+        ]
         layer = _layer_at(error)
         where = f" at layer {layer}" if layer is not None else ""
         raise StepFailed(f"{checkpoint.source}: {engine_name()} failed{where}: {lines[0]}") from error
 
 
 def _layer_at(error: BaseException) -> int | None:
-    """The innermost ``layer_index`` among the local variables of the traceback: the engine's messages seldom name the layer."""
+    """The innermost ``layer_index`` among the local variables of the traceback: the engine's messages seldom
+    name the layer."""
     found = None
     trace = error.__traceback__
     while trace is not None:
@@ -185,8 +194,8 @@ def _layer_at(error: BaseException) -> int | None:
 
 @contextlib.contextmanager
 def _surviving_workers() -> Iterator[None]:
-    """Raise what a worker thread of the engine raised. Left alone, it prints a traceback and ends the whole process at once: no
-    message of ours, and the staging folder stays behind."""
+    """Raise what a worker thread of the engine raised. Left alone, it prints a traceback and ends the whole
+    process at once: no message of ours, and the staging folder stays behind."""
     from gptqmodel.utils.threadx import _DeviceWorker
 
     failures: list[BaseException] = []
@@ -194,7 +203,9 @@ def _surviving_workers() -> Iterator[None]:
 
     def keep(self: Any, error: BaseException) -> None:
         frames = traceback.extract_tb(error.__traceback__)
-        if any(frame.name == "_run_warmup" for frame in frames):  # its task is never answered: waiting for it would not end
+        if any(
+            frame.name == "_run_warmup" for frame in frames
+        ):  # its task is never answered: waiting for it would not end
             original(self, error)
         failures.append(error)
 
@@ -213,7 +224,8 @@ def _surviving_workers() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _watched_hessians() -> Iterator[list[tuple[str, float]]]:
-    """Stop at a Hessian that cannot be factored; collect (layer, amount) where the engine added to its diagonal to factor it.
+    """Stop at a Hessian that cannot be factored; collect (layer, amount) where the engine added to its
+    diagonal to factor it.
 
     Left alone, the engine goes on and rounds such a layer to nearest.
     """
@@ -228,7 +240,8 @@ def _watched_hessians() -> Iterator[list[tuple[str, float]]]:
         before = hessian.diagonal().clone()
         if not bool(torch.isfinite(before).all()):
             raise StepFailed(
-                f"{_name_of(self)}: its inputs overflow on the calibration text (the Hessian holds NaN or Inf); "
+                f"{_name_of(self)}: its inputs overflow on the calibration text (the Hessian holds NaN or "
+                "Inf); "
                 "check the model's weights, or compute in float32"
             )
         result = original(self, hessian)
@@ -264,7 +277,13 @@ def _progress(model: Any, checkpoint: Checkpoint, title: str, run: RunOptions, s
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("layers"), TimeElapsedColumn()
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("layers"),
+        TimeElapsedColumn(),
+    )
     with Progress(*columns, console=Console(file=stderr)) as bar:
         task = bar.add_task(title, total=checkpoint.config.get("num_hidden_layers"))
         finished: set[int] = set()
@@ -278,7 +297,8 @@ def _progress(model: Any, checkpoint: Checkpoint, title: str, run: RunOptions, s
 
 
 def _damping_notes(log: list[dict[str, Any]], config: Any, floors: list[tuple[str, float]]) -> list[Note]:
-    """Notes of every layer whose Hessian needed help. Errors: StepFailed where one that saw tokens was rounded to nearest."""
+    """Notes of every layer whose Hessian needed help. Errors: StepFailed where one that saw tokens was
+    rounded to nearest."""
     notes = []
     wanted = getattr(config, "damp_percent", None)
     for row in log:
@@ -287,7 +307,10 @@ def _damping_notes(log: list[dict[str, Any]], config: Any, floors: list[tuple[st
         if _saw_nothing(row):
             continue
         if "fallback" in loss or loss.startswith(str(ROUNDED_LOSS)):
-            raise StepFailed(f"{name}: its loss is NaN, so it could only be rounded to nearest; use more --calibration-tokens")
+            raise StepFailed(
+                f"{name}: its loss is NaN, so it could only be rounded to nearest; use more "
+                "--calibration-tokens"
+            )
         damp = row.get("damp")
         if wanted is not None and damp is not None and abs(float(damp) - wanted) > 1e-5:
             notes.append(
@@ -313,9 +336,14 @@ def _saw_nothing(row: dict[str, Any]) -> bool:
 
 
 def _unreached_notes(log: list[dict[str, Any]], unscaled: set[str], checkpoint: Checkpoint) -> list[Note]:
-    """Experts, mostly, that no calibration token chose. More text seldom helps: they are rounded to nearest."""
+    """Experts, mostly, that no calibration token chose. More text seldom helps: they are rounded to
+    nearest."""
     names = unscaled | {f"layers.{row['layer']}.{row['module']}" for row in log if _saw_nothing(row)}
     what = "rounded to nearest, without calibration"
-    why = "no calibration token reached it" + (", or another expert that would share its scales" if unscaled else "")
-    found = (tensor for tensor in checkpoint.tensors if any(tensor.endswith(f"{name}.weight") for name in names))
+    why = "no calibration token reached it" + (
+        ", or another expert that would share its scales" if unscaled else ""
+    )
+    found = (
+        tensor for tensor in checkpoint.tensors if any(tensor.endswith(f"{name}.weight") for name in names)
+    )
     return [Note(tensor=tensor, what=what, why=why) for tensor in sorted(found)]

@@ -8,14 +8,18 @@ from quantize.artifact.artifact import Note
 from quantize.checkpoint.checkpoint import FLOAT_DTYPES, Checkpoint, TensorInfo
 from quantize.errors import Unsupported
 
-#: model types whose small random models went through the engine, verified (tests/integration/test_gptq_awq.py, the long ones)
+#: model types whose small random models went through the engine, verified
+#: (tests/integration/test_gptq_awq.py, the long ones)
 MODEL_TYPES = frozenset(
     {
-        "cohere", "cohere2", "gemma", "gemma2", "gemma3_text", "granite", "llama", "mistral", "olmo2", "phi", "qwen2", "qwen3",
+        "cohere", "cohere2", "gemma", "gemma2", "gemma3_text", "granite", "llama", "mistral", "olmo2", "phi",
+        "qwen2", "qwen3",
         "qwen3_moe", "smollm3", "stablelm", "starcoder2",
     }
 )  # fmt: skip
-_FUSED = "the engine (GPTQModel 7.6) splits its fused gate_up_proj and saves names that loaders do not look for"
+_FUSED = (
+    "the engine (GPTQModel 7.6) splits its fused gate_up_proj and saves names that loaders do not look for"
+)
 _EXPERTS = "the engine (GPTQModel 7.6) saves its experts under names that loaders do not look for"
 #: model types that the engine says it takes, and why the result would not load
 UNLOADABLE = {"phi3": _FUSED, "glm": _FUSED, "glm4": _FUSED, "mixtral": _EXPERTS, "qwen2_moe": _EXPERTS}
@@ -26,12 +30,14 @@ GROUP_SIZES = (16, 32, 64, 128, 256, 512, 1024)
 
 
 def whole(value: Any) -> Any:
-    """Text of a whole number -> int, so that a parameter with a list of allowed numbers can be spelled on the command line."""
+    """Text of a whole number -> int, so that a parameter with a list of allowed numbers can be spelled on the
+    command line."""
     return int(value) if isinstance(value, str) and value.strip().lstrip("-").isdigit() else value
 
 
 def quantizable(checkpoint: Checkpoint) -> dict[str, TensorInfo]:
-    """The weights (out, in) that the engine quantizes: every linear of the decoder layers, routers excepted."""
+    """The weights (out, in) that the engine quantizes: every linear of the decoder layers, routers
+    excepted."""
     return {
         name: info
         for name, info in checkpoint.tensors.items()
@@ -44,49 +50,66 @@ def quantizable(checkpoint: Checkpoint) -> dict[str, TensorInfo]:
 
 
 def check_model_type(checkpoint: Checkpoint, method: str, excluded: dict[str, str]) -> None:
-    """Errors: Unsupported where the engine does not know the model, or ``excluded`` says why not; or nothing is quantizable."""
+    """Errors: Unsupported where the engine does not know the model, or ``excluded`` says why not; or nothing
+    is quantizable."""
     kind = checkpoint.model_type
     if reason := excluded.get(kind) or UNLOADABLE.get(kind):
         raise Unsupported(
-            f"{checkpoint.source}: {method} cannot take {checkpoint.architecture}: {reason}; try a gguf, quanto or bnb recipe"
+            f"{checkpoint.source}: {method} cannot take {checkpoint.architecture}: {reason}; try a gguf, "
+            "quanto or bnb recipe"
         )
     if kind not in MODEL_TYPES:
         raise Unsupported(
-            f"{checkpoint.source}: {method} cannot take model_type {kind!r}; it takes {', '.join(sorted(MODEL_TYPES))}; "
+            f"{checkpoint.source}: {method} cannot take model_type {kind!r}; it takes "
+            f"{', '.join(sorted(MODEL_TYPES))}; "
             "try a gguf, quanto or bnb recipe"
         )
     if not quantizable(checkpoint):
         raise Unsupported(
-            f"{checkpoint.source}: has no two-dimensional weight in a decoder layer, so nothing that {method} quantizes"
+            f"{checkpoint.source}: has no two-dimensional weight in a decoder layer, so nothing that "
+            f"{method} quantizes"
         )
 
 
 def check_shapes(
-    checkpoint: Checkpoint, preset: str, group_size: int, group_sizes: Iterable[int], in_multiple: int, out_multiple: int
+    checkpoint: Checkpoint,
+    preset: str,
+    group_size: int,
+    group_sizes: Iterable[int],
+    in_multiple: int,
+    out_multiple: int,
 ) -> None:
-    """Errors: Unsupported naming the first weight that does not divide, and the spelling that would work, if one does."""
+    """Errors: Unsupported naming the first weight that does not divide, and the spelling that would work, if
+    one does."""
     weights = quantizable(checkpoint)
     for name, info in weights.items():
         outputs, inputs = info.shape
         for size, multiple, side in ((inputs, in_multiple, "inputs"), (outputs, out_multiple, "outputs")):
             if size % multiple:
                 raise Unsupported(
-                    f"{checkpoint.source}: {name} has {size} {side}, and {preset} needs a multiple of {multiple}; "
+                    f"{checkpoint.source}: {name} has {size} {side}, and {preset} needs a multiple of "
+                    f"{multiple}; "
                     "try a gguf, quanto or bnb recipe"
                 )
     for name, info in weights.items():
         if group_size > 0 and info.shape[1] % group_size:
-            fitting = [size for size in group_sizes if all(other.shape[1] % size == 0 for other in weights.values())]
+            fitting = [
+                size for size in group_sizes if all(other.shape[1] % size == 0 for other in weights.values())
+            ]
             base = preset.partition(":")[0]
-            spellings = [f"{base}:group_size={size}" for size in sorted(fitting, reverse=True)[:2]] + [f"{base}:group_size=-1"]
+            spellings = [f"{base}:group_size={size}" for size in sorted(fitting, reverse=True)[:2]] + [
+                f"{base}:group_size=-1"
+            ]
             raise Unsupported(
-                f"{checkpoint.source}: {name} has {info.shape[1]} inputs, which groups of {group_size} do not divide; "
+                f"{checkpoint.source}: {name} has {info.shape[1]} inputs, which groups of {group_size} do "
+                "not divide; "
                 f"use {' or '.join(spellings)}"
             )
 
 
 def packed_layers(tensors: dict[str, TensorInfo], bits: int, *, along_inputs: bool) -> dict[str, TensorInfo]:
-    """Layers whose packed tensors are all there, int32, of shapes that agree for ``bits``: base name -> its qweight.
+    """Layers whose packed tensors are all there, int32, of shapes that agree for ``bits``: base name -> its
+    qweight.
 
     ``along_inputs``: whether qweight is packed along the inputs (GPTQ) or the outputs (AWQ).
     """
@@ -96,7 +119,13 @@ def packed_layers(tensors: dict[str, TensorInfo], bits: int, *, along_inputs: bo
         if suffix != "qweight" or info.dtype != "I32" or len(info.shape) != 2:
             continue
         zeros, scales = tensors.get(f"{base}.qzeros"), tensors.get(f"{base}.scales")
-        if zeros is None or scales is None or zeros.dtype != "I32" or scales.dtype not in FLOAT_DTYPES or len(scales.shape) != 2:
+        if (
+            zeros is None
+            or scales is None
+            or zeros.dtype != "I32"
+            or scales.dtype not in FLOAT_DTYPES
+            or len(scales.shape) != 2
+        ):
             continue
         groups, outputs = scales.shape
         width = info.shape[1] if along_inputs else info.shape[1] * 32 // bits
@@ -115,7 +144,10 @@ def kept_notes(checkpoint: Checkpoint) -> list[Note]:
         if ROUTERS.search(name):
             why = "it chooses experts: its rounding would change which ones run"
         elif "embed" in name and checkpoint.config.get("tie_word_embeddings"):
-            why = "embedding and output head are one tensor here, and loaders of this format expect both unquantized"
+            why = (
+                "embedding and output head are one tensor here, and loaders of this format expect both "
+                "unquantized"
+            )
         else:
             why = "loaders of this format expect embedding and output head unquantized"
         notes.append(Note(tensor=name, what=f"kept in {info.dtype}", why=why))

@@ -1,7 +1,8 @@
 """Reads the header of a GGUF file, trusting nothing in it.
 
-Every count, length and offset is checked against the bytes that are there before anything is allocated, so that a damaged or
-hostile file costs one clear error and no memory. Tensor data is memory-mapped when asked for.
+Every count, length and offset is checked against the bytes that are there before anything is allocated, so
+that a damaged or hostile file costs one clear error and no memory. Tensor data is memory-mapped when asked
+for.
 Source: the GGUF specification (ggml-org/ggml, docs/gguf.md), versions 2 and 3.
 """
 
@@ -46,7 +47,8 @@ class GgufTensor:
 
 @dataclass(frozen=True)
 class GgufFile:
-    """``kvs``: key -> plain value (arrays as lists); ``kv_types``: key -> (type, element type of arrays or None)."""
+    """``kvs``: key -> plain value (arrays as lists); ``kv_types``: key -> (type, element type of arrays or
+    None)."""
 
     path: Path
     version: int
@@ -64,7 +66,8 @@ class GgufFile:
     def dequantize(self, name: str) -> np.ndarray:
         """One tensor as float32 of its shape, by gguf-py's numpy code (no ggml), in slabs of rows.
 
-        Errors: Unsupported where gguf-py has no code for the type (integers, and blocks that no file on disk uses).
+        Errors: Unsupported where gguf-py has no code for the type (integers, and blocks that no file on disk
+        uses).
         """
         from gguf.quants import dequantize
 
@@ -81,14 +84,17 @@ class GgufFile:
                 try:
                     out[first : first + slab] = dequantize(part, tensor.kind)
                 except NotImplementedError:
-                    raise Unsupported(f"{tensor.file}: tensor {name} is {tensor.kind.name}, not read as weights") from None
+                    raise Unsupported(
+                        f"{tensor.file}: tensor {name} is {tensor.kind.name}, not read as weights"
+                    ) from None
         return out.reshape(tensor.shape)
 
 
 def read_gguf(path: Path | str) -> GgufFile:
     """A GGUF file's header, and those of the other parts where it is the first of a split one.
 
-    Errors: BadInput where the file is not GGUF, truncated, inconsistent, or of a version or tensor type unknown here.
+    Errors: BadInput where the file is not GGUF, truncated, inconsistent, or of a version or tensor type
+    unknown here.
     """
     path = Path(path)
     first = _read_one(path)
@@ -96,10 +102,15 @@ def read_gguf(path: Path | str) -> GgufFile:
     if not isinstance(count, int) or count <= 1:
         return first
     if first.kvs.get("split.no") != 0:
-        raise BadInput(f"{path}: part {first.kvs.get('split.no')} of a split GGUF; give the first part (-00001-of-)")
+        raise BadInput(
+            f"{path}: part {first.kvs.get('split.no')} of a split GGUF; give the first part (-00001-of-)"
+        )
     stem, suffix = path.name.rsplit("-00001-of-", 1) if "-00001-of-" in path.name else (None, None)
     if stem is None or suffix is None:
-        raise BadInput(f"{path}: says it is one of {count} parts, but its name does not end in -00001-of-{count:05d}.gguf")
+        raise BadInput(
+            f"{path}: says it is one of {count} parts, but its name does not end in "
+            f"-00001-of-{count:05d}.gguf"
+        )
     tensors = dict(first.tensors)
     for index in range(2, count + 1):
         part = path.with_name(f"{stem}-{index:05d}-of-{suffix}")
@@ -111,7 +122,10 @@ def read_gguf(path: Path | str) -> GgufFile:
         tensors.update(more)
     expected = first.kvs.get("split.tensors.count", len(tensors))
     if expected != len(tensors):
-        raise BadInput(f"{path}: its parts hold {len(tensors)} tensors, its header says {expected}; fetch the parts again")
+        raise BadInput(
+            f"{path}: its parts hold {len(tensors)} tensors, its header says {expected}; fetch the parts "
+            "again"
+        )
     return GgufFile(path, first.version, first.kvs, first.kv_types, tensors)
 
 
@@ -143,7 +157,9 @@ class _Parser:
         """Claim ``count`` bytes; returns where they start."""
         start = self.at
         if count > self.size - start:
-            raise self.fail(f"truncated in {what} (byte {start}: {count} more expected, {self.size - start} there)")
+            raise self.fail(
+                f"truncated in {what} (byte {start}: {count} more expected, {self.size - start} there)"
+            )
         self.at = start + count
         return start
 
@@ -166,7 +182,9 @@ class _Parser:
 
     def parse(self) -> GgufFile:
         if self.data[:4] != MAGIC:
-            raise BadInput(f"{self.path}: not a GGUF file (starts with {bytes(self.data[:4])!r}, not b'GGUF')")
+            raise BadInput(
+                f"{self.path}: not a GGUF file (starts with {bytes(self.data[:4])!r}, not b'GGUF')"
+            )
         self.at = 4
         version = self.scalar("I", "the version")
         if version not in (2, 3):
@@ -241,15 +259,22 @@ class _Parser:
             if not 1 <= dimensions <= 4:
                 raise self.fail(f"tensor {name} with {dimensions} dimensions (1 to 4 expected)")
             shape = tuple(self.scalar("Q", f"the shape of {name}") for _ in range(dimensions))[::-1]
-            number, offset = self.scalar("I", f"the type of {name}"), self.scalar("Q", f"the offset of {name}")
-            found.append((name, shape, self.tensor_type(name, number), offset, self.tensor_size(name, shape, number)))
+            number, offset = (
+                self.scalar("I", f"the type of {name}"),
+                self.scalar("Q", f"the offset of {name}"),
+            )
+            found.append(
+                (name, shape, self.tensor_type(name, number), offset, self.tensor_size(name, shape, number))
+            )
         start = -(-self.at // alignment) * alignment
         tensors: dict[str, GgufTensor] = {}
         for name, shape, kind, offset, size in found:
             if offset % alignment:
                 raise self.fail(f"tensor {name} at offset {offset}, not a multiple of {alignment}")
             if start + offset + size > self.size:
-                raise self.fail(f"truncated: tensor {name} ends at byte {start + offset + size}, the file has {self.size}")
+                raise self.fail(
+                    f"truncated: tensor {name} ends at byte {start + offset + size}, the file has {self.size}"
+                )
             tensors[name] = GgufTensor(name, shape, kind, self.path, start + offset, size)
         end, before = 0, ""
         for tensor in sorted(tensors.values(), key=lambda t: (t.offset, t.size_bytes)):
@@ -267,8 +292,12 @@ class _Parser:
     def tensor_size(self, name: str, shape: tuple[int, ...], number: int) -> int:
         kind = self.tensor_type(name, number)
         block = GGML_QUANT_SIZES[kind][0]
-        if any(not 0 < extent < 1 << 63 for extent in shape):  # none is empty in a real file, and 2**62 x 2**62 x 0 is no array
+        if any(
+            not 0 < extent < 1 << 63 for extent in shape
+        ):  # none is empty in a real file, and 2**62 x 2**62 x 0 is no array
             raise self.fail(f"tensor {name} of shape {list(shape)}")
         if shape[-1] % block:
-            raise self.fail(f"tensor {name}: rows of {shape[-1]} are not a whole number of {kind.name} blocks of {block}")
+            raise self.fail(
+                f"tensor {name}: rows of {shape[-1]} are not a whole number of {kind.name} blocks of {block}"
+            )
         return tensor_bytes(kind, shape)

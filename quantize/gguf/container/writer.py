@@ -1,8 +1,9 @@
 """Writes a GGUF file in one pass: header first, then every tensor in order, chunk by chunk.
 
-Every size is known before the first byte is written, so nothing is written twice. Chunks of rows go through a pool of threads
-(read, widen to float32, quantize), and the main thread writes them in order while later ones are being made and earlier ones
-hashed: what is in flight is bounded by ``IN_FLIGHT_BYTES``, whatever the model's size. Source: the GGUF specification, version 3.
+Every size is known before the first byte is written, so nothing is written twice. Chunks of rows go through a
+pool of threads (read, widen to float32, quantize), and the main thread writes them in order while later ones
+are being made and earlier ones hashed: what is in flight is bounded by ``IN_FLIGHT_BYTES``, whatever the
+model's size. Source: the GGUF specification, version 3.
 """
 
 import errno
@@ -45,9 +46,10 @@ _PACKING: dict[GGUFValueType, str] = {
 class Planned:
     """One tensor to be written. ``shape`` rows first.
 
-    ``load`` gives its values, shaped (rows, columns), in a float dtype or as uint16 bit patterns of bf16; called once, when
-    its turn comes. ``via``: round the values to that type first. ``importance``: float32 (matrices, columns), one row for each
-    matrix of ``shape[:-2]``. ``diagnose`` is called when a value is not finite, and raises an error that says where it lies.
+    ``load`` gives its values, shaped (rows, columns), in a float dtype or as uint16 bit patterns of bf16;
+    called once, when its turn comes. ``via``: round the values to that type first. ``importance``: float32
+    (matrices, columns), one row for each matrix of ``shape[:-2]``. ``diagnose`` is called when a value is not
+    finite, and raises an error that says where it lies.
     """
 
     name: str
@@ -79,10 +81,12 @@ def write_gguf(
     split_max_bytes: int | None = None,
     progress: Callable[[int], None] = lambda weights: None,
 ) -> Written:
-    """Write ``path``, or ``path``-00001-of-0000N.gguf and so on where ``split_max_bytes`` of tensor data are exceeded.
+    """Write ``path``, or ``path``-00001-of-0000N.gguf and so on where ``split_max_bytes`` of tensor data are
+    exceeded.
 
-    ``progress`` is told the number of weights done after each chunk. Errors: StepFailed for a value that is not finite or does
-    not fit its type; OSError (disk full) before any work where the space is known to be missing.
+    ``progress`` is told the number of weights done after each chunk. Errors: StepFailed for a value that is
+    not finite or does not fit its type; OSError (disk full) before any work where the space is known to be
+    missing.
     """
     parts = split(tensors, split_max_bytes)
     total = sum(padded(t.size_bytes) for t in tensors)
@@ -176,7 +180,9 @@ def pack_value(key: str, value: Any, kind: GGUFValueType) -> bytes:
             return start + b"".join(map(_string, value))
         return start + struct.pack(f"<{len(value)}{_PACKING[element]}", *value)
     except (struct.error, TypeError, KeyError, AttributeError) as error:
-        raise BadInput(f"metadata {key}: {str(value)[:80]!r} cannot be written as {kind.name} ({error})") from None
+        raise BadInput(
+            f"metadata {key}: {str(value)[:80]!r} cannot be written as {kind.name} ({error})"
+        ) from None
 
 
 class _Hashed:
@@ -228,7 +234,9 @@ def _write_data(
     clock: _Clock,
     progress: Callable[[int], None],
 ) -> None:
-    waiting: deque[tuple[Planned, Future[np.ndarray], int, int]] = deque()  # tensor, chunk, weights, padding after it
+    waiting: deque[tuple[Planned, Future[np.ndarray], int, int]] = (
+        deque()
+    )  # tensor, chunk, weights, padding after it
     in_flight = 0
 
     def write_one() -> None:
@@ -238,7 +246,9 @@ def _write_data(
             data = future.result()
         except _NotFinite:
             tensor.diagnose()
-            raise StepFailed(f"tensor {tensor.name} holds NaN or Inf values; the checkpoint is damaged") from None
+            raise StepFailed(
+                f"tensor {tensor.name} holds NaN or Inf values; the checkpoint is damaged"
+            ) from None
         except StepFailed as error:
             raise StepFailed(f"tensor {tensor.name}: {error}") from None
         file.write(data.reshape(-1).data)
@@ -255,8 +265,12 @@ def _write_data(
             size = rows.shape[0] * row_bytes(tensor.kind, tensor.shape[-1])
             while waiting and in_flight + size > IN_FLIGHT_BYTES:
                 write_one()
-            importance = tensor.importance[first // tensor.shape[-2]] if tensor.importance is not None else None
-            waiting.append((tensor, pool.submit(_make, rows, tensor, importance, clock), rows.size, end_padding))
+            importance = (
+                tensor.importance[first // tensor.shape[-2]] if tensor.importance is not None else None
+            )
+            waiting.append(
+                (tensor, pool.submit(_make, rows, tensor, importance, clock), rows.size, end_padding)
+            )
             in_flight += size
         del values
     while waiting:
@@ -283,14 +297,17 @@ _LARGEST = {Type.BF16: 0x7F7F, Type.F16: 0x7BFF}
 
 
 def _make(rows: np.ndarray, tensor: Planned, importance: np.ndarray | None, clock: _Clock) -> np.ndarray:
-    """One chunk as the bytes of ``tensor.kind``: (rows, bytes of a row) uint8. Runs in a thread of the pool."""
+    """One chunk as the bytes of ``tensor.kind``: (rows, bytes of a row) uint8. Runs in a thread of the
+    pool."""
     kind = tensor.kind
     out = np.empty((rows.shape[0], row_bytes(kind, rows.shape[1])), np.uint8)
     if kind is Type.F32 and tensor.via is None:
         _widen(rows, out.view(np.float32))
         return out
     looked_up = kind is Type.F16 and rows.dtype == np.uint16
-    if tensor.via is None and (looked_up or rows.dtype == {Type.BF16: np.uint16, Type.F16: np.float16}.get(kind)):
+    if tensor.via is None and (
+        looked_up or rows.dtype == {Type.BF16: np.uint16, Type.F16: np.float16}.get(kind)
+    ):
         bits = out.view(np.uint16)
         if looked_up:
             llamacpp.bf16_to_f16().take(rows, out=bits, mode="wrap")  # "raise" would go by another buffer

@@ -1,4 +1,5 @@
-"""Baichuan 1 and 2: Llama with q, k, v in one tensor. Baichuan 2's code normalises the rows of the head; here it is done once."""
+"""Baichuan 1 and 2: Llama with q, k, v in one tensor. Baichuan 2's code normalises the rows of the head; here
+it is done once."""
 
 from quantize.artifact.artifact import Note
 from quantize.checkpoint.checkpoint import Checkpoint
@@ -36,7 +37,10 @@ def head(h: Hyperparameters) -> Operation:
 
 def check(h: Hyperparameters) -> list[Note]:
     if h.layers not in (32, 40):
-        raise Unsupported(f"{h.source}: {h.layers} layers; llama.cpp's baichuan knows 32 (rotated) and 40 (ALiBi), no others")
+        raise Unsupported(
+            f"{h.source}: {h.layers} layers; llama.cpp's baichuan knows 32 (rotated) and 40 (ALiBi), no "
+            "others"
+        )
     if not second(h):
         return []
     why = "Baichuan 2's own code does that at every step; llama.cpp's converter leaves it out"
@@ -61,7 +65,11 @@ FAMILY = Family(
         Rule("blk.{i}.attn_output", "model.layers.{i}.self_attn.o_proj"),
         *MLP,
     ),
-    ends=(Rule("token_embd", "model.embed_tokens"), Rule("output_norm", "model.norm"), Rule("output", "lm_head", head)),
+    ends=(
+        Rule("token_embd", "model.embed_tokens"),
+        Rule("output_norm", "model.norm"),
+        Rule("output", "lm_head", head),
+    ),
     kvs=kvs,
     defaults=DEFAULTS,
     check=check,

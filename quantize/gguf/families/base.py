@@ -1,4 +1,5 @@
-"""What a family makes of a checkpoint's headers: the tensors of its GGUF, how each is built, and its key-values."""
+"""What a family makes of a checkpoint's headers: the tensors of its GGUF, how each is built, and its
+key-values."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,8 +20,8 @@ class Mapped:
     sources: tuple[str, ...]  # HF tensors it is made from; none: a constant
     #: source arrays, in the order of ``sources`` -> array of ``shape``; float32, or any dtype where ``pure``
     build: Callable[[list[np.ndarray]], np.ndarray]
-    #: float32 array of ``shape`` -> float32 source arrays in order; where a source is spread over several GGUF tensors, what this
-    #: one does not hold is NaN (``restore`` joins them)
+    #: float32 array of ``shape`` -> float32 source arrays in order; where a source is spread over several
+    #: GGUF tensors, what this one does not hold is NaN (``restore`` joins them)
     restore: Callable[[np.ndarray], list[np.ndarray]]
     pure: bool  # build only moves or copies values: usable on raw bit patterns
 
@@ -28,6 +29,8 @@ class Mapped:
 @dataclass(frozen=True)
 class FamilyPlan:
     architecture: str  # llama.cpp's name: llama, qwen2, gemma3, ...
-    kvs: dict[str, tuple[Any, GGUFValueType]]  # hyperparameters as llama.cpp's converter writes them; arrays as (list, ARRAY)
+    kvs: dict[
+        str, tuple[Any, GGUFValueType]
+    ]  # hyperparameters as llama.cpp's converter writes them; arrays as (list, ARRAY)
     tensors: list[Mapped]  # in the order in which llama.cpp's converter would write them
     notes: list[Note]

@@ -1,10 +1,22 @@
-"""Cohere Command-R and Command-R7B (``Cohere2``: sliding windows, no rotation in the global layers). The head is always tied."""
+"""Cohere Command-R and Command-R7B (``Cohere2``: sliding windows, no rotation in the global layers). The head
+is always tied."""
 
 from quantize.artifact.artifact import Note
 from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.errors import Unsupported
 from quantize.gguf.families.config import Hyperparameters
-from quantize.gguf.families.decoder import ATTENTION, F32, HEAD, MLP, STRING, U32, Family, KVs, Rule, common_kvs
+from quantize.gguf.families.decoder import (
+    ATTENTION,
+    F32,
+    HEAD,
+    MLP,
+    STRING,
+    U32,
+    Family,
+    KVs,
+    Rule,
+    common_kvs,
+)
 from quantize.gguf.families.gemma import layer_types
 
 NORM = Rule("blk.{i}.attn_norm", "model.layers.{i}.input_layernorm")
@@ -49,7 +61,8 @@ def check(h: Hyperparameters) -> list[Note]:
 def check2(h: Hyperparameters) -> list[Note]:
     if layer_types(h, 4) != [bool((index + 1) % 4) for index in range(h.layers)]:
         raise Unsupported(
-            f"{h.source}: layer_types is not three sliding layers and a global one, which llama.cpp's cohere2 has built in"
+            f"{h.source}: layer_types is not three sliding layers and a global one, which llama.cpp's "
+            "cohere2 has built in"
         )
     return []
 
@@ -66,7 +79,8 @@ COHERE = Family(
     ends=ENDS,
     kvs=kvs,
     defaults={
-        "max_position_embeddings": 8192, "layer_norm_eps": 1e-5, "rope_theta": 500000.0, "logit_scale": 0.0625,
+        "max_position_embeddings": 8192, "layer_norm_eps": 1e-5, "rope_theta": 500000.0,
+        "logit_scale": 0.0625,
         "tie_word_embeddings": True,
     },
     check=check,

@@ -14,17 +14,24 @@ class Hyperparameters:
     """``config`` over ``defaults`` (those of the config class, for keys a config may leave out)."""
 
     def __init__(self, config: Mapping[str, Any], defaults: Mapping[str, Any], source: str = "config.json"):
-        self.config = {**defaults, **{key: value for key, value in config.items() if value is not None or key not in defaults}}
+        self.config = {
+            **defaults,
+            **{key: value for key, value in config.items() if value is not None or key not in defaults},
+        }
         if not self.config.get("head_dim", 1):  # 0 says as little as null
             del self.config["head_dim"]
         self.source = source
 
     def find(self, *names: str) -> Any:
-        """The first of ``names`` that the config has a value for, else None. Errors: Unsupported where it is one a layer."""
+        """The first of ``names`` that the config has a value for, else None. Errors: Unsupported where it is
+        one a layer."""
         for name in names:
             value = self.config.get(name)
             if isinstance(value, list) and name in PER_LAYER:
-                raise Unsupported(f"{self.source}: config.json gives {name} layer by layer; this architecture has one number")
+                raise Unsupported(
+                    f"{self.source}: config.json gives {name} layer by layer; this architecture has one "
+                    "number"
+                )
             if value is not None:
                 return value
         return None
@@ -33,7 +40,9 @@ class Hyperparameters:
         """As ``find``. Errors: BadInput where the config has none of them."""
         value = self.find(*names)
         if value is None:
-            raise BadInput(f"{self.source}: config.json has no {' nor '.join(names)}, which this architecture needs")
+            raise BadInput(
+                f"{self.source}: config.json has no {' nor '.join(names)}, which this architecture needs"
+            )
         return value
 
     def __getitem__(self, name: str) -> Any:

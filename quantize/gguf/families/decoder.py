@@ -1,4 +1,5 @@
-"""The generic decoder: rules that turn checkpoint tensors into GGUF tensors, and the key-values that all decoders share."""
+"""The generic decoder: rules that turn checkpoint tensors into GGUF tensors, and the key-values that all
+decoders share."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,16 +21,18 @@ from quantize.gguf.families.rope import read_rope, rope_kvs, rope_tensors
 
 KVs = dict[str, tuple[Any, GGUFValueType]]
 U32, F32, BOOL, STRING, ARRAY = (
-    GGUFValueType.UINT32, GGUFValueType.FLOAT32, GGUFValueType.BOOL, GGUFValueType.STRING, GGUFValueType.ARRAY,
+    GGUFValueType.UINT32, GGUFValueType.FLOAT32, GGUFValueType.BOOL, GGUFValueType.STRING,
+    GGUFValueType.ARRAY,
 )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Rule:
-    """``target`` and ``source`` are names without suffix; ``{i}`` is the layer, ``{x}`` in a source runs over the experts.
+    """``target`` and ``source`` are names without suffix; ``{i}`` is the layer, ``{x}`` in a source runs over
+    the experts.
 
-    ``suffixes`` that a source must have; ``optional`` ones it may have (bias). ``op`` makes the operation from the config.
-    ``when`` says in which layers the rule applies.
+    ``suffixes`` that a source must have; ``optional`` ones it may have (bias). ``op`` makes the operation
+    from the config. ``when`` says in which layers the rule applies.
     """
 
     target: str
@@ -53,7 +56,8 @@ def linear(target: str, source: str, op: Callable[[Hyperparameters], Operation] 
 
 @dataclass(frozen=True)
 class OneOf:
-    """Layouts that the same tensors come in: the first one is used all of whose sources the checkpoint has."""
+    """Layouts that the same tensors come in: the first one is used all of whose sources the checkpoint
+    has."""
 
     options: tuple[tuple[Rule, ...], ...]
 
@@ -70,11 +74,14 @@ class Family:
     rope: frozenset[str] | None = frozenset()
     #: columns of a head that are rotated, where partial_rotary_factor may leave some out
     rotated: Callable[[Hyperparameters], int] | None = None
-    defaults: Mapping[str, Any] = field(default_factory=dict)  # of config keys left out, as the config class has them
+    defaults: Mapping[str, Any] = field(
+        default_factory=dict
+    )  # of config keys left out, as the config class has them
     check: Callable[[Hyperparameters], list[Note]] = lambda h: []
     prefix: str = "model."  # of source names, that some checkpoints leave out (what a base model saved)
     activations: tuple[str, ...] = ("silu",)  # the ones that llama.cpp's graph computes for this architecture
-    #: whether llama.cpp has a head apart from the embedding: where it must have one, a tied embedding is written a second time
+    #: whether llama.cpp has a head apart from the embedding: where it must have one, a tied embedding is
+    #: written a second time
     head: Literal["optional", "required", "never"] = "optional"
 
 
@@ -106,7 +113,8 @@ MLP = (
 
 
 def common_kvs(h: Hyperparameters) -> KVs:
-    """Key-values of a decoder, without the ``{arch}.`` prefix, in the order in which llama.cpp's converter writes them."""
+    """Key-values of a decoder, without the ``{arch}.`` prefix, in the order in which llama.cpp's converter
+    writes them."""
     kvs: KVs = {"block_count": (h.layers, U32)}
 
     def put(key: str, kind: GGUFValueType, *names: str) -> None:
@@ -139,7 +147,10 @@ def common_kvs(h: Hyperparameters) -> KVs:
     if gating is not None:
         known = {"softmax": 1, "sigmoid": 2}
         if gating not in known:
-            raise Unsupported(f"{h.source}: expert scoring function {gating!r} is not one llama.cpp knows ({', '.join(known)})")
+            raise Unsupported(
+                f"{h.source}: expert scoring function {gating!r} is not one llama.cpp knows "
+                f"({', '.join(known)})"
+            )
         kvs["expert_gating_func"] = (known[gating], U32)
     put("attention.key_length", U32, "head_dim")
     put("attention.value_length", U32, "head_dim")
@@ -161,7 +172,11 @@ def make_plan(family: Family, checkpoint: Checkpoint) -> FamilyPlan:
 
     def resolve(name: str) -> str:
         short = name.removeprefix(family.prefix)
-        return short if family.prefix and name not in checkpoint.tensors and short in checkpoint.tensors else name
+        return (
+            short
+            if family.prefix and name not in checkpoint.tensors and short in checkpoint.tensors
+            else name
+        )
 
     def names(rule: Rule, suffix: str, layer: int) -> tuple[str, ...]:
         return tuple(resolve(name) for name in source_names(rule, suffix, layer, h))
@@ -173,24 +188,34 @@ def make_plan(family: Family, checkpoint: Checkpoint) -> FamilyPlan:
             sources = names(rule, suffix, layer)
             if not sources:
                 raise Unsupported(
-                    f"{checkpoint.source}: by its config.json it has no experts, which {checkpoint.architecture} needs"
+                    f"{checkpoint.source}: by its config.json it has no experts, which "
+                    f"{checkpoint.architecture} needs"
                 )
             missing = [name for name in sources if name not in checkpoint.tensors]
             if missing and suffix in rule.optional and len(missing) == len(sources):
                 continue
             if missing:
                 raise Unsupported(
-                    f"{checkpoint.source}: tensor {missing[0]} is missing, which {checkpoint.architecture} needs; "
+                    f"{checkpoint.source}: tensor {missing[0]} is missing, which {checkpoint.architecture} "
+                    "needs; "
                     "fetch the whole checkpoint"
                 )
             target = target_name(rule, suffix, layer)
             operation = rule.op(h) if rule.op else COPY
-            found.append((max(position[name] for name in sources), _mapped(target, sources, operation, checkpoint)))
+            found.append(
+                (max(position[name] for name in sources), _mapped(target, sources, operation, checkpoint))
+            )
             used.update(sources)
 
     def choose(one: OneOf, layer: int) -> tuple[Rule, ...]:
         for rules in one.options:
-            needed = [n for r in rules if not r.when or r.when(h, layer) for s in r.suffixes for n in names(r, s, layer)]
+            needed = [
+                n
+                for r in rules
+                if not r.when or r.when(h, layer)
+                for s in r.suffixes
+                for n in names(r, s, layer)
+            ]
             if needed and all(name in checkpoint.tensors for name in needed):
                 return rules
         return one.options[0]
@@ -208,7 +233,9 @@ def make_plan(family: Family, checkpoint: Checkpoint) -> FamilyPlan:
                 f"{checkpoint.source}: tensor {name} has no place in llama.cpp's {family.architecture} "
                 f"({h.layers} layers by the config); dropping it would change the model"
             )
-    found, said = settle_head(found, family.architecture, family.head, h.find("tie_word_embeddings"), checkpoint)
+    found, said = settle_head(
+        found, family.architecture, family.head, h.find("tie_word_embeddings"), checkpoint
+    )
     notes += said
     _check_embedding(h, checkpoint, found)
     found.sort(key=lambda pair: pair[0])  # stable: tensors from one source stay in the order of the rules
@@ -235,9 +262,12 @@ def _mapped(target: str, sources: tuple[str, ...], operation: Operation, checkpo
         shape = operation.shape(shapes)
     except (BadInput, IndexError, ValueError) as error:
         raise BadInput(
-            f"{checkpoint.source}: tensor {sources[0]} of shape {list(shapes[0])} does not fit its config: {error}"
+            f"{checkpoint.source}: tensor {sources[0]} of shape {list(shapes[0])} does not fit its config: "
+            f"{error}"
         ) from None
-    return Mapped(target, shape, sources, operation.build, partial(_restore, operation, shapes), operation.pure)
+    return Mapped(
+        target, shape, sources, operation.build, partial(_restore, operation, shapes), operation.pure
+    )
 
 
 def _restore(operation: Operation, shapes: Sequence[tuple[int, ...]], array: np.ndarray) -> list[np.ndarray]:
@@ -249,7 +279,9 @@ def _rotated(family: Family, h: Hyperparameters) -> int:
         return family.rotated(h)
     rope = read_rope(h)
     if rope.kind != "default" and rope.partial != 1:  # to a plain rotation the key means nothing
-        raise Unsupported(f"{h.source}: partial_rotary_factor {rope.partial}; a {family.architecture} rotates whole heads")
+        raise Unsupported(
+            f"{h.source}: partial_rotary_factor {rope.partial}; a {family.architecture} rotates whole heads"
+        )
     return h.head_dim
 
 
@@ -261,7 +293,9 @@ def _check_activation(family: Family, h: Hyperparameters) -> None:
     name = h.find("hidden_activation", "hidden_act", "activation_function", "activation")
     if name is not None and name not in family.activations:
         known = " or ".join(family.activations)
-        raise Unsupported(f"{h.source}: activation {name!r}, but llama.cpp computes {known} in its {family.architecture}")
+        raise Unsupported(
+            f"{h.source}: activation {name!r}, but llama.cpp computes {known} in its {family.architecture}"
+        )
 
 
 def _check_embedding(h: Hyperparameters, checkpoint: Checkpoint, found: list[tuple[int, Mapped]]) -> None:
@@ -269,5 +303,6 @@ def _check_embedding(h: Hyperparameters, checkpoint: Checkpoint, found: list[tup
     for _, mapped in found:
         if mapped.name == "token_embd.weight" and width and mapped.shape[-1] != width:
             raise BadInput(
-                f"{checkpoint.source}: {mapped.sources[0]} has rows of {mapped.shape[-1]}, its config says hidden_size {width}"
+                f"{checkpoint.source}: {mapped.sources[0]} has rows of {mapped.shape[-1]}, its config says "
+                f"hidden_size {width}"
             )

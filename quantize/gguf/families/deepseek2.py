@@ -1,4 +1,5 @@
-"""DeepSeek V2 and V2-Lite: latent attention (its key-value projection split and the key half transposed), experts stacked."""
+"""DeepSeek V2 and V2-Lite: latent attention (its key-value projection split and the key half transposed),
+experts stacked."""
 
 import math
 from dataclasses import replace
@@ -7,7 +8,19 @@ from quantize.artifact.artifact import Note
 from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.errors import Unsupported
 from quantize.gguf.families.config import Hyperparameters
-from quantize.gguf.families.decoder import BOOL, ENDS, F32, MLP, NORMS, U32, Family, KVs, OneOf, Rule, common_kvs
+from quantize.gguf.families.decoder import (
+    BOOL,
+    ENDS,
+    F32,
+    MLP,
+    NORMS,
+    U32,
+    Family,
+    KVs,
+    OneOf,
+    Rule,
+    common_kvs,
+)
 from quantize.gguf.families.operations import Operation, Part, SwapAxes
 from quantize.gguf.families.qwen_moe import EXPERTS, ROUTER
 from quantize.gguf.families.rope import growth, read_rope
@@ -73,12 +86,18 @@ def kvs(h: Hyperparameters) -> KVs:
     rank = int(h["kv_lora_rank"])
     kvs = common_kvs(h) | {
         "attention.head_count_kv": (1, U32),  # the latent is one key-value head for all queries
-        "leading_dense_block_count": (h["first_k_dense_replace"] if h.find("n_routed_experts") else h.layers, U32),
+        "leading_dense_block_count": (
+            h["first_k_dense_replace"] if h.find("n_routed_experts") else h.layers,
+            U32,
+        ),
         "vocab_size": (h["vocab_size"], U32),
     }
     if (queries := h.find("q_lora_rank")) is not None:
         kvs["attention.q_lora_rank"] = (queries, U32)
-    elif h.layers not in (26, 27):  # by which llama.cpp knows that a model has none; for others it wants the key
+    elif h.layers not in (
+        26,
+        27,
+    ):  # by which llama.cpp knows that a model has none; for others it wants the key
         kvs["attention.q_lora_rank"] = (0, U32)
     kvs |= {
         "attention.kv_lora_rank": (rank, U32),
@@ -98,8 +117,9 @@ def kvs(h: Hyperparameters) -> KVs:
 
 
 def yarn_kvs(h: Hyperparameters) -> KVs:
-    """transformers scales cos and sin by A and the scores by B (``yarn_apply_mscale``, 1 without mscale_all_dim), llama.cpp by
-    attn_factor, and the scores by (attn_factor * (1 + log_multiplier * ln factor)) ** 2."""
+    """transformers scales cos and sin by A and the scores by B (``yarn_apply_mscale``, 1 without
+    mscale_all_dim), llama.cpp by attn_factor, and the scores by (attn_factor * (1 + log_multiplier * ln
+    factor)) ** 2."""
     rope = read_rope(h)
     if rope.kind != "yarn" or rope.factor <= 1:
         return {}
@@ -109,12 +129,17 @@ def yarn_kvs(h: Hyperparameters) -> KVs:
         multiplier = (growth(rope.factor, all_dim) / rope.attention - 1) / math.log(rope.factor)
     if abs(multiplier) < 1e-9:  # where it is zero, llama.cpp multiplies by YaRN's usual factor, as elsewhere
         return {}
-    return {"rope.scaling.attn_factor": (rope.attention, F32), "rope.scaling.yarn_log_multiplier": (multiplier, F32)}
+    return {
+        "rope.scaling.attn_factor": (rope.attention, F32),
+        "rope.scaling.yarn_log_multiplier": (multiplier, F32),
+    }
 
 
 def check(h: Hyperparameters) -> list[Note]:
     if read_rope(h).kind == "linear":
-        raise Unsupported(f"{h.source}: linear rope scaling, by which llama.cpp's deepseek2 would scale the scores too")
+        raise Unsupported(
+            f"{h.source}: linear rope scaling, by which llama.cpp's deepseek2 would scale the scores too"
+        )
     if h.find("topk_method") == "group_limited_greedy" and (h.find("n_group") or 1) > 1:
         why = "llama.cpp ranks groups of experts by the sum of their two best, this model by the best"
         return [Note(tensor="*", what="choice of expert groups approximated", why=why)]
@@ -128,8 +153,10 @@ FAMILY = Family(
     kvs=kvs,
     rotated=rotated,
     defaults={
-        "rms_norm_eps": 1e-6, "rope_theta": 10000.0, "max_position_embeddings": 2048, "first_k_dense_replace": 0,
-        "kv_lora_rank": 512, "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128, "routed_scaling_factor": 1.0,
+        "rms_norm_eps": 1e-6, "rope_theta": 10000.0, "max_position_embeddings": 2048,
+        "first_k_dense_replace": 0,
+        "kv_lora_rank": 512, "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128,
+        "routed_scaling_factor": 1.0,
         "n_shared_experts": 2,
     },
     check=check,

@@ -1,4 +1,5 @@
-"""Gemma 1 to 3, text only. transformers multiplies a normalised row by 1 + weight, llama.cpp by what is stored."""
+"""Gemma 1 to 3, text only. transformers multiplies a normalised row by 1 + weight, llama.cpp by what is
+stored."""
 
 from quantize.artifact.artifact import Note
 from quantize.checkpoint.checkpoint import Checkpoint
@@ -40,8 +41,10 @@ ENDS = (
     HEAD,
 )
 GEMMA3_DEFAULTS = {
-    "max_position_embeddings": 131072, "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256, "rms_norm_eps": 1e-6,
-    "rope_theta": 1_000_000.0, "rope_local_base_freq": 10_000.0, "sliding_window": 4096, "query_pre_attn_scalar": 256,
+    "max_position_embeddings": 131072, "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 1_000_000.0, "rope_local_base_freq": 10_000.0, "sliding_window": 4096,
+    "query_pre_attn_scalar": 256,
     "tie_word_embeddings": True,
 }  # fmt: skip
 
@@ -56,7 +59,8 @@ def layer_types(h: Hyperparameters, period: int) -> list[bool]:
 
 
 def pattern_kv(h: Hyperparameters, period: int) -> KVs:
-    """The pattern of sliding layers, where it is not the one llama.cpp assumes (every ``period``-th layer is global)."""
+    """The pattern of sliding layers, where it is not the one llama.cpp assumes (every ``period``-th layer is
+    global)."""
     sliding = layer_types(h, period)
     usual = [bool((index + 1) % period) for index in range(h.layers)]
     return {} if sliding == usual else {"attention.sliding_window_pattern": (sliding, ARRAY)}
@@ -80,11 +84,13 @@ def gemma3_check(h: Hyperparameters) -> list[Note]:
 
 
 def check_scale(h: Hyperparameters, layers_27b: int) -> None:
-    """llama.cpp scales queries by head_dim ** -0.5, but by (hidden / heads) ** -0.5 in the 27 B model, told by its layers."""
+    """llama.cpp scales queries by head_dim ** -0.5, but by (hidden / heads) ** -0.5 in the 27 B model, told
+    by its layers."""
     expected = h.hidden // h.heads if h.layers == layers_27b else h.head_dim
     if float(h["query_pre_attn_scalar"]) != expected:
         raise Unsupported(
-            f"{h.source}: query_pre_attn_scalar {h['query_pre_attn_scalar']}, but llama.cpp scales the queries of a model with "
+            f"{h.source}: query_pre_attn_scalar {h['query_pre_attn_scalar']}, but llama.cpp scales the "
+            "queries of a model with "
             f"{h.layers} layers by {expected} ** -0.5 and has no key to change that"
         )
 
@@ -92,7 +98,8 @@ def check_scale(h: Hyperparameters, layers_27b: int) -> None:
 def gemma_kvs(h: Hyperparameters) -> KVs:
     keys = (
         "context_length", "embedding_length", "block_count", "feed_forward_length", "attention.head_count",
-        "attention.head_count_kv", "attention.layer_norm_rms_epsilon", "attention.key_length", "attention.value_length",
+        "attention.head_count_kv", "attention.layer_norm_rms_epsilon", "attention.key_length",
+        "attention.value_length",
     )  # fmt: skip
     common = common_kvs(h)
     return {key: common[key] for key in keys} | unusual_rope(h)
@@ -112,7 +119,10 @@ def gemma2_check(h: Hyperparameters) -> list[Note]:
 
 
 COMMON = {"head_dim": 256, "rms_norm_eps": 1e-6, "tie_word_embeddings": True}
-TANH = ("gelu_pytorch_tanh", "gelu")  # early configs say gelu and mean the tanh form, as transformers assumes too
+TANH = (
+    "gelu_pytorch_tanh",
+    "gelu",
+)  # early configs say gelu and mean the tanh form, as transformers assumes too
 GEMMA = Family(
     architecture="gemma",
     layer=(
@@ -133,7 +143,8 @@ GEMMA2 = Family(
     ends=ENDS,
     kvs=gemma2_kvs,
     defaults={
-        **COMMON, "max_position_embeddings": 8192, "num_key_value_heads": 4, "rope_theta": 10_000.0, "query_pre_attn_scalar": 256,
+        **COMMON, "max_position_embeddings": 8192, "num_key_value_heads": 4, "rope_theta": 10_000.0,
+        "query_pre_attn_scalar": 256,
         "sliding_window": 4096,
     },
     check=gemma2_check,
@@ -152,4 +163,6 @@ GEMMA3 = Family(
 
 
 def family(checkpoint: Checkpoint) -> Family:
-    return {"GemmaForCausalLM": GEMMA, "Gemma2ForCausalLM": GEMMA2, "Gemma3ForCausalLM": GEMMA3}[checkpoint.architecture]
+    return {"GemmaForCausalLM": GEMMA, "Gemma2ForCausalLM": GEMMA2, "Gemma3ForCausalLM": GEMMA3}[
+        checkpoint.architecture
+    ]

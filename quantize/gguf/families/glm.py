@@ -1,4 +1,5 @@
-"""GLM-4: the 2024 models (``Glm``, llama.cpp's chatglm) and those of 2025 (``Glm4``, sandwich norms). gate and up stay fused."""
+"""GLM-4: the 2024 models (``Glm``, llama.cpp's chatglm) and those of 2025 (``Glm4``, sandwich norms). gate
+and up stay fused."""
 
 from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.gguf.families.config import Hyperparameters
@@ -24,8 +25,8 @@ def glm4_kvs(h: Hyperparameters) -> KVs:
 
 
 def glm_kvs(h: Hyperparameters) -> KVs:
-    # llama.cpp's converter looks for the keys of the older remote-code config and falls back to wrong values (context: the hidden
-    # size, epsilon: 1e-5, base: 10000); these are the config's own.
+    # llama.cpp's converter looks for the keys of the older remote-code config and falls back to wrong values
+    # (context: the hidden size, epsilon: 1e-5, base: 10000); these are the config's own.
     return {
         "context_length": (h["max_position_embeddings"], U32),
         "embedding_length": (h.hidden, U32),

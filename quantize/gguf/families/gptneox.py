@@ -45,7 +45,8 @@ FAMILY = Family(
     ),
     kvs=kvs,
     defaults={
-        "max_position_embeddings": 2048, "layer_norm_eps": 1e-5, "use_parallel_residual": True, "rope_theta": 10000.0,
+        "max_position_embeddings": 2048, "layer_norm_eps": 1e-5, "use_parallel_residual": True,
+        "rope_theta": 10000.0,
         "partial_rotary_factor": 0.25,
     },
     activations=("gelu",),

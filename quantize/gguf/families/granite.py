@@ -1,4 +1,5 @@
-"""Granite, and MiniCPM 1 and 2, which llama.cpp computes with the same graph: Llama with four scaling factors."""
+"""Granite, and MiniCPM 1 and 2, which llama.cpp computes with the same graph: Llama with four scaling
+factors."""
 
 from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.gguf.families.config import Hyperparameters
@@ -9,7 +10,11 @@ from quantize.gguf.families.llama import DEFAULTS, PERMUTED_ATTENTION, ROPE
 def granite_kvs(h: Hyperparameters) -> KVs:
     kvs = common_kvs(h)
     if h.head_dim == h.hidden // h.heads:  # the converter leaves out what llama.cpp computes anyway
-        kvs = {key: value for key, value in kvs.items() if key not in ("attention.key_length", "attention.value_length")}
+        kvs = {
+            key: value
+            for key, value in kvs.items()
+            if key not in ("attention.key_length", "attention.value_length")
+        }
     kvs |= {"vocab_size": (h["vocab_size"], U32), "rope.dimension_count": (h.head_dim, U32)}
     for key, name in {
         "attention.scale": "attention_multiplier",
@@ -37,7 +42,8 @@ GRANITE = Family(
     kvs=granite_kvs,
     rope=ROPE,
     defaults={
-        **DEFAULTS, "attention_multiplier": 1.0, "embedding_multiplier": 1.0, "residual_multiplier": 1.0, "logits_scaling": 1.0,
+        **DEFAULTS, "attention_multiplier": 1.0, "embedding_multiplier": 1.0, "residual_multiplier": 1.0,
+        "logits_scaling": 1.0,
     },
 )  # fmt: skip
 MINICPM = Family(

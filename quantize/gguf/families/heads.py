@@ -1,4 +1,5 @@
-"""Where the output head comes from: a tensor of its own, or the token embedding, as transformers decides it."""
+"""Where the output head comes from: a tensor of its own, or the token embedding, as transformers decides
+it."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -21,17 +22,20 @@ def settle_head(
 ) -> tuple[Found, list[Note]]:
     """``found`` with the head as it is to be written. ``tied``: tie_word_embeddings, None where nothing says.
 
-    transformers ties where the config says so, unless the files hold two that differ: then both count. A head that is stored and
-    tied is the embedding, so one tensor is made of the two; llama.cpp uses the embedding where there is no head.
+    transformers ties where the config says so, unless the files hold two that differ: then both count. A head
+    that is stored and tied is the embedding, so one tensor is made of the two; llama.cpp uses the embedding
+    where there is no head.
 
-    Errors: Unsupported where llama.cpp cannot have the head that this model has (``kind`` never), or no tensor is left for it.
+    Errors: Unsupported where llama.cpp cannot have the head that this model has (``kind`` never), or no
+    tensor is left for it.
     """
     mapped = {m.name: (position, m) for position, m in found}
     position, embedding = mapped[EMBEDDING]
     if HEAD not in mapped:
         if tied is False:
             raise Unsupported(
-                f"{checkpoint.source}: tensor lm_head.weight is missing and the config says that it is not tied to the embedding"
+                f"{checkpoint.source}: tensor lm_head.weight is missing and the config says that it is not "
+                "tied to the embedding"
             )
         if kind != "required":
             return found, []
@@ -43,14 +47,18 @@ def settle_head(
     alike = bool(tied or kind == "never") and _same(embedding, head, checkpoint)
     if alike and kind != "required":
         both = replace(
-            embedding, sources=embedding.sources + head.sources, build=_first(embedding), restore=lambda array: [array, array]
+            embedding,
+            sources=embedding.sources + head.sources,
+            build=_first(embedding),
+            restore=lambda array: [array, array],
         )
         one = [(at, both if m is embedding else m) for at, m in found if m is not head]
         why = f"it is {embedding.sources[0]} byte for byte, which llama.cpp takes where there is no other"
         return one, [Note(tensor=name, what=f"not written apart from {EMBEDDING}", why=why)]
     if kind == "never":
         raise Unsupported(
-            f"{checkpoint.source}: {name} is not {embedding.sources[0]}, and llama.cpp's {architecture} has no head of its own"
+            f"{checkpoint.source}: {name} is not {embedding.sources[0]}, and llama.cpp's {architecture} has "
+            "no head of its own"
         )
     if tied and not alike:
         why = f"{name} and {embedding.sources[0]} differ; transformers then keeps both"
@@ -72,7 +80,9 @@ def _state(path: Path) -> tuple[int, int]:
 
 
 @lru_cache(maxsize=8)  # a conversion plans several times, and these are large
-def _same_bytes(a: TensorInfo, b: TensorInfo, state_a: tuple[int, int], state_b: tuple[int, int], step: int = 1 << 24) -> bool:
+def _same_bytes(
+    a: TensorInfo, b: TensorInfo, state_a: tuple[int, int], state_b: tuple[int, int], step: int = 1 << 24
+) -> bool:
     if (a.dtype, a.shape) != (b.dtype, b.shape):
         return False
     with open(a.file, "rb") as first, open(b.file, "rb") as second:

@@ -1,4 +1,5 @@
-"""InternLM 2: Llama with its own names and q, k, v fused group by group (the queries of a key head, the key, the value)."""
+"""InternLM 2: Llama with its own names and q, k, v fused group by group (the queries of a key head, the key,
+the value)."""
 
 from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.gguf.families.config import Hyperparameters
@@ -41,7 +42,11 @@ FAMILY = Family(
         Rule("blk.{i}.ffn_down", "model.layers.{i}.feed_forward.w2"),
         Rule("blk.{i}.ffn_up", "model.layers.{i}.feed_forward.w3"),
     ),
-    ends=(Rule("token_embd", "model.tok_embeddings"), Rule("output_norm", "model.norm"), Rule("output", "output")),
+    ends=(
+        Rule("token_embd", "model.tok_embeddings"),
+        Rule("output_norm", "model.norm"),
+        Rule("output", "output"),
+    ),
     kvs=kvs,
     defaults=DEFAULTS,
 )

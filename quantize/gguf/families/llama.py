@@ -1,4 +1,5 @@
-"""Llama 2 and 3, Mistral and what is built like them (Yi, DeepSeek-coder). q and k rows are permuted for llama.cpp's rotation."""
+"""Llama 2 and 3, Mistral and what is built like them (Yi, DeepSeek-coder). q and k rows are permuted for
+llama.cpp's rotation."""
 
 from quantize.artifact.artifact import Note
 from quantize.checkpoint.checkpoint import Checkpoint
@@ -22,7 +23,12 @@ PERMUTED_ATTENTION = (
     linear("blk.{i}.attn_v", "model.layers.{i}.self_attn.v_proj"),
     linear("blk.{i}.attn_output", "model.layers.{i}.self_attn.o_proj"),
 )
-DEFAULTS = {"rms_norm_eps": 1e-6, "rope_theta": 10000.0, "max_position_embeddings": 2048, "hidden_act": "silu"}
+DEFAULTS = {
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 10000.0,
+    "max_position_embeddings": 2048,
+    "hidden_act": "silu",
+}
 
 
 def kvs(h: Hyperparameters) -> KVs:
@@ -62,7 +68,12 @@ MISTRAL = Family(
     ends=ENDS,
     kvs=kvs,
     rope=ROPE,
-    defaults={**DEFAULTS, "max_position_embeddings": 131072, "num_key_value_heads": 8, "sliding_window": None},
+    defaults={
+        **DEFAULTS,
+        "max_position_embeddings": 131072,
+        "num_key_value_heads": 8,
+        "sliding_window": None,
+    },
     check=window_note,
 )
 

@@ -31,7 +31,8 @@ FAMILY = Family(
     kvs=kvs,
     rope=ROPE,
     defaults={
-        **DEFAULTS, "max_position_embeddings": 131072, "num_key_value_heads": 8, "rms_norm_eps": 1e-5, "rope_theta": 1e6,
+        **DEFAULTS, "max_position_embeddings": 131072, "num_key_value_heads": 8, "rms_norm_eps": 1e-5,
+        "rope_theta": 1e6,
         "num_experts_per_tok": 2, "num_local_experts": 8,
     },
     check=window_note,

@@ -1,7 +1,8 @@
 """What happens to a tensor on its way from a checkpoint to GGUF, each operation with its inverse.
 
-An operation is *pure* if it only moves or copies values, so that it works on raw bit patterns of any dtype too. One that keeps a
-part of its source only (``Rows``) restores the full shape with NaN where it holds nothing; ``families.restore`` joins the parts.
+An operation is *pure* if it only moves or copies values, so that it works on raw bit patterns of any dtype
+too. One that keeps a part of its source only (``Rows``) restores the full shape with NaN where it holds
+nothing; ``families.restore`` joins the parts.
 """
 
 import math
@@ -31,7 +32,8 @@ class Operation:
         return [array]
 
     def source_shapes(self, shape: Shape, count: int) -> list[Shape]:
-        """Shapes of the ``count`` sources of a result of ``shape``. Errors: NotImplementedError where it does not tell."""
+        """Shapes of the ``count`` sources of a result of ``shape``. Errors: NotImplementedError where it does
+        not tell."""
         if count != 1:
             raise NotImplementedError
         return [shape]
@@ -42,7 +44,8 @@ COPY = Operation()
 
 @dataclass(frozen=True)
 class RopePermutation(Operation):
-    """Rows of q and k: transformers rotates (i, i + d/2), llama.cpp's ``llama`` rotates (2i, 2i + 1) within each of ``heads``."""
+    """Rows of q and k: transformers rotates (i, i + d/2), llama.cpp's ``llama`` rotates (2i, 2i + 1) within
+    each of ``heads``."""
 
     heads: int
 
@@ -124,10 +127,11 @@ class Concat(Operation):
 
 @dataclass(frozen=True)
 class Part(Operation):
-    """A piece of a fused source: the source seen as ``(*view, rest...)``, ``start:stop`` along ``axis`` of that, then ``then``.
+    """A piece of a fused source: the source seen as ``(*view, rest...)``, ``start:stop`` along ``axis`` of
+    that, then ``then``.
 
-    ``view`` splits the source's first axis (``lead`` axes stay before it); the piece is flattened back to the source's number of
-    axes unless ``keep``.
+    ``view`` splits the source's first axis (``lead`` axes stay before it); the piece is flattened back to the
+    source's number of axes unless ``keep``.
     """
 
     view: Shape
@@ -159,7 +163,9 @@ class Part(Operation):
 
     def build(self, arrays: list[np.ndarray]) -> np.ndarray:
         shape = arrays[0].shape
-        return self.then.build([arrays[0].reshape(self._viewed(shape))[self._index()].reshape(self._piece(shape))])
+        return self.then.build(
+            [arrays[0].reshape(self._viewed(shape))[self._index()].reshape(self._piece(shape))]
+        )
 
     def restore(self, array: np.ndarray, shapes: Sequence[Shape]) -> list[np.ndarray]:
         shape = shapes[0]
@@ -187,7 +193,8 @@ class SwapAxes(Operation):
 
 @dataclass(frozen=True)
 class UngroupQkv(Operation):
-    """Fused q, k, v interleaved by group (each: ``queries`` query heads, one key, one value head) -> all q, all k, all v."""
+    """Fused q, k, v interleaved by group (each: ``queries`` query heads, one key, one value head) -> all q,
+    all k, all v."""
 
     groups: int
     queries: int = 1
@@ -206,15 +213,17 @@ class UngroupQkv(Operation):
     def restore(self, array: np.ndarray, shapes: Sequence[Shape]) -> list[np.ndarray]:
         head = array.shape[0] // (self.groups * (self.queries + 2))
         rest = array.shape[1:]
-        q, k, v = np.split(array, [self.groups * self.queries * head, self.groups * (self.queries + 1) * head])
+        q, k, v = np.split(
+            array, [self.groups * self.queries * head, self.groups * (self.queries + 1) * head]
+        )
         grouped = [part.reshape(self.groups, -1, head, *rest) for part in (q, k, v)]
         return [np.concatenate(grouped, axis=1).reshape(array.shape)]
 
 
 @dataclass(frozen=True)
 class Normalise(Operation):
-    """Rows scaled to length one (Baichuan 2's head, which its own code normalises at every step). What comes back are those rows:
-    the model they make is the same."""
+    """Rows scaled to length one (Baichuan 2's head, which its own code normalises at every step). What comes
+    back are those rows: the model they make is the same."""
 
     pure = False
 

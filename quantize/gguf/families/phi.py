@@ -1,4 +1,5 @@
-"""Phi-2 (attention and MLP in parallel, biases everywhere), Phi-3 and Phi-4 (fused q, k, v and gate, up, kept fused)."""
+"""Phi-2 (attention and MLP in parallel, biases everywhere), Phi-3 and Phi-4 (fused q, k, v and gate, up, kept
+fused)."""
 
 from quantize.artifact.artifact import Note
 from quantize.checkpoint.checkpoint import Checkpoint
@@ -57,7 +58,9 @@ def phi3_kvs(h: Hyperparameters) -> KVs:
         "attention.sliding_window": (h.find("sliding_window") or 0, U32),
     }
     rope = read_rope(h)
-    if rope.kind == "longrope":  # llama.cpp's phi3 takes the factors whatever the type of scaling, which its converter leaves out
+    if (
+        rope.kind == "longrope"
+    ):  # llama.cpp's phi3 takes the factors whatever the type of scaling, which its converter leaves out
         kvs["rope.scaling.attn_factor"] = (rope.attention, F32)
     elif rope.kind != "default":
         raise Unsupported(f"{h.source}: rope scaling of type {rope.kind!r}; a Phi-3 has longrope or none")
@@ -76,9 +79,18 @@ def phi3_check(h: Hyperparameters) -> list[Note]:
 PHI2 = Family(
     architecture="phi2",
     layer=PHI2_LAYER,
-    ends=(Rule("token_embd", "model.embed_tokens"), plain("output_norm", "model.final_layernorm"), plain("output", "lm_head")),
+    ends=(
+        Rule("token_embd", "model.embed_tokens"),
+        plain("output_norm", "model.final_layernorm"),
+        plain("output", "lm_head"),
+    ),
     kvs=phi2_kvs,
-    defaults={"partial_rotary_factor": 0.5, "max_position_embeddings": 2048, "layer_norm_eps": 1e-5, "rope_theta": 10000.0},
+    defaults={
+        "partial_rotary_factor": 0.5,
+        "max_position_embeddings": 2048,
+        "layer_norm_eps": 1e-5,
+        "rope_theta": 10000.0,
+    },
     check=phi2_check,
     activations=("gelu_new", "gelu_pytorch_tanh"),
     rotated=rotated,
@@ -97,7 +109,8 @@ PHI3 = Family(
     rope=frozenset((FACTORS,)),
     rotated=rotated,
     defaults={
-        "max_position_embeddings": 4096, "original_max_position_embeddings": 4096, "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
+        "max_position_embeddings": 4096, "original_max_position_embeddings": 4096, "rms_norm_eps": 1e-5,
+        "rope_theta": 10000.0,
     },
     check=phi3_check,
 )  # fmt: skip

@@ -1,7 +1,9 @@
-"""From a checkpoint's headers to what its GGUF holds: tensor names and shapes, how each is built, and the hyperparameters.
+"""From a checkpoint's headers to what its GGUF holds: tensor names and shapes, how each is built, and the
+hyperparameters.
 
-A family is a small file of data beside this one: rules that name tensors, key-values beyond the common ones, and exceptions.
-``decoder`` holds what is shared. Facts (names, keys, permutations) follow llama.cpp's own converter and its ``src/models``.
+A family is a small file of data beside this one: rules that name tensors, key-values beyond the common ones,
+and exceptions. ``decoder`` holds what is shared. Facts (names, keys, permutations) follow llama.cpp's own
+converter and its ``src/models``.
 """
 
 from collections.abc import Callable, Iterator
@@ -55,8 +57,9 @@ KNOWN: dict[str, str] = {
 def plan(checkpoint: Checkpoint) -> FamilyPlan:
     """What the GGUF of ``checkpoint`` holds; reads headers only.
 
-    Errors: Unsupported where the architecture is unknown (the message lists those known), where it uses something llama.cpp
-    cannot express, or where a tensor is left over or missing (named); BadInput where shapes contradict the config.
+    Errors: Unsupported where the architecture is unknown (the message lists those known), where it uses
+    something llama.cpp cannot express, or where a tensor is left over or missing (named); BadInput where
+    shapes contradict the config.
     """
     if checkpoint.architecture not in KNOWN:
         raise Unsupported(
@@ -68,7 +71,8 @@ def plan(checkpoint: Checkpoint) -> FamilyPlan:
 
 
 def dequantize(file: GgufFile, checkpoint: Checkpoint) -> Iterator[tuple[str, np.ndarray]]:
-    """What ``file``, anybody's GGUF of ``checkpoint``, holds for each of its tensors: (HF name, float32 array of its shape).
+    """What ``file``, anybody's GGUF of ``checkpoint``, holds for each of its tensors: (HF name, float32 array
+    of its shape).
 
     By gguf-py's numpy reader of the block formats, and the families' way back; no code of llama.cpp's runs.
 
@@ -80,12 +84,16 @@ def dequantize(file: GgufFile, checkpoint: Checkpoint) -> Iterator[tuple[str, np
         if mapped.sources and found != list(mapped.shape):
             raise BadInput(f"{file.path}: {mapped.name}: expected shape {list(mapped.shape)}, found {found}")
     if unknown := sorted(file.tensors.keys() - {mapped.name for mapped in tensors}):
-        raise BadInput(f"{file.path}: {unknown[0]}: {checkpoint.source} has nothing it could be made from; is that its source?")
+        raise BadInput(
+            f"{file.path}: {unknown[0]}: {checkpoint.source} has nothing it could be made from; is that its "
+            "source?"
+        )
     yield from restore(tensors, file.dequantize)
 
 
 def restore(tensors: list[Mapped], read: Callable[[str], np.ndarray]) -> Iterator[tuple[str, np.ndarray]]:
-    """(HF name, float32 array of the source's shape) for every source tensor; ``read`` gives a GGUF tensor by name as float32.
+    """(HF name, float32 array of the source's shape) for every source tensor; ``read`` gives a GGUF tensor by
+    name as float32.
 
     Sources spread over several GGUF tensors are joined. Errors: StepFailed where a piece of one is missing.
     """
@@ -108,5 +116,7 @@ def restore(tensors: list[Mapped], read: Callable[[str], np.ndarray]) -> Iterato
                     continue
                 pieces.pop(source, None)
                 if np.isnan(array).any():
-                    raise StepFailed(f"{source}: the GGUF tensors made from it do not cover all of it; please report this")
+                    raise StepFailed(
+                        f"{source}: the GGUF tensors made from it do not cover all of it; please report this"
+                    )
             yield source, array

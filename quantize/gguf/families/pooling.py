@@ -9,12 +9,14 @@ from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.errors import BadInput
 from quantize.files import inside, parse_json, read_bytes, read_json
 
-MODES = {"mean": PoolingType.MEAN, "mean_tokens": PoolingType.MEAN, "cls": PoolingType.CLS, "cls_token": PoolingType.CLS,
+MODES = {"mean": PoolingType.MEAN, "mean_tokens": PoolingType.MEAN, "cls": PoolingType.CLS,
+"cls_token": PoolingType.CLS,
          "lasttoken": PoolingType.LAST, "last_token": PoolingType.LAST}  # fmt: skip
 
 
 def pooling_kvs(checkpoint: Checkpoint) -> tuple[dict[str, tuple[Any, GGUFValueType]], list[Note]]:
-    """``pooling_type`` (without ``{arch}.``) from modules.json and the config of its pooling module; {} for other checkpoints.
+    """``pooling_type`` (without ``{arch}.``) from modules.json and the config of its pooling module; {} for
+    other checkpoints.
 
     Errors: BadInput where modules.json is not a list of modules.
     """
@@ -39,16 +41,22 @@ def pooling_kvs(checkpoint: Checkpoint) -> tuple[dict[str, tuple[Any, GGUFValueT
                 why = f"llama.cpp pools by one of mean, cls and last token, {module.get('path')} says {said}"
                 notes.append(Note(tensor="*", what="pooling not kept", why=why))
         elif kind not in ("Transformer", "Normalize"):  # llama.cpp's callers normalise
-            why = f"modules.json has a module {kind}, which llama.cpp's {checkpoint.architecture} does not compute"
+            why = (
+                f"modules.json has a module {kind}, which llama.cpp's {checkpoint.architecture} does not "
+                "compute"
+            )
             notes.append(Note(tensor="*", what=f"{kind} after the pooling not kept", why=why))
     return kvs, notes
 
 
 def _modes(config: dict[str, Any]) -> list[str]:
-    """Names as sentence-transformers has them: ``pooling_mode`` (a name), or every ``pooling_mode_NAME`` that is true."""
+    """Names as sentence-transformers has them: ``pooling_mode`` (a name), or every ``pooling_mode_NAME`` that
+    is true."""
     named = config.get("pooling_mode")
     if isinstance(named, str):
         return named.split("+")
     return [
-        key.removeprefix("pooling_mode_") for key, value in config.items() if key.startswith("pooling_mode_") and value is True
+        key.removeprefix("pooling_mode_")
+        for key, value in config.items()
+        if key.startswith("pooling_mode_") and value is True
     ]

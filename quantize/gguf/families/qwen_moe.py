@@ -1,10 +1,22 @@
-"""Qwen 2 MoE (1.5, 2: shared expert) and Qwen 3 MoE. Experts come one by one, or fused as transformers 5 holds them."""
+"""Qwen 2 MoE (1.5, 2: shared expert) and Qwen 3 MoE. Experts come one by one, or fused as transformers 5
+holds them."""
 
 from quantize.artifact.artifact import Note
 from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.errors import Unsupported
 from quantize.gguf.families.config import Hyperparameters
-from quantize.gguf.families.decoder import ATTENTION, ENDS, NORMS, QK_NORMS, U32, Family, KVs, OneOf, Rule, common_kvs
+from quantize.gguf.families.decoder import (
+    ATTENTION,
+    ENDS,
+    NORMS,
+    QK_NORMS,
+    U32,
+    Family,
+    KVs,
+    OneOf,
+    Rule,
+    common_kvs,
+)
 from quantize.gguf.families.mixtral import stack
 from quantize.gguf.families.operations import Operation, Part
 from quantize.gguf.families.qwen import window_note
@@ -34,7 +46,9 @@ EXPERTS = OneOf(
         ),
         (
             Rule("blk.{i}.ffn_down_exps", "model.layers.{i}.mlp.experts.down_proj", suffixes=("",)),
-            Rule("blk.{i}.ffn_gate_exps", "model.layers.{i}.mlp.experts.gate_up_proj", half(0), suffixes=("",)),
+            Rule(
+                "blk.{i}.ffn_gate_exps", "model.layers.{i}.mlp.experts.gate_up_proj", half(0), suffixes=("",)
+            ),
             Rule("blk.{i}.ffn_up_exps", "model.layers.{i}.mlp.experts.gate_up_proj", half(1), suffixes=("",)),
         ),
     )
@@ -46,7 +60,12 @@ SHARED = (
     Rule("blk.{i}.ffn_up_shexp", "model.layers.{i}.mlp.shared_expert.up_proj"),
     Rule("blk.{i}.ffn_down_shexp", "model.layers.{i}.mlp.shared_expert.down_proj"),
 )
-DEFAULTS = {"rms_norm_eps": 1e-6, "rope_theta": 10000.0, "max_position_embeddings": 32768, "norm_topk_prob": False}
+DEFAULTS = {
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 10000.0,
+    "max_position_embeddings": 32768,
+    "norm_topk_prob": False,
+}
 
 
 def kvs(h: Hyperparameters) -> KVs:
@@ -59,11 +78,13 @@ def kvs(h: Hyperparameters) -> KVs:
 def check(h: Hyperparameters, normalised: bool) -> list[Note]:
     if h.find("mlp_only_layers") or (h.find("decoder_sparse_step") or 1) != 1:
         raise Unsupported(
-            f"{h.source}: some layers have no experts (mlp_only_layers, decoder_sparse_step); llama.cpp wants them in all"
+            f"{h.source}: some layers have no experts (mlp_only_layers, decoder_sparse_step); llama.cpp "
+            "wants them in all"
         )
     if bool(h.find("norm_topk_prob")) != normalised:
         raise Unsupported(
-            f"{h.source}: norm_topk_prob is {h.find('norm_topk_prob')}; llama.cpp computes this family with {normalised}"
+            f"{h.source}: norm_topk_prob is {h.find('norm_topk_prob')}; llama.cpp computes this family with "
+            f"{normalised}"
         )
     return window_note(h)
 
@@ -82,7 +103,8 @@ QWEN2_MOE = Family(
     ends=ENDS,
     kvs=kvs,
     defaults={
-        **DEFAULTS, "num_key_value_heads": 16, "num_experts": 60, "num_experts_per_tok": 4, "moe_intermediate_size": 1408,
+        **DEFAULTS, "num_key_value_heads": 16, "num_experts": 60, "num_experts_per_tok": 4,
+        "moe_intermediate_size": 1408,
         "shared_expert_intermediate_size": 5632,
     },
     check=check_qwen2,

@@ -1,8 +1,10 @@
-"""The rotary embedding: a config's parameters in transformers' spellings and order, and what makes llama.cpp compute it.
+"""The rotary embedding: a config's parameters in transformers' spellings and order, and what makes llama.cpp
+compute it.
 
-llama.cpp has keys for linear scaling and for YaRN with its usual betas. Frequencies of any other kind (Llama 3's, YaRN's with
-betas of its own) are a tensor of divisors, LongRoPE's two of them, which some architectures load and others do not. A factor on
-cos and sin is ``rope.scaling.attn_factor``; YaRN's usual one comes on top of it.
+llama.cpp has keys for linear scaling and for YaRN with its usual betas. Frequencies of any other kind (Llama
+3's, YaRN's with betas of its own) are a tensor of divisors, LongRoPE's two of them, which some architectures
+load and others do not. A factor on cos and sin is ``rope.scaling.attn_factor``; YaRN's usual one comes on top
+of it.
 """
 
 import math
@@ -20,7 +22,8 @@ from quantize.gguf.families.config import Hyperparameters
 KVs = dict[str, tuple[Any, GGUFValueType]]
 U32, F32, STRING = GGUFValueType.UINT32, GGUFValueType.FLOAT32, GGUFValueType.STRING
 LOCAL, GLOBAL = "sliding_attention", "full_attention"
-#: tensors that an architecture of llama.cpp may load: divisors of the frequencies, and LongRoPE's for long and short contexts
+#: tensors that an architecture of llama.cpp may load: divisors of the frequencies, and LongRoPE's for long
+#: and short contexts
 FREQUENCIES, FACTORS = "rope_freqs", "rope_factors"
 
 
@@ -40,18 +43,25 @@ class Rope:
         """Errors: BadInput where the config has none."""
         value = self.own.get(name)
         if value is None:
-            raise BadInput(f"{self.source}: rope scaling of type {self.kind!r} has no {name}; fetch config.json again")
+            raise BadInput(
+                f"{self.source}: rope scaling of type {self.kind!r} has no {name}; fetch config.json again"
+            )
         return float(value)
 
     @property
     def factor(self) -> float:
         """Of the stretch. Where the config leaves it out, the ratio of the contexts."""
         given = self.own.get("factor")
-        return self.context / self.original if given is None and self.kind in ("yarn", "longrope") else self.number("factor")
+        return (
+            self.context / self.original
+            if given is None and self.kind in ("yarn", "longrope")
+            else self.number("factor")
+        )
 
     @property
     def attention(self) -> float:
-        """Factor on cos and sin. Source: transformers' ``_compute_yarn_parameters``, ``_compute_longrope_parameters``."""
+        """Factor on cos and sin. Source: transformers' ``_compute_yarn_parameters``,
+        ``_compute_longrope_parameters``."""
         given = self.own.get("attention_factor")
         if self.kind not in ("yarn", "longrope"):
             return 1.0
@@ -60,7 +70,11 @@ class Rope:
         if self.kind == "longrope":
             return math.sqrt(1 + math.log(self.factor) / math.log(self.original)) if self.factor > 1 else 1.0
         mscale, all_dim = self.own.get("mscale"), self.own.get("mscale_all_dim")
-        return growth(self.factor, mscale) / growth(self.factor, all_dim) if mscale and all_dim else growth(self.factor)
+        return (
+            growth(self.factor, mscale) / growth(self.factor, all_dim)
+            if mscale and all_dim
+            else growth(self.factor)
+        )
 
     @property
     def usual_ramp(self) -> bool:
@@ -77,10 +91,12 @@ def growth(factor: float, mscale: float | None = 1.0) -> float:
 def read_rope(h: Hyperparameters, layers: str = GLOBAL) -> Rope:
     """Parameters of the rotary embedding, for Gemma 3 of its ``layers``.
 
-    Source: transformers' ``RotaryEmbeddingConfigMixin`` and the config classes that override it (Gemma 3, Phi-3, GPT-NeoX):
-    rope_scaling goes before rope_parameters, what stands in either before what stands beside it.
+    Source: transformers' ``RotaryEmbeddingConfigMixin`` and the config classes that override it (Gemma 3,
+    Phi-3, GPT-NeoX): rope_scaling goes before rope_parameters, what stands in either before what stands
+    beside it.
 
-    Errors: BadInput, Unsupported where the parameters are no object or are given by layer type to a model that has one kind.
+    Errors: BadInput, Unsupported where the parameters are no object or are given by layer type to a model
+    that has one kind.
     """
     scaling, parameters = (_object(h, name) for name in ("rope_scaling", "rope_parameters"))
     theta, local = h.find("rotary_emb_base", "rope_theta"), h.config.get("rope_local_base_freq")
@@ -90,15 +106,32 @@ def read_rope(h: Hyperparameters, layers: str = GLOBAL) -> Rope:
     else:
         own = dict(scaling or parameters)
         if LOCAL in own or GLOBAL in own:
-            raise Unsupported(f"{h.source}: rope parameters by type of layer, which {_name(h)} does not have in transformers")
+            raise Unsupported(
+                f"{h.source}: rope parameters by type of layer, which {_name(h)} does not have in "
+                "transformers"
+            )
     kind = str(own.get("rope_type") or own.get("type") or "default").lower()
     if kind == "su" or (kind == "yarn" and own.get("long_factor")):  # names that Phi-3 had for it
         kind = "longrope"
     context = int(h.find("max_position_embeddings", "n_positions", "model_max_length") or 2048)
-    partial = own.get("partial_rotary_factor") or h.find("rotary_pct", "rope_pct", "rope_percent", "partial_rotary_factor") or 1.0
-    original = h.find("original_max_position_embeddings") or own.get("original_max_position_embeddings") or context
+    partial = (
+        own.get("partial_rotary_factor")
+        or h.find("rotary_pct", "rope_pct", "rope_percent", "partial_rotary_factor")
+        or 1.0
+    )
+    original = (
+        h.find("original_max_position_embeddings") or own.get("original_max_position_embeddings") or context
+    )
     theta = own["rope_theta"] if own.get("rope_theta") is not None else theta
-    return Rope(kind, float(10_000.0 if theta is None else theta), float(partial), context, int(original), own, h.source)
+    return Rope(
+        kind,
+        float(10_000.0 if theta is None else theta),
+        float(partial),
+        context,
+        int(original),
+        own,
+        h.source,
+    )
 
 
 def _object(h: Hyperparameters, name: str) -> dict[str, Any]:
@@ -113,7 +146,8 @@ def _name(h: Hyperparameters) -> str:
 
 
 def rope_kvs(h: Hyperparameters) -> KVs:
-    """``rope.*`` without ``{arch}.``: scaling and bases. What is a tensor is in ``rope_tensors``. Errors: as ``read_rope``."""
+    """``rope.*`` without ``{arch}.``: scaling and bases. What is a tensor is in ``rope_tensors``. Errors: as
+    ``read_rope``."""
     rope = read_rope(h)
     kvs: KVs = {}
     native = rope.kind == "linear" or (rope.kind == "yarn" and rope.usual_ramp)
@@ -136,42 +170,62 @@ def rope_kvs(h: Hyperparameters) -> KVs:
 
 
 def unusual_rope(h: Hyperparameters) -> KVs:
-    """For architectures whose converter writes no ``rope.*`` keys: those that differ from what llama.cpp assumes without them."""
-    return {key: value for key, value in rope_kvs(h).items() if key != "rope.freq_base" or float(value[0]) != 10_000.0}
+    """For architectures whose converter writes no ``rope.*`` keys: those that differ from what llama.cpp
+    assumes without them."""
+    return {
+        key: value
+        for key, value in rope_kvs(h).items()
+        if key != "rope.freq_base" or float(value[0]) != 10_000.0
+    }
 
 
 def rope_tensors(
     h: Hyperparameters, columns: int, loads: frozenset[str], architecture: str
 ) -> tuple[dict[str, np.ndarray], list[Note]]:
-    """What the keys cannot say, and what llama.cpp does otherwise. ``columns``: how many of a head are rotated; ``loads``: which
-    tensors the architecture takes.
+    """What the keys cannot say, and what llama.cpp does otherwise. ``columns``: how many of a head are
+    rotated; ``loads``: which tensors the architecture takes.
 
-    Errors: Unsupported where llama.cpp's ``architecture`` cannot rotate as this config says; BadInput where it is incomplete.
+    Errors: Unsupported where llama.cpp's ``architecture`` cannot rotate as this config says; BadInput where
+    it is incomplete.
     """
     rope = read_rope(h)
     what = f"{h.source}: rope scaling of type {rope.kind!r}"
     if h.config.get("rope_local_base_freq") is not None:
         local = read_rope(h, LOCAL)
         if local.kind != "default":
-            raise Unsupported(f"{h.source}: rope scaling of type {local.kind!r} in sliding layers, where llama.cpp has none")
+            raise Unsupported(
+                f"{h.source}: rope scaling of type {local.kind!r} in sliding layers, where llama.cpp has none"
+            )
         if rope.kind == "yarn" and abs(rope.attention - growth(rope.factor)) > 1e-7:
-            raise Unsupported(f"{what} with an attention_factor, which llama.cpp would apply to the sliding layers too")
+            raise Unsupported(
+                f"{what} with an attention_factor, which llama.cpp would apply to the sliding layers too"
+            )
     if rope.kind in ("default", "linear") or (rope.kind == "yarn" and rope.usual_ramp):
         return {}, []
     if rope.kind == "dynamic":
-        why = f"llama.cpp has no such scaling; it changes nothing up to max_position_embeddings ({rope.context})"
+        why = (
+            "llama.cpp has no such scaling; it changes nothing up to max_position_embeddings "
+            f"({rope.context})"
+        )
         return {}, [Note(tensor="*", what="dynamic rope scaling not kept", why=why)]
     if rope.kind not in ("yarn", "longrope", "llama3"):
-        raise Unsupported(f"{what} cannot be expressed in GGUF (default, linear, dynamic, yarn, longrope, llama3 can)")
+        raise Unsupported(
+            f"{what} cannot be expressed in GGUF (default, linear, dynamic, yarn, longrope, llama3 can)"
+        )
     if (FACTORS if rope.kind == "longrope" else FREQUENCIES) not in loads:
         odd = " with beta_fast, beta_slow or truncate of its own" if rope.kind == "yarn" else ""
-        raise Unsupported(f"{what}{odd} cannot be expressed: llama.cpp's {architecture} loads no frequencies from a file")
+        raise Unsupported(
+            f"{what}{odd} cannot be expressed: llama.cpp's {architecture} loads no frequencies from a file"
+        )
     if rope.kind == "longrope":
         why = (
-            f"llama.cpp decides by the context it is opened with, transformers by the length of the text ({rope.original} tokens)"
+            "llama.cpp decides by the context it is opened with, transformers by the length of the text "
+            f"({rope.original} tokens)"
         )
         note = Note(tensor="*", what="long or short rope factors by the size of the context", why=why)
-        return {f"rope_factors_{length}.weight": _factors(rope, length, columns) for length in ("long", "short")}, [note]
+        return {
+            f"rope_factors_{length}.weight": _factors(rope, length, columns) for length in ("long", "short")
+        }, [note]
     divisors = llama3_divisors(rope, columns) if rope.kind == "llama3" else yarn_divisors(rope, columns)
     return {"rope_freqs.weight": divisors}, []
 
@@ -182,7 +236,9 @@ def _factors(rope: Rope, length: str, columns: int) -> np.ndarray:
         raise BadInput(f"{rope.source}: rope long_factor and short_factor must come together")
     if not isinstance(values, list) or len(values) != columns // 2:
         count = len(values) if isinstance(values, list) else "no"
-        raise BadInput(f"{rope.source}: rope {length}_factor has {count} values, its heads need {columns // 2}")
+        raise BadInput(
+            f"{rope.source}: rope {length}_factor has {count} values, its heads need {columns // 2}"
+        )
     return np.array(values, np.float32)
 
 
@@ -202,7 +258,9 @@ def yarn_divisors(rope: Rope, columns: int) -> np.ndarray:
     def place(turns: float) -> float:
         return columns * math.log(rope.original / (turns * 2 * math.pi)) / (2 * math.log(rope.theta))
 
-    low, high = (place(float(rope.own.get(key) or usual)) for key, usual in (("beta_fast", 32), ("beta_slow", 1)))
+    low, high = (
+        place(float(rope.own.get(key) or usual)) for key, usual in (("beta_fast", 32), ("beta_slow", 1))
+    )
     if rope.own.get("truncate", True):
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, columns - 1)

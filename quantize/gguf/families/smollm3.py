@@ -15,9 +15,13 @@ def kvs(h: Hyperparameters) -> KVs:
 
 def check(h: Hyperparameters) -> list[Note]:
     usual = [int((index + 1) % 4 != 0) for index in range(h.layers)]
-    rotated = h.find("no_rope_layers") or [int((i + 1) % (h.find("no_rope_layer_interval") or 4) != 0) for i in range(h.layers)]
+    rotated = h.find("no_rope_layers") or [
+        int((i + 1) % (h.find("no_rope_layer_interval") or 4) != 0) for i in range(h.layers)
+    ]
     if [int(bool(layer)) for layer in rotated] != usual:
-        raise Unsupported(f"{h.source}: no_rope_layers is not every fourth layer, which llama.cpp's smollm3 has built in")
+        raise Unsupported(
+            f"{h.source}: no_rope_layers is not every fourth layer, which llama.cpp's smollm3 has built in"
+        )
     return window_note(h)
 
 

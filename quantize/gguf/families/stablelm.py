@@ -47,8 +47,10 @@ FAMILY = Family(
         plain("blk.{i}.attn_norm", "model.layers.{i}.input_layernorm"),
         plain("blk.{i}.ffn_norm", "model.layers.{i}.post_attention_layernorm", when=sequential),
         *ATTENTION,
-        Rule("blk.{i}.attn_q_norm", "model.layers.{i}.self_attn.q_layernorm.norms.{x}", stack, when=per_head, count=heads),
-        Rule("blk.{i}.attn_k_norm", "model.layers.{i}.self_attn.k_layernorm.norms.{x}", stack, when=per_head, count=kv_heads),
+        Rule("blk.{i}.attn_q_norm", "model.layers.{i}.self_attn.q_layernorm.norms.{x}", stack, when=per_head,
+        count=heads),
+        Rule("blk.{i}.attn_k_norm", "model.layers.{i}.self_attn.k_layernorm.norms.{x}", stack, when=per_head,
+        count=kv_heads),
         *MLP,
     ),
     ends=(
@@ -58,7 +60,8 @@ FAMILY = Family(
     ),
     kvs=kvs,
     defaults={
-        "max_position_embeddings": 4096, "layer_norm_eps": 1e-5, "rope_theta": 10000.0, "partial_rotary_factor": 0.25,
+        "max_position_embeddings": 4096, "layer_norm_eps": 1e-5, "rope_theta": 10000.0,
+        "partial_rotary_factor": 0.25,
         "use_parallel_residual": False,
     },
     head="required",

@@ -1,8 +1,10 @@
-"""llama.cpp's importance matrices: for every weight, how large the activations are that meet each of its columns.
+"""llama.cpp's importance matrices: for every weight, how large the activations are that meet each of its
+columns.
 
-Two formats. GGUF: tensors ``<name>.in_sum2`` (sums of squared activations, float32) and ``<name>.counts`` (over how many rows).
-The old one (.dat): mean squares times a number of calls. Nothing in a file is trusted: every length is checked against the bytes
-that are there. Source: llama.cpp's common/imatrix-loader.cpp, tools/imatrix and tools/quantize (revision 0c1e570).
+Two formats. GGUF: tensors ``<name>.in_sum2`` (sums of squared activations, float32) and ``<name>.counts``
+(over how many rows). The old one (.dat): mean squares times a number of calls. Nothing in a file is trusted:
+every length is checked against the bytes that are there. Source: llama.cpp's common/imatrix-loader.cpp,
+tools/imatrix and tools/quantize (revision 0c1e570).
 """
 
 import os
@@ -28,20 +30,23 @@ DATASETS, CHUNK_COUNT, CHUNK_SIZE = "imatrix.datasets", "imatrix.chunk_count", "
 
 @dataclass(frozen=True)
 class Entry:
-    """``sums``: float32 (matrices, columns) of squares, over ``counts`` rows: int64 (matrices,). Several matrices: experts."""
+    """``sums``: float32 (matrices, columns) of squares, over ``counts`` rows: int64 (matrices,). Several
+    matrices: experts."""
 
     sums: np.ndarray
     counts: np.ndarray
 
     def means(self) -> np.ndarray:
-        """float32 (matrices, columns), as llama-quantize gives them to the block quantizers: 1 where nothing was counted."""
+        """float32 (matrices, columns), as llama-quantize gives them to the block quantizers: 1 where nothing
+        was counted."""
         counts = self.counts[:, None].astype(np.float32)
         return np.where(counts > 0, self.sums / np.maximum(counts, 1), np.float32(1))
 
 
 @dataclass(frozen=True)
 class ImportanceMatrix:
-    """``entries`` by GGUF tensor name; ``chunk_count`` windows of ``chunk_size`` tokens of ``datasets`` (0: not known)."""
+    """``entries`` by GGUF tensor name; ``chunk_count`` windows of ``chunk_size`` tokens of ``datasets`` (0:
+    not known)."""
 
     entries: dict[str, Entry]
     datasets: tuple[str, ...]
@@ -50,7 +55,8 @@ class ImportanceMatrix:
 
 
 def read_imatrix(path: Path | str) -> ImportanceMatrix:
-    """Errors: BadInput where the file is neither format, truncated, inconsistent, or holds NaN, Inf or negative values."""
+    """Errors: BadInput where the file is neither format, truncated, inconsistent, or holds NaN, Inf or
+    negative values."""
     path = Path(path)
     try:
         with open(path, "rb") as file:
@@ -65,23 +71,38 @@ def read_imatrix(path: Path | str) -> ImportanceMatrix:
         if not np.isfinite(entry.sums).all():
             raise BadInput(f"{path}: {name}: holds NaN or Inf; compute the importance matrix again")
         if (entry.sums < 0).any() or (entry.counts < 0).any():
-            raise BadInput(f"{path}: {name}: negative sums of squares or counts; this is no importance matrix")
+            raise BadInput(
+                f"{path}: {name}: negative sums of squares or counts; this is no importance matrix"
+            )
     return matrix
 
 
 def _from_gguf(path: Path, file: GgufFile) -> ImportanceMatrix:
-    names = sorted({n.removesuffix(end) for n in file.tensors for end in (SUMS, COUNTS) if n.endswith(end)} - {""})
+    names = sorted(
+        {n.removesuffix(end) for n in file.tensors for end in (SUMS, COUNTS) if n.endswith(end)} - {""}
+    )
     if not names:
         kind = file.kvs.get("general.type", "unknown")
-        raise BadInput(f"{path}: a GGUF file of type {kind!r} without {SUMS} tensors, not an importance matrix")
-    for key, kind in ((DATASETS, GGUFValueType.ARRAY), (CHUNK_COUNT, GGUFValueType.UINT32), (CHUNK_SIZE, GGUFValueType.UINT32)):
+        raise BadInput(
+            f"{path}: a GGUF file of type {kind!r} without {SUMS} tensors, not an importance matrix"
+        )
+    for key, kind in (
+        (DATASETS, GGUFValueType.ARRAY),
+        (CHUNK_COUNT, GGUFValueType.UINT32),
+        (CHUNK_SIZE, GGUFValueType.UINT32),
+    ):
         if file.kv_types.get(key, (None, None))[0] is not kind:
-            raise BadInput(f"{path}: metadata {key} is missing or not of type {kind.name}; compute the importance matrix again")
+            raise BadInput(
+                f"{path}: metadata {key} is missing or not of type {kind.name}; compute the importance "
+                "matrix again"
+            )
     entries = {}
     for name in names:
         for tensor in (name + SUMS, name + COUNTS):
             if tensor not in file.tensors:
-                raise BadInput(f"{path}: tensor {tensor} is missing beside its pair; compute the importance matrix again")
+                raise BadInput(
+                    f"{path}: tensor {tensor} is missing beside its pair; compute the importance matrix again"
+                )
             if file.tensors[tensor].kind is not Type.F32:
                 raise BadInput(f"{path}: tensor {tensor} is {file.tensors[tensor].kind.name}, F32 expected")
         sums, counts = (np.array(file.raw(name + end)).reshape(-1).view("<f4") for end in (SUMS, COUNTS))
@@ -93,14 +114,17 @@ def _from_gguf(path: Path, file: GgufFile) -> ImportanceMatrix:
 
 
 class _Old:
-    """The .dat format: int32 number of entries; each an int32-counted name, int32 calls, int32-counted float32 values; then,
-    perhaps, int32 chunks and the int32-counted name of the text."""
+    """The .dat format: int32 number of entries; each an int32-counted name, int32 calls, int32-counted
+    float32 values; then, perhaps, int32 chunks and the int32-counted name of the text."""
 
     def __init__(self, path: Path, file: BinaryIO):
         self.path, self.file, self.left = path, file, os.fstat(file.fileno()).st_size
 
     def fail(self, what: str) -> BadInput:
-        return BadInput(f"{self.path}: no importance matrix, or damaged: {what}; expected llama.cpp's .gguf or old .dat format")
+        return BadInput(
+            f"{self.path}: no importance matrix, or damaged: {what}; expected llama.cpp's .gguf or old .dat "
+            "format"
+        )
 
     def bytes(self, count: int, what: str) -> bytes:
         if not 0 <= count <= self.left:
@@ -129,9 +153,12 @@ class _Old:
             name = self.text("a tensor name")
             calls, count = self.number(f"the calls of {name}"), self.number(f"the number of values of {name}")
             if not name.isprintable() or name in entries or count < 1:
-                raise self.fail(f"entry {len(entries) + 1} of {total}: a name twice or unprintable, or {count} values")
+                raise self.fail(
+                    f"entry {len(entries) + 1} of {total}: a name twice or unprintable, or {count} values"
+                )
             values = np.frombuffer(self.bytes(4 * count, f"the values of {name}"), "<f4")
-            # Whether the values are of several matrices, only the model tells. Without calls they are means already.
+            # Whether the values are of several matrices, only the model tells. Without calls they are means
+            # already.
             entries[name] = Entry(values.reshape(1, -1), np.array([max(calls, 1)]))
         chunks = self.number("the number of chunks") if self.left else 0
         dataset = self.text("the name of the text") if self.left else ""
@@ -139,8 +166,8 @@ class _Old:
 
 
 def write_imatrix(path: Path, matrix: ImportanceMatrix, replace: bool = True) -> None:
-    """llama.cpp's GGUF format, as llama-imatrix writes it; in place only when complete. Errors: BadInput where ``path`` is there
-    by then and not to be replaced."""
+    """llama.cpp's GGUF format, as llama-imatrix writes it; in place only when complete. Errors: BadInput
+    where ``path`` is there by then and not to be replaced."""
     kvs: Kvs = {
         "general.type": ("imatrix", GGUFValueType.STRING),
         DATASETS: (list(matrix.datasets), GGUFValueType.ARRAY),
@@ -152,6 +179,10 @@ def write_imatrix(path: Path, matrix: ImportanceMatrix, replace: bool = True) ->
         several = len(entry.counts) > 1  # ggml does not write a last dimension of one
         for end, values in ((SUMS, entry.sums), (COUNTS, entry.counts.astype(np.float32)[:, None])):
             give: Callable[[], np.ndarray] = partial(np.asarray, values, np.float32)
-            tensors.append(Planned(name + end, values.shape if several else values.shape[1:], Type.F32, give, lambda: None))
+            tensors.append(
+                Planned(
+                    name + end, values.shape if several else values.shape[1:], Type.F32, give, lambda: None
+                )
+            )
     with whole_file(path, replace) as part:
         write_gguf(part, kvs, tensors, threads=1)

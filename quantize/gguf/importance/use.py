@@ -1,4 +1,5 @@
-"""What an importance matrix means for the tensors of one model: which get importances, which go without, and what is noted."""
+"""What an importance matrix means for the tensors of one model: which get importances, which go without, and
+what is noted."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,7 +23,8 @@ GROUP = 8
 
 @dataclass
 class Importances:
-    """``rows``: GGUF name -> float32 (matrices, columns), one row for each matrix of the tensor; ``kvs`` go into the file."""
+    """``rows``: GGUF name -> float32 (matrices, columns), one row for each matrix of the tensor; ``kvs`` go
+    into the file."""
 
     kvs: Kvs = field(default_factory=dict)
     rows: dict[str, np.ndarray] = field(default_factory=dict)
@@ -30,12 +32,18 @@ class Importances:
 
 
 def importances(
-    matrix: ImportanceMatrix | None, specs: Sequence[Spec], choices: Mapping[str, Choice], file_type: FileType, source: str
+    matrix: ImportanceMatrix | None,
+    specs: Sequence[Spec],
+    choices: Mapping[str, Choice],
+    file_type: FileType,
+    source: str,
 ) -> Importances:
-    """As llama-quantize has it: a tensor without an entry is quantized without, one of another size is refused (but the token
-    embedding, which goes without), and the types below 3 bits are refused without. ``source``: name of the matrix's file.
+    """As llama-quantize has it: a tensor without an entry is quantized without, one of another size is
+    refused (but the token embedding, which goes without), and the types below 3 bits are refused without.
+    ``source``: name of the matrix's file.
 
-    Errors: BadInput where the matrix is that of another model; Unsupported where a type needs an entry that is not there.
+    Errors: BadInput where the matrix is that of another model; Unsupported where a type needs an entry that
+    is not there.
     """
     out = Importances(_kvs(matrix, source) if matrix is not None else {})
     if matrix is not None:
@@ -48,14 +56,19 @@ def importances(
         if entry is not None and entry.sums.size != _size(spec):
             if category(spec.name) != "token_embd":
                 raise BadInput(
-                    f"{source}: {spec.name} has {entry.sums.size} importances, this model's has {_size(spec)}: "
+                    f"{source}: {spec.name} has {entry.sums.size} importances, this model's has "
+                    f"{_size(spec)}: "
                     "an importance matrix of another model; compute one with `quantwright imatrix`"
                 )
             entry = None
         if kind not in WEIGHTED:
             continue
         if entry is None and requires_imatrix(spec.name, kind, file_type):
-            mend = f"which {source} has not for it" if matrix is not None else "give one with --imatrix, or take a larger type"
+            mend = (
+                f"which {source} has not for it"
+                if matrix is not None
+                else "give one with --imatrix, or take a larger type"
+            )
             raise Unsupported(f"{spec.name} as {kind.name} needs an importance matrix, {mend}")
         if entry is not None:
             rows, zeros = _even(entry.means().reshape(-1, spec.shape[-1]))
@@ -63,20 +76,34 @@ def importances(
             out.notes += _unreached(spec.name, entry)
             if zeros:
                 what = f"equal importances for {zeros:,} of {rows.size:,} columns"
-                out.notes.append(Note(tensor=spec.name, what=what, why=f"{source} holds nothing but zeros for them"))
+                out.notes.append(
+                    Note(tensor=spec.name, what=what, why=f"{source} holds nothing but zeros for them")
+                )
         elif matrix is not None:
-            out.notes.append(Note(tensor=spec.name, what=f"{kind.name} without importances", why=f"{source} has no entry for it"))
+            out.notes.append(
+                Note(
+                    tensor=spec.name,
+                    what=f"{kind.name} without importances",
+                    why=f"{source} has no entry for it",
+                )
+            )
     if matrix is not None and not out.rows:
         out.notes.append(
-            Note(tensor="*", what="importances not used", why=f"no tensor gets a type that looks at them from {source}")
+            Note(
+                tensor="*",
+                what="importances not used",
+                why=f"no tensor gets a type that looks at them from {source}",
+            )
         )
     return out
 
 
 def _even(rows: np.ndarray) -> tuple[np.ndarray, int]:
-    """``rows`` (matrices, columns) with the mean importance where ``GROUP`` columns in a row have none, and how many those are.
+    """``rows`` (matrices, columns) with the mean importance where ``GROUP`` columns in a row have none, and
+    how many those are.
 
-    A block quantizer whose weights are all zero takes any value for as good as any other, zero and NaN among them.
+    A block quantizer whose weights are all zero takes any value for as good as any other, zero and NaN among
+    them.
     """
     cut = rows.shape[1] // GROUP * GROUP
     empty = np.zeros(rows.shape, bool)
@@ -84,7 +111,9 @@ def _even(rows: np.ndarray) -> tuple[np.ndarray, int]:
     if not empty.any():
         return rows, 0
     counted = (rows > 0).sum(axis=1, keepdims=True)
-    mean = np.where(counted > 0, rows.sum(axis=1, keepdims=True, dtype=np.float64) / np.maximum(counted, 1), 1.0)
+    mean = np.where(
+        counted > 0, rows.sum(axis=1, keepdims=True, dtype=np.float64) / np.maximum(counted, 1), 1.0
+    )
     return np.where(empty, mean.astype(np.float32), rows), int(empty.sum())
 
 
@@ -108,9 +137,15 @@ def _unreached(name: str, entry: Entry) -> list[Note]:
     empty = np.flatnonzero(entry.counts == 0).tolist()
     if not empty:
         return []
-    which = f"experts {', '.join(map(str, empty[:8]))}{' and more' if len(empty) > 8 else ''}" if len(entry.counts) > 1 else "all"
+    which = (
+        f"experts {', '.join(map(str, empty[:8]))}{' and more' if len(empty) > 8 else ''}"
+        if len(entry.counts) > 1
+        else "all"
+    )
     why = "no token of the calibration text reached them" if len(entry.counts) > 1 else "its count is 0"
-    return [Note(tensor=name, what=f"equal importances ({which}, {len(empty)} of {len(entry.counts)})", why=why)]
+    return [
+        Note(tensor=name, what=f"equal importances ({which}, {len(empty)} of {len(entry.counts)})", why=why)
+    ]
 
 
 def _kvs(matrix: ImportanceMatrix, source: str) -> Kvs:

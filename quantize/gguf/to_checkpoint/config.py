@@ -1,4 +1,5 @@
-"""A GGUF's metadata as the config.json of the Hugging Face checkpoint it stands for: Llama, Mixtral, Qwen and Gemma."""
+"""A GGUF's metadata as the config.json of the Hugging Face checkpoint it stands for: Llama, Mixtral, Qwen and
+Gemma."""
 
 import math
 from collections.abc import Callable
@@ -16,7 +17,8 @@ from quantize.terminal import printable
 MOST = 2**31 - 1  # of any size: what configs and llama.cpp count in
 MOST_HEAD = 1 << 16
 
-LLAMA3_KNOWN = [  # (factor is read off) low, high, original context: of the models published with this scaling
+# (factor is read off) low, high, original context: of the models published with this scaling
+LLAMA3_KNOWN = [
     (1.0, 4.0, 8192),
 ]
 
@@ -32,14 +34,16 @@ class Metadata:
         return self.file.kvs.get(f"{self.architecture}.{key}")
 
     def number(self, key: str, default: float | None = None) -> float:
-        """Errors: BadInput where the file has no such key and there is no default, or not one positive, finite number."""
+        """Errors: BadInput where the file has no such key and there is no default, or not one positive,
+        finite number."""
         value = self._one(key, default)
         if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value < math.inf:
             raise self._wrong(key, value, "one positive number")
         return value
 
     def integer(self, key: str, default: int | None = None, most: int = MOST) -> int:
-        """Errors: BadInput where the file has no such key and there is no default, or no integer from 1 to ``most``."""
+        """Errors: BadInput where the file has no such key and there is no default, or no integer from 1 to
+        ``most``."""
         value = self._one(key, default)
         if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= most:
             raise self._wrong(key, value, f"an integer from 1 to {most}")
@@ -51,39 +55,53 @@ class Metadata:
         count = self.integer("expert_count")
         if stacked is None or stacked.shape[0] != count:
             there = stacked.shape[0] if stacked else "no"
-            raise BadInput(f"{self.file.path}: {self.architecture}.expert_count of {count}, but tensors of {there} experts")
+            raise BadInput(
+                f"{self.file.path}: {self.architecture}.expert_count of {count}, but tensors of {there} "
+                "experts"
+            )
         return count
 
     def _one(self, key: str, default: float | None) -> Any:
         value = self.find(key)
-        if isinstance(value, list) and value and all(each == value[0] for each in value):  # one per layer, all the same
+        if (
+            isinstance(value, list) and value and all(each == value[0] for each in value)
+        ):  # one per layer, all the same
             return value[0]
         return default if value is None else value
 
     def _wrong(self, key: str, value: Any, expected: str) -> BadInput:
         found = "has none" if value is None else f"has {printable(value, 60)}"
-        return BadInput(f"{self.file.path}: expected {expected} as {printable(self.architecture, 60)}.{key}, the file {found}")
+        return BadInput(
+            f"{self.file.path}: expected {expected} as {printable(self.architecture, 60)}.{key}, the file "
+            f"{found}"
+        )
 
     def has(self, tensor: str) -> bool:
         return tensor in self.file.tensors
 
 
 def to_config(file: GgufFile) -> dict[str, Any]:
-    """config.json of the checkpoint that ``file`` was made from, in the spelling that transformers 4 and 5 both read.
+    """config.json of the checkpoint that ``file`` was made from, in the spelling that transformers 4 and 5
+    both read.
 
-    Errors: Unsupported for an architecture with no way back (the message lists those with one); BadInput where metadata are
-    missing or contradict the tensors.
+    Errors: Unsupported for an architecture with no way back (the message lists those with one); BadInput
+    where metadata are missing or contradict the tensors.
     """
     m = Metadata(file)
     if m.architecture not in ARCHITECTURES:
         known, given = ", ".join(ARCHITECTURES), printable(m.architecture, 60)
-        raise Unsupported(f"{file.path}: a GGUF of architecture {given!r} cannot be read back into a checkpoint; known: {known}")
+        raise Unsupported(
+            f"{file.path}: a GGUF of architecture {given!r} cannot be read back into a checkpoint; known: "
+            f"{known}"
+        )
     embedding = file.tensors.get("token_embd.weight")
     if embedding is None or len(embedding.shape) != 2:
         raise BadInput(f"{file.path}: no token_embd.weight of two axes; fetch the file again")
     hidden = m.integer("embedding_length")
     if embedding.shape[1] != hidden:
-        raise BadInput(f"{file.path}: token_embd.weight has rows of {embedding.shape[1]}, embedding_length is {hidden}")
+        raise BadInput(
+            f"{file.path}: token_embd.weight has rows of {embedding.shape[1]}, embedding_length is {hidden}"
+        )
     heads = m.integer("attention.head_count", most=hidden)
     blocks = m.integer("block_count", most=len(file.tensors))
     config: dict[str, Any] = {
@@ -98,7 +116,9 @@ def to_config(file: GgufFile) -> dict[str, Any]:
         "rope_theta": float(m.number("rope.freq_base", 10000.0)),
         "tie_word_embeddings": not m.has("output.weight"),
         "head_dim": m.integer(
-            "attention.key_length", m.integer("rope.dimension_count", hidden // heads, most=MOST_HEAD), most=MOST_HEAD
+            "attention.key_length",
+            m.integer("rope.dimension_count", hidden // heads, most=MOST_HEAD),
+            most=MOST_HEAD,
         ),
     }
     if scaling := _scaling(m, config):
@@ -127,12 +147,17 @@ def _scaling(m: Metadata, config: dict[str, Any]) -> dict[str, Any] | None:
             ):
                 if m.find(f"rope.scaling.{ours}") is not None:
                     scaling[theirs] = _exact(m.number(f"rope.scaling.{ours}"))
-            if m.find("rope.scaling.attn_factor") is not None:  # what llama.cpp reads, on top of YaRN's usual factor
-                scaling["attention_factor"] = _exact(m.number("rope.scaling.attn_factor") * growth(scaling["factor"]))
+            if (
+                m.find("rope.scaling.attn_factor") is not None
+            ):  # what llama.cpp reads, on top of YaRN's usual factor
+                scaling["attention_factor"] = _exact(
+                    m.number("rope.scaling.attn_factor") * growth(scaling["factor"])
+                )
         return scaling
     if kind not in (None, "none"):
         raise Unsupported(
-            f"{m.file.path}: rope scaling of type {printable(kind, 60)!r} cannot be read back; linear, yarn and llama3 can"
+            f"{m.file.path}: rope scaling of type {printable(kind, 60)!r} cannot be read back; linear, yarn "
+            "and llama3 can"
         )
     return _llama3(m, config) if m.has("rope_freqs.weight") else None
 
@@ -156,7 +181,8 @@ def _llama3(m: Metadata, config: dict[str, Any]) -> dict[str, Any]:
     if np.all(stored == 1):
         return {"rope_type": "default"}
     raise Unsupported(
-        f"{m.file.path}: rope_freqs.weight is not the llama3 scaling of any published model; it cannot be read back"
+        f"{m.file.path}: rope_freqs.weight is not the llama3 scaling of any published model; it cannot be "
+        "read back"
     )
 
 
@@ -171,7 +197,13 @@ def _llama(m: Metadata, config: dict[str, Any]) -> dict[str, Any]:
             "sliding_window": None, "num_local_experts": (count := m.experts()),
             "num_experts_per_tok": m.integer("expert_used_count", most=count),
         }  # fmt: skip
-    return {"architectures": ["LlamaForCausalLM"], "model_type": "llama", **config, "hidden_act": "silu", **_biases(m)}
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        **config,
+        "hidden_act": "silu",
+        **_biases(m),
+    }
 
 
 def _qwen2(m: Metadata, config: dict[str, Any]) -> dict[str, Any]:
@@ -188,7 +220,8 @@ def _qwen2(m: Metadata, config: dict[str, Any]) -> dict[str, Any]:
 def _qwen3(m: Metadata, config: dict[str, Any]) -> dict[str, Any]:
     bias = m.has("blk.0.attn_q.bias")
     return {
-        "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", **config, "hidden_act": "silu", "attention_bias": bias,
+        "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", **config, "hidden_act": "silu",
+        "attention_bias": bias,
         "use_sliding_window": False,
     }  # fmt: skip
 
@@ -206,18 +239,31 @@ def _qwen2moe(m: Metadata, config: dict[str, Any]) -> dict[str, Any]:
     config.pop("head_dim")
     shared = m.integer("expert_shared_feed_forward_length")
     return {
-        "architectures": ["Qwen2MoeForCausalLM"], "model_type": "qwen2_moe", **config, **_experts(m), "norm_topk_prob": False,
+        "architectures": ["Qwen2MoeForCausalLM"], "model_type": "qwen2_moe", **config, **_experts(m),
+        "norm_topk_prob": False,
         "shared_expert_intermediate_size": shared,
     }  # fmt: skip
 
 
 def _qwen3moe(m: Metadata, config: dict[str, Any]) -> dict[str, Any]:
-    return {"architectures": ["Qwen3MoeForCausalLM"], "model_type": "qwen3_moe", **config, **_experts(m), "norm_topk_prob": True}
+    return {
+        "architectures": ["Qwen3MoeForCausalLM"],
+        "model_type": "qwen3_moe",
+        **config,
+        **_experts(m),
+        "norm_topk_prob": True,
+    }
 
 
 def _gemma(m: Metadata, config: dict[str, Any]) -> dict[str, Any]:
     activation = {"hidden_act": "gelu_pytorch_tanh", "hidden_activation": "gelu_pytorch_tanh"}
-    return {"architectures": ["GemmaForCausalLM"], "model_type": "gemma", **config, **activation, "attention_bias": False}
+    return {
+        "architectures": ["GemmaForCausalLM"],
+        "model_type": "gemma",
+        **config,
+        **activation,
+        "attention_bias": False,
+    }
 
 
 def _query_scale(config: dict[str, Any], layers_27b: int) -> int:
@@ -240,7 +286,8 @@ def _layer_types(m: Metadata, layers: int, period: int) -> list[str]:
 def _gemma2(m: Metadata, config: dict[str, Any]) -> dict[str, Any]:
     caps = {key: _exact(m.number(key)) for key in ("attn_logit_softcapping", "final_logit_softcapping")}
     return {
-        "architectures": ["Gemma2ForCausalLM"], "model_type": "gemma2", **config, "hidden_activation": "gelu_pytorch_tanh",
+        "architectures": ["Gemma2ForCausalLM"], "model_type": "gemma2", **config,
+        "hidden_activation": "gelu_pytorch_tanh",
         **caps, "query_pre_attn_scalar": _query_scale(config, 46), "attention_bias": False,
         "sliding_window": m.integer("attention.sliding_window", 4096),
         "layer_types": _layer_types(m, config["num_hidden_layers"], 2),
@@ -253,12 +300,14 @@ def _gemma3(m: Metadata, config: dict[str, Any]) -> dict[str, Any]:
     cap = m.find("final_logit_softcapping") is not None
     config["rope_theta"] = float(m.number("rope.freq_base", 1_000_000.0))
     return {
-        "architectures": ["Gemma3ForCausalLM"], "model_type": "gemma3_text", **config, "hidden_activation": "gelu_pytorch_tanh",
+        "architectures": ["Gemma3ForCausalLM"], "model_type": "gemma3_text", **config,
+        "hidden_activation": "gelu_pytorch_tanh",
         "query_pre_attn_scalar": _query_scale(config, 62), "attention_bias": False,
         "sliding_window": m.integer("attention.sliding_window", 4096),
         "rope_local_base_freq": float(m.number("rope.freq_base_swa", 10_000.0)),
         "layer_types": _layer_types(m, layers, 6) if window else ["full_attention"] * layers,
-        "attn_logit_softcapping": None, "final_logit_softcapping": m.number("final_logit_softcapping") if cap else None,
+        "attn_logit_softcapping": None,
+        "final_logit_softcapping": m.number("final_logit_softcapping") if cap else None,
     }  # fmt: skip
 
 

@@ -1,7 +1,8 @@
-"""From a GGUF file to the Hugging Face checkpoint it stands for: a folder that every method, and transformers, can read.
+"""From a GGUF file to the Hugging Face checkpoint it stands for: a folder that every method, and
+transformers, can read.
 
-Tensors that the file holds in F32, F16 or BF16 keep their type, quantized ones are dequantized to float32, so that nothing is
-rounded on the way; one tensor is in memory at a time.
+Tensors that the file holds in F32, F16 or BF16 keep their type, quantized ones are dequantized to float32, so
+that nothing is rounded on the way; one tensor is in memory at a time.
 """
 
 import json
@@ -30,14 +31,17 @@ from quantize.terminal import printable
 
 STORED = {Type.F32: "F32", Type.F16: "F16", Type.BF16: "BF16"}
 NUMPY = {Type.F32: "<f4", Type.F16: "<f2", Type.BF16: "<u2"}
-KEPT = 4  # GGUF tensors of which the pieces are kept: gate, up and down of stacked experts come apart one expert at a time
+# GGUF tensors of which the pieces are kept: gate, up and down of stacked experts come apart one expert at a
+# time
+KEPT = 4
 
 _made: dict[tuple[str, int, int], tuple[Path, str]] = {}
 
 
 def materialise(path: Path) -> tuple[Path, str]:
-    """A temporary folder with the checkpoint of ``path``, removed when the program ends; the same file gives the same folder.
-    And how many of the file's tensors are quantized, by type ("12 of Q4_K, 2 of Q6_K"); empty where none is.
+    """A temporary folder with the checkpoint of ``path``, removed when the program ends; the same file gives
+    the same folder. And how many of the file's tensors are quantized, by type ("12 of Q4_K, 2 of Q6_K");
+    empty where none is.
 
     Errors: as of ``write_checkpoint``.
     """
@@ -56,8 +60,8 @@ def materialise(path: Path) -> tuple[Path, str]:
 def write_checkpoint(file: GgufFile, folder: Path) -> None:
     """Write config, tensors, tokenizer, chat templates and model card into ``folder``.
 
-    Errors: Unsupported for an architecture or tokenizer with no way back, or a tensor that has no place; BadInput where metadata
-    and tensors contradict each other; StepFailed where the disk is full.
+    Errors: Unsupported for an architecture or tokenizer with no way back, or a tensor that has no place;
+    BadInput where metadata and tensors contradict each other; StepFailed where the disk is full.
     """
     from quantize.checkpoint.tensors import Entry, write_config, write_folder
 
@@ -89,14 +93,17 @@ def write_checkpoint(file: GgufFile, folder: Path) -> None:
         write_card(file, folder)
     except OSError as error:
         raise StepFailed(
-            f"{folder}: cannot hold the checkpoint of {file.path} ({error.strerror}); set TMPDIR to a larger disk"
+            f"{folder}: cannot hold the checkpoint of {file.path} ({error.strerror}); set TMPDIR to a "
+            "larger disk"
         ) from None
 
 
 def plan_back(file: GgufFile, config: dict[str, Any]) -> list[Mapped]:
-    """The family's own plan of the checkpoint that ``file`` was made from, its tensors matched with those of the file.
+    """The family's own plan of the checkpoint that ``file`` was made from, its tensors matched with those of
+    the file.
 
-    Errors: Unsupported for tensors of the file that the plan does not have; BadInput where shapes contradict the config.
+    Errors: Unsupported for tensors of the file that the plan does not have; BadInput where shapes contradict
+    the config.
     """
     architecture = config["architectures"][0]
     headers: dict[str, TensorInfo] = {}
@@ -120,7 +127,8 @@ def plan_back(file: GgufFile, config: dict[str, Any]) -> list[Mapped]:
     left = sorted(set(file.tensors) - {mapped.name for mapped in planned} - {"rope_freqs.weight"})
     if left:
         raise Unsupported(
-            f"{file.path}: tensor {printable(left[0], 100)} has no place in a {architecture}; this GGUF cannot be read back"
+            f"{file.path}: tensor {printable(left[0], 100)} has no place in a {architecture}; this GGUF "
+            "cannot be read back"
         )
     return [mapped for mapped in planned if mapped.sources]
 
@@ -130,7 +138,9 @@ def _rules(family: Family, layers: int) -> list[tuple[Rule, int]]:
         return (entry,) if isinstance(entry, Rule) else entry.options[0]
 
     ends = [(rule, 0) for entry in family.ends for rule in first(entry)]
-    return ends + [(rule, layer) for layer in range(layers) for entry in family.layer for rule in first(entry)]
+    return ends + [
+        (rule, layer) for layer in range(layers) for entry in family.layer for rule in first(entry)
+    ]
 
 
 def _shape(file: GgufFile, name: str) -> tuple[int, ...]:

@@ -1,7 +1,8 @@
-"""A SentencePiece-style vocabulary of a GGUF as ``tokenizer.model``, and as the ``tokenizer.json`` that gives the same ids.
+"""A SentencePiece-style vocabulary of a GGUF as ``tokenizer.model``, and as the ``tokenizer.json`` that gives
+the same ids.
 
-Both are written: transformers 5 makes other merges of a ``tokenizer.model`` that stands alone (seen on runs of spaces).
-Source of the field numbers: google/sentencepiece, src/sentencepiece_model.proto.
+Both are written: transformers 5 makes other merges of a ``tokenizer.model`` that stands alone (seen on runs
+of spaces). Source of the field numbers: google/sentencepiece, src/sentencepiece_model.proto.
 """
 
 import struct
@@ -18,9 +19,11 @@ MAX_PIECE = 1024  # characters; sentencepiece's own default is 16, its trainer t
 
 
 def sentencepiece_model_definition(vocabulary: Vocabulary) -> dict[str, Any]:
-    """``model`` of a tokenizer.json: pieces are merged in the order of their scores, as SentencePiece does it.
+    """``model`` of a tokenizer.json: pieces are merged in the order of their scores, as SentencePiece does
+    it.
 
-    A piece gets a merge for every pair of pieces that it can be made of: which of them meet is decided by the text.
+    A piece gets a merge for every pair of pieces that it can be made of: which of them meet is decided by the
+    text.
     Errors: BadInput where a piece is longer than any real one.
     """
     plain = {text: n for n, text in enumerate(vocabulary.tokens) if vocabulary.types[n] == TokenType.NORMAL}
@@ -28,7 +31,8 @@ def sentencepiece_model_definition(vocabulary: Vocabulary) -> dict[str, Any]:
     longest = max(plain, key=len, default="")
     if len(longest) > MAX_PIECE:
         raise BadInput(
-            f"{vocabulary.file.path}: token {plain[longest]} has {len(longest):,} characters, more than a piece of SentencePiece "
+            f"{vocabulary.file.path}: token {plain[longest]} has {len(longest):,} characters, more than a "
+            "piece of SentencePiece "
             f"can ({MAX_PIECE}); no tokenizer can be made"
         )
     lengths = {len(text) for text in plain}
@@ -48,7 +52,9 @@ def sentencepiece_model_definition(vocabulary: Vocabulary) -> dict[str, Any]:
         "fuse_unk": True,
         "byte_fallback": TokenType.BYTE in vocabulary.types,
         "ignore_merges": False,
-        "vocab": {text: number for number, text in enumerate(vocabulary.tokens) if not vocabulary.unused(number)},
+        "vocab": {
+            text: number for number, text in enumerate(vocabulary.tokens) if not vocabulary.unused(number)
+        },
         "merges": merges,
     }
 
@@ -59,7 +65,8 @@ def sentencepiece_steps(vocabulary: Vocabulary) -> dict[str, Any]:
     replace = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
     normalizers = [{"type": "Prepend", "prepend": SPACE}, replace] if prefix else [replace]
     decoders: list[dict[str, Any]] = [
-        {"type": "Replace", "pattern": {"String": SPACE}, "content": " "}, {"type": "ByteFallback"}, {"type": "Fuse"},
+        {"type": "Replace", "pattern": {"String": SPACE}, "content": " "}, {"type": "ByteFallback"},
+        {"type": "Fuse"},
     ]  # fmt: skip
     if prefix:
         decoders.append({"type": "Strip", "content": " ", "start": 1, "stop": 0})
@@ -73,21 +80,30 @@ def sentencepiece_steps(vocabulary: Vocabulary) -> dict[str, Any]:
 def unknown_id(vocabulary: Vocabulary) -> int:
     """Errors: BadInput where there is not exactly one unknown token."""
     # A converter that found <unk> among the added tokens made it a control token.
-    unknown = vocabulary.types.index(TokenType.UNKNOWN) if TokenType.UNKNOWN in vocabulary.types else vocabulary.id_of("unknown")
+    unknown = (
+        vocabulary.types.index(TokenType.UNKNOWN)
+        if TokenType.UNKNOWN in vocabulary.types
+        else vocabulary.id_of("unknown")
+    )
     if unknown is None or vocabulary.types.count(TokenType.UNKNOWN) > 1:
-        raise BadInput(f"{vocabulary.file.path}: expected exactly one unknown token; no SentencePiece model can be made")
+        raise BadInput(
+            f"{vocabulary.file.path}: expected exactly one unknown token; no SentencePiece model can be made"
+        )
     return unknown
 
 
 def sentencepiece_model(vocabulary: Vocabulary) -> bytes:
-    """A SentencePiece BPE model: the pieces with their scores and types, no normalization, the dummy prefix as the file has it.
+    """A SentencePiece BPE model: the pieces with their scores and types, no normalization, the dummy prefix
+    as the file has it.
 
     Errors: BadInput where two tokens are alike, or there is not exactly one unknown token.
     """
     out = bytearray()
     seen: set[str] = set()
     unknown = unknown_id(vocabulary)
-    for number, (text, score, kind) in enumerate(zip(vocabulary.tokens, vocabulary.scores(), vocabulary.types, strict=True)):
+    for number, (text, score, kind) in enumerate(
+        zip(vocabulary.tokens, vocabulary.scores(), vocabulary.types, strict=True)
+    ):
         piece = text.replace(" ", SPACE) if kind == TokenType.USER_DEFINED else text
         if piece in seen or not piece:
             raise BadInput(
@@ -97,10 +113,17 @@ def sentencepiece_model(vocabulary: Vocabulary) -> bytes:
         seen.add(piece)
         stored = int(TokenType.UNKNOWN) if number == unknown else kind
         body = (
-            _bytes(1, piece.encode("utf-8", errors="surrogateescape")) + b"\x15" + struct.pack("<f", score) + _number(3, stored)
+            _bytes(1, piece.encode("utf-8", errors="surrogateescape"))
+            + b"\x15"
+            + struct.pack("<f", score)
+            + _number(3, stored)
         )
         out += _bytes(1, body)
-    trainer = _number(3, 2) + _number(4, len(vocabulary.tokens)) + _number(35, int(TokenType.BYTE in vocabulary.types))
+    trainer = (
+        _number(3, 2)
+        + _number(4, len(vocabulary.tokens))
+        + _number(35, int(TokenType.BYTE in vocabulary.types))
+    )
     trainer += _number(40, unknown) + _bytes(45, vocabulary.tokens[unknown].encode())
     for field, role in ((41, "bos"), (42, "eos"), (43, "padding")):
         special = vocabulary.id_of(role)

@@ -1,8 +1,8 @@
 """A GGUF's vocabulary as the tokenizer files of a checkpoint.
 
-SentencePiece-style vocabularies become a ``tokenizer.model`` with the file's own scores, and a ``tokenizer.json``; byte-level BPE
-a ``tokenizer.json`` whose split is that of the pre-tokenizer named in the file. No normalizer is put back there: the file does
-not say which there was.
+SentencePiece-style vocabularies become a ``tokenizer.model`` with the file's own scores, and a
+``tokenizer.json``; byte-level BPE a ``tokenizer.json`` whose split is that of the pre-tokenizer named in the
+file. No normalizer is put back there: the file does not say which there was.
 """
 
 import json
@@ -13,14 +13,28 @@ from gguf import TokenType
 
 from quantize.errors import BadInput, Unsupported
 from quantize.gguf.container.reader import GgufFile
-from quantize.gguf.to_checkpoint.sentencepiece import sentencepiece_model, sentencepiece_model_definition, sentencepiece_steps
+from quantize.gguf.to_checkpoint.sentencepiece import (
+    sentencepiece_model,
+    sentencepiece_model_definition,
+    sentencepiece_steps,
+)
 from quantize.gguf.to_checkpoint.vocabulary import Vocabulary
 from quantize.gguf.tokenizer.chat_templates import templates_of
 from quantize.gguf.tokenizer.pretokenizers import BY_NAME, SPLITS, Pre
 from quantize.terminal import printable
 
 # llama.cpp adds the bos token unasked with these pre-tokenizers and with SentencePiece-style vocabularies
-BOS_UNASKED = ("llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "tekken", "midm-2.0", "lfm2")
+BOS_UNASKED = (
+    "llama-bpe",
+    "llama3",
+    "llama-v3",
+    "falcon3",
+    "falcon-h1",
+    "pixtral",
+    "tekken",
+    "midm-2.0",
+    "lfm2",
+)
 # Patterns that llama.cpp has in a dialect of its own, as the models' own files write them.
 UPPER, LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
 CONTRACTION = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
@@ -37,7 +51,8 @@ ORIGINAL = {
 
 
 def write_tokenizer(file: GgufFile, folder: Path) -> None:
-    """Errors: Unsupported for a kind of vocabulary, or a pre-tokenizer, that there is no way back from; BadInput."""
+    """Errors: Unsupported for a kind of vocabulary, or a pre-tokenizer, that there is no way back from;
+    BadInput."""
     vocabulary = Vocabulary(file)
     if vocabulary.model == "llama":
         model = sentencepiece_model(vocabulary)
@@ -50,22 +65,28 @@ def write_tokenizer(file: GgufFile, folder: Path) -> None:
         steps, merged = byte_level_steps(vocabulary), byte_level_model(vocabulary)
     else:
         raise Unsupported(
-            f"{file.path}: a tokenizer of kind {printable(vocabulary.model, 60)!r} cannot be read back; llama and gpt2 can"
+            f"{file.path}: a tokenizer of kind {printable(vocabulary.model, 60)!r} cannot be read back; "
+            "llama and gpt2 can"
         )
     definition = {
         "version": "1.0",
         "truncation": None,
         "padding": None,
         "added_tokens": [
-            {"id": number, **_added_token(vocabulary.tokens[number], special)} for number, special in _matched(vocabulary)
+            {"id": number, **_added_token(vocabulary.tokens[number], special)}
+            for number, special in _matched(vocabulary)
         ],
         **steps,
         "post_processor": _post_processor(vocabulary, adds_bos, bool(vocabulary.find("add_eos_token"))),
         "model": merged,
     }
-    (folder / "tokenizer.json").write_text(json.dumps(definition, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    (folder / "tokenizer.json").write_text(
+        json.dumps(definition, ensure_ascii=False, indent=1) + "\n", encoding="utf-8"
+    )
     config = _config(vocabulary, adds_bos)
-    (folder / "tokenizer_config.json").write_text(json.dumps(config, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps(config, ensure_ascii=False, indent=2) + "\n", encoding="utf-8"
+    )
     _write_templates(file, folder)
 
 
@@ -84,13 +105,25 @@ def _config(vocabulary: Vocabulary, adds_bos: bool) -> dict[str, Any]:
         str(number): _added_token(vocabulary.tokens[number], kind is TokenType.CONTROL)
         for number, kind in vocabulary.added().items()
     }
-    if isinstance(context := vocabulary.file.kvs.get(f"{vocabulary.file.kvs.get('general.architecture')}.context_length"), int):
+    if isinstance(
+        context := vocabulary.file.kvs.get(
+            f"{vocabulary.file.kvs.get('general.architecture')}.context_length"
+        ),
+        int,
+    ):
         config["model_max_length"] = context
     return config
 
 
 def _added_token(text: str, special: bool) -> dict[str, Any]:
-    return {"content": text, "lstrip": False, "normalized": False, "rstrip": False, "single_word": False, "special": special}
+    return {
+        "content": text,
+        "lstrip": False,
+        "normalized": False,
+        "rstrip": False,
+        "single_word": False,
+        "special": special,
+    }
 
 
 def _write_templates(file: GgufFile, folder: Path) -> None:
@@ -98,7 +131,9 @@ def _write_templates(file: GgufFile, folder: Path) -> None:
         try:
             template.encode()
         except UnicodeEncodeError:
-            raise BadInput(f"{file.path}: a chat template holds bytes that are no UTF-8; fetch the file again") from None
+            raise BadInput(
+                f"{file.path}: a chat template holds bytes that are no UTF-8; fetch the file again"
+            ) from None
         if name == "default":
             (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
         elif len(name) < 100 and name.replace("_", "").isalnum():
@@ -113,10 +148,13 @@ def _matched(vocabulary: Vocabulary) -> list[tuple[int, bool]]:
 
 
 def byte_level_steps(vocabulary: Vocabulary) -> dict[str, Any]:
-    """``normalizer``, ``pre_tokenizer`` and ``decoder``. Errors: Unsupported for a pre-tokenizer unknown here."""
+    """``normalizer``, ``pre_tokenizer`` and ``decoder``. Errors: Unsupported for a pre-tokenizer unknown
+    here."""
     pre = _pre(vocabulary)
     patterns = ORIGINAL.get(pre.split, SPLITS[pre.split])
-    splits = [{"type": "Split", "pattern": {"Regex": p}, "behavior": "Isolated", "invert": False} for p in patterns]
+    splits = [
+        {"type": "Split", "pattern": {"Regex": p}, "behavior": "Isolated", "invert": False} for p in patterns
+    ]
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
     return {
         "normalizer": None,
@@ -131,7 +169,10 @@ def byte_level_model(vocabulary: Vocabulary) -> dict[str, Any]:
     for merge in vocabulary.merges():
         left, space, right = merge.partition(" ")
         if not space or not left or not right or " " in right:
-            raise BadInput(f"{vocabulary.file.path}: tokenizer.ggml.merges: {printable(merge, 60)!r} is not a pair of tokens")
+            raise BadInput(
+                f"{vocabulary.file.path}: tokenizer.ggml.merges: {printable(merge, 60)!r} is not a pair of "
+                "tokens"
+            )
         merges.append([left, right])
     return {
         "type": "BPE",
@@ -142,7 +183,9 @@ def byte_level_model(vocabulary: Vocabulary) -> dict[str, Any]:
         "fuse_unk": False,
         "byte_fallback": False,
         "ignore_merges": _pre(vocabulary).ignore_merges,
-        "vocab": {text: number for number, text in enumerate(vocabulary.tokens) if not vocabulary.unused(number)},
+        "vocab": {
+            text: number for number, text in enumerate(vocabulary.tokens) if not vocabulary.unused(number)
+        },
         "merges": merges,
     }
 
@@ -151,18 +194,25 @@ def _pre(vocabulary: Vocabulary) -> Pre:
     name = str(vocabulary.find("pre") or "default")
     pre = BY_NAME.get(name)
     if pre is None or not pre.byte_level:
-        raise Unsupported(f"{vocabulary.file.path}: pre-tokenizer {printable(name, 60)!r} is not one that can be read back")
+        raise Unsupported(
+            f"{vocabulary.file.path}: pre-tokenizer {printable(name, 60)!r} is not one that can be read back"
+        )
     return pre
 
 
 def _post_processor(vocabulary: Vocabulary, adds_bos: bool, adds_eos: bool) -> dict[str, Any] | None:
-    around = {role: vocabulary.id_of(role) if wanted else None for role, wanted in (("bos", adds_bos), ("eos", adds_eos))}
+    around = {
+        role: vocabulary.id_of(role) if wanted else None
+        for role, wanted in (("bos", adds_bos), ("eos", adds_eos))
+    }
     if around["bos"] is None and around["eos"] is None:
         return None
 
     def special(role: str, kind: int) -> list[dict[str, Any]]:
         number = around[role]
-        return [] if number is None else [{"SpecialToken": {"id": vocabulary.tokens[number], "type_id": kind}}]
+        return (
+            [] if number is None else [{"SpecialToken": {"id": vocabulary.tokens[number], "type_id": kind}}]
+        )
 
     def sequence(name: str, kind: int) -> list[dict[str, Any]]:
         return [*special("bos", kind), {"Sequence": {"id": name, "type_id": kind}}, *special("eos", kind)]

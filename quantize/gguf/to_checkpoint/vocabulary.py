@@ -27,8 +27,15 @@ class Vocabulary:
         value = self.find(key)
         if value is None and count is not None:
             return []
-        if not isinstance(value, list) or not all(isinstance(item, kind) for item in value) or (count not in (None, len(value))):
-            raise BadInput(f"{self.file.path}: tokenizer.ggml.{key}: expected a list of {count or 'some'} {kind.__name__}")
+        if (
+            not isinstance(value, list)
+            or not all(isinstance(item, kind) for item in value)
+            or (count not in (None, len(value)))
+        ):
+            raise BadInput(
+                f"{self.file.path}: tokenizer.ggml.{key}: expected a list of {count or 'some'} "
+                f"{kind.__name__}"
+            )
         return value
 
     def _demand_text(self, key: str, texts: list[str]) -> None:

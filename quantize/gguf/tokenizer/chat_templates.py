@@ -14,7 +14,9 @@ def templates_of(kvs: Mapping[str, Any]) -> dict[str, str]:
     prefix = T.CHAT_TEMPLATE + "."
     templates = {"default": kvs[T.CHAT_TEMPLATE]} if isinstance(kvs.get(T.CHAT_TEMPLATE), str) else {}
     return templates | {
-        key.removeprefix(prefix): text for key, text in kvs.items() if key.startswith(prefix) and isinstance(text, str)
+        key.removeprefix(prefix): text
+        for key, text in kvs.items()
+        if key.startswith(prefix) and isinstance(text, str)
     }
 
 
@@ -30,7 +32,8 @@ def token_of(kvs: Mapping[str, Any], role: str) -> int | None:
 
 
 def end_tokens(kvs: Mapping[str, Any]) -> list[int]:
-    """Ids that end generation in llama.cpp by the file's metadata: the ends of a text, of a turn, of a message."""
+    """Ids that end generation in llama.cpp by the file's metadata: the ends of a text, of a turn, of a
+    message."""
     return list(dict.fromkeys(_ids(kvs, T.EOS_ID, T.EOT_ID, T.EOM_ID)))
 
 
@@ -38,10 +41,15 @@ def _ids(kvs: Mapping[str, Any], *keys: str) -> list[int]:
     """What the file has under ``keys``, where it is the number of a token."""
     tokens, values = kvs.get(T.LIST), [kvs.get(key) for key in keys]
     size = len(tokens) if isinstance(tokens, list) else 0
-    return [number for number in values if isinstance(number, int) and not isinstance(number, bool) and 0 <= number < size]
+    return [
+        number
+        for number in values
+        if isinstance(number, int) and not isinstance(number, bool) and 0 <= number < size
+    ]
 
 
 def gguf_template(path: Path, name: str = "") -> ChatTemplate:
-    """As ``folder_template``, from the file's metadata: what the template sees besides the messages are its special tokens."""
+    """As ``folder_template``, from the file's metadata: what the template sees besides the messages are its
+    special tokens."""
     kvs = read_gguf(path).kvs
     return ChatTemplate(choose(path, templates_of(kvs), name), special_tokens(kvs), str(path))

@@ -1,11 +1,13 @@
 """How llama.cpp cuts text into words, done again in Python: its regexes with its own reading of Unicode.
 
-llama.cpp has no Unicode regexes. It replaces every character by one byte that stands for its category, rewrites ``\\p{L}`` and
-the like to those bytes, and uses the C++ library's ASCII regexes; where a pattern names no category it matches wide characters.
-That is why some patterns cannot follow the tokenizer they were made for (upper and lower case beyond ASCII, combining marks),
-and why this is needed: to tell its limits from a wrong choice. A few patterns are hand-written there; ``_SPECIAL`` has them.
+llama.cpp has no Unicode regexes. It replaces every character by one byte that stands for its category,
+rewrites ``\\p{L}`` and the like to those bytes, and uses the C++ library's ASCII regexes; where a pattern
+names no category it matches wide characters. That is why some patterns cannot follow the tokenizer they were
+made for (upper and lower case beyond ASCII, combining marks), and why this is needed: to tell its limits from
+a wrong choice. A few patterns are hand-written there; ``_SPECIAL`` has them.
 
-Source: llama.cpp src/unicode.cpp (``unicode_regex_split`` and the ``unicode_regex_split_custom_*`` functions).
+Source: llama.cpp src/unicode.cpp (``unicode_regex_split`` and the ``unicode_regex_split_custom_*``
+functions).
 """
 
 import re
@@ -24,7 +26,8 @@ _HAN = "\xd6"
 _SPACES = {0x85, 0xA0, 0x1680, *range(0x2000, 0x200B), 0x2028, 0x2029, 0x202F, 0x205F, 0x3000}
 _CATEGORY = re.compile(r"\\p\{(N|L[ultmo]?|P|M|S)\}")
 
-# Kimi K2's pattern, hand-written in llama.cpp; \xd6 stands for a Han character, which is no \p{L} in the letters' runs.
+# Kimi K2's pattern, hand-written in llama.cpp; \xd6 stands for a Han character, which is no \p{L} in the
+# letters' runs.
 _KIMI = re.compile(
     "\xd6+|[^\r\n0-9A-Za-z\xd1\xd2\xd6]?[A-Za-z\xd2]+" + CONTRACTION + "?|[0-9\xd1]{1,3}"
     "| ?[^\\s0-9A-Za-z\xd1\xd2\xd6]+[\r\n]*|\\s*[\r\n]+|\\s+(?!\\S)|\\s+",
@@ -33,9 +36,11 @@ _KIMI = re.compile(
 
 
 def split(kind: str, text: str, *, meant: bool = False) -> list[str]:
-    """Words of ``text`` as llama.cpp cuts them for a pre-tokenizer that splits by ``SPLITS[kind]``; joined they give ``text``.
+    """Words of ``text`` as llama.cpp cuts them for a pre-tokenizer that splits by ``SPLITS[kind]``; joined
+    they give ``text``.
 
-    ``meant``: as its code for digits means to cut. (It leaves the text before a number on the number's first digits.)
+    ``meant``: as its code for digits means to cut. (It leaves the text before a number on the number's first
+    digits.)
     """
     pieces = [text]
     for pattern in SPLITS[kind]:
@@ -114,7 +119,8 @@ def is_han(code: int) -> bool:
 
 
 def _digits_from_the_right(text: str, glued: bool) -> Iterator[str]:
-    """Runs of digits in threes counted from the right; the text before a run whole, or ``glued`` to its first digits."""
+    """Runs of digits in threes counted from the right; the text before a run whole, or ``glued`` to its first
+    digits."""
     start = 0
     for run in re.finditer("[0-9\xd1]+", _collapse(text)):
         if run.start() > start and not glued:

@@ -1,10 +1,11 @@
-"""What llama.cpp's tokenizer gives for a rightly written file, done again in Python: tells its limits from faults.
+"""What llama.cpp's tokenizer gives for a rightly written file, done again in Python: tells its limits from
+faults.
 
-Where llama.cpp's ids differ from the source's but equal these, nothing written into the file would mend it. Not fast: it is run
-on the texts that differ.
+Where llama.cpp's ids differ from the source's but equal these, nothing written into the file would mend it.
+Not fast: it is run on the texts that differ.
 
-Source: llama.cpp src/llama-vocab.cpp (``tokenizer_st_partition``, ``llm_tokenizer_spm_session``, ``llm_tokenizer_bpe_session``,
-the overrides of token types in ``load``).
+Source: llama.cpp src/llama-vocab.cpp (``tokenizer_st_partition``, ``llm_tokenizer_spm_session``,
+``llm_tokenizer_bpe_session``, the overrides of token types in ``load``).
 """
 
 import heapq
@@ -21,9 +22,12 @@ from quantize.gguf.tokenizer.vocabulary import SPACE, Vocabulary
 
 # Texts that llama.cpp makes CONTROL (the last four USER_DEFINED) whatever type the file gives them.
 OVERRIDDEN = frozenset({
-    "<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<|flush|>", "<|calls|>", "<end_of_turn>", "<|endoftext|>",
-    "</s>", "<|eom_id|>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]", "<|end_of_text|>", "<end_of_utterance>", "<eos>", "<turn|>",
-    "<|tool_response>", "<｜end▁of▁sentence｜>", "[e~[", "<|channel|>", "<|message|>", "<|start|>", "<|constrain|>",
+    "<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<|flush|>", "<|calls|>",
+    "<end_of_turn>", "<|endoftext|>",
+    "</s>", "<|eom_id|>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]", "<|end_of_text|>", "<end_of_utterance>",
+    "<eos>", "<turn|>",
+    "<|tool_response>", "<｜end▁of▁sentence｜>", "[e~[", "<|channel|>", "<|message|>", "<|start|>",
+    "<|constrain|>",
 })  # fmt: skip
 _PARSED = (TokenType.CONTROL, TokenType.USER_DEFINED, TokenType.UNKNOWN)
 
@@ -34,16 +38,26 @@ class Oracle:
     def __init__(self, source: SourceTokenizer, vocabulary: Vocabulary, before: list[int], after: list[int]):
         self._source, self._vocabulary, self._before, self._after = source, vocabulary, before, after
         self._ids = {text: number for number, text in enumerate(vocabulary.tokens)}
-        given = {texts[0] for texts in [[t for t in texts if t in self._ids] for texts in BY_TEXT.values()] if texts}
+        given = {
+            texts[0]
+            for texts in [[t for t in texts if t in self._ids] for texts in BY_TEXT.values()]
+            if texts
+        }
         parsed = [
-            text for number, text in enumerate(vocabulary.tokens) if vocabulary.types[number] in _PARSED or text in OVERRIDDEN
+            text
+            for number, text in enumerate(vocabulary.tokens)
+            if vocabulary.types[number] in _PARSED or text in OVERRIDDEN
         ]
         kinds = (TokenType.NORMAL, TokenType.USER_DEFINED, TokenType.UNUSED)
-        self._matched = {text: number for text, number in self._ids.items() if vocabulary.types[number] in kinds}
+        self._matched = {
+            text: number for text, number in self._ids.items() if vocabulary.types[number] in kinds
+        }
         self._longest = max(map(len, self._matched), default=1)
         self._parsed = sorted(parsed, key=lambda text: -len(text.encode()))
         self.overridden = {
-            text for text in OVERRIDDEN | given if text in self._ids and vocabulary.types[self._ids[text]] == TokenType.NORMAL
+            text
+            for text in OVERRIDDEN | given
+            if text in self._ids and vocabulary.types[self._ids[text]] == TokenType.NORMAL
         } & set(parsed)
 
     def encode(self, text: str) -> list[int]:
@@ -99,7 +113,8 @@ class Oracle:
             model.ignore_merges = was
 
     def _by_scores(self, text: str) -> list[int]:
-        """SentencePiece's BPE as llama.cpp has it: of neighbours that join to a token the best score first, then leftmost."""
+        """SentencePiece's BPE as llama.cpp has it: of neighbours that join to a token the best score first,
+        then leftmost."""
         scores, ids = self._vocabulary.scores or [], self._ids
         symbols: list[str] = list(text)
         before, after = list(range(-1, len(symbols) - 1)), [*range(1, len(symbols)), -1]
@@ -107,7 +122,9 @@ class Oracle:
 
         def offer(left: int, right: int) -> None:
             if left >= 0 and right >= 0 and (number := ids.get(symbols[left] + symbols[right])) is not None:
-                heapq.heappush(queue, (-scores[number], left, right, len(symbols[left]) + len(symbols[right])))
+                heapq.heappush(
+                    queue, (-scores[number], left, right, len(symbols[left]) + len(symbols[right]))
+                )
 
         for index in range(1, len(symbols)):
             offer(index - 1, index)
@@ -131,10 +148,14 @@ class Oracle:
         return out
 
     def _unigram(self, text: str) -> list[int]:
-        """The best-scored cut of the text as llama.cpp normalizes it; scores are summed in double precision, a tie goes to the
-        cut found first, unknown characters in a row are one token."""
+        """The best-scored cut of the text as llama.cpp normalizes it; scores are summed in double precision,
+        a tie goes to the cut found first, unknown characters in a row are one token."""
         normalized = self._spaced(text)
-        scores, types, unknown = self._vocabulary.scores or [], self._vocabulary.types, self._vocabulary.unknown or 0
+        scores, types, unknown = (
+            self._vocabulary.scores or [],
+            self._vocabulary.types,
+            self._vocabulary.unknown or 0,
+        )
         plain = [score for score, kind in zip(scores, types, strict=True) if kind == TokenType.NORMAL]
         lost = min(plain, default=0.0) - 10.0
         best: list[tuple[float, int, int]] = [(-math.inf, unknown, 0)] * (len(normalized) + 1)

@@ -1,4 +1,5 @@
-"""A checkpoint's tokenizer as GGUF metadata: the ``tokenizer.*`` keys that make llama.cpp give the source's ids."""
+"""A checkpoint's tokenizer as GGUF metadata: the ``tokenizer.*`` keys that make llama.cpp give the source's
+ids."""
 
 from collections.abc import Hashable
 from dataclasses import dataclass, field
@@ -14,12 +15,20 @@ from quantize.gguf.tokenizer.special import Kvs, special_kvs, template_kvs
 from quantize.gguf.tokenizer.verify import Mismatch, TokenizerReport, verify_tokenizer
 from quantize.gguf.tokenizer.vocabulary import Vocabulary, read_vocabulary
 
-__all__ = ["Mismatch", "TokenizerMetadata", "TokenizerReport", "check_tokenizer", "tokenizer_metadata", "verify_tokenizer"]
+__all__ = [
+    "Mismatch",
+    "TokenizerMetadata",
+    "TokenizerReport",
+    "check_tokenizer",
+    "tokenizer_metadata",
+    "verify_tokenizer",
+]
 
 
 @dataclass
 class TokenizerMetadata:
-    """``kvs`` in the order they are written: key -> (value, type); arrays are lists (``bytes`` for an array of uint8)."""
+    """``kvs`` in the order they are written: key -> (value, type); arrays are lists (``bytes`` for an array
+    of uint8)."""
 
     kvs: Kvs
     notes: list[Note] = field(default_factory=list)
@@ -29,13 +38,16 @@ def tokenizer_metadata(checkpoint: Checkpoint, *, pre: str | None = None) -> Tok
     """All ``tokenizer.*`` metadata of ``checkpoint``, the vocabulary filled up to its embedding's rows.
 
     ``pre``: llama.cpp's name of the pre-tokenizer, for a split that is not recognised.
-    Errors: Unsupported where llama.cpp has no such tokenizer; BadInput for damaged files or an unknown ``pre``.
+    Errors: Unsupported where llama.cpp has no such tokenizer; BadInput for damaged files or an unknown
+    ``pre``.
     """
     key = _key(checkpoint, pre)
     if key in _made:  # asked for by check and by convert; a large vocabulary takes seconds
         return _made[key]
     source = SourceTokenizer.open(checkpoint.folder)
-    vocabulary = read_vocabulary(source, embedding_rows(checkpoint), pre=pre, model_type=checkpoint.model_type)
+    vocabulary = read_vocabulary(
+        source, embedding_rows(checkpoint), pre=pre, model_type=checkpoint.model_type
+    )
     kvs = _vocabulary_kvs(vocabulary)
     special, notes = special_kvs(checkpoint, source, vocabulary)
     kvs |= special
@@ -50,7 +62,8 @@ _made: dict[Hashable, TokenizerMetadata] = {}  # the last one made
 
 def _key(checkpoint: Checkpoint, pre: str | None) -> Hashable:
     """What the metadata depends on: the files as they are now, the embedding's rows, the config."""
-    files = [*sorted(p for p in checkpoint.folder.glob("*.*") if p.suffix in (".json", ".model", ".txt", ".jinja")),
+    files = [*sorted(p for p in checkpoint.folder.glob("*.*") if p.suffix in (".json", ".model", ".txt",
+    ".jinja")),
              *sorted(checkpoint.folder.glob("additional_chat_templates/*"))]  # fmt: skip
     state = tuple((str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files)
     return state, pre, embedding_rows(checkpoint), repr(checkpoint.config)

@@ -1,9 +1,11 @@
-"""Which of llama.cpp's pre-tokenizers a tokenizer.json asks for, found by what its own split does to probe texts.
+"""Which of llama.cpp's pre-tokenizers a tokenizer.json asks for, found by what its own split does to probe
+texts.
 
-Not by the ids of one string, which change with every vocabulary, and not by comparing patterns as text, which are written in
-many ways: the file's own normalizer and pre-tokenizer cut the probes, llama.cpp's ways of cutting (``llamacpp_split``) cut them
-too, and the one that agrees on every probe is taken. Some probes are beyond what llama.cpp's regexes can follow (case outside
-ASCII, combining marks): they only decide between those that agree on all the others.
+Not by the ids of one string, which change with every vocabulary, and not by comparing patterns as text, which
+are written in many ways: the file's own normalizer and pre-tokenizer cut the probes, llama.cpp's ways of
+cutting (``llamacpp_split``) cut them too, and the one that agrees on every probe is taken. Some probes are
+beyond what llama.cpp's regexes can follow (case outside ASCII, combining marks): they only decide between
+those that agree on all the others.
 """
 
 import copy
@@ -27,10 +29,12 @@ PROBES = (
     "1 12 123 1234 12345 123456 1234567 12345678 a1 1a 12ab34 3.14159 1,234,567.89 x123y 7",
     " 1 22  333   4444    55555",
     "a b  c   d    e     f      g       h        i",
-    " leading", "  two leading", "trailing ", "trailing  ", "   ", " ", "\n", "\n\n", "\n\n\n\n", "\t", "\t\t\tx", " \n ", "a\n",
+    " leading", "  two leading", "trailing ", "trailing  ", "   ", " ", "\n", "\n\n", "\n\n\n\n", "\t",
+    "\t\t\tx", " \n ", "a\n",
     "a\n\n",
     "line one\nline two\n\nline four\n \n  indented\n\ttab\n\n\n  end\n",
-    "dos\r\nline\r\n\r\nend\r", "x \r\n y", "a  \n  b", "a\n  \n b", "a \t\n\t b", "word.\n\nNext", "end!\n", "(a)\n\n(b)",
+    "dos\r\nline\r\n\r\nend\r", "x \r\n y", "a  \n  b", "a\n  \n b", "a \t\n\t b", "word.\n\nNext", "end!\n",
+    "(a)\n\n(b)",
     "def f(x):\n    return x**2 + 1  # comment\n\n\nclass A:\n        pass\n",
     "if (a[0] != b->c && d::e) { return !f; } /* ok */ // done\n/usr/local/bin\n",
     "path/to/file.txt\n/next", "x/\n/y", "http://example.com/a?b=c&d=e#f", "a/b //c ///\n",
@@ -51,20 +55,24 @@ PROBES = (
 
 # Texts on which llama.cpp departs from some of the patterns it means to follow.
 HARD_PROBES = (
-    "camelCase PascalCase HTTPServer XMLHttpRequest iPhone eBay getHTTPResponse aB Ab AB ABc aBC", "我在apple工作1314天",
+    "camelCase PascalCase HTTPServer XMLHttpRequest iPhone eBay getHTTPResponse aB Ab AB ABc aBC",
+    "我在apple工作1314天",
     "ÉCOLE École éCOLE ПРИВЕТ Привет приВЕТ ΑΒΓ Αβγ",
-    "हिन्दी में पाठ", "العربيّة نصٌّ", "ภาษาไทยสวัสดี", "e\u0301tude a\u0300 n\u0303", "বাংলা লেখা", "தமிழ் உரை", "עִבְרִית",
+    "हिन्दी में पाठ", "العربيّة نصٌّ", "ภาษาไทยสวัสดี", "e\u0301tude a\u0300 n\u0303", "বাংলা লেখা",
+    "தமிழ் உரை", "עִבְרִית",
     "ǅ ǈ ʰ ˢ ª º", "😶\u200d🌫️ 👨‍👩‍👧 ❤️", "a\u200bb\u200cc\ufeff", "\u0085next\u0085", "\x1c\x1d", "कान्छा១២៣",
 )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Recognition:
-    """``name``: what goes into ``tokenizer.ggml.pre``. ``departs``: hard probes on which llama.cpp cuts otherwise.
+    """``name``: what goes into ``tokenizer.ggml.pre``. ``departs``: hard probes on which llama.cpp cuts
+    otherwise.
 
     ``prefix_space``: the file puts a space before the text, which llama.cpp's byte-level BPE does not.
-    ``merges_whole``: the file's ``ignore_merges``, ``honoured`` by the pre-tokenizer chosen. ``older``: where older builds of
-    llama.cpp do not know ``name``, the nearest that they do, and the texts to which that gives other ids.
+    ``merges_whole``: the file's ``ignore_merges``, ``honoured`` by the pre-tokenizer chosen. ``older``: where
+    older builds of llama.cpp do not know ``name``, the nearest that they do, and the texts to which that
+    gives other ids.
     """
 
     name: str
@@ -85,10 +93,11 @@ def known_names() -> list[str]:
 
 
 def recognize(source: SourceTokenizer, model_type: str = "") -> Recognition:
-    """The pre-tokenizer of a byte-level BPE. Errors: Unsupported, naming the nearest and --pre-tokenizer, where none agrees.
+    """The pre-tokenizer of a byte-level BPE. Errors: Unsupported, naming the nearest and --pre-tokenizer,
+    where none agrees.
 
-    Where none cuts all probes into the same words, one that gives the same ids with this vocabulary will do (digits cut apart or
-    not are one thing to a vocabulary that joins none).
+    Where none cuts all probes into the same words, one that gives the same ids with this vocabulary will do
+    (digits cut apart or not are one thing to a vocabulary that joins none).
     """
     definition = source.definition
     cutter = Cutter(definition)
@@ -98,8 +107,12 @@ def recognize(source: SourceTokenizer, model_type: str = "") -> Recognition:
     wanted = {text: cutter.pieces(text) for text in PROBES + hard}
     texts = {text: cutter.normalized(text) for text in wanted}
 
-    def missed(pre: Pre, probes: tuple[str, ...], same: Callable[[tuple[str, ...], tuple[str, ...]], bool]) -> tuple[str, ...]:
-        return tuple(text for text in probes if not same(cutter.spelled(_words(pre.split, texts[text])), wanted[text]))
+    def missed(
+        pre: Pre, probes: tuple[str, ...], same: Callable[[tuple[str, ...], tuple[str, ...]], bool]
+    ) -> tuple[str, ...]:
+        return tuple(
+            text for text in probes if not same(cutter.spelled(_words(pre.split, texts[text])), wanted[text])
+        )
 
     def same_ids(words: tuple[str, ...], others: tuple[str, ...]) -> bool:
         return words == others or _ids(source, words) == _ids(source, others)
@@ -113,11 +126,14 @@ def recognize(source: SourceTokenizer, model_type: str = "") -> Recognition:
         nearest = min(candidates, key=lambda pre: len(missed(pre, PROBES, same)))
         differing = missed(nearest, PROBES, same)
         raise Unsupported(
-            f"{source.file}: llama.cpp has no pre-tokenizer that splits text as this file does (nearest: {nearest.names[0]}, "
-            f"which differs on {len(differing)} of {len(PROBES)} probes, {min(differing, key=len)!r} for one); name the one to "
+            f"{source.file}: llama.cpp has no pre-tokenizer that splits text as this file does (nearest: "
+            f"{nearest.names[0]}, "
+            f"which differs on {len(differing)} of {len(PROBES)} probes, {min(differing, key=len)!r} for "
+            "one); name the one to "
             f"use with --pre-tokenizer NAME, of: {', '.join(known_names())}"
         )
-    # Of these, what gives the same ids is as good: names come best known first, which older builds of llama.cpp know too.
+    # Of these, what gives the same ids is as good: names come best known first, which older builds of
+    # llama.cpp know too.
     departs = {pre: missed(pre, hard, same_ids) for pre in fitting}
     best = min(fitting, key=lambda pre: (len(departs[pre]), pre.ignore_merges != whole, PRES.index(pre)))
     if best.ignore_merges and not whole and not _merges_reach_all(source):
@@ -125,27 +141,49 @@ def recognize(source: SourceTokenizer, model_type: str = "") -> Recognition:
     name = FAMILY_NAMES.get(model_type, "")
     name = name if BY_NAME.get(name) is best else best.names[0]
     older = (
-        min((pre for pre in fitting if not pre.since), key=lambda pre: len(departs[pre]), default=None) if best.since else None
+        min((pre for pre in fitting if not pre.since), key=lambda pre: len(departs[pre]), default=None)
+        if best.since
+        else None
     )
     return Recognition(
-        name, best, departs[best], cutter.prefix_space, whole, older.names[0] if older else "", departs[older] if older else ()
+        name,
+        best,
+        departs[best],
+        cutter.prefix_space,
+        whole,
+        older.names[0] if older else "",
+        departs[older] if older else (),
     )
 
 
 def _marked(source: SourceTokenizer, most: int = 200) -> tuple[str, ...]:
-    """Tokens of the vocabulary that hold a letter with a combining mark, at most ``most``, spread evenly: what a split that
-    parts the two never makes."""
+    """Tokens of the vocabulary that hold a letter with a combining mark, at most ``most``, spread evenly:
+    what a split that parts the two never makes."""
     alphabet = byte_alphabet()
-    spelled = [text for text in source.backend.get_vocab(with_added_tokens=False) if all(letter in alphabet for letter in text)]
-    texts = (bytes(alphabet[letter] for letter in text).decode("utf-8", "replace") for text in sorted(spelled))
-    marked = [text for text in texts if "\ufffd" not in text and any(category(letter)[0] == "M" for letter in text[1:])]
+    spelled = [
+        text
+        for text in source.backend.get_vocab(with_added_tokens=False)
+        if all(letter in alphabet for letter in text)
+    ]
+    texts = (
+        bytes(alphabet[letter] for letter in text).decode("utf-8", "replace") for text in sorted(spelled)
+    )
+    marked = [
+        text
+        for text in texts
+        if "\ufffd" not in text and any(category(letter)[0] == "M" for letter in text[1:])
+    ]
     return tuple(marked[:: max(1, -(-len(marked) // most))])
 
 
 def _merges_reach_all(source: SourceTokenizer) -> bool:
-    """Whether merges make every token of the vocabulary, so that taking a word whole that is a token changes nothing."""
+    """Whether merges make every token of the vocabulary, so that taking a word whole that is a token changes
+    nothing."""
     model, added = source.backend.model, source.added_tokens
-    return all(text in added or len(model.tokenize(text)) == 1 for text in source.backend.get_vocab(with_added_tokens=False))
+    return all(
+        text in added or len(model.tokenize(text)) == 1
+        for text in source.backend.get_vocab(with_added_tokens=False)
+    )
 
 
 def _ids(source: SourceTokenizer, words: tuple[str, ...]) -> list[int]:
@@ -171,7 +209,14 @@ class Cutter:
         self.byte_level = '"ByteLevel"' in json.dumps(pre)
         empty = {"type": "BPE", "vocab": {}, "merges": []}
         backend = Tokenizer.from_str(
-            json.dumps({"version": "1.0", "normalizer": definition.get("normalizer"), "pre_tokenizer": pre, "model": empty})
+            json.dumps(
+                {
+                    "version": "1.0",
+                    "normalizer": definition.get("normalizer"),
+                    "pre_tokenizer": pre,
+                    "model": empty,
+                }
+            )
         )
         self._normalizer, self._pre = backend.normalizer, backend.pre_tokenizer
 

@@ -1,7 +1,9 @@
-"""llama.cpp's pre-tokenizers as data: every name it knows for ``tokenizer.ggml.pre``, how each splits text, what each implies.
+"""llama.cpp's pre-tokenizers as data: every name it knows for ``tokenizer.ggml.pre``, how each splits text,
+what each implies.
 
-Facts from llama.cpp's src/llama-vocab.cpp (revision of llama-cpp-python 0.3.36), in llama.cpp's own regex dialect: what the
-patterns mean there (categories collapsed to one byte, ASCII classes) is in ``quantize.gguf.tokenizer.llamacpp_split``.
+Facts from llama.cpp's src/llama-vocab.cpp (revision of llama-cpp-python 0.3.36), in llama.cpp's own regex
+dialect: what the patterns mean there (categories collapsed to one byte, ASCII classes) is in
+``quantize.gguf.tokenizer.llamacpp_split``.
 """
 
 from dataclasses import dataclass
@@ -16,9 +18,17 @@ SPLITS: dict[str, tuple[str, ...]] = {
         r"\p{N}",
         GPT2,
     ),
-    "llama3": (CONTRACTION + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",),
-    "qwen2": (CONTRACTION + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",),
-    "qwen35": (CONTRACTION + r"|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",),
+    "llama3": (
+        CONTRACTION
+        + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+    ),
+    "qwen2": (
+        CONTRACTION + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+    ),
+    "qwen35": (
+        CONTRACTION
+        + r"|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+    ),
     "deepseek-v3": (
         r"\p{N}{1,3}",
         r"[一-龥぀-ゟ゠-ヿ]+",
@@ -80,8 +90,8 @@ SPLITS: dict[str, tuple[str, ...]] = {
         + r"?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+",
     ),
     "jais2": (
-        CONTRACTION
-        + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s{512}(?!\S)|\s{256}(?!\S)|"
+        CONTRACTION + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| "
+        r"?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s{512}(?!\S)|\s{256}(?!\S)|"
         + r"\s{128}(?!\S)|\s{64}(?!\S)|\s{32}(?!\S)|\s{16}(?!\S)|\s{8}(?!\S)|\s{4}(?!\S)|\s{1,2}(?!\S)|\s{1}",
     ),
     "spark2.5": (
@@ -113,10 +123,12 @@ SPLITS: dict[str, tuple[str, ...]] = {
         r"(?=(\d{3})+(?!\d))",
     ),
     "bailingmoe": (
-        r"'(?:[sSdDmMtT]|[lL][lL]|[vV][eE]|[rR][eE])|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|"
-        + r"\s*[\r\n]|\s+(?!\S)|\s+",
+        r"'(?:[sSdDmMtT]|[lL][lL]|[vV][eE]|[rR][eE])|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| "
+        r"?[^\s\p{L}\p{N}]+[\r\n]*|" + r"\s*[\r\n]|\s+(?!\S)|\s+",
     ),
-    "seed-coder": (CONTRACTION + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1}| ?[^\s\p{L}\p{N}\r\n]+|\s*[\r\n]+|\s+(?!\S)|\s+",),
+    "seed-coder": (
+        CONTRACTION + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1}| ?[^\s\p{L}\p{N}\r\n]+|\s*[\r\n]+|\s+(?!\S)|\s+",
+    ),
     "ufakzeka": (r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",),
     "afmoe": (
         r"\p{AFMoE_digits}",
@@ -150,10 +162,12 @@ SPLITS: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Pre:
-    """``split`` is a key of SPLITS. ``byte_level``: text goes through GPT-2's byte alphabet (else raw UTF-8, spaces as U+2581).
+    """``split`` is a key of SPLITS. ``byte_level``: text goes through GPT-2's byte alphabet (else raw UTF-8,
+    spaces as U+2581).
 
-    ``ignore_merges``: a piece that is a token is taken whole. ``names``: what llama.cpp calls it; they all behave alike.
-    ``since``: where it is a name that builds still in use refuse, the month of the first that knows it.
+    ``ignore_merges``: a piece that is a token is taken whole. ``names``: what llama.cpp calls it; they all
+    behave alike. ``since``: where it is a name that builds still in use refuse, the month of the first that
+    knows it.
     """
 
     split: str
@@ -165,15 +179,20 @@ class Pre:
 
 # Of several that split alike the best known comes first: its name is what a file gets.
 PRES: tuple[Pre, ...] = (
-    Pre("gpt2", ("gpt-2", "phi-2", "olmo", "mpt", "jais", "exaone4", "gigachat", "a.x-4.0", "mellum", "modern-bert",
-                 "trillion", "granite-docling", "jina-es", "jina-de", "jina-v2-es", "jina-v2-de", "jina-v1-en", "jina-v2-code",
+    Pre("gpt2", ("gpt-2", "phi-2", "olmo", "mpt", "jais", "exaone4", "gigachat", "a.x-4.0", "mellum",
+    "modern-bert",
+                 "trillion", "granite-docling", "jina-es", "jina-de", "jina-v2-es", "jina-v2-de",
+                 "jina-v1-en", "jina-v2-code",
                  "roberta-bpe")),
-    Pre("qwen2", ("qwen2", "stablelm2", "deepseek-r1-qwen", "hunyuan", "megrez", "grok-2", "solar-open", "kormo", "f2llmv2")),
-    Pre("llama3", ("llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2", "jina-v5-nano",
+    Pre("qwen2", ("qwen2", "stablelm2", "deepseek-r1-qwen", "hunyuan", "megrez", "grok-2", "solar-open",
+    "kormo", "f2llmv2")),
+    Pre("llama3", ("llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2",
+    "jina-v5-nano",
                    "glm4", "glm5"), ignore_merges=True),
     Pre("llama3", ("smaug-bpe", "dbrx", "chatglm-bpe")),
     Pre("deepseek-v3", ("deepseek-v3", "hunyuan-dense", "joyai-llm", "hy_v4")),
-    Pre("digits+gpt2", ("starcoder", "smollm", "refact", "command-r", "codeshell", "exaone", "minerva-7b", "mellum2")),
+    Pre("digits+gpt2", ("starcoder", "smollm", "refact", "command-r", "codeshell", "exaone", "minerva-7b",
+    "mellum2")),
     Pre("gpt-4o", ("gpt-4o", "llama4", "kanana2", "talkie", "minimax-m2")),
     Pre("tekken", ("tekken",), ignore_merges=True),
     Pre("qwen35", ("qwen35",)),
@@ -203,11 +222,15 @@ PRES: tuple[Pre, ...] = (
 
 BY_NAME: dict[str, Pre] = {name: pre for pre in PRES for name in pre.names}
 
-# The name llama.cpp's own converter gives a family, taken where it behaves as what was recognised: readers look at it.
+# The name llama.cpp's own converter gives a family, taken where it behaves as what was recognised: readers
+# look at it.
 FAMILY_NAMES: dict[str, str] = {
-    "phi": "phi-2", "olmo": "olmo", "olmo2": "dbrx", "phi3": "dbrx", "dbrx": "dbrx", "mpt": "mpt", "stablelm": "stablelm2",
-    "command_r": "command-r", "cohere": "command-r", "granite": "refact", "granitemoe": "refact", "smollm3": "smaug-bpe",
+    "phi": "phi-2", "olmo": "olmo", "olmo2": "dbrx", "phi3": "dbrx", "dbrx": "dbrx", "mpt": "mpt",
+    "stablelm": "stablelm2",
+    "command_r": "command-r", "cohere": "command-r", "granite": "refact", "granitemoe": "refact",
+    "smollm3": "smaug-bpe",
     "glm": "chatglm-bpe", "glm4": "glm4", "exaone4": "exaone4", "llama4_text": "llama4", "llama4": "llama4",
     "gpt_bigcode": "starcoder",
-    "hunyuan_v1_dense": "hunyuan-dense", "falcon_h1": "falcon-h1", "lfm2": "lfm2", "bloom": "bloom", "pixtral": "pixtral",
+    "hunyuan_v1_dense": "hunyuan-dense", "falcon_h1": "falcon-h1", "lfm2": "lfm2", "bloom": "bloom",
+    "pixtral": "pixtral",
 }  # fmt: skip

@@ -1,6 +1,8 @@
-"""What a SentencePiece ``.model`` says beyond its pieces: kind of model, normalizer. Read from the protobuf wire format directly.
+"""What a SentencePiece ``.model`` says beyond its pieces: kind of model, normalizer. Read from the protobuf
+wire format directly.
 
-The sentencepiece package does not tell, and its generated protobuf classes need a protobuf runtime of the right version.
+The sentencepiece package does not tell, and its generated protobuf classes need a protobuf runtime of the
+right version.
 Source: google/sentencepiece, src/sentencepiece_model.proto (field numbers).
 """
 
@@ -12,7 +14,14 @@ from pathlib import Path
 from quantize.errors import BadInput
 
 UNIGRAM, BPE, WORD, CHAR = 1, 2, 3, 4  # TrainerSpec.ModelType
-NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6  # SentencePiece.Type; GGUF's numbers are the same
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = (
+    1,
+    2,
+    3,
+    4,
+    5,
+    6,
+)  # SentencePiece.Type; GGUF's numbers are the same
 _PIECE = 1
 _TRAINER, _NORMALIZER = 2, 3  # fields of ModelProto
 _MODEL_TYPE, _SUFFIX = 3, 24  # fields of TrainerSpec
@@ -21,7 +30,8 @@ _CHARSMAP, _DUMMY_PREFIX, _EXTRA_SPACES = 2, 3, 4  # fields of NormalizerSpec
 
 @dataclass(frozen=True)
 class Spec:
-    """``charsmap``: SentencePiece's compiled normalization (empty: none). ``suffix``: the space goes behind a word."""
+    """``charsmap``: SentencePiece's compiled normalization (empty: none). ``suffix``: the space goes behind a
+    word."""
 
     model_type: int
     charsmap: bytes

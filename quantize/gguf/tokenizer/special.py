@@ -16,29 +16,43 @@ Kvs = dict[str, tuple[Any, GGUFValueType]]
 U32, BOOL, STRING, ARRAY = GGUFValueType.UINT32, GGUFValueType.BOOL, GGUFValueType.STRING, GGUFValueType.ARRAY
 T = Keys.Tokenizer
 
-# Tokens that have a role by their text alone: no file of a checkpoint says so. The first that the vocabulary has is taken
-# (llama.cpp, left to itself, takes whichever its hash table yields first).
+# Tokens that have a role by their text alone: no file of a checkpoint says so. The first that the vocabulary
+# has is taken (llama.cpp, left to itself, takes whichever its hash table yields first).
 BY_TEXT: dict[str, tuple[str, ...]] = {
-    T.EOT_ID: ("<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<EOT>", "_<EOT>", "▁<EOT>", "[EOT]", "<end_of_utterance>",
+    T.EOT_ID: ("<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<EOT>", "_<EOT>", "▁<EOT>", "[EOT]",
+    "<end_of_utterance>",
                "<|endoftext|>", "<|end_of_text|>", "<｜end▁of▁sentence｜>"),
     T.EOM_ID: ("<|eom_id|>",),
-    T.FIM_PRE_ID: ("<|fim_prefix|>", "<fim-prefix>", "<fim_prefix>", "<｜fim▁begin｜>", "<PRE>", "▁<PRE>", "<|code_prefix|>",
+    T.FIM_PRE_ID: ("<|fim_prefix|>", "<fim-prefix>", "<fim_prefix>", "<｜fim▁begin｜>", "<PRE>", "▁<PRE>",
+    "<|code_prefix|>",
                    "<|prefix|>"),
-    T.FIM_SUF_ID: ("<|fim_suffix|>", "<fim-suffix>", "<fim_suffix>", "<｜fim▁hole｜>", "<SUF>", "▁<SUF>", "<|code_suffix|>",
+    T.FIM_SUF_ID: ("<|fim_suffix|>", "<fim-suffix>", "<fim_suffix>", "<｜fim▁hole｜>", "<SUF>", "▁<SUF>",
+    "<|code_suffix|>",
                    "<|suffix|>"),
-    T.FIM_MID_ID: ("<|fim_middle|>", "<fim-middle>", "<fim_middle>", "<｜fim▁end｜>", "<MID>", "▁<MID>", "<|code_middle|>",
+    T.FIM_MID_ID: ("<|fim_middle|>", "<fim-middle>", "<fim_middle>", "<｜fim▁end｜>", "<MID>", "▁<MID>",
+    "<|code_middle|>",
                    "<|middle|>"),
     T.FIM_PAD_ID: ("<|fim_pad|>", "<fim-pad>", "<fim_pad>", "<PAD>", "[PAD]"),
     T.FIM_REP_ID: ("<|fim_repo|>", "<|repo_name|>", "<fim-repo>", "<REPO>", "<reponame>"),
     T.FIM_SEP_ID: ("<|file_sep|>",),
 }  # fmt: skip
 # Texts that end generation in llama.cpp whatever the ids say.
-ENDS = frozenset(("<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<|endoftext|>", "<|eom_id|>", "<EOT>", "_<EOT>",
+ENDS = frozenset(("<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<|endoftext|>", "<|eom_id|>",
+"<EOT>", "_<EOT>",
                   "<|end_of_text|>", "<end_of_utterance>"))  # fmt: skip
-ROLES = {"bos": T.BOS_ID, "eos": T.EOS_ID, "unk": T.UNK_ID, "sep": T.SEP_ID, "pad": T.PAD_ID, "mask": T.MASK_ID}
+ROLES = {
+    "bos": T.BOS_ID,
+    "eos": T.EOS_ID,
+    "unk": T.UNK_ID,
+    "sep": T.SEP_ID,
+    "pad": T.PAD_ID,
+    "mask": T.MASK_ID,
+}
 
 
-def special_kvs(checkpoint: Checkpoint, source: SourceTokenizer, vocabulary: Vocabulary) -> tuple[Kvs, list[Note]]:
+def special_kvs(
+    checkpoint: Checkpoint, source: SourceTokenizer, vocabulary: Vocabulary
+) -> tuple[Kvs, list[Note]]:
     """Ids of special tokens and the add_bos, add_eos flags. Ids outside the vocabulary are left out."""
     notes: list[Note] = []
     ids = {role: number for role in ROLES if (number := _role_id(checkpoint, source, role)) is not None}
@@ -54,8 +68,11 @@ def special_kvs(checkpoint: Checkpoint, source: SourceTokenizer, vocabulary: Voc
         notes.append(
             Note(
                 tensor="*",
-                what="tokenizer: nothing is put " + ("before" if len(before) > 1 else "after") + " a text by llama.cpp",
-                why=f"the source adds the tokens {[source.piece(n) for n in (before if len(before) > 1 else after)]}; "
+                what="tokenizer: nothing is put "
+                + ("before" if len(before) > 1 else "after")
+                + " a text by llama.cpp",
+                why="the source adds the tokens "
+                f"{[source.piece(n) for n in (before if len(before) > 1 else after)]}; "
                 "llama.cpp can add one before and one after",
             )
         )
@@ -66,8 +83,10 @@ def special_kvs(checkpoint: Checkpoint, source: SourceTokenizer, vocabulary: Voc
                 notes.append(
                     Note(
                         tensor="*",
-                        what=f"tokenizer: {source.piece(around[0])} is written as {role}_token_id instead of {was}",
-                        why="the tokenizer's own post-processor adds it, and llama.cpp adds the token of that id",
+                        what=f"tokenizer: {source.piece(around[0])} is written as {role}_token_id instead "
+                        f"of {was}",
+                        why="the tokenizer's own post-processor adds it, and llama.cpp adds the token of "
+                        "that id",
                     )
                 )
             ids[role] = around[0]
@@ -77,27 +96,48 @@ def special_kvs(checkpoint: Checkpoint, source: SourceTokenizer, vocabulary: Voc
             Note(
                 tensor="*",
                 what=f"tokenizer: add_bos_token is {str(len(before) == 1).lower()}",
-                why=f"{source.file.name}'s post-processor decides; tokenizer_config.json says {str(declared).lower()}",
+                why=f"{source.file.name}'s post-processor decides; tokenizer_config.json says "
+                f"{str(declared).lower()}",
             )
         )
     size = len(vocabulary.tokens)
     kvs: Kvs = {ROLES[role]: (ids[role], U32) for role in ROLES if role in ids and 0 <= ids[role] < size}
     known = {text: number for number, text in enumerate(vocabulary.tokens)}
-    by_text = {key: known[next(t for t in texts if t in known)] for key, texts in BY_TEXT.items() if set(texts) & known.keys()}
-    ends = [n for n in _listed_eos(checkpoint) if n != ids.get("eos") and 0 <= n < size and vocabulary.tokens[n] not in ENDS]
-    given = dict(zip((T.EOT_ID, T.EOM_ID), ends, strict=False))  # as end tokens of their own: of a turn, of a message
+    by_text = {
+        key: known[next(t for t in texts if t in known)]
+        for key, texts in BY_TEXT.items()
+        if set(texts) & known.keys()
+    }
+    ends = [
+        n
+        for n in _listed_eos(checkpoint)
+        if n != ids.get("eos") and 0 <= n < size and vocabulary.tokens[n] not in ENDS
+    ]
+    given = dict(
+        zip((T.EOT_ID, T.EOM_ID), ends, strict=False)
+    )  # as end tokens of their own: of a turn, of a message
     kvs |= {key: ({**by_text, **given}[key], U32) for key in BY_TEXT if key in by_text or key in given}
     if len(ends) > len(given):
         texts = [vocabulary.tokens[n] for n in ends[len(given) :]]
-        why = f"a GGUF file has room for three end tokens, generation_config.json names {len(_listed_eos(checkpoint))}"
-        notes.append(Note(tensor="*", what=f"tokenizer: {', '.join(texts)} does not end generation in llama.cpp", why=why))
+        why = (
+            "a GGUF file has room for three end tokens, generation_config.json names "
+            f"{len(_listed_eos(checkpoint))}"
+        )
+        notes.append(
+            Note(
+                tensor="*",
+                what=f"tokenizer: {', '.join(texts)} does not end generation in llama.cpp",
+                why=why,
+            )
+        )
     kvs[T.ADD_BOS] = (len(before) == 1, BOOL)
     kvs[T.ADD_EOS] = (len(after) == 1, BOOL)
     return kvs, notes
 
 
 def _role_id(checkpoint: Checkpoint, source: SourceTokenizer, role: str) -> int | None:
-    """The text in tokenizer_config.json, then in special_tokens_map.json, then the id in config.json, generation_config.json."""
+    """The text in tokenizer_config.json, then in special_tokens_map.json, then the id in config.json,
+    generation_config.json."""
     for text in (
         token_text(source.config.get(f"{role}_token")),
         token_text(read_if_there(checkpoint.folder / "special_tokens_map.json").get(f"{role}_token")),
@@ -115,7 +155,8 @@ def _role_id(checkpoint: Checkpoint, source: SourceTokenizer, role: str) -> int 
 
 
 def _listed_eos(checkpoint: Checkpoint) -> list[int]:
-    """Every end token of generation_config.json, or where it names none, of config.json (of its text model's part)."""
+    """Every end token of generation_config.json, or where it names none, of config.json (of its text model's
+    part)."""
     nested = checkpoint.config.get("text_config")
     for config in (_generation(checkpoint), checkpoint.config, nested if isinstance(nested, dict) else {}):
         value = config.get("eos_token_id")
@@ -143,7 +184,8 @@ def gguf_name(template: str) -> str:
 
 
 def template_kvs(templates: dict[str, str]) -> Kvs:
-    """Named templates go under names of letters, digits and underscores, as the GGUF specification has them."""
+    """Named templates go under names of letters, digits and underscores, as the GGUF specification has
+    them."""
     kvs: Kvs = {}
     named = {gguf_name(name): text for name, text in templates.items() if name != "default"}
     for name, text in named.items():

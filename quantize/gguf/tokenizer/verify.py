@@ -1,4 +1,5 @@
-"""Whether llama.cpp, given the written file, gives the source's own token ids; and where not, whether anything would."""
+"""Whether llama.cpp, given the written file, gives the source's own token ids; and where not, whether
+anything would."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -63,13 +64,20 @@ class TokenizerReport:
 
 
 def verify_tokenizer(
-    checkpoint: Checkpoint, tokenize: Callable[[str], list[int]], *, pre: str | None = None, texts: Iterable[str] | None = None
+    checkpoint: Checkpoint,
+    tokenize: Callable[[str], list[int]],
+    *,
+    pre: str | None = None,
+    texts: Iterable[str] | None = None,
 ) -> TokenizerReport:
-    """Compare ``tokenize`` (llama.cpp's on the written file, adding and parsing special tokens) with the source's ids.
+    """Compare ``tokenize`` (llama.cpp's on the written file, adding and parsing special tokens) with the
+    source's ids.
 
-    ``texts``: a few hundred awkward ones where not given. ``pre``: the name given with --pre-tokenizer, if one was.
+    ``texts``: a few hundred awkward ones where not given. ``pre``: the name given with --pre-tokenizer, if
+    one was.
 
-    Each added token is compared with transformers' own reading of the folder too, which shares no code with what wrote the file.
+    Each added token is compared with transformers' own reading of the folder too, which shares no code with
+    what wrote the file.
     """
     source = SourceTokenizer.open(checkpoint.folder)
     report = TokenizerReport()
@@ -94,14 +102,18 @@ def verify_tokenizer(
     if differing:
         vocabulary = read_vocabulary(source, rows, pre=pre, model_type=checkpoint.model_type)
         judge = _Judge(source, vocabulary, _better_pre(source, vocabulary, pre, texts))
-        report.mismatches += [Mismatch(text, wanted, got, *judge(text, wanted, got)) for text, wanted, got in differing]
+        report.mismatches += [
+            Mismatch(text, wanted, got, *judge(text, wanted, got)) for text, wanted, got in differing
+        ]
     return report
 
 
 def added_by_transformers(folder: Path) -> tuple[dict[str, int], str]:
-    """(text -> id of the tokens that transformers finds in a text before it splits it, why it could not be asked).
+    """(text -> id of the tokens that transformers finds in a text before it splits it, why it could not be
+    asked).
 
-    At most some ``ADDED_TOKENS``, spread evenly; those that a file of the folder names, not those that only its class adds.
+    At most some ``ADDED_TOKENS``, spread evenly; those that a file of the folder names, not those that only
+    its class adds.
     """
     from quantize.checkpoint.library_folder import library_folder
     from quantize.quiet import quiet
@@ -111,11 +123,15 @@ def added_by_transformers(folder: Path) -> tuple[dict[str, int], str]:
 
         try:
             decoder = AutoTokenizer.from_pretrained(str(seen), trust_remote_code=False).added_tokens_decoder
-        except Exception as error:  # of any kind: code that is not run, a class it has not, a file it cannot read
+        except (
+            Exception
+        ) as error:  # of any kind: code that is not run, a class it has not, a file it cannot read
             return {}, printable(f"{type(error).__name__}: {error}", 120)
     declared = _strings(folder)
     numbers = [number for number in sorted(decoder) if decoder[number].content in declared - {""}]
-    return {decoder[number].content: number for number in numbers[:: max(1, -(-len(numbers) // ADDED_TOKENS))]}, ""
+    return {
+        decoder[number].content: number for number in numbers[:: max(1, -(-len(numbers) // ADDED_TOKENS))]
+    }, ""
 
 
 def _strings(folder: Path) -> set[str]:
@@ -127,7 +143,9 @@ def _strings(folder: Path) -> set[str]:
         if isinstance(node, str):
             found.add(node)
         elif isinstance(node, dict):
-            todo += [key for key in node if key != "model"] + [value for key, value in node.items() if key != "model"]
+            todo += [key for key in node if key != "model"] + [
+                value for key, value in node.items() if key != "model"
+            ]
         elif isinstance(node, list):
             todo += node
     return found
@@ -137,7 +155,9 @@ class _Judge:
     def __init__(self, source: SourceTokenizer, vocabulary: Vocabulary, better: str | None):
         self._source, self._vocabulary, self._better = source, vocabulary, better
         before, after = added_around(source)
-        self._oracle = Oracle(source, vocabulary, before if len(before) == 1 else [], after if len(after) == 1 else [])
+        self._oracle = Oracle(
+            source, vocabulary, before if len(before) == 1 else [], after if len(after) == 1 else []
+        )
         self._around = len(before), len(after)
         self._cutter = None if source.is_sentencepiece else Cutter(source.definition)
 
@@ -154,7 +174,9 @@ class _Judge:
         if got[:-1] == wanted or wanted[:-1] == got:
             return "add_eos_token or its id", True
         return (
-            "pre-tokenizer, merges or token types" if self._vocabulary.model == "gpt2" else "scores, flags or token types"
+            "pre-tokenizer, merges or token types"
+            if self._vocabulary.model == "gpt2"
+            else "scores, flags or token types"
         ), True
 
     def _limit(self, text: str) -> str:
@@ -170,7 +192,8 @@ class _Judge:
             if self._cutter.prefix_space:
                 causes.append("a space put before the text")
             if any(
-                self._cutter.spelled(self._oracle.words(self._cutter.normalized(part))) != self._cutter.pieces(part)
+                self._cutter.spelled(self._oracle.words(self._cutter.normalized(part)))
+                != self._cutter.pieces(part)
                 for part in self._oracle.partition(text)
                 if isinstance(part, str)
             ):
@@ -184,12 +207,19 @@ class _Judge:
         if not causes and self._vocabulary.model == "t5":
             causes.append("spaces alone" if not text.strip() else "cuts with equal scores")
         if not causes:
-            causes.append("spaces at the start" if text.startswith((" ", SPACE)) else "merges that scores cannot express")
+            causes.append(
+                "spaces at the start"
+                if text.startswith((" ", SPACE))
+                else "merges that scores cannot express"
+            )
         return ", ".join(causes)
 
     def _normalization(self, text: str) -> str:
-        """What the source's normalizer does to the text beyond turning spaces into U+2581 and putting one before; or ""."""
-        result = self._source.backend.normalize(text) if self._cutter is None else self._cutter.normalized(text)
+        """What the source's normalizer does to the text beyond turning spaces into U+2581 and putting one
+        before; or ""."""
+        result = (
+            self._source.backend.normalize(text) if self._cutter is None else self._cutter.normalized(text)
+        )
         if self._vocabulary.model != "gpt2":
             result, text = result.replace(SPACE, " "), text.replace(SPACE, " ")
         if result in (text, " " + text):
@@ -197,8 +227,11 @@ class _Judge:
         return "stripping or collapsing of spaces" if result.split() == text.split() else "normalization"
 
 
-def _better_pre(source: SourceTokenizer, vocabulary: Vocabulary, pre: str | None, texts: list[str]) -> str | None:
-    """A name other than the ``pre`` that was given, if it splits as the source does, or nearer to it on ``texts``."""
+def _better_pre(
+    source: SourceTokenizer, vocabulary: Vocabulary, pre: str | None, texts: list[str]
+) -> str | None:
+    """A name other than the ``pre`` that was given, if it splits as the source does, or nearer to it on
+    ``texts``."""
     if pre is None or vocabulary.model != "gpt2":
         return None
     try:
@@ -208,7 +241,10 @@ def _better_pre(source: SourceTokenizer, vocabulary: Vocabulary, pre: str | None
         wanted = {text: cutter.pieces(text) for text in texts}
 
         def missed(kind: str) -> int:
-            return sum(cutter.spelled(split(kind, cutter.normalized(text))) != pieces for text, pieces in wanted.items())
+            return sum(
+                cutter.spelled(split(kind, cutter.normalized(text))) != pieces
+                for text, pieces in wanted.items()
+            )
 
         best = min((p for p in PRES if p.byte_level), key=lambda p: missed(p.split))
         return best.names[0] if missed(best.split) < missed(BY_NAME[pre].split) else None

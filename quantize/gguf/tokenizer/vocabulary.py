@@ -1,6 +1,8 @@
-"""A source's vocabulary as llama.cpp wants it: tokens, types, scores or merges, and the flags of its kind of tokenizer.
+"""A source's vocabulary as llama.cpp wants it: tokens, types, scores or merges, and the flags of its kind of
+tokenizer.
 
-Three kinds: ``gpt2`` (byte-level BPE, by merges), ``llama`` (SentencePiece's BPE, by scores) and ``t5`` (unigram, by scores).
+Three kinds: ``gpt2`` (byte-level BPE, by merges), ``llama`` (SentencePiece's BPE, by scores) and ``t5``
+(unigram, by scores).
 """
 
 import base64
@@ -28,8 +30,8 @@ RAW_BPE = "sarvam-moe"  # merges over raw text, spaces as U+2581, nothing put be
 
 @dataclass
 class Vocabulary:
-    """``scores`` for ``llama`` and ``t5``, ``merges`` (rank order) for ``gpt2``; ``flags``: ``tokenizer.ggml.``
-    keys without that prefix.
+    """``scores`` for ``llama`` and ``t5``, ``merges`` (rank order) for ``gpt2``; ``flags``:
+    ``tokenizer.ggml.`` keys without that prefix.
 
     ``unknown``: the id for what no token covers, or None.
     """
@@ -45,31 +47,39 @@ class Vocabulary:
     notes: list[Note] = field(default_factory=list)
 
 
-def read_vocabulary(source: SourceTokenizer, rows: int | None, *, pre: str | None = None, model_type: str = "") -> Vocabulary:
+def read_vocabulary(
+    source: SourceTokenizer, rows: int | None, *, pre: str | None = None, model_type: str = ""
+) -> Vocabulary:
     """The vocabulary, filled up (or cut) to ``rows`` tokens, the rows of the model's embedding.
 
-    Errors: Unsupported for a kind that llama.cpp has no tokenizer for, or a split that it does not know; BadInput for an unknown
-    ``pre``.
+    Errors: Unsupported for a kind that llama.cpp has no tokenizer for, or a split that it does not know;
+    BadInput for an unknown ``pre``.
     """
     if pre is not None and pre not in BY_NAME:
-        raise BadInput(f"--pre-tokenizer {pre}: not a name llama.cpp knows; expected one of: {', '.join(known_names())}")
+        raise BadInput(
+            f"--pre-tokenizer {pre}: not a name llama.cpp knows; expected one of: {', '.join(known_names())}"
+        )
     if source.is_sentencepiece:
         vocabulary = _from_sentencepiece(source.folder, source.file)
     else:
         vocabulary = _from_json(source, pre, model_type)
     if pre is not None and vocabulary.model != "gpt2":
         raise BadInput(
-            f"--pre-tokenizer {pre}: {source.file.name} is SentencePiece-style, which has no pre-tokenizer in llama.cpp"
+            f"--pre-tokenizer {pre}: {source.file.name} is SentencePiece-style, which has no pre-tokenizer "
+            "in llama.cpp"
         )
     _fit(vocabulary, rows, source)
     return vocabulary
 
 
 def is_sentencepiece_style(definition: dict[str, Any]) -> bool:
-    """Whether a tokenizer.json's BPE works on text with U+2581 for spaces rather than on GPT-2's byte alphabet."""
+    """Whether a tokenizer.json's BPE works on text with U+2581 for spaces rather than on GPT-2's byte
+    alphabet."""
     if definition["model"].get("byte_fallback"):
         return True
-    return not _has(definition.get("pre_tokenizer"), "ByteLevel") and not _has(definition.get("normalizer"), "ByteLevel")
+    return not _has(definition.get("pre_tokenizer"), "ByteLevel") and not _has(
+        definition.get("normalizer"), "ByteLevel"
+    )
 
 
 def _from_json(source: SourceTokenizer, pre: str | None, model_type: str) -> Vocabulary:
@@ -78,7 +88,9 @@ def _from_json(source: SourceTokenizer, pre: str | None, model_type: str) -> Voc
     if kind == "Unigram":
         return _unigram(source)
     if kind != "BPE":
-        raise Unsupported(f"{source.file}: a {kind} vocabulary, which no decoder of llama.cpp uses; expected BPE or Unigram")
+        raise Unsupported(
+            f"{source.file}: a {kind} vocabulary, which no decoder of llama.cpp uses; expected BPE or Unigram"
+        )
     if not is_sentencepiece_style(definition):
         return _byte_level(source, pre, model_type)
     for name in SENTENCEPIECE_FILES:
@@ -100,7 +112,8 @@ def _byte_level(source: SourceTokenizer, pre: str | None, model_type: str) -> Vo
             notes.append(
                 Note(
                     tensor="*",
-                    what=f"tokenizer: {name} departs from tokenizer.json on {len(found.departs)} of the hard probe texts",
+                    what=f"tokenizer: {name} departs from tokenizer.json on {len(found.departs)} of the "
+                    "hard probe texts",
                     why="llama.cpp's split code knows no case or combining marks outside ASCII",
                 )
             )
@@ -108,8 +121,10 @@ def _byte_level(source: SourceTokenizer, pre: str | None, model_type: str) -> Vo
             notes.append(
                 Note(
                     tensor="*",
-                    what=f"tokenizer: {name} is known to llama.cpp from {found.pre.since} on; older builds refuse the file",
-                    why=f"{found.older}, which they know, gives other ids to {len(found.older_departs)} of the hard texts "
+                    what=f"tokenizer: {name} is known to llama.cpp from {found.pre.since} on; older builds "
+                    "refuse the file",
+                    why=f"{found.older}, which they know, gives other ids to {len(found.older_departs)} of "
+                    "the hard texts "
                     f"({found.older_departs[0]!r} for one); --pre-tokenizer {found.older} writes it",
                 )
             )
@@ -117,8 +132,10 @@ def _byte_level(source: SourceTokenizer, pre: str | None, model_type: str) -> Vo
             notes.append(
                 Note(
                     tensor="*",
-                    what=f"tokenizer: ignore_merges={str(found.merges_whole).lower()} of tokenizer.json is not kept by {name}",
-                    why="llama.cpp ties it to the name of the pre-tokenizer, and has no other that splits this way",
+                    what=f"tokenizer: ignore_merges={str(found.merges_whole).lower()} of tokenizer.json is "
+                    f"not kept by {name}",
+                    why="llama.cpp ties it to the name of the pre-tokenizer, and has no other that splits "
+                    "this way",
                 )
             )
         if found.prefix_space:
@@ -131,18 +148,21 @@ def _byte_level(source: SourceTokenizer, pre: str | None, model_type: str) -> Vo
             )
     else:
         name = pre
-        notes.append(Note(tensor="*", what=f"tokenizer: pre-tokenizer {name}", why="given with --pre-tokenizer"))
+        notes.append(
+            Note(tensor="*", what=f"tokenizer: pre-tokenizer {name}", why="given with --pre-tokenizer")
+        )
     tokens, types = _tokens_of(source, byte_tokens=False, spaces=False)
     merges = [f"{left} {right}" for left, right in _merges(source) if " " not in left and " " not in right]
     return Vocabulary("gpt2", name, tokens, types, merges=merges, unknown=_unknown_id(source), notes=notes)
 
 
 def _sentencepiece_bpe(source: SourceTokenizer) -> Vocabulary:
-    """Scores from the merges: what is merged first has the highest score. Pieces that no merge makes come last.
+    """Scores from the merges: what is merged first has the highest score. Pieces that no merge makes come
+    last.
 
-    Scores join any two pieces that make a token, merges only the pairs that are listed. The two agree where every way to cut a
-    token is listed, as for vocabularies that came from SentencePiece; others are written as merges over raw text, which
-    llama.cpp can read where no space is put before the text.
+    Scores join any two pieces that make a token, merges only the pairs that are listed. The two agree where
+    every way to cut a token is listed, as for vocabularies that came from SentencePiece; others are written
+    as merges over raw text, which llama.cpp can read where no space is put before the text.
     """
     tokens, types = _tokens_of(source, byte_tokens=True, spaces=True)
     flags = _space_flags(source)
@@ -163,7 +183,15 @@ def _sentencepiece_bpe(source: SourceTokenizer) -> Vocabulary:
             scores.append(0.0)
         else:
             scores.append(-float(ranks.get(text, count)))
-    return Vocabulary("llama", "default", tokens, types, scores=scores, flags=_space_flags(source), unknown=_unknown_id(source))
+    return Vocabulary(
+        "llama",
+        "default",
+        tokens,
+        types,
+        scores=scores,
+        flags=_space_flags(source),
+        unknown=_unknown_id(source),
+    )
 
 
 def _every_split_merges(pairs: list[tuple[str, str]]) -> bool:
@@ -196,7 +224,9 @@ def _unigram(source: SourceTokenizer) -> Vocabulary:
 def _from_sentencepiece(folder: Path, path: Path) -> Vocabulary:
     spec = sp.read_spec(path)
     if spec.model_type not in (sp.BPE, sp.UNIGRAM):
-        raise Unsupported(f"{path}: a SentencePiece word or character model; llama.cpp has BPE and unigram only")
+        raise Unsupported(
+            f"{path}: a SentencePiece word or character model; llama.cpp has BPE and unigram only"
+        )
     tokens = [text.replace(SPACE, " ") if kind == sp.USER_DEFINED else text for text, _, kind in spec.pieces]
     scores = [score for _, score, _ in spec.pieces]
     types = [kind for _, _, kind in spec.pieces]
@@ -233,7 +263,9 @@ def looks_special(text: str) -> bool:
 def _tokens_of(source: SourceTokenizer, *, byte_tokens: bool, spaces: bool) -> tuple[list[str], list[int]]:
     """(texts, types) by id of a tokenizer.json. Ids without a token become [PADn]."""
     backend = source.backend
-    texts: dict[int, str] = {number: text for text, number in backend.get_vocab(with_added_tokens=True).items()}
+    texts: dict[int, str] = {
+        number: text for text, number in backend.get_vocab(with_added_tokens=True).items()
+    }
     added = backend.get_added_tokens_decoder()
     unknown = _unknown_id(source)
     tokens, types = [], []
@@ -256,7 +288,12 @@ def _tokens_of(source: SourceTokenizer, *, byte_tokens: bool, spaces: bool) -> t
 
 
 def _is_byte(text: str) -> bool:
-    return len(text) == 6 and text.startswith("<0x") and text.endswith(">") and all(c in "0123456789ABCDEF" for c in text[3:5])
+    return (
+        len(text) == 6
+        and text.startswith("<0x")
+        and text.endswith(">")
+        and all(c in "0123456789ABCDEF" for c in text[3:5])
+    )
 
 
 def _unknown_id(source: SourceTokenizer) -> int | None:
@@ -272,12 +309,15 @@ def _merges(source: SourceTokenizer) -> Iterable[tuple[str, str]]:
     for merge in source.definition["model"].get("merges") or []:
         pair = merge.split(" ") if type(merge) is str else merge
         if not isinstance(pair, list) or len(pair) != 2:
-            raise BadInput(f"{source.file}: the merge {merge!r} is not a pair of tokens; fetch the file again")
+            raise BadInput(
+                f"{source.file}: the merge {merge!r} is not a pair of tokens; fetch the file again"
+            )
         yield pair[0], pair[1]
 
 
 def _agrees(vocabulary: Vocabulary, source: SourceTokenizer) -> bool:
-    """Whether the .model beside a tokenizer.json spells its plain pieces as that does, so that its scores may be taken."""
+    """Whether the .model beside a tokenizer.json spells its plain pieces as that does, so that its scores may
+    be taken."""
     added = source.backend.get_added_tokens_decoder()
     for number, (text, kind) in enumerate(zip(vocabulary.tokens, vocabulary.types, strict=True)):
         if kind in (sp.NORMAL, sp.BYTE) and source.piece(number) not in (None, text):
@@ -310,7 +350,8 @@ def _space_flags(source: SourceTokenizer) -> dict[str, Any]:
 def _collapses_spaces(normalizer: Any) -> bool:
     """Whether a Replace rule turns runs of spaces into one."""
     return any(
-        set(str(rule.get("pattern", {}).get("Regex", ""))) <= set(" {2,}+s\\▁") and rule.get("pattern", {}).get("Regex")
+        set(str(rule.get("pattern", {}).get("Regex", ""))) <= set(" {2,}+s\\▁")
+        and rule.get("pattern", {}).get("Regex")
         for rule in _find(normalizer, "Replace")
     )
 
@@ -330,7 +371,8 @@ def _has(node: Any, kind: str) -> bool:
 
 
 def _fit(vocabulary: Vocabulary, rows: int | None, source: SourceTokenizer) -> None:
-    """Fill up to ``rows`` with unused tokens, or drop those that the embedding has no row for. Token texts become unique."""
+    """Fill up to ``rows`` with unused tokens, or drop those that the embedding has no row for. Token texts
+    become unique."""
     have = len(vocabulary.tokens)
     if rows is not None and rows < have:
         dropped = vocabulary.tokens[rows:]
@@ -340,7 +382,8 @@ def _fit(vocabulary: Vocabulary, rows: int | None, source: SourceTokenizer) -> N
         vocabulary.notes.append(
             Note(
                 tensor="*",
-                what=f"tokenizer: {len(dropped)} token{'s' if len(dropped) > 1 else ''} left out ({', '.join(dropped[:3])})",
+                what=f"tokenizer: {len(dropped)} token{'s' if len(dropped) > 1 else ''} left out "
+                f"({', '.join(dropped[:3])})",
                 why=f"the embedding has {rows} rows, {source.file.name} goes up to id {have - 1}",
             )
         )
@@ -353,6 +396,8 @@ def _fit(vocabulary: Vocabulary, rows: int | None, source: SourceTokenizer) -> N
     seen: set[str] = set()
     for number, text in enumerate(vocabulary.tokens):
         if text in seen or not text:
-            text = next(t for t in (f"[PAD{number}]", *(f"[PAD{number}_{n}]" for n in range(have))) if t not in seen)
+            text = next(
+                t for t in (f"[PAD{number}]", *(f"[PAD{number}_{n}]" for n in range(have))) if t not in seen
+            )
             vocabulary.tokens[number], vocabulary.types[number] = text, int(TokenType.UNUSED)
         seen.add(text)

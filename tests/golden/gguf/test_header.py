@@ -1,4 +1,5 @@
-"""Metadata of a quantized file against what llama.cpp's quantizer writes from our lossless one; the record of what differs."""
+"""Metadata of a quantized file against what llama.cpp's quantizer writes from our lossless one; the record of
+what differs."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +17,10 @@ from .test_identity import QUANTIZED, convert
 @pytest.fixture(scope="module")
 def source(make_checkpoint: Callable[..., Path]) -> Path:
     folder = make_checkpoint(hidden_size=64, intermediate_size=64, num_hidden_layers=1, vocab_size=512)
-    card = "---\nlicense: apache-2.0\nbase_model: org/Base-7B\nlanguage: [en, de]\ntags: [a, b]\ndatasets: [org/data]\n---\n"
+    card = (
+        "---\nlicense: apache-2.0\nbase_model: org/Base-7B\nlanguage: [en, de]\ntags: [a, b]\ndatasets: "
+        "[org/data]\n---\n"
+    )
     (folder / "README.md").write_text(card)
     return folder
 
@@ -38,12 +42,20 @@ def test_of_the_imatrix_only_the_folder_differs(source: Path, tmp_path: Path) ->
 
     matrix, lossless = tmp_path / "matrix.gguf", convert(source, tmp_path / "bf16", type="bf16")
     values = np.ones((1, 64), np.float32)
-    write_imatrix(matrix, ImportanceMatrix({"blk.0.attn_q.weight": Entry(values, np.array([1]))}, ("some/text.txt",), 3, 512))
+    write_imatrix(
+        matrix,
+        ImportanceMatrix({"blk.0.attn_q.weight": Entry(values, np.array([1]))}, ("some/text.txt",), 3, 512),
+    )
     ours = read_gguf(convert(source, tmp_path / "ours", type="q4_0", imatrix=str(matrix), quantized_by=None))
-    kvs: dict[str, str | int] = {"quantize.imatrix.file": str(matrix), "quantize.imatrix.dataset": "some/text.txt"}
+    kvs: dict[str, str | int] = {
+        "quantize.imatrix.file": str(matrix),
+        "quantize.imatrix.dataset": "some/text.txt",
+    }
     kvs |= {"quantize.imatrix.entries_count": 1, "quantize.imatrix.chunks_count": 3}
     importance = {"blk.0.attn_q.weight": values[0]}
-    llamacpp.quantize_file(lossless, tmp_path / "t.gguf", FILE_TYPES["q4_0"].value, importance=importance, kvs=kvs)
+    llamacpp.quantize_file(
+        lossless, tmp_path / "t.gguf", FILE_TYPES["q4_0"].value, importance=importance, kvs=kvs
+    )
     theirs = read_gguf(tmp_path / "t.gguf")
     assert differences(theirs, ours).keys() == {"quantize.imatrix.file"}
     assert ours.kvs["quantize.imatrix.file"] == "matrix.gguf"
@@ -51,5 +63,10 @@ def test_of_the_imatrix_only_the_folder_differs(source: Path, tmp_path: Path) ->
 
 def test_the_record_lists_what_may_differ() -> None:
     keys = listed()
-    assert {"general.quantized_by", "quantize.imatrix.file", "tokenizer.ggml.scores", "tokenizer.ggml.fim_sep_token_id"} <= keys
+    assert {
+        "general.quantized_by",
+        "quantize.imatrix.file",
+        "tokenizer.ggml.scores",
+        "tokenizer.ggml.fim_sep_token_id",
+    } <= keys
     assert all(key.split(".")[0] in ("general", "tokenizer", "quantize") for key in keys), ADR

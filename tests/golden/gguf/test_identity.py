@@ -1,4 +1,5 @@
-"""Our tensors against llama.cpp's own quantizer run on the lossless file of the same model: equal, byte for byte."""
+"""Our tensors against llama.cpp's own quantizer run on the lossless file of the same model: equal, byte for
+byte."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -73,7 +74,9 @@ def test_a_detour_is_reproduced(source: Path, tmp_path: Path, via: str) -> None:
 def test_overrides_and_pure(source: Path, lossless: Path, tmp_path: Path) -> None:
     chosen = ("ffn_down=q8_0", r"blk\.0\.attn_.*=q5_1")
     ours = convert(source, tmp_path / "ours", type="q4_k_m", tensor_types=chosen)
-    pairs = tuple((pattern, TENSOR_TYPES[kind]) for pattern, _, kind in (entry.rpartition("=") for entry in chosen))
+    pairs = tuple(
+        (pattern, TENSOR_TYPES[kind]) for pattern, _, kind in (entry.rpartition("=") for entry in chosen)
+    )
     llamacpp.quantize_file(lossless, tmp_path / "theirs.gguf", FILE_TYPES["q4_k_m"].value, tensor_types=pairs)
     assert_same_tensors(read_gguf(ours), read_gguf(tmp_path / "theirs.gguf"))
     pure = convert(source, tmp_path / "pure", type="q5_k_m", pure=True)

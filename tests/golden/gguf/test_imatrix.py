@@ -1,4 +1,5 @@
-"""With an importance matrix: our files against llama.cpp's own quantizer given the same one, byte for byte, header included."""
+"""With an importance matrix: our files against llama.cpp's own quantizer given the same one, byte for byte,
+header included."""
 
 import dataclasses
 from collections.abc import Callable
@@ -29,7 +30,8 @@ def make_mixtral(folder: Path, demo: Path) -> Path:
 
     torch.manual_seed(0)
     config = MixtralConfig(
-        vocab_size=512, hidden_size=256, intermediate_size=256, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+        vocab_size=512, hidden_size=256, intermediate_size=256, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2,
         num_local_experts=4, max_position_embeddings=256, bos_token_id=0, eos_token_id=0,
     )  # fmt: skip
     MixtralForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
@@ -58,14 +60,17 @@ def lossless(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def matrix(lossless: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """As llama-imatrix would leave it: every matrix of every block, experts apart, one of them never reached."""
+    """As llama-imatrix would leave it: every matrix of every block, experts apart, one of them never
+    reached."""
     random = np.random.default_rng(0)
     entries = {}
     for name, tensor in read_gguf(lossless).tensors.items():
         if name.startswith("blk.") and len(tensor.shape) > 1:
             count = tensor.shape[0] if len(tensor.shape) > 2 else 1
             counts = random.integers(100, 2000, count)
-            sums = random.lognormal(0, 2, (count, tensor.shape[-1])).astype(np.float32) * counts[:, None].astype(np.float32)
+            sums = random.lognormal(0, 2, (count, tensor.shape[-1])).astype(np.float32) * counts[
+                :, None
+            ].astype(np.float32)
             if count > 1:
                 sums[2], counts[2] = 0, 0
             entries[name] = Entry(sums, counts)
@@ -100,18 +105,24 @@ def same_as_llamacpp(source: Path, lossless: Path, matrix: Path, folder: Path, n
 
 
 @pytest.mark.parametrize("name", QUANTIZED)
-def test_every_type_equals_llamacpp(source: Path, lossless: Path, matrix: Path, tmp_path: Path, name: str) -> None:
+def test_every_type_equals_llamacpp(
+    source: Path, lossless: Path, matrix: Path, tmp_path: Path, name: str
+) -> None:
     same_as_llamacpp(source, lossless, matrix, tmp_path, name)
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("name", BELOW_THREE_BITS)
-def test_types_below_three_bits_equal_llamacpp(source: Path, lossless: Path, matrix: Path, tmp_path: Path, name: str) -> None:
+def test_types_below_three_bits_equal_llamacpp(
+    source: Path, lossless: Path, matrix: Path, tmp_path: Path, name: str
+) -> None:
     same_as_llamacpp(source, lossless, matrix, tmp_path, name)
 
 
 def test_types_that_need_one_are_refused_without(source: Path, tmp_path: Path) -> None:
-    with pytest.raises(Unsupported, match=r"blk\.0\..* as IQ2_XXS needs an importance matrix, give one with --imatrix"):
+    with pytest.raises(
+        Unsupported, match=r"blk\.0\..* as IQ2_XXS needs an importance matrix, give one with --imatrix"
+    ):
         convert(source, tmp_path, type="iq2_xxs")
 
 
@@ -146,12 +157,16 @@ def notes(source: Path, folder: Path, matrix: Path, name: str) -> dict[str, str]
 
     folder.mkdir()
     recipe = GgufRecipe(type=name, imatrix=str(matrix))
-    made = Gguf().convert(open_checkpoint(source), recipe, folder, RunOptions(threads=2, progress=False), None)
+    made = Gguf().convert(
+        open_checkpoint(source), recipe, folder, RunOptions(threads=2, progress=False), None
+    )
     return {note.tensor: f"{note.what}: {note.why}" for note in made.notes}
 
 
 def test_what_goes_without_is_noted(source: Path, lossless: Path, matrix: Path, tmp_path: Path) -> None:
-    fewer = changed(matrix, tmp_path / "fewer.gguf", lambda entries: entries.pop("blk.1.attn_v.weight") and None)
+    fewer = changed(
+        matrix, tmp_path / "fewer.gguf", lambda entries: entries.pop("blk.1.attn_v.weight") and None
+    )
     ours = same_as_llamacpp(source, lossless, fewer, tmp_path, "q4_k_m")
     noted = notes(source, tmp_path / "noted", fewer, "q4_k_m")
     assert noted["blk.1.attn_v.weight"].endswith("without importances: fewer.gguf has no entry for it")
@@ -176,12 +191,21 @@ def test_a_matrix_of_another_model_is_refused(source: Path, matrix: Path, tmp_pa
         entries["enc.blk.0.attn_q.weight"] = Entry(np.ones((1, 256), np.float32), np.array([9]))
 
     for change, message in (
-        (wider, r"blk\.0\.ffn_down.* has 288 importances, this model's has \d+: an importance matrix of another model"),
+        (
+            wider,
+            r"blk\.0\.ffn_down.* has 288 importances, this model's has \d+: an importance matrix of another "
+            r"model",
+        ),
         (deeper, r"entry for blk\.9\.attn_q\.weight, and this model of \d layers no such tensor"),
         (foreign, r"entry for enc\.blk\.0\.attn_q\.weight"),
     ):
         with pytest.raises(BadInput, match=message):
-            convert(source, tmp_path / "stage", type="q4_k_m", imatrix=str(changed(matrix, tmp_path / "other.gguf", change)))
+            convert(
+                source,
+                tmp_path / "stage",
+                type="q4_k_m",
+                imatrix=str(changed(matrix, tmp_path / "other.gguf", change)),
+            )
 
 
 def test_the_old_format_gives_the_same_tensors(source: Path, matrix: Path, tmp_path: Path) -> None:
@@ -192,7 +216,9 @@ def test_the_old_format_gives_the_same_tensors(source: Path, matrix: Path, tmp_p
     data = struct.pack("<i", len(entries))
     for name, entry in entries.items():
         means = entry.means().reshape(-1)
-        data += struct.pack("<i", len(name)) + name.encode() + struct.pack("<ii", 1, means.size) + means.tobytes()
+        data += (
+            struct.pack("<i", len(name)) + name.encode() + struct.pack("<ii", 1, means.size) + means.tobytes()
+        )
     old = tmp_path / "imatrix.dat"
     old.write_bytes(data + struct.pack("<ii", 37, 3) + b"abc")
     assert_same_tensors(

@@ -1,4 +1,5 @@
-"""The lossless file in llama.cpp against transformers in float32, so that no mistake shared by writer and reader can hide."""
+"""The lossless file in llama.cpp against transformers in float32, so that no mistake shared by writer and
+reader can hide."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -15,8 +16,8 @@ from quantize.runtimes.opening import open_runtime
 from .test_identity import convert
 
 RUN = RunOptions(threads=1, progress=False)
-# Relative to the spread of the logits. F32: only the order of additions differs. llama.cpp multiplies F16 and BF16 weights by
-# activations rounded to the same type.
+# Relative to the spread of the logits. F32: only the order of additions differs. llama.cpp multiplies F16 and
+# BF16 weights by activations rounded to the same type.
 TOLERANCE = {"f32": 1e-5, "f16": 3e-3, "bf16": 2e-2}
 
 
@@ -52,12 +53,17 @@ def run(runtime: LlamaCppRuntime, rows: np.ndarray, first: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("kind", TOLERANCE)
-def test_logits_equal_transformers(checkpoint: Path, rows: np.ndarray, reference: np.ndarray, tmp_path: Path, kind: str) -> None:
+def test_logits_equal_transformers(
+    checkpoint: Path, rows: np.ndarray, reference: np.ndarray, tmp_path: Path, kind: str
+) -> None:
     file = convert(checkpoint, tmp_path, type=kind)
     with open_runtime(file, RUN, exact=True) as runtime:
         assert isinstance(runtime, LlamaCppRuntime)
         difference = np.abs(run(runtime, rows, 0) - reference).max() / reference.std()
-        streamed = [runtime.start(rows[0, :50].tolist()), *(runtime.step(int(token)) for token in rows[0, 50:60])]
+        streamed = [
+            runtime.start(rows[0, :50].tolist()),
+            *(runtime.step(int(token)) for token in rows[0, 50:60]),
+        ]
     assert difference < TOLERANCE[kind]
     assert np.abs(np.array(streamed) - reference[0, 49:60]).max() / reference.std() < TOLERANCE[kind]
 

@@ -1,4 +1,5 @@
-"""The type of every tensor, against llama.cpp's own choice (a dry run of its quantizer over files that are all header)."""
+"""The type of every tensor, against llama.cpp's own choice (a dry run of its quantizer over files that are
+all header)."""
 
 import re
 from pathlib import Path
@@ -12,7 +13,8 @@ from quantize.gguf.mixture import ModelShape, Overrides, Spec, choose_types, los
 from quantize.kernels import llamacpp
 from quantize.kernels.block_types import FILE_TYPES, Type
 
-# architecture, layers, heads, kv heads, experts, columns of most tensors, fused qkv, untied head, extra hyperparameters
+# architecture, layers, heads, kv heads, experts, columns of most tensors, fused qkv, untied head, extra
+# hyperparameters
 RMS = {"attention.layer_norm_rms_epsilon": (1e-5, V.FLOAT32)}
 MOE = {**RMS, "expert_used_count": (2, V.UINT32), "expert_feed_forward_length": (256, V.UINT32)}
 MODELS = {
@@ -28,13 +30,28 @@ MODELS = {
     "qwen3moe": ("qwen3moe", 48, 8, 1, 16, 256, False, True, MOE),
     "falcon": ("falcon", 32, 8, 1, 0, 512, True, True, {"attention.layer_norm_epsilon": (1e-5, V.FLOAT32)}),
     "phi3": ("phi3", 32, 8, 8, 0, 512, True, True, RMS),
-    "gemma3-270m": ("gemma3", 18, 4, 1, 0, 640, False, False, {**RMS, "attention.sliding_window": (512, V.UINT32)}),
+    "gemma3-270m": (
+        "gemma3",
+        18,
+        4,
+        1,
+        0,
+        640,
+        False,
+        False,
+        {**RMS, "attention.sliding_window": (512, V.UINT32)},
+    ),
 }
 
 
-def tensors(layers: int, heads: int, kv_heads: int, experts: int, columns: int, fused: bool, untied: bool) -> list[Spec]:
+def tensors(
+    layers: int, heads: int, kv_heads: int, experts: int, columns: int, fused: bool, untied: bool
+) -> list[Spec]:
     kv = columns * kv_heads // heads
-    shapes: list[tuple[str, tuple[int, ...]]] = [("token_embd.weight", (320, columns)), ("output_norm.weight", (columns,))]
+    shapes: list[tuple[str, tuple[int, ...]]] = [
+        ("token_embd.weight", (320, columns)),
+        ("output_norm.weight", (columns,)),
+    ]
     if untied:
         shapes.append(("output.weight", (320, columns)))
     for i in range(layers):
@@ -46,7 +63,10 @@ def tensors(layers: int, heads: int, kv_heads: int, experts: int, columns: int, 
             shapes += [(b + f"attn_{n}.weight", (columns if n == "q" else kv, columns)) for n in "qkv"]
         if experts:
             shapes += [(b + f"ffn_{n}_exps.weight", (experts, 256, columns)) for n in ("gate", "up")]
-            shapes += [(b + "ffn_down_exps.weight", (experts, columns, 256)), (b + "ffn_gate_inp.weight", (experts, columns))]
+            shapes += [
+                (b + "ffn_down_exps.weight", (experts, columns, 256)),
+                (b + "ffn_gate_inp.weight", (experts, columns)),
+            ]
         else:
             shapes += [(b + f"ffn_{n}.weight", (2 * columns, columns)) for n in ("gate", "up")]
             shapes.append((b + "ffn_down.weight", (columns, 2 * columns)))
@@ -61,10 +81,15 @@ def write_header_only(path: Path, model: str) -> tuple[list[Spec], ModelShape]:
     architecture, layers, heads, kv_heads, experts, columns, fused, untied, extra = MODELS[model]
     specs = tensors(layers, heads, kv_heads, experts, columns, fused, untied)
     numbers = {
-        "context_length": 512, "embedding_length": columns, "block_count": layers, "feed_forward_length": 2 * columns,
-        "attention.head_count": heads, "attention.head_count_kv": kv_heads, "expert_count": experts, "vocab_size": 320,
+        "context_length": 512, "embedding_length": columns, "block_count": layers,
+        "feed_forward_length": 2 * columns,
+        "attention.head_count": heads, "attention.head_count_kv": kv_heads, "expert_count": experts,
+        "vocab_size": 320,
     }  # fmt: skip
-    kvs = {"general.architecture": (architecture, V.STRING), **{f"{architecture}.{k}": (v, V.UINT32) for k, v in numbers.items()}}
+    kvs = {
+        "general.architecture": (architecture, V.STRING),
+        **{f"{architecture}.{k}": (v, V.UINT32) for k, v in numbers.items()},
+    }
     kvs |= {f"{architecture}.{k}": v for k, v in extra.items()}
     planned = [Planned(s.name, s.shape, s.lossless, unused, unused) for s in specs]
     with open(path, "wb") as file:
@@ -77,7 +102,9 @@ def write_header_only(path: Path, model: str) -> tuple[list[Spec], ModelShape]:
 LINE = re.compile(r"\[ *\d+/ *\d+\] +(\S+) +- \[.*?\], type = +(\w+), .*?size = .*?(?:-> .*?\((\w+)\))?$")
 
 
-def llamacpp_types(path: Path, file_type: str, importance: bool, overrides: tuple[tuple[str, Type], ...] = ()) -> dict[str, str]:
+def llamacpp_types(
+    path: Path, file_type: str, importance: bool, overrides: tuple[tuple[str, Type], ...] = ()
+) -> dict[str, str]:
     given = {"blk.0.attn_q.weight": np.ones(8, np.float32)} if importance else None
     llamacpp.quantize_file(
         path,
@@ -110,7 +137,20 @@ def compare(path: Path, model: str, file_types: tuple[str, ...], importances: tu
 
 @pytest.mark.parametrize("model", MODELS)
 def test_the_rules_match_llamacpp(tmp_path: Path, model: str) -> None:
-    plain = ("q8_0", "q6_k", "q5_k_m", "q5_k_s", "q4_k_m", "q4_k_s", "q4_0", "iq4_xs", "q3_k_l", "q3_k_m", "q2_k", "f16")
+    plain = (
+        "q8_0",
+        "q6_k",
+        "q5_k_m",
+        "q5_k_s",
+        "q4_k_m",
+        "q4_k_s",
+        "q4_0",
+        "iq4_xs",
+        "q3_k_l",
+        "q3_k_m",
+        "q2_k",
+        "f16",
+    )
     assert compare(tmp_path / "model.gguf", model, plain, (False,)) >= 12 * 26
     compare(tmp_path / "model.gguf", model, ("q4_0", "iq4_nl", "iq3_xxs"), (True,))
 

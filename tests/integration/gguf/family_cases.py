@@ -1,6 +1,8 @@
-"""One small random-weight model per family, made with transformers' own config class, or with one that computes the same.
+"""One small random-weight model per family, made with transformers' own config class, or with one that
+computes the same.
 
-Biases and norms are random too, so that a tensor that is dropped, swapped or permuted wrongly shows in the logits.
+Biases and norms are random too, so that a tensor that is dropped, swapped or permuted wrongly shows in the
+logits.
 """
 
 from collections.abc import Callable
@@ -13,8 +15,10 @@ import numpy as np
 import torch
 
 SMALL = {
-    "vocab_size": 160, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "max_position_embeddings": 128, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": None,
+    "vocab_size": 160, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2, "max_position_embeddings": 128, "bos_token_id": 0, "eos_token_id": 0,
+    "pad_token_id": None,
     "tie_word_embeddings": False,
 }  # fmt: skip
 #: llama.cpp computes SiLU in float32, GELU through a table of half-precision values
@@ -27,8 +31,9 @@ Tensors = dict[str, np.ndarray]
 class Case:
     """``settings`` over SMALL go to the config class of ``model_type``.
 
-    ``rewrite`` turns the model's tensors and config into those of a family that transformers does not implement (then
-    ``reference`` says what the model stands for). ``tolerance``: largest logit difference over the logits' standard deviation.
+    ``rewrite`` turns the model's tensors and config into those of a family that transformers does not
+    implement (then ``reference`` says what the model stands for). ``tolerance``: largest logit difference
+    over the logits' standard deviation.
     """
 
     name: str
@@ -60,12 +65,14 @@ class Case:
 
 
 def internlm2(tensors: Tensors, config: dict[str, Any]) -> tuple[Tensors, dict[str, Any]]:
-    """Llama's tensors under InternLM 2's names, q, k, v fused group by group as its modelling code splits them:
-    (groups, queries per group + 2, head, hidden)."""
+    """Llama's tensors under InternLM 2's names, q, k, v fused group by group as its modelling code splits
+    them: (groups, queries per group + 2, head, hidden)."""
     groups, head = config["num_key_value_heads"], config["hidden_size"] // config["num_attention_heads"]
     renamed = {
-        "input_layernorm": "attention_norm", "post_attention_layernorm": "ffn_norm", "self_attn.o_proj": "attention.wo",
-        "mlp.gate_proj": "feed_forward.w1", "mlp.down_proj": "feed_forward.w2", "mlp.up_proj": "feed_forward.w3",
+        "input_layernorm": "attention_norm", "post_attention_layernorm": "ffn_norm",
+        "self_attn.o_proj": "attention.wo",
+        "mlp.gate_proj": "feed_forward.w1", "mlp.down_proj": "feed_forward.w2",
+        "mlp.up_proj": "feed_forward.w3",
         "model.embed_tokens": "model.tok_embeddings", "lm_head": "output",
     }  # fmt: skip
     out: Tensors = {}
@@ -74,7 +81,9 @@ def internlm2(tensors: Tensors, config: dict[str, Any]) -> tuple[Tensors, dict[s
             k, v = tensors[name.replace("q_proj", "k_proj")], tensors[name.replace("q_proj", "v_proj")]
             hidden = array.shape[1]
             parts = [part.reshape(groups, -1, head, hidden) for part in (array, k, v)]
-            out[name.replace("self_attn.q_proj", "attention.wqkv")] = np.concatenate(parts, axis=1).reshape(-1, hidden)
+            out[name.replace("self_attn.q_proj", "attention.wqkv")] = np.concatenate(parts, axis=1).reshape(
+                -1, hidden
+            )
         elif ".self_attn.k_proj" in name or ".self_attn.v_proj" in name:
             continue
         else:
@@ -85,8 +94,8 @@ def internlm2(tensors: Tensors, config: dict[str, Any]) -> tuple[Tensors, dict[s
 
 
 def baichuan2(tensors: Tensors, config: dict[str, Any]) -> tuple[Tensors, dict[str, Any]]:
-    """Llama's tensors with q, k, v one below the other, and a head whose rows have other lengths: Baichuan 2's code divides each
-    by its length, so the Llama (whose head has rows of length one) gives its logits."""
+    """Llama's tensors with q, k, v one below the other, and a head whose rows have other lengths: Baichuan
+    2's code divides each by its length, so the Llama (whose head has rows of length one) gives its logits."""
     out: Tensors = {}
     for name, array in tensors.items():
         if ".self_attn.q_proj" in name:
@@ -96,7 +105,12 @@ def baichuan2(tensors: Tensors, config: dict[str, Any]) -> tuple[Tensors, dict[s
             out[name] = array * np.random.default_rng(5).uniform(0.5, 3, (len(array), 1)).astype(np.float32)
         elif ".self_attn.k_proj" not in name and ".self_attn.v_proj" not in name:
             out[name] = array
-    return out, {**config, "architectures": ["BaichuanForCausalLM"], "model_type": "baichuan", "z_loss_weight": 0}
+    return out, {
+        **config,
+        "architectures": ["BaichuanForCausalLM"],
+        "model_type": "baichuan",
+        "z_loss_weight": 0,
+    }
 
 
 def minicpm(tensors: Tensors, config: dict[str, Any]) -> tuple[Tensors, dict[str, Any]]:
@@ -129,24 +143,30 @@ CASES = (
     ),
     Case("Llama 3.2 (tied)", "llama", {"tie_word_embeddings": True, "head_dim": 32}),
     Case("Llama with biases", "llama", {"attention_bias": True, "mlp_bias": True}),
-    Case("Llama, linear rope scaling", "llama", {"rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 1e4}}),
+    Case("Llama, linear rope scaling", "llama", {"rope_parameters": {"rope_type": "linear", "factor": 4.0,
+    "rope_theta": 1e4}}),
     Case("Llama, yarn", "llama", {"rope_parameters": YARN}),
     Case("Mistral", "mistral", {"head_dim": 16, "sliding_window": None}),
     Case("Mixtral", "mixtral", {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": None}),
-    Case("Yi", "llama", {"rope_parameters": {"rope_theta": 5e6, "rope_type": "default"}, "rms_norm_eps": 1e-5}),
-    Case("DeepSeek-coder", "llama", {"rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 1e5}}),
+    Case("Yi", "llama", {"rope_parameters": {"rope_theta": 5e6, "rope_type": "default"},
+    "rms_norm_eps": 1e-5}),
+    Case("DeepSeek-coder", "llama", {"rope_parameters": {"rope_type": "linear", "factor": 4.0,
+    "rope_theta": 1e5}}),
     Case("Qwen2", "qwen2", {"tie_word_embeddings": True}),
-    Case("CodeQwen1.5", "qwen2", {"rope_parameters": {"rope_theta": 1e6, "rope_type": "default"}, "rms_norm_eps": 1e-5}),
+    Case("CodeQwen1.5", "qwen2", {"rope_parameters": {"rope_theta": 1e6, "rope_type": "default"},
+    "rms_norm_eps": 1e-5}),
     Case("Qwen3", "qwen3", {"head_dim": 32}),
     Case(
         "Qwen2-MoE",
         "qwen2_moe",
-        {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "shared_expert_intermediate_size": 64},
+        {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32,
+        "shared_expert_intermediate_size": 64},
     ),
     Case(
         "Qwen3-MoE",
         "qwen3_moe",
-        {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "head_dim": 32, "norm_topk_prob": True},
+        {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "head_dim": 32,
+        "norm_topk_prob": True},
     ),
     Case("Gemma", "gemma", GEMMA, TABLE),
     Case("Gemma 2", "gemma2", {**GEMMA, "query_pre_attn_scalar": 32, "sliding_window": 16}, TABLE),
@@ -169,7 +189,8 @@ CASES = (
         "Gemma 3 (other pattern)",
         "gemma3_text",
         {
-            **GEMMA, "query_pre_attn_scalar": 32, "sliding_window": 16, "layer_types": ["full_attention", "sliding_attention"],
+            **GEMMA, "query_pre_attn_scalar": 32, "sliding_window": 16, "layer_types": ["full_attention",
+            "sliding_attention"],
             "final_logit_softcapping": 20.0,
         },
         TABLE,
@@ -182,7 +203,8 @@ CASES = (
         "Phi-4-mini (partial rotation, tied)",
         "phi3",
         {
-            "tie_word_embeddings": True, "partial_rotary_factor": 0.75, "original_max_position_embeddings": 128,
+            "tie_word_embeddings": True, "partial_rotary_factor": 0.75,
+            "original_max_position_embeddings": 128,
             "rope_parameters": {"rope_theta": 10000.0, "rope_type": "default", "partial_rotary_factor": 0.75},
         },
     ),
@@ -192,7 +214,8 @@ CASES = (
         "MiniCPM",
         "granite",
         {
-            "attention_multiplier": 16**-0.5, "embedding_multiplier": 12.0, "residual_multiplier": 1.4 / 2**0.5,
+            "attention_multiplier": 16**-0.5, "embedding_multiplier": 12.0,
+            "residual_multiplier": 1.4 / 2**0.5,
             "logits_scaling": 64 / 16,
         },
         rewrite=minicpm,
@@ -221,8 +244,10 @@ CASES = (
             "num_hidden_layers": 27,
             "num_key_value_heads": 4, "n_routed_experts": 4, "num_experts_per_tok": 2, "n_shared_experts": 2,
             "first_k_dense_replace": 1, "moe_intermediate_size": 32, "kv_lora_rank": 32, "q_lora_rank": None,
-            "qk_nope_head_dim": 16, "qk_rope_head_dim": 8, "v_head_dim": 16, "head_dim": 8, "topk_method": "greedy",
-            "rope_parameters": {**YARN, "mscale": 0.707, "mscale_all_dim": 0.707, "beta_fast": 32, "beta_slow": 1},
+            "qk_nope_head_dim": 16, "qk_rope_head_dim": 8, "v_head_dim": 16, "head_dim": 8,
+            "topk_method": "greedy",
+            "rope_parameters": {**YARN, "mscale": 0.707, "mscale_all_dim": 0.707, "beta_fast": 32,
+            "beta_slow": 1},
         },
         4 * TIGHT,  # 27 layers, by which llama.cpp knows this model
     ),
@@ -232,7 +257,8 @@ CASES = (
         {
             "num_key_value_heads": 4, "n_routed_experts": 4, "num_experts_per_tok": 2, "n_shared_experts": 1,
             "first_k_dense_replace": 1, "moe_intermediate_size": 32, "kv_lora_rank": 32, "q_lora_rank": 48,
-            "qk_nope_head_dim": 16, "qk_rope_head_dim": 8, "v_head_dim": 24, "head_dim": 8, "topk_method": "greedy",
+            "qk_nope_head_dim": 16, "qk_rope_head_dim": 8, "v_head_dim": 24, "head_dim": 8,
+            "topk_method": "greedy",
             "routed_scaling_factor": 2.5,
         },
     ),
@@ -242,11 +268,13 @@ CASES = (
     Case("StableLM 2 12B (parallel)", "stablelm", {"qk_layernorm": True, "use_parallel_residual": True}),
     Case("OLMo 2", "olmo2", {}),
     Case("Cohere Command-R", "cohere", {"tie_word_embeddings": True, "logit_scale": 0.25}),
-    Case("Cohere Command-R7B", "cohere2", {"tie_word_embeddings": True, "num_hidden_layers": 4, "sliding_window": 16}),
+    Case("Cohere Command-R7B", "cohere2", {"tie_word_embeddings": True, "num_hidden_layers": 4,
+    "sliding_window": 16}),
     Case(
         "Granite",
         "granite",
-        {"attention_multiplier": 0.2, "embedding_multiplier": 6.0, "residual_multiplier": 0.4, "logits_scaling": 3.0},
+        {"attention_multiplier": 0.2, "embedding_multiplier": 6.0, "residual_multiplier": 0.4,
+        "logits_scaling": 3.0},
     ),
     Case("SmolLM3", "smollm3", {"num_hidden_layers": 4, "tie_word_embeddings": True}),
     Case(
@@ -257,10 +285,13 @@ CASES = (
         "Falcon 40B", "falcon", {"new_decoder_architecture": True, "num_kv_heads": 2}, TABLE,
         without=("intermediate_size", "num_key_value_heads"),
     ),
-    Case("GPT-2", "gpt2", {"tie_word_embeddings": True}, TABLE, without=("intermediate_size", "num_key_value_heads")),
+    Case("GPT-2", "gpt2", {"tie_word_embeddings": True}, TABLE, without=("intermediate_size",
+    "num_key_value_heads")),
     Case("GPT-NeoX (Pythia)", "gpt_neox", {}, TABLE, without=("num_key_value_heads",)),
-    Case("GPT-NeoX (sequential)", "gpt_neox", {"use_parallel_residual": False}, TABLE, without=("num_key_value_heads",)),
-    Case("BLOOM", "bloom", {"tie_word_embeddings": True}, TABLE, without=("intermediate_size", "num_key_value_heads")),
+    Case("GPT-NeoX (sequential)", "gpt_neox", {"use_parallel_residual": False}, TABLE,
+    without=("num_key_value_heads",)),
+    Case("BLOOM", "bloom", {"tie_word_embeddings": True}, TABLE, without=("intermediate_size",
+    "num_key_value_heads")),
 )  # fmt: skip
 
 
@@ -281,22 +312,33 @@ def make(case: Case, folder: Path) -> tuple[torch.nn.Module, Path]:
         for name, parameter in model.named_parameters():
             # Norms around their usual value; matrices large enough that every part matters in the logits.
             spread = 0.2 if parameter.ndim == 1 else 0.15
-            centre = 1.0 if parameter.ndim == 1 and name.endswith("weight") and "gemma" not in case.model_type else 0.0
+            centre = (
+                1.0
+                if parameter.ndim == 1 and name.endswith("weight") and "gemma" not in case.model_type
+                else 0.0
+            )
             parameter.copy_(centre + spread * torch.randn(parameter.shape))
         if case.rewrite is baichuan2:
             model.lm_head.weight.div_(model.lm_head.weight.norm(dim=1, keepdim=True))
     model.save_pretrained(folder)
     if case.rewrite:
-        tensors, raw = case.rewrite(load_file(folder / "model.safetensors"), json.loads((folder / "config.json").read_text()))
-        save_file({name: np.ascontiguousarray(array) for name, array in tensors.items()}, folder / "model.safetensors")
+        tensors, raw = case.rewrite(
+            load_file(folder / "model.safetensors"), json.loads((folder / "config.json").read_text())
+        )
+        save_file(
+            {name: np.ascontiguousarray(array) for name, array in tensors.items()},
+            folder / "model.safetensors",
+        )
         (folder / "config.json").write_text(json.dumps(raw))
     return model, folder
 
 
 def write_gguf_f32(folder: Path, out: Path, spoil: str = "") -> list[str]:
-    """The checkpoint as a float32 GGUF with a vocabulary of placeholders; only the families' code decides what is in it.
+    """The checkpoint as a float32 GGUF with a vocabulary of placeholders; only the families' code decides
+    what is in it.
 
-    ``spoil`` names a tensor that is written with its rows (or values) in another order. Returns the tensors' names.
+    ``spoil`` names a tensor that is written with its rows (or values) in another order. Returns the tensors'
+    names.
     """
     from gguf import GGUFValueType, TokenType
 
@@ -338,7 +380,9 @@ def llamacpp_logits(path: Path, ids: np.ndarray) -> np.ndarray:
     from quantize.recipe import RunOptions
     from quantize.runtimes.opening import open_runtime
 
-    with open_runtime(path, RunOptions(threads=1, progress=False), exact=True, context=ids.shape[1]) as runtime:
+    with open_runtime(
+        path, RunOptions(threads=1, progress=False), exact=True, context=ids.shape[1]
+    ) as runtime:
         got = np.empty((*ids.shape, runtime.vocabulary), np.float32)
 
         def keep(row: int, first: int, logits: np.ndarray) -> None:
@@ -349,7 +393,8 @@ def llamacpp_logits(path: Path, ids: np.ndarray) -> np.ndarray:
 
 
 def compare(case: Case, folder: Path) -> float:
-    """Largest difference of any logit between transformers and llama.cpp, over the standard deviation of the logits."""
+    """Largest difference of any logit between transformers and llama.cpp, over the standard deviation of the
+    logits."""
     model, checkpoint = make(case, folder / "hf")
     write_gguf_f32(checkpoint, folder / "model.gguf")
     ids = np.random.default_rng(3).integers(1, SMALL["vocab_size"], (2, case.length))

@@ -48,7 +48,14 @@ without low-rank queries says so where its layer count does not.
 
 def table(cases: Sequence[Case], seen: Mapping[str, float]) -> str:
     cells = [
-        (case.name, case.hf_class, case.gguf_architecture, f"{seen[case.name]:.1e}", f"{case.tolerance:g}", case.reference)
+        (
+            case.name,
+            case.hf_class,
+            case.gguf_architecture,
+            f"{seen[case.name]:.1e}",
+            f"{case.tolerance:g}",
+            case.reference,
+        )
         for case in cases
     ]
     lines = [f"| {' | '.join(row)} |" for row in cells]

@@ -1,4 +1,5 @@
-"""What llama-imatrix collects, from llama.cpp itself: its graph's own products, seen through the callback of its scheduler."""
+"""What llama-imatrix collects, from llama.cpp itself: its graph's own products, seen through the callback of
+its scheduler."""
 
 import ctypes
 from pathlib import Path
@@ -39,7 +40,8 @@ def values(tensor: Tensor, dtype: Any) -> np.ndarray:
 
 
 def collect(path: Path, ids: np.ndarray) -> dict[str, Entry]:
-    """By tools/imatrix/imatrix.cpp's definition: MUL_MAT and MUL_MAT_ID with a block's tensor; ``ids`` (windows, tokens)."""
+    """By tools/imatrix/imatrix.cpp's definition: MUL_MAT and MUL_MAT_ID with a block's tensor; ``ids``
+    (windows, tokens)."""
     lib = llamacpp.library()
     from llama_cpp._ggml import libggml
 
@@ -59,7 +61,10 @@ def collect(path: Path, ids: np.ndarray) -> dict[str, Entry]:
         assert entering.nb[0] == 4
         name, x = weight.name.decode(), values(entering, np.float32).astype(np.float64)
         matrices = weight.ne[2]
-        mine, count = sums.setdefault(name, np.zeros((matrices, x.shape[-1]))), counts.setdefault(name, np.zeros(matrices, int))
+        mine, count = (
+            sums.setdefault(name, np.zeros((matrices, x.shape[-1]))),
+            counts.setdefault(name, np.zeros(matrices, int)),
+        )
         if operation == b"MUL_MAT_ID":
             chosen = values(node.src[2].contents, np.int32)[0, 0]  # (tokens, experts used)
             for token, experts in enumerate(chosen):

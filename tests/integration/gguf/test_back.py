@@ -26,7 +26,11 @@ from quantize.sources.opening import open_checkpoint
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 SCALING = "Llama 3 (rope scaling, GQA)"
-BACK = [case for case in CASES if case.gguf_architecture in ARCHITECTURES and "27B" not in case.name and case.name != SCALING]
+BACK = [
+    case
+    for case in CASES
+    if case.gguf_architecture in ARCHITECTURES and "27B" not in case.name and case.name != SCALING
+]
 TEXTS = (
     "Hello world", " two  spaces   and\ttabs\n\n", "def f(x):\n    return x ** 2  # it's 12345",
     "中文字符测试，你好。", "emoji 😀👍🏽 ok",
@@ -50,7 +54,9 @@ def test_weights_and_config_come_back(case: Case, tmp_path: Path) -> None:
         a, b = got.read_float32(name), source.read_float32(name)
         assert np.array_equal(a, b) if exact else np.abs(a - b).max() < 2e-7, name
     ids = torch.from_numpy(np.random.default_rng(3).integers(1, 160, (1, 40)))
-    reloaded = AutoModelForCausalLM.from_pretrained(back, dtype=torch.float32, attn_implementation="eager").eval()
+    reloaded = AutoModelForCausalLM.from_pretrained(
+        back, dtype=torch.float32, attn_implementation="eager"
+    ).eval()
     with torch.no_grad():
         assert (reloaded(ids).logits - model(ids).logits).abs().max() < 1e-5
 
@@ -86,7 +92,11 @@ def test_half_precision_stays_as_it_is(tmp_path: Path) -> None:
     _, folder = make(CASES[0], tmp_path / "hf")
     write_gguf_f32(folder, tmp_path / "f32.gguf")
     file = read_gguf(tmp_path / "f32.gguf")
-    kinds = {"blk.0.attn_q.weight": Type.BF16, "blk.0.ffn_up.weight": Type.F16, "blk.1.ffn_up.weight": Type.Q8_0}
+    kinds = {
+        "blk.0.attn_q.weight": Type.BF16,
+        "blk.0.ffn_up.weight": Type.F16,
+        "blk.1.ffn_up.weight": Type.Q8_0,
+    }
     planned = [
         Planned(
             name,
@@ -98,7 +108,10 @@ def test_half_precision_stays_as_it_is(tmp_path: Path) -> None:
         for name, tensor in file.tensors.items()
     ]
     write_gguf(
-        tmp_path / "mixed.gguf", {key: (value, file.kv_types[key][0]) for key, value in file.kvs.items()}, planned, threads=1
+        tmp_path / "mixed.gguf",
+        {key: (value, file.kv_types[key][0]) for key, value in file.kvs.items()},
+        planned,
+        threads=1,
     )
     mixed = read_gguf(tmp_path / "mixed.gguf")
     back = tmp_path / "back"
@@ -109,13 +122,17 @@ def test_half_precision_stays_as_it_is(tmp_path: Path) -> None:
     assert got.tensors["model.layers.0.self_attn.q_proj.weight"].dtype == "BF16"
     assert got.tensors[layer(0)].dtype == "F16"
     assert got.tensors[layer(1)].dtype == "F32"
-    assert np.array_equal(got.read(layer(0)), open_checkpoint(folder, tokenizer=False).read_float32(layer(0)).astype(np.float16))
+    assert np.array_equal(
+        got.read(layer(0)), open_checkpoint(folder, tokenizer=False).read_float32(layer(0)).astype(np.float16)
+    )
     assert np.array_equal(got.read_float32(layer(1)), mixed.dequantize("blk.1.ffn_up.weight"))
 
 
 def test_refusals(tmp_path: Path) -> None:
     def file(**kvs: object) -> GgufFile:
-        return GgufFile(tmp_path / "x.gguf", 3, {key.replace("__", "."): value for key, value in kvs.items()}, {}, {})
+        return GgufFile(
+            tmp_path / "x.gguf", 3, {key.replace("__", "."): value for key, value in kvs.items()}, {}, {}
+        )
 
     with pytest.raises(Unsupported, match=r"'mamba' cannot be read back.*llama.*gemma3"):
         write_checkpoint(file(general__architecture="mamba"), tmp_path)
@@ -136,7 +153,12 @@ def test_refusals(tmp_path: Path) -> None:
     types = [int(TokenType.UNKNOWN), int(TokenType.NORMAL)]
     with pytest.raises(BadInput, match="there twice"):
         write_tokenizer(
-            file(tokenizer__ggml__model="llama", tokenizer__ggml__tokens=["a", "a"], tokenizer__ggml__token_type=types), tmp_path
+            file(
+                tokenizer__ggml__model="llama",
+                tokenizer__ggml__tokens=["a", "a"],
+                tokenizer__ggml__token_type=types,
+            ),
+            tmp_path,
         )
     assert not list(tmp_path.iterdir())
 
@@ -149,11 +171,14 @@ def test_real_tokenizers_come_back(name: str, shared: Path, tmp_path: Path) -> N
     folder = shared / "tokenizers" / name
     metadata = tokenizer_metadata(Checkpoint(folder, name, None, {"architectures": ["LlamaForCausalLM"]}, {}))
     kvs = {key: value for key, (value, _) in metadata.kvs.items()}
-    write_tokenizer(GgufFile(tmp_path / "x.gguf", 3, {"general.architecture": "llama", **kvs}, {}, {}), tmp_path)
+    write_tokenizer(
+        GgufFile(tmp_path / "x.gguf", 3, {"general.architecture": "llama", **kvs}, {}, {}), tmp_path
+    )
     theirs, ours = SourceTokenizer.open(folder), SourceTokenizer.open(tmp_path)
     for text in TEXTS:
         assert ours.encode(text) == theirs.encode(text), text
-    # Without special tokens: behind <s>, SentencePiece drops the space it put before a word, tokenizer.json's decoder does not.
+    # Without special tokens: behind <s>, SentencePiece drops the space it put before a word, tokenizer.json's
+    # decoder does not.
     plain = theirs.encode(TEXTS[5], add_special=False)
     assert ours.decode(plain) == theirs.decode(plain) == TEXTS[5]
     again = tokenizer_metadata(Checkpoint(tmp_path, name, None, {"architectures": ["LlamaForCausalLM"]}, {}))
@@ -173,11 +198,14 @@ def test_real_tokenizers_come_back(name: str, shared: Path, tmp_path: Path) -> N
 
 
 def test_what_the_card_says_comes_back(make_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
-    """Licence, tags and origin survive HF -> GGUF -> GGUF: the second file's ``general.*`` is the first's but for its type."""
+    """Licence, tags and origin survive HF -> GGUF -> GGUF: the second file's ``general.*`` is the first's but
+    for its type."""
     folder = make_checkpoint()
     front = {
-        "license": "other", "license_name": "gemma", "license_link": "https://example.org/terms", "tags": ["ä", "b: c"],
-        "language": ["en", "de"], "base_model": ["some-org/Some-Model-1B"], "model_name": "A Name: with a colon",
+        "license": "other", "license_name": "gemma", "license_link": "https://example.org/terms",
+        "tags": ["ä", "b: c"],
+        "language": ["en", "de"], "base_model": ["some-org/Some-Model-1B"],
+        "model_name": "A Name: with a colon",
     }  # fmt: skip
     (folder / "README.md").write_text(f"---\n{yaml.safe_dump(front)}---\n\n# Card\n", encoding="utf-8")
     convert(str(folder), "gguf-f32", tmp_path / "first", verify="none")

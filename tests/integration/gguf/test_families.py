@@ -1,6 +1,7 @@
 """Every family: a small random model in transformers and its F32 GGUF in llama.cpp give the same logits.
 
-With QUANTWRIGHT_FAMILY_TABLE=docs/gguf-families.md in the environment, a run in which every family passed writes that page.
+With QUANTWRIGHT_FAMILY_TABLE=docs/gguf-families.md in the environment, a run in which every family passed
+writes that page.
 """
 
 import os
@@ -21,7 +22,8 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # transformers' remarks on od
 
 @pytest.fixture(scope="module")
 def seen() -> Iterator[dict[str, float]]:
-    """Logit differences of the cases that passed; written as a page where one is asked for and none failed."""
+    """Logit differences of the cases that passed; written as a page where one is asked for and none
+    failed."""
     differences: dict[str, float] = {}
     yield differences
     page = os.environ.get("QUANTWRIGHT_FAMILY_TABLE")
@@ -86,7 +88,9 @@ def test_defaults_are_those_of_the_config_class(case: Case) -> None:
     from quantize.gguf.families.plan import KNOWN
     from quantize.gguf.families.rope import read_rope
 
-    family = import_module(f"quantize.gguf.families.{KNOWN[case.hf_class]}").family(SimpleNamespace(architecture=case.hf_class))
+    family = import_module(f"quantize.gguf.families.{KNOWN[case.hf_class]}").family(
+        SimpleNamespace(architecture=case.hf_class)
+    )
     config = CONFIG_MAPPING[case.model_type]().to_dict()
     rope = config.get("rope_parameters") or {}
     theirs, ours = Hyperparameters(config, {}), Hyperparameters({}, family.defaults)
@@ -96,7 +100,9 @@ def test_defaults_are_those_of_the_config_class(case: Case) -> None:
         elif key == "rope_local_base_freq":
             assert rope["sliding_attention"]["rope_theta"] == value
         else:
-            assert theirs.find(key, *SPELLINGS.get(key, ())) == (value if value is not None else theirs.find(key)), key
+            assert theirs.find(key, *SPELLINGS.get(key, ())) == (
+                value if value is not None else theirs.find(key)
+            ), key
 
 
 ROPE = {"rope_theta": "theta", "partial_rotary_factor": "partial"}

@@ -1,4 +1,5 @@
-"""A GGUF file is known by its first bytes: an Ollama blob has no suffix. What was quantized before says so."""
+"""A GGUF file is known by its first bytes: an Ollama blob has no suffix. What was quantized before says
+so."""
 
 import json
 import shutil
@@ -33,7 +34,19 @@ def test_every_command_knows_it(blob: Path, tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     text.write_text("the rain in the hills and the road to the river " * 40)
     assert "16 of Q8_0" in run("check", blob, "--to", "gguf-q4_0").stderr
-    evaluate = ("eval", blob, upper, "--reference", blob, "--text", text, "--protocol", "gptq-32", "--no-floors", "--json")
+    evaluate = (
+        "eval",
+        blob,
+        upper,
+        "--reference",
+        blob,
+        "--text",
+        text,
+        "--protocol",
+        "gptq-32",
+        "--no-floors",
+        "--json",
+    )
     rows = json.loads(run(*evaluate).stdout.splitlines()[-1])
     assert {row["artifact"] for row in rows} == {str(blob), upper}
     assert all(row["value"] < 1e-6 for row in rows if row["metric"] == "kl_mean")
@@ -57,9 +70,14 @@ def test_what_is_made_of_it_says_that_it_was_rounded_before(blob: Path, tmp_path
     assert "rounded before this conversion" in card
 
 
-def test_what_was_not_quantized_says_nothing(blob: Path, tmp_path: Path, make_checkpoint: Callable[..., Path]) -> None:
+def test_what_was_not_quantized_says_nothing(
+    blob: Path, tmp_path: Path, make_checkpoint: Callable[..., Path]
+) -> None:
     plain = tiny_gguf(tmp_path / "plain", make_checkpoint)
-    assert "rounded before" not in run("convert", plain, "--to", "float16", "-o", tmp_path / "out", "--verify", "none").stderr
+    assert (
+        "rounded before"
+        not in run("convert", plain, "--to", "float16", "-o", tmp_path / "out", "--verify", "none").stderr
+    )
 
 
 def test_which_file_a_folder_holds(tmp_path: Path) -> None:

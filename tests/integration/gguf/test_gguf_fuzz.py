@@ -1,4 +1,5 @@
-"""Every field of a GGUF file set to what it must not be: turned into a checkpoint, opened. One line or a result, never more.
+"""Every field of a GGUF file set to what it must not be: turned into a checkpoint, opened. One line or a
+result, never more.
 
 A sample by default; everything by ``-m long``.
 """
@@ -27,7 +28,9 @@ Documents = dict[str, Document]
 
 @pytest.fixture(scope="module")
 def documents(make_checkpoint: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Documents:
-    plain = Document.read(tiny_gguf(tmp_path_factory.mktemp("tiny") / "out", make_checkpoint, num_hidden_layers=1))
+    plain = Document.read(
+        tiny_gguf(tmp_path_factory.mktemp("tiny") / "out", make_checkpoint, num_hidden_layers=1)
+    )
     return {"byte-level": plain, "pieces": sentencepiece(plain), "experts": mixture(plain)}
 
 
@@ -70,7 +73,9 @@ def test_to_a_checkpoint(documents: Documents, tmp_path: Path, count: int) -> No
     assert not found, found
 
 
-@pytest.mark.parametrize("count", [8, pytest.param(1 << 30, marks=[pytest.mark.long, pytest.mark.timeout(7200)])])
+@pytest.mark.parametrize(
+    "count", [8, pytest.param(1 << 30, marks=[pytest.mark.long, pytest.mark.timeout(7200)])]
+)
 def test_opened_in_llamacpp(documents: Documents, tmp_path: Path, count: int) -> None:
     found = faults(lambda data: opened(data, tmp_path), sample(inputs(documents), count), seconds=60)
     assert not found, found

@@ -1,4 +1,5 @@
-"""`quantwright imatrix`: what transformers' model multiplies with, against what llama.cpp's own graph does."""
+"""`quantwright imatrix`: what transformers' model multiplies with, against what llama.cpp's own graph
+does."""
 
 import sys
 from pathlib import Path
@@ -22,19 +23,25 @@ pytest.importorskip("llama_cpp")
 pytestmark = pytest.mark.filterwarnings("ignore")  # transformers' remarks on odd little configs
 
 
-# Those that differ in how they multiply: experts of three kinds, fused weights, latent attention, weights stored input-first.
+# Those that differ in how they multiply: experts of three kinds, fused weights, latent attention, weights
+# stored input-first.
 SHORT = {
-    "Llama 3 (rope scaling, GQA)", "Mixtral", "Qwen2-MoE", "Gemma 3 (other pattern)", "Phi-3", "DeepSeek-V2 (low-rank queries)",
+    "Llama 3 (rope scaling, GQA)", "Mixtral", "Qwen2-MoE", "Gemma 3 (other pattern)", "Phi-3",
+    "DeepSeek-V2 (low-rank queries)",
     "Falcon 40B", "GPT-2", "InternLM2",
 }  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    "case", [pytest.param(case, marks=[] if case.name in SHORT else [pytest.mark.long], id=case.name) for case in CASES]
+    "case",
+    [
+        pytest.param(case, marks=[] if case.name in SHORT else [pytest.mark.long], id=case.name)
+        for case in CASES
+    ],
 )
 def test_sums_equal_llamacpp(case: Case, tmp_path: Path) -> None:
-    """Sums to 1e-6 of the largest where the activation is SiLU (seen); where it is GELU, which llama.cpp looks up in a table of
-    half-precision values, to 2e-3. Counts exactly, expert by expert."""
+    """Sums to 1e-6 of the largest where the activation is SiLU (seen); where it is GELU, which llama.cpp
+    looks up in a table of half-precision values, to 2e-3. Counts exactly, expert by expert."""
     _, folder = make(case, tmp_path / "hf")
     checkpoint = open_checkpoint(folder, tokenizer=False)
     ids = np.random.default_rng(3).integers(1, 160, (3, min(case.length, 64)))
@@ -54,7 +61,8 @@ def test_sums_equal_llamacpp(case: Case, tmp_path: Path) -> None:
 
 
 def test_command_writes_what_convert_takes(demo_checkpoint: Path, tmp_path: Path) -> None:
-    """On the embedded checkpoint: the file's own account, the same bytes again, and use in a conversion that is verified."""
+    """On the embedded checkpoint: the file's own account, the same bytes again, and use in a conversion that
+    is verified."""
     (tmp_path / "held-out.txt").write_text(held_out_text()[:20_000])
     text = str(tmp_path / "held-out.txt")
     arguments = ["imatrix", str(demo_checkpoint), "--text", text, "--tokens", "1024", "--chunk", "128", "-o"]
@@ -94,9 +102,20 @@ def test_windows_begin_with_the_first_token(demo_checkpoint: Path, tmp_path: Pat
         shutil.copy(demo_checkpoint / name, tmp_path / name)
     tokenizer = json.loads((tmp_path / "tokenizer.json").read_text())
     token = tokenizer["added_tokens"][0]
-    single = [{"SpecialToken": {"id": token["content"], "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
+    single = [
+        {"SpecialToken": {"id": token["content"], "type_id": 0}},
+        {"Sequence": {"id": "A", "type_id": 0}},
+    ]
     special = {token["content"]: {"id": token["content"], "ids": [token["id"]], "tokens": [token["content"]]}}
-    tokenizer["post_processor"] = {"type": "TemplateProcessing", "single": single, "pair": single, "special_tokens": special}
+    tokenizer["post_processor"] = {
+        "type": "TemplateProcessing",
+        "single": single,
+        "pair": single,
+        "special_tokens": special,
+    }
     (tmp_path / "tokenizer.json").write_text(json.dumps(tokenizer))
-    assert with_first_token(open_checkpoint(tmp_path), ids).tolist() == [[token["id"], 11, 12, 13], [token["id"], 15, 16, 17]]
+    assert with_first_token(open_checkpoint(tmp_path), ids).tolist() == [
+        [token["id"], 11, 12, 13],
+        [token["id"], 15, 16, 17],
+    ]
     assert np.array_equal(with_first_token(open_checkpoint(demo_checkpoint), ids), ids)

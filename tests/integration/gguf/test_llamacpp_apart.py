@@ -46,7 +46,11 @@ def everything(path: Path, own_process: bool) -> list[object]:
         groups = [[[1, 2, 3], [1, 2, 4, 5]], [[7, 8]]]
         runtime.tree_logits(groups, [[1, 1], [0]], lambda *at: found.append((*at[:3], at[3].tolist())))
         found += [runtime.start([1, 2]).tolist(), runtime.step(3).tolist(), runtime.start_rows(rows).tolist()]
-        found += [runtime.step_rows(rows[:, 0]).tolist(), runtime.tokenize("the rain"), runtime.detokenize([40, 41])]
+        found += [
+            runtime.step_rows(rows[:, 0]).tolist(),
+            runtime.tokenize("the rain"),
+            runtime.detokenize([40, 41]),
+        ]
         runtime.tune("eager")
         runtime.logits(rows, 19, lambda row, first, logits: found.append(logits.tolist()))
         return [*found, runtime.describe(), runtime.vocabulary, runtime.context]
@@ -62,7 +66,9 @@ def test_its_death_is_one_line_that_names_the_file(bad: Path) -> None:
         runtime.logits(np.ones((1, 4), np.int64), 0, lambda row, first, logits: None)
     runtime.close()
     said = str(failed.value)
-    assert re.fullmatch(r"llama\.cpp ended with signal 6 \(SIGABRT\) while running .*bad\.gguf: .*unsupported types.*", said)
+    assert re.fullmatch(
+        r"llama\.cpp ended with signal 6 \(SIGABRT\) while running .*bad\.gguf: .*unsupported types.*", said
+    )
     assert str(bad) in said
 
 
@@ -70,7 +76,9 @@ def test_killed_from_outside(good: Path) -> None:
     with LlamaCppRuntime(good, RUN) as runtime:
         assert isinstance(runtime.model, Model)
         os.kill(runtime.model._process.pid, signal.SIGKILL)
-        with pytest.raises(StepFailed, match=r"signal 9 \(SIGKILL\) while tokenizing with .*out of memory, or somebody"):
+        with pytest.raises(
+            StepFailed, match=r"signal 9 \(SIGKILL\) while tokenizing with .*out of memory, or somebody"
+        ):
             runtime.tokenize("rain")
 
 
@@ -87,16 +95,22 @@ def test_eval_measures_the_others(bad: Path, good: Path, tmp_path: Path) -> None
 
     text = tmp_path / "text.txt"
     text.write_text("the rain in the hills and the road to the river " * 40)
-    outcome = measure([bad, good], text=text, protocol="gptq-32", run=RUN, say=lambda line: None, out=tmp_path / "run")
+    outcome = measure(
+        [bad, good], text=text, protocol="gptq-32", run=RUN, say=lambda line: None, out=tmp_path / "run"
+    )
     assert {row.artifact for row in outcome.results} == {str(good)}
     with pytest.raises(StepFailed, match=r"bad\.gguf: llama\.cpp ended with signal 6"):
         raise_failure(outcome)
-    statuses = [json.loads(path.read_text())["subject"]["status"] for path in (tmp_path / "run" / "results").glob("*.json")]
+    statuses = [
+        json.loads(path.read_text())["subject"]["status"]
+        for path in (tmp_path / "run" / "results").glob("*.json")
+    ]
     assert sorted(statuses) == ["failed", "ok"]
 
 
 def test_a_conversion_that_it_ends_over(make_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
-    """transformers' Llama has no experts; of a GGUF that says it has some, llama.cpp asserts that it uses some."""
+    """transformers' Llama has no experts; of a GGUF that says it has some, llama.cpp asserts that it uses
+    some."""
     from quantize import conversion as convert
 
     source = shutil.copytree(make_checkpoint(num_hidden_layers=1), tmp_path / "source")
@@ -118,6 +132,10 @@ def test_a_conversion_that_it_ends_over(make_checkpoint: Callable[..., Path], tm
 )  # fmt: skip
 def test_what_it_asserts_is_said_before(good: Path, tmp_path: Path, key: str, value: float) -> None:
     kind = V.FLOAT32 if isinstance(value, float) else V.UINT32
-    (tmp_path / "f.gguf").write_bytes(Document.read(good).with_kv(f"llama.{key}", (kind, None, value)).to_bytes())
-    with pytest.raises(StepFailed, match=r"llama\.(block_count|expert_.*|attention.*) is .*; llama\.cpp wants"):
+    (tmp_path / "f.gguf").write_bytes(
+        Document.read(good).with_kv(f"llama.{key}", (kind, None, value)).to_bytes()
+    )
+    with pytest.raises(
+        StepFailed, match=r"llama\.(block_count|expert_.*|attention.*) is .*; llama\.cpp wants"
+    ):
         LlamaCppRuntime(tmp_path / "f.gguf", RUN)

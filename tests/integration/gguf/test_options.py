@@ -1,4 +1,5 @@
-"""Options of `quantwright convert` that set parameters of GGUF recipes, and jobs that name an importance matrix."""
+"""Options of `quantwright convert` that set parameters of GGUF recipes, and jobs that name an importance
+matrix."""
 
 import json
 from collections.abc import Callable
@@ -23,14 +24,23 @@ def checkpoint(make_checkpoint: Callable[..., Path]) -> Path:
 
 @pytest.fixture(scope="module")
 def matrix(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("matrix") / "my, own.gguf"  # a comma separates parameters of short spellings
+    path = (
+        tmp_path_factory.mktemp("matrix") / "my, own.gguf"
+    )  # a comma separates parameters of short spellings
     values = np.random.default_rng(0).lognormal(0, 2, (1, 256)).astype(np.float32)
-    write_imatrix(path, ImportanceMatrix({f"blk.{i}.attn_q.weight": Entry(values, np.array([1])) for i in (0, 1)}, ("a",), 2, 9))
+    write_imatrix(
+        path,
+        ImportanceMatrix(
+            {f"blk.{i}.attn_q.weight": Entry(values, np.array([1])) for i in (0, 1)}, ("a",), 2, 9
+        ),
+    )
     return path
 
 
 def convert(checkpoint: Path, out: Path, *options: str) -> object:
-    return cli.main(["convert", str(checkpoint), "-o", str(out), "--verify", "none", *options], standalone_mode=False)
+    return cli.main(
+        ["convert", str(checkpoint), "-o", str(out), "--verify", "none", *options], standalone_mode=False
+    )
 
 
 def kinds(folder: Path) -> dict[str, str]:
@@ -46,14 +56,25 @@ def test_options_reach_the_recipe(checkpoint: Path, matrix: Path, tmp_path: Path
     assert str(matrix.parent) not in manifest.model_dump_json()
     assert len(manifest.files) > 1
     seen = kinds(tmp_path / "one")
-    assert {seen["blk.0.ffn_down.weight"], seen["blk.1.attn_v.weight"], seen["blk.1.attn_q.weight"]} == {"Q6_K", "Q5_1", "Q4_0"}
+    assert {seen["blk.0.ffn_down.weight"], seen["blk.1.attn_v.weight"], seen["blk.1.attn_q.weight"]} == {
+        "Q6_K",
+        "Q5_1",
+        "Q4_0",
+    }
     assert manifest.details["quantize.imatrix.entries_count"] == 2
     assert any(note.tensor == "blk.0.attn_k.weight" and "has no entry" in note.why for note in manifest.notes)
 
 
 def test_options_reach_each_of_several_recipes(checkpoint: Path, matrix: Path, tmp_path: Path) -> None:
     """Each recipe is converted by a process of its own; a comma in a pattern or a path must survive that."""
-    options = ["--imatrix", str(matrix), "--tensor-type", r"blk\.\d{1,2}\.ffn_up=q8_0", "--to", "gguf-q4_0,gguf-q4_1,bfloat16"]
+    options = [
+        "--imatrix",
+        str(matrix),
+        "--tensor-type",
+        r"blk\.\d{1,2}\.ffn_up=q8_0",
+        "--to",
+        "gguf-q4_0,gguf-q4_1,bfloat16",
+    ]
     assert not convert(checkpoint, tmp_path / "all", *options)
     folders = sorted(path for path in (tmp_path / "all").iterdir() if path.name.startswith("gguf"))
     assert len(folders) == 2
@@ -68,10 +89,16 @@ def test_options_reach_each_of_several_recipes(checkpoint: Path, matrix: Path, t
         (["--to", "bfloat16", "--via", "f16"], "--via: only GGUF recipes"),
         (["--to", "bnb-nf4", "--allow-tokenizer-mismatch"], "--allow-tokenizer-mismatch: only GGUF recipes"),
         (["--to", "bfloat16", "--tensor-type", "a=q8_0"], "--tensor-type: only GGUF recipes"),
-        (["--to", "gguf-q4_0", "--tensor-type", "ffn_down"], "'ffn_down': expected REGEX=TYPE, e.g. ffn_down=q6_k"),
+        (
+            ["--to", "gguf-q4_0", "--tensor-type", "ffn_down"],
+            "'ffn_down': expected REGEX=TYPE, e.g. ffn_down=q6_k",
+        ),
         (["--to", "gguf-q4_0", "--tensor-type", "ffn_down=q9"], "'q9' is not a tensor type; known: f32"),
         (["--to", "gguf-q4_0", "--tensor-type", "(=q8_0"], "not a regular expression"),
-        (["--to", "gguf-q4_0", "--tensor-type", "fnn_down=q8_0"], "fnn_down: no tensor of this model has such a name"),
+        (
+            ["--to", "gguf-q4_0", "--tensor-type", "fnn_down=q8_0"],
+            "fnn_down: no tensor of this model has such a name",
+        ),
         (["--to", "gguf-f16", "--tensor-type", "ffn_down=q8_0"], "for quantized files only"),
         (["--to", "gguf-q4_0", "--split-max-size", "many"], "expected something like 8GiB"),
         (["--to", "gguf-q4_0", "--split-max-size", "1kB"], "greater than or equal to 65536"),
@@ -94,7 +121,10 @@ def test_a_tokenizer_mismatch_fails_or_is_recorded(checkpoint: Path, tmp_path: P
     assert not convert(checkpoint, tmp_path / "one", *options, "--allow-tokenizer-mismatch")
     manifest = Artifact.load(tmp_path / "one").manifest
     assert manifest.verification.passed
-    assert any("differ" in note.what and note.why == "--allow-tokenizer-mismatch was given" for note in manifest.notes)
+    assert any(
+        "differ" in note.what and note.why == "--allow-tokenizer-mismatch was given"
+        for note in manifest.notes
+    )
     check = next(check for check in manifest.verification.checks if check.name == "tokenizer")
     assert check.value
 

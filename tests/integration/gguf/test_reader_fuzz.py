@@ -1,4 +1,5 @@
-"""A million damaged GGUF files: each is read or refused in one line, quickly, without memory that the file does not account for.
+"""A million damaged GGUF files: each is read or refused in one line, quickly, without memory that the file
+does not account for.
 
 ``FUZZ_CASES`` and ``FUZZ_SEED`` in the environment change how many and which; the seed is printed.
 """
@@ -21,7 +22,8 @@ from quantize.kernels.block_types import Type
 
 CASES = int(os.environ.get("FUZZ_CASES", 1_000_000))
 SEED = int(os.environ.get("FUZZ_SEED", 0)) or random.SystemRandom().getrandbits(32)
-# What counts, lengths and offsets are likely to be wrong with: sign bits, products that overflow, limits of our own.
+# What counts, lengths and offsets are likely to be wrong with: sign bits, products that overflow, limits of
+# our own.
 EXTREMES = [
     0,
     1,
@@ -46,27 +48,36 @@ def nested(depth: int) -> bytes:
 
 
 def documents(folder: Path) -> list[bytes]:
-    """Small good files that reach every branch: each value type, quantized tensors, split parts, nested arrays."""
+    """Small good files that reach every branch: each value type, quantized tensors, split parts, nested
+    arrays."""
 
     def plan(name: str, shape: tuple[int, ...], kind: Type) -> Planned:
         values = np.arange(int(np.prod(shape)), dtype=np.float32).reshape(-1, shape[-1]) / 7
         return Planned(name, shape, kind, lambda: values, lambda: None)
 
     kvs = {
-        "general.architecture": ("llama", V.STRING), "general.alignment": (32, V.UINT32), "general.file_type": (15, V.UINT32),
-        "tokenizer.ggml.tokens": (["a", "é", "\udcff", "<s>"], V.ARRAY), "tokenizer.ggml.scores": ([0.5, -1.0, 2.0], V.ARRAY),
+        "general.architecture": ("llama", V.STRING), "general.alignment": (32, V.UINT32),
+        "general.file_type": (15, V.UINT32),
+        "tokenizer.ggml.tokens": (["a", "é", "\udcff", "<s>"], V.ARRAY), "tokenizer.ggml.scores": ([0.5, -1.0,
+        2.0], V.ARRAY),
         "x.bool": (True, V.BOOL), "x.u64": (2**63, V.UINT64), "x.i8": (-3, V.INT8), "x.f64": (0.1, V.FLOAT64),
     }  # fmt: skip
     made = []
     for number, tensors in enumerate([
         [plan("a.weight", (2, 32), Type.F32), plan("b.weight", (3,), Type.F32)],
-        [plan("q.weight", (2, 256), Type.Q4_K), plan("r.weight", (1, 64), Type.Q8_0), plan("h.weight", (4, 2, 8), Type.F16)],
+        [plan("q.weight", (2, 256), Type.Q4_K), plan("r.weight", (1, 64), Type.Q8_0), plan("h.weight", (4, 2,
+        8), Type.F16)],
         [],
     ]):  # fmt: skip
         path = folder / f"{number}.gguf"
         write_gguf(path, kvs if tensors else dict(list(kvs.items())[:1]), tensors, threads=1)
         made.append(path.read_bytes())
-    split = {**kvs, "split.no": (0, V.UINT16), "split.count": (2, V.UINT16), "split.tensors.count": (2, V.INT32)}
+    split = {
+        **kvs,
+        "split.no": (0, V.UINT16),
+        "split.count": (2, V.UINT16),
+        "split.tensors.count": (2, V.INT32),
+    }
     write_gguf(folder / "s-00001-of-00002.gguf", split, [plan("a.weight", (2, 32), Type.F32)], threads=1)
     made.append((folder / "s-00001-of-00002.gguf").read_bytes())
     key = b"deep"

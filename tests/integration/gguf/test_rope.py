@@ -1,5 +1,5 @@
-"""Every kind of rotary embedding in several families: llama.cpp's logits are transformers', on more positions than the model was
-trained with, or the conversion is refused before work."""
+"""Every kind of rotary embedding in several families: llama.cpp's logits are transformers', on more positions
+than the model was trained with, or the conversion is refused before work."""
 
 import json
 import sys
@@ -22,7 +22,11 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # transformers' remarks on od
 TRAINED, POSITIONS = 32, 96
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": TRAINED}
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
-LONG = {"rope_type": "longrope", "long_factor": "2..", "short_factor": "1.."}  # as many as there are frequencies
+LONG = {
+    "rope_type": "longrope",
+    "long_factor": "2..",
+    "short_factor": "1..",
+}  # as many as there are frequencies
 KINDS: dict[str, dict[str, Any]] = {
     "default": {"rope_type": "default"},
     "linear": {"rope_type": "linear", "factor": 4.0},
@@ -37,10 +41,17 @@ KINDS: dict[str, dict[str, Any]] = {
     "llama3": {**LLAMA3, "original_max_position_embeddings": TRAINED},
     "longrope": {**LONG, "original_max_position_embeddings": TRAINED},
     "longrope, factor": {**LONG, "original_max_position_embeddings": TRAINED, "factor": 2.5},
-    "longrope, attention_factor": {**LONG, "original_max_position_embeddings": TRAINED, "attention_factor": 1.3},
+    "longrope, attention_factor": {
+        **LONG,
+        "original_max_position_embeddings": TRAINED,
+        "attention_factor": 1.3,
+    },
     "longrope, short": {**LONG, "original_max_position_embeddings": 512},
 }
-KEYS = {"default", "linear", "dynamic", *(kind for kind in KINDS if kind.startswith("yarn"))} - {"yarn, betas", "yarn, truncate"}
+KEYS = {"default", "linear", "dynamic", *(kind for kind in KINDS if kind.startswith("yarn"))} - {
+    "yarn, betas",
+    "yarn, truncate",
+}
 LONGROPE = {kind for kind in KINDS if kind.startswith("longrope")}
 #: case of the families -> the kinds that its file can hold
 CARRIED: dict[str, set[str]] = {
@@ -65,7 +76,12 @@ CARRIED: dict[str, set[str]] = {
     "Phi-3": {"default", *LONGROPE},
 }
 BY_NAME = {case.name: case for case in CASES}
-PAIRS = [(family, kind) for family, carried in CARRIED.items() for kind in KINDS if family != "Phi-3" or kind in carried]
+PAIRS = [
+    (family, kind)
+    for family, carried in CARRIED.items()
+    for kind in KINDS
+    if family != "Phi-3" or kind in carried
+]
 
 
 def rotated(case: Case) -> int:
@@ -73,9 +89,13 @@ def rotated(case: Case) -> int:
     if "qk_rope_head_dim" in case.settings:
         return int(case.settings["qk_rope_head_dim"])
     head = int(case.settings.get("head_dim", 16))
-    return {"glm": head // 2, "glm4": head // 2, "phi": head // 2, "stablelm": head // 4, "gpt_neox": head // 4}.get(
-        case.model_type, head
-    )
+    return {
+        "glm": head // 2,
+        "glm4": head // 2,
+        "phi": head // 2,
+        "stablelm": head // 4,
+        "gpt_neox": head // 4,
+    }.get(case.model_type, head)
 
 
 def with_rope(case: Case, kind: str, folder: Path) -> Path:
@@ -107,7 +127,9 @@ def difference(folder: Path, gguf: Path, positions: int) -> float:
     from transformers import AutoModelForCausalLM
 
     ids = np.random.default_rng(3).integers(1, 160, (1, positions))
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="eager"
+    ).eval()
     with torch.no_grad():
         expected = model(torch.from_numpy(ids)).logits.numpy()
     return float(np.abs(llamacpp_logits(gguf, ids) - expected).max() / expected.std())

@@ -1,5 +1,6 @@
-"""Checkpoints that store more, or under other names, than their family usually does: heads that are also the embedding, masks,
-names without their prefix. llama.cpp's logits are those of transformers on the same folder."""
+"""Checkpoints that store more, or under other names, than their family usually does: heads that are also the
+embedding, masks, names without their prefix. llama.cpp's logits are those of transformers on the same
+folder."""
 
 import sys
 from pathlib import Path
@@ -19,7 +20,15 @@ from quantize.sources.opening import open_checkpoint
 pytest.importorskip("llama_cpp")
 pytestmark = pytest.mark.filterwarnings("ignore")  # transformers' remarks on odd little configs
 BY_NAME = {case.name: case for case in CASES}
-TIED = ("Gemma", "Gemma 2", "Gemma 3 (other pattern)", "Cohere Command-R", "Cohere Command-R7B", "Llama 3.2 (tied)", "Falcon 7B")
+TIED = (
+    "Gemma",
+    "Gemma 2",
+    "Gemma 3 (other pattern)",
+    "Cohere Command-R",
+    "Cohere Command-R7B",
+    "Llama 3.2 (tied)",
+    "Falcon 7B",
+)
 NO_HEAD = ("Gemma", "Gemma 2", "Cohere Command-R", "Cohere Command-R7B")
 
 
@@ -27,17 +36,28 @@ def with_head(case: Case, folder: Path, factor: float = 1.0) -> Path:
     """The case's tied checkpoint, its head stored too: the embedding times ``factor``."""
     make(case, folder)
     tensors = load_file(folder / "model.safetensors")
-    embedding = next(array for name, array in tensors.items() if name.endswith(("embed_tokens.weight", "word_embeddings.weight")))
-    save_file({**tensors, "lm_head.weight": embedding * np.float32(factor)}, folder / "model.safetensors", {"format": "pt"})
+    embedding = next(
+        array
+        for name, array in tensors.items()
+        if name.endswith(("embed_tokens.weight", "word_embeddings.weight"))
+    )
+    save_file(
+        {**tensors, "lm_head.weight": embedding * np.float32(factor)},
+        folder / "model.safetensors",
+        {"format": "pt"},
+    )
     return folder
 
 
 def difference(folder: Path, gguf: Path, length: int) -> float:
-    """Largest difference of any logit between transformers on ``folder`` and llama.cpp on ``gguf``, over the logits' spread."""
+    """Largest difference of any logit between transformers on ``folder`` and llama.cpp on ``gguf``, over the
+    logits' spread."""
     from transformers import AutoModelForCausalLM
 
     ids = np.random.default_rng(3).integers(1, 160, (1, length))
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="eager"
+    ).eval()
     with torch.no_grad():
         expected = model(torch.from_numpy(ids)).logits.numpy()
     return float(np.abs(llamacpp_logits(gguf, ids) - expected).max() / expected.std())
@@ -52,7 +72,9 @@ def test_a_tied_head_that_is_stored_is_the_embedding(name: str, tmp_path: Path) 
     checkpoint = open_checkpoint(folder, tokenizer=False)
     family = plan(checkpoint)
     assert [note.tensor for note in family.notes] == ["lm_head.weight"]
-    built = {m.name: m.build([checkpoint.read_float32(source) for source in m.sources]) for m in family.tensors}
+    built = {
+        m.name: m.build([checkpoint.read_float32(source) for source in m.sources]) for m in family.tensors
+    }
     read_back = dict(restore(family.tensors, built.__getitem__))
     assert set(read_back) == set(checkpoint.tensors)
     assert np.array_equal(read_back["lm_head.weight"], checkpoint.read_float32("lm_head.weight"))
@@ -70,7 +92,9 @@ def test_a_head_that_differs_counts_though_the_config_ties_it(name: str, tmp_pat
 @pytest.mark.parametrize("name", NO_HEAD)
 def test_a_head_that_differs_is_refused_where_llamacpp_has_none(name: str, tmp_path: Path) -> None:
     folder = with_head(BY_NAME[name], tmp_path / "hf", factor=-0.5)
-    with pytest.raises(Unsupported, match=r"lm_head\.weight is not model\.embed_tokens\.weight.*no head of its own"):
+    with pytest.raises(
+        Unsupported, match=r"lm_head\.weight is not model\.embed_tokens\.weight.*no head of its own"
+    ):
         plan(open_checkpoint(folder, tokenizer=False))
 
 
@@ -80,7 +104,8 @@ def test_names_without_their_prefix(case: Case, tmp_path: Path) -> None:
     _, folder = make(case, tmp_path / "hf")
     named = plan(open_checkpoint(folder, tokenizer=False))
     tensors = load_file(folder / "model.safetensors")
-    short = {name.split(".", 1)[1] if name.startswith(("model.", "transformer.", "gpt_neox.")) else name: array
+    short = {name.split(".", 1)[1] if name.startswith(("model.", "transformer.",
+    "gpt_neox.")) else name: array
              for name, array in tensors.items()}  # fmt: skip
     assert short.keys() != tensors.keys()
     save_file(short, folder / "model.safetensors", {"format": "pt"})

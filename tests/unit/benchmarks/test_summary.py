@@ -15,7 +15,8 @@ from quantize.results import EvalResult
 @pytest.mark.parametrize("n", [1, 2, 3, 5, 6, 8, 9, 20, 50])
 def test_interval_of_the_median_covers_what_it_says(n: int) -> None:
     low, coverage = _median_interval(n)
-    # The median lies between order statistics low+1 and n-low unless too few samples fall on one of its sides.
+    # The median lies between order statistics low+1 and n-low unless too few samples fall on one of its
+    # sides.
     exact = 1 - 2 * stats.binom.cdf(low, n, 0.5)
     assert coverage == pytest.approx(max(exact, 0.0))
     if n >= 6:
@@ -55,7 +56,8 @@ def raw(prefill_s: list[float], step_s: list[list[float]], batch: int = 1) -> di
             "first_token_seconds": [s + 0.001 for s in prefill_s],
             "decodes": [{"depth": 0, "decode": 4, "step_seconds": step_s}],
         }],
-        "peak_rss_bytes": 1000, "rss_before_load_bytes": 500, "gpu_bytes": None, "runtime": {"backend": "transformers"},
+        "peak_rss_bytes": 1000, "rss_before_load_bytes": 500, "gpu_bytes": None,
+        "runtime": {"backend": "transformers"},
     }  # fmt: skip
 
 
@@ -72,7 +74,10 @@ def test_tokens_per_second_are_tokens_over_seconds_and_all_rounds_count() -> Non
     several = Target("x", Path("x"), 42, samples=[raw([0.5], [[0.1] * 4], batch=4)])
     workload = Workload(512, 128, 2, 2, batches=(4,))
     found_4 = {r.metric: r for r in results(several, workload, describe_machine(), [].append)}
-    assert (found_4["pp_tokens_per_s"].value, found_4["pp_tokens_per_s"].protocol) == (pytest.approx(800), "pp100@b4")
+    assert (found_4["pp_tokens_per_s"].value, found_4["pp_tokens_per_s"].protocol) == (
+        pytest.approx(800),
+        "pp100@b4",
+    )
     assert found["load_ms"].n == 2
     assert found["size_bytes"].value == 42
     assert sum("context holds 256 tokens" in line for line in said) == 2

@@ -1,4 +1,5 @@
-"""The smallest exact language model: logits that depend on the last token alone, from a table. A real Runtime, in numpy."""
+"""The smallest exact language model: logits that depend on the last token alone, from a table. A real
+Runtime, in numpy."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,7 +10,8 @@ from quantize.runtimes.base import Consume, Runtime
 
 
 class Bigram(Runtime):
-    """``table``: float32 (vocabulary, vocabulary), row t the logits after token t. ``chunk``: positions pushed at once."""
+    """``table``: float32 (vocabulary, vocabulary), row t the logits after token t. ``chunk``: positions
+    pushed at once."""
 
     name = "bigram"
 

@@ -51,7 +51,13 @@ def make_task(form: str, n: int = 30) -> LocalTask:
         words = [str(w) for w in rng.permutation(WORDS)]
         gold = int(rng.integers(3))
         if form == "choices":
-            items.append({"query": " ".join(words[:2]), "choices": [words[3], f"{words[4]} {words[5]}", words[6]], "gold": gold})
+            items.append(
+                {
+                    "query": " ".join(words[:2]),
+                    "choices": [words[3], f"{words[4]} {words[5]}", words[6]],
+                    "gold": gold,
+                }
+            )
         else:
             items.append({"context_options": words[:3], "continuation": words[4], "gold": gold})
     return LocalTask("mine", Path("mine.jsonl"), form, tuple(items))
@@ -59,7 +65,10 @@ def make_task(form: str, n: int = 30) -> LocalTask:
 
 def test_multiple_choice_equals_a_naive_loop() -> None:
     model, task = letters_model(), make_task("choices")
-    rows = {row.metric: row for row in run_tasks(model, [task], None, HEADING, TaskOptions(), False, SpecialIds(0, 0))}
+    rows = {
+        row.metric: row
+        for row in run_tasks(model, [task], None, HEADING, TaskOptions(), False, SpecialIds(0, 0))
+    }
     plain, normalized = [], []
     for item in task.items:
         scores = [naive_score(model, item["query"], " " + choice)[0] for choice in item["choices"]]
@@ -79,17 +88,29 @@ def test_multiple_choice_equals_a_naive_loop() -> None:
 def test_hellaswags_text_form_is_scored_as_llama_perplexity_does_too() -> None:
     model, plain = letters_model(), make_task("choices", 60)
     items = tuple(
-        {**item, "choices": ["snow or " + choice + " s" * i for i, choice in enumerate(item["choices"])]} for item in plain.items
+        {**item, "choices": ["snow or " + choice + " s" * i for i, choice in enumerate(item["choices"])]}
+        for item in plain.items
     )
     rows = run_tasks(
-        model, [LocalTask("mine", Path("mine.txt"), "choices", items)], None, HEADING, TaskOptions(), False, SpecialIds(0, 0)
+        model,
+        [LocalTask("mine", Path("mine.txt"), "choices", items)],
+        None,
+        HEADING,
+        TaskOptions(),
+        False,
+        SpecialIds(0, 0),
     )
     want, whole = [], []
     for item in items:
         texts = [f"{item['query']} {choice}" for choice in item["choices"]]
         # What all texts begin with, llama-perplexity leaves out of sum and count. A token is a letter here.
-        shared = "".join(letters[0] for letters in itertools.takewhile(lambda x: len(set(x)) == 1, zip(*texts, strict=False)))
-        means = [naive_score(model, shared, text[len(shared) :])[0] / (len(text) - len(shared)) for text in texts]
+        shared = "".join(
+            letters[0]
+            for letters in itertools.takewhile(lambda x: len(set(x)) == 1, zip(*texts, strict=False))
+        )
+        means = [
+            naive_score(model, shared, text[len(shared) :])[0] / (len(text) - len(shared)) for text in texts
+        ]
         want.append(float(np.argmax(means) == item["gold"]))
         begin = len(item["query"])
         means = [naive_score(model, item["query"], text[begin:])[0] / (len(text) - begin) for text in texts]
@@ -106,7 +127,9 @@ def test_context_options_equal_a_naive_loop() -> None:
     (row,) = run_tasks(model, [task], None, HEADING, TaskOptions(), False, SpecialIds(0, 0))
     want = []
     for item in task.items:
-        scores = [naive_score(model, context, " " + item["continuation"])[0] for context in item["context_options"]]
+        scores = [
+            naive_score(model, context, " " + item["continuation"])[0] for context in item["context_options"]
+        ]
         want.append(float(np.argmax(scores) == item["gold"]))
     assert row.samples == tuple(want)
 
@@ -120,7 +143,9 @@ def requests_of(pairs: list[tuple[str, ...]]) -> list:  # type: ignore[type-arg]
 def test_loglikelihood_and_greediness_with_shared_and_truncated_inputs() -> None:
     model = letters_model()
     lm = RuntimeLM(model, None, SpecialIds(0, 0))
-    best = chr(int(model.table[model.tokenize("x", False)[0]].argmax()) - 1 + 59)  # some text whose one token is that id
+    best = chr(
+        int(model.table[model.tokenize("x", False)[0]].argmax()) - 1 + 59
+    )  # some text whose one token is that id
     assert model.tokenize(best, False) == [int(model.table[model.tokenize("x", False)[0]].argmax())]
     pairs = [("ab", "c"), ("ab", "d"), ("ab", "cd"), ("x", best), ("  ", "ab"), ("", "ab"), ("q" * 100, "rs")]
     got = lm.loglikelihood(requests_of(pairs))
@@ -136,7 +161,14 @@ def test_loglikelihood_and_greediness_with_shared_and_truncated_inputs() -> None
 
 def test_rows_that_begin_alike_are_grouped_where_that_saves_work() -> None:
     question, other = tuple(range(20)), tuple(range(100, 130))
-    rows = [(*question, 50), (*question, 51, 52), (*question, 51, 53), (*other, 1), (*other, 2), (*question[:3], 99)]
+    rows = [
+        (*question, 50),
+        (*question, 51, 52),
+        (*question, 51, 53),
+        (*other, 1),
+        (*other, 2),
+        (*question[:3], 99),
+    ]
     groups = alike(sorted(rows))
     assert groups == [
         [(*question, 50), (*question, 51, 52), (*question, 51, 53)],
@@ -154,7 +186,9 @@ def test_llamacpp_shares_beginnings_and_gives_the_same(make_checkpoint, tmp_path
     from quantize.runtimes.opening import open_runtime
 
     run = RunOptions(device="cpu", threads=1, progress=False)
-    folder = convert(make_checkpoint(num_hidden_layers=1), "gguf-f32", tmp_path / "g", verify="none", run=run).folder
+    folder = convert(
+        make_checkpoint(num_hidden_layers=1), "gguf-f32", tmp_path / "g", verify="none", run=run
+    ).folder
     query = "Once there was a stone in the river, and"
     pairs = [(query, f" the {word} came by") for word in WORDS] + [
         ("Rain", " and"),
@@ -184,7 +218,9 @@ def test_generation_needs_a_tokenizer_and_is_greedy(make_checkpoint) -> None:  #
     from quantize.checkpoint.tokenizer import SourceTokenizer
 
     with pytest.raises(Unsupported, match="needs the source's tokenizer"):
-        RuntimeLM(letters_model(), None, SpecialIds(0, 0)).generate_until(requests_of([("a", {"until": ["b"]})]))
+        RuntimeLM(letters_model(), None, SpecialIds(0, 0)).generate_until(
+            requests_of([("a", {"until": ["b"]})])
+        )
     source = SourceTokenizer.open(make_checkpoint())
     rng = np.random.default_rng(0)
     table = np.zeros((4096, 4096), np.float32)
@@ -200,7 +236,9 @@ def test_generation_needs_a_tokenizer_and_is_greedy(make_checkpoint) -> None:  #
     text = source.decode(want)
     assert lm.generate_until(requests_of([("Hello there", {"until": [], "max_gen_toks": 12})])) == [text]
     stop = text[5:8]
-    assert lm.generate_until(requests_of([("Hello there", {"until": [stop], "max_gen_toks": 12})])) == [text.split(stop)[0]]
+    assert lm.generate_until(requests_of([("Hello there", {"until": [stop], "max_gen_toks": 12})])) == [
+        text.split(stop)[0]
+    ]
     with pytest.raises(Unsupported, match="sampling"):
         lm.generate_until(requests_of([("a", {"until": ["b"], "do_sample": True, "temperature": 0.7})]))
 
@@ -210,8 +248,13 @@ def test_candidates_are_paired_with_the_reference() -> None:
 
     task = make_task("choices", 60)
     special = SpecialIds(0, 0)
-    reference = run_tasks(letters_model(), [task], None, replace(HEADING, role="reference"), TaskOptions(), False, special)
-    others = [run_tasks(letters_model(seed), [task], None, HEADING, TaskOptions(), False, special) for seed in (1, 2)]
+    reference = run_tasks(
+        letters_model(), [task], None, replace(HEADING, role="reference"), TaskOptions(), False, special
+    )
+    others = [
+        run_tasks(letters_model(seed), [task], None, HEADING, TaskOptions(), False, special)
+        for seed in (1, 2)
+    ]
     rows = pair_with_reference([*reference, *others[0], *others[1]])
     assert "vs_reference" not in rows[0].detail
     for row in rows[2:]:
@@ -238,7 +281,9 @@ class Speaking(Bigram):
 
 @pytest.mark.parametrize("shots", [2, 5])
 def test_an_item_is_not_among_its_own_examples(shots: int) -> None:
-    items = tuple({"query": f"Item {n}: say", "choices": [f"alpha{n}", f"beta{n}"], "gold": n % 2} for n in range(6))
+    items = tuple(
+        {"query": f"Item {n}: say", "choices": [f"alpha{n}", f"beta{n}"], "gold": n % 2} for n in range(6)
+    )
     task, options = LocalTask("own", Path("own.jsonl"), "choices", items), TaskOptions(num_fewshot=shots)
     model = Speaking(random_table(60))
     (row, _) = run_tasks(model, [task], None, HEADING, options, False, SpecialIds(0, 0))
@@ -254,7 +299,9 @@ def test_an_item_is_not_among_its_own_examples(shots: int) -> None:
 
 def yaml_task(folder: Path, more: str) -> HarnessTask:
     data = folder / "data.jsonl"
-    data.write_text("".join(json.dumps({"question": f"Item {n}: say", "answer": "bcd"[n % 3]}) + "\n" for n in range(9)))
+    data.write_text(
+        "".join(json.dumps({"question": f"Item {n}: say", "answer": "bcd"[n % 3]}) + "\n" for n in range(9))
+    )
     path = folder / "say.yaml"
     path.write_text(
         f"task: say\ndataset_path: json\ndataset_kwargs: {{data_files: {{test: {data}}}}}\ntest_split: test\n"
@@ -264,11 +311,16 @@ def yaml_task(folder: Path, more: str) -> HarnessTask:
 
 
 def test_a_task_whose_examples_are_what_it_measures_says_so(tmp_path: Path) -> None:
-    metrics = "output_type: loglikelihood\nmetric_list:\n- {metric: acc, aggregation: mean, higher_is_better: true}\n"
+    metrics = (
+        "output_type: loglikelihood\nmetric_list:\n- {metric: acc, aggregation: mean, "
+        "higher_is_better: true}\n"
+    )
     for more, said in ((metrics, True), (metrics + "fewshot_split: test\n", False)):
         task = yaml_task(tmp_path, more)
         options = TaskOptions(num_fewshot=2)
-        (row,) = run_tasks(Speaking(random_table(60)), [task], None, HEADING, options, False, SpecialIds(0, 0))
+        (row,) = run_tasks(
+            Speaking(random_table(60)), [task], None, HEADING, options, False, SpecialIds(0, 0)
+        )
         assert any("may be among its own" in remark for remark in row.detail.get("remarks", ())) == said
 
 
@@ -277,7 +329,10 @@ def test_examples_from_validation_data_leave_the_item_out(tmp_path: Path) -> Non
     from evals.task_files import parse_tasks
 
     endings = ["one.", "two.", "three.", "four."]
-    items = [{"ctx_a": f"Item {n}", "ctx_b": "goes", "activity_label": "A", "endings": endings, "label": n % 4} for n in range(6)]
+    items = [
+        {"ctx_a": f"Item {n}", "ctx_b": "goes", "activity_label": "A", "endings": endings, "label": n % 4}
+        for n in range(6)
+    ]
     (tmp_path / "h.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
     model = Speaking(random_table(60))
     tasks = parse_tasks([f"hellaswag={tmp_path / 'h.jsonl'}"], print)
@@ -306,7 +361,9 @@ def test_rows_are_paired_filter_by_filter(tmp_path: Path) -> None:
     heading = replace(HEADING, role="reference")
     reference = run_tasks(model, [task], None, heading, TaskOptions(), False, special)
     for row in reference:  # whatever the model says: two filters that differ, on the same items
-        right = tuple(float(n % 3 == (0 if row.protocol_parameters["filter"] == "first" else 1)) for n in range(9))
+        right = tuple(
+            float(n % 3 == (0 if row.protocol_parameters["filter"] == "first" else 1)) for n in range(9)
+        )
         reference[reference.index(row)] = replace(row, samples=right, value=float(np.mean(right)) - 0.0)
     candidates = [replace(row, role="", samples=(1.0,) * 5 + (0.0,) * 4, value=5 / 9) for row in reference]
     assert [row.protocol_parameters["filter"] for row in candidates] == ["first", "last"]
@@ -322,13 +379,21 @@ def test_rows_are_paired_filter_by_filter(tmp_path: Path) -> None:
 
 def test_results_of_other_filters_and_examples_are_kept(tmp_path: Path) -> None:
     def row(value: float, **parameters: object) -> EvalResult:
-        return EvalResult("a", "exact_match", "lm-eval", value, task="gsm8k", protocol_parameters=dict(parameters))
+        return EvalResult(
+            "a", "exact_match", "lm-eval", value, task="gsm8k", protocol_parameters=dict(parameters)
+        )
 
     subject = Subject("a", "recipe", digest="1")
     merge_results(
-        tmp_path / "a.json", subject, [row(1, filter="strict", num_fewshot=5), row(2, filter="flexible", num_fewshot=5)]
+        tmp_path / "a.json",
+        subject,
+        [row(1, filter="strict", num_fewshot=5), row(2, filter="flexible", num_fewshot=5)],
     )
-    merge_results(tmp_path / "a.json", subject, [row(3, filter="strict", num_fewshot=0), row(4, filter="strict", num_fewshot=5)])
+    merge_results(
+        tmp_path / "a.json",
+        subject,
+        [row(3, filter="strict", num_fewshot=0), row(4, filter="strict", num_fewshot=5)],
+    )
     found = json.loads((tmp_path / "a.json").read_text())["results"]
     assert sorted(entry["value"] for entry in found) == [2, 3, 4]
 

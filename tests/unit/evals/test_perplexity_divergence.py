@@ -26,7 +26,9 @@ def windows_of(runtime: Bigram, protocol: str = "llamacpp-16"):  # type: ignore[
     return make_windows(parse_protocol(protocol), TEXT, runtime.tokenize, ids="runtime")
 
 
-@pytest.mark.parametrize("protocol", ["llamacpp-16", "gptq-16", "strided-32-8", "exl3-16", "lmeval-wikitext-16"])
+@pytest.mark.parametrize(
+    "protocol", ["llamacpp-16", "gptq-16", "strided-32-8", "exl3-16", "lmeval-wikitext-16"]
+)
 def test_perplexity_equals_a_naive_loop(protocol: str) -> None:
     runtime = Bigram(random_table(), bos=0)
     windows = windows_of(runtime, protocol)
@@ -75,9 +77,12 @@ def test_divergence_equals_a_naive_loop(noise: float, cached: bool, tmp_path: Pa
     assert s is not None
     want = naive_divergence(reference.table, candidate.table, windows)
     assert s.tokens == len(want["kl"])
-    # The cache's grid costs about 1.6e-8 a token, correlated with nothing; side by side is exact to float32's differences.
+    # The cache's grid costs about 1.6e-8 a token, correlated with nothing; side by side is exact to float32's
+    # differences.
     assert s.kl_mean == pytest.approx(np.mean(want["kl"]), rel=3e-4, abs=3e-8 if cached else 1e-12)
-    assert d.kl == pytest.approx(np.array(want["kl"]), rel=2e-2 if cached else 1e-4, abs=1e-6 if cached else 5e-12)
+    assert d.kl == pytest.approx(
+        np.array(want["kl"]), rel=2e-2 if cached else 1e-4, abs=1e-6 if cached else 5e-12
+    )
     assert s.kl_max == pytest.approx(max(want["kl"]), rel=1e-3, abs=1e-6)
     for percent, value in s.kl_percentiles.items():
         assert value == pytest.approx(np.percentile(want["kl"], percent), rel=1e-2, abs=1e-7)
@@ -126,7 +131,9 @@ def test_nearly_equal_models_are_told_apart() -> None:
     candidate.table = table * np.float32(1 + 2**-18)
     windows = windows_of(reference)
     d = compare(SideBySideReference(reference), candidate, windows)
-    assert d.kl == pytest.approx(np.array(naive_divergence(reference.table, candidate.table, windows)["kl"]), rel=1e-2, abs=1e-15)
+    assert d.kl == pytest.approx(
+        np.array(naive_divergence(reference.table, candidate.table, windows)["kl"]), rel=1e-2, abs=1e-15
+    )
     assert d.kl.max() < 1e-9
 
 
@@ -181,15 +188,17 @@ def test_non_finite_tokens_are_excluded_and_counted(bad: float, tmp_path: Path) 
 @pytest.mark.parametrize("noise", [1e-6, 0.1, 5.0])
 @pytest.mark.parametrize("offset", [0.0, 20.0])
 def test_divergence_and_normalizer_against_float64(noise: float, offset: float) -> None:
-    """What float32 cannot hold is q - r: at 20 its rounding is 1e-6 a token, which is second order in the divergence (5e-12 at
-    most) and first in the normalizer."""
+    """What float32 cannot hold is q - r: at 20 its rounding is 1e-6 a token, which is second order in the
+    divergence (5e-12 at most) and first in the normalizer."""
     generator = torch.Generator().manual_seed(1)
     reference = torch.log_softmax(4 * torch.randn(40, 3000, generator=generator), 1)
     candidate = reference + offset + noise * torch.randn(40, 3000, generator=generator)
     kl, lse = kl_rows(reference, candidate, reference.argmax(1))
     wide_r, wide_q = reference.double(), candidate.double()
     log_p, log_q = torch.log_softmax(wide_r, 1), torch.log_softmax(wide_q, 1)
-    torch.testing.assert_close(kl, (log_p.exp() * (log_p - log_q)).sum(1), rtol=2e-5, atol=5e-12 if offset else 1e-13)
+    torch.testing.assert_close(
+        kl, (log_p.exp() * (log_p - log_q)).sum(1), rtol=2e-5, atol=5e-12 if offset else 1e-13
+    )
     torch.testing.assert_close(lse, torch.logsumexp(wide_q, 1), rtol=0, atol=3e-6 if offset else 1e-6)
 
 

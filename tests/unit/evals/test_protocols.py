@@ -1,7 +1,14 @@
 import numpy as np
 import pytest
 
-from evals.protocols import detokenize_wikitext, is_wikitext, make_windows, parse_protocol, wikitext_pages, wikitext_rows
+from evals.protocols import (
+    detokenize_wikitext,
+    is_wikitext,
+    make_windows,
+    parse_protocol,
+    wikitext_pages,
+    wikitext_rows,
+)
 from quantize.errors import BadInput
 
 TEXT = "abcdefghij" * 30
@@ -80,7 +87,9 @@ def test_lmeval_windows_are_the_harness_own() -> None:
         text = TEXT[:size]
         protocol = parse_protocol("lmeval-wikitext-8")
         ours = make_windows(protocol, text, no_bos, ids="source", prefix=7).windows
-        theirs = [utils.make_disjoint_window(p) for p in utils.get_rolling_token_windows(no_bos(text), 7, 8, 1)]
+        theirs = [
+            utils.make_disjoint_window(p) for p in utils.get_rolling_token_windows(no_bos(text), 7, 8, 1)
+        ]
         assert len(ours) == len(theirs)
         for window, (context, continuation) in zip(ours, theirs, strict=True):
             assert window.tokens.tolist() == (context + continuation)[-9:]
@@ -91,7 +100,10 @@ def test_wikitext_is_split_and_detokenized_as_lm_eval_does() -> None:
     preprocess = pytest.importorskip("lm_eval.tasks.wikitext.preprocess_wikitext")
     pages = wikitext_pages(WIKI)
     assert [page.strip().split("\n")[0].strip() for page in pages] == ["= First =", "= Second ="]
-    for page in [*pages, "it 's 5 @.@ 3 N (  a ) [ b  ] { c } \" d \" ' e ' 3 \N{DEGREE SIGN} C ; x : y ! z ?"]:
+    for page in [
+        *pages,
+        "it 's 5 @.@ 3 N (  a ) [ b  ] { c } \" d \" ' e ' 3 \N{DEGREE SIGN} C ; x : y ! z ?",
+    ]:
         assert detokenize_wikitext(page) == preprocess.wikitext_detokenizer({"page": page})
     w = make_windows(parse_protocol("lmeval-wikitext-64"), WIKI, no_bos, ids="source", prefix=1)
     assert w.documents == tuple((len(preprocess.re.split(r"\s+", p)), len(p.encode())) for p in pages)

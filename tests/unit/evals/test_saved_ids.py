@@ -21,7 +21,9 @@ def saved(root: Path) -> list[Path]:
     return sorted(root.glob("tokens-*/ids.i32"))
 
 
-def test_read_where_known_and_made_where_not(tokenizer: SourceTokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_read_where_known_and_made_where_not(
+    tokenizer: SourceTokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     want = tokenizer.encode(TEXT)
     assert SavedIds(tokenizer, tmp_path)(TEXT) == want
     (file,) = saved(tmp_path)
@@ -47,7 +49,9 @@ def test_damaged_ids_are_made_again(tokenizer: SourceTokenizer, tmp_path: Path, 
     assert file.read_bytes() == good
 
 
-def test_another_tokenizer_config_is_another_entry(make_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+def test_another_tokenizer_config_is_another_entry(
+    make_checkpoint: Callable[..., Path], tmp_path: Path
+) -> None:
     folder = make_checkpoint()
     SavedIds(SourceTokenizer.open(folder), tmp_path)(TEXT)
     config = json.loads((folder / "tokenizer_config.json").read_text())

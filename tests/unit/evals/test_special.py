@@ -23,7 +23,8 @@ from quantize.runtimes.opening import open_runtime
 
 RUN = RunOptions(threads=1, progress=False, device="cpu")
 TEMPLATE = (
-    "{{ bos_token }}{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system role here') }}{% endif %}"
+    "{{ bos_token }}{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system role "
+    "here') }}{% endif %}"
     "{{ m.role }}: {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}"
 )
 FIRST, TEXT = {"SpecialToken": {"id": "<bos>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}
@@ -55,7 +56,11 @@ def make(folder: Path, kind: str, base: Path) -> Path:
         "normalized": False,
         "special": True,
     }
-    edit(folder / "tokenizer.json", added_tokens=[*added, token], **({"post_processor": BEGIN} if kind == "sees" else {}))
+    edit(
+        folder / "tokenizer.json",
+        added_tokens=[*added, token],
+        **({"post_processor": BEGIN} if kind == "sees" else {}),
+    )
     if kind == "sees":
         edit(folder / "tokenizer_config.json", bos_token=text, chat_template=TEMPLATE)
         edit(folder / "config.json", bos_token_id=...)
@@ -88,7 +93,10 @@ def hf_class(folder: Path) -> Any:
 def test_as_lm_evals_hf_class(models: dict[str, Path], kind: str, tmp_path: Path) -> None:
     folder = shutil.copytree(models[kind], tmp_path / "model")
     source = SourceTokenizer.open(folder)
-    asked = [(f"Return {text}", {"until": ["\n\n"], "max_gen_toks": 8}) for text in ("a list", "the name of it", "one of")]
+    asked = [
+        (f"Return {text}", {"until": ["\n\n"], "max_gen_toks": 8})
+        for text in ("a list", "the name of it", "one of")
+    ]
     with open_runtime(folder, RUN) as runtime:
 
         def our_class() -> RuntimeLM:
@@ -108,7 +116,9 @@ def test_as_lm_evals_hf_class(models: dict[str, Path], kind: str, tmp_path: Path
         assert ended[1] != free[1]
         texts = [("Return a list of the names in the module.",), ("The class attribute is used",)]
         rolling = lm.loglikelihood_rolling(instances("loglikelihood_rolling", *texts))
-        assert rolling == pytest.approx(theirs.loglikelihood_rolling(instances("loglikelihood_rolling", *texts)), rel=1e-5)
+        assert rolling == pytest.approx(
+            theirs.loglikelihood_rolling(instances("loglikelihood_rolling", *texts)), rel=1e-5
+        )
         if template is None:
             return
         for messages in (
@@ -120,22 +130,27 @@ def test_as_lm_evals_hf_class(models: dict[str, Path], kind: str, tmp_path: Path
             assert lm.tok_encode(prompt) == theirs.tok_encode(prompt)
             assert lm.tok_encode(prompt)[:2].count(4096) == 1
         assert lm.remarks == {
-            "system messages, such as a task's description, were left out; the chat template refuses them (no system role here)"
+            "system messages, such as a task's description, were left out; the chat template refuses them "
+            "(no system role here)"
         }
 
 
-def test_a_description_that_the_template_refuses_is_left_out_and_that_is_said(models: dict[str, Path], tmp_path: Path) -> None:
+def test_a_description_that_the_template_refuses_is_left_out_and_that_is_said(
+    models: dict[str, Path], tmp_path: Path
+) -> None:
     data = tmp_path / "quiz.jsonl"
     data.write_text(json.dumps({"question": "2+2 is", "choices": ["four", "five"], "answer": 0}) + "\n")
     task = tmp_path / "quiz.yaml"
     task.write_text(
-        f"task: quiz\ndataset_path: json\ndataset_kwargs: {{data_files: {{test: {data}}}}}\ntest_split: test\n"
+        f"task: quiz\ndataset_path: json\ndataset_kwargs: {{data_files: {{test: {data}}}}}\ntest_split: "
+        "test\n"
         "output_type: multiple_choice\ndoc_to_text: question\ndoc_to_choice: choices\ndoc_to_target: answer\n"
         "description: Answer.\nmetric_list:\n- {metric: acc, aggregation: mean, higher_is_better: true}\n"
     )
     (row,) = evaluate([models["sees"]], tasks=[task], apply_chat_template=True, run=RUN, say=lambda m: None)
     assert row.detail["remarks"] == [
-        "quiz: system messages, such as a task's description, were left out; the chat template refuses them (no system role here)"
+        "quiz: system messages, such as a task's description, were left out; the chat template refuses them "
+        "(no system role here)"
     ]
     folder = shutil.copytree(models["sees"], tmp_path / "model")
     edit(folder / "tokenizer_config.json", chat_template="{{ raise_exception('never') }}")
@@ -150,9 +165,13 @@ def test_wikitexts_documents_begin_as_lm_evals(models: dict[str, Path], tmp_path
     body = "".join(f" \n = Title {n} = \n Some words of page {n} , and more . \n" for n in range(2))
     (tmp_path / "wiki.txt").write_text(body, encoding="utf-8")
     for folder in models.values():
-        rows = evaluate([folder], text=tmp_path / "wiki.txt", protocol="lmeval-wikitext", run=RUN, say=lambda m: None)
+        rows = evaluate(
+            [folder], text=tmp_path / "wiki.txt", protocol="lmeval-wikitext", run=RUN, say=lambda m: None
+        )
         (found,) = (row.value for row in rows if row.metric == "word_perplexity")
-        assert found == pytest.approx(lm_eval_wikitext(folder, wikitext_pages(body))["word_perplexity"], rel=1e-5)
+        assert found == pytest.approx(
+            lm_eval_wikitext(folder, wikitext_pages(body))["word_perplexity"], rel=1e-5
+        )
 
 
 def test_what_the_files_of_a_model_say(models: dict[str, Path], tmp_path: Path) -> None:
@@ -165,8 +184,12 @@ def test_what_the_files_of_a_model_say(models: dict[str, Path], tmp_path: Path) 
     bare = tmp_path / "bare"
     bare.mkdir()
     shutil.copy(models["turns"] / "tokenizer.json", bare)
-    (bare / "config.json").write_text(json.dumps({"text_config": {"bos_token_id": 3, "eos_token_id": [8, 9]}}))
-    assert of_source(SourceTokenizer.open(bare), [bare]) == SpecialIds(3, 8, frozenset({8, 9}))  # the tokenizer names none
+    (bare / "config.json").write_text(
+        json.dumps({"text_config": {"bos_token_id": 3, "eos_token_id": [8, 9]}})
+    )
+    assert of_source(SourceTokenizer.open(bare), [bare]) == SpecialIds(
+        3, 8, frozenset({8, 9})
+    )  # the tokenizer names none
 
 
 def test_a_gguf_says_it_itself(models: dict[str, Path], tmp_path: Path) -> None:

@@ -7,7 +7,8 @@ from evals import statistics
 
 
 def correlated_tokens(rng: np.random.Generator, chunks: int, tokens: int, rho: float = 0.6) -> np.ndarray:
-    """(chunks, tokens) skewed token losses: correlated along a chunk, and chunks that differ in difficulty."""
+    """(chunks, tokens) skewed token losses: correlated along a chunk, and chunks that differ in
+    difficulty."""
     noise = rng.exponential(size=(chunks, tokens))
     out = np.empty((chunks, tokens))
     out[:, 0] = noise[:, 0]
@@ -96,8 +97,8 @@ def test_accuracy_interval_at_the_edge() -> None:
 
 @pytest.mark.parametrize("chunks", [100, 300])
 def test_intervals_cover_what_they_say(chunks: int) -> None:
-    """95 % intervals of the mean over correlated tokens cover the truth 93 to 97 times in 100, where the formula that takes
-    tokens as independent does not."""
+    """95 % intervals of the mean over correlated tokens cover the truth 93 to 97 times in 100, where the
+    formula that takes tokens as independent does not."""
     rng = np.random.default_rng(chunks)
     tokens, repeats = 32, 1500
     covered = naive = 0
@@ -125,7 +126,8 @@ def test_unequal_chunks_are_covered_too() -> None:
 
 
 def test_tests_hold_their_level() -> None:
-    """Of candidates that are no worse, 5 % and no more are called different; Holm keeps that for a family of six."""
+    """Of candidates that are no worse, 5 % and no more are called different; Holm keeps that for a family of
+    six."""
     rng = np.random.default_rng(1)
     repeats, chunks, family = 800, 100, 6
     counts = np.full(chunks, 16)

@@ -1,4 +1,5 @@
-"""What a task file would run is refused by name unless it is allowed; its templates cannot reach anything, or run for ever."""
+"""What a task file would run is refused by name unless it is allowed; its templates cannot reach anything, or
+run for ever."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -32,7 +33,8 @@ def write(tmp_path: Path) -> Callable[..., Path]:
     """A task file on two items, with a module beside it whose function leaves a mark, ``ran``."""
     data = tmp_path / "items.jsonl"
     data.write_text(
-        '{"query": "one", "choices": ["two", "three"], "gold": 0}\n{"query": "b", "choices": ["c", "d"], "gold": 1}\n'
+        '{"query": "one", "choices": ["two", "three"], "gold": 0}\n{"query": "b", "choices": ["c", "d"], '
+        '"gold": 1}\n'
     )
     (tmp_path / "evil.py").write_text(MARK.format(path=str(tmp_path / "ran")))
 
@@ -46,7 +48,10 @@ def write(tmp_path: Path) -> Callable[..., Path]:
 
 #: what is added to a good task -> words of the refusal
 REFUSED = {
-    "process_docs: !function evil.mark": (":9: runs Python of its own (!function evil.mark)", "--allow-task-code"),
+    "process_docs: !function evil.mark": (
+        ":9: runs Python of its own (!function evil.mark)",
+        "--allow-task-code",
+    ),
     "metric_list: [{metric: !function os.system}]": (":9: runs Python", "os.system"),
     "fewshot_config: {sampler: first_n, samples: !function evil.mark}": (":9: runs Python",),
     "metric_list: [{metric: ./evil.py}]": ("./evil.py", "script", "--allow-task-code"),
@@ -68,11 +73,14 @@ def test_what_would_run_code_is_refused_by_name(write: Callable[..., Path], more
         assert words in str(error.value)
 
 
-def test_in_what_it_includes_too_and_in_tasks_inside_a_group(write: Callable[..., Path], tmp_path: Path) -> None:
+def test_in_what_it_includes_too_and_in_tasks_inside_a_group(
+    write: Callable[..., Path], tmp_path: Path
+) -> None:
     write("process_docs: !function evil.mark", "inner.yaml")
     (tmp_path / "outer.yaml").write_text("include: inner.yaml\ntask: outer\n")
     (tmp_path / "group.yaml").write_text(
-        "group: g\ntask:\n- {task: a, metric_list: [{metric: x/y}]}\n- {group: b, task: [{task: c, unsafe_code: true}]}\n"
+        "group: g\ntask:\n- {task: a, metric_list: [{metric: x/y}]}\n- {group: b, task: [{task: c, "
+        "unsafe_code: true}]}\n"
     )
     (tmp_path / "loop.yaml").write_text("task: l\ninclude: [loop.yaml]\n")
     for name, expected in (("outer", "inner.yaml:9: runs Python"), ("group", "x/y"), ("loop", "includes")):
@@ -84,7 +92,11 @@ def test_lm_evals_own_functions_and_metrics_pass_and_its_code_tasks_ask(tmp_path
     import lm_eval.tasks
 
     tasks = Path(lm_eval.tasks.__file__).parent
-    for name, other in (("own", "hellaswag/hellaswag.yaml"), ("code", "humaneval/humaneval.yaml"), ("out", "../../evil.yaml")):
+    for name, other in (
+        ("own", "hellaswag/hellaswag.yaml"),
+        ("code", "humaneval/humaneval.yaml"),
+        ("out", "../../evil.yaml"),
+    ):
         (tmp_path / f"{name}.yaml").write_text(f"include: {tasks / other}\ntask: mine\n")
     assert parse_tasks([str(tmp_path / "own.yaml")], print)
     with pytest.raises(BadInput, match="--allow-code-execution"):
@@ -129,7 +141,8 @@ def test_templates_of_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
         ("{{ choices.append(1) }}", "unsafe"),
         ("{{ nobody }}", "'nobody' is undefined"),
         (
-            "{% for a in range(9999) %}{% for b in range(9999) %}{% for c in range(9999) %}{% endfor %}{% endfor %}{% endfor %}",
+            "{% for a in range(9999) %}{% for b in range(9999) %}{% for c in range(9999) %}{% endfor %}{% "
+            "endfor %}{% endfor %}",
             "0.5 s",
         ),
         ("{{ 'a' * 10 ** 10 }}", "more than it may"),

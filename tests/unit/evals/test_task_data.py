@@ -1,4 +1,5 @@
-"""lm-eval's own tasks on local data, suites, few-shot examples, chat templates, and code that a model wrote."""
+"""lm-eval's own tasks on local data, suites, few-shot examples, chat templates, and code that a model
+wrote."""
 
 import hashlib
 import json
@@ -29,7 +30,8 @@ from quantize.runtimes.opening import open_runtime
 lm_eval = pytest.importorskip("lm_eval")
 RUN = RunOptions(threads=1, progress=False)
 TEMPLATE = (
-    "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+    "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}{% if add_generation_prompt "
+    "%}<assistant>{% endif %}"
 )
 
 
@@ -45,7 +47,11 @@ def model(make_checkpoint: Callable[..., Path]) -> Path:
 def gsm8k(tmp_path: Path) -> Path:
     """As llm-foundry keeps it."""
     items = [
-        {"context": f"What is {n} and {n}?", "chain_of_thought": f"It is <<{n}+{n}={2 * n}>>{2 * n}.", "answer": str(2 * n)}
+        {
+            "context": f"What is {n} and {n}?",
+            "chain_of_thought": f"It is <<{n}+{n}={2 * n}>>{2 * n}.",
+            "answer": str(2 * n),
+        }
         for n in range(1, 9)
     ]
     path = tmp_path / "numbers.jsonl"
@@ -55,11 +61,16 @@ def gsm8k(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def subjects(tmp_path: Path) -> Path:
-    """Two of CMMLU's subjects as its repository keeps them, one answer column starting with what looks like a number."""
+    """Two of CMMLU's subjects as its repository keeps them, one answer column starting with what looks like a
+    number."""
     for split in ("dev", "test"):
         (tmp_path / "cmmlu" / split).mkdir(parents=True)
         for name in ("agronomy", "anatomy"):
-            lines = [",Question,A,B,C,D,Answer", f"0,{name} {split} one,1,2,3,4,A", '1,"two, or more",(1),two,three,four,C']
+            lines = [
+                ",Question,A,B,C,D,Answer",
+                f"0,{name} {split} one,1,2,3,4,A",
+                '1,"two, or more",(1),two,three,four,C',
+            ]
             (tmp_path / "cmmlu" / split / f"{name}.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return tmp_path / "cmmlu"
 
@@ -75,14 +86,19 @@ def run_plain(lm: Any, task: HarnessTask, **options: Any) -> list[dict[str, Any]
 def test_local_data_few_shot_and_chat_template_agree_with_plain_lm_eval(
     options: dict[str, Any], model: Path, gsm8k: Path
 ) -> None:
-    """Its own definition, from question to filter, on the file: the same prompts, and the same answers as its own model class."""
+    """Its own definition, from question to filter, on the file: the same prompts, and the same answers as its
+    own model class."""
     from lm_eval.models.huggingface import HFLM
 
     (task,) = parse_tasks([f"gsm8k={gsm8k}"], print)
     assert isinstance(task, HarnessTask)
-    theirs = run_plain(HFLM(pretrained=str(model), dtype="float32", batch_size=1, device="cpu"), task, limit=2, **options)
+    theirs = run_plain(
+        HFLM(pretrained=str(model), dtype="float32", batch_size=1, device="cpu"), task, limit=2, **options
+    )
     with open_runtime(model, RUN) as runtime:
-        lm = RuntimeLM(runtime, SourceTokenizer.open(model), SpecialIds(0, 0), template=folder_template(model))
+        lm = RuntimeLM(
+            runtime, SourceTokenizer.open(model), SpecialIds(0, 0), template=folder_template(model)
+        )
         ours = run_plain(lm, task, limit=2, **options)
     for key in ("arguments", "resps", "filtered_resps", "exact_match"):
         assert [sample[key] for sample in ours] == [sample[key] for sample in theirs]
@@ -106,14 +122,20 @@ def test_a_group_is_one_row_with_its_members(model: Path, subjects: Path) -> Non
         assert (subjects / "dev" / f"{name}.csv").is_file()
     with pytest.raises(BadInput, match="holds no data of cmmlu_ancient_chinese"):
         parse_tasks([f"cmmlu={subjects}"], print)
-    rows = evaluate([model], tasks=[f"cmmlu_{n}={subjects}" for n in ("agronomy", "anatomy")], num_fewshot=1, run=RUN)
+    rows = evaluate(
+        [model], tasks=[f"cmmlu_{n}={subjects}" for n in ("agronomy", "anatomy")], num_fewshot=1, run=RUN
+    )
     assert [(row.task, row.metric, row.n) for row in rows] == [
-        (f"cmmlu_{name}", metric, 2) for name in ("agronomy", "anatomy") for metric in ("accuracy", "accuracy_norm")
+        (f"cmmlu_{name}", metric, 2)
+        for name in ("agronomy", "anatomy")
+        for metric in ("accuracy", "accuracy_norm")
     ]
     for path in (Path(lm_eval.__file__).parent / "tasks" / "cmmlu").glob("cmmlu_*.yaml"):
         subject = path.stem.removeprefix("cmmlu_")
         for split in ("dev", "test"):
-            shutil.copy(subjects / split / "anatomy.csv", subjects / split / f"{subject}.csv") if subject != "anatomy" else None
+            shutil.copy(
+                subjects / split / "anatomy.csv", subjects / split / f"{subject}.csv"
+            ) if subject != "anatomy" else None
     (accuracy, _) = evaluate([model], tasks=[f"cmmlu={subjects}"], limit=1, run=RUN)
     members = accuracy.detail["members"]
     assert accuracy.task == "cmmlu"
@@ -124,7 +146,9 @@ def test_a_group_is_one_row_with_its_members(model: Path, subjects: Path) -> Non
 def test_suites_and_names(gsm8k: Path, tmp_path: Path) -> None:
     assert [t.name for t in parse_tasks(["quick"], print)] == list(SUITES["quick"])
     for name in SUITES["quick"]:
-        (tmp_path / f"{name}.jsonl").write_text('{"query": "a", "choices": ["b", "c"], "gold": 0}\n', encoding="utf-8")
+        (tmp_path / f"{name}.jsonl").write_text(
+            '{"query": "a", "choices": ["b", "c"], "gold": 0}\n', encoding="utf-8"
+        )
     local = parse_tasks([f"quick={tmp_path}"], print)
     assert [(type(t), t.name) for t in local] == [(LocalTask, name) for name in SUITES["quick"]]
     for names, expected in (
@@ -145,8 +169,11 @@ def test_no_chat_template(make_checkpoint: Callable[..., Path], gsm8k: Path) -> 
         evaluate([make_checkpoint()], tasks=[f"gsm8k={gsm8k}"], apply_chat_template=True, run=RUN)
 
 
-def test_the_chat_template_of_a_bare_gguf(make_checkpoint: Callable[..., Path], gsm8k: Path, tmp_path: Path) -> None:
-    """In its metadata, among several, it gives the same prompts as the source's folder does through transformers."""
+def test_the_chat_template_of_a_bare_gguf(
+    make_checkpoint: Callable[..., Path], gsm8k: Path, tmp_path: Path
+) -> None:
+    """In its metadata, among several, it gives the same prompts as the source's folder does through
+    transformers."""
     from quantize.conversion import convert
 
     source = make_checkpoint(num_hidden_layers=1, max_position_embeddings=1024)
@@ -172,14 +199,24 @@ def test_the_chat_template_of_a_bare_gguf(make_checkpoint: Callable[..., Path], 
         return evaluate([gguf], tasks=[f"gsm8k={gsm8k}"], limit=1, run=RUN, **options)
 
     bare = rows(apply_chat_template=True)
-    beside = rows(apply_chat_template=True, reference=source, metrics=["perplexity"], tokens=2000, protocol="llamacpp-64")
-    (beside_row,) = [row for row in beside if row.task and row.protocol_parameters["filter"] == "strict-match"]
+    beside = rows(
+        apply_chat_template=True,
+        reference=source,
+        metrics=["perplexity"],
+        tokens=2000,
+        protocol="llamacpp-64",
+    )
+    (beside_row,) = [
+        row for row in beside if row.task and row.protocol_parameters["filter"] == "strict-match"
+    ]
     (bare_row,) = [row for row in bare if row.protocol_parameters["filter"] == "strict-match"]
     assert bare_row.protocol_parameters["chat_template"] == beside_row.protocol_parameters["chat_template"]
     assert bare_row.environment["items_sha256"] == beside_row.environment["items_sha256"]
     (terse, *_) = rows(chat_template="terse")
     assert terse.protocol_parameters["chat_template"] == gguf_template(gguf, "terse").sha256
-    with pytest.raises(BadInput, match="no chat template called 'chatty'; give --chat-template with one of default, terse"):
+    with pytest.raises(
+        BadInput, match="no chat template called 'chatty'; give --chat-template with one of default, terse"
+    ):
         rows(chat_template="chatty")
 
 
@@ -191,7 +228,10 @@ class Reciter(Runtime):
 
     def __init__(self, source: SourceTokenizer, known: dict[str, str]):
         self.vocabulary = source.vocab_size
-        self.known = {tuple(source.encode(prompt)): source.encode(text, add_special=False) for prompt, text in known.items()}
+        self.known = {
+            tuple(source.encode(prompt)): source.encode(text, add_special=False)
+            for prompt, text in known.items()
+        }
         self.left: list[int] = []
 
     def logits(self, rows: np.ndarray, first: int, consume: Consume) -> None:
@@ -220,14 +260,21 @@ def test_code_is_run_against_its_tests(model: Path, tmp_path: Path) -> None:
     prompts = {"def double(x):\n": "    return 2 * x\n", "def triple(x):\n": "    return x + x\n"}
     path = tmp_path / "problems.jsonl"
     items = [
-        {"task_id": n, "prompt": p, "entry_point": p[4:10], "test": f"def check(f):\n    assert f(3) == {6 + 3 * n}\n"}
+        {
+            "task_id": n,
+            "prompt": p,
+            "entry_point": p[4:10],
+            "test": f"def check(f):\n    assert f(3) == {6 + 3 * n}\n",
+        }
         for n, p in enumerate(prompts)
     ]
     path.write_text("".join(json.dumps(item) + "\n" for item in items), encoding="utf-8")
     source = SourceTokenizer.open(model)
     tasks = parse_tasks([f"code={path}"], print, allow_code=True)
     options, special = TaskOptions(allow_code=True), SpecialIds(None, 0)
-    (row,) = run_tasks(Reciter(source, prompts), tasks, source, Heading("m", "", "r", {}), options, False, special)
+    (row,) = run_tasks(
+        Reciter(source, prompts), tasks, source, Heading("m", "", "r", {}), options, False, special
+    )
     assert (row.metric, row.value, row.samples, row.task) == ("pass_at_1", 0.5, (1.0, 0.0), "humaneval")
 
 
@@ -237,6 +284,8 @@ def test_limits_of_code() -> None:
     assert not passes("while True: pass")
     assert not passes("x = bytearray(8 << 30)")
     assert not passes("import os; os.environ['HOME']")
-    scores, results = CodeEval().compute(["assert f() == 1", "assert f() == 2"], [["def f(): return 1", "f = 0"]] * 2, [1, 2])
+    scores, results = CodeEval().compute(
+        ["assert f() == 1", "assert f() == 2"], [["def f(): return 1", "f = 0"]] * 2, [1, 2]
+    )
     assert scores == {"pass@1": pytest.approx(0.25), "pass@2": pytest.approx(0.5)}
     assert results == {0: [True, False], 1: [False, False]}

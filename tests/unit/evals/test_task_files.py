@@ -11,7 +11,10 @@ GOOD = {"query": "a", "choices": ["b", "c"], "gold": 1}
 
 
 def write(path: Path, *lines: object) -> Path:
-    path.write_text("".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines), encoding="utf-8")
+    path.write_text(
+        "".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines),
+        encoding="utf-8",
+    )
     return path
 
 
@@ -20,7 +23,10 @@ def test_the_three_forms(tmp_path: Path) -> None:
     assert (choices.form, len(choices.items), choices.delimiter, choices.name) == ("choices", 2, " ", "a")
     assert choices.items[1] == GOOD
     contexts = read_jsonl(
-        write(tmp_path / "b.jsonl", {"context_options": ["x", "y"], "continuation": "z", "gold": 0, "delimiter": ""})
+        write(
+            tmp_path / "b.jsonl",
+            {"context_options": ["x", "y"], "continuation": "z", "gold": 0, "delimiter": ""},
+        )
     )
     assert (contexts.form, contexts.delimiter) == ("contexts", "")
     plain = read_jsonl(write(tmp_path / "c.jsonl", {"context": "x", "continuation": "z"}))

@@ -1,4 +1,5 @@
-"""How the tokenizer.json files of published families split text: normalizer and pre-tokenizer, as they stand in those files.
+"""How the tokenizer.json files of published families split text: normalizer and pre-tokenizer, as they stand
+in those files.
 
 ``pre``: the name llama.cpp has for it. ``ignore_merges``: as the family's file has it.
 """
@@ -62,23 +63,27 @@ FAMILIES: dict[str, Family] = {
         "qwen35",
         [
             _split(
-                I_CONTRACTION + r"|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+                I_CONTRACTION + r"|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| "
+                                r"?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
             ),
             _bytes(False),
         ],
         NFC,
     ),
-    "Llama 3": Family("llama-bpe", [_split(I_CONTRACTION + GPT4 % "{1,3}"), _bytes(False)], ignore_merges=True),
+    "Llama 3": Family("llama-bpe", [_split(I_CONTRACTION + GPT4 % "{1,3}"), _bytes(False)],
+    ignore_merges=True),
     "GLM-4": Family("glm4", [_split(I_CONTRACTION + GPT4 % "{1,3}"), _bytes(False)], ignore_merges=True),
     "DBRX, Phi-4, OLMo 2": Family("dbrx", [_split(I_CONTRACTION + GPT4 % "{1,3}"), _bytes(False)]),
     "DeepSeek-V3": Family(
         "deepseek-v3",
-        [_split(r"\p{N}{1,3}"), _split(CJK), _split(DEEPSEEK_WORDS + r"[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"), _bytes(False)],
+        [_split(r"\p{N}{1,3}"), _split(CJK), _split(DEEPSEEK_WORDS + r"[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"),
+        _bytes(False)],
     ),
     "DeepSeek LLM": Family(
         "deepseek-llm",
         [
-            _split("[\r\n]"), _split(f"\\s?[{ALPHABETS}]+"), _split(r"\s?[!-/:-~！-／：-～‘-‟　-。]+"), _split(r"\s+$"),
+            _split("[\r\n]"), _split(f"\\s?[{ALPHABETS}]+"), _split(r"\s?[!-/:-~！-／：-～‘-‟　-。]+"),
+            _split(r"\s+$"),
             _split("[一-龥ࠀ-一가-퟿]+"), _digits(True),
             _bytes(False),
         ],
@@ -86,31 +91,38 @@ FAMILIES: dict[str, Family] = {
     "DeepSeek-Coder": Family(
         "deepseek-coder",
         [
-            _split("[\r\n]"), _split(r"\s?\p{L}+"), _split(r"\s?\p{P}+"), _split("[一-龥ࠀ-一가-퟿]+"), _digits(True),
+            _split("[\r\n]"), _split(r"\s?\p{L}+"), _split(r"\s?\p{P}+"), _split("[一-龥ࠀ-一가-퟿]+"),
+            _digits(True),
             _bytes(False),
         ],
     ),
     "Falcon": Family(
         "falcon",
-        [{"type": "Punctuation", "behavior": "Contiguous"}, _bytes(True), _digits(False), _split("[0-9][0-9][0-9]")],
+        [{"type": "Punctuation", "behavior": "Contiguous"}, _bytes(True), _digits(False),
+        _split("[0-9][0-9][0-9]")],
     ),
     "BLOOM": Family("bloom", [_split(r" ?[^(\s|[.,!?…。，、।۔،])]+"), _bytes(False)]),
     "Viking": Family("viking", [_split(r" ?[^(\s|[.,!?…。，、।۔،])]+"), _digits(True), _bytes(False)]),
-    # llama.cpp's "gpt-4o" cuts letters from their combining marks; this one does not, and splits as the file does otherwise.
-    "GPT-4o, Llama 4": Family("granite-embed-multi-97m", [_split(_cased(I_CONTRACTION + "?", "{1,3}")), _bytes(False)]),
+    # llama.cpp's "gpt-4o" cuts letters from their combining marks; this one does not, and splits as the file
+    # does otherwise.
+    "GPT-4o, Llama 4": Family("granite-embed-multi-97m", [_split(_cased(I_CONTRACTION + "?", "{1,3}")),
+    _bytes(False)]),
     "Mistral Nemo": Family("tekken", [_split(_cased("", "")), _bytes(False)], ignore_merges=True),
     "Granite embedding": Family(
-        "granite-embed-multi-97m", [_split(_cased(I_CONTRACTION + "?", "{1,3}")), _bytes(False)], ignore_merges=True
+        "granite-embed-multi-97m", [_split(_cased(I_CONTRACTION + "?", "{1,3}")), _bytes(False)],
+        ignore_merges=True
     ),
     "Tiny Aya": Family(
-        "tiny_aya", [_split(r"\d{1,3}(?=(?:\d{3})*\b)"), _split(_cased(I_CONTRACTION + "?", "{1,3}")), _bytes(False)]
+        "tiny_aya", [_split(r"\d{1,3}(?=(?:\d{3})*\b)"), _split(_cased(I_CONTRACTION + "?", "{1,3}")),
+        _bytes(False)]
     ),
     "Jais 2": Family(
         "jais-2",
         [
             _split(
                 I_CONTRACTION
-                + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s{512}(?!\S)|\s{256}(?!\S)"
+                + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| "
+                  r"?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s{512}(?!\S)|\s{256}(?!\S)"
                 + r"|\s{128}(?!\S)|\s{64}(?!\S)|\s{32}(?!\S)|\s{16}(?!\S)|\s{8}(?!\S)|\s{4}(?!\S)|\s{1,2}(?!\S)|\s{1}"
             ),
             _bytes(False),
@@ -119,7 +131,8 @@ FAMILIES: dict[str, Family] = {
     "Spark 2.5": Family(
         "spark2_5",
         [
-            _split(r"\p{N}{1,3}"), _split(CJK), _split(DEEPSEEK_WORDS + "|[\r\n]|\\s+(?!\\S)|\\s+"), _digits(True), _bytes(False),
+            _split(r"\p{N}{1,3}"), _split(CJK), _split(DEEPSEEK_WORDS + "|[\r\n]|\\s+(?!\\S)|\\s+"),
+            _digits(True), _bytes(False),
         ],
     ),
     "Youtu": Family(
@@ -133,7 +146,8 @@ FAMILIES: dict[str, Family] = {
     "Chameleon": Family(
         "chameleon",
         [
-            _split("<sentinel:[0-9]+>"), _split("(IMGIMG)((A|B|C|D|E|F|G|H|I){1,4})Z"), _split("([\\t\\n]|    |  )"),
+            _split("<sentinel:[0-9]+>"), _split("(IMGIMG)((A|B|C|D|E|F|G|H|I){1,4})Z"),
+            _split("([\\t\\n]|    |  )"),
             _digits(True),
             {"type": "Punctuation", "behavior": "Isolated"}, _bytes(True),
         ],
@@ -144,7 +158,8 @@ FAMILIES: dict[str, Family] = {
             _split(
                 r"[\p{Han}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]*[\p{Ll}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]+"
                 r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]+[\p{Ll}\p{Lm}\p{Lo}"
-                r"\p{M}&&[^\p{Han}]]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+                r"\p{M}&&[^\p{Han}]]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}| "
+                r"?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
             ),
             _bytes(False),
         ],
@@ -154,7 +169,8 @@ FAMILIES: dict[str, Family] = {
         "qwen2",
         [
             _split(
-                r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"
+                r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}| "
+                r"?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"
             ),
             _bytes(False),
         ],
@@ -181,7 +197,8 @@ FAMILIES: dict[str, Family] = {
         "exaone-moe",
         [
             _split(
-                I_CONTRACTION + r"|[^\r\n\p{L}\p{N}]?(?:\p{L}\p{M}*(?: \p{L}\p{M}*)*)+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]?|\s*[\r\n]"
+                I_CONTRACTION + r"|[^\r\n\p{L}\p{N}]?(?:\p{L}\p{M}*(?: \p{L}\p{M}*)*)+|\p{N}| "
+                                r"?[^\s\p{L}\p{N}]+[\r\n/]?|\s*[\r\n]"
                 r"|\s+(?!\S)|\s+"
             ),
             _bytes(False),
@@ -192,7 +209,8 @@ FAMILIES: dict[str, Family] = {
         "minicpm5",
         [
             _split(r"\p{N}{1,3}"),
-            _split(I_CONTRACTION + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}+| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"),
+            _split(I_CONTRACTION + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}+| "
+                                   r"?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"),
             _bytes(False),
         ],
         ignore_merges=True,

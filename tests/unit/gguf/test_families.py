@@ -27,12 +27,15 @@ from quantize.gguf.families.plan import KNOWN, plan, restore
 
 CONFIG = {
     "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 64, "intermediate_size": 96,
-    "num_hidden_layers": 1, "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 128, "max_position_embeddings": 256,
+    "num_hidden_layers": 1, "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 128,
+    "max_position_embeddings": 256,
     "rms_norm_eps": 1e-5, "hidden_act": "silu",
 }  # fmt: skip
 LAYER = {
-    "input_layernorm": (64,), "post_attention_layernorm": (64,), "self_attn.q_proj": (64, 64), "self_attn.k_proj": (32, 64),
-    "self_attn.v_proj": (32, 64), "self_attn.o_proj": (64, 64), "mlp.gate_proj": (96, 64), "mlp.up_proj": (96, 64),
+    "input_layernorm": (64,), "post_attention_layernorm": (64,), "self_attn.q_proj": (64, 64),
+    "self_attn.k_proj": (32, 64),
+    "self_attn.v_proj": (32, 64), "self_attn.o_proj": (64, 64), "mlp.gate_proj": (96, 64), "mlp.up_proj": (96,
+    64),
     "mlp.down_proj": (64, 96),
 }  # fmt: skip
 SHAPES: dict[str, tuple[int, ...]] = {
@@ -49,7 +52,10 @@ def headers(config: dict[str, Any] | None = None, without: str = "", **more: tup
         k.replace("__", "."): v for k, v in more.items()
     }
     file = Path("/nonexistent/model.safetensors")
-    infos = {name: TensorInfo(name, shape, "BF16", file, 0, 2 * int(np.prod(shape))) for name, shape in shapes.items()}
+    infos = {
+        name: TensorInfo(name, shape, "BF16", file, 0, 2 * int(np.prod(shape)))
+        for name, shape in shapes.items()
+    }
     return Checkpoint(file.parent, "tiny", None, CONFIG | (config or {}), infos)
 
 
@@ -61,19 +67,24 @@ def test_llama() -> None:
     family = plan(headers())
     assert family.architecture == "llama"
     assert {m.name: m.shape for m in family.tensors} == {
-        "token_embd.weight": (128, 64), "output_norm.weight": (64,), "output.weight": (128, 64), "blk.0.attn_norm.weight": (64,),
+        "token_embd.weight": (128, 64), "output_norm.weight": (64,), "output.weight": (128, 64),
+        "blk.0.attn_norm.weight": (64,),
         "blk.0.ffn_norm.weight": (64,), "blk.0.attn_q.weight": (64, 64), "blk.0.attn_k.weight": (32, 64),
-        "blk.0.attn_v.weight": (32, 64), "blk.0.attn_output.weight": (64, 64), "blk.0.ffn_gate.weight": (96, 64),
+        "blk.0.attn_v.weight": (32, 64), "blk.0.attn_output.weight": (64, 64), "blk.0.ffn_gate.weight": (96,
+        64),
         "blk.0.ffn_up.weight": (96, 64), "blk.0.ffn_down.weight": (64, 96),
     }  # fmt: skip
     assert [m.sources[0] for m in family.tensors] == list(SHAPES)  # in the checkpoint's order
     assert all(m.pure for m in family.tensors)
     u32, f32 = GGUFValueType.UINT32, GGUFValueType.FLOAT32
     assert family.kvs == {
-        "llama.block_count": (1, u32), "llama.context_length": (256, u32), "llama.embedding_length": (64, u32),
-        "llama.feed_forward_length": (96, u32), "llama.attention.head_count": (4, u32), "llama.attention.head_count_kv": (2, u32),
+        "llama.block_count": (1, u32), "llama.context_length": (256, u32), "llama.embedding_length": (64,
+        u32),
+        "llama.feed_forward_length": (96, u32), "llama.attention.head_count": (4, u32),
+        "llama.attention.head_count_kv": (2, u32),
         "llama.rope.freq_base": (10000.0, f32), "llama.attention.layer_norm_rms_epsilon": (1e-5, f32),
-        "llama.attention.key_length": (16, u32), "llama.attention.value_length": (16, u32), "llama.vocab_size": (128, u32),
+        "llama.attention.key_length": (16, u32), "llama.attention.value_length": (16, u32),
+        "llama.vocab_size": (128, u32),
         "llama.rope.dimension_count": (16, u32),
     }  # fmt: skip
 
@@ -117,7 +128,8 @@ def test_old_and_new_config_spellings_agree(old: dict[str, Any], new: dict[str, 
 
 
 def test_llama3_scaling_is_the_tensor_of_divisors() -> None:
-    """Against the definition: below the high-frequency wavelength unscaled, above the low-frequency one by the factor."""
+    """Against the definition: below the high-frequency wavelength unscaled, above the low-frequency one by
+    the factor."""
     first = plan(headers({"rope_theta": 1e4, "rope_scaling": SCALING})).tensors[0]
     assert (first.name, first.sources, first.pure) == ("rope_freqs.weight", (), False)
     divisors = first.build([])
@@ -148,7 +160,11 @@ def test_refusals_name_what_is_wrong() -> None:
     with pytest.raises(BadInput, match="'linear' has no factor"):
         plan(headers({"rope_scaling": {"rope_type": "linear"}}))
     with pytest.raises(BadInput, match="short_factor has 3 values, its heads need 8"):
-        plan(headers({"rope_scaling": {"rope_type": "longrope", "long_factor": [1] * 8, "short_factor": [1] * 3}}))
+        plan(
+            headers(
+                {"rope_scaling": {"rope_type": "longrope", "long_factor": [1] * 8, "short_factor": [1] * 3}}
+            )
+        )
     with pytest.raises(BadInput, match=r"rows of 64.*hidden_size 128"):
         plan(headers({"hidden_size": 128}))
     with pytest.raises(BadInput, match=r"k_proj\.weight.*32 rows.*3 heads"):
@@ -169,9 +185,14 @@ def test_mistral_window_is_noted_where_it_is_shorter_than_the_context() -> None:
 
 
 def test_tied_head_is_written_once_more_only_where_llamacpp_needs_it() -> None:
-    assert "output.weight" not in {m.name for m in plan(headers({"tie_word_embeddings": True}, without="lm_head.weight")).tensors}
+    assert "output.weight" not in {
+        m.name for m in plan(headers({"tie_word_embeddings": True}, without="lm_head.weight")).tensors
+    }
     stable = {"architectures": ["StableLmForCausalLM"], "tie_word_embeddings": True}
-    biases = {f"{n}__bias": (64,) for n in ("model__layers__0__input_layernorm", "model__layers__0__post_attention_layernorm")}
+    biases = {
+        f"{n}__bias": (64,)
+        for n in ("model__layers__0__input_layernorm", "model__layers__0__post_attention_layernorm")
+    }
     biases["model__norm__bias"] = (64,)
     family = plan(headers(stable, without="lm_head.weight", **biases))
     by_name = {m.name: m for m in family.tensors}
@@ -186,7 +207,11 @@ def test_every_known_architecture_has_a_family() -> None:
     from types import SimpleNamespace
 
     for architecture, module in KNOWN.items():
-        assert import_module(f"quantize.gguf.families.{module}").family(SimpleNamespace(architecture=architecture)).layer
+        assert (
+            import_module(f"quantize.gguf.families.{module}")
+            .family(SimpleNamespace(architecture=architecture))
+            .layer
+        )
 
 
 @pytest.mark.parametrize(
@@ -205,7 +230,9 @@ def test_every_known_architecture_has_a_family() -> None:
     ids=lambda value: type(value).__name__ if isinstance(value, Operation) else str(value),
 )
 def test_operations_invert(operation: Operation, shapes: list[tuple[int, ...]]) -> None:
-    arrays = [np.arange(np.prod(shape), dtype=np.float32).reshape(shape) + 100 * i for i, shape in enumerate(shapes)]
+    arrays = [
+        np.arange(np.prod(shape), dtype=np.float32).reshape(shape) + 100 * i for i, shape in enumerate(shapes)
+    ]
     built = operation.build(arrays)
     assert built.shape == operation.shape(shapes)
     assert all(np.array_equal(a, b) for a, b in zip(operation.restore(built, shapes), arrays, strict=True))
@@ -243,8 +270,15 @@ def test_parts_of_one_source_are_joined() -> None:
         (None, None),
     ],
 )
-def test_pooling_of_an_embedding_model(config: dict[str, Any] | None, kept: int | None, tmp_path: Path) -> None:
-    modules = [("", "Transformer"), ("1_Pooling", "Pooling"), ("2_Dense", "Dense"), ("3_Normalize", "Normalize")]
+def test_pooling_of_an_embedding_model(
+    config: dict[str, Any] | None, kept: int | None, tmp_path: Path
+) -> None:
+    modules = [
+        ("", "Transformer"),
+        ("1_Pooling", "Pooling"),
+        ("2_Dense", "Dense"),
+        ("3_Normalize", "Normalize"),
+    ]
     types = [{"path": path, "type": f"sentence_transformers.models.{kind}"} for path, kind in modules]
     (tmp_path / "modules.json").write_text(json.dumps(types))
     if config is not None:

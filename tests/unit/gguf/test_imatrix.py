@@ -10,7 +10,15 @@ from gguf import GGUFReader, GGUFValueType
 
 from quantize.errors import BadInput
 from quantize.gguf.container.writer import Kvs, Planned, write_gguf
-from quantize.gguf.importance.file import CHUNK_COUNT, CHUNK_SIZE, DATASETS, Entry, ImportanceMatrix, read_imatrix, write_imatrix
+from quantize.gguf.importance.file import (
+    CHUNK_COUNT,
+    CHUNK_SIZE,
+    DATASETS,
+    Entry,
+    ImportanceMatrix,
+    read_imatrix,
+    write_imatrix,
+)
 from quantize.gguf.importance.use import WEIGHTED, importances
 from quantize.kernels.block_types import TENSOR_TYPES, Type
 from quantize.methods.gguf import GgufRecipe
@@ -23,7 +31,10 @@ def matrix() -> ImportanceMatrix:
     random = np.random.default_rng(0)
     return ImportanceMatrix(
         {
-            EXPERTS: Entry(random.random((3, 64), np.float32) * np.array([[40], [0], [24]], np.float32), np.array([40, 0, 24])),
+            EXPERTS: Entry(
+                random.random((3, 64), np.float32) * np.array([[40], [0], [24]], np.float32),
+                np.array([40, 0, 24]),
+            ),
             DENSE: Entry(random.random((1, 32), np.float32) * 64, np.array([64])),
         },
         ("wiki.train.raw", "naïve.txt"),
@@ -49,10 +60,16 @@ def test_gguf_format_round_trips(tmp_path: Path) -> None:
 
 
 def test_gguf_format_as_llama_imatrix_writes_it(tmp_path: Path) -> None:
-    """Order, names and shapes as in tools/imatrix/imatrix.cpp, by gguf-py's reader. ggml's shapes have columns first."""
+    """Order, names and shapes as in tools/imatrix/imatrix.cpp, by gguf-py's reader. ggml's shapes have
+    columns first."""
     write_imatrix(tmp_path / "imatrix.gguf", matrix())
     reader = GGUFReader(tmp_path / "imatrix.gguf")
-    assert [key for key in reader.fields if not key.startswith("GGUF.")] == ["general.type", DATASETS, CHUNK_COUNT, CHUNK_SIZE]
+    assert [key for key in reader.fields if not key.startswith("GGUF.")] == [
+        "general.type",
+        DATASETS,
+        CHUNK_COUNT,
+        CHUNK_SIZE,
+    ]
     assert reader.fields["general.type"].contents() == "imatrix"
     assert [(t.name, t.shape.tolist(), t.tensor_type.name) for t in reader.tensors] == [
         (f"{DENSE}.in_sum2", [32], "F32"),
@@ -66,7 +83,10 @@ def old_format(entries: dict[str, tuple[int, np.ndarray]], tail: bytes = b"") ->
     out = struct.pack("<i", len(entries))
     for name, (calls, values) in entries.items():
         out += (
-            struct.pack("<i", len(name)) + name.encode() + struct.pack("<ii", calls, values.size) + values.astype("<f4").tobytes()
+            struct.pack("<i", len(name))
+            + name.encode()
+            + struct.pack("<ii", calls, values.size)
+            + values.astype("<f4").tobytes()
         )
     return out + tail
 
@@ -74,7 +94,9 @@ def old_format(entries: dict[str, tuple[int, np.ndarray]], tail: bytes = b"") ->
 def test_old_format(tmp_path: Path) -> None:
     values = np.random.default_rng(0).random(96, np.float32)
     path = tmp_path / "imatrix.dat"
-    path.write_bytes(old_format({DENSE: (7, values[:32]), EXPERTS: (0, values)}, struct.pack("<ii", 7, 4) + b"wiki"))
+    path.write_bytes(
+        old_format({DENSE: (7, values[:32]), EXPERTS: (0, values)}, struct.pack("<ii", 7, 4) + b"wiki")
+    )
     read = read_imatrix(path)
     assert (read.datasets, read.chunk_count) == (("wiki",), 7)
     assert np.array_equal(read.entries[DENSE].means()[0], values[:32] / np.float32(7))
@@ -89,10 +111,15 @@ def test_truncated_anywhere(tmp_path: Path, name: str) -> None:
     if name.endswith("gguf"):
         write_imatrix(whole, matrix())
     else:
-        whole.write_bytes(old_format({DENSE: (7, np.ones(32)), EXPERTS: (7, np.ones(96))}, struct.pack("<ii", 7, 4) + b"wiki"))
+        whole.write_bytes(
+            old_format(
+                {DENSE: (7, np.ones(32)), EXPERTS: (7, np.ones(96))}, struct.pack("<ii", 7, 4) + b"wiki"
+            )
+        )
     data, cut = whole.read_bytes(), tmp_path / "cut"
     for length in range(len(data) - 1):
-        # What follows the entries of the old format may be absent, which one length looks like; padding may be missing too.
+        # What follows the entries of the old format may be absent, which one length looks like; padding may
+        # be missing too.
         cut.write_bytes(data[:length])
         try:
             entries = len(read_imatrix(cut).entries)
@@ -135,7 +162,11 @@ GOOD: Kvs = {
     [
         (GOOD, {}, "without .in_sum2 tensors, not an importance matrix"),
         ({}, {"a.in_sum2": [1], "a.counts": [1]}, "imatrix.datasets is missing"),
-        ({**GOOD, CHUNK_COUNT: ("many", GGUFValueType.STRING)}, {"a.in_sum2": [1], "a.counts": [1]}, "not of type UINT32"),
+        (
+            {**GOOD, CHUNK_COUNT: ("many", GGUFValueType.STRING)},
+            {"a.in_sum2": [1], "a.counts": [1]},
+            "not of type UINT32",
+        ),
         (GOOD, {"a.in_sum2": [1, 2]}, r"a\.counts is missing"),
         (GOOD, {"a.counts": [1, 2]}, r"a\.in_sum2 is missing"),
         (GOOD, {"a.in_sum2": [1, 2, 3], "a.counts": [1, 2]}, "3 sums do not go with 2 counts"),
@@ -179,11 +210,22 @@ def test_a_recipe_is_its_matrix_content(tmp_path: Path, monkeypatch: pytest.Monk
     write_imatrix(other, ImportanceMatrix(matrix().entries, (), 1, 32))
     recipe = parse_recipe(f"gguf-q4_k_m:imatrix={first}")
     assert recipe.digest == parse_recipe(f"gguf-q4_k_m:imatrix={elsewhere}").digest
-    assert len({recipe.digest, parse_recipe(f"gguf-q4_k_m:imatrix={other}").digest, parse_recipe("gguf-q4_k_m").digest}) == 3
+    assert (
+        len(
+            {
+                recipe.digest,
+                parse_recipe(f"gguf-q4_k_m:imatrix={other}").digest,
+                parse_recipe("gguf-q4_k_m").digest,
+            }
+        )
+        == 3
+    )
     assert recipe.slug != parse_recipe(f"gguf-q4_k_m:imatrix={other}").slug
     assert recipe.files == (first,)
     assert str(tmp_path) not in str(recipe.canonical)
-    assert parse_recipe(recipe.canonical).digest == recipe.digest, "as it is read from a manifest, in any folder"
+    assert parse_recipe(recipe.canonical).digest == recipe.digest, (
+        "as it is read from a manifest, in any folder"
+    )
     monkeypatch.chdir(tmp_path)
     assert recipe.short == "gguf-q4_k_m:imatrix=a.gguf"
     assert parse_recipe(recipe.short).digest == recipe.digest
@@ -194,11 +236,14 @@ def test_a_recipe_is_its_matrix_content(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize(
-    "kind", sorted(WEIGHTED & set(TENSOR_TYPES.values()), key=lambda kind: kind.name), ids=lambda kind: kind.name
+    "kind",
+    sorted(WEIGHTED & set(TENSOR_TYPES.values()), key=lambda kind: kind.name),
+    ids=lambda kind: kind.name,
 )
 @pytest.mark.parametrize("columns", [8, 32, 256, 512])
 def test_columns_without_importance_count_alike(kind: Type, columns: int) -> None:
-    """In every block format they come back like their source, where weights of zero would take any value for good."""
+    """In every block format they come back like their source, where weights of zero would take any value for
+    good."""
     pytest.importorskip("llama_cpp")
     from gguf.quants import dequantize
 
@@ -212,7 +257,11 @@ def test_columns_without_importance_count_alike(kind: Type, columns: int) -> Non
     name = "blk.0.attn_q.weight"
     specs, choices = [Spec(name, (4, 512), Type.F32)], {name: Choice(kind, kind)}
     given = importances(
-        ImportanceMatrix({name: Entry(sums, np.array([10]))}, (), 1, 32), specs, choices, FILE_TYPES["q4_k_m"], "m.dat"
+        ImportanceMatrix({name: Entry(sums, np.array([10]))}, (), 1, 32),
+        specs,
+        choices,
+        FILE_TYPES["q4_k_m"],
+        "m.dat",
     )
     (note,) = given.notes
     assert (note.tensor, note.what) == (name, f"equal importances for {columns} of 512 columns")
@@ -222,7 +271,9 @@ def test_columns_without_importance_count_alike(kind: Type, columns: int) -> Non
     quantize_rows(kind, rows, out, given.rows[name][0])
     back = dequantize(out, kind)
     part = slice(0, columns)
-    cosine = (back[:, part] * rows[:, part]).sum() / np.linalg.norm(back[:, part]) / np.linalg.norm(rows[:, part])
+    cosine = (
+        (back[:, part] * rows[:, part]).sum() / np.linalg.norm(back[:, part]) / np.linalg.norm(rows[:, part])
+    )
     assert cosine > 0.6, block_size(kind)
 
 
@@ -235,7 +286,11 @@ def test_an_importance_of_zero_among_others_stays() -> None:
     name = "blk.0.attn_q.weight"
     matrix = ImportanceMatrix({name: Entry(sums, np.array([1]))}, (), 1, 32)
     given = importances(
-        matrix, [Spec(name, (4, 64), Type.F32)], {name: Choice(Type.Q4_0, Type.Q4_0)}, FILE_TYPES["q4_0"], "m.dat"
+        matrix,
+        [Spec(name, (4, 64), Type.F32)],
+        {name: Choice(Type.Q4_0, Type.Q4_0)},
+        FILE_TYPES["q4_0"],
+        "m.dat",
     )
     assert np.array_equal(given.rows[name], sums)
     assert given.notes == []

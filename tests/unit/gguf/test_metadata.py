@@ -18,7 +18,8 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 def test_a_snapshot_folder_is_called_by_its_id(demo_checkpoint: Path, tmp_path: Path) -> None:
-    """The Hub's cache calls a folder by its commit; another machine's path to it must give the same file too."""
+    """The Hub's cache calls a folder by its commit; another machine's path to it must give the same file
+    too."""
     names = set()
     for parent in ("models--org--tiny-model/snapshots", "elsewhere/models--org--tiny-model/snapshots"):
         folder = tmp_path / parent / COMMIT
@@ -32,7 +33,9 @@ def test_the_character_map_is_bytes_in_the_file(demo_checkpoint: Path, tmp_path:
     """llama.cpp takes tokenizer.ggml.precompiled_charsmap as an array of (u)int8 only."""
     from sentencepiece import SentencePieceNormalizer
 
-    (tmp_path / "spiece.model").write_bytes(SentencePieceNormalizer(rule_name="nmt_nfkc").serialized_model_proto())
+    (tmp_path / "spiece.model").write_bytes(
+        SentencePieceNormalizer(rule_name="nmt_nfkc").serialized_model_proto()
+    )
     charsmap = read_spec(tmp_path / "spiece.model").charsmap
     (tmp_path / "spiece.model").unlink()
     shutil.copy(demo_checkpoint / "config.json", tmp_path)

@@ -37,7 +37,10 @@ def planned(name: str, values: np.ndarray, kind: Type = Type.F32) -> Planned:
 
 @pytest.fixture
 def good(tmp_path: Path) -> bytes:
-    tensors = [planned("a.weight", np.arange(64, dtype=np.float32).reshape(2, 32)), planned("b.weight", np.ones(3, np.float32))]
+    tensors = [
+        planned("a.weight", np.arange(64, dtype=np.float32).reshape(2, 32)),
+        planned("b.weight", np.ones(3, np.float32)),
+    ]
     path = tmp_path / "good.gguf"
     write_gguf(path, KVS, tensors, threads=1)
     return path.read_bytes()
@@ -67,7 +70,9 @@ def entry(name: str, dims: tuple[int, ...], kind: int, offset: int) -> bytes:
     return start + struct.pack("<IQ", kind, offset)
 
 
-def document(kvs: bytes = b"", kv_count: int = 0, tensors: bytes = b"", tensor_count: int = 0, data: int = 0) -> bytes:
+def document(
+    kvs: bytes = b"", kv_count: int = 0, tensors: bytes = b"", tensor_count: int = 0, data: int = 0
+) -> bytes:
     head = b"GGUF" + struct.pack("<IQQ", 3, tensor_count, kv_count) + kvs + tensors
     return head + bytes(-len(head) % 32) + bytes(data)
 
@@ -86,30 +91,54 @@ BAD: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "magic alone": (lambda good: good[:4], "truncated"),
     "data cut": (lambda good: good[:-64], "truncated"),
     "huge tensor count": (lambda good: good[:8] + struct.pack("<Q", HUGE) + good[16:], "number of tensors"),
-    "huge metadata count": (lambda good: good[:16] + struct.pack("<Q", HUGE) + good[24:], "number of metadata"),
+    "huge metadata count": (
+        lambda good: good[:16] + struct.pack("<Q", HUGE) + good[24:],
+        "number of metadata",
+    ),
     "negative count": (lambda good: good[:16] + struct.pack("<q", -1) + good[24:], "number of metadata"),
     "huge key": (lambda good: document(struct.pack("<Q", HUGE) + bytes(64), 1), "metadata key"),
-    "huge string": (lambda good: document(kv(b"k", V.STRING, struct.pack("<Q", 2**40)), 1, data=64), "string k"),
-    "string past the end": (lambda good: document(kv(b"k", V.STRING, struct.pack("<Q", 2**20)), 1, data=64), "truncated"),
-    "huge array": (lambda good: document(kv(b"k", V.ARRAY, struct.pack("<IQ", V.UINT8, HUGE)), 1, data=64), "array k"),
+    "huge string": (
+        lambda good: document(kv(b"k", V.STRING, struct.pack("<Q", 2**40)), 1, data=64),
+        "string k",
+    ),
+    "string past the end": (
+        lambda good: document(kv(b"k", V.STRING, struct.pack("<Q", 2**20)), 1, data=64),
+        "truncated",
+    ),
+    "huge array": (
+        lambda good: document(kv(b"k", V.ARRAY, struct.pack("<IQ", V.UINT8, HUGE)), 1, data=64),
+        "array k",
+    ),
     "key twice": (lambda good: document(kv(b"k", V.UINT8, b"\0") * 2, 2, data=64), "twice"),
     "unknown value type": (lambda good: document(kv(b"k", 99, b""), 1, data=64), "unknown type 99"),
     "deep nesting": (
         lambda good: document(kv(b"k", V.ARRAY, struct.pack("<IQ", V.ARRAY, 1) * 40), 1, data=640),
         "nests arrays",
     ),
-    "alignment of zero": (lambda good: document(kv(b"general.alignment", V.UINT32, bytes(4)), 1, data=64), "general.alignment"),
+    "alignment of zero": (
+        lambda good: document(kv(b"general.alignment", V.UINT32, bytes(4)), 1, data=64),
+        "general.alignment",
+    ),
     "alignment as text": (
         lambda good: document(kv(b"general.alignment", V.STRING, struct.pack("<Q", 2) + b"32"), 1, data=64),
         "general.alignment",
     ),
     "no dimensions": (lambda good: document(b"", 0, entry("t", (), 0, 0), 1, 64), "dimensions"),
     "many dimensions": (lambda good: document(b"", 0, entry("t", (1,) * 9, 0, 0), 1, 64), "dimensions"),
-    "huge shape": (lambda good: document(b"", 0, entry("t", (2**62, 2**62, 2**62), 0, 0), 1, 64), "truncated"),
+    "huge shape": (
+        lambda good: document(b"", 0, entry("t", (2**62, 2**62, 2**62), 0, 0), 1, 64),
+        "truncated",
+    ),
     "unknown tensor type": (lambda good: document(b"", 0, entry("t", (32,), 5, 0), 1, 64), "unknown type 5"),
-    "half a block": (lambda good: document(b"", 0, entry("t", (100,), int(Type.Q4_K), 0), 1, 640), "whole number"),
+    "half a block": (
+        lambda good: document(b"", 0, entry("t", (100,), int(Type.Q4_K), 0), 1, 640),
+        "whole number",
+    ),
     "tensor twice": (lambda good: document(b"", 0, entry("t", (8,), 0, 0) * 2, 2, 640), "twice"),
-    "overlap": (lambda good: document(b"", 0, entry("t", (32,), 0, 0) + entry("u", (32,), 0, 32), 2, 640), "overlap"),
+    "overlap": (
+        lambda good: document(b"", 0, entry("t", (32,), 0, 0) + entry("u", (32,), 0, 32), 2, 640),
+        "overlap",
+    ),
     "odd offset": (lambda good: document(b"", 0, entry("t", (8,), 0, 4), 1, 640), "multiple of 32"),
     "offset past the end": (lambda good: document(b"", 0, entry("t", (8,), 0, 2**62), 1, 640), "truncated"),
 }
@@ -133,8 +162,13 @@ def test_a_folder_and_nothing(tmp_path: Path) -> None:
 
 
 @settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(edits=st.lists(st.tuples(st.integers(0, 1023), st.integers(0, 255)), min_size=1, max_size=6), cut=st.integers(0, 1024))
-def test_random_damage_is_refused_or_read(tmp_path: Path, good: bytes, edits: list[tuple[int, int]], cut: int) -> None:
+@given(
+    edits=st.lists(st.tuples(st.integers(0, 1023), st.integers(0, 255)), min_size=1, max_size=6),
+    cut=st.integers(0, 1024),
+)
+def test_random_damage_is_refused_or_read(
+    tmp_path: Path, good: bytes, edits: list[tuple[int, int]], cut: int
+) -> None:
     data = bytearray(good)
     for position, value in edits:
         data[position % len(data)] = value
@@ -158,9 +192,13 @@ def test_split_files(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     arrays = {f"blk.{i}.ffn_up.weight": rng.standard_normal((4, 256), np.float32) for i in range(5)}
     path = tmp_path / "m.gguf"
-    written = write_gguf(path, KVS, [planned(n, a) for n, a in arrays.items()], threads=2, split_max_bytes=9000)
+    written = write_gguf(
+        path, KVS, [planned(n, a) for n, a in arrays.items()], threads=2, split_max_bytes=9000
+    )
     first, second, _ = written.files
-    assert all(hashlib.sha256(path.read_bytes()).hexdigest() == digest for path, digest in written.files.items())
+    assert all(
+        hashlib.sha256(path.read_bytes()).hexdigest() == digest for path, digest in written.files.items()
+    )
     assert [p.name for p in written.files] == [f"m-0000{i}-of-00003.gguf" for i in (1, 2, 3)]
     file = read_gguf(first)
     assert all(np.array_equal(file.dequantize(name), array) for name, array in arrays.items())

@@ -1,4 +1,5 @@
-"""The tokenizer's metadata: kinds of vocabulary, flags, special tokens, templates; and its ids in llama.cpp."""
+"""The tokenizer's metadata: kinds of vocabulary, flags, special tokens, templates; and its ids in
+llama.cpp."""
 
 import json
 from pathlib import Path
@@ -28,8 +29,10 @@ def values(folder: Path, **options: Any) -> dict[str, Any]:
 def train_sentencepiece(folder: Path, **options: Any) -> None:
     from sentencepiece import SentencePieceTrainer
 
-    settings = {"model_type": "bpe", "vocab_size": 900, "byte_fallback": True, "character_coverage": 0.98, "minloglevel": 2,
-                "hard_vocab_limit": False, "normalization_rule_name": "identity", "remove_extra_whitespaces": False,
+    settings = {"model_type": "bpe", "vocab_size": 900, "byte_fallback": True, "character_coverage": 0.98,
+    "minloglevel": 2,
+                "hard_vocab_limit": False, "normalization_rule_name": "identity",
+                "remove_extra_whitespaces": False,
                 "num_threads": 1, "max_sentence_length": 9999}  # fmt: skip
     folder.joinpath("corpus").write_text("\n".join(CORPUS))
     prefix = str(folder / "tokenizer")
@@ -37,7 +40,8 @@ def train_sentencepiece(folder: Path, **options: Any) -> None:
 
 
 def sentencepiece_style_json(folder: Path, *, prepend: bool, keep_model: bool = False) -> None:
-    """The tokenizer.json that transformers 5 saves for a SentencePiece BPE: all cuts of a token are merges, in order of score."""
+    """The tokenizer.json that transformers 5 saves for a SentencePiece BPE: all cuts of a token are merges,
+    in order of score."""
     from sentencepiece import SentencePieceProcessor
 
     train_sentencepiece(folder, user_defined_symbols=["<tool>"] if keep_model else ["▁▁▁", "<tool>"])
@@ -45,7 +49,9 @@ def sentencepiece_style_json(folder: Path, *, prepend: bool, keep_model: bool = 
     vocab = {model.id_to_piece(number): number for number in range(model.vocab_size())}
     merges = []
     for text in sorted(vocab, key=lambda t: -model.get_score(vocab[t])):
-        cuts = [(text[:at], text[at:]) for at in range(1, len(text)) if text[:at] in vocab and text[at:] in vocab]
+        cuts = [
+            (text[:at], text[at:]) for at in range(1, len(text)) if text[:at] in vocab and text[at:] in vocab
+        ]
         if not model.is_control(vocab[text]) and not model.is_byte(vocab[text]):
             merges += sorted(cuts, key=lambda cut: (vocab[cut[0]], vocab[cut[1]]))
     replace = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
@@ -60,11 +66,21 @@ def sentencepiece_style_json(folder: Path, *, prepend: bool, keep_model: bool = 
         "normalizer": {"type": "Sequence", "normalizers": rules},
         "post_processor": {
             "type": "TemplateProcessing",
-            "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+            "single": [
+                {"SpecialToken": {"id": "<s>", "type_id": 0}},
+                {"Sequence": {"id": "A", "type_id": 0}},
+            ],
             "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 0}}],
             "special_tokens": {"<s>": {"id": "<s>", "ids": [1], "tokens": ["<s>"]}},
         },
-        "model": {"type": "BPE", "vocab": vocab, "merges": merges, "unk_token": "<unk>", "fuse_unk": True, "byte_fallback": True},
+        "model": {
+            "type": "BPE",
+            "vocab": vocab,
+            "merges": merges,
+            "unk_token": "<unk>",
+            "fuse_unk": True,
+            "byte_fallback": True,
+        },
     }
     folder.joinpath("tokenizer.json").write_text(json.dumps(definition))
     if not keep_model:
@@ -72,7 +88,9 @@ def sentencepiece_style_json(folder: Path, *, prepend: bool, keep_model: bool = 
 
 
 @pytest.mark.parametrize("prepend", [True, False])
-def test_tokenizer_json_alone_gets_scores_from_merges_and_flags_from_its_normalizer(tmp_path: Path, prepend: bool) -> None:
+def test_tokenizer_json_alone_gets_scores_from_merges_and_flags_from_its_normalizer(
+    tmp_path: Path, prepend: bool
+) -> None:
     sentencepiece_style_json(tmp_path, prepend=prepend)
     kvs = values(tmp_path)
     assert kvs[T + "model"] == "llama"
@@ -83,7 +101,9 @@ def test_tokenizer_json_alone_gets_scores_from_merges_and_flags_from_its_normali
         TokenType.UNKNOWN, TokenType.CONTROL, TokenType.USER_DEFINED, TokenType.BYTE,
     ]  # fmt: skip
     checkpoint = open_folder(tmp_path)
-    report = verify_tokenizer(checkpoint, tokenizer_of(tmp_path / "v.gguf", tokenizer_metadata(checkpoint).kvs))
+    report = verify_tokenizer(
+        checkpoint, tokenizer_of(tmp_path / "v.gguf", tokenizer_metadata(checkpoint).kvs)
+    )
     assert report.mismatches == []
 
 
@@ -92,7 +112,12 @@ def test_space_at_the_start_only_is_counted_where_llamacpp_puts_more(tmp_path: P
     path = tmp_path / "tokenizer.json"
     definition = json.loads(path.read_text())
     definition["normalizer"] = None
-    definition["pre_tokenizer"] = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": False}
+    definition["pre_tokenizer"] = {
+        "type": "Metaspace",
+        "replacement": "▁",
+        "prepend_scheme": "first",
+        "split": False,
+    }
     path.write_text(json.dumps(definition))
     checkpoint = open_folder(tmp_path)
     metadata = tokenizer_metadata(checkpoint)
@@ -112,7 +137,9 @@ def test_unigram_tokenizer_json(tmp_path: Path) -> None:
     tokenizer.normalizer = normalizers.Sequence([normalizers.Replace(Regex(" {2,}"), " ")])
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
     special = ["<pad>", "</s>", "<unk>"]
-    trainer = trainers.UnigramTrainer(vocab_size=600, special_tokens=special, unk_token="<unk>", show_progress=False)
+    trainer = trainers.UnigramTrainer(
+        vocab_size=600, special_tokens=special, unk_token="<unk>", show_progress=False
+    )
     tokenizer.train_from_iterator(CORPUS, trainer)
     tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
     tokenizer.save(str(tmp_path / "tokenizer.json"))
@@ -131,7 +158,11 @@ def test_scores_and_flags_gone_wrong_are_faults(tmp_path: Path) -> None:
     checkpoint = open_folder(tmp_path)
     kvs = tokenizer_metadata(checkpoint).kvs
     scores, kind = kvs[T + "scores"]
-    for key, value in (("scores", [-1000.0] * len(scores)), ("add_space_prefix", False), ("add_bos_token", False)):
+    for key, value in (
+        ("scores", [-1000.0] * len(scores)),
+        ("add_space_prefix", False),
+        ("add_bos_token", False),
+    ):
         broken = {**kvs, T + key: (value, kvs[T + key][1])}
         report = verify_tokenizer(checkpoint, tokenizer_of(tmp_path / "v.gguf", broken))
         assert len(report.fixable) > 20, key
@@ -148,13 +179,20 @@ def test_merges_that_scores_cannot_express_are_written_as_merges_over_raw_text(t
             {
                 "version": "1.0",
                 "normalizer": {"type": "Replace", "pattern": {"String": " "}, "content": "▁"},
-                "pre_tokenizer": {"type": "Split", "pattern": {"Regex": "\\n+"}, "behavior": "Isolated", "invert": False},
+                "pre_tokenizer": {
+                    "type": "Split",
+                    "pattern": {"Regex": "\\n+"},
+                    "behavior": "Isolated",
+                    "invert": False,
+                },
                 "model": {"type": "BPE", "vocab": {}, "merges": [], "byte_fallback": True},
             }
         )
     )
     bytes_ = [f"<0x{byte:02X}>" for byte in range(256)]
-    trainer = BpeTrainer(vocab_size=700, special_tokens=["<unk>", *bytes_], limit_alphabet=150, show_progress=False)
+    trainer = BpeTrainer(
+        vocab_size=700, special_tokens=["<unk>", *bytes_], limit_alphabet=150, show_progress=False
+    )
     tokenizer.train_from_iterator(CORPUS, trainer)
     data = json.loads(tokenizer.to_str())
     data["added_tokens"] = data["added_tokens"][:1]
@@ -211,11 +249,17 @@ def test_added_tokens_of_a_sentencepiece_folder(tmp_path: Path) -> None:
     kvs = values(tmp_path, rows=size + 5)
     assert len(kvs[T + "tokens"]) == len(kvs[T + "scores"]) == len(kvs[T + "token_type"]) == size + 5
     # the next free id, as transformers has it, whatever the file says
-    assert kvs[T + "tokens"][size:] == ["<extra>", "<|end|>", *(f"[PAD{number}]" for number in range(size + 2, size + 5))]
+    assert kvs[T + "tokens"][size:] == [
+        "<extra>",
+        "<|end|>",
+        *(f"[PAD{number}]" for number in range(size + 2, size + 5)),
+    ]
     unused = TokenType.UNUSED
     assert kvs[T + "token_type"][size:] == [TokenType.USER_DEFINED, TokenType.CONTROL, unused, unused, unused]
     checkpoint = open_folder(tmp_path, rows=size + 5)
-    report = verify_tokenizer(checkpoint, tokenizer_of(tmp_path / "v.gguf", tokenizer_metadata(checkpoint).kvs))
+    report = verify_tokenizer(
+        checkpoint, tokenizer_of(tmp_path / "v.gguf", tokenizer_metadata(checkpoint).kvs)
+    )
     assert report.mismatches == []
 
 
@@ -234,7 +278,9 @@ def test_model_beside_tokenizer_json_gives_its_scores_and_the_json_its_added_tok
     pieces = SentencePieceProcessor(model_file=str(tmp_path / "tokenizer.model"))
     assert kvs[T + "scores"][: size - 2] == [pieces.get_score(number) for number in range(size - 2)]
     checkpoint = open_folder(tmp_path)
-    report = verify_tokenizer(checkpoint, tokenizer_of(tmp_path / "v.gguf", tokenizer_metadata(checkpoint).kvs))
+    report = verify_tokenizer(
+        checkpoint, tokenizer_of(tmp_path / "v.gguf", tokenizer_metadata(checkpoint).kvs)
+    )
     assert report.mismatches == []
 
 
@@ -256,7 +302,11 @@ def test_special_ids_flags_and_templates(tmp_path: Path) -> None:
     ids = {name: tokenizer.token_to_id(name) for name in [*names, "<think>", "<|endoftext|>"]}
     tokenizer.post_processor = None
     tokenizer.save(str(tmp_path / "tokenizer.json"))
-    templates = [{"name": "tool_use", "template": "T"}, {"name": "default", "template": "D"}, {"name": "rag-2", "template": "R"}]
+    templates = [
+        {"name": "tool_use", "template": "T"},
+        {"name": "default", "template": "D"},
+        {"name": "rag-2", "template": "R"},
+    ]
     config = {
         "eos_token": "<|im_end|>",
         "pad_token": {"content": "<|endoftext|>"},
@@ -267,8 +317,10 @@ def test_special_ids_flags_and_templates(tmp_path: Path) -> None:
     metadata = tokenizer_metadata(open_folder(tmp_path, rows=600, bos_token_id=ids["<s>"], eos_token_id=0))
     kvs = {key.removeprefix(T): value for key, (value, _) in metadata.kvs.items()}
     assert {key: kvs[key] for key in kvs if key.endswith("_id")} == {
-        "bos_token_id": ids["<s>"], "eos_token_id": ids["<|im_end|>"], "padding_token_id": ids["<|endoftext|>"],
-        "eot_token_id": ids["<|im_end|>"], "fim_pre_token_id": ids["<|fim_prefix|>"], "fim_suf_token_id": ids["<|fim_suffix|>"],
+        "bos_token_id": ids["<s>"], "eos_token_id": ids["<|im_end|>"],
+        "padding_token_id": ids["<|endoftext|>"],
+        "eot_token_id": ids["<|im_end|>"], "fim_pre_token_id": ids["<|fim_prefix|>"],
+        "fim_suf_token_id": ids["<|fim_suffix|>"],
         "fim_mid_token_id": ids["<|fim_middle|>"], "fim_pad_token_id": ids["<|fim_pad|>"],
         "fim_rep_token_id": ids["<|repo_name|>"],
         "fim_sep_token_id": ids["<|file_sep|>"],
@@ -294,19 +346,31 @@ def test_post_processor_decides_what_is_added(tmp_path: Path) -> None:
     pairs = list(zip(("<a>", "<b>", "<c>"), ids, strict=True))
     tokenizer.post_processor = TemplateProcessing(single="<b> $A <c>", special_tokens=pairs)
     tokenizer.save(str(tmp_path / "tokenizer.json"))
-    tmp_path.joinpath("tokenizer_config.json").write_text(json.dumps({"bos_token": "<a>", "eos_token": "<c>"}))
+    tmp_path.joinpath("tokenizer_config.json").write_text(
+        json.dumps({"bos_token": "<a>", "eos_token": "<c>"})
+    )
     metadata = tokenizer_metadata(open_folder(tmp_path))
     kvs = {key.removeprefix(T): value for key, (value, _) in metadata.kvs.items()}
-    assert (kvs["bos_token_id"], kvs["add_bos_token"], kvs["eos_token_id"], kvs["add_eos_token"]) == (ids[1], True, ids[2], True)
+    assert (kvs["bos_token_id"], kvs["add_bos_token"], kvs["eos_token_id"], kvs["add_eos_token"]) == (
+        ids[1],
+        True,
+        ids[2],
+        True,
+    )
     assert any("instead of <a>" in note.what for note in metadata.notes)
-    assert verify_tokenizer(open_folder(tmp_path), tokenizer_of(tmp_path / "v.gguf", metadata.kvs)).mismatches == []
+    assert (
+        verify_tokenizer(open_folder(tmp_path), tokenizer_of(tmp_path / "v.gguf", metadata.kvs)).mismatches
+        == []
+    )
     tokenizer.post_processor = TemplateProcessing(single="<a> <b> $A", special_tokens=pairs)
     tokenizer.save(str(tmp_path / "tokenizer.json"))
     metadata = tokenizer_metadata(open_folder(tmp_path))
     assert metadata.kvs[T + "add_bos_token"][0] is False
     report = verify_tokenizer(open_folder(tmp_path), tokenizer_of(tmp_path / "v.gguf", metadata.kvs))
     assert report.fixable == []
-    assert {mismatch.cause for mismatch in report.inexpressible} == {"more than one token added around a text"}
+    assert {mismatch.cause for mismatch in report.inexpressible} == {
+        "more than one token added around a text"
+    }
 
 
 def test_vocabulary_larger_than_the_embedding_is_cut_out_loud(tmp_path: Path) -> None:
@@ -320,7 +384,9 @@ def test_vocab_json_with_merges_txt(tmp_path: Path) -> None:
     train(tmp_path, FAMILIES["Qwen2, Qwen3"], size=600)
     data = json.loads((tmp_path / "tokenizer.json").read_text())
     (tmp_path / "vocab.json").write_text(json.dumps(data["model"]["vocab"]))
-    (tmp_path / "merges.txt").write_text("#version: 0.2\n" + "\n".join(" ".join(pair) for pair in data["model"]["merges"]))
+    (tmp_path / "merges.txt").write_text(
+        "#version: 0.2\n" + "\n".join(" ".join(pair) for pair in data["model"]["merges"])
+    )
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "Qwen2Tokenizer"}))
     before = SourceTokenizer.open(tmp_path).encode("Hello 123 wörld's\n")
     (tmp_path / "tokenizer.json").unlink()
@@ -347,7 +413,9 @@ def test_bad_files(tmp_path: Path, name: str, content: str, error: type[Exceptio
 @pytest.mark.long
 def test_published_vocabularies_on_awkward_texts(shared: Path, tmp_path: Path, name: str) -> None:
     checkpoint = open_folder(shared / "tokenizers" / name)
-    report = verify_tokenizer(checkpoint, tokenizer_of(tmp_path / "v.gguf", tokenizer_metadata(checkpoint).kvs))
+    report = verify_tokenizer(
+        checkpoint, tokenizer_of(tmp_path / "v.gguf", tokenizer_metadata(checkpoint).kvs)
+    )
     assert report.fixable == []
     assert len(report.mismatches) == (10 if name == "qwen3" else 0)
 
@@ -356,6 +424,8 @@ def test_real_sentencepiece_model_that_collapses_spaces(shared: Path, tmp_path: 
     from quantize.sources.opening import open_checkpoint
 
     checkpoint = open_checkpoint(shared / "models" / "tiny1m-hf")
-    report = verify_tokenizer(checkpoint, tokenizer_of(tmp_path / "v.gguf", tokenizer_metadata(checkpoint).kvs))
+    report = verify_tokenizer(
+        checkpoint, tokenizer_of(tmp_path / "v.gguf", tokenizer_metadata(checkpoint).kvs)
+    )
     assert report.fixable == []
     assert "stripping or collapsing of spaces" in {mismatch.cause for mismatch in report.inexpressible}

@@ -1,4 +1,5 @@
-"""What the files beside tokenizer.json say of a GGUF file's vocabulary: end tokens, declared tokens, chat templates."""
+"""What the files beside tokenizer.json say of a GGUF file's vocabulary: end tokens, declared tokens, chat
+templates."""
 
 import json
 from pathlib import Path
@@ -45,9 +46,11 @@ def test_every_end_token_ends_generation(ends: list[str], listed_in: str, tmp_pa
     ids = chat_folder(tmp_path, sorted({*ends, "<|endoftext|>", "<|assistant|>"}))
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": ends[0]}))
     listed = {"eos_token_id": [ids[name] for name in ends]}
-    config: dict[str, Any] = {"generation_config.json": {}, "config.json": listed, "text_config": {"text_config": listed}}[
-        listed_in
-    ]
+    config: dict[str, Any] = {
+        "generation_config.json": {},
+        "config.json": listed,
+        "text_config": {"text_config": listed},
+    }[listed_in]
     if listed_in == "generation_config.json":
         (tmp_path / listed_in).write_text(json.dumps(listed))
     metadata = tokenizer_metadata(open_folder(tmp_path, **config))
@@ -89,11 +92,17 @@ def test_tokens_that_other_files_declare_have_their_ids(file: str, tmp_path: Pat
     chat_folder(tmp_path, [])
     source = SourceTokenizer.open(tmp_path)
     size = source.vocab_size
-    without = tokenizer_of(tmp_path / "without.gguf", tokenizer_metadata(open_folder(tmp_path, rows=size + 8)).kvs)
+    without = tokenizer_of(
+        tmp_path / "without.gguf", tokenizer_metadata(open_folder(tmp_path, rows=size + 8)).kvs
+    )
     names = ["<|im_start|>", "<|im_end|>"]
     flags = {"special": True, "lstrip": False, "rstrip": False, "normalized": False, "single_word": False}
     decoder = {str(size + i): {"content": name, **flags} for i, name in enumerate(names)}
-    data = {"added_tokens_decoder": decoder} if file != "added_tokens.json" else {name: size + i for i, name in enumerate(names)}
+    data = (
+        {"added_tokens_decoder": decoder}
+        if file != "added_tokens.json"
+        else {name: size + i for i, name in enumerate(names)}
+    )
     (tmp_path / file).write_text(json.dumps(data))
     checkpoint = open_folder(tmp_path, rows=size + 8)
     metadata = tokenizer_metadata(checkpoint)
@@ -116,7 +125,9 @@ def test_a_tokenizer_that_transformers_cannot_read_is_said(tmp_path: Path) -> No
     chat_folder(tmp_path, [])
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"padding_side": "up"}))
     checkpoint = open_folder(tmp_path)
-    report = verify_tokenizer(checkpoint, tokenizer_of(tmp_path / "v.gguf", tokenizer_metadata(checkpoint).kvs), texts=["a"])
+    report = verify_tokenizer(
+        checkpoint, tokenizer_of(tmp_path / "v.gguf", tokenizer_metadata(checkpoint).kvs), texts=["a"]
+    )
     assert "transformers' own reading not compared: ValueError" in report.summary()
 
 
@@ -124,14 +135,24 @@ TEMPLATES: dict[str, dict[str, str]] = {
     "jinja": {"chat_template.jinja": "J"},
     "json": {"chat_template.json": json.dumps({"chat_template": "P"})},
     "config": {"tokenizer_config.json": json.dumps({"chat_template": "C"})},
-    "config before json": {"tokenizer_config.json": '{"chat_template": "C"}', "chat_template.json": '{"chat_template": "P"}'},
+    "config before json": {
+        "tokenizer_config.json": '{"chat_template": "C"}',
+        "chat_template.json": '{"chat_template": "P"}',
+    },
     "jinja before config": {"chat_template.jinja": "J", "tokenizer_config.json": '{"chat_template": "C"}'},
     "named": {
-        "tokenizer_config.json": json.dumps({"chat_template": [{"name": n, "template": n} for n in ("rag-2", "default")]}),
+        "tokenizer_config.json": json.dumps(
+            {"chat_template": [{"name": n, "template": n} for n in ("rag-2", "default")]}
+        ),
     },
-    "named without default": {"tokenizer_config.json": json.dumps({"chat_template": [{"name": "rag", "template": "R"}]})},
+    "named without default": {
+        "tokenizer_config.json": json.dumps({"chat_template": [{"name": "rag", "template": "R"}]})
+    },
     "files of their own": {"chat_template.jinja": "J", "additional_chat_templates/tool_use.jinja": "T"},
-    "a file without default": {"additional_chat_templates/rag.jinja": "R", "tokenizer_config.json": '{"chat_template": "C"}'},
+    "a file without default": {
+        "additional_chat_templates/rag.jinja": "R",
+        "tokenizer_config.json": '{"chat_template": "C"}',
+    },
     "none": {},
 }
 
@@ -150,4 +171,8 @@ def test_chat_templates_from_wherever_they_are(place: str, tmp_path: Path) -> No
     found = templates_of(read_gguf(tmp_path / "v.gguf").kvs)
     theirs = AutoTokenizer.from_pretrained(tmp_path).chat_template or {}
     named = theirs if isinstance(theirs, dict) else {"default": theirs}
-    assert found == ({"default": "P"} if place == "json" else {name.replace("-", "_"): text for name, text in named.items()})
+    assert found == (
+        {"default": "P"}
+        if place == "json"
+        else {name.replace("-", "_"): text for name, text in named.items()}
+    )

@@ -1,4 +1,5 @@
-"""Every pre-tokenizer of llama.cpp: recognised from a family's own split, and its ids those of a vocabulary trained with it."""
+"""Every pre-tokenizer of llama.cpp: recognised from a family's own split, and its ids those of a vocabulary
+trained with it."""
 
 import json
 import unicodedata
@@ -24,19 +25,33 @@ LIMITS = {"normalization", "its split code", "token types that llama.cpp overrid
 def train(folder: Path, family: Family, size: int = 900) -> None:
     model = {"type": "BPE", "vocab": {}, "merges": []}
     tokenizer = Tokenizer.from_str(
-        json.dumps({"version": "1.0", "normalizer": family.normalizer, "pre_tokenizer": family.pre_tokenizer, "model": model})
+        json.dumps(
+            {
+                "version": "1.0",
+                "normalizer": family.normalizer,
+                "pre_tokenizer": family.pre_tokenizer,
+                "model": model,
+            }
+        )
     )
     trainer = BpeTrainer(
-        vocab_size=size, initial_alphabet=ByteLevel.alphabet(), special_tokens=["<|endoftext|>"], show_progress=False
+        vocab_size=size,
+        initial_alphabet=ByteLevel.alphabet(),
+        special_tokens=["<|endoftext|>"],
+        show_progress=False,
     )
-    tokenizer.train_from_iterator([text for text in (*TEXTS, *PROBES, *HARD_PROBES) for _ in range(3)], trainer)
+    tokenizer.train_from_iterator(
+        [text for text in (*TEXTS, *PROBES, *HARD_PROBES) for _ in range(3)], trainer
+    )
     data = json.loads(tokenizer.to_str())
     data["model"]["ignore_merges"] = family.ignore_merges
     folder.joinpath("tokenizer.json").write_text(json.dumps(data))
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_family_is_recognised_and_its_ids_are_the_sources_or_llamacpps_limit(name: str, tmp_path: Path) -> None:
+def test_family_is_recognised_and_its_ids_are_the_sources_or_llamacpps_limit(
+    name: str, tmp_path: Path
+) -> None:
     family = FAMILIES[name]
     train(tmp_path, family)
     checkpoint = open_folder(tmp_path)
@@ -46,13 +61,15 @@ def test_family_is_recognised_and_its_ids_are_the_sources_or_llamacpps_limit(nam
     assert report.compared > 300
     assert report.fixable == []
     assert {cause for mismatch in report.mismatches for cause in mismatch.cause.split(", ")} <= LIMITS
-    # A normalizer changes the few texts that are not in composed form; llama.cpp's split code departs on a few more.
+    # A normalizer changes the few texts that are not in composed form; llama.cpp's split code departs on a
+    # few more.
     assert len(report.mismatches) <= 20
 
 
 def test_every_split_has_a_family_or_a_reason() -> None:
     covered = {BY_NAME[family.pre].split for family in FAMILIES.values()}
-    # gpt-4o and bailingmoe: another name does the same better or alike; default: what no file asks for; lines: raw BPE, below.
+    # gpt-4o and bailingmoe: another name does the same better or alike; default: what no file asks for;
+    # lines: raw BPE, below.
     assert set(SPLITS) - covered == {"gpt-4o", "bailingmoe", "default", "lines", "words"}
     assert {pre.split for pre in PRES} <= set(SPLITS)
 
@@ -63,7 +80,10 @@ def test_wrong_pre_tokenizer_is_a_fault_with_the_name_that_mends_it(tmp_path: Pa
     metadata = tokenizer_metadata(checkpoint, pre="gpt-2")
     assert metadata.kvs["tokenizer.ggml.pre"][0] == "gpt-2"
     tokenize = tokenizer_of(tmp_path / "v.gguf", metadata.kvs)
-    for report in (verify_tokenizer(checkpoint, tokenize, pre="gpt-2"), verify_tokenizer(checkpoint, tokenize)):
+    for report in (
+        verify_tokenizer(checkpoint, tokenize, pre="gpt-2"),
+        verify_tokenizer(checkpoint, tokenize),
+    ):
         assert len(report.fixable) > 20
     assert "qwen2" in verify_tokenizer(checkpoint, tokenize, pre="gpt-2").fixable[0].cause
 
@@ -81,7 +101,8 @@ def test_unknown_split_is_refused_with_the_option_and_the_names(tmp_path: Path) 
 
 
 def test_tokens_that_no_merge_reaches_keep_the_flag_before_the_split(tmp_path: Path) -> None:
-    """GPT-4o's split is followed better by a pre-tokenizer that takes whole words: not for a vocabulary where that matters."""
+    """GPT-4o's split is followed better by a pre-tokenizer that takes whole words: not for a vocabulary where
+    that matters."""
     train(tmp_path, FAMILIES["GPT-4o, Llama 4"])
     path = tmp_path / "tokenizer.json"
     data = json.loads(path.read_text())
@@ -91,8 +112,11 @@ def test_tokens_that_no_merge_reaches_keep_the_flag_before_the_split(tmp_path: P
     assert tokenizer_metadata(open_folder(tmp_path)).kvs["tokenizer.ggml.pre"][0] == "gpt-4o"
 
 
-def test_a_name_that_older_builds_refuse_is_written_only_where_it_matters(demo_checkpoint: Path, tmp_path: Path) -> None:
-    """The two split letters and combining marks otherwise: no matter to a vocabulary that joins none, and told of another."""
+def test_a_name_that_older_builds_refuse_is_written_only_where_it_matters(
+    demo_checkpoint: Path, tmp_path: Path
+) -> None:
+    """The two split letters and combining marks otherwise: no matter to a vocabulary that joins none, and
+    told of another."""
     family = FAMILIES["GPT-4o, Llama 4"]
     train(tmp_path, family)
     told = tokenizer_metadata(open_folder(tmp_path))

@@ -51,5 +51,8 @@ def test_f16_that_is_no_number_is_refused(tmp_path: Path) -> None:
 def test_bf16_beyond_the_range_of_f16_is_refused_with_its_size(tmp_path: Path) -> None:
     rows = np.zeros((4, 32), np.uint16)
     rows[1, 1] = BF16[F32 == 65536][0]
-    with pytest.raises(StepFailed, match=r"^tensor a: values up to 6\.554e\+04 do not fit into F16; use a type with more range"):
+    with pytest.raises(
+        StepFailed,
+        match=r"^tensor a: values up to 6\.554e\+04 do not fit into F16; use a type with more range",
+    ):
         write(tmp_path / "a.gguf", rows, Type.F16)

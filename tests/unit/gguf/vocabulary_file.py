@@ -1,4 +1,5 @@
-"""A GGUF file with a vocabulary and no tensors, for llama.cpp to load: what the tests of tokenizers compare with."""
+"""A GGUF file with a vocabulary and no tensors, for llama.cpp to load: what the tests of tokenizers compare
+with."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +10,12 @@ import gguf
 
 def write_vocabulary(path: Path, kvs: dict[str, tuple[Any, gguf.GGUFValueType]]) -> None:
     writer = gguf.GGUFWriter(path, "llama")
-    for key, value in (("context_length", 64), ("embedding_length", 32), ("block_count", 1), ("feed_forward_length", 32)):
+    for key, value in (
+        ("context_length", 64),
+        ("embedding_length", 32),
+        ("block_count", 1),
+        ("feed_forward_length", 32),
+    ):
         writer.add_uint32(f"llama.{key}", value)
     writer.add_uint32("llama.attention.head_count", 1)
     writer.add_float32("llama.attention.layer_norm_rms_epsilon", 1e-5)
@@ -25,7 +31,8 @@ def write_vocabulary(path: Path, kvs: dict[str, tuple[Any, gguf.GGUFValueType]])
 
 
 class Vocabulary:
-    """llama.cpp's tokenizer of a file; ``tokenize`` adds and parses special tokens, as the tokenizers library does."""
+    """llama.cpp's tokenizer of a file; ``tokenize`` adds and parses special tokens, as the tokenizers library
+    does."""
 
     def __init__(self, path: Path):
         import llama_cpp
@@ -46,7 +53,9 @@ class Vocabulary:
     def tokenize(self, text: str, add_special: bool = True, parse_special: bool = True) -> list[int]:
         data = text.encode()
         ids = (self._lib.llama_token * (len(data) + 16))()
-        count = self._lib.llama_tokenize(self._vocab, data, len(data), ids, len(ids), add_special, parse_special)
+        count = self._lib.llama_tokenize(
+            self._vocab, data, len(data), ids, len(ids), add_special, parse_special
+        )
         assert count >= 0
         return list(ids[:count])
 
@@ -68,5 +77,7 @@ def open_folder(folder: Path, *, rows: int | None = None, **config: Any) -> Any:
     from quantize.checkpoint.checkpoint import Checkpoint, TensorInfo
 
     name = "model.embed_tokens.weight"
-    tensors = {name: TensorInfo(name, (rows, 8), "F32", folder / "model.safetensors", 0, rows * 32)} if rows else {}
+    tensors = (
+        {name: TensorInfo(name, (rows, 8), "F32", folder / "model.safetensors", 0, rows * 32)} if rows else {}
+    )
     return Checkpoint(folder, str(folder), None, config, tensors)

@@ -1,4 +1,5 @@
-"""Nothing of a stranger's runs: what libraries get to see of a folder, and what stops them where that is not enough."""
+"""Nothing of a stranger's runs: what libraries get to see of a folder, and what stops them where that is not
+enough."""
 
 import ast
 import builtins
@@ -23,7 +24,11 @@ from quantize.recipe import RunOptions
 from quantize.runtimes.transformers import TransformersRuntime
 
 ROOT = Path(__file__).resolve().parents[3]
-AUTO_MAP = {"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Model", "AutoTokenizer": ["evil.Tokenizer", None]}
+AUTO_MAP = {
+    "AutoConfig": "evil.Config",
+    "AutoModelForCausalLM": "evil.Model",
+    "AutoTokenizer": ["evil.Tokenizer", None],
+}
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +38,8 @@ def plain(make_checkpoint: Callable[..., Path]) -> Path:
 
 @pytest.fixture
 def folder(plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of a small checkpoint, with evil.py in it, which leaves a mark beside it. Its dynamic-module cache is its own."""
+    """A copy of a small checkpoint, with evil.py in it, which leaves a mark beside it. Its dynamic-module
+    cache is its own."""
     return copy_with_code(plain, tmp_path, monkeypatch)
 
 
@@ -57,13 +63,20 @@ WAYS: list[tuple[str, dict[str, Any]]] = [
     ("tokenizer_config.json", {"auto_map": AUTO_MAP}),
     ("tokenizer_config.json", {"auto_map": ["evil.Tokenizer", None]}),
     ("tokenizer_config.json", {"tokenizer_class": "evil.Tokenizer"}),
-    ("processor_config.json", {"processor_class": "other/repo--evil.P", "image_processor": {"auto_map": AUTO_MAP}}),
+    (
+        "processor_config.json",
+        {"processor_class": "other/repo--evil.P", "image_processor": {"auto_map": AUTO_MAP}},
+    ),
     ("preprocessor_config.json", {"image_processor_type": "evil.P"}),
 ]
 
 
-@pytest.mark.parametrize(("name", "values"), WAYS, ids=[f"{name}: {next(iter(values))}" for name, values in WAYS])
-def test_no_way_to_code_is_left_in_what_a_library_sees(plain: Path, tmp_path: Path, name: str, values: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    ("name", "values"), WAYS, ids=[f"{name}: {next(iter(values))}" for name, values in WAYS]
+)
+def test_no_way_to_code_is_left_in_what_a_library_sees(
+    plain: Path, tmp_path: Path, name: str, values: dict[str, Any]
+) -> None:
     made = tmp_path / "model"
     shutil.copytree(plain, made)
     edit(made, name, **values, kept=[1, {"two": "three"}])
@@ -139,10 +152,16 @@ def test_a_type_of_the_checkpoints_own_is_refused_in_one_line(
 
 
 def test_a_library_that_trusts_by_itself_finds_nothing(folder: Path) -> None:
-    """tokenicer, which GPTQModel opens tokenizers with, tries again with trust_remote_code=True where it was refused."""
+    """tokenicer, which GPTQModel opens tokenizers with, tries again with trust_remote_code=True where it was
+    refused."""
     from tokenicer import Tokenicer
 
-    edit(folder, "tokenizer_config.json", auto_map={"AutoTokenizer": ["evil.Tokenizer", "evil.Tokenizer"]}, tokenizer_class="E")
+    edit(
+        folder,
+        "tokenizer_config.json",
+        auto_map={"AutoTokenizer": ["evil.Tokenizer", "evil.Tokenizer"]},
+        tokenizer_class="E",
+    )
     with library_folder(folder, False) as seen, contextlib.suppress(ValueError):
         Tokenicer.load(str(seen), trust_remote_code=False)
     assert not ran(folder)
@@ -150,7 +169,9 @@ def test_a_library_that_trusts_by_itself_finds_nothing(folder: Path) -> None:
         pytest.raises(Unsupported, match=r"evil\.py was about to be executed.*--trust-remote-code"),
         library_folder(folder, False),
     ):
-        Tokenicer.load(str(folder), trust_remote_code=False)  # where the folder is not the cleaned one: the guard
+        Tokenicer.load(
+            str(folder), trust_remote_code=False
+        )  # where the folder is not the cleaned one: the guard
     assert not ran(folder)
     with library_folder(folder, True) as seen:
         Tokenicer.load(str(seen), trust_remote_code=False)
@@ -184,13 +205,20 @@ def test_a_shared_library_of_the_folder_is_not_loaded(folder: Path) -> None:
     import ctypes
 
     shutil.copy(importlib.util.find_spec("_ctypes").origin, folder / "kernel.so")  # type: ignore[union-attr, arg-type]
-    with pytest.raises(Unsupported, match=r"kernel\.so was about to be loaded"), library_folder(folder, False):
+    with (
+        pytest.raises(Unsupported, match=r"kernel\.so was about to be loaded"),
+        library_folder(folder, False),
+    ):
         ctypes.CDLL(str(folder / "kernel.so"))
 
 
 def test_nobody_is_asked_anything(folder: Path) -> None:
     said = "about to ask on the terminal"
-    with pytest.raises(Unsupported, match=said), library_folder(folder, False), contextlib.suppress(QuantwrightError):
+    with (
+        pytest.raises(Unsupported, match=said),
+        library_folder(folder, False),
+        contextlib.suppress(QuantwrightError),
+    ):
         builtins.input("run it? ")
 
 
@@ -212,7 +240,8 @@ def test_an_adapter_beside_the_weights_is_not_applied(folder: Path, plain: Path)
     (folder / "evil.py").unlink()
     torch.manual_seed(0)
     adapted = get_peft_model(
-        load_model(plain, "float32", "cpu"), LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)
+        load_model(plain, "float32", "cpu"),
+        LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False),
     )
     adapted.save_pretrained(folder)
     assert (folder / "adapter_config.json").is_file()
@@ -223,13 +252,16 @@ def test_an_adapter_beside_the_weights_is_not_applied(folder: Path, plain: Path)
 
 
 def test_every_library_is_told_whether_code_is_trusted() -> None:
-    """No ``from_pretrained`` or ``from_config`` of ours leaves that to a library, which may ask on the terminal."""
+    """No ``from_pretrained`` or ``from_config`` of ours leaves that to a library, which may ask on the
+    terminal."""
     wrong = []
     for path in sorted((ROOT / "quantize").rglob("*.py")) + sorted((ROOT / "evals").rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
                 continue
-            told = any(word.arg in ("trust_remote_code", None) for word in node.keywords)  # None: a mapping of them
+            told = any(
+                word.arg in ("trust_remote_code", None) for word in node.keywords
+            )  # None: a mapping of them
             if node.func.attr in ("from_pretrained", "from_config") and not told:
                 wrong.append(f"{path.relative_to(ROOT)}:{node.lineno}")
     assert not wrong, wrong

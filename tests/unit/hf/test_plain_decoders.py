@@ -1,4 +1,5 @@
-"""Layers told from the config are those of the architecture as transformers builds it; what is odd is left to be built."""
+"""Layers told from the config are those of the architecture as transformers builds it; what is odd is left to
+be built."""
 
 import json
 import shutil
@@ -14,15 +15,19 @@ from quantize.hf.plain_decoders import DECODERS, parameters
 from quantize.sources.opening import open_checkpoint
 
 SIZES: dict[str, Any] = {
-    "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
-    "head_dim": 16, "vocab_size": 48, "max_position_embeddings": 64, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0,
+    "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16, "vocab_size": 48, "max_position_embeddings": 64, "bos_token_id": 0, "eos_token_id": 0,
+    "pad_token_id": 0,
 }  # fmt: skip
 
 
 def make(folder: Path, demo: Path, family: str, **settings: Any) -> Checkpoint:
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **{**SIZES, **settings})).save_pretrained(folder)
+    AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **{**SIZES, **settings})).save_pretrained(
+        folder
+    )
     shutil.copy(demo / "tokenizer.json", folder)
     return open_checkpoint(folder)
 

@@ -1,4 +1,5 @@
-"""The shared cache gives back what was put there or nothing, whoever else is at it and whatever happened to the disk."""
+"""The shared cache gives back what was put there or nothing, whoever else is at it and whatever happened to
+the disk."""
 
 import multiprocessing
 from collections.abc import Callable
@@ -66,7 +67,9 @@ def _work(root: Path, files: dict[str, Path], into: Path, number: int) -> None:
 def test_many_at_once(cache: SharedCache, files: dict[str, Path], tmp_path: Path) -> None:
     """Stores and fetches of one key, without anybody's lock: never a half entry, never a complaint."""
     context = multiprocessing.get_context("fork")
-    workers = [context.Process(target=_work, args=(cache.root, files, tmp_path, number)) for number in range(6)]
+    workers = [
+        context.Process(target=_work, args=(cache.root, files, tmp_path, number)) for number in range(6)
+    ]
     for worker in workers:
         worker.start()
     for worker in workers:
@@ -92,7 +95,9 @@ def test_a_cache_that_cannot_be_made(tmp_path: Path) -> None:
         SharedCache(tmp_path / "file" / "cache", print)
 
 
-def test_a_cache_that_cannot_take_more_costs_the_entry_only(cache: SharedCache, files: dict[str, Path], said: list[str]) -> None:
+def test_a_cache_that_cannot_take_more_costs_the_entry_only(
+    cache: SharedCache, files: dict[str, Path], said: list[str]
+) -> None:
     (cache.root / "steps" / "ab").write_text("in the way")
     cache.store(KEY, files)
     assert "cannot be kept" in said[0]

@@ -1,4 +1,5 @@
-"""The shared cache over S3 gives back what was put there or nothing; a server that is gone costs the cache and nothing else."""
+"""The shared cache over S3 gives back what was put there or nothing; a server that is gone costs the cache
+and nothing else."""
 
 import subprocess
 import sys
@@ -24,7 +25,9 @@ def cache(s3: Any, said: list[str]) -> BucketCache:
     return made
 
 
-def test_what_was_stored_comes_back(cache: BucketCache, files: dict[str, Path], tmp_path: Path, said: list[str]) -> None:
+def test_what_was_stored_comes_back(
+    cache: BucketCache, files: dict[str, Path], tmp_path: Path, said: list[str]
+) -> None:
     assert fetch(cache, tmp_path / "before") is None
     cache.store(KEY, files)
     cache.store(KEY, files)
@@ -32,7 +35,9 @@ def test_what_was_stored_comes_back(cache: BucketCache, files: dict[str, Path], 
     assert said == []
 
 
-def test_sha256sum_checks_an_entry(cache: BucketCache, s3: Any, files: dict[str, Path], tmp_path: Path) -> None:
+def test_sha256sum_checks_an_entry(
+    cache: BucketCache, s3: Any, files: dict[str, Path], tmp_path: Path
+) -> None:
     cache.store(KEY, files)
     s3.files().get(f"{ENTRY}/", str(tmp_path / "entry"), recursive=True)
     subprocess.run(["sha256sum", "-c", SUMS], cwd=tmp_path / "entry", check=True, stdout=subprocess.DEVNULL)
@@ -49,13 +54,17 @@ def rewrite(s3: Any, name: str, change: Callable[[bytes], bytes]) -> None:
 
 
 DAMAGES: dict[str, Callable[[Any], object]] = {
-    "a bit flipped": lambda s3: rewrite(s3, "a.bin", lambda data: data[:77_777] + bytes([data[77_777] ^ 1]) + data[77_778:]),
+    "a bit flipped": lambda s3: rewrite(
+        s3, "a.bin", lambda data: data[:77_777] + bytes([data[77_777] ^ 1]) + data[77_778:]
+    ),
     "truncated": lambda s3: rewrite(s3, "a.bin", lambda data: b""),
     "a file gone": lambda s3: s3.files().rm_file(find(s3, "b.txt")),
     "sums cut off": lambda s3: rewrite(s3, SUMS, lambda data: data[:70]),
     "sums of nothing": lambda s3: rewrite(s3, SUMS, lambda data: b""),
     "sums that are not text": lambda s3: rewrite(s3, SUMS, lambda data: b"\xff\xfe"),
-    "a way out": lambda s3: rewrite(s3, SUMS, lambda data: b"0" * 64 + b"  0000000000000000/../../etc/passwd\n"),
+    "a way out": lambda s3: rewrite(
+        s3, SUMS, lambda data: b"0" * 64 + b"  0000000000000000/../../etc/passwd\n"
+    ),
 }
 
 
@@ -75,7 +84,9 @@ def test_a_damaged_entry_is_put_aside_and_made_anew(
     assert fetch(cache, tmp_path / "second") == CONTENT
 
 
-def test_an_entry_without_sums_is_not_there_yet(cache: BucketCache, s3: Any, files: dict[str, Path], tmp_path: Path) -> None:
+def test_an_entry_without_sums_is_not_there_yet(
+    cache: BucketCache, s3: Any, files: dict[str, Path], tmp_path: Path
+) -> None:
     """A run that died while it stored: the next one completes the entry."""
     cache.store(KEY, files)
     s3.files().rm_file(find(s3, SUMS))
@@ -84,7 +95,9 @@ def test_an_entry_without_sums_is_not_there_yet(cache: BucketCache, s3: Any, fil
     assert fetch(cache, tmp_path / "after") == CONTENT
 
 
-def test_two_runs_whose_manifests_differ_do_not_mix(cache: BucketCache, s3: Any, files: dict[str, Path], tmp_path: Path) -> None:
+def test_two_runs_whose_manifests_differ_do_not_mix(
+    cache: BucketCache, s3: Any, files: dict[str, Path], tmp_path: Path
+) -> None:
     """The files of both are there, the sums of one came last."""
     cache.store(KEY, files)
     s3.files().rm_file(find(s3, SUMS))
@@ -106,14 +119,18 @@ for turn in range(5):
     out = into / str(turn)
     out.mkdir(parents=True)
     assert cache.fetch(key, out)
-    assert {name: (out / name).read_bytes() for name in files} == {name: path.read_bytes() for name, path in files.items()}
+    assert {name: (out / name).read_bytes() for name in files} == {
+        name: path.read_bytes() for name, path in files.items()
+    }
 """
 
 
 def test_many_at_once(s3: Any, files: dict[str, Path], tmp_path: Path) -> None:
     made = files["a.bin"].parent
     workers = [
-        subprocess.Popen([sys.executable, "-c", WORKER, URL, KEY, str(made), str(tmp_path / f"worker{number}")])
+        subprocess.Popen(
+            [sys.executable, "-c", WORKER, URL, KEY, str(made), str(tmp_path / f"worker{number}")]
+        )
         for number in range(3)
     ]
     assert [worker.wait(120) for worker in workers] == [0] * 3

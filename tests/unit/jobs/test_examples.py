@@ -21,17 +21,27 @@ def test_example_is_planned_whole(path: Path) -> None:
     job = load_job(path)
     plan = build_plan(job, path.parent)
     converts = [step for step in plan.steps if step.kind == "convert"]
-    asked = {f"convert:{model.name}:{recipe.slug}" for model in plan.models for recipe in job.recipes_of(model.spec)}
-    merged = {f"convert:{model.name}:{model.merged.slug}" for model in plan.models if model.merged and job.evaluate}
+    asked = {
+        f"convert:{model.name}:{recipe.slug}"
+        for model in plan.models
+        for recipe in job.recipes_of(model.spec)
+    }
+    merged = {
+        f"convert:{model.name}:{model.merged.slug}" for model in plan.models if model.merged and job.evaluate
+    }
     assert {step.id for step in converts} == asked | merged
     assert plan.rows == []
     assert len({step.id for step in plan.steps}) == len(plan.steps)
     known = {step.id for step in plan.steps}
     assert all({*step.after, *step.prefers} <= known for step in plan.steps)
     if job.evaluate:
-        assert sum(step.kind == "eval" for step in plan.steps) == len(converts) + sum(not model.merged for model in plan.models)
+        assert sum(step.kind == "eval" for step in plan.steps) == len(converts) + sum(
+            not model.merged for model in plan.models
+        )
     if job.benchmark:
-        assert sum(step.kind == "bench" for step in plan.steps) == len(converts) + sum(not model.merged for model in plan.models)
+        assert sum(step.kind == "bench" for step in plan.steps) == len(converts) + sum(
+            not model.merged for model in plan.models
+        )
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
@@ -41,7 +51,9 @@ def test_example_satisfies_the_schema(path: Path) -> None:
 
 def test_schema_refuses_a_typo() -> None:
     with pytest.raises(jsonschema.ValidationError):
-        jsonschema.validate({"models": ["a"], "recipes": ["float32"], "evaluate": {"metrcs": []}}, job_schema())
+        jsonschema.validate(
+            {"models": ["a"], "recipes": ["float32"], "evaluate": {"metrcs": []}}, job_schema()
+        )
 
 
 def test_schema_in_docs_is_current() -> None:
@@ -53,8 +65,11 @@ def test_template_is_valid(tmp_path: Path) -> None:
     path.write_text(TEMPLATE.format(name="job.yaml"), encoding="utf-8")
     job = load_job(path)
     assert [recipe.short for recipe in job.recipes_of(job.models[0])] == ["gguf-q4_k_m", "gptq-int4"]
-    uncommented = path.read_text(encoding="utf-8").replace("  # - source", "  - source").replace("  #   ", "    ")
+    uncommented = (
+        path.read_text(encoding="utf-8").replace("  # - source", "  - source").replace("  #   ", "    ")
+    )
     path.write_text(
-        uncommented.replace("\n# calibration", "\ncalibration").replace("\n# resources", "\nresources"), encoding="utf-8"
+        uncommented.replace("\n# calibration", "\ncalibration").replace("\n# resources", "\nresources"),
+        encoding="utf-8",
     )
     assert load_job(path).models[1].skip == ["awq-int4"]

@@ -1,4 +1,5 @@
-"""Job files with one place changed, and damaged ones: loaded, planned and estimated, or refused in one line."""
+"""Job files with one place changed, and damaged ones: loaded, planned and estimated, or refused in one
+line."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -17,7 +18,8 @@ from jobs.steps import build_plan
 JOB: dict[str, Any] = {
     "models": [
         {
-            "source": "model", "name": "small", "recipes": ["float32", {"method": "gptq", "matrix": {"bits": [3, 4]}}],
+            "source": "model", "name": "small", "recipes": ["float32", {"method": "gptq",
+            "matrix": {"bits": [3, 4]}}],
             "skip": ["gptq-int4"], "adapters": [], "calibration": "stdlib", "trust_remote_code": False,
         },
         "model",
@@ -26,19 +28,36 @@ JOB: dict[str, Any] = {
     "calibration": {"source": "text.txt", "tokens": 512, "sequence_length": 64, "seed": 1},
     "verify": "tensors",
     "evaluate": {
-        "text": "text.txt", "metrics": ["perplexity"], "protocol": "llamacpp-512", "ids": "source", "tasks": ["held-out"],
-        "limit": 100, "task_limit": 5, "num_fewshot": 0, "apply_chat_template": False, "prompts": "text.txt", "generate": 4,
+        "text": "text.txt", "metrics": ["perplexity"], "protocol": "llamacpp-512", "ids": "source",
+        "tasks": ["held-out"],
+        "limit": 100, "task_limit": 5, "num_fewshot": 0, "apply_chat_template": False, "prompts": "text.txt",
+        "generate": 4,
         "cache_limit": "1GiB", "floors": False, "weights_only": "none",
     },
-    "benchmark": {"prefill": 8, "decode": 4, "repetitions": 1, "rounds": 1, "depths": [0], "batches": [1], "compile": False},
-    "publish": {"repo": "me/{model}-{format}", "recipes": ["gguf-q4_k_m"], "license": "mit", "base_model": "a/b"},
+    "benchmark": {"prefill": 8, "decode": 4, "repetitions": 1, "rounds": 1, "depths": [0], "batches": [1],
+    "compile": False},
+    "publish": {"repo": "me/{model}-{format}", "recipes": ["gguf-q4_k_m"], "license": "mit",
+    "base_model": "a/b"},
     "cache": "cache",
     "resources": {
-        "device": "cpu", "dtype": "auto", "threads": 1, "memory": "8GiB", "parallel": 1, "time_limit_minutes": 5, "retries": 1,
+        "device": "cpu", "dtype": "auto", "threads": 1, "memory": "8GiB", "parallel": 1,
+        "time_limit_minutes": 5, "retries": 1,
         "nodes": {"convert": "quiet"},
     },
 }  # fmt: skip
-STRANGE = ("~nouser/x", "..", "a:b", "", "x" * 5000, "/dev/zero", "a\x00b", "ftp://", ["a"] * 3, {"a": "b"}, {1: 2})
+STRANGE = (
+    "~nouser/x",
+    "..",
+    "a:b",
+    "",
+    "x" * 5000,
+    "/dev/zero",
+    "a\x00b",
+    "ftp://",
+    ["a"] * 3,
+    {"a": "b"},
+    {1: 2},
+)
 
 
 @pytest.fixture
@@ -63,7 +82,9 @@ def inputs() -> Iterator[tuple[str, bytes]]:
         yield f"strange {label}", yaml.safe_dump(job).encode()
     text = yaml.safe_dump(JOB).encode()
     yield from damaged(text, 2000)
-    bomb = "a0: &a0 [x,x,x,x,x,x,x,x,x]\n" + "".join(f"a{i}: &a{i} [{','.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 10))
+    bomb = "a0: &a0 [x,x,x,x,x,x,x,x,x]\n" + "".join(
+        f"a{i}: &a{i} [{','.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 10)
+    )
     itself = "models: &a [*a]\n"
     for odd in (
         bomb,

@@ -1,5 +1,5 @@
-# ruff: noqa: E501 - one case, one line
-"""The job file is strict: whatever is wrong, one line names the file, the line, the key, and the nearest known key."""
+"""The job file is strict: whatever is wrong, one line names the file, the line, the key, and the nearest
+known key."""
 
 from pathlib import Path
 
@@ -41,7 +41,9 @@ benchmark: {}
 """,
         )
     )
-    assert [r.digest for r in short.recipes_of(short.models[0])] == [r.digest for r in long.recipes_of(long.models[0])]
+    assert [r.digest for r in short.recipes_of(short.models[0])] == [
+        r.digest for r in long.recipes_of(long.models[0])
+    ]
     assert short.evaluate == long.evaluate
     assert short.benchmark == long.benchmark
 
@@ -50,7 +52,8 @@ def test_matrix_makes_every_combination_once(tmp_path: Path) -> None:
     job = load_job(
         write(
             tmp_path,
-            "models: [a]\nrecipes:\n  - gptq-int4\n  - {method: gptq, matrix: {bits: [3, 4], group_size: [64, 128]}}\n",
+            "models: [a]\nrecipes:\n  - gptq-int4\n  - {method: gptq, matrix: {bits: [3, 4], group_size: "
+            "[64, 128]}}\n",
         )
     )
     made = {recipe.short for recipe in job.recipes_of(job.models[0])}
@@ -81,14 +84,21 @@ recipes: [float32, float16]
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("models: [a]\nrecipes: [float32]\nevaluate:\n  text: x\n  metrcs: [perplexity]\n", "job.yaml:5: evaluate.metrcs: unknown key (did you mean metrics?)"),
+        ("models: [a]\nrecipes: [float32]\nevaluate:\n  text: x\n  metrcs: [perplexity]\n",
+        "job.yaml:5: evaluate.metrcs: unknown key (did you mean metrics?)"),
         ("modles: [a]\nrecipes: [float32]\n", "job.yaml:1: modles: unknown key (did you mean models?)"),
-        ("models:\n  - source: a\n    revison: main\nrecipes: [float32]\n", "job.yaml:3: models.0.revison: unknown key (did you mean revision?)"),
-        ("models: [a]\nrecipes:\n  - float32\n  - gptq-int5\n", "job.yaml:4: recipes.1: unknown recipe 'gptq-int5' (did you mean gptq-int"),
+        ("models:\n  - source: a\n    revison: main\nrecipes: [float32]\n", "job.yaml:3: models.0.revison: "
+                                                                            "unknown key (did you mean "
+                                                                            "revision?)"),
+        ("models: [a]\nrecipes:\n  - float32\n  - gptq-int5\n", "job.yaml:4: recipes.1: unknown recipe "
+                                                                "'gptq-int5' (did you mean gptq-int"),
         ("models: [a]\nrecipes:\n  - {method: gptq, bit: 4}\n", "job.yaml:3: recipes.0: "),
-        ("models: [a]\nrecipes: [float32]\nbenchmark:\n  prefill: 0\n", "job.yaml:4: benchmark.prefill: should be greater than or equal to 1"),
+        ("models: [a]\nrecipes: [float32]\nbenchmark:\n  prefill: 0\n", "job.yaml:4: benchmark.prefill: "
+                                                                        "should be greater than or equal to "
+                                                                        "1"),
         ("models: [a]\nrecipes: [float32]\nbenchmark:\n  prefill: many\n", "job.yaml:4: benchmark.prefill: "),
-        ("models: [a]\nrecipes: [float32]\nverify: maybe\n", "job.yaml:3: verify: should be 'full', 'tensors' or 'none'"),
+        ("models: [a]\nrecipes: [float32]\nverify: maybe\n", "job.yaml:3: verify: should be 'full', "
+                                                             "'tensors' or 'none'"),
         ("recipes: [float32]\n", "models: is missing"),
         ("models: []\nrecipes: [float32]\n", "job.yaml:1: models: "),
         ("models: [a]\nmodels: [b]\n", "job.yaml:2: models: given twice (first in line 1)"),
@@ -110,9 +120,16 @@ def test_what_is_wrong_is_said_in_one_line_with_its_place(tmp_path: Path, text: 
 
 def test_set_overrides_and_says_so_when_it_is_wrong(tmp_path: Path) -> None:
     path = write(tmp_path, GOOD)
-    job = load_job(path, ["evaluate.limit=2000", "resources.threads=1", "models.0=other/model", "benchmark=null"])
+    job = load_job(
+        path, ["evaluate.limit=2000", "resources.threads=1", "models.0=other/model", "benchmark=null"]
+    )
     assert job.evaluate is not None
-    assert (job.evaluate.limit, job.resources.threads, job.models[0].source, job.benchmark) == (2000, 1, "other/model", None)
+    assert (job.evaluate.limit, job.resources.threads, job.models[0].source, job.benchmark) == (
+        2000,
+        1,
+        "other/model",
+        None,
+    )
     for wrong, expected in [
         ("evaluate.limt=3", "--set evaluate.limt: evaluate.limt: unknown key (did you mean limit?)"),
         ("evaluate", "expected key=value"),

@@ -1,4 +1,5 @@
-"""Models of a job: a Hub model is pinned to the commit that was planned, an adapter makes a model of its own."""
+"""Models of a job: a Hub model is pinned to the commit that was planned, an adapter makes a model of its
+own."""
 
 import json
 import shutil
@@ -26,7 +27,9 @@ def test_every_step_opens_the_commit_that_was_planned(
         "from jobs.steps import build_plan; path = Path(sys.argv[1]); "
         "print(json.dumps({s.id: s.arguments[1] for s in build_plan(load_job(path), path.parent).steps}))"
     )
-    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "job.yaml")], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "job.yaml")], capture_output=True, text=True, check=True
+    )
     assert json.loads(done.stdout) == {
         "convert:name:float32": f"org/name@{COMMIT}",
         "bench:name:reference": f"org/name@{COMMIT}",
@@ -35,8 +38,12 @@ def test_every_step_opens_the_commit_that_was_planned(
     }
 
 
-@pytest.mark.parametrize(("typed", "name"), [("..", "model"), (".", "inner"), ("../../model/", "model"), ("../../a:b", "a-b")])
-def test_a_models_name_is_one_plain_part_of_a_path(typed: str, name: str, tmp_path: Path, demo_checkpoint: Path) -> None:
+@pytest.mark.parametrize(
+    ("typed", "name"), [("..", "model"), (".", "inner"), ("../../model/", "model"), ("../../a:b", "a-b")]
+)
+def test_a_models_name_is_one_plain_part_of_a_path(
+    typed: str, name: str, tmp_path: Path, demo_checkpoint: Path
+) -> None:
     from jobs.load import load_job
     from jobs.steps import build_plan
 

@@ -1,4 +1,5 @@
-"""What `eval` and `bench` can do by options, a job file can say; what changes results is in the key of the step."""
+"""What `eval` and `bench` can do by options, a job file can say; what changes results is in the key of the
+step."""
 
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,8 @@ from jobs.steps import Step, build_plan
 from quantize.errors import BadInput
 
 HEAD = "recipes: [gguf-q4_k_m, quanto-int8]\nreport: false\n"
-#: Said elsewhere in the file, or by the runner: what is measured, against what, where the results go, on which machine.
+#: Said elsewhere in the file, or by the runner: what is measured, against what, where the results go, on
+#: which machine.
 OTHERWISE = {"artifacts", "reference", "load_as", "cache", "prune", "out", "as_json"}
 RENAMED = {"tokens": "limit", "limit": "task_limit", "compiled": "compile"}
 
@@ -54,7 +56,10 @@ def steps(folder: Path, demo: Path, text: str) -> dict[str, Step]:
 def test_a_key_becomes_the_option_and_changes_the_step(
     tmp_path: Path, demo_checkpoint: Path, kind: str, key: str, expected: dict[str, Any]
 ) -> None:
-    section = {"eval": "evaluate: {text: held-out, tasks: [held-out]%s}\n", "bench": "benchmark: {rounds: 1%s}\n"}[kind]
+    section = {
+        "eval": "evaluate: {text: held-out, tasks: [held-out]%s}\n",
+        "bench": "benchmark: {rounds: 1%s}\n",
+    }[kind]
     plain = steps(tmp_path, demo_checkpoint, section % "")
     changed = steps(tmp_path, demo_checkpoint, section % f", {key}")
     command = {"eval": evaluate, "bench": bench}[kind]
@@ -65,25 +70,49 @@ def test_a_key_becomes_the_option_and_changes_the_step(
         if all(given[option] == value for option, value in expected.items()):
             had.add(name.rpartition(":")[2])
     # Each where it means something.
-    only = {"runtime": {"quanto-int8"}, "weights_only": {"gguf-q4_k_m"}, "compiled": {"quanto-int8", "reference"}}
+    only = {
+        "runtime": {"quanto-int8"},
+        "weights_only": {"gguf-q4_k_m"},
+        "compiled": {"quanto-int8", "reference"},
+    }
     assert had == only.get(next(iter(expected)), {"gguf-q4_k_m", "quanto-int8", "reference"})
 
 
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("evaluate:\n  num_fewshots: 3\n", "job.yaml:5: evaluate.num_fewshots: unknown key (did you mean num_fewshot?)"),
-        ("evaluate:\n  num_fewshot: -1\n", "job.yaml:5: evaluate.num_fewshot: should be greater than or equal to 0"),
-        ("evaluate:\n  weights_only: half\n", "job.yaml:5: evaluate.weights_only: should be 'sample', 'full' or 'none'"),
+        (
+            "evaluate:\n  num_fewshots: 3\n",
+            "job.yaml:5: evaluate.num_fewshots: unknown key (did you mean num_fewshot?)",
+        ),
+        (
+            "evaluate:\n  num_fewshot: -1\n",
+            "job.yaml:5: evaluate.num_fewshot: should be greater than or equal to 0",
+        ),
+        (
+            "evaluate:\n  weights_only: half\n",
+            "job.yaml:5: evaluate.weights_only: should be 'sample', 'full' or 'none'",
+        ),
         ("evaluate:\n  runtime: vlm\n", "job.yaml:5: evaluate.runtime: should be 'vllm'"),
-        ("benchmark:\n  batches: [1, 0]\n", "job.yaml:5: benchmark.batches.1: should be greater than or equal to 1"),
+        (
+            "benchmark:\n  batches: [1, 0]\n",
+            "job.yaml:5: benchmark.batches.1: should be greater than or equal to 1",
+        ),
         ("benchmark:\n  batches: []\n", "job.yaml:5: benchmark.batches: "),
-        ("benchmark:\n  depths: [-1]\n", "job.yaml:5: benchmark.depths.0: should be greater than or equal to 0"),
-        ("benchmark:\n  atention: eager\n", "job.yaml:5: benchmark.atention: unknown key (did you mean attention?)"),
+        (
+            "benchmark:\n  depths: [-1]\n",
+            "job.yaml:5: benchmark.depths.0: should be greater than or equal to 0",
+        ),
+        (
+            "benchmark:\n  atention: eager\n",
+            "job.yaml:5: benchmark.atention: unknown key (did you mean attention?)",
+        ),
         ("benchmark:\n  compile: maybe\n", "job.yaml:5: benchmark.compile: "),
     ],
 )
-def test_a_wrong_value_is_said_with_its_line(tmp_path: Path, demo_checkpoint: Path, text: str, expected: str) -> None:
+def test_a_wrong_value_is_said_with_its_line(
+    tmp_path: Path, demo_checkpoint: Path, text: str, expected: str
+) -> None:
     with pytest.raises(BadInput) as caught:
         steps(tmp_path, demo_checkpoint, text)
     assert expected in str(caught.value)

@@ -14,22 +14,30 @@ from jobs.steps import build_plan
 def test_a_machine_that_has_done_nothing_takes_built_in_rates(kind: str) -> None:
     fixed, rate = BUILT_IN.get("convert:gguf" if "gguf" in kind else kind.partition(":")[0], (0, 0))
     found = estimate_seconds(kind, 100.0, 2, [])
-    assert (found.low_s, found.high_s) == pytest.approx(((fixed + 100 * rate) / UNSURE, (fixed + 100 * rate) * UNSURE))
+    assert (found.low_s, found.high_s) == pytest.approx(
+        ((fixed + 100 * rate) / UNSURE, (fixed + 100 * rate) * UNSURE)
+    )
     assert "built-in" in found.source
 
 
 def test_an_earlier_step_gives_time_within_a_margin() -> None:
-    found = estimate_seconds("eval:gptq", 4.2, 2, [Sample("eval:gptq", 4.2, 10.0, 1, 2), Sample("eval:dense", 4.2, 99.0, 1, 2)])
+    found = estimate_seconds(
+        "eval:gptq", 4.2, 2, [Sample("eval:gptq", 4.2, 10.0, 1, 2), Sample("eval:dense", 4.2, 99.0, 1, 2)]
+    )
     assert (found.low_s, found.high_s) == pytest.approx((10 / MARGIN, 10 * MARGIN))
 
 
-def test_conversions_without_verification_say_nothing_of_those_with_it(tmp_path: Path, demo_checkpoint: Path) -> None:
+def test_conversions_without_verification_say_nothing_of_those_with_it(
+    tmp_path: Path, demo_checkpoint: Path
+) -> None:
     """Verifying takes most of the memory, and of a small model's time."""
     job = tmp_path / "job.yaml"
     job.write_text(f"models: [{demo_checkpoint}]\nrecipes: [gguf-q8_0]\n", encoding="utf-8")
     plain = [Sample("convert:gguf:none", 4.2, 1.0, 80_000_000, 2)]
     full, none = (
-        estimate_plan(loaded, build_plan(loaded, tmp_path), tmp_path / "run", plain).steps["convert:checkpoint:gguf-q8_0"]
+        estimate_plan(loaded, build_plan(loaded, tmp_path), tmp_path / "run", plain).steps[
+            "convert:checkpoint:gguf-q8_0"
+        ]
         for loaded in (load_job(job), load_job(job, ["verify=none"]))
     )
     assert none.memory_bytes == 84_000_000

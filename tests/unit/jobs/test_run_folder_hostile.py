@@ -19,7 +19,9 @@ SAMPLE = {"kind": "eval", "work": 2.0, "wall_s": 3.0, "peak_rss_bytes": 5, "thre
 
 def test_records_and_jobs_of_a_run_folder(tmp_path: Path) -> None:
     records = Records(tmp_path)
-    record = Record("convert:m:float32", "key", "done", planned={"size_bytes": 5}, detail={"a": 1}, previous=[1, 2])
+    record = Record(
+        "convert:m:float32", "key", "done", planned={"size_bytes": 5}, detail={"a": 1}, previous=[1, 2]
+    )
     records.write("convert.m.float32", record)
     assert records.read("convert.m.float32") == record
     (tmp_path / "jobs.json").write_text(json.dumps(JOBS))
@@ -42,7 +44,12 @@ def test_records_and_jobs_of_a_run_folder(tmp_path: Path) -> None:
 
 def test_rates_that_are_none(own_rates: None) -> None:
     rates_file().parent.mkdir(parents=True, exist_ok=True)
-    lines = [json.dumps(SAMPLE), "{", "[" * 10_000, *(json.dumps(changed) for _, changed in mutations(SAMPLE))]
+    lines = [
+        json.dumps(SAMPLE),
+        "{",
+        "[" * 10_000,
+        *(json.dumps(changed) for _, changed in mutations(SAMPLE)),
+    ]
     rates_file().write_text("\n".join(lines))
     samples = read_samples()
     assert samples[0].wall_s == 3.0

@@ -11,13 +11,19 @@ from jobs.transfer import settle, step_inputs
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    for name, reference in (("reference-a", "digest-a"), ("reference-b", "digest-b"), ("reference-c", "digest-c")):
+    for name, reference in (
+        ("reference-a", "digest-a"),
+        ("reference-b", "digest-b"),
+        ("reference-c", "digest-c"),
+    ):
         (tmp_path / "cache" / name).mkdir(parents=True)
         (tmp_path / "cache" / name / "cache.json").write_text(json.dumps({"reference": reference}))
     (tmp_path / "results").mkdir()
     for model in ("a", "b"):
         result = tmp_path / results_path(f"model-{model}", "eval")
-        result.write_text(json.dumps({"subject": {"status": "ok", "digest": f"digest-{model}"}, "results": []}))
+        result.write_text(
+            json.dumps({"subject": {"status": "ok", "digest": f"digest-{model}"}, "results": []})
+        )
     return tmp_path
 
 

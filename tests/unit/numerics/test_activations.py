@@ -20,7 +20,8 @@ def test_q8_0_equals_the_block_quantizer() -> None:
     x[2] = 0  # a block of zeros has no scale
     expected = dequantize(quantize(x, GGMLQuantizationType.Q8_0), GGMLQuantizationType.Q8_0)
     got = round_activations(torch.from_numpy(x), "q8_0").numpy()
-    # The quantizer multiplies by the reciprocal of the scale: a value half-way between two steps may go either way.
+    # The quantizer multiplies by the reciprocal of the scale: a value half-way between two steps may go
+    # either way.
     step = np.abs(x).reshape(7, 3, 32).max(-1).repeat(32, -1) / 127
     assert np.abs(got - expected).max() <= step.max()
     assert (got == expected).mean() > 0.999
@@ -34,7 +35,9 @@ def test_q8_k_equals_a_float64_loop() -> None:
             part = x[row, block * 256 : block * 256 + 256].astype(np.float64)
             scale = np.abs(part).max() / 127
             expected = np.round(part / scale) * scale
-            assert np.abs(got[row, block * 256 : block * 256 + 256] - expected).max() < 1e-5 * np.abs(part).max()
+            assert (
+                np.abs(got[row, block * 256 : block * 256 + 256] - expected).max() < 1e-5 * np.abs(part).max()
+            )
 
 
 @pytest.mark.parametrize(("kind", "dtype"), [("f16", torch.float16), ("bf16", torch.bfloat16)])

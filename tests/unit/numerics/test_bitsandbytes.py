@@ -18,7 +18,9 @@ functional = pytest.importorskip("bitsandbytes.functional")
 
 def test_codebooks_and_dynamic_map_are_the_librarys() -> None:
     for name, codebook in CODEBOOKS.items():
-        np.testing.assert_allclose(codebook, functional.get_4bit_type(name, device="cpu").numpy(), rtol=0, atol=1e-7)
+        np.testing.assert_allclose(
+            codebook, functional.get_4bit_type(name, device="cpu").numpy(), rtol=0, atol=1e-7
+        )
     np.testing.assert_allclose(dynamic_map(), functional.create_dynamic_map().numpy(), rtol=0, atol=1e-7)
 
 
@@ -27,11 +29,15 @@ def test_codebooks_and_dynamic_map_are_the_librarys() -> None:
 @pytest.mark.parametrize("shape", [(8, 64), (5, 96), (3, 50), (40, 512)])
 def test_blocks_as_bitsandbytes_dequantizes_them(kind: str, double: bool, shape: tuple[int, int]) -> None:
     weight = torch.randn(shape, generator=torch.Generator().manual_seed(1)) * 0.05
-    packed, state = functional.quantize_4bit(weight, quant_type=kind, compress_statistics=double, blocksize=64)
+    packed, state = functional.quantize_4bit(
+        weight, quant_type=kind, compress_statistics=double, blocksize=64
+    )
     theirs = dequantize_flat(packed, state).numpy()
     if double:
         nested = state.state2
-        absmax = dequantize_absmax(state.absmax.numpy(), nested.absmax.numpy(), float(state.offset), nested.blocksize)
+        absmax = dequantize_absmax(
+            state.absmax.numpy(), nested.absmax.numpy(), float(state.offset), nested.blocksize
+        )
     else:
         absmax = state.absmax.numpy()
     ours = dequantize_blocks(packed.numpy(), absmax, CODEBOOKS[kind], state.blocksize, shape)

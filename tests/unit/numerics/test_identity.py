@@ -1,4 +1,5 @@
-"""Who is whose: what changed places is named, what a coarse recipe did is nobody's fault, and equals are nobody's alone."""
+"""Who is whose: what changed places is named, what a coarse recipe did is nobody's fault, and equals are
+nobody's alone."""
 
 from collections.abc import Callable
 
@@ -15,12 +16,17 @@ def rounded(weight: np.ndarray, bits: int, group: int = 32) -> np.ndarray:
     grouped = weight.reshape(-1, group)
     scale = np.abs(grouped).max(1, keepdims=True) / max(1, 2 ** (bits - 1) - 1)
     scale[scale == 0] = 1
-    result: np.ndarray = (np.round(grouped / scale).clip(-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) * scale).reshape(weight.shape)
+    result: np.ndarray = (
+        np.round(grouped / scale).clip(-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) * scale
+    ).reshape(weight.shape)
     return result
 
 
 def tensors(count: int = 6) -> list[np.ndarray]:
-    return [RNG.standard_normal((48, 64)).astype(np.float32) * np.float32(RNG.uniform(0.5, 2)) for _ in range(count)]
+    return [
+        RNG.standard_normal((48, 64)).astype(np.float32) * np.float32(RNG.uniform(0.5, 2))
+        for _ in range(count)
+    ]
 
 
 def found(read: list[np.ndarray], source: list[np.ndarray], rescaled: bool = False) -> list[tuple[int, int]]:
@@ -62,7 +68,8 @@ def test_few_values_tell_nothing() -> None:
 
 
 def fold(weight: np.ndarray, dead: bool = False) -> np.ndarray:
-    """What AWQ does to a matrix: positive factors for its columns and, where another layer follows it, for its rows."""
+    """What AWQ does to a matrix: positive factors for its columns and, where another layer follows it, for
+    its rows."""
     columns, rows = RNG.uniform(0.2, 5, weight.shape[1]), RNG.uniform(0.2, 5, (len(weight), 1))
     if dead:
         columns, rows = columns * 344, rows / 344
@@ -82,7 +89,9 @@ def test_scales_that_a_method_may_move_are_left_out(dead: bool) -> None:
 
 
 @pytest.mark.parametrize("rescaled", [False, True])
-@pytest.mark.parametrize("order", [lambda w: np.roll(w, 16, 0), lambda w: w[::-1], lambda w: w[[1, 0, *range(2, 48)]]])
+@pytest.mark.parametrize(
+    "order", [lambda w: np.roll(w, 16, 0), lambda w: w[::-1], lambda w: w[[1, 0, *range(2, 48)]]]
+)
 def test_rows_in_another_order(order: Callable[[np.ndarray], np.ndarray], rescaled: bool) -> None:
     source = tensors(1)[0]
     read = rounded(order(source), 4)

@@ -20,7 +20,12 @@ def stream(codes: np.ndarray, bits: int) -> np.ndarray:
     return np.array(columns, np.uint64).T.astype(np.uint32).view(np.int32)
 
 
-@given(bits=st.sampled_from(BITS), blocks=st.integers(1, 3), columns=st.integers(1, 5), seed=st.integers(0, 2**32 - 1))
+@given(
+    bits=st.sampled_from(BITS),
+    blocks=st.integers(1, 3),
+    columns=st.integers(1, 5),
+    seed=st.integers(0, 2**32 - 1),
+)
 @settings(max_examples=60, deadline=None)
 def test_stream_of_bits(bits: int, blocks: int, columns: int, seed: int) -> None:
     codes = np.random.default_rng(seed).integers(0, 1 << bits, (32 * blocks, columns)).astype(np.uint8)
@@ -100,7 +105,8 @@ def test_awq_weights(group: int) -> None:
 
 @pytest.mark.parametrize("bits", BITS)
 def test_zero_points_of_zero_are_lifted(bits: int) -> None:
-    """A zero point of 0 is stored as 1 with its codes one up, whatever it borrowed from its neighbour on export."""
+    """A zero point of 0 is stored as 1 with its codes one up, whatever it borrowed from its neighbour on
+    export."""
     random = np.random.default_rng(bits)
     inputs, outputs, top = 64, 32, (1 << bits) - 1
     index = np.arange(inputs) // 32
@@ -113,10 +119,15 @@ def test_zero_points_of_zero_are_lifted(bits: int) -> None:
     else:  # the engine subtracts one from each field in a single 32-bit subtraction
         ones = np.uint32(sum(1 << shift for shift in range(0, 32, bits)))
         exported = (packing.pack_bits(zeros.T, bits).T.view(np.uint32) - ones).view(np.int32)
-    new_weight, new_zeros, count = packing.lift_zero_points(qweight, np.ascontiguousarray(exported), index, bits)
+    new_weight, new_zeros, count = packing.lift_zero_points(
+        qweight, np.ascontiguousarray(exported), index, bits
+    )
     assert count == 3
     np.testing.assert_array_equal(packing.gptq_zeros(new_zeros, bits), np.maximum(zeros, 1))
-    before, after = codes - zeros[index], packing.unpack_bits(new_weight, bits).astype(int) - np.maximum(zeros, 1)[index]
+    before, after = (
+        codes - zeros[index],
+        packing.unpack_bits(new_weight, bits).astype(int) - np.maximum(zeros, 1)[index],
+    )
     lifted = (zeros == 0)[index]
     np.testing.assert_array_equal(before[~lifted], after[~lifted])
     np.testing.assert_array_equal(np.minimum(before[lifted], top - 1), after[lifted])
@@ -146,7 +157,11 @@ def test_what_cannot_be_packed(call: object, message: str) -> None:
 
 
 def test_layers_that_contradict_themselves() -> None:
-    qweight, qzeros, scales = np.zeros((4, 8), np.int32), np.zeros((2, 1), np.int32), np.ones((2, 8), np.float16)
+    qweight, qzeros, scales = (
+        np.zeros((4, 8), np.int32),
+        np.zeros((2, 1), np.int32),
+        np.ones((2, 8), np.float16),
+    )
     assert packing.dequantize_gptq(qweight, qzeros, scales, None, 4, 16).shape == (8, 32)
     with pytest.raises(ValueError, match="do not fit 8 outputs"):
         packing.dequantize_gptq(qweight, qzeros, scales[:, :4], None, 4, 16)

@@ -1,4 +1,5 @@
-"""The reader of optimum-quanto's weights against optimum-quanto itself, and its parts against their definitions."""
+"""The reader of optimum-quanto's weights against optimum-quanto itself, and its parts against their
+definitions."""
 
 import numpy as np
 import pytest
@@ -24,7 +25,9 @@ def test_float8_table_is_torchs() -> None:
     np.testing.assert_array_equal(FLOAT8_E4M3FN, theirs)
 
 
-@pytest.mark.parametrize(("bits", "shape"), [(4, (6, 256)), (2, (6, 256)), (4, (5, 96)), (2, (3, 160)), (4, (7, 40))])
+@pytest.mark.parametrize(
+    ("bits", "shape"), [(4, (6, 256)), (2, (6, 256)), (4, (5, 96)), (2, (3, 160)), (4, (7, 40))]
+)
 def test_groups_of_quanto_come_back_within_a_step(bits: int, shape: tuple[int, int]) -> None:
     torch = pytest.importorskip("torch")
     pytest.importorskip("optimum.quanto")

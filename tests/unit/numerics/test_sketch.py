@@ -8,7 +8,9 @@ import pytest
 from quantize.numerics.sketch import differing_rows, sketch
 
 RNG = np.random.default_rng(0)
-WEIGHT = RNG.integers(-8, 8, (40, 96)).astype(np.float32) * RNG.uniform(0.5, 1, (40, 3)).astype(np.float32).repeat(32, 1)
+WEIGHT = RNG.integers(-8, 8, (40, 96)).astype(np.float32) * RNG.uniform(0.5, 1, (40, 3)).astype(
+    np.float32
+).repeat(32, 1)
 ROUNDING = 2.0**-20
 
 
@@ -49,7 +51,9 @@ def test_arithmetic_in_another_order_is_not() -> None:
 def test_what_is_not_known_is_not_compared() -> None:
     known = sketch(WEIGHT)
     known[5] = np.nan
-    assert differing_rows(sketch(WEIGHT * 2), known, WEIGHT * 2, ROUNDING).tolist() == [i for i in range(40) if i != 5]
+    assert differing_rows(sketch(WEIGHT * 2), known, WEIGHT * 2, ROUNDING).tolist() == [
+        i for i in range(40) if i != 5
+    ]
 
 
 @pytest.mark.parametrize("shape", [(), (5,), (0, 4), (2, 3, 4)])

@@ -1,4 +1,5 @@
-"""Runs as ``eval`` and ``bench`` write them: the real types and files, with numbers drawn from a known distribution."""
+"""Runs as ``eval`` and ``bench`` write them: the real types and files, with numbers drawn from a known
+distribution."""
 
 import hashlib
 import math
@@ -35,7 +36,8 @@ def subject(recipe: str, **changes: object) -> Subject:
     fields: dict[str, object] = {
         "name": f"artifacts/small-llama/{recipe}", "recipe": recipe, "model": MODEL,
         "digest": hashlib.sha256(recipe.encode()).hexdigest(),
-        "verified": "full", "size_bytes": round(PARAMETERS * bits / 8), "bits_per_weight": bits, "parameters": PARAMETERS,
+        "verified": "full", "size_bytes": round(PARAMETERS * bits / 8), "bits_per_weight": bits,
+        "parameters": PARAMETERS,
         "loads_in": RECIPES[recipe][4] if recipe in RECIPES else ("transformers",),
     }  # fmt: skip
     return Subject(**{**fields, **changes})  # type: ignore[arg-type]
@@ -46,7 +48,9 @@ def reference_nll(seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).normal(3.1, 0.35, CHUNKS)
 
 
-def quality(s: Subject, divergence: float, backend: str, role: str = "", seed: int = 1, chunks: int = CHUNKS) -> list[EvalResult]:
+def quality(
+    s: Subject, divergence: float, backend: str, role: str = "", seed: int = 1, chunks: int = CHUNKS
+) -> list[EvalResult]:
     """perplexity of all; divergence rows of all but the reference."""
     rng = np.random.default_rng(seed)
     reference = reference_nll()[:chunks]
@@ -57,30 +61,60 @@ def quality(s: Subject, divergence: float, backend: str, role: str = "", seed: i
 
     def row(metric: str, value: float, samples: np.ndarray | None = None, **more: object) -> EvalResult:
         fields: dict[str, object] = {
-            "artifact": s.name, "metric": metric, "protocol": "llamacpp-512", "value": value, "n": chunks * TOKENS, "role": role,
+            "artifact": s.name, "metric": metric, "protocol": "llamacpp-512", "value": value,
+            "n": chunks * TOKENS, "role": role,
             "ids": "source", "backend": backend, "artifact_digest": s.digest, "environment": environment,
-            "protocol_parameters": {"window": 512, "stride": 512}, "samples": () if samples is None else tuple(samples.tolist()),
+            "protocol_parameters": {"window": 512, "stride": 512},
+            "samples": () if samples is None else tuple(samples.tolist()),
         }  # fmt: skip
         return EvalResult(**{**fields, **more})  # type: ignore[arg-type]
 
     mean = float(nll.mean())
     bounds = statistics.perplexity_interval(nll * counts, counts)
-    out = [row("perplexity", math.exp(mean), nll, interval=bounds, stderr=math.exp(mean) * 0.35 / math.sqrt(chunks * TOKENS))]
+    out = [
+        row(
+            "perplexity",
+            math.exp(mean),
+            nll,
+            interval=bounds,
+            stderr=math.exp(mean) * 0.35 / math.sqrt(chunks * TOKENS),
+        )
+    ]
     if role == "reference":
         return out
     agreement = 1 - 1.6 * np.sqrt(kl) * 0.3
-    buckets = [{"from": a, "to": b, "tokens": 6000, "kl_mean": divergence * f, "top1_agreement": 1 - f / 10} for a, b, f in
-               ((0.0, 0.25, 2.0), (0.25, 0.5, 1.4), (0.5, 0.75, 0.8), (0.75, 0.95, 0.4), (0.95, 1.0, 0.1))]  # fmt: skip
+    parts = ((0.0, 0.25, 2.0), (0.25, 0.5, 1.4), (0.5, 0.75, 0.8), (0.75, 0.95, 0.4), (0.95, 1.0, 0.1))
+    buckets = [
+        {
+            "from": a,
+            "to": b,
+            "tokens": 6000,
+            "kl_mean": divergence * f,
+            "top1_agreement": 1 - f / 10,
+        }
+        for a, b, f in parts
+    ]
     interval = statistics.mean_interval(kl * counts, counts)
-    out.append(row("kl_mean", float(kl.mean()), kl, interval=interval, unit="nats", detail={"buckets": buckets}))
-    for name, factor in (("median", 0.3), ("p90", 2.2), ("p95", 4.0), ("p99", 14.0), ("p99.9", 60.0), ("max", 300.0)):
+    out.append(
+        row("kl_mean", float(kl.mean()), kl, interval=interval, unit="nats", detail={"buckets": buckets})
+    )
+    for name, factor in (
+        ("median", 0.3),
+        ("p90", 2.2),
+        ("p95", 4.0),
+        ("p99", 14.0),
+        ("p99.9", 60.0),
+        ("max", 300.0),
+    ):
         out.append(row(f"kl_{name}", divergence * factor, unit="nats"))
     top = statistics.mean_interval(agreement * counts, counts)
     out.append(row("top1_agreement", float(agreement.mean()), agreement, interval=top))
     return out
 
 
-def task(s: Subject, name: str, accuracy: float, role: str = "", items: int = 300, flips: int = 12) -> list[EvalResult]:
+def task(
+    s: Subject, name: str, accuracy: float, role: str = "", items: int = 300, flips: int = 12
+) -> list[EvalResult]:
     """0/1 items: the reference's, some of them flipped."""
     correct = (np.random.default_rng(7).random(items) < 0.62).astype(float)
     if role != "reference":
@@ -89,10 +123,12 @@ def task(s: Subject, name: str, accuracy: float, role: str = "", items: int = 30
     value = float(correct.mean())
     return [
         EvalResult(
-            artifact=s.name, metric=metric, protocol="lm-eval", value=value, stderr=math.sqrt(value * (1 - value) / (items - 1)),
+            artifact=s.name, metric=metric, protocol="lm-eval", value=value,
+            stderr=math.sqrt(value * (1 - value) / (items - 1)),
             interval=statistics.accuracy_interval(correct), n=items, task=name, role=role, backend="lm-eval",
             samples=tuple(correct.tolist()),
-            environment={"reference": MODEL} if role != "reference" else {}, protocol_parameters={"num_fewshot": 0},
+            environment={"reference": MODEL} if role != "reference" else {},
+            protocol_parameters={"num_fewshot": 0},
         )
         for metric in ("accuracy", "accuracy_norm")
     ]  # fmt: skip
@@ -120,7 +156,9 @@ def speed(s: Subject, decode: float, backend: str, seed: int = 3) -> list[EvalRe
     ]
 
 
-def write_run(run: Path, recipes: dict[str, tuple] | None = None, tasks: tuple[str, ...] = ("held-out-choice",)) -> Path:  # type: ignore[type-arg]
+def write_run(
+    run: Path, recipes: dict[str, tuple] | None = None, tasks: tuple[str, ...] = ("held-out-choice",)
+) -> Path:  # type: ignore[type-arg]
     """A whole run: reference, floor, artifacts in two files each, one failure, one unsupported."""
     recipes = RECIPES if recipes is None else recipes
     source = Subject(name=MODEL, recipe="bfloat16", model=MODEL, digest="ef" * 32, size_bytes=PARAMETERS * 2,
@@ -135,7 +173,11 @@ def write_run(run: Path, recipes: dict[str, tuple] | None = None, tasks: tuple[s
     for index, (recipe, (_, divergence, decode, backend, *_rest)) in enumerate(recipes.items()):
         s = subject(recipe)
         why = "width 640 is not a multiple of 256"
-        notes = ({"tensor": "model.layers.0.mlp.down_proj.weight", "what": "kept in 8 bits", "why": why},) if index == 1 else ()
+        notes = (
+            ({"tensor": "model.layers.0.mlp.down_proj.weight", "what": "kept in 8 bits", "why": why},)
+            if index == 1
+            else ()
+        )
         s = Subject(**{**s.__dict__, "notes": notes})
         rows = quality(s, divergence, backend, seed=index + 20)
         for name in tasks:
@@ -143,10 +185,16 @@ def write_run(run: Path, recipes: dict[str, tuple] | None = None, tasks: tuple[s
         write_results(results_path(run, s.name, "eval"), s, rows)
         write_results(results_path(run, s.name, "bench"), s, speed(s, decode, backend, seed=index + 40))
     failed = Subject(
-        "artifacts/small-llama/gptq-int2", "gptq-int2", MODEL, status="failed", reason="killed by signal 9 (out of memory)"
+        "artifacts/small-llama/gptq-int2",
+        "gptq-int2",
+        MODEL,
+        status="failed",
+        reason="killed by signal 9 (out of memory)",
     )
     write_results(results_path(run, failed.name, "convert"), failed, [])
     reason = "hidden size 60 is no multiple of 32"
-    unsupported = Subject("artifacts/small-llama/quanto-int2", "quanto-int2", MODEL, status="unsupported", reason=reason)
+    unsupported = Subject(
+        "artifacts/small-llama/quanto-int2", "quanto-int2", MODEL, status="unsupported", reason=reason
+    )
     write_results(results_path(run, unsupported.name, "convert"), unsupported, [])
     return run

@@ -62,7 +62,10 @@ def test_perplexity_change_is_paired_and_right(run: Path) -> None:
     # Unpaired, the chunks' own spread would hide a change of 1 %: paired it stands out.
     spread = bounds(row.cells["perplexity"])
     assert spread is not None
-    assert change.interval[1] - change.interval[0] < 0.1 * (spread[1] - spread[0]) / row.cells["perplexity"].value  # type: ignore[operator]
+    assert (
+        change.interval[1] - change.interval[0]
+        < 0.1 * (spread[1] - spread[0]) / row.cells["perplexity"].value
+    )  # type: ignore[operator]
     assert change.holm is not None
     assert change.holm >= change.p_value  # type: ignore[operator]
     assert group.loss_metric == "kl_mean"
@@ -72,7 +75,9 @@ def test_measured_ratio_is_taken_before_samples(tmp_path: Path) -> None:
     run = write_run(tmp_path, {"bnb-nf4": RECIPES["bnb-nf4"]}, tasks=())
     s = subject("bnb-nf4")
     rows = quality(s, 0.03, "transformers", seed=20)
-    ratio = replace(rows[0], metric="ppl_ratio", value=1.05, interval=(1.04, 1.06), samples=(), detail={"p_value": 0.001})
+    ratio = replace(
+        rows[0], metric="ppl_ratio", value=1.05, interval=(1.04, 1.06), samples=(), detail={"p_value": 0.001}
+    )
     write_results(results_path(run, s.name, "eval"), s, [*rows, ratio])
     change = row_of(compare(load([run])), "bnb-nf4").perplexity_change
     assert change is not None
@@ -82,7 +87,10 @@ def test_measured_ratio_is_taken_before_samples(tmp_path: Path) -> None:
 def test_other_token_ids_are_not_compared(tmp_path: Path) -> None:
     run = write_run(tmp_path, {k: RECIPES[k] for k in ("gguf-q8_0", "gptq-int4", "bnb-nf4")}, tasks=())
     s = subject("bnb-nf4")
-    rows = [replace(r, environment={**r.environment, "ids_sha256": "00" * 32}) for r in quality(s, 0.03, "transformers")]
+    rows = [
+        replace(r, environment={**r.environment, "ids_sha256": "00" * 32})
+        for r in quality(s, 0.03, "transformers")
+    ]
     write_results(results_path(run, s.name, "eval"), s, rows)
     (group,) = compare(load([run])).groups
     row = row_of(compare(load([run])), "bnb-nf4")
@@ -119,10 +127,16 @@ def test_without_a_source_the_largest_stands_in(tmp_path: Path) -> None:
 def test_foreign_gguf_joins_the_reference_it_was_measured_against(tmp_path: Path) -> None:
     run = write_run(tmp_path, {"gguf-q8_0": RECIPES["gguf-q8_0"]}, tasks=())
     s = Subject(
-        name="downloads/x.Q4_K_M.gguf", recipe="x.Q4_K_M.gguf", model="downloads/x.Q4_K_M.gguf", digest="aa" * 32, size_bytes=1
+        name="downloads/x.Q4_K_M.gguf",
+        recipe="x.Q4_K_M.gguf",
+        model="downloads/x.Q4_K_M.gguf",
+        digest="aa" * 32,
+        size_bytes=1,
     )
     write_results(results_path(run, s.name, "eval"), s, quality(s, 0.02, "llama.cpp"))
-    bench = Subject(name=s.name, recipe="x.Q4_K_M", size_bytes=1)  # as bench writes it: no digest, the file's stem
+    bench = Subject(
+        name=s.name, recipe="x.Q4_K_M", size_bytes=1
+    )  # as bench writes it: no digest, the file's stem
     write_results(results_path(run, s.name, "bench"), bench, speed(bench, 90, "llama.cpp"))
     (group,) = compare(load([run])).groups
     row = next(row for row in group.rows if row.family == "GGUF" and "x.Q4" in row.label)
@@ -132,7 +146,9 @@ def test_foreign_gguf_joins_the_reference_it_was_measured_against(tmp_path: Path
 
 def test_two_models_are_two_groups(tmp_path: Path) -> None:
     write_run(tmp_path / "a", {"gguf-q8_0": RECIPES["gguf-q8_0"]}, tasks=())
-    s = replace(subject("gguf-q8_0"), model="models/other", name="artifacts/other/gguf-q8_0", digest="99" * 32)
+    s = replace(
+        subject("gguf-q8_0"), model="models/other", name="artifacts/other/gguf-q8_0", digest="99" * 32
+    )
     rows = [replace(r, environment={"text": "t"}) for r in quality(s, 0.01, "llama.cpp")]
     write_results(results_path(tmp_path / "b", s.name, "eval"), s, rows)
     groups = compare(load([tmp_path / "a", tmp_path / "b"])).groups
@@ -156,7 +172,9 @@ def test_later_run_wins(tmp_path: Path, run: Path) -> None:
     assert merged.value("tg_tokens_per_s") == pytest.approx(999, rel=0.1)
     assert merged.value("kl_mean") == row_of(compare(load([run])), "gguf-q8_0").value("kl_mean")
     found = changes(compare(load([run])), compare(load([run, tmp_path])))
-    assert [c["metric"] for c in found if c["kind"] == "number" and c["artifact"] == "gguf-q8_0"].count("tg_tokens_per_s") == 1
+    assert [c["metric"] for c in found if c["kind"] == "number" and c["artifact"] == "gguf-q8_0"].count(
+        "tg_tokens_per_s"
+    ) == 1
     assert all(c["artifact"] == "gguf-q8_0" for c in found)
 
 
@@ -190,7 +208,10 @@ def test_a_floor_on_a_part_of_the_text_counts(tmp_path: Path) -> None:
         run = write_run(tmp_path / text, {k: RECIPES[k] for k in ("gguf-q8_0", "bnb-nf4")}, tasks=())
         floor = Subject(name="noise floor (bf16 rounding)", recipe="")
         shorter = {"ids_sha256": "00" * 32} | ({"text_sha256": "11" * 32} if text == "another" else {})
-        rows = [replace(r, n=10, environment={**r.environment, **shorter}) for r in quality(floor, 0.0002, "", "floor", seed=9)]
+        rows = [
+            replace(r, n=10, environment={**r.environment, **shorter})
+            for r in quality(floor, 0.0002, "", "floor", seed=9)
+        ]
         source = next(e for e in load([run]) if e.subject.role == "reference").subject
         reference = quality(source, 0.0, "transformers", "reference", seed=0)
         write_results(results_path(run, source.name, "eval"), source, reference + rows)

@@ -1,4 +1,5 @@
-"""The written report: JSON against its schema, CSV, Markdown, and a page that escapes whatever it is given."""
+"""The written report: JSON against its schema, CSV, Markdown, and a page that escapes whatever it is
+given."""
 
 import csv
 import html.parser
@@ -32,7 +33,10 @@ from reports.svg import linear_ticks, log_ticks
 
 HOSTILE = "<script>alert(1)</script>\"'|`&<img src=x onerror=alert(2)>"
 #: what Markdown would make a heading, a list, a rule, a link, an image, HTML or code of
-MARKUP = "# one\n\n# two\n- three\n\n---\n```\n<b>x</b> [a](javascript:b) ![c](https://d.example/e) https://f.example\x1b[31m"
+MARKUP = (
+    "# one\n\n# two\n- three\n\n---\n```\n<b>x</b> [a](javascript:b) ![c](https://d.example/e) "
+    "https://f.example\x1b[31m"
+)
 
 
 @pytest.fixture(scope="module")
@@ -75,12 +79,17 @@ def test_build_returns_the_contract(tmp_path: Path) -> None:
     assert Path(document["report"]).is_file()
     row = next(row for row in document["rows"] if row["recipe"] == "gguf-q4_k_m")
     for key in (
-        "status", "verified", "size_bytes", "bits_per_weight", "perplexity", "kl_mean", "top1_agreement", "task_accuracy",
+        "status", "verified", "size_bytes", "bits_per_weight", "perplexity", "kl_mean", "top1_agreement",
+        "task_accuracy",
         "pp_tokens_per_s", "tg_tokens_per_s", "peak_memory_bytes",
     ):  # fmt: skip
         assert row[key] not in (None, ""), key
     assert row["status"] == "ok"
-    assert row["uncertainty"]["kl_mean"]["interval"][0] < row["kl_mean"] < row["uncertainty"]["kl_mean"]["interval"][1]
+    assert (
+        row["uncertainty"]["kl_mean"]["interval"][0]
+        < row["kl_mean"]
+        < row["uncertainty"]["kl_mean"]["interval"][1]
+    )
     failed = next(row for row in document["rows"] if row["recipe"] == "gptq-int2")
     assert (failed["status"], failed["perplexity"]) == ("failed", None)
     assert "memory" in failed["reason"]
@@ -108,7 +117,11 @@ def test_csv_has_the_json_s_numbers(built: Path) -> None:
 
 def test_a_name_is_no_formula(tmp_path: Path) -> None:
     s = replace(subject("gguf-q8_0"), name="=HYPERLINK(1)", recipe="=1+1")
-    write_results(results_path(tmp_path, "x", "eval"), s, [replace(r, environment={}) for r in quality(s, 0.01, "llama.cpp")])
+    write_results(
+        results_path(tmp_path, "x", "eval"),
+        s,
+        [replace(r, environment={}) for r in quality(s, 0.01, "llama.cpp")],
+    )
     reports.build([tmp_path])
     (line,) = csv.DictReader(io.StringIO((tmp_path / "report" / "results.csv").read_text()))
     assert (line["artifact"], line["recipe"]) == ("'=HYPERLINK(1)", "'=1+1")
@@ -148,10 +161,14 @@ def test_page_answers_first_and_names_failures(built: Path) -> None:
     assert "llamacpp-512" in words
 
 
-@pytest.mark.parametrize("where", ["model", "name", "recipe", "reason", "note", "environment", "task", "backend", "generation"])
+@pytest.mark.parametrize(
+    "where", ["model", "name", "recipe", "reason", "note", "environment", "task", "backend", "generation"]
+)
 def test_everything_is_escaped(where: str, tmp_path: Path) -> None:
     model = HOSTILE if where == "model" else MODEL
-    source = Subject(name=model, recipe="bfloat16", model=model, digest="ef" * 32, size_bytes=10, role="reference")
+    source = Subject(
+        name=model, recipe="bfloat16", model=model, digest="ef" * 32, size_bytes=10, role="reference"
+    )
     note = {"tensor": "t", "what": "w", "why": HOSTILE if where == "note" else "y"}
     s = replace(
         subject("gguf-q8_0"), model=model, notes=(note,), name=HOSTILE if where == "name" else "a",
@@ -160,15 +177,28 @@ def test_everything_is_escaped(where: str, tmp_path: Path) -> None:
     )  # fmt: skip
     extra = {"cpu": HOSTILE} if where == "environment" else {}
     backend = HOSTILE if where == "backend" else "llama.cpp"
-    rows = [replace(r, environment={**r.environment, **extra, "reference": model}) for r in quality(s, 0.01, backend)]
-    rows.append(replace(rows[0], metric="accuracy", task=HOSTILE if where == "task" else "t", samples=(1.0, 0.0), value=0.5))
+    rows = [
+        replace(r, environment={**r.environment, **extra, "reference": model})
+        for r in quality(s, 0.01, backend)
+    ]
+    rows.append(
+        replace(
+            rows[0],
+            metric="accuracy",
+            task=HOSTILE if where == "task" else "t",
+            samples=(1.0, 0.0),
+            value=0.5,
+        )
+    )
     continuation = HOSTILE if where == "generation" else "text"
     for owner, target in ((s, rows),):
         items = [{"prompt": "p" + continuation, "text": continuation}]
         target.append(EvalResult(owner.name, "generations", "greedy", None, detail={"items": items}))
     reference = quality(source, 0, "transformers", "reference")
     items = [{"prompt": "p" + continuation, "text": "other"}]
-    reference.append(EvalResult(source.name, "generations", "greedy", None, role="reference", detail={"items": items}))
+    reference.append(
+        EvalResult(source.name, "generations", "greedy", None, role="reference", detail={"items": items})
+    )
     write_results(results_path(tmp_path, "s", "eval"), source, reference)
     write_results(results_path(tmp_path, "a", "eval"), s, rows)
     reports.build([tmp_path])
@@ -205,7 +235,8 @@ def test_markdown_tables_are_rectangular(built: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "where", ["model", "name", "recipe", "reason", "note", "protocol", "ids", "backend", "task", "verified", "text"]
+    "where",
+    ["model", "name", "recipe", "reason", "note", "protocol", "ids", "backend", "task", "verified", "text"],
 )
 def test_markdown_of_strangers_stays_text(where: str, tmp_path: Path) -> None:
     from markdown_it import MarkdownIt
@@ -216,11 +247,17 @@ def test_markdown_of_strangers_stays_text(where: str, tmp_path: Path) -> None:
     failed = where == "reason"
     s = subject(
         hostile("recipe", "gguf-q8_0"), model=hostile("model", MODEL), name=hostile("name", "a"),
-        verified=hostile("verified", "full"), status="failed" if failed else "ok", reason=MARKUP if failed else "", size_bytes=10,
+        verified=hostile("verified", "full"), status="failed" if failed else "ok",
+        reason=MARKUP if failed else "", size_bytes=10,
         notes=({"tensor": hostile("note", "t"), "what": hostile("note", "w"), "why": hostile("note", "y")},),
     )  # fmt: skip
     rows = [
-        replace(r, protocol=hostile("protocol", "p"), ids=hostile("ids", "source"), environment={"text": hostile("text", "t")})
+        replace(
+            r,
+            protocol=hostile("protocol", "p"),
+            ids=hostile("ids", "source"),
+            environment={"text": hostile("text", "t")},
+        )
         for r in quality(s, 0.01, hostile("backend", "llama.cpp"))
     ]
     rows.append(replace(rows[0], metric="accuracy", task=hostile("task", "t"), samples=(1.0, 0.0), value=0.5))
@@ -236,13 +273,23 @@ def test_markdown_of_strangers_stays_text(where: str, tmp_path: Path) -> None:
     assert not [words for words in blocks if re.fullmatch("one|two|three", words)]
     fences = [t.content for t in tokens if t.type == "fence"]
     assert all(line.startswith("quantwright ") for fence in fences for line in fence.splitlines())
-    assert "https://f.example" not in re.sub(r"(`+)(?!`).+?(?<!`)\1(?!`)", "", re.sub(r"```sh.*?\n```\n", "", text, flags=re.S))
+    assert "https://f.example" not in re.sub(
+        r"(`+)(?!`).+?(?<!`)\1(?!`)", "", re.sub(r"```sh.*?\n```\n", "", text, flags=re.S)
+    )
 
 
 def test_no_secret_and_no_control_character_gets_into_a_report(tmp_path: Path) -> None:
     token, escape_code = "hf_" + "a" * 34, "\x1b[31m\u202e"
-    s = subject("gguf-q8_0", name=f"a{escape_code}", reason=f"https://me:{token}@example.org failed {token}", status="failed")
-    rows = [replace(r, environment={**r.environment, "from": f"{token}{escape_code}"}) for r in quality(s, 0.01, "llama.cpp")]
+    s = subject(
+        "gguf-q8_0",
+        name=f"a{escape_code}",
+        reason=f"https://me:{token}@example.org failed {token}",
+        status="failed",
+    )
+    rows = [
+        replace(r, environment={**r.environment, "from": f"{token}{escape_code}"})
+        for r in quality(s, 0.01, "llama.cpp")
+    ]
     write_results(results_path(tmp_path, "a", "eval"), s, rows)
     reports.build([tmp_path])
     for path in (tmp_path / "report").rglob("*"):
@@ -266,9 +313,16 @@ def test_cells_that_a_spreadsheet_would_compute(tmp_path: Path) -> None:
 def test_the_command_names_tasks_as_they_were_typed(tmp_path: Path) -> None:
     s = subject("gguf-q8_0")
     rows = quality(s, 0.01, "llama.cpp")
-    for name, typed in (("two", "tasks/two.yaml"), ("piqa", "piqa=my data"), ("arc_easy", ""), ("one", "tasks/two.yaml")):
+    for name, typed in (
+        ("two", "tasks/two.yaml"),
+        ("piqa", "piqa=my data"),
+        ("arc_easy", ""),
+        ("one", "tasks/two.yaml"),
+    ):
         detail = {"typed": typed} if typed else {}
-        rows.append(replace(rows[0], metric="accuracy", task=name, samples=(1.0, 0.0), value=0.5, detail=detail))
+        rows.append(
+            replace(rows[0], metric="accuracy", task=name, samples=(1.0, 0.0), value=0.5, detail=detail)
+        )
     write_results(results_path(tmp_path, s.name, "eval"), s, rows)
     reports.build([tmp_path])
     text = (tmp_path / "report" / "report.md").read_text()
@@ -317,7 +371,9 @@ def test_command_prints_the_table_and_json(built: Path, tmp_path: Path) -> None:
     shown = CliRunner().invoke(command, args, standalone_mode=False)
     assert "gguf-q5_k_m" in shown.stdout
     assert str(tmp_path / "r" / "index.html") in shown.stdout
-    result = CliRunner().invoke(command, [*args, "--json", "--since", str(built.parent)], standalone_mode=False)
+    result = CliRunner().invoke(
+        command, [*args, "--json", "--since", str(built.parent)], standalone_mode=False
+    )
     document = json.loads(result.stdout.splitlines()[-1])
     assert set(document) == {"report", "rows", "changes"}
     assert document["changes"] == []
@@ -331,7 +387,9 @@ def test_png_files_where_matplotlib_is(built: Path, tmp_path: Path) -> None:
     assert all(file.read_bytes().startswith(b"\x89PNG") for file in files)
 
 
-def test_without_matplotlib_the_page_says_so(built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_matplotlib_the_page_says_so(
+    built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     monkeypatch.setitem(sys.modules, "matplotlib.backends.backend_agg", None)
     reports.build([built.parent], tmp_path / "r", png=True)
@@ -368,8 +426,14 @@ def test_side_by_side_marks_the_first_departure(tmp_path: Path) -> None:
             ids = [1, 2, 3] if entry.subject.role else [1, 9, 3]
             item = {"prompt": "Once,", "text": text, "ids": ids}
             result = EvalResult(entry.subject.name, "generations", "greedy-3", None, detail={"items": [item]})
-            longer = replace(result, protocol="greedy-9", detail={"items": [{**item, "text": "the same", "ids": [1, 5]}]})
-            write_results(run / "results" / f"g{entry.subject.role}.eval.json", entry.subject, [*entry.results, result, longer])
+            longer = replace(
+                result, protocol="greedy-9", detail={"items": [{**item, "text": "the same", "ids": [1, 5]}]}
+            )
+            write_results(
+                run / "results" / f"g{entry.subject.role}.eval.json",
+                entry.subject,
+                [*entry.results, result, longer],
+            )
     reports.build([run])
     page = Page((run / "report" / "index.html").read_text())
     assert "dog sat" in page.words
@@ -383,11 +447,16 @@ def test_side_by_side_marks_the_first_departure(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("shown", "expected"),
     [
-        (significant(0.00123456, 3), "0.00123"), (significant(1234.5, 4), "1,234"), (significant(2.4e-9, 3), "2.40e-09"),
-        (significant(-0.5, 2), "−0.50"), (size(999), "999 B"), (size(1500), "1.50 kB"), (size(5.02e8), "502.0 MB"),
-        (size(3.2e12), "3200.0 GB"), (change(-0.00001), "0.00 %"), (change(0.0123), "+1.23 %"), (number("kl_mean", None), "–"),
-        (number("top1_agreement", 0.98765), "98.77 %"), (interval("top1_agreement", (0.98, 0.99)), "98.00 to 99.00 %"),
-        (tick_text("size_bytes", 3e6), "3 MB"), (log_text(3e-6), "3·10⁻⁶"), (log_text(0.003), "0.003"), (log_text(1e-5), "10⁻⁵"),
+        (significant(0.00123456, 3), "0.00123"), (significant(1234.5, 4), "1,234"), (significant(2.4e-9, 3),
+        "2.40e-09"),
+        (significant(-0.5, 2), "−0.50"), (size(999), "999 B"), (size(1500), "1.50 kB"), (size(5.02e8),
+        "502.0 MB"),
+        (size(3.2e12), "3200.0 GB"), (change(-0.00001), "0.00 %"), (change(0.0123), "+1.23 %"),
+        (number("kl_mean", None), "–"),
+        (number("top1_agreement", 0.98765), "98.77 %"), (interval("top1_agreement", (0.98, 0.99)),
+        "98.00 to 99.00 %"),
+        (tick_text("size_bytes", 3e6), "3 MB"), (log_text(3e-6), "3·10⁻⁶"), (log_text(0.003), "0.003"),
+        (log_text(1e-5), "10⁻⁵"),
     ],
 )  # fmt: skip
 def test_written_numbers(shown: str, expected: str) -> None:

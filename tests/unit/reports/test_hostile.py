@@ -1,4 +1,5 @@
-"""Results files and manifests with one place changed, and damaged ones: a report, a repository, or one line."""
+"""Results files and manifests with one place changed, and damaged ones: a report, a repository, or one
+line."""
 
 import json
 import sys
@@ -33,7 +34,9 @@ def items(text: str) -> dict[str, Any]:
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     """A reference and an artifact, small, with every kind of result."""
-    source = Subject(name=MODEL, recipe="bfloat16", model=MODEL, digest="ef" * 32, size_bytes=10, role="reference")
+    source = Subject(
+        name=MODEL, recipe="bfloat16", model=MODEL, digest="ef" * 32, size_bytes=10, role="reference"
+    )
     rows = [
         *quality(source, 0, "transformers", "reference", chunks=CHUNKS),
         *task(source, "t", 0.5, "reference", items=12, flips=2),
@@ -41,11 +44,20 @@ def run(tmp_path: Path) -> Path:
     rows.append(EvalResult(MODEL, "generations", "greedy", None, role="reference", detail=items("other")))
     write_results(results_path(tmp_path, "reference", "eval"), source, rows)
     s = subject("gguf-q8_0", notes=({"tensor": "a", "what": "b", "why": "c"},), name="a", digest="")
-    rows = [*quality(s, 0.01, "llama.cpp", chunks=CHUNKS), *task(s, "t", 0.5, items=12, flips=2), *speed(s, 100, "llama.cpp")]
+    rows = [
+        *quality(s, 0.01, "llama.cpp", chunks=CHUNKS),
+        *task(s, "t", 0.5, items=12, flips=2),
+        *speed(s, 100, "llama.cpp"),
+    ]
     rows.append(EvalResult("a", "generations", "greedy", None, detail=items("text")))
     rows.append(replace(rows[0], artifact="floor", role="floor", metric="kl_mean", value=0.001))
     paired = {"difference": 0.1, "interval": [0.0, 0.2], "p_mcnemar": 0.1}
-    rows = [replace(r, detail=r.detail | {"vs_reference": paired, "remarks": ["r"], "typed": "t"}) if r.task else r for r in rows]
+    rows = [
+        replace(r, detail=r.detail | {"vs_reference": paired, "remarks": ["r"], "typed": "t"})
+        if r.task
+        else r
+        for r in rows
+    ]
     write_results(results_path(tmp_path, "a", "eval"), s, rows)
     return tmp_path
 
@@ -73,8 +85,14 @@ def inputs(run: Path) -> Iterator[tuple[str, bytes]]:
     for index, row in enumerate(document["results"]):  # all numbers of a row at once
         for number in (*NUMBERS, 0, -1):
             numbers = {key: number for key in ("value", "stderr") if row[key] is not None}
-            numbers |= {"samples": [number] * len(row["samples"]), "interval": row["interval"] and [number, number]}
-            yield f"row {index} {number}", json.dumps(replaced(document, ("results", index), row | numbers)).encode()
+            numbers |= {
+                "samples": [number] * len(row["samples"]),
+                "interval": row["interval"] and [number, number],
+            }
+            yield (
+                f"row {index} {number}",
+                json.dumps(replaced(document, ("results", index), row | numbers)).encode(),
+            )
     yield from damaged(raw, 500)
 
 
@@ -91,7 +109,9 @@ def test_every_change_of_results(attempt: Callable[[bytes], object], run: Path) 
 def manifest(tmp_path: Path) -> Path:
     artifact = make_artifact(
         tmp_path / "a",
-        calibration=CalibrationRecord(source="t", sha256="0" * 64, ids_sha256="0", tokens=9, sequence_length=3, seed=1),
+        calibration=CalibrationRecord(
+            source="t", sha256="0" * 64, ids_sha256="0", tokens=9, sequence_length=3, seed=1
+        ),
         adapter=AdapterRecord(name="lora", sha256="0" * 64),
     )
     return artifact.folder / "manifest.json"

@@ -11,7 +11,8 @@ AREA = Box(58, 34, 538, 352)
 #: Where the demo's artifacts lie in the size plot: five of them within 45 pixels.
 DEMO = {
     "gguf-f32": (493, 352), "quanto-int8": (197, 218), "gguf-q8_0": (173, 194), "gguf-q5_k_m": (138, 114),
-    "gguf-q4_k_m": (130, 80), "bnb-int8": (197, 189), "gptq-int4": (159, 86), "awq-int4": (158, 69), "bnb-nf4": (162, 64),
+    "gguf-q4_k_m": (130, 80), "bnb-int8": (197, 189), "gptq-int4": (159, 86), "awq-int4": (158, 69),
+    "bnb-nf4": (162, 64),
     "quanto-int4": (159, 59),
 }  # fmt: skip
 

@@ -34,7 +34,8 @@ from reports.publish import prepare, write_repository
 
 
 def make_artifact(folder: Path, recipe: str = "gguf-q4_k_m", **changes: Any) -> Artifact:
-    """A committed folder with a few bytes for weights: publishing looks at manifest, names and hashes only."""
+    """A committed folder with a few bytes for weights: publishing looks at manifest, names and hashes
+    only."""
     method = recipe.partition("-")[0]
     with staging(folder) as stage:
         if method == "gguf":
@@ -43,15 +44,19 @@ def make_artifact(folder: Path, recipe: str = "gguf-q4_k_m", **changes: Any) -> 
             (stage / "model.safetensors").write_bytes(recipe.encode())
             (stage / "config.json").write_text("{}")
         fields: dict[str, Any] = {
-            "recipe": {"method": method}, "recipe_short": recipe, "recipe_digest": recipe.encode().hex().ljust(64, "0"),
-            "source": Source(id="org/small", revision="abc123", digest="12" * 32, dtype="BF16", architecture="LlamaForCausalLM",
+            "recipe": {"method": method}, "recipe_short": recipe,
+            "recipe_digest": recipe.encode().hex().ljust(64, "0"),
+            "source": Source(id="org/small", revision="abc123", digest="12" * 32, dtype="BF16",
+            architecture="LlamaForCausalLM",
                              model_type="llama", parameters=4_200_000, license="apache-2.0"),
-            "tool": {"name": "quantwright", "version": "0.1.0"}, "engine": "engine 1.0", "libraries": {"torch": "2.13.0"},
+            "tool": {"name": "quantwright", "version": "0.1.0"}, "engine": "engine 1.0",
+            "libraries": {"torch": "2.13.0"},
             "files": hash_files(stage), "weight_bytes": 12, "bits_per_weight": 4.9, "runtime": "llamacpp",
             "loads_in": ("llama.cpp",),
             "notes": (Note(tensor="a.weight", what="kept as F32", why="its rows are <short>"),),
             "verification": Verification(level="full", runtime="llamacpp", reader="gguf (numpy)",
-                                         checks=(Check(name="logits", passed=True, value=0.001, tolerance=0.02),)),
+                                         checks=(Check(name="logits", passed=True, value=0.001,
+                                         tolerance=0.02),)),
         }  # fmt: skip
         artifact = commit(stage, folder, Manifest(**{**fields, **changes}), force=False)
     attest(artifact)
@@ -62,9 +67,16 @@ def run_for(folder: Path, artifacts: list[Artifact]) -> Path:
     run = write_run(folder, {})
     for artifact in artifacts:
         s = replace(
-            subject("gguf-q4_k_m"), name=str(artifact.folder), recipe=artifact.manifest.recipe_short, digest=artifact.digest
+            subject("gguf-q4_k_m"),
+            name=str(artifact.folder),
+            recipe=artifact.manifest.recipe_short,
+            digest=artifact.digest,
         )
-        rows = [*quality(s, 0.013, "llama.cpp"), *task(s, "held-out-choice", 0.6), *speed(s, 100, "llama.cpp")]
+        rows = [
+            *quality(s, 0.013, "llama.cpp"),
+            *task(s, "held-out-choice", 0.6),
+            *speed(s, 100, "llama.cpp"),
+        ]
         write_results(results_path(run, s.name, "eval"), s, rows)
     return run
 
@@ -92,10 +104,13 @@ def test_card_round_trips_and_says_what_was_measured(tmp_path: Path) -> None:
     assert again.data.to_dict() == data
     assert ModelCardData(**data).to_dict() == data
     results = {(r.dataset_name, r.metric_type): r.metric_value for r in card.data.eval_results}
-    expected = next(r for r in quality(subject("gguf-q4_k_m"), 0.013, "llama.cpp") if r.metric == "perplexity").value
+    expected = next(
+        r for r in quality(subject("gguf-q4_k_m"), 0.013, "llama.cpp") if r.metric == "perplexity"
+    ).value
     assert results["held-out.txt", "perplexity"] == pytest.approx(expected, rel=1e-5)
     assert ("held-out-choice", "accuracy") in results
-    for words in (artifact.digest, "llamacpp-512", "95 % intervals", "logits 0.001 (tolerance 0.02) passed", "kept as F32",
+    for words in (artifact.digest, "llamacpp-512", "95 % intervals", "logits 0.001 (tolerance 0.02) passed",
+                  "kept as F32",
                   "quantwright convert org/small@abc123 --to gguf-q4_k_m", "&lt;short&gt;", "bfloat16"):  # fmt: skip
         assert words in card.text, words
     entry = next(iter(artifact.manifest.files.values()))
@@ -118,24 +133,36 @@ def test_repository_is_the_artifact(tmp_path: Path) -> None:
 def test_terms_languages_and_tags_of_the_source(tmp_path: Path) -> None:
     base = make_artifact(tmp_path / "tmp").manifest.source
     source = base.model_copy(
-        update={"license": "other", "license_name": "acme-1.0", "license_link": "LICENSE", "languages": ("de", "no"),
+        update={"license": "other", "license_name": "acme-1.0", "license_link": "LICENSE", "languages": ("de",
+        "no"),
                 "tags": ("chat", "Safetensors", "a\n---\nb")}
     )  # fmt: skip
     artifact = make_artifact(tmp_path / "q4", source=source)
     said: list[str] = []
     data = ModelCard(card_bytes(artifact, CardOptions("me/x"), said)).data.to_dict()
     assert (data["license"], data["license_name"], data["language"]) == ("other", "acme-1.0", ["de", "no"])
-    assert data["license_link"] == "https://huggingface.co/org/small/blob/abc123/LICENSE"  # the file is not among the artifact's
+    assert (
+        data["license_link"] == "https://huggingface.co/org/small/blob/abc123/LICENSE"
+    )  # the file is not among the artifact's
     assert {"chat", "a --- b"} < set(data["tags"])
     assert "Safetensors" not in data["tags"]
     assert said == ["no --results: the model card will show no measured numbers"]
-    given = CardOptions("me/x", license="other", license_name="mine", license_link="https://example.org/terms")
+    given = CardOptions(
+        "me/x", license="other", license_name="mine", license_link="https://example.org/terms"
+    )
     data = ModelCard(card_bytes(artifact, given, said)).data.to_dict()
     assert (data["license_name"], data["license_link"]) == ("mine", "https://example.org/terms")
-    card_bytes(make_artifact(tmp_path / "b", source=base.model_copy(update={"license": "other"})), CardOptions("me/x"), said)
+    card_bytes(
+        make_artifact(tmp_path / "b", source=base.model_copy(update={"license": "other"})),
+        CardOptions("me/x"),
+        said,
+    )
     assert any("--license-name" in words for words in said)
     several = make_artifact(tmp_path / "c", source=base.model_copy(update={"license": "mit,apache-2.0"}))
-    assert ModelCard(card_bytes(several, CardOptions("me/x"), said)).data.to_dict()["license"] == ["mit", "apache-2.0"]
+    assert ModelCard(card_bytes(several, CardOptions("me/x"), said)).data.to_dict()["license"] == [
+        "mit",
+        "apache-2.0",
+    ]
 
 
 def card_bytes(artifact: Artifact, options: CardOptions, said: list[str]) -> str:
@@ -147,10 +174,13 @@ def test_what_the_source_is_called(tmp_path: Path) -> None:
     base = make_artifact(tmp_path / "tmp").manifest.source
     for number, (given, revision, name, hub) in enumerate([
         ("/home/me/my@model", None, "my@model", None), ("models/small", None, "small", None),
-        ("org/small@v1", "abc123", "org/small", "org/small"), ("org/small+adapter", "abc123", "org/small", "org/small"),
+        ("org/small@v1", "abc123", "org/small", "org/small"), ("org/small+adapter", "abc123", "org/small",
+        "org/small"),
         ("modelscope:org/small@v1", "abc123", "small", None),
     ]):  # fmt: skip
-        artifact = make_artifact(tmp_path / str(number), source=base.model_copy(update={"id": given, "revision": revision}))
+        artifact = make_artifact(
+            tmp_path / str(number), source=base.model_copy(update={"id": given, "revision": revision})
+        )
         card = ModelCard(card_bytes(artifact, CardOptions("me/x"), []))
         assert card.data.to_dict().get("base_model") == hub
         assert f"Source: `{name}`" in card.text
@@ -170,11 +200,15 @@ def test_a_card_of_strangers_strings_stays_text(tmp_path: Path) -> None:
     hostile = "# one\n\n# two\n```\n<b>x</b> [a](javascript:b) ![c](d) `` https://f.example\x1b[31m"
     base = make_artifact(tmp_path / "tmp").manifest
     artifact = make_artifact(
-        tmp_path / "q4", recipe_short=hostile, engine=hostile, libraries={hostile: hostile}, loads_in=(hostile,), runtime=hostile,
+        tmp_path / "q4", recipe_short=hostile, engine=hostile, libraries={hostile: hostile},
+        loads_in=(hostile,), runtime=hostile,
         tool={"name": hostile, "version": hostile}, notes=(Note(tensor=hostile, what=hostile, why=hostile),),
-        source=base.source.model_copy(update={"id": hostile, "revision": None, "digest": hostile, "dtype": hostile,
-                                              "license": hostile, "license_name": hostile, "tags": (hostile,)}),
-        calibration=CalibrationRecord(source=hostile, sha256=hostile, ids_sha256="0", tokens=1, sequence_length=1, seed=0),
+        source=base.source.model_copy(update={"id": hostile, "revision": None, "digest": hostile,
+        "dtype": hostile,
+                                              "license": hostile, "license_name": hostile, "tags": (hostile,
+                                              )}),
+        calibration=CalibrationRecord(source=hostile, sha256=hostile, ids_sha256="0", tokens=1,
+        sequence_length=1, seed=0),
         verification=Verification(level="full", runtime=hostile, reader=hostile,
                                   checks=(Check(name=hostile, passed=True, detail=hostile),)),
     )  # fmt: skip
@@ -187,7 +221,15 @@ def test_a_card_of_strangers_strings_stays_text(tmp_path: Path) -> None:
     links = [t.attrs["href"] for t in inline if t.type == "link_open"]
     assert all(str(link).startswith("https://huggingface.co/") for link in links)
     headings = {after.content for token, after in itertools.pairwise(tokens) if token.type == "heading_open"}
-    assert headings == {"x", "Files", "Measured", "Use", "How it was made and checked", "Fallbacks and notes", "Reproduce"}
+    assert headings == {
+        "x",
+        "Files",
+        "Measured",
+        "Use",
+        "How it was made and checked",
+        "Fallbacks and notes",
+        "Reproduce",
+    }
     assert len([t for t in tokens if t.type == "fence"]) == 2
 
 
@@ -241,7 +283,9 @@ def test_nothing_of_this_machine_leaves(tmp_path: Path) -> None:
     )  # fmt: skip
     said: list[str] = []
     write_repository(
-        prepare([artifact.folder], [run_for(tmp_path / "run", [artifact])], CardOptions("me/x"), say=said.append),
+        prepare(
+            [artifact.folder], [run_for(tmp_path / "run", [artifact])], CardOptions("me/x"), say=said.append
+        ),
         tmp_path / "out",
     )
     for path in (tmp_path / "out").rglob("*"):
@@ -253,7 +297,9 @@ def test_nothing_of_this_machine_leaves(tmp_path: Path) -> None:
     assert "base_model" not in data
     assert any("--license" in words for words in said)
     assert any("--base-model" in words for words in said)
-    named = prepare([artifact.folder], [], CardOptions("me/x", base_model="org/base", license="mit", quantized_by="Us"))
+    named = prepare(
+        [artifact.folder], [], CardOptions("me/x", base_model="org/base", license="mit", quantized_by="Us")
+    )
     card = ModelCard(named.files["README.md"].decode())  # type: ignore[union-attr]
     assert (card.data.base_model, card.data.license, card.data.quantized_by) == ("org/base", "mit", "Us")
 
@@ -261,7 +307,8 @@ def test_nothing_of_this_machine_leaves(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("case", "words"),
     [
-        ("unverified", "--allow-unverified"), ("failed", "verification failed"), ("changed", "does not match its sha256"),
+        ("unverified", "--allow-unverified"), ("failed", "verification failed"), ("changed",
+        "does not match its sha256"),
         ("sources", "different sources"), ("folders", "fills a repository alone"), ("twice", "listed twice"),
         ("no slash", "user/name"), ("bad id", "--repo"), ("three parts", "--repo"), ("base", "--base-model"),
         ("not one", "manifest.json"),
@@ -283,7 +330,9 @@ def test_refusals(case: str, words: str, tmp_path: Path) -> None:
     if case == "sources":
         folders.append(
             make_artifact(
-                tmp_path / "b", "gguf-q8_0", source=artifact.manifest.source.model_copy(update={"digest": "9" * 64})
+                tmp_path / "b",
+                "gguf-q8_0",
+                source=artifact.manifest.source.model_copy(update={"digest": "9" * 64}),
             ).folder
         )
     if case == "folders":

@@ -121,12 +121,15 @@ def test_accuracy_drop(group: Group) -> None:
          1000, 4 * 2 * 2 * 64 * 2 * 1000),
         ({"num_hidden_layers": 2, "num_attention_heads": 8, "hidden_size": 512}, 10, 2 * 2 * 8 * 64 * 2 * 10),
         (
-            {"num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 1, "head_dim": 256, "sliding_window": 512,
+            {"num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 1, "head_dim": 256,
+            "sliding_window": 512,
              "layer_types": ["sliding_attention", "sliding_attention", "full_attention"]},
             4096, 2 * 256 * 2 * (2 * 512 + 4096),
         ),
-        ({"num_hidden_layers": 2, "num_attention_heads": 16, "kv_lora_rank": 512, "qk_rope_head_dim": 64}, 7, 2 * 576 * 2 * 7),
-        ({"text_config": {"num_hidden_layers": 1, "num_attention_heads": 2, "head_dim": 8}}, 3, 2 * 2 * 8 * 2 * 3),
+        ({"num_hidden_layers": 2, "num_attention_heads": 16, "kv_lora_rank": 512, "qk_rope_head_dim": 64}, 7,
+        2 * 576 * 2 * 7),
+        ({"text_config": {"num_hidden_layers": 1, "num_attention_heads": 2, "head_dim": 8}}, 3,
+        2 * 2 * 8 * 2 * 3),
     ],
 )  # fmt: skip
 def test_kv_cache_by_hand(config: dict, tokens: int, expected: int) -> None:  # type: ignore[type-arg]
@@ -136,7 +139,9 @@ def test_kv_cache_by_hand(config: dict, tokens: int, expected: int) -> None:  # 
 
 
 def test_command(run: Path, tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text(json.dumps({"num_hidden_layers": 4, "num_attention_heads": 4, "head_dim": 64}))
+    (tmp_path / "config.json").write_text(
+        json.dumps({"num_hidden_layers": 4, "num_attention_heads": 4, "head_dim": 64})
+    )
     args = [
         str(run),
         "--memory",
@@ -164,7 +169,13 @@ def test_command(run: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "args",
-    [[], ["--max-loss", "much"], ["--memory", "lots"], ["--memory", "1GB", "--model", "/nonexistent"], ["--max-loss", "-1%"]],
+    [
+        [],
+        ["--max-loss", "much"],
+        ["--memory", "lots"],
+        ["--memory", "1GB", "--model", "/nonexistent"],
+        ["--max-loss", "-1%"],
+    ],
 )
 def test_bad_limits(run: Path, args: list[str]) -> None:
     result = CliRunner().invoke(command, [str(run), *args], standalone_mode=False)

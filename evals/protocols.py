@@ -369,9 +369,8 @@ def detokenize_wikitext(page: str) -> str:
         ('"', '"', '"'),
         ("'", "'", "'"),
     ):
-        page = re.sub(
-            rf"{left}\s*([^{inner}]*?)\s*{right}", lambda m, a=left[-1], b=right[-1]: f"{a}{m[1]}{b}", page
-        )  # type: ignore[misc]
+        pattern = rf"{left}\s*([^{inner}]*?)\s*{right}"
+        page = re.sub(pattern, lambda m, a=left[-1], b=right[-1]: f"{a}{m[1]}{b}", page)  # type: ignore[misc]
     for old, new in (
         ("= = = =", "===="), ("= = =", "==="), ("= =", "=="), (" \N{DEGREE SIGN} ", "\N{DEGREE SIGN}"),
         (" \n", "\n"), ("\n ", "\n"), (" N ", " 1 "), (" 's", "'s"),

@@ -47,7 +47,7 @@ evaluate:
   # prompts: prompts.txt # continued side by side in the report, by
   # generate: 64 # tokens
   # floors: false # without the rows below which no difference means anything
-  # weights_only: full # a GGUF's weights in the reference's runtime too: on 1 chunk in 80 (sample), all, or none
+  # weights_only: full # a GGUF's weights in the reference's runtime: 1 chunk in 80 (sample), all, or none
 
 benchmark: {{prefill: 512, decode: 128, repetitions: 5}}
 # more of it: {{depths: [0, 4096], batches: [1, 8], attention: eager, compile: true, rounds: 2}}

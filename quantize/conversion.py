@@ -22,9 +22,10 @@ from quantize.artifact.attestation import attest
 from quantize.calibration.texts import Calibration, load_calibration
 from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.checkpoint.model_card import CARD, ModelCard, license_files, read_model_card
+from quantize.engines.base import Conversion
 from quantize.errors import BadInput, StepFailed, Unsupported
 from quantize.files import typed_path
-from quantize.methods.base import Conversion, Method
+from quantize.methods.base import Method
 from quantize.methods.registry import method as find_method
 from quantize.methods.registry import parse_recipe
 from quantize.packages import install_command

@@ -1,8 +1,8 @@
 """Token ids in llama.cpp against the source tokenizer's own, for files made here and by llama.cpp's
 converter.
 
-    python benchmarks/peers/gguf_tokenizers.py TOKENIZERS... --text FILE... [--converter convert_hf_to_gguf.py]
-        [--megabytes 10]
+    python benchmarks/peers/gguf_tokenizers.py TOKENIZERS... --text FILE...
+        [--converter convert_hf_to_gguf.py] [--megabytes 10]
 
 TOKENIZERS are folders with tokenizer.json or a SentencePiece model. Each becomes a vocabulary-only GGUF, once
 by this program and once by llama.cpp's ``convert_hf_to_gguf.py --vocab-only`` (beside a config.json of a

@@ -13,6 +13,7 @@ from pydantic import BeforeValidator, Field
 
 from quantize.calibration.texts import Calibration
 from quantize.checkpoint.checkpoint import Checkpoint
+from quantize.engines.base import Conversion
 from quantize.engines.gptqmodel.layers import (
     check_model_type,
     check_shapes,
@@ -22,7 +23,7 @@ from quantize.engines.gptqmodel.layers import (
     whole,
 )
 from quantize.errors import StepFailed
-from quantize.methods.base import Conversion, Method
+from quantize.methods.base import Method
 from quantize.recipe import Recipe, RunOptions
 
 BITS = 4

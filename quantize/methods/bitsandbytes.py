@@ -17,8 +17,9 @@ from pydantic import Field, model_validator
 from quantize.artifact.artifact import Note
 from quantize.calibration.texts import Calibration
 from quantize.checkpoint.checkpoint import Checkpoint
+from quantize.engines.base import Computed, Conversion
 from quantize.errors import StepFailed, Unsupported
-from quantize.methods.base import Computed, Conversion, Method
+from quantize.methods.base import Method
 from quantize.recipe import Recipe, RunOptions
 
 if TYPE_CHECKING:

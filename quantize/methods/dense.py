@@ -12,8 +12,9 @@ import numpy as np
 from quantize.artifact.artifact import Note
 from quantize.calibration.texts import Calibration
 from quantize.checkpoint.checkpoint import FLOAT_DTYPES, Checkpoint
+from quantize.engines.base import Conversion
 from quantize.errors import StepFailed
-from quantize.methods.base import Conversion, Method
+from quantize.methods.base import Method
 from quantize.recipe import DenseRecipe, Recipe, RunOptions
 
 STORAGE = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}

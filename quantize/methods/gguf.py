@@ -17,8 +17,9 @@ import numpy as np
 from quantize.artifact.artifact import MANIFEST, Note
 from quantize.calibration.texts import Calibration
 from quantize.checkpoint.checkpoint import Checkpoint
+from quantize.engines.base import Conversion
 from quantize.errors import BadInput, Unsupported
-from quantize.methods.base import Conversion, Method
+from quantize.methods.base import Method
 from quantize.methods.gguf_recipe import GgufRecipe
 from quantize.recipe import RunOptions
 from quantize.terminal import console

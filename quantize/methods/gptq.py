@@ -15,6 +15,7 @@ from pydantic import BeforeValidator, Field
 from quantize.artifact.artifact import Note
 from quantize.calibration.texts import Calibration
 from quantize.checkpoint.checkpoint import Checkpoint
+from quantize.engines.base import Conversion
 from quantize.engines.gptqmodel.layers import (
     GROUP_SIZES,
     check_model_type,
@@ -25,7 +26,7 @@ from quantize.engines.gptqmodel.layers import (
     whole,
 )
 from quantize.errors import StepFailed
-from quantize.methods.base import Conversion, Method
+from quantize.methods.base import Method
 from quantize.recipe import Recipe, RunOptions
 
 if TYPE_CHECKING:

@@ -16,7 +16,8 @@ import numpy as np
 from quantize.artifact.artifact import Note
 from quantize.calibration.texts import Calibration
 from quantize.checkpoint.checkpoint import Checkpoint
-from quantize.methods.base import Computed, Conversion, Method
+from quantize.engines.base import Computed, Conversion
+from quantize.methods.base import Method
 from quantize.recipe import Recipe, RunOptions
 
 if TYPE_CHECKING:

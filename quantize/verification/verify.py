@@ -25,8 +25,9 @@ import numpy as np
 from quantize.artifact.artifact import Check, Note, Verification
 from quantize.calibration.texts import context_length
 from quantize.checkpoint.checkpoint import TOKENIZER_FILES, Checkpoint
+from quantize.engines.base import Conversion
 from quantize.errors import QuantwrightError
-from quantize.methods.base import Conversion, Method
+from quantize.methods.base import Method
 from quantize.recipe import Recipe, RunOptions
 from quantize.runtimes.base import Runtime
 from quantize.runtimes.opening import open_runtime

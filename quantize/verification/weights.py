@@ -14,8 +14,9 @@ import numpy as np
 
 from quantize.artifact.artifact import Check
 from quantize.checkpoint.checkpoint import FLOAT_DTYPES, Checkpoint, sha256_file
+from quantize.engines.base import Computed, Conversion
 from quantize.errors import QuantwrightError
-from quantize.methods.base import Computed, Conversion, Method
+from quantize.methods.base import Method
 from quantize.numerics import identity
 from quantize.numerics.resemblance import Resemblance, compare
 from quantize.recipe import Recipe

@@ -18,9 +18,9 @@ from quantize.artifact.artifact import CalibrationRecord
 from quantize.calibration.texts import Calibration
 from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.checkpoint.tensors import Entry, StoredTensors, write_folder
+from quantize.engines.base import Conversion
 from quantize.engines.gptqmodel.layers import MODEL_TYPES
 from quantize.errors import BadInput, StepFailed, Unsupported
-from quantize.methods.base import Conversion
 from quantize.methods.registry import method, parse_recipe
 from quantize.recipe import RunOptions
 from quantize.sources.opening import open_checkpoint

@@ -13,7 +13,7 @@ from quantize import Artifact, Checkpoint
 from quantize import conversion as convert
 from quantize.artifact.artifact import Check, Verification
 from quantize.checkpoint.tensors import Entry, StoredTensors, write_folder
-from quantize.methods.base import Conversion
+from quantize.engines.base import Conversion
 from quantize.methods.registry import method, parse_recipe
 from quantize.recipe import RunOptions
 from quantize.sources.opening import open_checkpoint

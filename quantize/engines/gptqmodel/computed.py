@@ -11,7 +11,7 @@ import numpy as np
 
 from quantize.artifact.artifact import Note
 from quantize.checkpoint.checkpoint import Checkpoint
-from quantize.methods.base import Computed
+from quantize.engines.base import Computed
 from quantize.numerics.packing import gptq_zeros
 
 if TYPE_CHECKING:

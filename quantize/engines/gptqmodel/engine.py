@@ -24,8 +24,8 @@ import numpy as np
 
 from quantize.artifact.artifact import Note
 from quantize.checkpoint.checkpoint import Checkpoint
+from quantize.engines.base import Computed
 from quantize.errors import QuantwrightError, StepFailed
-from quantize.methods.base import Computed
 from quantize.recipe import RunOptions
 from quantize.staging import held_folder
 

@@ -111,7 +111,8 @@ def test_card_round_trips_and_says_what_was_measured(tmp_path: Path) -> None:
     assert ("held-out-choice", "accuracy") in results
     for words in (artifact.digest, "llamacpp-512", "95 % intervals", "logits 0.001 (tolerance 0.02) passed",
                   "kept as F32",
-                  "quantwright convert org/small@abc123 --to gguf-q4_k_m", "&lt;short&gt;", "bfloat16"):  # fmt: skip
+                  "quantwright convert org/small@abc123 --to gguf-q4_k_m", "&lt;short&gt;",
+                  "bfloat16"):  # fmt: skip
         assert words in card.text, words
     entry = next(iter(artifact.manifest.files.values()))
     assert entry.sha256 in card.text

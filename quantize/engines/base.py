@@ -1,0 +1,57 @@
+"""What an engine reports of its work: what it held in memory before it saved, and what it wrote."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from quantize.artifact.artifact import Note
+from quantize.numerics.sketch import differing_rows, sketch
+
+
+class Computed:
+    """What an engine held in memory before it saved: a sketch of every row of every tensor
+    (``numerics.sketch``), by the names that ``Method.dequantize`` gives.
+
+    ``rounding``: the part of a value by which the format's second reader may differ from it, rightly: float32
+    arithmetic in another order, unless said.
+    """
+
+    def __init__(self, rounding: float = 2.0**-20):
+        self.rounding = rounding
+        self._sketches: dict[str, np.ndarray] = {}
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._sketches
+
+    def add(self, name: str, values: np.ndarray, unknown: np.ndarray | None = None) -> None:
+        """``values`` float32, of the source's shape; ``unknown``: rows (bool) that the format changes,
+        rightly."""
+        rows = sketch(values)
+        if unknown is not None:
+            rows[unknown] = np.nan
+        self._sketches[name] = rows
+
+    def differing_rows(self, name: str, values: np.ndarray) -> np.ndarray:
+        rows = sketch(values)
+        if rows.shape != self._sketches[name].shape:
+            return np.arange(1)
+        return differing_rows(rows, self._sketches[name], values, self.rounding)
+
+
+@dataclass
+class Conversion:
+    """What a method reports of its own work; it goes into the manifest.
+
+    ``weight_bytes`` are the bytes of tensor data written (scales and zero points included, containers'
+    headers not).
+    """
+
+    weight_bytes: int
+    engine: str
+    libraries: tuple[str, ...] = ()  # distributions whose versions the manifest records
+    notes: list[Note] = field(default_factory=list)
+    details: dict[str, Any] = field(default_factory=dict)
+    sha256: dict[str, str] = field(default_factory=dict)  # of files that were hashed while they were written
+    loads_in: tuple[str, ...] = ()  # where not all that the method says open what was made
+    computed: Computed | None = None  # None: the method's own code computed, or nothing was

@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from evals.task_files import LocalTask
+from evals.local_task import LocalTask
 from quantize.errors import BadInput
 
 ITEMS = 200

@@ -17,10 +17,11 @@ import numpy as np
 
 from evals import statistics
 from evals.code_execution import code_eval_at_hand
+from evals.local_task import LocalTask
 from evals.rows import Heading, interval, number
 from evals.special import SpecialIds
 from evals.task_code import no_task_code
-from evals.task_files import HarnessTask, LocalTask, Task, task_manager
+from evals.task_files import HarnessTask, Task, task_manager
 from quantize.chat.templates import folder_template
 from quantize.checkpoint.tokenizer import SourceTokenizer
 from quantize.errors import BadInput, QuantwrightError, StepFailed

@@ -392,7 +392,8 @@ def test_tasks_agree_with_lm_eval_item_by_item(checkpoint: Path, tmp_path: Path)
     from lm_eval.tasks import TaskManager
 
     from evals.heldout_task import make_items
-    from evals.task_files import LocalTask, export_yaml
+    from evals.local_task import LocalTask
+    from evals.task_files import export_yaml
 
     items = make_items(stdlib_documentation()[:200_000], 16)
     contexts = [

@@ -18,9 +18,10 @@ from bigram import Bigram, naive_log_probs, random_table
 from evals import statistics
 from evals.generations import prompts_from
 from evals.harness import RuntimeLM, alike
+from evals.local_task import LocalTask
 from evals.rows import Heading
 from evals.special import SpecialIds
-from evals.task_files import HarnessTask, LocalTask, read_yaml
+from evals.task_files import HarnessTask, read_yaml
 from evals.tasks import TaskOptions, pair_with_reference, run_tasks
 from quantize.errors import BadInput, Unsupported
 from quantize.results import EvalResult, Subject, merge_results

@@ -14,10 +14,11 @@ import pytest
 from evals import evaluate
 from evals.code_execution import CodeEval, passes
 from evals.harness import RuntimeLM
+from evals.local_task import LocalTask
 from evals.rows import Heading
 from evals.special import SpecialIds
 from evals.task_data import SUITES
-from evals.task_files import HarnessTask, LocalTask, parse_tasks
+from evals.task_files import HarnessTask, parse_tasks
 from evals.tasks import TaskOptions, run_tasks
 from quantize.chat.templates import folder_template
 from quantize.checkpoint.tokenizer import SourceTokenizer

@@ -1,5 +1,5 @@
 """What the job runner adds to each step beyond starting its process: ``python -m
-benchmarks.scheduler_overhead [STEPS]``.
+benchmarks.program.scheduler_overhead [STEPS]``.
 
 The same command (``quantwright --version``) as steps of a real run, and started one after another with
 nothing else around it; in turns, so that a change in the machine's load meets both. On a busy machine the

@@ -1,4 +1,5 @@
-"""How long ``quantwright --help`` and ``report`` take: ``python -m benchmarks.report_time RUN [ARTIFACTS]``.
+"""How long ``quantwright --help`` and ``report`` take: ``python -m benchmarks.program.report_time RUN
+[ARTIFACTS]``.
 
 The results of RUN (made by ``eval`` and ``bench``) are copied under new names until there are ARTIFACTS
 (100), and reported. Targets: help in 0.2 s, a report on 100 artifacts in 3 s. Best of three, with the

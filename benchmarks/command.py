@@ -4,10 +4,10 @@ from pathlib import Path
 
 import click
 
-from quantize.commands.options import emit_json, log, run_options
+from quantize.commands.options import run_options
 from quantize.errors import BadInput
 from quantize.recipe import RunOptions
-from quantize.terminal import console
+from quantize.terminal import console, emit_json, log
 
 COLUMNS = ("pp_tokens_per_s", "tg_tokens_per_s", "ttft_ms", "load_ms", "peak_memory_bytes", "size_bytes")
 

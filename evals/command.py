@@ -5,10 +5,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from quantize.commands.options import emit_json, parse_size, run_options
+from quantize.commands.options import run_options
 from quantize.errors import BadInput
 from quantize.recipe import RunOptions
-from quantize.terminal import console
+from quantize.terminal import console, emit_json
+from quantize.units import parse_size
 
 if TYPE_CHECKING:
     from quantize.results import EvalResult

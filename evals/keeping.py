@@ -22,6 +22,7 @@ from quantize.recipe import RunOptions
 from quantize.runtimes.base import Runtime
 from quantize.runtimes.opening import open_without_weights
 from quantize.staging import whole_file
+from quantize.units import spell_gib
 
 
 class Keeper:
@@ -70,8 +71,8 @@ class Keeper:
             )
         self.say(
             f"{windows.protocol.name}: the reference's logits take "
-            f"{cache_bytes(windows, runtime.vocabulary) / 2**30:.2f} GiB, "
-            f"more than the cache limit of {self.limit / 2**30:.2f} GiB: the reference runs again beside "
+            f"{spell_gib(cache_bytes(windows, runtime.vocabulary))}, "
+            f"more than the cache limit of {spell_gib(self.limit)}: the reference runs again beside "
             "every candidate"
         )
         return SideBySideReference(runtime)

@@ -10,13 +10,13 @@ from evals.generations import TOKENS, read_prompts
 from evals.protocols import parse_protocol
 from evals.subjects import resolve
 from evals.tasks import TaskOptions
-from quantize.commands.options import log
 from quantize.errors import BadInput
 from quantize.methods.registry import parse_recipe
 from quantize.recipe import Recipe, RunOptions
 from quantize.results import EvalResult
 from quantize.sources.gguf_repository import expand
 from quantize.staging import claim_run
+from quantize.terminal import log
 
 DEFAULT_PROTOCOL = "llamacpp-512"
 DEFAULT_CACHE_LIMIT = 4 << 30

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from quantize.process import child_command, child_environment, peak_rss_bytes
+from quantize.units import spell_gib, spell_time
 
 
 class Child:
@@ -76,14 +77,11 @@ class Child:
     def enforce(self, memory_bytes: int | None, seconds: float | None) -> None:
         """Kill it where it holds more memory, with its children, or takes longer than allowed."""
         if seconds and self.wall_s > seconds:
-            self.kill(f"took longer than its limit of {seconds / 60:.1f} minutes")
+            self.kill(f"took longer than its limit of {spell_time(seconds)}")
         elif memory_bytes:
             used = tree_rss_bytes(self.pid)
             if used > memory_bytes:
-                self.kill(
-                    f"held {used / 2**30:.2f} GiB, more than its memory limit of {memory_bytes / 2**30:.2f} "
-                    "GiB"
-                )
+                self.kill(f"held {spell_gib(used)}, more than its memory limit of {spell_gib(memory_bytes)}")
 
     def kill(self, why: str) -> None:
         self.killed_for = self.killed_for or why

@@ -7,9 +7,10 @@ from typing import Any
 
 import click
 
-from quantize.commands.options import emit_json, log, say
 from quantize.errors import BadInput
-from quantize.terminal import console
+from quantize.methods.registry import parse_recipe, presets, split_recipes
+from quantize.terminal import console, emit_json, log, say
+from quantize.units import spell_size, spell_time
 
 
 @click.command()
@@ -258,7 +259,6 @@ def _target(target: str, recipes: str | None, overrides: tuple[str, ...]) -> tup
                 "--to is for a model; a job file names its own recipes (or use --set recipes=[...])"
             )
         return load_job(path, overrides), path.absolute().parent, job_name(path)
-    from quantize.commands.convert import split_recipes
 
     if not recipes:
         raise BadInput(f"{target}: give --to RECIPE[,RECIPE...], or a job file (.yaml)")
@@ -272,27 +272,25 @@ def _target(target: str, recipes: str | None, overrides: tuple[str, ...]) -> tup
 def _print_plan(plan: Any, cost: Any) -> None:
     from rich.table import Table
 
-    from jobs.estimate import spell, spell_seconds
-
     table = Table("step", "output", "peak memory", "time", "known from", box=None, pad_edge=False)
     for step in plan.steps:
         its = cost.steps[step.id]
         size = (
-            spell(its.size_bytes)
+            spell_size(its.size_bytes)
             if its.size_bytes
-            else spell(its.cache_bytes) + " cache"
+            else spell_size(its.cache_bytes) + " cache"
             if its.cache_bytes
             else "-"
         )
-        time = f"{spell_seconds(its.time.low_s)} to {spell_seconds(its.time.high_s)}"
-        table.add_row(step.id.replace(":", " "), size, spell(its.memory_bytes), time, its.time.source)
+        time = f"{spell_time(its.time.low_s)} to {spell_time(its.time.high_s)}"
+        table.add_row(step.id.replace(":", " "), size, spell_size(its.memory_bytes), time, its.time.source)
     console().print(table)
     for row in plan.rows:
         say(f"{row.status}: {row.reason}")
     say(
-        f"disk: {spell(cost.disk_bytes)} at the worst moment, {spell(cost.free_bytes)} free; "
-        f"memory: {spell(cost.memory_bytes)} of {spell(cost.available_bytes)}; "
-        f"time: {spell_seconds(cost.low_s)} to {spell_seconds(cost.high_s)}, one step after another"
+        f"disk: {spell_size(cost.disk_bytes)} at the worst moment, {spell_size(cost.free_bytes)} free; "
+        f"memory: {spell_size(cost.memory_bytes)} of {spell_size(cost.available_bytes)}; "
+        f"time: {spell_time(cost.low_s)} to {spell_time(cost.high_s)}, one step after another"
     )
 
 
@@ -353,8 +351,6 @@ def _log_lower(model: str, why: str) -> None:
 
 
 def _check_model(model: str, recipes: str | None, trust_remote_code: bool) -> list[dict[str, Any]]:
-    from quantize.commands.convert import split_recipes
-    from quantize.methods.registry import parse_recipe, presets
     from quantize.sources.hub import QUANTIZED
     from quantize.sources.opening import open_checkpoint
 

@@ -6,8 +6,8 @@ from typing import Any
 import click
 
 from jobs.command import print_outcome, report_document, run_job
-from quantize.commands.options import emit_json, log
 from quantize.errors import BadInput
+from quantize.terminal import emit_json, log
 
 
 @click.command()

@@ -6,14 +6,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import psutil
+
 from jobs.rates import Estimate, Sample, estimate_seconds, read_samples
 from jobs.sizes import output_bytes
 from jobs.spec import Job
 from jobs.steps import Plan, Step, step_threads
 from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.errors import BadInput
+from quantize.units import GIB, parse_size, spell_size
 
-GIB = 1 << 30
 #: Of a converting process before any weight, engines loaded. What has been measured here comes before it
 #: (``_known_peak``).
 BASE_BYTES = {
@@ -78,10 +80,6 @@ class PlanCost:
 
 def estimate_plan(job: Job, plan: Plan, run: Path, samples: list[Sample] | None = None) -> PlanCost:
     """``run``: the run folder, which need not exist."""
-    import psutil
-
-    from quantize.commands.options import parse_size
-
     samples = read_samples() if samples is None else samples
     sources = {model.name: model.checkpoint for model in plan.models if model.checkpoint}
     limit = parse_size(job.resources.memory) if job.resources.memory else None
@@ -110,15 +108,16 @@ def refuse_what_cannot_fit(cost: PlanCost, run: Path, memory: bool = True) -> No
     are too small."""
     if cost.disk_bytes > cost.free_bytes:
         raise BadInput(
-            f"{run}: the job needs {spell(cost.disk_bytes)} of disk and {spell(cost.free_bytes)} are free; "
+            f"{run}: the job needs {spell_size(cost.disk_bytes)} of disk and "
+            f"{spell_size(cost.free_bytes)} are free; "
             "free some, choose another -o, or take recipes out"
         )
     for step in cost.steps.values() if memory else ():
         if step.memory_bytes > cost.available_bytes:
             raise BadInput(
-                f"{step.id.replace(':', ' ')} needs about {spell(step.memory_bytes)} of memory, and "
-                f"{spell(cost.available_bytes)} are allowed or installed; raise resources.memory, or take "
-                "this recipe out"
+                f"{step.id.replace(':', ' ')} needs about {spell_size(step.memory_bytes)} of memory, and "
+                f"{spell_size(cost.available_bytes)} are allowed or installed; raise resources.memory, or "
+                "take this recipe out"
             )
 
 
@@ -228,17 +227,3 @@ def conversion_memory(checkpoint: Checkpoint, method: str, verify: str) -> int:
     held = 4 * COPIES.get(method, 1.5) * checkpoint.parameters if copies is None else copies * stored
     base = max(BASE_BYTES.get(method, BASE_DEFAULT), VERIFY_BASE_BYTES if full else 0)
     return int(base + max(held, VERIFY_STORED_COPIES * stored if full else 0) + 12 * max(largest, layer))
-
-
-def spell(size: float) -> str:
-    """Bytes for people: decimal units, as disks are sold."""
-    for unit, factor in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if size >= factor:
-            return f"{size / factor:.1f} {unit}"
-    return f"{size:.0f} B"
-
-
-def spell_seconds(seconds: float) -> str:
-    if seconds >= 5400:
-        return f"{seconds / 3600:.1f} h"
-    return f"{seconds / 60:.1f} min" if seconds >= 90 else f"{seconds:.0f} s"

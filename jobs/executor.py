@@ -11,6 +11,7 @@ from jobs.spec import Job
 from jobs.steps import Step, step_threads
 from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.errors import BadInput
+from quantize.units import parse_size
 
 #: Steps whose numbers others would spoil: nothing else runs beside them.
 ALONE = ("bench", "report")
@@ -104,8 +105,6 @@ class Here(Executor):
 
 
 def memory_limit(job: Job) -> int | None:
-    from quantize.commands.options import parse_size
-
     return parse_size(job.resources.memory) if job.resources.memory else None
 
 

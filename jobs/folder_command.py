@@ -5,9 +5,9 @@ from typing import Any
 
 import click
 
-from quantize.commands.options import emit_json, log, say
 from quantize.errors import BadInput
-from quantize.terminal import console
+from quantize.terminal import console, emit_json, log, say
+from quantize.units import spell_size, spell_time
 
 TEMPLATE = """\
 # A job: every model by every recipe, evaluated, benchmarked and reported.
@@ -132,8 +132,8 @@ def _table(found: list[Any], runner: int | None) -> Any:
         table.add_row(
             state.id.replace(":", " "),
             state.status,
-            f"{seconds:.1f} s" if seconds else "",
-            f"{state.peak_rss_bytes / 1e9:.2f} GB" if state.peak_rss_bytes else "",
+            spell_time(seconds) if seconds else "",
+            spell_size(state.peak_rss_bytes) if state.peak_rss_bytes else "",
             Text(state.reason or (state.log if state.status == "running" else "")),
         )
     return table
@@ -142,8 +142,6 @@ def _table(found: list[Any], runner: int | None) -> Any:
 def _planned_table(found: list[Any]) -> Any:
     """Plan against actual, for the steps that are done."""
     from rich.table import Table
-
-    from jobs.estimate import spell, spell_seconds
 
     table = Table(box=None, pad_edge=False)
     for heading in ("step", "size", "planned", "peak memory", "planned", "time", "planned"):
@@ -155,10 +153,10 @@ def _planned_table(found: list[Any]) -> Any:
                 state.id.replace(":", " "),
                 f"{state.size_bytes:,}" if state.size_bytes else "",
                 f"{said['size_bytes']:,}" if said.get("size_bytes") else "",
-                spell(state.peak_rss_bytes),
-                spell(said["memory_bytes"]),
-                f"{state.wall_s:.1f} s",
-                f"{spell_seconds(said['low_s'])} to {spell_seconds(said['high_s'])}",
+                spell_size(state.peak_rss_bytes),
+                spell_size(said["memory_bytes"]),
+                spell_time(state.wall_s),
+                f"{spell_time(said['low_s'])} to {spell_time(said['high_s'])}",
             )
     return table
 
@@ -179,12 +177,12 @@ def clean(run: Path, yes: bool) -> int:
     with RunLock(run):
         paths = list(unused(run))
         for path in paths:
-            say(f"{size_bytes(path) / 1e6:10.1f} MB  {path}")
+            say(f"{spell_size(size_bytes(path)):>12}  {path}")
         if not paths:
             say(f"{run}: nothing to remove")
             return 0
-        total = sum(size_bytes(path) for path in paths) / 1e6
-        if not yes and not click.confirm(f"remove these {len(paths)} ({total:.1f} MB)?", default=False):
+        total = spell_size(sum(size_bytes(path) for path in paths))
+        if not yes and not click.confirm(f"remove these {len(paths)} ({total})?", default=False):
             log("nothing removed")
             return 0
         for path in paths:
@@ -192,5 +190,5 @@ def clean(run: Path, yes: bool) -> int:
                 shutil.rmtree(path)
             else:
                 path.unlink(missing_ok=True)
-        say(f"removed {len(paths)}, {total:.1f} MB")
+        say(f"removed {len(paths)}, {total}")
     return 0

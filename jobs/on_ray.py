@@ -18,7 +18,7 @@ from typing import Any
 
 from jobs.bucket import Bucket
 from jobs.child import Child
-from jobs.estimate import StepCost, spell
+from jobs.estimate import StepCost
 from jobs.executor import Executor, Handle, Here
 from jobs.keys import version
 from jobs.ray_step import Carrier, RayStep
@@ -29,6 +29,7 @@ from quantize.artifact.file_hashes import FileHashes
 from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.errors import BadInput
 from quantize.packages import install_command
+from quantize.units import spell_size
 
 #: What a step may need to know of the environment in which the job was started.
 FORWARDED = ("HF_", "MODELSCOPE_", "QUANTWRIGHT_")
@@ -315,7 +316,7 @@ def _nodes() -> list[dict[str, Any]]:
 
 def _spell_resource(name: str, amount: float) -> str:
     if name == "memory":
-        return f"{spell(amount)} of memory"
+        return f"{spell_size(amount)} of memory"
     names = {"CPU": "cores", "GPU": "GPUs"}
     return (
         f"{amount:g} {names[name]}" if name in names else f"the resource {name}" + ("" if amount else " (0)")

@@ -17,7 +17,7 @@ from typing import Any
 
 from jobs.cache_bucket import open_cache
 from jobs.child import failure_reason
-from jobs.estimate import StepCost, spell, spell_seconds
+from jobs.estimate import StepCost
 from jobs.executor import Executor, Handle, Here
 from jobs.folder import register
 from jobs.keys import step_key
@@ -30,6 +30,7 @@ from jobs.steps import STAGE, Plan, Step, step_threads
 from quantize.artifact.file_hashes import FileHashes
 from quantize.errors import BadInput, QuantwrightError
 from quantize.staging import disk_error
+from quantize.units import spell_size, spell_time
 
 #: What a step says when a second attempt may succeed: the network, and nothing else.
 NETWORK = (
@@ -173,13 +174,11 @@ class Runner:
         its = running.child
         expected = self.costs.get(running.step.id)
         known = (
-            f" of {spell_seconds(expected.time.low_s)} to {spell_seconds(expected.time.high_s)}"
-            if expected
-            else ""
+            f" of {spell_time(expected.time.low_s)} to {spell_time(expected.time.high_s)}" if expected else ""
         )
         return (
-            f"{running.step.id.replace(':', ' ')}: {spell_seconds(its.wall_s)}{known}, peak "
-            f"{spell(its.peak_rss_bytes)}"
+            f"{running.step.id.replace(':', ' ')}: {spell_time(its.wall_s)}{known}, peak "
+            f"{spell_size(its.peak_rss_bytes)}"
         )
 
     def _start_ready(self, pending: list[Step]) -> None:
@@ -320,7 +319,9 @@ class Runner:
             if child.node == platform.node():
                 self._learn(step, record)
             self.summary.done.append(step.id)
-            self._announce(step, f"done in {record.wall_s:.1f} s, peak {spell(record.peak_rss_bytes)}")
+            self._announce(
+                step, f"done in {spell_time(record.wall_s)}, peak {spell_size(record.peak_rss_bytes)}"
+            )
             return
         reason = child.lost or failure_reason(child.killed_for, child.log, code)
         if child.killed_for == "interrupted" or (self.summary.interrupted and code in (130, -2)):

@@ -1,11 +1,13 @@
 """What leaves the program as text: one line stays one line, no stranger's string moves the cursor, no secret
 is shown."""
 
+import json
 import logging
 import os
 import re
 import shlex
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
@@ -59,6 +61,24 @@ def shell(*words: str) -> str:
 def clean_lines(text: str) -> str:
     """``printable`` for text that is several lines on purpose; nothing is cut."""
     return "\n".join(printable(line, len(line) * 10 + 1) for line in text.split("\n"))
+
+
+def log(message: str) -> None:
+    """Progress and remarks go to stderr."""
+    print(clean_lines(message), file=sys.stderr, flush=True)
+
+
+def say(message: str) -> None:
+    """Results go to stdout."""
+    print(clean_lines(message), flush=True)
+
+
+def emit_json(document: Any) -> None:
+    """The last line of stdout: one JSON document."""
+    line = json.dumps(
+        document, allow_nan=False, default=lambda o: str(o) if isinstance(o, Path) else o.__dict__
+    )
+    print(line, flush=True)
 
 
 def console(stderr: bool = False, width: int = 160, markup: bool = False) -> "Console":

@@ -11,7 +11,8 @@ from quantize.artifact.artifact import Artifact, grouped
 from quantize.artifact.attestation import verified_here
 from quantize.errors import BadInput
 from quantize.terminal import printable, shell
-from reports.format import heading, size
+from quantize.units import spell_size
+from reports.format import heading
 from reports.markdown import code, escape, footnotes, note_line, table, task_tables
 from reports.rows import Group, Row, head
 
@@ -251,7 +252,7 @@ def _files(files: Files) -> list[str]:
             entry, recipe = artifact.manifest.files[name], artifact.manifest.recipe_short
             bits = f"{artifact.bits_per_weight:.2f}"
             lines.append(
-                f"| {code(path)} | {code(recipe)} | {size(entry.size_bytes)} | {bits} | "
+                f"| {code(path)} | {code(recipe)} | {spell_size(entry.size_bytes)} | {bits} | "
                 f"{code(entry.sha256)} |"
             )
     return lines

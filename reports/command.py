@@ -5,8 +5,9 @@ from typing import Any
 
 import click
 
-from quantize.commands.options import emit_json, log, parse_size, say
 from quantize.errors import BadInput
+from quantize.terminal import emit_json, log, say
+from quantize.units import parse_size
 
 RUNS = click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RUN...")
 JSON = click.option("--json", "as_json", is_flag=True, help="last line of stdout is one JSON document")

@@ -3,6 +3,8 @@
 import math
 from collections.abc import Sequence
 
+from quantize.units import spell_size
+
 #: metric -> (heading, unit, how it is written, direction: -1 smaller is better, 1 larger is better, 0
 #: neither)
 METRICS: dict[str, tuple[str, str, str, int]] = {
@@ -49,7 +51,7 @@ def number(metric: str, value: float | None) -> str:
         METRICS[metric][2] if metric in METRICS else "percent" if metric.startswith("accuracy") else "small"
     )
     if style == "bytes":
-        return size(value)
+        return spell_size(value)
     if style == "percent":
         return f"{100 * value:.2f} %"
     if style == "fixed2":
@@ -73,15 +75,6 @@ def significant(value: float, digits: int) -> str:
     if exponent < -4 or exponent >= 9:
         return f"{value:.{digits - 1}e}"
     return f"{value:,.{max(0, digits - 1 - exponent)}f}"
-
-
-def size(value: float) -> str:
-    """Bytes in decimal units, as file sizes and the Hub write them."""
-    for name in ("B", "kB", "MB", "GB"):
-        if abs(value) < 999.5 or name == "GB":
-            return f"{value:.0f} B" if name == "B" else f"{value:.{2 if abs(value) < 99.95 else 1}f} {name}"
-        value /= 1000
-    raise AssertionError
 
 
 def interval(metric: str, bounds: Sequence[float] | None) -> str:

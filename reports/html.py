@@ -13,6 +13,7 @@ import jinja2
 from markupsafe import Markup
 
 from quantize.results import EvalResult
+from quantize.units import spell_size
 from reports import format as text
 from reports.charts import CHART_RULES, scatter, strips
 from reports.commands_used import environments, reproduction
@@ -96,7 +97,7 @@ def _environment() -> jinja2.Environment:
         lstrip_blocks=True,
     )
     env.filters |= {
-        "size": text.size,
+        "size": spell_size,
         "change": text.change,
         "points": text.points,
         "p_value": text.p_value,

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from quantize.terminal import printable
+from quantize.units import spell_size
 from reports import format as text
 from reports.commands_used import reproduction
 from reports.format import change, number, p_value, points
@@ -49,7 +50,7 @@ def code(words: object) -> str:
 
 def limit_words(limits: Limits) -> str:
     """The limits as the beginning of a sentence: ``For 8.59 GB and at most 1 % loss``."""
-    first = [f"For {text.size(limits.memory_bytes)}"] if limits.memory_bytes is not None else []
+    first = [f"For {spell_size(limits.memory_bytes)}"] if limits.memory_bytes is not None else []
     parts = []
     if limits.context:
         parts.append(f"{limits.context:,} tokens of context")

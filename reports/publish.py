@@ -11,6 +11,7 @@ from quantize.artifact.artifact import DROPPINGS, MANIFEST, Artifact, read_manif
 from quantize.artifact.attestation import verified_here
 from quantize.errors import BadInput, StepFailed
 from quantize.staging import claim, put_in_place, staging
+from quantize.units import spell_size
 from reports.card import (
     CardOptions,
     base_model_of,
@@ -243,7 +244,7 @@ def upload(
             ) from None
         url = api.create_repo(repository.repo, private=private or None, exist_ok=True)
         total = sum(len(c) if isinstance(c, bytes) else c.stat().st_size for c in repository.files.values())
-        say(f"uploading {len(repository.files)} files, {total / 1e6:,.1f} MB, to {url}")
+        say(f"uploading {len(repository.files)} files, {spell_size(total)}, to {url}")
         operations = [
             CommitOperationAdd(name, str(c) if isinstance(c, Path) else c)
             for name, c in sorted(repository.files.items())

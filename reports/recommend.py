@@ -4,8 +4,9 @@ its interval."""
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from quantize.units import spell_size
 from reports.compare import backend_name
-from reports.format import change, number, points, significant, size
+from reports.format import change, number, points, significant
 from reports.memory import KvShape, overhead
 from reports.rows import Group, Row, bounds
 
@@ -198,11 +199,11 @@ def _memory(row: Row, limits: Limits, shape: KvShape | None) -> Check:
         )
     tokens = limits.context or shape.context or 0
     cache = shape.bytes_at(tokens)
-    words = f"KV cache {size(cache)} ({tokens:,} tokens x {shape.arithmetic})"
+    words = f"KV cache {spell_size(cache)} ({tokens:,} tokens x {shape.arithmetic})"
     total = weights + cache + rest
     text = (
-        f"weights {size(weights)} + {words} + overhead {size(rest)} ({how}) = {size(total)}; limit "
-        f"{size(limits.memory_bytes)}"
+        f"weights {spell_size(weights)} + {words} + overhead {spell_size(rest)} ({how}) = "
+        f"{spell_size(total)}; limit {spell_size(limits.memory_bytes)}"
     )
     return Check("memory", total <= limits.memory_bytes, text, total / limits.memory_bytes - 1)
 

@@ -181,7 +181,7 @@ def tiny_gguf(
     """A Llama of 2 layers and 300 tokens, converted by the project itself."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-    from quantize import conversion as convert
+    from quantize import convert
     from quantize.recipe import RunOptions
 
     source = make_checkpoint(**{

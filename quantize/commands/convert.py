@@ -6,10 +6,13 @@ from typing import Any
 import click
 
 from quantize.commands.gguf_options import OPTIONS, gguf_options, with_options
-from quantize.commands.options import emit_json, log, run_options, say
-from quantize.errors import BadInput, QuantwrightError, StepFailed
+from quantize.commands.options import run_options
+from quantize.errors import QuantwrightError, StepFailed
+from quantize.methods.registry import parse_recipe, split_recipes
 from quantize.process import run_child
 from quantize.recipe import CalibrationOptions, Recipe, RunOptions
+from quantize.terminal import emit_json, log, say
+from quantize.units import spell_size
 
 
 @click.command()
@@ -80,8 +83,6 @@ def convert(
 
     With several recipes each goes to OUT/<recipe>, each in a process of its own.
     """
-    from quantize.methods.registry import parse_recipe
-
     parsed = with_options([parse_recipe(text) for text in split_recipes(recipes)], gguf)
     run = run.model_copy(update={"allow_tokenizer_mismatch": "allow_tokenizer_mismatch" in gguf})
     options = CalibrationOptions(
@@ -100,20 +101,6 @@ def convert(
             )
         return 0
     return _convert_each(model, parsed, out, options, force, run, as_json, adapter)
-
-
-def split_recipes(text: str) -> list[str]:
-    """``a,b:k=v,l=w,c`` -> [a, b:k=v,l=w, c]: a part with ``=`` but no ``:`` belongs to the recipe before
-    it."""
-    parts: list[str] = []
-    for part in filter(None, (p.strip() for p in text.split(","))):
-        if "=" in part and ":" not in part and parts:
-            parts[-1] += "," + part
-        else:
-            parts.append(part)
-    if not parts:
-        raise BadInput("--to: no recipe given; `quantwright methods` lists them")
-    return parts
 
 
 def convert_one(
@@ -152,7 +139,7 @@ def convert_one(
     for tensors, what, why in grouped((note.tensor, note.what, note.why) for note in manifest.notes):
         log(f"note: {tensors}: {what} ({why})")
     say(
-        f"{out}: {manifest.recipe_short}, {artifact.size_bytes / 1e6:.1f} MB, "
+        f"{out}: {manifest.recipe_short}, {spell_size(artifact.size_bytes)}, "
         f"{artifact.bits_per_weight:.3f} bits per weight, "
         f"verified: {artifact.verified}"
     )

@@ -7,9 +7,9 @@ from typing import Any, TypeVar
 
 import click
 
-from quantize.commands.options import parse_size
 from quantize.errors import BadInput
 from quantize.recipe import Recipe
+from quantize.units import parse_size
 
 F = TypeVar("F", bound=Callable[..., Any])
 #: name of the option's value -> the option; all but the last are parameters of the recipe

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import click
 
-from quantize.commands.options import emit_json, log, run_options, say
+from quantize.commands.options import run_options
 from quantize.errors import BadInput
 from quantize.files import typed_path
 from quantize.recipe import CalibrationOptions, RunOptions
+from quantize.terminal import emit_json, log, say
 
 
 @click.command()

@@ -3,9 +3,9 @@ it so."""
 
 import click
 
-from quantize.commands.options import emit_json, say
 from quantize.packages import install_command
-from quantize.terminal import console
+from quantize.terminal import console, emit_json, say
+from quantize.units import spell_size
 
 
 @click.command()
@@ -77,7 +77,7 @@ def doctor(as_json: bool) -> int:
     gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "none (CPU only)"
     add("GPU", True, gpu)
     free = shutil.disk_usage(".").free
-    add("free disk here", free > 5e9, f"{free / 1e9:.1f} GB")
+    add("free disk here", free > 5e9, spell_size(free))
     from huggingface_hub import constants
 
     add(

@@ -1,40 +1,17 @@
-"""Click commands, one file a group. What they share: options that say how to run, and how results leave the
-program."""
+"""Options that say how to run, which several commands share."""
 
-import json
+import functools
+import os
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
-from quantize.errors import BadInput
 from quantize.recipe import RunOptions
-from quantize.terminal import clean_lines
+from quantize.units import parse_size
 
 F = TypeVar("F", bound=Callable[..., Any])
-UNITS = {
-    "": 1,
-    "k": 10**3,
-    "m": 10**6,
-    "g": 10**9,
-    "t": 10**12,
-    "ki": 2**10,
-    "mi": 2**20,
-    "gi": 2**30,
-    "ti": 2**40,
-}
-
-
-def parse_size(text: str) -> int:
-    """``8GiB``, ``500MB``, ``1g`` or plain bytes -> bytes. Errors: BadInput."""
-    number = text.strip().lower().removesuffix("b")
-    unit = number.lstrip("0123456789.").strip()
-    try:
-        return int(float(number.removesuffix(unit).strip()) * UNITS[unit])
-    except (ValueError, KeyError, OverflowError):
-        raise BadInput(f"size {text!r}: expected something like 8GiB, 500MB or a number of bytes") from None
 
 
 def run_options(command: F) -> F:
@@ -43,7 +20,6 @@ def run_options(command: F) -> F:
 
     --json is added too and arrives as ``as_json``.
     """
-    import functools
 
     @click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, ...")
     @click.option(
@@ -86,8 +62,6 @@ def run_options(command: F) -> F:
 
 def apply_threads(run: RunOptions) -> None:
     """Tell the libraries how many threads to use; must run before they are imported."""
-    import os
-
     for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ.setdefault(variable, str(run.resolved_threads))
     # GPTQModel keeps two workers for reading files, and fails where its pool has fewer.
@@ -97,20 +71,3 @@ def apply_threads(run: RunOptions) -> None:
         import torch
 
         torch.set_num_threads(run.threads)
-
-
-def log(message: str) -> None:
-    """Progress and remarks go to stderr."""
-    click.echo(clean_lines(message), err=True)
-
-
-def say(message: str) -> None:
-    """Results go to stdout."""
-    click.echo(clean_lines(message))
-
-
-def emit_json(document: Any) -> None:
-    """The last line of stdout: one JSON document."""
-    click.echo(
-        json.dumps(document, allow_nan=False, default=lambda o: str(o) if isinstance(o, Path) else o.__dict__)
-    )

@@ -78,3 +78,17 @@ def parse_recipe(text: str | dict[str, Any] | Recipe) -> Recipe:
             raise BadInput(f"recipe {text!r}: expected key=value after ':', got {pair!r}")
         values[key.strip()] = value.split(";") if ";" in value else value.strip()
     return validated(cls, values, text)
+
+
+def split_recipes(text: str) -> list[str]:
+    """``a,b:k=v,l=w,c`` -> [a, b:k=v,l=w, c]: a part with ``=`` but no ``:`` belongs to the recipe before
+    it."""
+    parts: list[str] = []
+    for part in filter(None, (p.strip() for p in text.split(","))):
+        if "=" in part and ":" not in part and parts:
+            parts[-1] += "," + part
+        else:
+            parts.append(part)
+    if not parts:
+        raise BadInput("--to: no recipe given; `quantwright methods` lists them")
+    return parts

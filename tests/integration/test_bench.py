@@ -69,7 +69,7 @@ def test_batches_and_attention(kind: str, make_checkpoint: Callable[..., Path], 
     model = make_checkpoint(num_hidden_layers=1, max_position_embeddings=64)
     if kind == "gguf":
         pytest.importorskip("llama_cpp")
-        from quantize import conversion as convert
+        from quantize import convert
 
         model = convert(model, "gguf-f32", tmp_path / "gguf", verify="none").folder
     sizes = (
@@ -107,7 +107,7 @@ def test_rows_of_a_batch_are_independent(make_checkpoint: Callable[..., Path], t
     pytest.importorskip("llama_cpp")
     import numpy as np
 
-    from quantize import conversion as convert
+    from quantize import convert
     from quantize.recipe import RunOptions
     from quantize.runtimes.opening import open_runtime
 

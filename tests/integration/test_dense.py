@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from quantize import conversion as convert
+from quantize import convert
 from quantize.checkpoint.tensors import Entry, StoredTensors, write_folder
 from quantize.errors import StepFailed
 from quantize.sources.opening import open_checkpoint

@@ -84,7 +84,7 @@ def files(
     make_checkpoint: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, dict[str, bytes]]:
     """A checkpoint, and GGUF files of it as a repository names them: Q4_0, Q8_0, and F16 in parts."""
-    from quantize import conversion as convert
+    from quantize import convert
     from quantize.recipe import RunOptions
 
     source = make_checkpoint(num_hidden_layers=1)

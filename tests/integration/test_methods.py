@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from quantize import Artifact
-from quantize import conversion as convert
+from quantize import Artifact, convert
 from quantize.artifact.artifact import MANIFEST
 from quantize.methods.registry import METHODS, method, parse_recipe, presets
 

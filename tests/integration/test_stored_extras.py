@@ -10,8 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from quantize import Artifact
-from quantize import conversion as convert
+from quantize import Artifact, convert
 from quantize.artifact.artifact import Note
 from quantize.checkpoint.tensors import Entry, StoredTensors, write_folder
 from quantize.recipe import CalibrationOptions

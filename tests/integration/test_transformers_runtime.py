@@ -140,7 +140,7 @@ def test_nan_logits_are_handed_on(tmp_path: Path) -> None:
 def test_quantized_on_the_fly_equals_converted(
     short: str, make_checkpoint: Callable[..., Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    from quantize import conversion as convert
+    from quantize import convert
 
     source = make_checkpoint(num_hidden_layers=1)
     convert(source, short, tmp_path / "a", verify="none", run=CPU)

@@ -9,8 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from quantize import Artifact, Checkpoint
-from quantize import conversion as convert
+from quantize import Artifact, Checkpoint, convert
 from quantize.artifact.artifact import Check, Verification
 from quantize.checkpoint.tensors import Entry, StoredTensors, write_folder
 from quantize.engines.base import Conversion

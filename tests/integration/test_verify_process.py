@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from quantize import conversion as convert
+from quantize import convert
 from quantize.artifact.artifact import Artifact
 from quantize.errors import StepFailed
 from quantize.recipe import CalibrationOptions, RunOptions

@@ -1,5 +1,7 @@
 """Which way dependencies point, what importing costs, and what the wheel holds."""
 
+import ast
+import re
 import subprocess
 import sys
 import zipfile
@@ -75,6 +77,24 @@ def test_numerics_know_only_arrays(room: str) -> None:
         str(a)
         for a in ARROWS
         if a.importer.startswith(f"quantize.{room}") and not a.imported.startswith(allowed)
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_only_commands_know_how_a_command_line_is_read() -> None:
+    """Libraries import neither click nor the commands' options."""
+    commands = re.compile(r"quantize\.cli|quantize\.commands(\..+)?|.+[._]command")
+    libraries = {name: path for name, path in MODULES.items() if not commands.fullmatch(name)}
+    wrong = [
+        f"{name}:{node.lineno} imports {imported}"
+        for name, path in libraries.items()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for imported in [getattr(node, "module", None) or node.names[0].name]
+        if imported.partition(".")[0] == "click"
+    ]
+    wrong += [
+        str(a) for a in ARROWS if a.importer in libraries and a.imported.startswith("quantize.commands")
     ]
     assert not wrong, "\n".join(wrong)
 

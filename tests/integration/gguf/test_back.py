@@ -14,7 +14,7 @@ from gguf import TokenType
 sys.path.insert(0, str(Path(__file__).parent))
 from family_cases import CASES, Case, make, write_gguf_f32
 
-from quantize import conversion as convert
+from quantize import convert
 from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.checkpoint.tokenizer import SourceTokenizer
 from quantize.errors import BadInput, Unsupported

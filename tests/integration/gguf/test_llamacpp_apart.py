@@ -111,7 +111,7 @@ def test_eval_measures_the_others(bad: Path, good: Path, tmp_path: Path) -> None
 def test_a_conversion_that_it_ends_over(make_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
     """transformers' Llama has no experts; of a GGUF that says it has some, llama.cpp asserts that it uses
     some."""
-    from quantize import conversion as convert
+    from quantize import convert
 
     source = shutil.copytree(make_checkpoint(num_hidden_layers=1), tmp_path / "source")
     config = json.loads((source / "config.json").read_text())

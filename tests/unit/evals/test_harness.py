@@ -181,7 +181,7 @@ def test_rows_that_begin_alike_are_grouped_where_that_saves_work() -> None:
 
 def test_llamacpp_shares_beginnings_and_gives_the_same(make_checkpoint, tmp_path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
     pytest.importorskip("llama_cpp")
-    from quantize import conversion as convert
+    from quantize import convert
     from quantize.recipe import RunOptions
     from quantize.runtimes.base import llamacpp
     from quantize.runtimes.opening import open_runtime

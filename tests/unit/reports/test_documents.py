@@ -22,10 +22,11 @@ from sample_run import MODEL, RECIPES, quality, subject, write_run
 import reports
 from quantize.errors import BadInput
 from quantize.results import EvalResult, Subject, results_path, write_results
+from quantize.units import spell_size
 from reports.charts import log_text, tick_text
 from reports.command import report as command
 from reports.compare import compare
-from reports.format import change, interval, number, significant, size
+from reports.format import change, interval, number, significant
 from reports.generations import side_by_side
 from reports.load import load
 from reports.markdown import code, escape
@@ -449,9 +450,9 @@ def test_side_by_side_marks_the_first_departure(tmp_path: Path) -> None:
     [
         (significant(0.00123456, 3), "0.00123"), (significant(1234.5, 4), "1,234"), (significant(2.4e-9, 3),
         "2.40e-09"),
-        (significant(-0.5, 2), "−0.50"), (size(999), "999 B"), (size(1500), "1.50 kB"), (size(5.02e8),
-        "502.0 MB"),
-        (size(3.2e12), "3200.0 GB"), (change(-0.00001), "0.00 %"), (change(0.0123), "+1.23 %"),
+        (significant(-0.5, 2), "−0.50"), (spell_size(999), "999 B"), (spell_size(1500), "1.50 kB"),
+        (spell_size(5.02e8), "502.0 MB"),
+        (spell_size(3.2e12), "3.20 TB"), (change(-0.00001), "0.00 %"), (change(0.0123), "+1.23 %"),
         (number("kl_mean", None), "–"),
         (number("top1_agreement", 0.98765), "98.77 %"), (interval("top1_agreement", (0.98, 0.99)),
         "98.00 to 99.00 %"),

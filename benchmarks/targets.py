@@ -3,7 +3,7 @@ id."""
 
 from benchmarks.speed import Target
 from evals.subjects import Typed, resolve
-from quantize.calibration.texts import context_length
+from quantize.calibration.windows import context_length
 from quantize.methods.registry import parse_recipe
 from quantize.results import Subject
 

@@ -19,7 +19,7 @@ from quantize.artifact.artifact import (
     hash_files,
 )
 from quantize.artifact.attestation import attest
-from quantize.calibration.texts import Calibration, load_calibration
+from quantize.calibration.windows import Calibration, load_calibration
 from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.checkpoint.model_card import CARD, ModelCard, license_files, read_model_card
 from quantize.engines.base import Conversion

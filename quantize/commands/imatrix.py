@@ -45,7 +45,7 @@ def imatrix(
     The model runs in float32, its weights read as they are needed.
     """
     from quantize.calibration.importance import compute_imatrix, with_first_token
-    from quantize.calibration.texts import load_calibration
+    from quantize.calibration.windows import load_calibration
     from quantize.checkpoint.checkpoint import sha256_file
     from quantize.gguf.importance.file import write_imatrix
     from quantize.sources.opening import open_checkpoint

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from quantize.artifact.artifact import Note
-from quantize.calibration.texts import Calibration
+from quantize.calibration.windows import Calibration
 from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.engines.base import Conversion
 from quantize.recipe import Recipe, RunOptions

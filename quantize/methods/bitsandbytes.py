@@ -15,7 +15,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from quantize.artifact.artifact import Note
-from quantize.calibration.texts import Calibration
+from quantize.calibration.windows import Calibration
 from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.engines.base import Computed, Conversion
 from quantize.errors import StepFailed, Unsupported

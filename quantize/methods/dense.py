@@ -10,7 +10,7 @@ from typing import ClassVar
 import numpy as np
 
 from quantize.artifact.artifact import Note
-from quantize.calibration.texts import Calibration
+from quantize.calibration.windows import Calibration
 from quantize.checkpoint.checkpoint import FLOAT_DTYPES, Checkpoint
 from quantize.engines.base import Conversion
 from quantize.errors import StepFailed

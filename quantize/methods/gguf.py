@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from quantize.artifact.artifact import MANIFEST, Note
-from quantize.calibration.texts import Calibration
+from quantize.calibration.windows import Calibration
 from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.engines.base import Conversion
 from quantize.errors import BadInput, Unsupported

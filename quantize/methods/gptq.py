@@ -13,7 +13,7 @@ import numpy as np
 from pydantic import BeforeValidator, Field
 
 from quantize.artifact.artifact import Note
-from quantize.calibration.texts import Calibration
+from quantize.calibration.windows import Calibration
 from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.engines.base import Conversion
 from quantize.engines.gptqmodel.layers import (

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from quantize.calibration.texts import context_length
+from quantize.calibration.windows import context_length
 from quantize.checkpoint.library_folder import library_folder
 from quantize.errors import BadInput, StepFailed, Unsupported
 from quantize.hf.load import read_config, storage_format

@@ -23,7 +23,7 @@ from typing import Any, Literal, cast
 import numpy as np
 
 from quantize.artifact.artifact import Check, Note, Verification
-from quantize.calibration.texts import context_length
+from quantize.calibration.windows import context_length
 from quantize.checkpoint.checkpoint import TOKENIZER_FILES, Checkpoint
 from quantize.engines.base import Conversion
 from quantize.errors import QuantwrightError

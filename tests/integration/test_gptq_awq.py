@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from quantize.artifact.artifact import CalibrationRecord
-from quantize.calibration.texts import Calibration
+from quantize.calibration.windows import Calibration
 from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.checkpoint.tensors import Entry, StoredTensors, write_folder
 from quantize.engines.base import Conversion

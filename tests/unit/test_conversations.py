@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from quantize.calibration.texts import calibration_text, context_length, load_calibration
+from quantize.calibration.texts import calibration_text
+from quantize.calibration.windows import context_length, load_calibration
 from quantize.chat.conversations import text_of_rows
 from quantize.errors import BadInput
 from quantize.recipe import CalibrationOptions

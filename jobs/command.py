@@ -89,10 +89,10 @@ def run_job(
 ) -> Any:
     """-> jobs.runner.Summary. Errors: BadInput, Unsupported (with ``strict``) before anything runs."""
     from jobs.estimate import estimate_plan, refuse_what_cannot_fit
-    from jobs.executor import open_executor
     from jobs.load import load_job
+    from jobs.opening import open_executor
+    from jobs.plan import build_plan
     from jobs.runner import Runner
-    from jobs.steps import build_plan
     from quantize.errors import Unsupported
 
     spec = load_job(path, overrides)
@@ -105,8 +105,7 @@ def run_job(
     cost = estimate_plan(spec, plan, out)
     refuse_what_cannot_fit(cost, out, memory=executor == "local")
     shared = cache or (place_of(spec.cache, path.absolute().parent) if spec.cache else None)
-    sources = {model.name: model.checkpoint for model in plan.models if model.checkpoint}
-    place = open_executor(executor, address, spec, out.absolute(), cost.steps, store, sources)
+    place = open_executor(executor, address, spec, plan, out.absolute(), cost.steps, store)
     log(f"{path}: {len(plan.steps)} steps, run folder {out}")
     terminal = Terminal()
     try:
@@ -229,7 +228,7 @@ def plan(
     """Say what TARGET, a job file or a model, will cost: output sizes, disk, memory and time. Reads headers
     only."""
     from jobs.estimate import estimate_plan, refuse_what_cannot_fit
-    from jobs.steps import build_plan
+    from jobs.plan import build_plan
 
     spec, base, name = _target(target, recipes, overrides)
     folder = out or Path("runs") / name
@@ -283,7 +282,7 @@ def _print_plan(plan: Any, cost: Any) -> None:
             else "-"
         )
         time = f"{spell_time(its.time.low_s)} to {spell_time(its.time.high_s)}"
-        table.add_row(step.id.replace(":", " "), size, spell_size(its.memory_bytes), time, its.time.source)
+        table.add_row(step.title, size, spell_size(its.memory_bytes), time, its.time.source)
     console().print(table)
     for row in plan.rows:
         say(f"{row.status}: {row.reason}")
@@ -382,13 +381,12 @@ def _check_one(checkpoint: Any, recipe: Any) -> dict[str, Any]:
 
 def _check_job(path: Path) -> list[dict[str, Any]]:
     from jobs.load import load_job
-    from jobs.steps import build_plan
+    from jobs.plan import build_plan
 
     plan = build_plan(load_job(path), path.absolute().parent)
     possible = [
-        {"model": step.model, "recipe": step.recipe, "possible": True, "reason": ""}
-        for step in plan.steps
-        if step.kind == "convert"
+        {"model": step.model.label, "recipe": step.recipe.short, "possible": True, "reason": ""}
+        for step in plan.conversions
     ]
     return possible + [
         {"model": r.model, "recipe": r.recipe, "possible": False, "reason": r.reason} for r in plan.rows

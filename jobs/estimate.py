@@ -8,10 +8,12 @@ from pathlib import Path
 
 import psutil
 
+from jobs.machine import step_threads
+from jobs.plan import Plan
 from jobs.rates import Estimate, Sample, estimate_seconds, read_samples
 from jobs.sizes import output_bytes
 from jobs.spec import Job
-from jobs.steps import Plan, Step, step_threads
+from jobs.steps.step import Step
 from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.errors import BadInput
 from quantize.units import GIB, parse_size, spell_size
@@ -147,7 +149,7 @@ def _step_cost(
         time = estimate_seconds("report", 1.0, threads, samples)
         return StepCost(step.id, step.kind, None, 0, REPORT_BYTES, time, 1.0, "report")
     if step.kind == "publish":
-        copied = 0 if job.publish and job.publish.upload else sum(sizes[name] or 0 for name in step.after)
+        copied = 0 if job.publish and job.publish.upload else sum(sizes[made.id] or 0 for made in step.after)
         time = estimate_seconds("publish", 1.0, threads, samples)
         return StepCost(step.id, step.kind, copied or None, 0, REPORT_BYTES, time, 1.0, "publish")
     checkpoint = sources[step.id.split(":")[1]]

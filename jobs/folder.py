@@ -10,10 +10,12 @@ from typing import Any
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
+from jobs.plan import Plan
 from jobs.records import LOCK, Records
-from jobs.steps import Plan, results_path
+from jobs.steps.step import slug, title
 from quantize.errors import BadInput
 from quantize.files import read_json
+from quantize.results import STAGES, results_path
 from quantize.staging import whole_file
 
 JOBS = "jobs.json"
@@ -76,6 +78,10 @@ class StepState:
     size_bytes: int | None = None
     planned: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def title(self) -> str:
+        return title(self.id)
+
 
 def states(run: Path) -> list[StepState]:
     """Every step of the jobs that use the folder, in their order. Errors: BadInput where it is no run
@@ -115,8 +121,8 @@ def unused(run: Path) -> Iterator[Path]:
     caches, leftovers."""
     jobs = {path: job for path, job in read_jobs(run).items() if Path(path).is_file()}
     names = {name for job in jobs.values() for name in job["names"]}
-    steps = {step.replace(":", ".") for job in jobs.values() for step in job["steps"]}
-    results = {results_path(name, stage).name for name in names for stage in ("convert", "eval", "bench")}
+    steps = {slug(step) for job in jobs.values() for step in job["steps"]}
+    results = {results_path(run, name, stage).name for name in names for stage in STAGES}
     for folder in sorted((run / "artifacts").glob("*/*")):
         if str(folder.relative_to(run)) not in names:
             yield folder

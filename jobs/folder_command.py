@@ -130,7 +130,7 @@ def _table(found: list[Any], runner: int | None) -> Any:
                 0.0, (datetime.now(timezone.utc) - datetime.fromisoformat(state.started_at)).total_seconds()
             )
         table.add_row(
-            state.id.replace(":", " "),
+            state.title,
             state.status,
             spell_time(seconds) if seconds else "",
             spell_size(state.peak_rss_bytes) if state.peak_rss_bytes else "",
@@ -150,7 +150,7 @@ def _planned_table(found: list[Any]) -> Any:
         if state.status == "done" and state.planned:
             said = state.planned
             table.add_row(
-                state.id.replace(":", " "),
+                state.title,
                 f"{state.size_bytes:,}" if state.size_bytes else "",
                 f"{said['size_bytes']:,}" if said.get("size_bytes") else "",
                 spell_size(state.peak_rss_bytes),

@@ -12,9 +12,8 @@ from functools import cache
 from importlib import metadata
 from pathlib import Path
 
-from jobs.steps import Step
+from jobs.steps.step import Step
 from quantize.artifact.file_hashes import FileHashes
-from quantize.checkpoint.checkpoint import Checkpoint
 
 
 @cache
@@ -25,17 +24,15 @@ def version(distribution: str) -> str:
         return "absent"
 
 
-def step_key(
-    step: Step, run: Path, digests: Mapping[str, str], hashes: FileHashes, sources: Mapping[str, Checkpoint]
-) -> str:
-    """``digests``: outputs of the steps named in ``after``."""
+def step_key(step: Step, run: Path, digests: Mapping[str, str], hashes: FileHashes) -> str:
+    """``digests``: step id -> digest of the output, of all in ``after``."""
     content = {
         "format": 1,
         "kind": step.kind,
         "inputs": step.inputs,
         "files": [[path.name, hashes.sha256(run / path)] for path in step.files],
-        "sources": [hashes.checkpoint(sources[name]) for name in step.sources],
-        "after": [digests[name] for name in step.after],
+        "sources": [hashes.checkpoint(source) for source in step.sources],
+        "after": [digests[made.id] for made in step.after],
         "packages": {name: version(name) for name in sorted(set(step.packages))},
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -36,6 +36,14 @@ class OpenModel:
         return f"{self.id}+{self.adapter.name}" if self.adapter else self.id
 
     @property
+    def sources(self) -> tuple[Checkpoint, ...]:
+        return (self.checkpoint,) if self.checkpoint is not None else ()
+
+    def artifact_name(self, recipe: Recipe) -> str:
+        """Where in the run folder its artifact lies, which is also what results call it."""
+        return f"artifacts/{self.name}/{recipe.slug}"
+
+    @property
     def merged(self) -> Recipe | None:
         """With an adapter: the recipe that gives the merged model itself, in its own dtype, to compare
         with."""

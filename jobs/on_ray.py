@@ -19,14 +19,15 @@ from typing import Any
 from jobs.bucket import Bucket
 from jobs.child import Child
 from jobs.estimate import StepCost
-from jobs.executor import Executor, Handle, Here
+from jobs.executor import Executor, Handle
+from jobs.here import Here
 from jobs.keys import version
+from jobs.machine import device, step_threads
 from jobs.ray_step import Carrier, RayStep
 from jobs.ray_task import Ended, Order, local_digest, run_order
 from jobs.spec import Job
-from jobs.steps import Step, device, step_threads
+from jobs.steps.step import ModelStep, Step
 from quantize.artifact.file_hashes import FileHashes
-from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.errors import BadInput
 from quantize.packages import install_command
 from quantize.units import spell_size
@@ -34,8 +35,6 @@ from quantize.units import spell_size
 #: What a step may need to know of the environment in which the job was started.
 FORWARDED = ("HF_", "MODELSCOPE_", "QUANTWRIGHT_")
 FORWARDED_STORE = ("AWS_", "FSSPEC_")
-#: Steps that read the whole run folder, and little else: with a store they run where it lies.
-LIGHT = ("report", "publish")
 TOUCH = 0.001  # of a custom resource that only says where a step may run
 LONGEST_POLL_S = 0.2
 CONNECT_S = 10.0
@@ -46,22 +45,20 @@ class OnRay(Executor):
     """``address``: of a cluster that runs (``host:port`` or ``auto``; default: $RAY_ADDRESS, else one is
     started here).
 
-    ``store``: URL by which files go to nodes that do not see the run folder. ``sources``: the job's
-    checkpoints by name, which those must have themselves. Errors: BadInput where Ray is not installed, the
-    cluster or the store cannot be reached, or no node can hold one of the steps.
+    ``store``: URL by which files go to nodes that do not see the run folder. Errors: BadInput where Ray is
+    not installed, the cluster or the store cannot be reached, or no node can hold one of ``steps``.
     """
 
     def __init__(
         self,
         job: Job,
+        steps: Sequence[Step],
         run: Path,
         costs: Mapping[str, StepCost],
         address: str | None,
         store: str | None = None,
-        sources: Mapping[str, Checkpoint] | None = None,
     ):
         super().__init__(job, run, costs)
-        self.sources = sources or {}
         self.here = Here(job, run, costs)
         self.threads = step_threads(job)
         self.device = device(job.resources.device)
@@ -72,7 +69,8 @@ class OnRay(Executor):
         self.bench_nodes: dict[str, str] = {}  # model -> node
         self.refused: dict[str, dict[str, str]] = {}  # step -> node -> why it would not
         try:
-            self._refuse_what_no_node_holds()
+            for step in steps:
+                self._nodes_for(step)
         except BaseException:
             self.close()
             raise
@@ -86,19 +84,16 @@ class OnRay(Executor):
         limit = self.job.resources.parallel
         if limit and len(running) >= limit:
             return False
-        return step.kind != "bench" or all(
-            other.kind in ("bench", "report", "publish") for other in (*running, *waiting)
-        )
+        return not step.timed or all(other.timed or other.light for other in (*running, *waiting))
 
     def _needs(self, step: Step) -> dict[str, Any]:
         """Resources as Ray's options name them."""
         custom = getattr(self.job.resources.nodes, step.kind)
-        light = step.kind in LIGHT
         cost = self.costs.get(step.id)
         return {
-            "num_cpus": 1 if light else self.threads,
+            "num_cpus": 1 if step.light else self.threads,
             "num_gpus": 0
-            if light or self.device == "cpu" or (self.device == "auto" and not self._gpus())
+            if step.light or self.device == "cpu" or (self.device == "auto" and not self._gpus())
             else 1,
             "memory": cost.memory_bytes if cost else 0,
             "resources": {custom: TOUCH} if custom else {},
@@ -106,10 +101,6 @@ class OnRay(Executor):
 
     def _gpus(self) -> bool:
         return any(node["Resources"].get("GPU") for node in _nodes())
-
-    def _refuse_what_no_node_holds(self) -> None:
-        for name in self.costs:
-            self._nodes_for(Step(name, name.partition(":")[0], (), Path()))
 
     def _nodes_for(self, step: Step) -> list[dict[str, Any]]:
         """Living nodes that could hold it were they empty, and have not refused it. Errors: BadInput where
@@ -133,7 +124,7 @@ class OnRay(Executor):
             needed = ", ".join(_spell_resource(name, amount) for name, amount in wanted.items())
             offered = ", ".join(_spell_resource(name, amount) for name, amount in short.items())
             raise BadInput(
-                f"{step.id.replace(':', ' ')}: needs {needed} on one node; none of the {len(nodes)} has that "
+                f"{step.title}: needs {needed} on one node; none of the {len(nodes)} has that "
                 f"(the most: {offered}); lower resources.threads, or add a node"
             )
         refused = self.refused.get(step.id, {})
@@ -142,9 +133,9 @@ class OnRay(Executor):
             raise BadInput(next(reversed(refused.values())))
         return left
 
-    def _bench_node(self, step: Step, fit: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    def _bench_node(self, step: ModelStep, fit: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """The node of the model's benchmarks: the largest that fewest other models use."""
-        model = step.id.split(":")[1]
+        model = step.model.name
         nodes = {node["NodeID"]: node for node in fit}
         chosen = self.bench_nodes.get(model)
         if chosen not in nodes:
@@ -161,7 +152,7 @@ class OnRay(Executor):
     ) -> Handle:
         """``keep_open`` is of no use on other machines: a lock file of the step keeps two processes of it
         apart there, or with a store nothing has to: each works in a folder of its own."""
-        if self.bucket and step.kind in LIGHT:
+        if self.bucket and step.light:  # it runs where the run folder lies
             return self.here.start(step, arguments, stage, log, keep_open)
         order = Order(
             arguments=tuple(arguments),
@@ -190,7 +181,7 @@ class OnRay(Executor):
         hashes = FileHashes(
             self.run / "cache" / "hashes.json"
         )  # as the step's key has just been computed from
-        models = [self.sources[name].source for name in step.sources]
+        models = [checkpoint.source for checkpoint in step.sources]
         local = [
             *(path for path in step.files if path.is_absolute()),
             *(Path(m) for m in models if Path(m).is_absolute()),
@@ -211,7 +202,7 @@ class OnRay(Executor):
         options: dict[str, Any] = {**self._needs(step), "max_retries": 0, "name": step.id}
         nodes = self._nodes_for(step)
         node = nodes[0] if self.refused.get(step.id) else None  # some have refused it: not there again
-        if step.kind == "bench":
+        if step.timed and isinstance(step, ModelStep):
             node = self._bench_node(step, nodes)
             options["num_cpus"] = node["Resources"]["CPU"]
         if node:

@@ -11,8 +11,8 @@ from typing import Any
 
 from jobs.bucket import Bucket, BucketError
 from jobs.ray_task import Ended, Order
-from jobs.steps import Step
-from jobs.transfer import pull, push, settle, step_inputs
+from jobs.steps.step import Step
+from jobs.transfer import pull, push, settle
 from quantize.errors import StepFailed
 
 BEGUN_POLL_S = 1.0
@@ -27,7 +27,7 @@ class Carrier:
 
     def send(self) -> dict[str, str]:
         """What the step reads of the run folder: name -> sha256, all of it in the store now."""
-        inputs = step_inputs(self.step, self.run)
+        inputs = self.step.carried(self.run)
         push(self.bucket, self.run, inputs)
         return inputs
 

@@ -18,15 +18,19 @@ from typing import Any
 from jobs.cache_bucket import open_cache
 from jobs.child import failure_reason
 from jobs.estimate import StepCost
-from jobs.executor import Executor, Handle, Here
+from jobs.executor import Executor, Handle
 from jobs.folder import register
+from jobs.here import Here
 from jobs.keys import step_key
+from jobs.machine import step_threads
 from jobs.outputs import Outputs
+from jobs.plan import Plan
 from jobs.rates import Sample, add_sample
 from jobs.records import Record, Records, RunLock
-from jobs.sharing import Sharing
+from jobs.rows import write_row
+from jobs.sharing import Share
 from jobs.spec import Job
-from jobs.steps import STAGE, Plan, Step, step_threads
+from jobs.steps.step import Step
 from quantize.artifact.file_hashes import FileHashes
 from quantize.errors import BadInput, QuantwrightError
 from quantize.staging import disk_error
@@ -91,14 +95,14 @@ class Runner:
         self.executor = executor or Here(job, self.run_folder, self.costs)
         self.records = Records(self.run_folder)
         self.hashes = FileHashes(self.run_folder / "cache" / "hashes.json")
-        self.sources = {model.name: model.checkpoint for model in plan.models if model.checkpoint}
         self.summary = Summary()
         self.digests: dict[str, str] = {}  # of steps that are done
         self.ended: set[str] = set()
         self.running: list[_Running] = []
         self.interrupts = 0
-        self.sharing = Sharing(open_cache(cache, say), self.run_folder) if cache else None
+        self.cache = open_cache(cache, say) if cache else None
         self.keys: dict[str, str] = {}  # of steps that this run may make for the cache
+        self.shares: dict[str, Share] = {}  # of the same steps
         self.waits: set[str] = set()  # for another run that is making the same
 
     def run(self) -> Summary:
@@ -110,7 +114,7 @@ class Runner:
             self.outputs.clear_leftovers(self.plan.steps)
             register(self.run_folder, self.path, self.plan)
             for row in self.plan.rows:
-                self.outputs.write_row(row)
+                write_row(self.run_folder, row)
                 (self.summary.failed if row.status == "failed" else self.summary.unsupported).append(row.name)
                 self.say(f"{row.status}: {row.reason}")
             heard = [signal.SIGINT, signal.SIGTERM]
@@ -176,10 +180,7 @@ class Runner:
         known = (
             f" of {spell_time(expected.time.low_s)} to {spell_time(expected.time.high_s)}" if expected else ""
         )
-        return (
-            f"{running.step.id.replace(':', ' ')}: {spell_time(its.wall_s)}{known}, peak "
-            f"{spell_size(its.peak_rss_bytes)}"
-        )
+        return f"{running.step.title}: {spell_time(its.wall_s)}{known}, peak {spell_size(its.peak_rss_bytes)}"
 
     def _start_ready(self, pending: list[Step]) -> None:
         for step in list(pending):
@@ -194,18 +195,18 @@ class Runner:
                 pending.remove(step)
 
     def _is_ready(self, step: Step) -> bool:
-        return all(name in self.digests for name in step.after) and all(
-            name in self.ended for name in step.prefers
+        return all(made.id in self.digests for made in step.after) and all(
+            other.id in self.ended for other in step.prefers
         )
 
     def _fits(self, step: Step, pending: list[Step]) -> bool:
         return self.executor.fits(step, [other.step for other in self.running], pending)
 
     def _is_blocked(self, step: Step) -> bool:
-        return any(name in self.ended and name not in self.digests for name in step.after)
+        return any(made.id in self.ended and made.id not in self.digests for made in step.after)
 
     def _blocker(self, step: Step) -> str:
-        return next(name for name in step.after if name in self.ended and name not in self.digests)
+        return next(made.id for made in step.after if made.id in self.ended and made.id not in self.digests)
 
     # -- one step
     # --------------------------------------------------------------------------------------------------------
@@ -213,7 +214,7 @@ class Runner:
     def _begin(self, step: Step) -> bool:
         """False where another run is making the same, for which it waits."""
         try:
-            key = step_key(step, self.run_folder, self._inputs_of(step), self.hashes, self.sources)
+            key = step_key(step, self.run_folder, self.digests, self.hashes)
         except OSError as error:
             self._give_up(step, Record(step.id, ""), f"{error.filename}: {error.strerror}")
             return True
@@ -230,32 +231,31 @@ class Runner:
             self._announce(step, "already done")
             return True
         fresh = Record(step.id, key, output=str(step.output))
-        if self.sharing and self.sharing.covers(step):
-            if not self.sharing.cache.claim(key):
+        if self.cache and (share := step.share(self.cache, self.run_folder)):
+            if not self.cache.claim(key):
                 if step.id not in self.waits:
                     self._announce(step, "another run is making it; waiting for that")
                 self.waits.add(step.id)
                 return False
             self.waits.discard(step.id)
-            self.keys[step.id] = key
-            if self._reuse(step, fresh):
+            self.keys[step.id], self.shares[step.id] = key, share
+            if self._reuse(step, fresh, share):
                 return True
         self._start(step, fresh)
         return True
 
-    def _reuse(self, step: Step, record: Record) -> bool:
+    def _reuse(self, step: Step, record: Record, share: Share) -> bool:
         """Whether the step is over, since the shared cache had its output (or that cannot be written
         here)."""
-        assert self.sharing is not None
         try:
-            if not self.sharing.fetch(step, record.key):
+            if not share.fetch(record.key):
                 return False
-            digest = self.outputs.commit(step, self.run_folder)
+            digest = step.adopt(self.run_folder)
         except QuantwrightError as error:
             self._give_up(step, record, str(error))
             return True
         assert digest is not None, step.id
-        record.status, record.digest, record.size_bytes = "done", digest, self.outputs.size_bytes(step)
+        record.status, record.digest, record.size_bytes = "done", digest, step.size_bytes(self.run_folder)
         self.records.write(step.slug, record)
         self._mark_done(step, digest)
         self.summary.reused.append(step.id)
@@ -272,11 +272,7 @@ class Runner:
             log.unlink(missing_ok=True)
         stage = self.outputs.stage(step)
         self.records.write(step.slug, record)
-        arguments = [
-            str(stage.relative_to(self.run_folder)) if part == STAGE else part for part in step.arguments
-        ]
-        if step.kind == "convert" and (self.run_folder / step.output).exists():
-            arguments.append("--force")
+        arguments = step.command(self.run_folder, stage)
         try:
             child = self.executor.start(step, arguments, stage, log, [self.lock.fd, *self._locks(step)])
         except BadInput as error:  # the node that could have held it is gone
@@ -303,18 +299,18 @@ class Runner:
         )
         record.node = child.node
         if code == 0:
-            digest = self.outputs.commit(step, running.stage)
+            digest = step.commit(self.run_folder, running.stage)
             if digest is None:
                 self._give_up(step, record, f"ended well but left no {step.output}")
                 return
             record.status, record.digest = "done", digest
-            record.size_bytes = self.outputs.size_bytes(step)
-            if step.kind == "report":
-                record.detail = self.summary.report = self.outputs.printed(running.stage) or {}
+            record.size_bytes = step.size_bytes(self.run_folder)
+            record.detail = step.detail(running.stage)
+            self.summary.report = record.detail or self.summary.report
             self.records.write(step.slug, record)
             self._clear(running.stage)
-            if self.sharing and step.id in self.keys:
-                self.sharing.keep(step, record.key)
+            if step.id in self.shares:
+                self.shares[step.id].keep(record.key)
             self._mark_done(step, digest)
             if child.node == platform.node():
                 self._learn(step, record)
@@ -341,7 +337,7 @@ class Runner:
     def _give_up(self, step: Step, record: Record, reason: str, stage: Path | None = None) -> None:
         record.status, record.reason = "failed", reason
         self.records.write(step.slug, record)
-        self.outputs.write_failure(step, reason, stage)
+        step.fail(self.run_folder, reason)
         if stage is not None:
             self._clear(stage)
         self._end(step)
@@ -361,22 +357,17 @@ class Runner:
 
     def _end(self, step: Step) -> None:
         self.ended.add(step.id)
-        if self.sharing and step.id in self.keys:
-            self.sharing.cache.release(self.keys.pop(step.id))
+        if self.cache and step.id in self.keys:
+            del self.shares[step.id]
+            self.cache.release(self.keys.pop(step.id))
 
     def _locks(self, step: Step) -> list[int]:
-        return self.sharing.cache.held(self.keys[step.id]) if self.sharing and step.id in self.keys else []
-
-    def _inputs_of(self, step: Step) -> dict[str, str]:
-        """Digests of what the step reads; the report reads all results there are."""
-        if step.kind != "report":
-            return self.digests
-        return {}
+        return self.cache.held(self.keys[step.id]) if self.cache and step.id in self.keys else []
 
     def _announce(self, step: Step, what: str) -> None:
         number = next(index for index, other in enumerate(self.plan.steps) if other.id == step.id) + 1
         width = len(str(len(self.plan.steps)))
-        self.say(f"[{number:{width}}/{len(self.plan.steps)}] {step.id.replace(':', ' ')}: {what}")
+        self.say(f"[{number:{width}}/{len(self.plan.steps)}] {step.title}: {what}")
 
     @staticmethod
     def _clear(stage: Path) -> None:

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from jobs.bucket import Bucket, BucketError
-from jobs.steps import Step, results_path
 from quantize.artifact.artifact import MANIFEST, Artifact, commit
 from quantize.checkpoint.checkpoint import sha256_file, sha256_files
 from quantize.errors import BadInput
 from quantize.files import plain_name, read_json
+from quantize.results import results_path
 
 
 def push(bucket: Bucket, folder: Path, digests: Mapping[str, str]) -> None:
@@ -51,27 +51,25 @@ def _object(digest: str) -> str:
     return f"objects/{digest[:2]}/{digest}"
 
 
-def step_inputs(step: Step, run: Path) -> dict[str, str]:
-    """Files of the run folder that an eval or benchmark reads -> sha256: its artifacts, and the reference's
-    logits."""
-    found = {}
-    for made in step.after:
-        folder = Path("artifacts", *made.split(":")[1:])
-        found[str(folder / MANIFEST)] = sha256_file(run / folder / MANIFEST)
-        for name, entry in Artifact.load(run / folder).manifest.files.items():
-            found[str(folder / name)] = entry.sha256
-    if step.kind == "eval":
-        files = [path for folder in _references(step, run) for path in sorted(folder.iterdir())]
-        found |= {str(path.relative_to(run)): digest for path, digest in sha256_files(files).items()}
+def artifact_files(run: Path, output: Path) -> dict[str, str]:
+    """Files of the artifact at ``run``/``output``: name in the run folder -> sha256."""
+    found = {str(output / MANIFEST): sha256_file(run / output / MANIFEST)}
+    for name, entry in Artifact.load(run / output).manifest.files.items():
+        found[str(output / name)] = entry.sha256
     return found
 
 
-def _references(step: Step, run: Path) -> list[Path]:
-    """Folders of logits of the step's reference, which is known by the digest that its own evaluation has
-    noted; before that, those that belong to no other (the shared cache may have had them)."""
-    name = step.arguments[step.arguments.index("--reference") + 1]
+def reference_files(run: Path, name: str) -> dict[str, str]:
+    """The logits of the reference that results call ``name``: name in the run folder -> sha256."""
+    files = [path for folder in _references(run, name) for path in sorted(folder.iterdir())]
+    return {str(path.relative_to(run)): digest for path, digest in sha256_files(files).items()}
+
+
+def _references(run: Path, name: str) -> list[Path]:
+    """Folders of logits of a reference, which is known by the digest that its own evaluation has noted;
+    before that, those that belong to no other (the shared cache may have had them)."""
     digests = {path: _noted(path, "subject", "digest") for path in (run / "results").glob("*.eval.json")}
-    own = digests.get(run / results_path(name, "eval"))
+    own = digests.get(results_path(run, name, "eval"))
     folders = {
         path.parent: _noted(path, "reference") for path in (run / "cache").glob("reference-*/cache.json")
     }

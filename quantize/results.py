@@ -26,6 +26,7 @@ from quantize.staging import whole_file
 from quantize.terminal import clean_lines, printable
 
 SCHEMA_VERSION = 1
+STAGES = ("convert", "eval", "bench")  # what has results
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ _RESULT, _SUBJECT = TypeAdapter(EvalResult), TypeAdapter(Subject)
 
 
 def results_path(run: Path, name: str, stage: str) -> Path:
-    """Where the results of ``stage`` (``convert``, ``eval``, ``bench``) for what the person typed as ``name``
+    """Where the results of ``stage`` (one of ``STAGES``) for what the person typed as ``name``
     go: RUN/results/<slug>.<stage>.json. Different names give different slugs."""
     slug = "".join(c if c.isalnum() or c in "-_." else "-" for c in name.strip("/")).lstrip(".-")
     if len(slug) > 100 or not slug or "/" in name.strip("/"):

@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from jobs.load import load_job
-from jobs.steps import build_plan
+from jobs.plan import build_plan
 from quantize.artifact.artifact import MANIFEST, Artifact
 from quantize.cli import cli
 from quantize.errors import QuantwrightError

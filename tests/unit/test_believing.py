@@ -11,13 +11,15 @@ from pathlib import Path
 import pytest
 
 from evals.subjects import resolve
-from jobs.outputs import Outputs
-from jobs.steps import Step
+from jobs.models import OpenModel
+from jobs.spec import Model
+from jobs.steps.convert import ConvertStep
 from quantize.artifact.artifact import Artifact
 from quantize.artifact.attestation import verified_here
 from quantize.artifact.file_hashes import FileHashes
 from quantize.conversion import convert
 from quantize.errors import BadInput
+from quantize.methods.registry import parse_recipe
 from reports.card import CardOptions
 from reports.publish import prepare
 
@@ -71,11 +73,14 @@ def test_a_file_beside_the_artifact_that_would_be_read_is_refused(name: str, cop
 
 
 def test_a_flipped_artifact_is_not_already_done(copy: Path) -> None:
-    step = Step(id="convert:m:float32", kind="convert", arguments=(), output=Path("float32"), name="float32")
+    model = OpenModel(Model(source="m"), "m", "m", None)
+    step = ConvertStep(
+        arguments=(), output=Path("float32"), name="float32", model=model, recipe=parse_recipe("float32")
+    )
     digest = Artifact.load(copy / "float32").digest
-    assert Outputs(copy).digest(step) == digest
+    assert step.digest(copy) == digest
     flip(copy / "float32" / "model.safetensors")
-    assert Outputs(copy).digest(step) is None
+    assert step.digest(copy) is None
 
 
 def test_hashes_are_remembered_until_a_file_changes(tmp_path: Path) -> None:

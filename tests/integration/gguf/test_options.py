@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from jobs.load import load_job
-from jobs.steps import build_plan
+from jobs.plan import build_plan
 from quantize import Artifact
 from quantize.cli import cli
 from quantize.errors import BadInput, StepFailed, Unsupported

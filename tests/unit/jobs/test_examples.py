@@ -9,8 +9,8 @@ import yaml
 
 from jobs.folder_command import TEMPLATE
 from jobs.load import load_job
+from jobs.plan import build_plan
 from jobs.schema import job_schema
-from jobs.steps import build_plan
 
 ROOT = Path(__file__).resolve().parents[3]
 EXAMPLES = [ROOT / "demo" / "job.yaml", *sorted((ROOT / "examples").glob("*.yaml"))]
@@ -33,7 +33,7 @@ def test_example_is_planned_whole(path: Path) -> None:
     assert plan.rows == []
     assert len({step.id for step in plan.steps}) == len(plan.steps)
     known = {step.id for step in plan.steps}
-    assert all({*step.after, *step.prefers} <= known for step in plan.steps)
+    assert all({other.id for other in (*step.after, *step.prefers)} <= known for step in plan.steps)
     if job.evaluate:
         assert sum(step.kind == "eval" for step in plan.steps) == len(converts) + sum(
             not model.merged for model in plan.models

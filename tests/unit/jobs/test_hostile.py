@@ -12,7 +12,7 @@ from fuzzing import damaged, faults, mutations, sample
 
 from jobs.estimate import estimate_plan
 from jobs.load import load_job
-from jobs.steps import build_plan
+from jobs.plan import build_plan
 
 #: every key that a job may have
 JOB: dict[str, Any] = {

@@ -24,7 +24,7 @@ def test_every_step_opens_the_commit_that_was_planned(
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     code = (
         "import json, sys; from pathlib import Path; from jobs.load import load_job; "
-        "from jobs.steps import build_plan; path = Path(sys.argv[1]); "
+        "from jobs.plan import build_plan; path = Path(sys.argv[1]); "
         "print(json.dumps({s.id: s.arguments[1] for s in build_plan(load_job(path), path.parent).steps}))"
     )
     done = subprocess.run(
@@ -45,7 +45,7 @@ def test_a_models_name_is_one_plain_part_of_a_path(
     typed: str, name: str, tmp_path: Path, demo_checkpoint: Path
 ) -> None:
     from jobs.load import load_job
-    from jobs.steps import build_plan
+    from jobs.plan import build_plan
 
     for folder in ("model", "model/inner", "a:b"):
         shutil.copytree(demo_checkpoint, tmp_path / folder)

@@ -11,8 +11,9 @@ from benchmarks.command import bench
 from evals.command import evaluate
 from jobs.folder_command import TEMPLATE
 from jobs.load import load_job
+from jobs.plan import build_plan
 from jobs.spec import Benchmark, Evaluate
-from jobs.steps import Step, build_plan
+from jobs.steps.step import Step
 from quantize.errors import BadInput
 
 HEAD = "recipes: [gguf-q4_k_m, quanto-int8]\nreport: false\n"

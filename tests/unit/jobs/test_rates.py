@@ -6,8 +6,8 @@ import pytest
 
 from jobs.estimate import estimate_plan
 from jobs.load import load_job
+from jobs.plan import build_plan
 from jobs.rates import BUILT_IN, MARGIN, UNSURE, Sample, estimate_seconds
-from jobs.steps import build_plan
 
 
 @pytest.mark.parametrize("kind", ["convert:gguf", "convert:gguf:none", "eval:gptq", "bench:gptq"])

@@ -5,8 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from jobs.steps import Step, results_path
-from jobs.transfer import settle, step_inputs
+from jobs.models import OpenModel
+from jobs.spec import Model
+from jobs.steps.evaluate import EvalStep
+from jobs.transfer import settle
+from quantize.results import results_path
 
 
 @pytest.fixture
@@ -20,22 +23,27 @@ def run(tmp_path: Path) -> Path:
         (tmp_path / "cache" / name / "cache.json").write_text(json.dumps({"reference": reference}))
     (tmp_path / "results").mkdir()
     for model in ("a", "b"):
-        result = tmp_path / results_path(f"model-{model}", "eval")
+        result = results_path(tmp_path, f"model-{model}", "eval")
         result.write_text(
             json.dumps({"subject": {"status": "ok", "digest": f"digest-{model}"}, "results": []})
         )
     return tmp_path
 
 
-def step(model: str) -> Step:
-    arguments = ("eval", f"model-{model}", "--reference", f"model-{model}")
-    return Step(f"eval:{model}:reference", "eval", arguments, results_path(f"model-{model}", "eval"))
+def step(model: str) -> EvalStep:
+    name = f"model-{model}"
+    return EvalStep(
+        arguments=("eval", name, "--reference", name),
+        output=results_path(Path(), name, "eval"),
+        model=OpenModel(Model(source=name), model, name, None),
+        reference=name,
+    )
 
 
 @pytest.mark.parametrize("model", ["a", "b", "c"])
 def test_logits_of_the_steps_own_reference_go_along(run: Path, model: str) -> None:
     """c has not been evaluated yet: its logits came from the shared cache."""
-    assert list(step_inputs(step(model), run)) == [f"cache/reference-{model}/cache.json"]
+    assert list(step(model).carried(run)) == [f"cache/reference-{model}/cache.json"]
 
 
 def test_results_and_logits_settle_where_a_step_here_leaves_them(run: Path) -> None:

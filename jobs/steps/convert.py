@@ -1,0 +1,100 @@
+"""The step that makes an artifact."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from jobs.cache import SharedCache
+from jobs.cache_bucket import BucketCache
+from jobs.machine import run_arguments, run_inputs
+from jobs.models import OpenModel
+from jobs.rows import Row, artifact_subject, write_row, write_subject
+from jobs.sharing import ArtifactShare
+from jobs.spec import Job
+from jobs.steps.step import ModelStep
+from jobs.texts import Texts
+from quantize.artifact.artifact import Artifact
+from quantize.artifact.file_hashes import user_hashes
+from quantize.conversion import require
+from quantize.recipe import Recipe
+from quantize.staging import sweep_output
+
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class ConvertStep(ModelStep):
+    """``calibration``: the text that it is told to calibrate with, where its recipe does."""
+
+    kind: ClassVar[str] = "convert"
+
+    recipe: Recipe
+    calibration: str = ""
+
+    def command(self, run: Path, stage: Path) -> list[str]:
+        return [*self.arguments, *(["--force"] if (run / self.output).exists() else [])]
+
+    def _digest(self, run: Path) -> str:
+        artifact = Artifact.load(run / self.output)
+        artifact.check_files(user_hashes().sha256)
+        return artifact.digest
+
+    def adopt(self, run: Path) -> str | None:
+        """The row of an artifact lies beside it: it is the runner's to write."""
+        digest = self.digest(run)
+        if digest is not None:
+            write_subject(run, "convert", artifact_subject(run, self.name))
+        return digest
+
+    def size_bytes(self, run: Path) -> int:
+        return Artifact.load(run / self.output).size_bytes
+
+    def fail(self, run: Path, reason: str) -> None:
+        write_row(run, Row(self.name, self.model.label, self.recipe.short, "failed", reason))
+
+    def sweep(self, run: Path) -> None:
+        sweep_output(run / self.output)
+
+    def share(self, cache: SharedCache | BucketCache, run: Path) -> ArtifactShare:
+        return ArtifactShare(cache, run / self.output, self.model.label, self.calibration)
+
+
+def convert_step(job: Job, model: OpenModel, recipe: Recipe, texts: Texts) -> ConvertStep:
+    name = model.artifact_name(recipe)
+    calibration = texts.calibration(model.spec.calibration or job.calibration)
+    arguments = ["convert", model.id, *recipe.arguments, "-o", name, "--verify", job.verify]
+    arguments += ["--allow-lower-verification"] if job.allow_lower_verification else []
+    inputs: dict[str, Any] = {"recipe": recipe.digest, "verify": job.verify, **run_inputs(job)}
+    files = recipe.files
+    if recipe.calibrated:
+        arguments += ["--calibration", calibration.source, "--calibration-tokens", str(calibration.tokens)]
+        arguments += [
+            "--calibration-length",
+            str(calibration.sequence_length),
+            "--seed",
+            str(calibration.seed),
+        ]
+        inputs["calibration"] = calibration.model_dump(exclude={"source"})
+        path = Path(calibration.source)
+        if path.is_file():
+            files = (*files, path)
+        else:
+            inputs["calibration_source"] = calibration.source
+    if model.adapter:
+        arguments += ["--adapter", str(model.adapter)]
+        inputs["adapter"] = model.adapter.name
+        files += tuple(model.adapter / name for name in ADAPTER_FILES)
+    method = require(recipe)
+    loads = ("torch", "transformers") if method.needs and method.runtime != "llamacpp" else ()
+    return ConvertStep(
+        arguments=(*arguments, *run_arguments(job, model), "--json"),
+        output=Path(name),
+        name=name,
+        model=model,
+        recipe=recipe,
+        calibration=calibration.source if recipe.calibrated else "",
+        inputs=inputs,
+        files=files,
+        sources=model.sources,
+        packages=("quantwright", "numpy", *loads, *[distribution for distribution, _ in method.needs]),
+    )

@@ -1,0 +1,73 @@
+"""What steps that measure have in common: a file of results, a row where they fail."""
+
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from jobs.rows import artifact_subject, write_subject
+from jobs.steps.step import ModelStep
+from jobs.transfer import artifact_files
+from quantize.artifact.artifact import MANIFEST
+from quantize.checkpoint.checkpoint import sha256_file
+from quantize.conversion import require
+from quantize.errors import BadInput
+from quantize.files import read_json
+from quantize.recipe import Recipe
+from quantize.results import Subject
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class MeasureStep(ModelStep):
+    """Reads the artifacts of the steps that it comes ``after``."""
+
+    def command(self, run: Path, stage: Path) -> list[str]:
+        return [*self.arguments, "-o", str(stage.relative_to(run))]
+
+    def _digest(self, run: Path) -> str | None:
+        path = run / self.output
+        return sha256_file(path) if is_result(path) else None
+
+    def staged(self, stage: Path) -> bool:
+        return is_result(stage / self.output)
+
+    def place(self, run: Path, stage: Path) -> bool:
+        if not self.staged(stage):
+            return False
+        (run / self.output).parent.mkdir(parents=True, exist_ok=True)
+        os.replace(stage / self.output, run / self.output)
+        return True
+
+    def fail(self, run: Path, reason: str) -> None:
+        text = f"{self.kind}: {reason}"
+        if (run / self.name / MANIFEST).is_file():
+            subject = replace(artifact_subject(run, self.name), status="failed", reason=text)
+        else:
+            recipe = self.recipe.short if self.recipe else "reference"
+            subject = Subject(
+                name=self.name, recipe=recipe, model=self.model.label, status="failed", reason=text
+            )
+        write_subject(run, self.kind, subject)
+
+    def carried(self, run: Path) -> dict[str, str]:
+        found: dict[str, str] = {}
+        for made in self.after:
+            found |= artifact_files(run, made.output)
+        return found
+
+
+def is_result(path: Path) -> bool:
+    """A whole results file of a step that went well."""
+    try:
+        document = read_json(path)
+        return document["subject"]["status"] == "ok" and isinstance(document["results"], list)
+    except (BadInput, KeyError, TypeError):
+        return False
+
+
+def runtime_packages(recipe: Recipe | None) -> tuple[str, ...]:
+    """Of what opens the artifact, or the model itself."""
+    if recipe is None:
+        return ("quantwright", "torch", "transformers")
+    method = require(recipe)
+    engine = tuple(distribution for distribution, _ in method.needs)
+    return ("quantwright", *(engine if method.runtime == "llamacpp" else ("torch", "transformers", *engine)))

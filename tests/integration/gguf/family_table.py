@@ -20,11 +20,12 @@ half-precision values (more for models of many layers).
 |---|---|---|---|---|---|
 """
 TAIL = """
-What llama.cpp cannot express is said before work starts: a note in the manifest where the file is right up to some
-length (sliding windows of Mistral, Qwen, Phi-3, StarCoder 2; dynamic rope scaling), a refusal where it would be wrong
-(another activation, ALiBi in Falcon, a rotation pattern that is built into its code). An architecture that is not in
-this table is refused, with the list of those that are. A separate, longer test (`pytest -m long`) writes each file
-once per tensor with that tensor's rows in another order, and sees to it that the comparison notices.
+What llama.cpp cannot express is reported before work starts: by a note in the manifest where the
+file is right up to some length (sliding windows of Mistral, Qwen, Phi-3, StarCoder 2; dynamic rope scaling),
+by a refusal where it would be wrong (another activation, ALiBi in Falcon, a rotation pattern that is built
+into its code). Any other architecture is refused, with the list of those in this table. A separate, longer
+test (`pytest -m long`) writes each file once per tensor with that tensor's rows in another order, and checks
+that the comparison notices.
 
 Rotary embeddings are read as transformers reads them: `rope_scaling` before `rope_parameters`, what stands inside before
 what stands beside, every older spelling. Linear scaling and YaRN are keys, which every rotating family has; `attention_factor`,
@@ -33,16 +34,18 @@ or `mscale` and `mscale_all_dim`, become `rope.scaling.attn_factor`. Llama 3's s
 them (`phi3` LongRoPE's), in others such a config is refused. `tests/integration/gguf/test_rope.py` compares each kind in
 19 families on three times as many positions as the model was trained with.
 
-A tied head that is stored too is written once where it equals the embedding; where it differs, both are written, as transformers
-keeps both (Gemma 1 and 2 and Cohere have no place for it: refused). Stored masks and frequencies are left out, names may lack
-`model.`, and the pooling of an embedding model (`modules.json`) becomes `pooling_type`.
+A tied head that is also stored is written once where it equals the embedding; where it differs, both are
+written, as transformers keeps both (refused for Gemma 1 and 2 and Cohere, which have no place for it). Stored
+masks and frequencies are left out, names may lack `model.`, and the pooling of an embedding model
+(`modules.json`) becomes `pooling_type`.
 
-Where these files differ from llama.cpp's own converter: Baichuan 2's head is normalised (its own code does that at
-every step; the converter leaves it out); GLM-4 of 2024 has its config's context length, epsilon and rope base (the
-converter writes the hidden size, 1e-5 and 10000); Falcon and GPT-NeoX have `rope.freq_base` where it is not 10000, and
-Falcon its real context length; StableLM, OLMo 2, GPT-NeoX and Qwen2-MoE with a tied head get `output.weight`, without
-which llama.cpp does not load them; Gemma 3 has its sliding pattern where it is not one global layer in six; DeepSeek-V2
-without low-rank queries says so where its layer count does not.
+Where these files differ from those of llama.cpp's own converter: Baichuan 2's head is normalised (its own
+code does that at every step; the converter does not); GLM-4 of 2024 has its config's context length, epsilon
+and rope base (the converter writes the hidden size, 1e-5 and 10000); Falcon and GPT-NeoX have
+`rope.freq_base` where it is not 10000, and Falcon its real context length; StableLM, OLMo 2, GPT-NeoX and
+Qwen2-MoE with a tied head get `output.weight`, without which llama.cpp does not load them; Gemma 3 has its
+sliding pattern where it is not one global layer in six; DeepSeek-V2 without low-rank queries says so where
+its layer count does not.
 """
 
 

@@ -10,7 +10,6 @@ import json
 import shutil
 import statistics
 import subprocess
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +20,7 @@ from quantize.errors import BadInput, StepFailed, Unsupported
 from quantize.process import child_command, child_environment
 from quantize.recipe import RunOptions
 from quantize.results import EvalResult
-from quantize.staging import held_folder
+from quantize.staging import temporary_folder
 
 #: Below this share of the median, the middle half of the samples says that two models can be told apart.
 WORTHLESS_SPREAD = 0.20
@@ -101,7 +100,7 @@ def bench(
 def measure(target: Target, workload: Workload, run: RunOptions) -> dict[str, Any]:
     """One fresh process; its raw samples (``benchmarks.worker.measure``). Errors: StepFailed with the last
     lines it wrote."""
-    with held_folder(Path(tempfile.gettempdir()), "quantwright-bench-") as folder:
+    with temporary_folder("bench") as folder:
         spec = {
             "path": str(target.path),
             "run": run.model_dump(mode="json"),

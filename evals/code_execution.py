@@ -9,7 +9,6 @@ Models Trained on Code" (2021), section 2.1.
 import contextlib
 import resource
 import subprocess
-import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from math import comb
@@ -17,6 +16,7 @@ from typing import Any
 from unittest import mock
 
 from quantize.process import isolated_command
+from quantize.staging import temporary_folder
 
 SECONDS = 3.0  # as Hugging Face's code_eval
 MEMORY_BYTES = 4 << 30
@@ -34,7 +34,7 @@ def passes(program: str) -> bool:
         ):
             resource.setrlimit(what, (most, most))
 
-    with tempfile.TemporaryDirectory(prefix="quantwright-code-") as folder:
+    with temporary_folder("code") as folder:
         try:
             done = subprocess.run(
                 isolated_command(program),

@@ -10,7 +10,6 @@ On few windows (``Windows.spread``): their differences vary little, and three pa
 twenty-fifth of the reference's own time.
 """
 
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
@@ -30,7 +29,7 @@ from quantize.results import EvalResult
 from quantize.runtimes.base import Runtime
 from quantize.runtimes.opening import open_runtime
 from quantize.sources.opening import open_checkpoint
-from quantize.staging import held_folder
+from quantize.staging import temporary_folder
 
 ROOM_BYTES = 512 << 20  # of a second runtime, beside its weights
 
@@ -136,6 +135,6 @@ def _f32_gguf(reference: Typed, run: RunOptions) -> Iterator[Path]:
     recipe = parse_recipe("gguf-f32")
     gguf = method(recipe.method)
     gguf.check(checkpoint, recipe)
-    with held_folder(run.scratch or Path(tempfile.gettempdir()), "quantwright-floor-") as folder:
+    with temporary_folder("floor", run.scratch) as folder:
         gguf.convert(checkpoint, recipe, folder, run, None)
         yield next(iter(sorted(folder.glob("*.gguf"))))

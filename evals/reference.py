@@ -307,7 +307,7 @@ def write_cache(
     with ExitStack() as held:
         held.enter_context(disk_errors(root or Path(tempfile.gettempdir())))
         if root is None:
-            stage = held_until_exit("quantwright-reference-")
+            stage = held_until_exit("reference")
         else:
             root.mkdir(parents=True, exist_ok=True)
             stage = held.enter_context(held_folder(root, ".reference-", mode=0o777))

@@ -67,7 +67,7 @@ def with_data(manager: "TaskManager", name: str, path: Path) -> "TaskManager":
     import yaml
     from lm_eval.tasks._index import TaskIndex
 
-    folder = held_until_exit("quantwright-tasks-")
+    folder = held_until_exit("tasks")
     changed = dict(manager.task_index)
     found = list(leaves(manager, name))
     if not found or (path.is_file() and len(found) > 1):

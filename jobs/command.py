@@ -350,11 +350,10 @@ def _log_lower(model: str, why: str) -> None:
 
 
 def _check_model(model: str, recipes: str | None, trust_remote_code: bool) -> list[dict[str, Any]]:
-    from quantize.sources.hub import QUANTIZED
     from quantize.sources.opening import open_checkpoint
 
     checkpoint = open_checkpoint(model, trust_remote_code=trust_remote_code)
-    if quantized := QUANTIZED.get(checkpoint.folder):
+    if quantized := checkpoint.quantized:
         log(
             f"note: {model}: its tensors are quantized already ({quantized}), so that whatever is made of "
             "them is rounded twice"

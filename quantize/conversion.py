@@ -30,7 +30,8 @@ from quantize.methods.registry import method as find_method
 from quantize.methods.registry import parse_recipe
 from quantize.packages import install_command
 from quantize.recipe import CalibrationOptions, Recipe, RunOptions
-from quantize.sources.hub import QUANTIZED
+from quantize.sources.adapter import adapter_record
+from quantize.sources.merged import merge_adapter
 from quantize.sources.opening import open_checkpoint
 from quantize.staging import staging
 from quantize.terminal import printable
@@ -79,16 +80,14 @@ def convert(
     checkpoint = (
         model
         if isinstance(model, Checkpoint)
-        else open_checkpoint(model, trust_remote_code=run.trust_remote_code)
+        else open_checkpoint(model, trust_remote_code=run.trust_remote_code, scratch=run.scratch)
     )
     inputs.append(checkpoint.folder)
     check(method, checkpoint, recipe)
-    card, quantized = read_model_card(checkpoint.folder), QUANTIZED.get(checkpoint.folder, "")
+    card = read_model_card(checkpoint.folder)
     merged = None
     if adapter is not None:
-        from quantize.sources.adapter import adapter_record, merge_adapter
-
-        checkpoint, merged = merge_adapter(checkpoint, adapter), adapter_record(adapter)
+        checkpoint, merged = merge_adapter(checkpoint, adapter, run.scratch), adapter_record(adapter)
     whole, (checkpoint, left_out) = checkpoint, method.source(checkpoint)
     text = load_calibration(checkpoint, calibration) if recipe.calibrated else None
     with staging(out) as stage:
@@ -119,7 +118,6 @@ def convert(
             text,
             verification,
             merged,
-            quantized,
         )
         if force:  # what lies there may have changed since
             claim_output(out, force, inputs)
@@ -241,7 +239,6 @@ def _manifest(
     calibration: Calibration | None,
     verification: Verification,
     adapter: AdapterRecord | None,
-    quantized: str,
 ) -> Manifest:
     parameters = checkpoint.parameters
     with ThreadPoolExecutor(
@@ -268,7 +265,7 @@ def _manifest(
             languages=card.languages,
             tags=card.tags,
             remote_code=checkpoint.trust_remote_code,
-            quantized=quantized,
+            quantized=checkpoint.quantized,
         ),
         tool={"name": "quantwright", "version": metadata.version("quantwright")},
         engine=conversion.engine,
@@ -284,7 +281,7 @@ def _manifest(
             *(calibration.notes if calibration else ()),
             *(Note(tensor=CARD, what=what, why=why) for what, why in card.remarks),
             *_left_alone(checkpoint),
-            *_rounded_before(quantized),
+            *_rounded_before(checkpoint.quantized),
         ),
         details=conversion.details,
         runtime=method.runtime,
@@ -314,7 +311,7 @@ def _left_alone(checkpoint: Checkpoint) -> list[Note]:
         if checkpoint.trust_remote_code
         else [what for what in names_code(checkpoint.folder) if ": " in what]
     )
-    read = ", ".join(sorted({info.file.name for info in checkpoint.tensors.values()})[:3])
+    read = ", ".join(checkpoint.weight_files[:3])
     return [
         Note(tensor="*", what=f"left alone: {printable(name, 200)}", why=f"the model's weights are in {read}")
         for name in checkpoint.left_alone

@@ -7,6 +7,7 @@ crash, and removes it; process ids would not tell, since containers that share a
 file system has no locks, nothing is taken for abandoned.
 """
 
+import atexit
 import contextlib
 import ctypes
 import errno
@@ -27,7 +28,8 @@ RENAME_NOREPLACE, RENAME_EXCHANGE = 1, 2  # linux/fs.h
 #: EPERM: what some containers answer to calls that they do not know
 _NO_RENAMEAT2 = (errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM)
 _TAKEN = (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR, errno.EISDIR)
-_TOKEN = "[0-9a-f]{12}"
+_TOKEN = r"(?:\d+-)?[0-9a-f]{12}"  # and before it the id of the process, for whoever looks
+_TEMPORARY = "quantwright-[a-z]+-"
 #: what libraries say of a full disk in errors of their own: safetensors, and numpy's tofile (whose error has
 #: no number)
 _FULL = re.compile(r"No space left on device|Disk quota exceeded|\b\d+ requested and \d+ written")
@@ -163,13 +165,29 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def held_until_exit(prefix: str) -> Path:
-    """``held_folder`` among the temporary files, for as long as the process lives."""
-    import atexit
+@contextlib.contextmanager
+def temporary_folder(what: str, scratch: Path | None = None) -> Iterator[Path]:
+    """A new folder ``quantwright-WHAT-...`` in ``scratch``, or among the temporary files, removed
+    afterwards; those of dead processes go first, whatever they were for."""
+    sweep_temporary(scratch)
+    with held_folder(_temporary_place(scratch), f"quantwright-{what}-") as folder:
+        yield folder
 
-    context = held_folder(Path(tempfile.gettempdir()), prefix)
+
+def held_until_exit(what: str, scratch: Path | None = None) -> Path:
+    """``temporary_folder`` for as long as the process lives."""
+    context = temporary_folder(what, scratch)
     atexit.register(context.__exit__, None, None, None)
     return context.__enter__()
+
+
+def sweep_temporary(scratch: Path | None = None) -> None:
+    """Remove every ``temporary_folder`` of this user's dead processes."""
+    _sweep(_temporary_place(scratch), _TEMPORARY)
+
+
+def _temporary_place(scratch: Path | None) -> Path:
+    return scratch or Path(tempfile.gettempdir())
 
 
 def _lock_of(folder: Path) -> Path:
@@ -179,7 +197,7 @@ def _lock_of(folder: Path) -> Path:
 def _hold(parent: Path, prefix: str) -> tuple[Path, int]:
     """A name that nobody has in ``parent``, and the descriptor of its lock."""
     while True:
-        folder = parent / f"{prefix}{secrets.token_hex(6)}"
+        folder = parent / f"{prefix}{os.getpid()}-{secrets.token_hex(6)}"
         held = _new_locked(_lock_of(folder), 0o600)
         if held is not None:
             return folder, held
@@ -206,7 +224,12 @@ def _new_locked(path: Path, mode: int) -> int | None:
 def sweep(parent: Path, prefix: str, out: Path | None = None) -> None:
     """Remove this user's folders ``PREFIX...`` in ``parent`` whose process is dead. ``out``: the place of the
     finished folder, to which goes back what a dead process had moved away and not replaced."""
-    pattern = re.compile(re.escape(prefix) + _TOKEN + r"\.lock")
+    _sweep(parent, re.escape(prefix), out)
+
+
+def _sweep(parent: Path, prefixes: str, out: Path | None = None) -> None:
+    """``prefixes``: a regular expression."""
+    pattern = re.compile(prefixes + _TOKEN + r"\.lock")
     try:
         with os.scandir(parent) as entries:
             locks = [parent / entry.name for entry in entries if pattern.fullmatch(entry.name)]

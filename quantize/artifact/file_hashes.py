@@ -5,7 +5,7 @@ import json
 import threading
 import time
 from functools import cache
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from quantize.checkpoint.checkpoint import Checkpoint, sha256_file
@@ -47,8 +47,8 @@ class FileHashes:
         import hashlib
 
         whole = hashlib.sha256()
-        for path in checkpoint.files():
-            whole.update(f"{path.name} {self.sha256(path)}\n".encode())
+        for name, path in checkpoint.contents():
+            whole.update(f"{PurePath(name).name} {self.sha256(path)}\n".encode())
         return whole.hexdigest()
 
     def _read(self) -> dict[str, Any]:

@@ -1,24 +1,25 @@
-"""A Hugging Face checkpoint as it lies on disk: config, tensor headers, tokenizer files. Knows nothing of
-quantization.
+"""A Hugging Face checkpoint: config, tokenizer files and tensor headers. Knows nothing of quantization.
 
-Opening reads the config and the safetensors headers only (a 70 B checkpoint opens in well under a second); a
-tensor's data is read when asked for. Nothing from a checkpoint is executed: no pickle, no remote code.
+Opening reads the config and the headers only (a 70 B checkpoint opens in well under a second); a tensor's
+data is read when asked for, from safetensors files or from what stands for them (``reader``). Nothing from a
+checkpoint is executed: no pickle, no remote code.
 """
 
 import hashlib
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from quantize.checkpoint.config import check_sizes, read_config
-from quantize.checkpoint.safetensors_header import DTYPE_BYTES, TensorInfo, read_raw, read_safetensors_header
+from quantize.checkpoint.reader import IN_FILES, TensorReader, Weights
+from quantize.checkpoint.safetensors_header import DTYPE_BYTES, TensorInfo, read_safetensors_header
 from quantize.checkpoint.templates import DEFAULT, folder_templates
 from quantize.checkpoint.weight_files import is_adapter_beside, read_weights
 from quantize.errors import BadInput, StepFailed, Unsupported
@@ -66,8 +67,10 @@ class Checkpoint:
     """``source`` is the path or Hub id as the person typed it; ``revision`` the pinned commit of a Hub model,
     else None.
 
-    ``left_alone``: names of .safetensors beside the model's. ``usual_files``: its weights lie where
-    transformers looks for them.
+    ``folder`` holds config and tokenizer, and the weights too unless ``reader`` says otherwise; a library
+    that reads weights is given ``quantize.checkpoint.materialised``. ``left_alone``: names of .safetensors
+    beside the model's. ``usual_files``: its weights lie where transformers looks for them. ``quantized``: the
+    tensors that were quantized before, by type ("12 of Q4_K, 2 of Q6_K").
     """
 
     folder: Path
@@ -78,6 +81,8 @@ class Checkpoint:
     trust_remote_code: bool = False
     left_alone: tuple[str, ...] = ()
     usual_files: bool = True
+    reader: TensorReader = field(default=IN_FILES, repr=False, compare=False)
+    quantized: str = ""
     _digests: dict[str, str] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
@@ -89,8 +94,10 @@ class Checkpoint:
         revision: str | None = None,
         trust_remote_code: bool = False,
         tokenizer: bool = True,
+        weights: Weights | None = None,
     ) -> "Checkpoint":
         """Open a local folder. ``source`` and ``revision``: what it is of, where it is not the folder itself.
+        ``weights``: those that are read from elsewhere; without them the folder's own.
 
         What a person typed, which may be a Hub id or a file, is opened by
         ``quantize.sources.opening.open_checkpoint``.
@@ -113,11 +120,23 @@ class Checkpoint:
                     "checkpoint instead"
                 )
         # what it named is read here; an artifact's weights are under the usual names
-        tensors, weights = read_weights(folder, config.pop("transformers_weights", None))
-        _check_types(model, tensors)
-        check_sizes(config, tensors, str(folder / "config.json"))
+        named = config.pop("transformers_weights", None)
+        if weights is None:
+            tensors, files = read_weights(folder, named)
+            weights = Weights(tensors, left_alone=files.left_alone, usual=files.usual)
+        _check_types(model, weights.tensors)
+        check_sizes(config, weights.tensors, str(folder / "config.json"))
         checkpoint = cls(
-            folder, model, revision, config, tensors, trust_remote_code, weights.left_alone, weights.usual
+            folder,
+            model,
+            revision,
+            config,
+            weights.tensors,
+            trust_remote_code,
+            weights.left_alone,
+            weights.usual,
+            weights.reader,
+            weights.quantized,
         )
         if tokenizer and not any((folder / name).is_file() for name in VOCABULARY_FILES):
             raise BadInput(
@@ -176,9 +195,9 @@ class Checkpoint:
         return folder_templates(self.folder).get(DEFAULT)
 
     def read(self, name: str) -> np.ndarray:
-        """Raw data of one tensor, BF16 as uint16 bit patterns. Memory-mapped: nothing is copied until
-        used."""
-        return read_raw(self.tensors[name])
+        """Raw data of one tensor, BF16 as uint16 bit patterns; not to be written to. Memory-mapped where it
+        lies in a file as it is: nothing is copied until used."""
+        return self.reader.read(self.tensors[name])
 
     def read_float32(self, name: str) -> np.ndarray:
         """One tensor as float32. Errors: StepFailed where it holds NaN or Inf."""
@@ -218,9 +237,14 @@ class Checkpoint:
             if info.dtype in FLOAT_DTYPES:
                 self.read_float32(name)
 
-    def files(self) -> Iterator[Path]:
-        """The files whose bytes decide what a conversion gives: config, tokenizer, templates, pooling,
-        weights; by name."""
+    @property
+    def weight_files(self) -> list[str]:
+        """Names of the files that the weights are read from."""
+        return sorted({path.name for _, path in self.reader.files(self.tensors.values())})
+
+    def contents(self) -> list[tuple[str, Path]]:
+        """The files whose bytes decide what a conversion gives, by what each is called in a digest: config,
+        tokenizer, templates, pooling, weights."""
         names = {
             "config.json",
             *TOKENIZER_FILES,
@@ -229,19 +253,21 @@ class Checkpoint:
             "1_Pooling/config.json",
         }
         names |= {f"{TEMPLATES}/{path.name}" for path in self.folder.glob(f"{TEMPLATES}/*.jinja")}
-        weights = {info.file for info in self.tensors.values()}
-        yield from sorted({self.folder / name for name in names if (self.folder / name).is_file()} | weights)
+        found = {(name, self.folder / name) for name in names if (self.folder / name).is_file()}
+        for name, path in self.reader.files(self.tensors.values()):
+            inner = PurePath(name)
+            within = inner.relative_to(self.folder) if inner.is_relative_to(self.folder) else inner.name
+            found.add((str(within), path))
+        return sorted(found, key=lambda each: (PurePath(each[0]), each[1]))
 
     @property
     def digest(self) -> str:
-        """sha256 over names and contents of ``files()``: two folders with the same bytes are the same
-        source."""
+        """sha256 over ``contents()``: two folders with the same bytes are the same source."""
         if "all" not in self._digests:
-            whole = hashlib.sha256()
-            for path, digest in sha256_files(self.files()).items():
-                inner = path.relative_to(self.folder) if path.is_relative_to(self.folder) else path.name
-                whole.update(f"{inner} {digest}\n".encode())
-            self._digests["all"] = whole.hexdigest()
+            contents = self.contents()
+            hashes = sha256_files({path for _, path in contents})
+            lines = [f"{name} {hashes[path]}\n" for name, path in contents]
+            self._digests["all"] = hashlib.sha256("".join(lines).encode()).hexdigest()
         return self._digests["all"]
 
 

@@ -11,7 +11,6 @@ argument, default or retry of theirs matters.
 import contextlib
 import json
 import os
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from quantize.checkpoint.weight_files import index_shards, is_adapter_beside
 from quantize.code_guard import hub_code_folders, no_code_from
 from quantize.errors import QuantwrightError, Unsupported
 from quantize.files import TEMPLATES, inside, read_json
+from quantize.staging import temporary_folder
 
 ADVICE = "nothing from a checkpoint is executed unless you pass --trust-remote-code"
 OWN_CODE = "config.json: auto_map"  # as ``names_code`` says it
@@ -82,8 +82,8 @@ def library_folder(
     with contextlib.ExitStack() as stack:
         seen = folder
         if always or is_adapter_beside(folder) or (not trusted and names_code(folder)):
-            made = stack.enter_context(tempfile.TemporaryDirectory(prefix="quantwright-folder-", dir=scratch))
-            seen = Path(made) / (folder.resolve().name or "model")
+            made = stack.enter_context(temporary_folder("folder", scratch))
+            seen = made / (folder.resolve().name or "model")
             _fill(seen, folder.absolute(), trusted)
         guard = no_code_from(
             folder, seen, *hub_code_folders(), whose=source or str(folder), advice=ADVICE, trusted=trusted

@@ -45,22 +45,30 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """Where one tensor lies: ``offset`` counts from the start of ``file``; ``dtype`` is safetensors' name for
-    it."""
+    """One tensor, wherever its data come from; ``dtype`` is safetensors' name for it."""
 
     name: str
     shape: tuple[int, ...]
     dtype: str
-    file: Path
-    offset: int
-    size_bytes: int
 
     @property
     def parameters(self) -> int:
         return math.prod(self.shape)
 
+    @property
+    def size_bytes(self) -> int:
+        return self.parameters * DTYPE_BITS[self.dtype] // 8
 
-def read_safetensors_header(path: Path) -> dict[str, TensorInfo]:
+
+@dataclass(frozen=True)
+class StoredTensor(TensorInfo):
+    """And where it lies in a safetensors file: ``offset`` counts from the start of ``file``."""
+
+    file: Path
+    offset: int
+
+
+def read_safetensors_header(path: Path) -> dict[str, StoredTensor]:
     """The tensors of one safetensors file, in the header's order.
 
     Errors: BadInput where the file cannot be read, is truncated, or its header is not one that the format
@@ -83,7 +91,7 @@ def read_safetensors_header(path: Path) -> dict[str, TensorInfo]:
     return tensors
 
 
-def read_raw(info: TensorInfo) -> np.ndarray:
+def read_raw(info: StoredTensor) -> np.ndarray:
     """The data of one tensor, BF16 as uint16 bit patterns and 8-bit floats as uint8. Memory-mapped: nothing
     is copied until used.
 
@@ -133,7 +141,7 @@ def _header_bytes(path: Path) -> tuple[int, bytes]:
         raise BadInput(f"{path}: cannot be read ({error.strerror or error}); check its permissions") from None
 
 
-def _tensor(path: Path, name: str, entry: Any, start: int, size: int) -> TensorInfo:
+def _tensor(path: Path, name: str, entry: Any, start: int, size: int) -> StoredTensor:
     def wrong(what: str) -> BadInput:
         return BadInput(f"{path}: tensor {printable(name, 200)} {what}; fetch the file again")
 
@@ -165,14 +173,14 @@ def _tensor(path: Path, name: str, entry: Any, start: int, size: int) -> TensorI
             f"{end - begin} bytes; "
             "fetch the file again"
         )
-    return TensorInfo(name, tuple(shape), dtype, path, start + begin, end - begin)
+    return StoredTensor(name, tuple(shape), dtype, path, start + begin)
 
 
 def _is_count(value: Any) -> bool:
     return type(value) is int and 0 <= value < 1 << 63
 
 
-def _check_order(path: Path, tensors: dict[str, TensorInfo], start: int, size: int) -> None:
+def _check_order(path: Path, tensors: dict[str, StoredTensor], start: int, size: int) -> None:
     """The format wants the tensors one behind the other, from the header to the end of the file."""
     at, before = start, "the header"
     for info in sorted(tensors.values(), key=lambda info: (info.offset, info.size_bytes)):

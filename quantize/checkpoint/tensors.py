@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from quantize.checkpoint.checkpoint import bfloat16_to_float32
-from quantize.checkpoint.safetensors_header import DTYPE_BYTES, TensorInfo, read_raw
+from quantize.checkpoint.safetensors_header import DTYPE_BYTES, StoredTensor, TensorInfo, read_raw
 from quantize.checkpoint.weight_files import INDEX, read_weights
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ class StoredTensors:
     BadInput."""
 
     def __init__(self, folder: Path):
-        self.info: dict[str, TensorInfo] = read_weights(folder)[0]
+        self.info: dict[str, StoredTensor] = read_weights(folder)[0]
 
     def __contains__(self, name: object) -> bool:
         return name in self.info
@@ -79,11 +79,7 @@ def write_folder(
     ``data(name)`` gives a contiguous array of exactly the entry's bytes. Returns the bytes of tensor data.
     The same entries and data give the same bytes.
     """
-    shards: list[list[Entry]] = [[]]
-    for entry in entries:
-        if shards[-1] and sum(e.size_bytes for e in shards[-1]) + entry.size_bytes > shard_bytes:
-            shards.append([])
-        shards[-1].append(entry)
+    shards = _in_shards(entries, shard_bytes)
     count = len(shards)
     names = (
         ["model.safetensors"]
@@ -100,11 +96,34 @@ def write_folder(
     return total
 
 
-def _write_file(path: Path, entries: list[Entry], data: Callable[[str], Any]) -> None:
-    # The format wants no holes, and kernels that work in the mapped file want alignment: torch's int8 kernel
-    # for CPUs, which optimum-quanto calls, ends the process at a weight that does not lie at a multiple of
-    # 16. So tensors of whole lines first, then by width, as the safetensors library orders them.
-    ordered = sorted(entries, key=lambda e: (e.size_bytes % ALIGNMENT != 0, -DTYPE_BYTES[e.dtype], e.name))
+def as_written(entries: Iterable[Entry]) -> dict[str, TensorInfo]:
+    """Of what ``write_folder`` would write, what would be read back, in that order."""
+    ordered = (entry for shard in _in_shards(entries, SHARD_BYTES) for entry in shard)
+    return {entry.name: TensorInfo(entry.name, entry.shape, entry.dtype) for entry in ordered}
+
+
+def _in_shards(entries: Iterable[Entry], shard_bytes: int) -> list[list[Entry]]:
+    """What goes into each file, in the order in which it lies there.
+
+    The format wants no holes, and kernels that work in the mapped file want alignment: torch's int8 kernel
+    for CPUs, which optimum-quanto calls, ends the process at a weight that does not lie at a multiple of 16.
+    So tensors of whole lines come first, then by width, as the safetensors library orders them.
+    """
+    shards: list[list[Entry]] = [[]]
+    size = 0
+    for entry in entries:
+        if shards[-1] and size + entry.size_bytes > shard_bytes:
+            shards.append([])
+            size = 0
+        shards[-1].append(entry)
+        size += entry.size_bytes
+    return [
+        sorted(shard, key=lambda e: (e.size_bytes % ALIGNMENT != 0, -DTYPE_BYTES[e.dtype], e.name))
+        for shard in shards
+    ]
+
+
+def _write_file(path: Path, ordered: list[Entry], data: Callable[[str], Any]) -> None:
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for entry in ordered:

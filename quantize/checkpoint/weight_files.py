@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from quantize.checkpoint.safetensors_header import TensorInfo, read_safetensors_header
+from quantize.checkpoint.safetensors_header import StoredTensor, read_safetensors_header
 from quantize.errors import BadInput
 from quantize.files import inside, plain_name, read_json
 from quantize.terminal import printable
@@ -60,10 +60,10 @@ def is_adapter_beside(folder: Path) -> bool:
     return (folder / ADAPTER).is_file() and (folder / "config.json").is_file()
 
 
-def read_weights(folder: Path, named: str | None = None) -> tuple[dict[str, TensorInfo], WeightFiles]:
+def read_weights(folder: Path, named: str | None = None) -> tuple[dict[str, StoredTensor], WeightFiles]:
     """Headers of ``weight_files``. Errors: BadInput, as it and ``read_safetensors_header``."""
     found = weight_files(folder, named)
-    tensors: dict[str, TensorInfo] = {}
+    tensors: dict[str, StoredTensor] = {}
     for path in found.files:
         tensors.update(read_safetensors_header(path))
     missing = next((name for name in found.index if name not in tensors), None)

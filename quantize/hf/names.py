@@ -88,7 +88,7 @@ def find_layers(checkpoint: Checkpoint) -> Layers:
     files.
     """
     if not checkpoint.usual_files:
-        files = ", ".join(sorted({info.file.name for info in checkpoint.tensors.values()})[:2])
+        files = ", ".join(checkpoint.weight_files[:2])
         raise Unsupported(
             f"{checkpoint.source}: transformers opens {SINGLE} or {INDEX} with its shards, and the weights "
             f"are in {files}; "

@@ -17,6 +17,7 @@ from pydantic import Field, model_validator
 from quantize.artifact.artifact import Note
 from quantize.calibration.windows import Calibration
 from quantize.checkpoint.checkpoint import Checkpoint
+from quantize.checkpoint.materialised import materialised
 from quantize.engines.base import Computed, Conversion
 from quantize.errors import StepFailed, Unsupported
 from quantize.methods.base import Method
@@ -104,7 +105,8 @@ class BitsAndBytes(Method):
         if recipe.weights == "int8":
             _check_float16(checkpoint, {layers.tensor(name) for name in layers.linear if name != layers.head})
         dtype = {"F32": "float32", "F16": "float16"}.get(checkpoint.dtype, "bfloat16")
-        model = quantize_bitsandbytes(checkpoint.folder, recipe, dtype, run)
+        with materialised(checkpoint, run.scratch) as folder:
+            model = quantize_bitsandbytes(folder, recipe, dtype, run)
         with quiet():
             import bitsandbytes
 

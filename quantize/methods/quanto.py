@@ -16,6 +16,7 @@ import numpy as np
 from quantize.artifact.artifact import Note
 from quantize.calibration.windows import Calibration
 from quantize.checkpoint.checkpoint import Checkpoint
+from quantize.checkpoint.materialised import materialised
 from quantize.engines.base import Computed, Conversion
 from quantize.methods.base import Method
 from quantize.recipe import Recipe, RunOptions
@@ -78,7 +79,8 @@ class Quanto(Method):
         checkpoint.check_finite()
         layers = find_layers(checkpoint)
         dtype = _scales_dtype(checkpoint)
-        model = quantize_quanto(checkpoint.folder, recipe, dtype, run)
+        with materialised(checkpoint, run.scratch) as folder:
+            model = quantize_quanto(folder, recipe, dtype, run)
         with quiet():
             from optimum.quanto.quantize import quantization_map
 

@@ -20,7 +20,7 @@ from quantize.hf import load
 from quantize.quiet import hush, no_warnings
 from quantize.recipe import Recipe, RunOptions
 from quantize.runtimes.base import Consume, FolderRuntime
-from quantize.sources.hub import resolve_model
+from quantize.sources.hub import resolve_folder
 
 #: Most bytes of float32 logits held at a time: 256 positions of a vocabulary of 262,144.
 LOGITS_BYTES = 256 * 1024 * 1024
@@ -44,7 +44,7 @@ class TransformersRuntime(FolderRuntime):
 
         Errors: BadInput, Unsupported and StepFailed as ``quantize.hf.load`` raises them.
         """
-        self.folder, self.revision = resolve_model(str(path), code=run.trust_remote_code)
+        self.folder, self.revision = resolve_folder(str(path), code=run.trust_remote_code)
         hush()
         self._run = run
         self._load_as = load_as
@@ -234,7 +234,7 @@ class TransformersRuntime(FolderRuntime):
 def skeleton(path: Path | str, run: RunOptions) -> TransformersRuntime | None:
     """A plain checkpoint without its weights: describes itself and tokenizes as the whole would, and gives no
     logits. None for what is stored otherwise."""
-    folder, _ = resolve_model(str(path), code=run.trust_remote_code)
+    folder, _ = resolve_folder(str(path), code=run.trust_remote_code)
     config = load.read_config(folder)
     if load.storage_format(folder, config) != "dense":
         return None

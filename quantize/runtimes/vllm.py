@@ -17,7 +17,7 @@ from quantize.errors import BadInput, StepFailed, Unsupported
 from quantize.hf.load import read_config, storage_format
 from quantize.recipe import Recipe, RunOptions
 from quantize.runtimes.base import Consume, FolderRuntime
-from quantize.sources.hub import resolve_model
+from quantize.sources.hub import resolve_folder
 
 KV_CACHE_GIB = "1"  # on a CPU, where nothing else is said
 
@@ -56,7 +56,7 @@ class VllmRuntime(FolderRuntime):
             raise Unsupported(
                 f"--runtime vllm: vLLM is not installed here ({error}); see docs/measuring.md"
             ) from None
-        self.folder, _ = resolve_model(str(path), code=run.trust_remote_code)
+        self.folder, _ = resolve_folder(str(path), code=run.trust_remote_code)
         config = read_config(self.folder)
         self.format = storage_format(self.folder, config)
         self.vocabulary = int(

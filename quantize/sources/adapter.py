@@ -1,36 +1,23 @@
-"""A PEFT LoRA merged into its base on the way: a checkpoint like any other comes out, for every method.
+"""A PEFT LoRA on disk, and which tensor of its base each of its own belongs to.
 
-W + s B A is computed in float32 and stored in the base's own dtype, one tensor in memory at a time; the model
-is never built. Nothing of the adapter is executed; its weights must be safetensors.
-Source: peft's LoraConfig (scaling, patterns), ``tuners/lora/layer.py`` (get_delta_weight) and
-``tuners/lora/dora.py``.
+Nothing of the adapter is executed; its weights must be safetensors.
+Source: peft's LoraConfig (scaling, patterns).
 """
 
 import hashlib
 import math
 import re
-import shutil
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from quantize.artifact.artifact import AdapterRecord
-from quantize.checkpoint.checkpoint import (
-    FLOAT_DTYPES,
-    TOKENIZER_FILES,
-    Checkpoint,
-    TensorInfo,
-    bfloat16_to_float32,
-    read_safetensors_header,
-    sha256_file,
-)
-from quantize.checkpoint.model_card import CARD, license_files
+from quantize.checkpoint.checkpoint import FLOAT_DTYPES, Checkpoint, bfloat16_to_float32, sha256_file
+from quantize.checkpoint.safetensors_header import StoredTensor, TensorInfo, read_safetensors_header
 from quantize.errors import BadInput, StepFailed, Unsupported
 from quantize.files import inside, typed_path
 from quantize.sources.adapter_config import CONFIG, LoraConfig, read_adapter_config
-from quantize.staging import held_until_exit
 from quantize.terminal import printable
 
 WEIGHTS = "adapter_model.safetensors"
@@ -84,7 +71,7 @@ class Adapter:
 
     folder: Path
     config: LoraConfig
-    tensors: dict[str, TensorInfo]
+    tensors: dict[str, StoredTensor]
     deltas: dict[str, Delta] = field(default_factory=dict)
     replaced: dict[str, str] = field(default_factory=dict)
     tie: Tie | None = None
@@ -115,54 +102,6 @@ class Adapter:
                 f"{self.folder}: adapter tensor {name} holds NaN or Inf; train or fetch the adapter again"
             )
         return values
-
-
-def merge_adapter(checkpoint: Checkpoint, adapter: str | Path) -> Checkpoint:
-    """``checkpoint`` with the LoRA in the folder ``adapter`` merged, in a temporary folder removed when the
-    program ends.
-
-    Errors: BadInput where the folder holds no LoRA, is damaged, or was made for another base; Unsupported for
-    kinds of adapter that cannot be merged; StepFailed for NaN, Inf or a full disk.
-    """
-    from quantize.checkpoint.tensors import Entry, write_config, write_folder
-
-    opened = open_adapter(typed_path(adapter), checkpoint)
-    names = [
-        *checkpoint.tensors,
-        *(name for name in (*opened.replaced, *opened.deltas) if name not in checkpoint.tensors),
-    ]
-    names += [opened.tie.head] if opened.tie and opened.unties else []
-    shapes = {name: opened.under(name, checkpoint).shape for name in dict.fromkeys(names)}
-    dtypes = {
-        name: checkpoint.tensors[name].dtype if name in checkpoint.tensors else checkpoint.dtype
-        for name in shapes
-    }
-    if opened.tie:
-        dtypes[opened.tie.head] = checkpoint.tensors[opened.tie.embedding].dtype
-    folder = held_until_exit("quantwright-merged-")
-
-    def data(name: str) -> np.ndarray:
-        under = opened.under(name, checkpoint)
-        inherited = checkpoint.tensors.get(under.name) is under
-        if inherited and name not in opened.deltas:
-            return np.asarray(checkpoint.read(under.name))
-        weight = checkpoint.read_float32(under.name) if inherited else opened.float32(under.name)
-        return _store(
-            _merged(weight, opened, opened.deltas[name]) if name in opened.deltas else weight, dtypes[name]
-        )
-
-    config = _config(checkpoint, opened, shapes)
-    try:
-        write_folder(folder, [Entry(name, dtypes[name], shapes[name]) for name in shapes], data)
-        write_config(folder, config)
-        _copy_small_files(checkpoint, opened, folder, shapes)
-    except OSError as error:
-        raise StepFailed(
-            f"{folder}: cannot hold the merged checkpoint ({error.strerror}); set TMPDIR to a larger disk"
-        ) from None
-    merged = Checkpoint.open(folder, trust_remote_code=checkpoint.trust_remote_code)
-    name = opened.folder.resolve().name
-    return replace(merged, source=f"{checkpoint.source}+{name}", revision=checkpoint.revision)
 
 
 def adapter_record(folder: str | Path) -> AdapterRecord:
@@ -342,21 +281,7 @@ def _check_rows(adapter: Adapter, checkpoint: Checkpoint) -> None:
         )
 
 
-def _merged(weight: np.ndarray, adapter: Adapter, delta: Delta) -> np.ndarray:
-    """float32 (out, in), or as the base stores it."""
-    change = np.float32(delta.scaling) * (adapter.float32(delta.b) @ adapter.float32(delta.a))
-    if delta.embedding or delta.transposed:
-        change = change.T
-    if not delta.magnitude:
-        return np.asarray(weight + change, np.float32)
-    axis = 0 if delta.transposed else 1
-    whole = weight + change
-    length = np.sqrt(np.square(whole).sum(axis=axis, keepdims=True))
-    magnitude = adapter.float32(delta.magnitude).reshape(length.shape)
-    return np.asarray(whole * (magnitude / length), np.float32)
-
-
-def _read(info: TensorInfo) -> np.ndarray:
+def _read(info: StoredTensor) -> np.ndarray:
     kinds = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
     if info.dtype not in kinds:
         raise BadInput(
@@ -364,55 +289,3 @@ def _read(info: TensorInfo) -> np.ndarray:
         )
     raw = np.fromfile(info.file, kinds[info.dtype], info.parameters, offset=info.offset).reshape(info.shape)
     return bfloat16_to_float32(raw) if info.dtype == "BF16" else raw.astype(np.float32)
-
-
-def _store(values: np.ndarray, dtype: str) -> np.ndarray:
-    """float32 rounded to nearest even in ``dtype``, BF16 as bit patterns. Errors: StepFailed where float16
-    overflows."""
-    if dtype == "BF16":
-        bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
-        return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)
-    with np.errstate(over="ignore"):
-        out = values.astype({"F64": np.float64, "F32": np.float32, "F16": np.float16}[dtype])
-    if not np.isfinite(out).all():
-        raise StepFailed(
-            f"a merged weight is too large for {dtype}, the dtype of the base; convert the base to bfloat16 "
-            "first"
-        )
-    return out
-
-
-def _config(checkpoint: Checkpoint, adapter: Adapter, shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
-    config = dict(checkpoint.config)
-    resized = [
-        name
-        for name, info in checkpoint.tensors.items()
-        if AT_THE_ENDS.search(name) and info.shape != shapes[name]
-    ]
-    if resized:
-        config["vocab_size"] = shapes[resized[0]][0]
-    if adapter.unties:
-        config["tie_word_embeddings"] = False
-    return config
-
-
-def _copy_small_files(
-    checkpoint: Checkpoint, adapter: Adapter, folder: Path, shapes: dict[str, tuple[int, ...]]
-) -> None:
-    """The base's tokenizer, or the adapter's where it brings an embedding with other rows (added tokens)."""
-    resized = any(
-        checkpoint.tensors[name].shape != shape
-        for name, shape in shapes.items()
-        if name in checkpoint.tensors
-    )
-    for path in [
-        *checkpoint.companion_files,
-        inside(checkpoint.folder, CARD),
-        *license_files(checkpoint.folder),
-    ]:
-        if path.is_file():
-            shutil.copyfile(path, folder / path.name)
-    if resized:
-        for name in TOKENIZER_FILES:
-            if inside(adapter.folder, name).is_file():
-                shutil.copyfile(adapter.folder / name, folder / name)

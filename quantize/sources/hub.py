@@ -1,5 +1,5 @@
-"""From what a person types to a folder on disk: a local path (tried first), a Hub id ``org/name[@revision]``,
-or one file of a GGUF repository, ``org/name:Q4_K_M``; or a model of ModelScope,
+"""From what a person types to a folder, or a GGUF file, on disk: a local path (tried first), a Hub id
+``org/name[@revision]``, one file of a GGUF repository, ``org/name:Q4_K_M``, or a model of ModelScope,
 ``modelscope:org/name[@revision]``.
 
 HF_HOME, HF_HUB_CACHE, HF_ENDPOINT, HF_HUB_OFFLINE and HF_TOKEN mean what they mean to huggingface_hub, which
@@ -14,6 +14,7 @@ from pathlib import Path
 from quantize.checkpoint.weight_files import INDEX, OTHERS, SINGLE, index_shards
 from quantize.errors import BadInput
 from quantize.files import typed_path
+from quantize.gguf.container.files import find_gguf
 from quantize.sources import modelscope as modelscope_source
 from quantize.sources.gguf_repository import find, is_gguf_name
 from quantize.sources.hub_errors import hub_errors
@@ -37,13 +38,10 @@ WANTED += [
 UNWANTED = ["*/*"]
 #: what lies in folders of its own: how an embedding is pooled, chat templates with names
 INNER = ["1_Pooling/config.json", "additional_chat_templates/*.jinja"]
-#: of folders made from a GGUF file: the types of those of its tensors that were quantized already, "12 of
-#: Q4_K, 2 of Q6_K"
-QUANTIZED: dict[Path, str] = {}
 
 
 def resolve_model(model: str, *, code: bool = False) -> tuple[Path, str | None]:
-    """-> (folder, commit of a Hub model or None). ``code``: with its Python, which is trusted.
+    """-> (folder or GGUF file, commit of a Hub model or None). ``code``: with its Python, which is trusted.
 
     Errors: BadInput; StepFailed where the Hub cannot be reached.
     """
@@ -54,14 +52,8 @@ def resolve_model(model: str, *, code: bool = False) -> tuple[Path, str | None]:
         file = find(model)
         file.fetch()
         path = file.path
-    if path.is_file():
-        from quantize.gguf.container.files import find_gguf
-        from quantize.gguf.to_checkpoint.folder import materialise
-
-        if find_gguf(path):
-            folder, quantized = materialise(path)
-            QUANTIZED[folder] = quantized
-            return folder, None
+    if path.is_file() and find_gguf(path):
+        return path, None
     if path.exists():
         raise BadInput(
             f"{model}: is a file; give the checkpoint's folder, a GGUF file or a Hub id (org/name)"
@@ -78,6 +70,16 @@ def resolve_model(model: str, *, code: bool = False) -> tuple[Path, str | None]:
     if not HUB_ID.fullmatch(model) or model.startswith((".", "/", "~")):
         raise BadInput(f"{model}: no such folder, and not a Hub id (org/name[@revision])")
     return _snapshot(model, code)
+
+
+def resolve_folder(model: str, *, code: bool = False) -> tuple[Path, str | None]:
+    """``resolve_model`` for a library that opens folders alone. Errors: BadInput for a GGUF file too."""
+    path, revision = resolve_model(model, code=code)
+    if path.is_file():
+        raise BadInput(
+            f"{model}: is a GGUF file, which llama.cpp opens; give a checkpoint's folder or a Hub id"
+        )
+    return path, revision
 
 
 def fetch_needed(fetch: Callable[[list[str], list[str]], Path], code: bool = False) -> Path:

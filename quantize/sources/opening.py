@@ -4,18 +4,28 @@ hub."""
 from pathlib import Path
 
 from quantize.checkpoint.checkpoint import Checkpoint
+from quantize.sources.gguf_file import open_gguf
 from quantize.sources.hub import resolve_model
+from quantize.staging import sweep_temporary
 
 
 def open_checkpoint(
-    model: str | Path, *, trust_remote_code: bool = False, tokenizer: bool = True
+    model: str | Path,
+    *,
+    trust_remote_code: bool = False,
+    tokenizer: bool = True,
+    scratch: Path | None = None,
 ) -> Checkpoint:
-    """``model``: as of ``quantize.sources.hub.resolve_model``.
+    """``model``: as of ``quantize.sources.hub.resolve_model``. ``scratch``: where the small files of what is
+    no folder go.
 
     Errors: BadInput for anything wrong with what lies there; Unsupported for a checkpoint that is quantized
-    already; StepFailed where the Hub cannot be reached.
+    already; StepFailed where the Hub cannot be reached or the disk is full.
     """
-    folder, revision = resolve_model(str(model), code=trust_remote_code)
+    sweep_temporary(scratch)
+    path, revision = resolve_model(str(model), code=trust_remote_code)
+    if path.is_file():
+        return open_gguf(path, source=str(model), tokenizer=tokenizer, scratch=scratch)
     return Checkpoint.open(
-        folder, source=str(model), revision=revision, trust_remote_code=trust_remote_code, tokenizer=tokenizer
+        path, source=str(model), revision=revision, trust_remote_code=trust_remote_code, tokenizer=tokenizer
     )

@@ -11,9 +11,12 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent / "gguf"))
 from family_cases import CASES, Case, make
+from lazily import same_tensors
 
+from quantize.checkpoint.materialised import materialised
 from quantize.errors import BadInput, Unsupported
-from quantize.sources.adapter import merge_adapter, open_adapter
+from quantize.sources.adapter import open_adapter
+from quantize.sources.merged import merge_adapter
 from quantize.sources.opening import open_checkpoint
 
 pytest.importorskip("peft")
@@ -77,6 +80,8 @@ def test_equals_peft(case: Case, settings: dict[str, Any], tmp_path: Path) -> No
     merged = merge_adapter(source, lora)
     assert merged.source == f"{base}+lora"
     assert set(merged.tensors) == set(source.tensors)
+    with materialised(merged, tmp_path) as folder:
+        same_tensors(open_checkpoint(folder), merged)
     changed = 0
     for name in merged.tensors:
         got = merged.read_float32(name)
@@ -191,7 +196,9 @@ def running_and_merged_agree(
         adapted.save_pretrained(lora)
         expected = PeftModel.from_pretrained(opened(base, more_rows), lora).eval()(ids).logits
         merged = merge_adapter(open_checkpoint(base), lora)
-        got = opened(merged.folder)(ids).logits
+        with materialised(merged, lora) as folder:
+            got = opened(folder)(ids).logits
+            same_tensors(open_checkpoint(folder), merged)
     assert (got - expected).abs().max() < 1e-3 * expected.std(), settings
     return set(merged.tensors)
 

@@ -109,7 +109,7 @@ def test_what_cannot_be(config: dict[str, Any], says: str) -> None:
 
 def tensors(**shapes: tuple[int, ...]) -> dict[str, TensorInfo]:
     names = {name.replace("__", "."): shape for name, shape in shapes.items()}
-    return {name: TensorInfo(name, shape, "F32", Path("x"), 0, 0) for name, shape in names.items()}
+    return {name: TensorInfo(name, shape, "F32") for name, shape in names.items()}
 
 
 WEIGHTS = tensors(

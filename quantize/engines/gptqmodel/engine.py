@@ -24,6 +24,8 @@ import numpy as np
 
 from quantize.artifact.artifact import Note
 from quantize.checkpoint.checkpoint import Checkpoint
+from quantize.checkpoint.library_folder import library_folder
+from quantize.checkpoint.materialised import materialised
 from quantize.engines.base import Computed
 from quantize.errors import QuantwrightError, StepFailed
 from quantize.recipe import RunOptions
@@ -94,13 +96,17 @@ def quantize(
     checkpoint.check_finite()
     _environment(run)
     stderr = sys.stderr
-    from quantize.checkpoint.library_folder import library_folder
     from quantize.hf.contained import contained
     from quantize.quiet import quiet
 
     trust = checkpoint.trust_remote_code
-    opened = library_folder(checkpoint.folder, trust, source=checkpoint.source, scratch=scratch, always=True)
-    with quiet(), opened as source, _failures_named(checkpoint), contained(checkpoint.model_type):
+    with (
+        materialised(checkpoint, scratch) as folder,
+        library_folder(folder, trust, source=checkpoint.source, scratch=scratch, always=True) as source,
+        quiet(),
+        _failures_named(checkpoint),
+        contained(checkpoint.model_type),
+    ):
         import torch
         from gptqmodel import BACKEND, GPTQModel
         from gptqmodel.quantization.config import Fallback

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from quantize.artifact.artifact import Note
-from quantize.checkpoint.checkpoint import Checkpoint, TensorInfo
+from quantize.checkpoint.checkpoint import Checkpoint
+from quantize.checkpoint.safetensors_header import StoredTensor
 from quantize.errors import Unsupported
 from quantize.gguf.families.base import Mapped
 
@@ -72,7 +73,12 @@ def _first(mapped: Mapped) -> Callable[[list[np.ndarray]], np.ndarray]:
 
 def _same(embedding: Mapped, head: Mapped, checkpoint: Checkpoint) -> bool:
     a, b = (checkpoint.tensors[m.sources[0]] for m in (embedding, head))
-    return embedding.pure and head.pure and _same_bytes(a, b, _state(a.file), _state(b.file))
+    if not (embedding.pure and head.pure) or (a.dtype, a.shape) != (b.dtype, b.shape):
+        return False
+    if isinstance(a, StoredTensor) and isinstance(b, StoredTensor):
+        return _same_bytes(a, b, _state(a.file), _state(b.file))
+    first, second = (np.ascontiguousarray(checkpoint.read(info.name)).view(np.uint8) for info in (a, b))
+    return np.array_equal(first, second)
 
 
 def _state(path: Path) -> tuple[int, int]:
@@ -81,10 +87,8 @@ def _state(path: Path) -> tuple[int, int]:
 
 @lru_cache(maxsize=8)  # a conversion plans several times, and these are large
 def _same_bytes(
-    a: TensorInfo, b: TensorInfo, state_a: tuple[int, int], state_b: tuple[int, int], step: int = 1 << 24
+    a: StoredTensor, b: StoredTensor, state_a: tuple[int, int], state_b: tuple[int, int], step: int = 1 << 24
 ) -> bool:
-    if (a.dtype, a.shape) != (b.dtype, b.shape):
-        return False
     with open(a.file, "rb") as first, open(b.file, "rb") as second:
         first.seek(a.offset)
         second.seek(b.offset)

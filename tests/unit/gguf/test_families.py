@@ -52,10 +52,7 @@ def headers(config: dict[str, Any] | None = None, without: str = "", **more: tup
         k.replace("__", "."): v for k, v in more.items()
     }
     file = Path("/nonexistent/model.safetensors")
-    infos = {
-        name: TensorInfo(name, shape, "BF16", file, 0, 2 * int(np.prod(shape)))
-        for name, shape in shapes.items()
-    }
+    infos = {name: TensorInfo(name, shape, "BF16") for name, shape in shapes.items()}
     return Checkpoint(file.parent, "tiny", None, CONFIG | (config or {}), infos)
 
 

@@ -1,0 +1,48 @@
+"""Where the data of a checkpoint's tensors come from: files that hold them as they are, or something that
+they are made of when they are read."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from quantize.checkpoint.safetensors_header import StoredTensor, TensorInfo, read_raw
+
+
+class TensorReader(Protocol):
+    """Gives tensors one at a time, any number of times, in any order."""
+
+    def read(self, info: TensorInfo) -> np.ndarray:
+        """The data, BF16 as uint16 bit patterns. Nobody writes to it: it may be given again."""
+        ...
+
+    def files(self, tensors: Iterable[TensorInfo]) -> Iterable[tuple[str, Path]]:
+        """The files that ``tensors`` are read from, by what each is called in a digest."""
+        ...
+
+
+class InFiles:
+    """Of tensors that lie in safetensors files."""
+
+    def read(self, info: TensorInfo) -> np.ndarray:
+        assert isinstance(info, StoredTensor), info
+        return read_raw(info)
+
+    def files(self, tensors: Iterable[TensorInfo]) -> list[tuple[str, Path]]:
+        return [(str(info.file), info.file) for info in tensors if isinstance(info, StoredTensor)]
+
+
+IN_FILES = InFiles()
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What ``Checkpoint`` has of weights; ``left_alone``, ``usual`` and ``quantized`` as it says."""
+
+    tensors: Mapping[str, TensorInfo]
+    reader: TensorReader = IN_FILES
+    left_alone: tuple[str, ...] = ()
+    usual: bool = True
+    quantized: str = ""

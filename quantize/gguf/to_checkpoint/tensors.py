@@ -1,0 +1,145 @@
+"""The tensors of the Hugging Face checkpoint that a GGUF file stands for, made from the file's as they are
+read.
+
+Those that the file holds in F32, F16 or BF16 keep their type, quantized ones are dequantized to float32, so
+that nothing is rounded on the way.
+"""
+
+from collections import Counter, OrderedDict
+from collections.abc import Iterable
+from importlib import import_module
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import numpy as np
+
+from quantize.checkpoint.checkpoint import Checkpoint
+from quantize.checkpoint.safetensors_header import TensorInfo
+from quantize.checkpoint.tensors import Entry, as_written
+from quantize.errors import BadInput, Unsupported
+from quantize.gguf.container.reader import GgufFile
+from quantize.gguf.families.base import Mapped
+from quantize.gguf.families.config import Hyperparameters
+from quantize.gguf.families.decoder import Family, OneOf, Rule, make_plan, source_names, target_name
+from quantize.gguf.families.operations import COPY
+from quantize.gguf.families.plan import KNOWN
+from quantize.kernels.block_types import Type
+from quantize.terminal import printable
+
+STORED = {Type.F32: "F32", Type.F16: "F16", Type.BF16: "BF16"}
+NUMPY = {Type.F32: "<f4", Type.F16: "<f2", Type.BF16: "<u2"}
+# GGUF tensors of which the pieces are kept: gate, up and down of stacked experts come apart one expert at a
+# time
+KEPT = 4
+
+
+class GgufTensors:
+    """``tensors``: of the checkpoint, in the order in which its files would hold them."""
+
+    def __init__(self, file: GgufFile, config: dict[str, Any]):
+        """``config``: the checkpoint's. Errors: as of ``plan_back``."""
+        self._file = file
+        mapped = plan_back(file, config)
+        self._owner = {source: (m, index) for m in mapped for index, source in enumerate(m.sources)}
+        self.tensors = as_written(
+            Entry(source, _dtype(file, m), shape) for m in mapped for source, shape in _source_shapes(m)
+        )
+        self._pieces: OrderedDict[str, list[np.ndarray]] = OrderedDict()
+        self._lock = Lock()
+
+    @property
+    def quantized(self) -> str:
+        """How many of the file's tensors are quantized, by type ("12 of Q4_K, 2 of Q6_K"); empty where none
+        is."""
+        kinds = Counter(t.kind.name for t in self._file.tensors.values() if t.kind not in STORED)
+        return ", ".join(f"{count} of {kind}" for kind, count in kinds.most_common())
+
+    def read(self, info: TensorInfo) -> np.ndarray:
+        mapped, index = self._owner[info.name]
+        with self._lock:
+            if mapped.name not in self._pieces:
+                keep = KEPT if len(mapped.sources) > 1 else 1
+                while len(self._pieces) >= keep:
+                    self._pieces.popitem(last=False)
+                self._pieces[mapped.name] = [_kept(p) for p in mapped.restore(_values(self._file, mapped))]
+            self._pieces.move_to_end(mapped.name)
+            return self._pieces[mapped.name][index]
+
+    def files(self, tensors: Iterable[TensorInfo]) -> list[tuple[str, Path]]:
+        """Whatever the file is called: its name is no part of what it holds."""
+        parts = sorted({tensor.file for tensor in self._file.tensors.values()})
+        return [(f"model-{number:05d}.gguf", part) for number, part in enumerate(parts, 1)]
+
+
+def _kept(piece: np.ndarray) -> np.ndarray:
+    piece = np.ascontiguousarray(piece)
+    piece.flags.writeable = False
+    return piece
+
+
+def plan_back(file: GgufFile, config: dict[str, Any]) -> list[Mapped]:
+    """The family's own plan of the checkpoint that ``file`` was made from, its tensors matched with those of
+    the file.
+
+    Errors: Unsupported for tensors of the file that the plan does not have; BadInput where shapes contradict
+    the config.
+    """
+    architecture = config["architectures"][0]
+    headers: dict[str, TensorInfo] = {}
+    checkpoint = Checkpoint(file.path.parent, str(file.path), None, config, headers)
+    family: Family = import_module(f"quantize.gguf.families.{KNOWN[architecture]}").family(checkpoint)
+    h = Hyperparameters(config, family.defaults, str(file.path))
+    tied = family.head == "required" and config["tie_word_embeddings"]
+    for rule, layer in _rules(family, h.layers):
+        for suffix in (*rule.suffixes, *rule.optional):
+            name = target_name(rule, suffix, layer)
+            if name in file.tensors and not (tied and name == "output.weight"):
+                sources = source_names(rule, suffix, layer, h)
+                operation = rule.op(h) if rule.op else COPY
+                try:
+                    shapes = operation.source_shapes(_shape(file, name), len(sources))
+                except BadInput as error:
+                    raise BadInput(f"{file.path}: tensor {name}: {error}") from None
+                for source, shape in zip(sources, shapes, strict=True):
+                    headers[source] = TensorInfo(source, shape, "F32")
+    planned = [mapped for mapped in make_plan(family, checkpoint).tensors if mapped.name in file.tensors]
+    left = sorted(set(file.tensors) - {mapped.name for mapped in planned} - {"rope_freqs.weight"})
+    if left:
+        raise Unsupported(
+            f"{file.path}: tensor {printable(left[0], 100)} has no place in a {architecture}; this GGUF "
+            "cannot be read back"
+        )
+    return [mapped for mapped in planned if mapped.sources]
+
+
+def _rules(family: Family, layers: int) -> list[tuple[Rule, int]]:
+    def first(entry: Rule | OneOf) -> tuple[Rule, ...]:
+        return (entry,) if isinstance(entry, Rule) else entry.options[0]
+
+    ends = [(rule, 0) for entry in family.ends for rule in first(entry)]
+    return ends + [
+        (rule, layer) for layer in range(layers) for entry in family.layer for rule in first(entry)
+    ]
+
+
+def _shape(file: GgufFile, name: str) -> tuple[int, ...]:
+    shape = file.tensors[name].shape
+    # The gate of a shared expert is a single row, which GGUF may hold without the axis of one.
+    return (1, *shape) if name.endswith("ffn_gate_inp_shexp.weight") and len(shape) == 1 else shape
+
+
+def _source_shapes(mapped: Mapped) -> list[tuple[str, tuple[int, ...]]]:
+    stacked = len(mapped.sources) > 1
+    return [(source, mapped.shape[1:] if stacked else mapped.shape) for source in mapped.sources]
+
+
+def _dtype(file: GgufFile, mapped: Mapped) -> str:
+    return STORED.get(file.tensors[mapped.name].kind, "F32") if mapped.pure else "F32"
+
+
+def _values(file: GgufFile, mapped: Mapped) -> np.ndarray:
+    kind = file.tensors[mapped.name].kind
+    if mapped.pure and kind in STORED:
+        return np.ascontiguousarray(file.raw(mapped.name)).view(NUMPY[kind]).reshape(mapped.shape)
+    return file.dequantize(mapped.name).reshape(mapped.shape)

@@ -28,29 +28,29 @@ from quantize.units import spell_size, spell_time
     metavar="KEY=VALUE",
     help="override a key of the job file, e.g. evaluate.limit=20000",
 )
-@click.option("--strict", is_flag=True, help="stop before anything runs where a combination cannot be made")
+@click.option("--strict", is_flag=True, help="stop before anything runs if a combination cannot be made")
 @click.option(
     "--cache",
     metavar="FOLDER|URL",
     envvar="QUANTWRIGHT_CACHE",
-    help="shared with other runs and users (s3://... too): what one has made, the others copy  [default: "
-    "the job's cache:]",
+    help="shared with other runs and users (also s3://...): the "
+    "others copy what one has made  [default: the job's cache:]",
 )
 @click.option(
     "--executor",
     type=click.Choice(["local", "ray"]),
     default="local",
     show_default=True,
-    help="where steps run: here, or on Ray",
+    help="where steps run: on this machine, or on Ray",
 )
 @click.option(
-    "--address", help="Ray cluster, host:port or auto  [default: $RAY_ADDRESS, else one is started here]"
+    "--address", help="Ray cluster: host:port or auto  [default: $RAY_ADDRESS, else one is started here]"
 )
 @click.option(
     "--store",
     metavar="URL",
-    help="s3://... by which files go to Ray nodes that do not see the run folder  [default: the job's "
-    "resources.store]",
+    help="s3://... that carries files to Ray nodes that do not "
+    "see the run folder  [default: the job's resources.store]",
 )
 @click.option("--json", "as_json", is_flag=True, help="last line of stdout is one JSON document")
 def run(
@@ -66,7 +66,7 @@ def run(
 ) -> int:
     """Run a JOB file (YAML): every model by every recipe, evaluated, benchmarked and reported.
 
-    Each step is a process of its own. Run the same command again and only what is missing is done.
+    Each step runs in its own process. Run the same command again to do only what is missing.
     """
     folder = out or Path("runs") / job_name(job)
     summary = run_job(job, folder, overrides, strict, executor, address, cache, store)
@@ -225,8 +225,8 @@ def _cell(key: str, value: Any) -> str:
 def plan(
     target: str, recipes: str | None, out: Path | None, overrides: tuple[str, ...], as_json: bool
 ) -> int:
-    """Say what TARGET, a job file or a model, will cost: output sizes, disk, memory and time. Reads headers
-    only."""
+    """Estimate what TARGET, a job file or a model, will cost: output sizes, disk, memory and time. Reads
+    headers only."""
     from jobs.estimate import estimate_plan, refuse_what_cannot_fit
     from jobs.plan import build_plan
 
@@ -309,18 +309,16 @@ def _plan_document(plan: Any, cost: Any) -> dict[str, Any]:
 
 @click.command()
 @click.argument("target")
-@click.option(
-    "--to", "recipes", help="only these recipes, separated by commas (default: every short spelling)"
-)
+@click.option("--to", "recipes", help="recipes to check, separated by commas (default: every short spelling)")
 @click.option(
     "--trust-remote-code",
     is_flag=True,
     help="accept a checkpoint whose architecture is defined by its own code",
 )
-@click.option("--strict", is_flag=True, help="exit code 2 where one of them cannot be made")
+@click.option("--strict", is_flag=True, help="exit code 2 if one of them cannot be made")
 @click.option("--json", "as_json", is_flag=True, help="last line of stdout is one JSON document")
 def check(target: str, recipes: str | None, trust_remote_code: bool, strict: bool, as_json: bool) -> int:
-    """Say which recipes TARGET, a model or a job file, can take, and why not. Looks at headers only."""
+    """Say which recipes work for TARGET, a model or a job file, and why others do not. Reads headers only."""
     rows = (
         _check_job(Path(target))
         if target.endswith((".yaml", ".yml"))

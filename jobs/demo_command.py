@@ -17,7 +17,7 @@ from quantize.terminal import emit_json, log
     type=click.Path(path_type=Path, file_okay=False),
     default=Path("runs/demo"),
     show_default=True,
-    help="run folder; run again with the same one and only what is missing is done",
+    help="run folder; run again with the same folder to do only what is missing",
 )
 @click.option(
     "--set",

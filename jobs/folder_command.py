@@ -60,7 +60,7 @@ benchmark: {{prefill: 512, decode: 128, repetitions: 5}}
 
 @click.command()
 @click.argument("job", type=click.Path(path_type=Path), default=Path("job.yaml"))
-@click.option("--force", is_flag=True, help="replace what lies there")
+@click.option("--force", is_flag=True, help="replace the file that is there")
 def init(job: Path, force: bool) -> None:
     """Write a commented JOB file to start from."""
     if job.exists() and not force:
@@ -74,10 +74,10 @@ def init(job: Path, force: bool) -> None:
 @click.command()
 @click.argument("run", type=click.Path(path_type=Path, file_okay=False))
 @click.option("--once", is_flag=True, help="print the table once, also on a terminal")
-@click.option("--planned", is_flag=True, help="beside each figure what the plan had said")
+@click.option("--planned", is_flag=True, help="show the planned value beside each figure")
 @click.option("--json", "as_json", is_flag=True, help="last line of stdout is one JSON document")
 def status(run: Path, once: bool, planned: bool, as_json: bool) -> None:
-    """How far the jobs of the run folder RUN are; on a terminal the table follows them until they end."""
+    """Show the progress of the jobs in the run folder RUN; on a terminal the table updates until they end."""
     import sys
     import time
     from dataclasses import asdict
@@ -165,7 +165,7 @@ def _planned_table(found: list[Any]) -> Any:
 @click.argument("run", type=click.Path(path_type=Path, file_okay=False))
 @click.option("-y", "--yes", is_flag=True, help="do not ask")
 def clean(run: Path, yes: bool) -> int:
-    """Remove from the run folder RUN what no job refers to any more: artifacts, results, logs, leftovers.
+    """Delete from the run folder RUN what no job refers to any more: artifacts, results, logs, leftovers.
     Asks first."""
     import shutil
 

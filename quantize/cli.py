@@ -32,11 +32,11 @@ COMMANDS = {
     ),
     "publish": ("reports.command:publish", "Write or upload a Hub repository with a measured model card."),
     "run": ("jobs.command:run", "Run a job file: models x recipes x evaluations, resumable."),
-    "plan": ("jobs.command:plan", "Say what a conversion or a job will cost before it starts."),
-    "check": ("jobs.command:check", "Say which recipes a checkpoint can take, and why not."),
+    "plan": ("jobs.command:plan", "Estimate what a conversion or a job will cost before it starts."),
+    "check": ("jobs.command:check", "Say which recipes work for a checkpoint, and why others do not."),
     "init": ("jobs.folder_command:init", "Write a commented job file to start from."),
-    "status": ("jobs.folder_command:status", "Show how far the job of a run folder is."),
-    "clean": ("jobs.folder_command:clean", "Remove from a run folder what no job refers to."),
+    "status": ("jobs.folder_command:status", "Show the progress of the jobs in a run folder."),
+    "clean": ("jobs.folder_command:clean", "Delete what no job of a run folder refers to."),
     "methods": (
         "quantize.commands.methods:methods",
         "List every recipe, what it needs and whether it can run here.",
@@ -74,7 +74,7 @@ class LazyGroup(click.Group):
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="quantwright", prog_name="quantwright")
 def cli() -> None:
-    """Take a Hugging Face checkpoint through every quantization people deploy, measure each, publish the one
+    """Quantize a Hugging Face checkpoint in every format people deploy, measure each result, publish the one
     you choose."""
 
 

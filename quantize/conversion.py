@@ -56,7 +56,7 @@ def convert(
 
     ``verify``: ``full`` compares logits in the artifact's runtime with an independent reader's weights,
     ``tensors`` looks at types, weights and tokenizer without a forward pass, ``none`` skips both.
-    ``adapter``: folder of a PEFT LoRA, merged into the model first.
+    ``adapter``: folder of a PEFT LoRA to merge into the model first.
 
     ``force`` replaces another artifact, or an empty folder, in one step; never what is read or a folder that
     holds it.

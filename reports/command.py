@@ -26,7 +26,7 @@ JSON = click.option("--json", "as_json", is_flag=True, help="last line of stdout
 def report(runs: tuple[Path, ...], out: Path | None, png: bool, since: Path | None, as_json: bool) -> int:
     """Compare everything measured in RUNs: index.html, report.md, results.csv, report.json and plots.
 
-    Several runs merge into one report; the same thing measured twice counts once, as in the run named last.
+    Several runs merge into one report; what was measured twice counts once, from the run named last.
     """
     from reports import build
     from reports.terminal import print_changes, print_rows
@@ -54,23 +54,25 @@ def _changes(since: Path, runs: tuple[Path, ...]) -> list[dict[str, Any]]:
 
 @click.command()
 @RUNS
-@click.option("--memory", help="what weights, KV cache and overhead must fit in, e.g. 8GiB")
+@click.option("--memory", help="memory for weights, KV cache and overhead, e.g. 8GiB")
 @click.option(
     "--context",
     type=click.IntRange(min=1),
     help="tokens the KV cache must hold  [default: the model's own context]",
 )
 @click.option(
-    "--max-divergence", type=click.FloatRange(min=0), help="most mean KL divergence from the source, in nats"
+    "--max-divergence",
+    type=click.FloatRange(min=0),
+    help="highest mean KL divergence from the source, in nats",
 )
-@click.option("--max-loss", help="most increase of perplexity over the source's, e.g. 1%")
-@click.option("--max-accuracy-drop", help="most accuracy lost in any task, e.g. 2%")
-@click.option("--min-tokens-per-second", type=click.FloatRange(min=0), help="least decode speed")
+@click.option("--max-loss", help="largest increase of perplexity over the source's, e.g. 1%")
+@click.option("--max-accuracy-drop", help="largest loss of accuracy in any task, e.g. 2%")
+@click.option("--min-tokens-per-second", type=click.FloatRange(min=0), help="lowest decode speed")
 @click.option("--runtime", default="", help="program that will serve: llama.cpp, transformers, vllm")
 @click.option(
     "--model",
     type=click.Path(path_type=Path),
-    help="folder with the config.json that tells the size of the KV cache",
+    help="folder with the config.json from which the KV cache is computed",
 )
 @click.option(
     "--kv-bytes-per-token",
@@ -91,8 +93,8 @@ def recommend(
     kv_bytes_per_token: int | None,
     as_json: bool,
 ) -> int:
-    """Name the smallest artifact whose loss, memory and speed keep within limits, judged by the worse end of
-    each interval."""
+    """Name the smallest artifact whose loss, memory and speed are within the limits, judged by the worse end
+    of each interval."""
     from reports.compare import compare
     from reports.load import load
     from reports.memory import KvShape, find_shapes, read_shape
@@ -158,16 +160,19 @@ def _share(text: str | None, option: str) -> float | None:
     help="run whose numbers the card shows",
 )
 @click.option(
-    "--base-model", help="Hub id of the source, for the card  [default: the manifest's, where it is a Hub id]"
+    "--base-model", help="Hub id of the source, for the card  [default: the manifest's, if it is a Hub id]"
 )
 @click.option("--license", "license_id", help="licence of the card  [default: the source's]")
 @click.option(
-    "--license-name", help="name of a licence that the Hub knows as `other`  [default: the source's]"
+    "--license-name", help="name of a licence that the Hub lists as `other`  [default: the source's]"
 )
 @click.option(
-    "--license-link", help="address of its text, or its file in the repository  [default: the source's]"
+    "--license-link", help="URL of its text, or its file in the repository  [default: the source's]"
 )
-@click.option("--quantized-by", help="who made it  [default: the user part of --repo]")
+@click.option(
+    "--quantized-by",
+    help="name of the person or organisation that quantized it  [default: the user part of --repo]",
+)
 @click.option("--private", is_flag=True, help="create the repository private")
 @click.option("--revision", help="branch to upload to  [default: main]")
 @click.option("--message", help="commit message")
@@ -198,9 +203,9 @@ def publish(
     force: bool,
     as_json: bool,
 ) -> int:
-    """Write a Hub repository of ARTIFACTs with a model card that shows the measured numbers, and upload it.
+    """Make a Hub repository of ARTIFACTs with a model card that shows the measured numbers, and upload it.
 
-    Several GGUF artifacts go into one repository. The token is HF_TOKEN's, the Hub HF_ENDPOINT's.
+    Several GGUF artifacts go into one repository. HF_TOKEN holds the token, HF_ENDPOINT the Hub.
     """
     from reports.card import CardOptions
     from reports.publish import prepare, upload, write_repository

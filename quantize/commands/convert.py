@@ -49,16 +49,14 @@ from quantize.units import spell_size
     type=click.IntRange(0, 2**32 - 1),
     default=0,
     show_default=True,
-    help="which windows of the calibration text are drawn",
+    help="chooses the windows of the calibration text",
 )
 @click.option("--verify", type=click.Choice(["full", "tensors", "none"]), default="full", show_default=True)
-@click.option(
-    "--allow-lower-verification", is_flag=True, help="accept `tensors` where `full` cannot be reached"
-)
-@click.option("--keep-failed", is_flag=True, help="keep what does not verify, as OUT.failed")
+@click.option("--allow-lower-verification", is_flag=True, help="accept `tensors` if `full` cannot be reached")
+@click.option("--keep-failed", is_flag=True, help="keep an artifact that fails verification, as OUT.failed")
 @click.option("--force", is_flag=True, help="replace the artifact, or the empty folder, at --out")
 @click.option(
-    "--adapter", type=click.Path(path_type=Path), help="folder of a PEFT LoRA, merged into the model first"
+    "--adapter", type=click.Path(path_type=Path), help="folder of a PEFT LoRA to merge into the model first"
 )
 @gguf_options
 @run_options
@@ -81,7 +79,7 @@ def convert(
 ) -> int:
     """Make quantized artifacts from MODEL: a local folder, or a Hub id (org/name[@revision]).
 
-    With several recipes each goes to OUT/<recipe>, each in a process of its own.
+    With several recipes, each is made in its own process and goes to OUT/<recipe>.
     """
     parsed = with_options([parse_recipe(text) for text in split_recipes(recipes)], gguf)
     run = run.model_copy(update={"allow_tokenizer_mismatch": "allow_tokenizer_mismatch" in gguf})

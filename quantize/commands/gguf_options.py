@@ -31,7 +31,7 @@ def gguf_options(command: F) -> F:
         "tensor_types",
         multiple=True,
         metavar="REGEX=TYPE",
-        help="GGUF: type of the tensors so named (repeatable)",
+        help="GGUF: type of the tensors whose name matches (repeatable)",
     )
     @click.option(
         "--via", type=click.Choice(["f32", "f16", "bf16"]), help="GGUF: round the weights to this type first"
@@ -48,12 +48,12 @@ def gguf_options(command: F) -> F:
         help="GGUF: split into files of at most this much, e.g. 4GB",
     )
     @click.option(
-        "--pre-tokenizer", help="GGUF: llama.cpp's name of the pre-tokenizer, where it is not recognised"
+        "--pre-tokenizer", help="GGUF: llama.cpp's name of the pre-tokenizer, if it is not recognised"
     )
     @click.option(
         "--allow-tokenizer-mismatch",
         is_flag=True,
-        help="GGUF: record a text that tokenizes differently, do not fail",
+        help="GGUF: note texts that tokenize differently instead of failing",
     )
     @functools.wraps(command)
     def wrapper(split_max_bytes: str | None, **kwargs: Any) -> Any:

@@ -25,7 +25,7 @@ from quantize.terminal import emit_json, log, say
 @click.option(
     "--chunk", type=click.IntRange(min=32), default=512, show_default=True, help="tokens per window"
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="which windows of the text are drawn")
+@click.option("--seed", type=int, default=0, show_default=True, help="chooses the windows of the text")
 @click.option("-o", "--out", type=click.Path(path_type=Path), default=Path("imatrix.gguf"), show_default=True)
 @click.option("--force", is_flag=True, help="replace the importance matrix at --out")
 @run_options
@@ -42,7 +42,7 @@ def imatrix(
 ) -> int:
     """Compute the importance matrix of MODEL over a text, in llama.cpp's format, for `convert --imatrix`.
 
-    The model runs in float32, its weights read as they are needed.
+    The model runs in float32; its weights are read as they are needed.
     """
     from quantize.calibration.importance import compute_imatrix, with_first_token
     from quantize.calibration.windows import load_calibration

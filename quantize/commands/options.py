@@ -29,9 +29,9 @@ def run_options(command: F) -> F:
         show_default=True,
     )
     @click.option(
-        "--threads", type=click.IntRange(min=1), help="CPU threads (default: all that this process may use)"
+        "--threads", type=click.IntRange(min=1), help="CPU threads (default: all available to this process)"
     )
-    @click.option("--memory", help="limit of memory for a step, e.g. 8GiB")
+    @click.option("--memory", help="memory limit of a step, e.g. 8GiB")
     @click.option(
         "--trust-remote-code",
         is_flag=True,

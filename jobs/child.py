@@ -5,11 +5,14 @@ import contextlib
 import os
 import platform
 import select
+import shlex
 import signal
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+import psutil
 
 from quantize.process import child_command, child_environment, peak_rss_bytes
 from quantize.units import spell_gib, spell_time
@@ -40,7 +43,7 @@ class Child:
         self.killed_for = ""
         limits = {name: str(threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")} if threads else {}
         with open(log, "ab") as file, open(stdout, "wb") as out:
-            file.write(f"$ quantwright {' '.join(map(_quote, arguments))}\n".encode())
+            file.write(f"$ quantwright {' '.join(map(shlex.quote, arguments))}\n".encode())
             file.flush()
             self.process = subprocess.Popen(
                 child_command("quantize.cli", *arguments),
@@ -121,8 +124,6 @@ def descendants(pid: int) -> list[int]:
 
 def tree_rss_bytes(pid: int) -> int:
     """Physical memory held by a process and its descendants now; pages they share count once for each."""
-    import psutil
-
     try:
         process = psutil.Process(pid)
         family = [process, *process.children(recursive=True)]
@@ -166,9 +167,3 @@ def failure_reason(killed_for: str, log: Path, code: int) -> str:
         hint = ": the system was out of memory, or somebody killed it" if name == "SIGKILL" else ""
         return f"killed by {name}{hint}" + (f"; last line: {lines[-1]}" if lines else "")
     return f"exit code {code}" + (f": {lines[-1]}" if lines else "")
-
-
-def _quote(text: str) -> str:
-    import shlex
-
-    return shlex.quote(text)

@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import psutil
+
 from jobs.child import Child
 from jobs.estimate import StepCost
 from jobs.executor import Executor, Handle
@@ -13,8 +15,6 @@ from jobs.steps.step import Step
 
 class Here(Executor):
     def __init__(self, job: Job, run: Path, costs: Mapping[str, StepCost]):
-        import psutil
-
         super().__init__(job, run, costs)
         self.memory_bytes = min(int(psutil.virtual_memory().available), self.memory_limit or 1 << 62)
 

@@ -9,6 +9,7 @@ from jobs.spec import Job, Model, resolve_path
 from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.errors import BadInput, QuantwrightError, Unsupported
 from quantize.recipe import DenseRecipe, Recipe
+from quantize.sources.adapter import open_adapter
 from quantize.sources.opening import open_checkpoint
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -92,8 +93,6 @@ def _adapted(model: OpenModel, text: str, base: Path) -> OpenModel:
     if folder is None:
         raise BadInput(f"adapter {base / text}: no such folder; give the folder of a PEFT LoRA")
     if model.checkpoint is not None:
-        from quantize.sources.adapter import open_adapter
-
         open_adapter(folder, model.checkpoint)
     return replace(model, name=f"{model.name}-{_plain(text, folder)}", adapter=folder)
 

@@ -14,7 +14,7 @@ from quantize.terminal import settle_output
 
 # name -> (where its click command lives, the line shown by --help)
 COMMANDS = {
-    "demo": ("jobs.demo_command:demo", "Convert, verify, measure and report the embedded checkpoint."),
+    "demo": ("jobs.commands.demo:demo", "Convert, verify, measure and report the embedded checkpoint."),
     "convert": ("quantize.commands.convert:convert", "Make quantized artifacts from a checkpoint."),
     "imatrix": (
         "quantize.commands.imatrix:imatrix",
@@ -31,12 +31,12 @@ COMMANDS = {
         "Name the artifact to ship for a memory, speed and loss budget.",
     ),
     "publish": ("reports.command:publish", "Write or upload a Hub repository with a measured model card."),
-    "run": ("jobs.command:run", "Run a job file: models x recipes x evaluations, resumable."),
-    "plan": ("jobs.command:plan", "Estimate what a conversion or a job will cost before it starts."),
-    "check": ("jobs.command:check", "Say which recipes work for a checkpoint, and why others do not."),
-    "init": ("jobs.folder_command:init", "Write a commented job file to start from."),
-    "status": ("jobs.folder_command:status", "Show the progress of the jobs in a run folder."),
-    "clean": ("jobs.folder_command:clean", "Delete what no job of a run folder refers to."),
+    "run": ("jobs.commands.run:run", "Run a job file: models x recipes x evaluations, resumable."),
+    "plan": ("jobs.commands.plan:plan", "Estimate what a conversion or a job will cost before it starts."),
+    "check": ("jobs.commands.check:check", "Say which recipes work for a checkpoint, and why others do not."),
+    "init": ("jobs.commands.init:init", "Write a commented job file to start from."),
+    "status": ("jobs.commands.status:status", "Show the progress of the jobs in a run folder."),
+    "clean": ("jobs.commands.clean:clean", "Delete what no job of a run folder refers to."),
     "methods": (
         "quantize.commands.methods:methods",
         "List every recipe, what it needs and whether it can run here.",

@@ -58,7 +58,7 @@ def copy_with(source: Path, folder: Path, **files: Any) -> Path:
 
 
 def check_all(folder: Path) -> None:
-    from jobs.command import _check_model
+    from jobs.commands.check import _check_model
 
     _check_model(str(folder), None, False)
 

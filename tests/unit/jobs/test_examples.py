@@ -7,7 +7,7 @@ import jsonschema
 import pytest
 import yaml
 
-from jobs.folder_command import TEMPLATE
+from jobs.commands.init import TEMPLATE
 from jobs.load import load_job
 from jobs.plan import build_plan
 from jobs.schema import job_schema

@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks.command import bench
 from evals.command import evaluate
-from jobs.folder_command import TEMPLATE
+from jobs.commands.init import TEMPLATE
 from jobs.load import load_job
 from jobs.plan import build_plan
 from jobs.spec import Benchmark, Evaluate

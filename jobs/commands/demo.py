@@ -1,11 +1,12 @@
 """``quantwright demo``: the whole program on the embedded checkpoint."""
 
 from pathlib import Path
-from typing import Any
 
 import click
 
-from jobs.command import print_outcome, report_document, run_job
+import demo as package
+from jobs.commands.outcome import print_outcome, report_document
+from jobs.commands.run import run_job
 from quantize.errors import BadInput
 from quantize.terminal import emit_json, log
 
@@ -37,17 +38,15 @@ def demo(out: Path, overrides: tuple[str, ...], as_json: bool) -> int:
         "The embedded checkpoint goes through every family of quantization. This takes about ten minutes on "
         "two cores."
     )
-    summary: Any = run_job(job, out, overrides)
+    summary = run_job(job, out, overrides)
     document = report_document(out, summary)
     print_outcome(summary, document)
     if as_json:
         emit_json(document)
-    return int(summary.exit_code)
+    return summary.exit_code
 
 
 def demo_folder() -> Path:
     """Where the demo's job and checkpoint lie: beside the package, in a checkout and in an installation
     alike."""
-    import demo as package
-
     return Path(package.__file__).resolve().parent

@@ -1,0 +1,94 @@
+"""``quantwright check``."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.table import Table
+from rich.text import Text
+
+from jobs.load import load_job
+from jobs.plan import build_plan
+from quantize.checkpoint.checkpoint import Checkpoint
+from quantize.conversion import check as check_method
+from quantize.conversion import require
+from quantize.errors import QuantwrightError
+from quantize.methods.registry import parse_recipe, presets, split_recipes
+from quantize.recipe import Recipe
+from quantize.sources.opening import open_checkpoint
+from quantize.terminal import console, emit_json, log
+from quantize.verification.logits import why_not_full
+
+
+@click.command()
+@click.argument("target")
+@click.option("--to", "recipes", help="recipes to check, separated by commas (default: every short spelling)")
+@click.option(
+    "--trust-remote-code",
+    is_flag=True,
+    help="accept a checkpoint whose architecture is defined by its own code",
+)
+@click.option("--strict", is_flag=True, help="exit code 2 if one of them cannot be made")
+@click.option("--json", "as_json", is_flag=True, help="last line of stdout is one JSON document")
+def check(target: str, recipes: str | None, trust_remote_code: bool, strict: bool, as_json: bool) -> int:
+    """Say which recipes work for TARGET, a model or a job file, and why others do not. Reads headers only."""
+    rows = (
+        _check_job(Path(target))
+        if target.endswith((".yaml", ".yml"))
+        else _check_model(target, recipes, trust_remote_code)
+    )
+
+    table = Table("model", "recipe", "possible", "why not", box=None, pad_edge=False)
+    for row in rows:
+        table.add_row(
+            Text(row["model"]), row["recipe"], "yes" if row["possible"] else "no", Text(row["reason"])
+        )
+    console(width=200).print(table)
+    for model, why in {row["model"]: row["why_lower"] for row in rows if row.get("why_lower")}.items():
+        log_lower(model, why)
+    if as_json:
+        emit_json(rows)
+    return 2 if strict and not all(row["possible"] for row in rows) else 0
+
+
+def log_lower(model: str, why: str) -> None:
+    log(
+        f"note: {model}: verification can reach `tensors` only ({why}); convert wants "
+        "--allow-lower-verification for it"
+    )
+
+
+def _check_model(model: str, recipes: str | None, trust_remote_code: bool) -> list[dict[str, Any]]:
+
+    checkpoint = open_checkpoint(model, trust_remote_code=trust_remote_code)
+    if quantized := checkpoint.quantized:
+        log(
+            f"note: {model}: its tensors are quantized already ({quantized}), so that whatever is made of "
+            "them is rounded twice"
+        )
+    parsed = [parse_recipe(text) for text in (split_recipes(recipes) if recipes else presets())]
+    return [_check_one(checkpoint, recipe) for recipe in parsed]
+
+
+def _check_one(checkpoint: Checkpoint, recipe: Recipe) -> dict[str, Any]:
+
+    reason = lower = ""
+    try:
+        check_method(require(recipe), checkpoint, recipe)
+        lower = why_not_full(checkpoint)
+    except QuantwrightError as error:
+        reason = str(error).removeprefix(f"{checkpoint.source}: ")
+    row = {"model": checkpoint.source, "recipe": recipe.short, "possible": not reason, "reason": reason}
+    return {**row, "verification": "tensors" if lower else "full", "why_lower": lower}
+
+
+def _check_job(path: Path) -> list[dict[str, Any]]:
+
+    plan = build_plan(load_job(path), path.absolute().parent)
+    possible = [
+        {"model": step.model.label, "recipe": step.recipe.short, "possible": True, "reason": ""}
+        for step in plan.conversions
+    ]
+    return possible + [
+        {"model": r.model, "recipe": r.recipe, "possible": False, "reason": r.reason} for r in plan.rows
+    ]

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.machine import describe_machine, load_average
+from benchmarks.options import BenchSettings
 from quantize.errors import BadInput, StepFailed, Unsupported
 from quantize.process import child_command, child_environment
 from quantize.recipe import RunOptions
@@ -24,35 +25,6 @@ from quantize.staging import temporary_folder
 
 #: Below this share of the median, the middle half of the samples says that two models can be told apart.
 WORTHLESS_SPREAD = 0.20
-
-
-@dataclass(frozen=True)
-class Workload:
-    """Tokens of prefill and decode; ``repetitions`` per process; ``rounds`` processes per model; ``depths``
-    already cached; ``batches``: sequences at once. ``attention`` and ``compiled`` as of ``Runtime.tune``."""
-
-    prefill: int = 512
-    decode: int = 128
-    repetitions: int = 5
-    rounds: int = 1
-    depths: tuple[int, ...] = (0,)
-    batches: tuple[int, ...] = (1,)
-    attention: str = ""
-    compiled: bool = False
-
-    def __post_init__(self) -> None:
-        if min(self.batches) < 1:
-            raise BadInput("benchmark: a batch holds at least one sequence")
-        if (
-            self.prefill < 1
-            or self.decode < 1
-            or self.repetitions < 1
-            or self.rounds < 1
-            or min(self.depths) < 0
-        ):
-            raise BadInput(
-                "benchmark: prefill, decode, repetitions and rounds must be at least 1, depths at least 0"
-            )
 
 
 @dataclass
@@ -73,31 +45,31 @@ Say = Callable[[str], None]
 
 
 def bench(
-    targets: Sequence[Target], workload: Workload, run: RunOptions, say: Say
+    targets: Sequence[Target], options: BenchSettings, run: RunOptions, say: Say
 ) -> dict[str, list[EvalResult] | Exception]:
     """Measure every target; name -> its results, or what stopped it (the others go on)."""
     before = describe_machine()
     _warn_about_load(before, say)
     outcome: dict[str, list[EvalResult] | Exception] = {}
-    for number in range(workload.rounds):
+    for number in range(options.rounds):
         for target in targets:
             if target.name in outcome:
                 continue
-            turn = f" (round {number + 1} of {workload.rounds})" if workload.rounds > 1 else ""
+            turn = f" (round {number + 1} of {options.rounds})" if options.rounds > 1 else ""
             say(f"bench {target.name}{turn}")
             try:
-                target.samples.append(measure(target, workload, run))
+                target.samples.append(measure(target, options, run))
             except (BadInput, Unsupported, StepFailed) as error:
                 outcome[target.name] = error
                 say(f"{target.name}: {error}")
     environment = {**before, "load_average_after": load_average(), "threads": run.resolved_threads}
     for target in targets:
         if target.name not in outcome:
-            outcome[target.name] = results(target, workload, environment, say)
+            outcome[target.name] = results(target, options, environment, say)
     return outcome
 
 
-def measure(target: Target, workload: Workload, run: RunOptions) -> dict[str, Any]:
+def measure(target: Target, options: BenchSettings, run: RunOptions) -> dict[str, Any]:
     """One fresh process; its raw samples (``benchmarks.worker.measure``). Errors: StepFailed with the last
     lines it wrote."""
     with temporary_folder("bench") as folder:
@@ -105,13 +77,7 @@ def measure(target: Target, workload: Workload, run: RunOptions) -> dict[str, An
             "path": str(target.path),
             "run": run.model_dump(mode="json"),
             "load_as": target.load_as,
-            "prefill": workload.prefill,
-            "decode": workload.decode,
-            "depths": list(workload.depths),
-            "batches": list(workload.batches),
-            "attention": workload.attention,
-            "compiled": workload.compiled,
-            "repetitions": workload.repetitions,
+            "options": options.model_dump(mode="json", include=set(BenchSettings.model_fields)),
             "context": target.context,
         }
         (folder / "spec.json").write_text(json.dumps(spec), encoding="utf-8")
@@ -142,7 +108,9 @@ def measure(target: Target, workload: Workload, run: RunOptions) -> dict[str, An
     return document
 
 
-def results(target: Target, workload: Workload, environment: dict[str, Any], say: Say) -> list[EvalResult]:
+def results(
+    target: Target, options: BenchSettings, environment: dict[str, Any], say: Say
+) -> list[EvalResult]:
     """Raw samples of all rounds -> one EvalResult per metric and protocol."""
     rounds = target.samples
     first = rounds[0]
@@ -151,12 +119,12 @@ def results(target: Target, workload: Workload, environment: dict[str, Any], say
     found: list[EvalResult] = []
     parameters: dict[str, Any] = {
         "prefill": first["prefill"],
-        "repetitions": workload.repetitions,
-        "rounds": workload.rounds,
+        "repetitions": options.repetitions,
+        "rounds": options.rounds,
     }
-    if workload.attention:
-        parameters["attention"] = workload.attention
-    if workload.compiled:
+    if options.attention:
+        parameters["attention"] = options.attention
+    if options.compile:
         parameters["compiled"] = True
 
     def add(metric: str, protocol: str, unit: str, values: Sequence[float], **detail: Any) -> None:
@@ -177,22 +145,22 @@ def results(target: Target, workload: Workload, environment: dict[str, Any], say
         )
 
     prefill = first["prefill"]
-    if prefill < workload.prefill:
+    if prefill < options.prefill:
         say(
             f"{target.name}: its context holds {first['context']} tokens: "
-            f"prefill measured with {prefill} instead of {workload.prefill}"
+            f"prefill measured with {prefill} instead of {options.prefill}"
         )
     measured = {test["depth"]: test["decode"] for test in first["batches"][0]["decodes"]}
-    for depth in workload.depths:
+    for depth in options.depths:
         decode = measured.get(depth, 0)
-        if decode < workload.decode:
+        if decode < options.decode:
             fits = (
-                f"decode measured with {decode} instead of {workload.decode}"
+                f"decode measured with {decode} instead of {options.decode}"
                 if decode
                 else "no decode measured"
             )
             say(f"{target.name}: its context holds {first['context']} tokens: {fits} after {depth} tokens")
-    for index, batch in enumerate(workload.batches):
+    for index, batch in enumerate(options.batches):
         taken = [r["batches"][index] for r in rounds]
         suffix = f"@b{batch}" if batch > 1 else ""
         if prefill:

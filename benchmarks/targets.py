@@ -4,6 +4,7 @@ id."""
 from benchmarks.speed import Target
 from evals.subjects import Typed, resolve
 from quantize.calibration.windows import context_length
+from quantize.gguf.container.reader import read_gguf
 from quantize.methods.registry import parse_recipe
 from quantize.results import Subject
 
@@ -23,8 +24,6 @@ def find_target(name: str, load_as: str = "", code: bool = False) -> tuple[Targe
 def trained_context(typed: Typed) -> int:
     """Tokens that the model was made for; 0 where its files do not say."""
     if typed.gguf:
-        from quantize.gguf.container.reader import read_gguf
-
         values = read_gguf(typed.gguf).kvs
         return int(values.get(f"{values.get('general.architecture')}.context_length") or 0)
     return context_length(typed.config)

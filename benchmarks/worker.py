@@ -16,6 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.options import BenchSettings
+from quantize.errors import QuantwrightError
 from quantize.methods.registry import parse_recipe
 from quantize.process import peak_rss_bytes
 from quantize.recipe import RunOptions
@@ -33,8 +35,8 @@ def measure(spec: dict[str, Any]) -> dict[str, Any]:
     from quantize.runtimes.opening import open_runtime
 
     load_as = parse_recipe(spec["load_as"]) if spec.get("load_as") else None
-    depths: list[int] = spec["depths"]
-    needed = max(spec["prefill"], max(depths) + spec["decode"])
+    options = BenchSettings.model_validate(spec["options"])
+    needed = max(options.prefill, max(options.depths) + options.decode)
     # A model whose context is unknown until it is open: ask for no more than it has.
     limit = spec.get("context") or needed
     opening = open_runtime(
@@ -42,9 +44,9 @@ def measure(spec: dict[str, Any]) -> dict[str, Any]:
     )
     with opening as runtime:
         loaded = time.perf_counter()
-        runtime.tune(spec["attention"], spec["compiled"])
-        prefill = min(spec["prefill"], runtime.context)
-        batches = [_measure_batch(runtime, spec, batch, prefill, needed) for batch in spec["batches"]]
+        runtime.tune(options.attention or "", options.compile)
+        prefill = min(options.prefill, runtime.context)
+        batches = [_measure_batch(runtime, options, batch, prefill, needed) for batch in options.batches]
         described = runtime.describe()
         context = runtime.context
         gpu = _gpu_bytes()
@@ -62,7 +64,7 @@ def measure(spec: dict[str, Any]) -> dict[str, Any]:
 
 
 def _measure_batch(
-    runtime: Any, spec: dict[str, Any], batch: int, prefill: int, needed: int
+    runtime: Any, options: BenchSettings, batch: int, prefill: int, needed: int
 ) -> dict[str, Any]:
     """Prefill and decode of ``batch`` sequences at once, after a warm-up of each, as llama-bench does."""
     rng = np.random.default_rng(0)
@@ -71,15 +73,15 @@ def _measure_batch(
     if prefill:
         runtime.start_rows(ids[:, :prefill])
     tests = []
-    for depth in spec["depths"]:
-        decode = min(spec["decode"], runtime.context - depth)
+    for depth in options.depths:
+        decode = min(options.decode, runtime.context - depth)
         if decode < 1:
             continue
         _decode(runtime, ids, depth, min(decode, 8))
         tests.append({"depth": depth, "decode": decode, "step_seconds": []})
     warm_up = time.perf_counter() - began
     prefills, firsts = [], []
-    for _ in range(spec["repetitions"]):
+    for _ in range(options.repetitions):
         if prefill:
             begin = time.perf_counter()
             logits = runtime.start_rows(ids[:, :prefill])
@@ -152,8 +154,6 @@ def _gpu_bytes() -> int | None:
 
 def main() -> None:
     spec = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
-    from quantize.errors import QuantwrightError
-
     try:
         document = measure(spec)
     except QuantwrightError as error:

@@ -8,7 +8,7 @@ import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ import numpy as np
 from evals import statistics
 from evals.code_execution import code_eval_at_hand
 from evals.local_task import LocalTask
+from evals.options import EvalSettings
 from evals.rows import Heading, interval, number
 from evals.special import SpecialIds
 from evals.task_code import no_task_code
@@ -41,25 +42,12 @@ OWN_EXAMPLE = (
 )
 
 
-@dataclass(frozen=True)
-class TaskOptions:
-    """lm-eval's. ``limit``: items of each task. ``num_fewshot`` None: each task's own. ``allow_code``: run
-    what models write. ``allow_task_code``: run what task files name."""
-
-    limit: int | None = None
-    num_fewshot: int | None = None
-    chat_template: bool = False
-    template_name: str = ""  # of several; "": the default
-    allow_code: bool = False
-    allow_task_code: bool = False
-
-
 def run_tasks(
     runtime: Runtime,
     tasks: Sequence[Task],
     source: SourceTokenizer | None,
     heading: Heading,
-    options: TaskOptions,
+    options: EvalSettings,
     progress: bool,
     special: SpecialIds,
     own: Path | None = None,
@@ -76,11 +64,13 @@ def run_tasks(
     from evals.harness import RuntimeLM
 
     template = None
-    if options.chat_template:
+    if options.uses_chat_template:
         folder = source.folder if source else own
         if folder is None:
             raise BadInput("--apply-chat-template needs the source's tokenizer; give --reference MODEL")
-        template = (gguf_template if folder.is_file() else folder_template)(folder, options.template_name)
+        template = (gguf_template if folder.is_file() else folder_template)(
+            folder, options.chat_template or ""
+        )
     rows: list[EvalResult] = []
     for task in tasks:
         if isinstance(task, LocalTask) and (options.num_fewshot or 0) >= len(task.items):
@@ -97,7 +87,7 @@ def run_tasks(
     return rows
 
 
-def _one_task(model: Any, task: Task, heading: Heading, options: TaskOptions, ids: str) -> list[EvalResult]:
+def _one_task(model: Any, task: Task, heading: Heading, options: EvalSettings, ids: str) -> list[EvalResult]:
     from jinja2 import TemplateError
     from lm_eval import simple_evaluate
 
@@ -106,7 +96,7 @@ def _one_task(model: Any, task: Task, heading: Heading, options: TaskOptions, id
     failures = (Exception,) if local else known  # a file of anybody's may be wrong in any way
     with _quiet(), np.errstate(invalid="ignore"):  # likelihoods of zero, of logits that are not finite
         try:
-            code_eval = code_eval_at_hand() if options.allow_code else contextlib.nullcontext()
+            code_eval = code_eval_at_hand() if options.allow_code_execution else contextlib.nullcontext()
             with code_eval, no_task_code(task.name, options.allow_task_code, local):
                 outcome = simple_evaluate(
                     model=model,
@@ -115,8 +105,8 @@ def _one_task(model: Any, task: Task, heading: Heading, options: TaskOptions, id
                     limit=options.limit,
                     bootstrap_iters=BOOTSTRAP_ITERATIONS,
                     task_manager=task_manager(False) if isinstance(task, LocalTask) else task.manager,
-                    apply_chat_template=options.chat_template,
-                    confirm_run_unsafe_code=options.allow_code,
+                    apply_chat_template=options.uses_chat_template,
+                    confirm_run_unsafe_code=options.allow_code_execution,
                 )
         except QuantwrightError:
             raise

@@ -28,8 +28,6 @@ from quantize.results import EvalResult
 from quantize.runtimes.transformers import TransformersRuntime, with_weights
 from quantize.sources.opening import open_checkpoint
 
-HOW_MUCH = ("sample", "full", "none")
-
 
 @dataclass(frozen=True)
 class Measured:

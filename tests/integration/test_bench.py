@@ -152,7 +152,7 @@ def test_compiled_code_computes_the_same(make_checkpoint: Callable[..., Path]) -
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["{model}", "--batch", "0"], "at least one sequence"),
+        (["{model}", "--batch", "0"], "--batch 0: should be greater than or equal to 1"),
         (["nothing-here"], "nothing-here"),
         (["{model}", "{model}"], "listed twice"),
         (["{model}", "--depth", "a"], "--depth"),

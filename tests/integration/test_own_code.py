@@ -96,6 +96,7 @@ def test_an_adapter_beside_the_weights_is_left_out_and_said(plain: Path, tmp_pat
     from transformers import AutoModelForCausalLM
 
     from evals.measure import measure
+    from evals.options import EvalOptions
 
     beside = tmp_path / "beside"
     shutil.copytree(plain, beside)
@@ -103,7 +104,7 @@ def test_an_adapter_beside_the_weights_is_left_out_and_said(plain: Path, tmp_pat
     get_peft_model(AutoModelForCausalLM.from_pretrained(plain), config).save_pretrained(beside)
     assert (beside / "adapter_model.safetensors").is_file()
     said: list[str] = []
-    outcome = measure([plain, beside], protocol="llamacpp-128", tokens=300, say=said.append)
+    outcome = measure([plain, beside], EvalOptions.of(protocol="llamacpp-128", tokens=300), say=said.append)
     first, second = (row.value for row in outcome.results if row.metric == "perplexity")
     assert first == second
     assert [line for line in said if "adapter" in line] == [

@@ -72,7 +72,7 @@ def test_pieces_and_groups_change_nothing(
     checkpoint: Path, rows: np.ndarray, reference: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A budget of a few positions a call cuts every row into pieces; a large one runs rows together."""
-    from quantize.runtimes.base import llamacpp
+    from quantize.runtimes import llamacpp
 
     file = convert(checkpoint, tmp_path, type="f32")
     monkeypatch.setattr(llamacpp, "LOGITS_BYTES", 4 * 4096 * 30)

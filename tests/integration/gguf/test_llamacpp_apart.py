@@ -92,11 +92,12 @@ def test_it_ends_with_the_runtime(good: Path) -> None:
 
 def test_eval_measures_the_others(bad: Path, good: Path, tmp_path: Path) -> None:
     from evals.measure import measure, raise_failure
+    from evals.options import EvalOptions
 
     text = tmp_path / "text.txt"
     text.write_text("the rain in the hills and the road to the river " * 40)
     outcome = measure(
-        [bad, good], text=text, protocol="gptq-32", run=RUN, say=lambda line: None, out=tmp_path / "run"
+        [bad, good], EvalOptions.of(text=text, protocol="gptq-32"), RUN, tmp_path / "run", lambda line: None
     )
     assert {row.artifact for row in outcome.results} == {str(good)}
     with pytest.raises(StepFailed, match=r"bad\.gguf: llama\.cpp ended with signal 6"):

@@ -7,7 +7,8 @@ import pytest
 from scipy import stats
 
 from benchmarks.machine import describe_machine
-from benchmarks.speed import Target, Workload, _median_interval, relative_spread, results, summarize
+from benchmarks.options import BenchOptions
+from benchmarks.speed import Target, _median_interval, relative_spread, results, summarize
 from quantize.errors import BadInput
 from quantize.results import EvalResult
 
@@ -65,15 +66,18 @@ def test_tokens_per_second_are_tokens_over_seconds_and_all_rounds_count() -> Non
     said: list[str] = []
     target = Target("x", Path("x"), 42)
     target.samples = [raw([0.5, 0.5], [[0.1] * 4, [0.1] * 4]), raw([1.0, 1.0], [[0.2] * 4, [0.2] * 4])]
-    found = {r.metric: r for r in results(target, Workload(512, 128, 2, 2), describe_machine(), said.append)}
+    found = {
+        r.metric: r
+        for r in results(target, BenchOptions(repetitions=2, rounds=2), describe_machine(), said.append)
+    }
     assert found["pp_tokens_per_s"].samples == pytest.approx((200, 200, 100, 100))
     assert found["pp_tokens_per_s"].protocol == "pp100"
     assert found["tg_tokens_per_s"].samples == pytest.approx((10, 10, 5, 5))
     assert found["tg_tokens_per_s"].protocol == "tg4"
     assert found["ttft_ms"].value == pytest.approx(751)
     several = Target("x", Path("x"), 42, samples=[raw([0.5], [[0.1] * 4], batch=4)])
-    workload = Workload(512, 128, 2, 2, batches=(4,))
-    found_4 = {r.metric: r for r in results(several, workload, describe_machine(), [].append)}
+    options = BenchOptions(repetitions=2, rounds=2, batches=[4])
+    found_4 = {r.metric: r for r in results(several, options, describe_machine(), [].append)}
     assert (found_4["pp_tokens_per_s"].value, found_4["pp_tokens_per_s"].protocol) == (
         pytest.approx(800),
         "pp100@b4",
@@ -93,4 +97,4 @@ def test_spread_is_the_middle_half_over_the_median() -> None:
 
 def test_a_workload_of_nothing_is_refused() -> None:
     with pytest.raises(BadInput):
-        Workload(prefill=0)
+        BenchOptions.of(prefill=0)

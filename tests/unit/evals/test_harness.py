@@ -19,10 +19,11 @@ from evals import statistics
 from evals.generations import prompts_from
 from evals.harness import RuntimeLM, alike
 from evals.local_task import LocalTask
+from evals.options import EvalOptions
 from evals.rows import Heading
 from evals.special import SpecialIds
 from evals.task_files import HarnessTask, read_yaml
-from evals.tasks import TaskOptions, pair_with_reference, run_tasks
+from evals.tasks import pair_with_reference, run_tasks
 from quantize.errors import BadInput, Unsupported
 from quantize.results import EvalResult, Subject, merge_results
 
@@ -68,7 +69,7 @@ def test_multiple_choice_equals_a_naive_loop() -> None:
     model, task = letters_model(), make_task("choices")
     rows = {
         row.metric: row
-        for row in run_tasks(model, [task], None, HEADING, TaskOptions(), False, SpecialIds(0, 0))
+        for row in run_tasks(model, [task], None, HEADING, EvalOptions(), False, SpecialIds(0, 0))
     }
     plain, normalized = [], []
     for item in task.items:
@@ -97,7 +98,7 @@ def test_hellaswags_text_form_is_scored_as_llama_perplexity_does_too() -> None:
         [LocalTask("mine", Path("mine.txt"), "choices", items)],
         None,
         HEADING,
-        TaskOptions(),
+        EvalOptions(),
         False,
         SpecialIds(0, 0),
     )
@@ -125,7 +126,7 @@ def test_hellaswags_text_form_is_scored_as_llama_perplexity_does_too() -> None:
 
 def test_context_options_equal_a_naive_loop() -> None:
     model, task = letters_model(), make_task("contexts")
-    (row,) = run_tasks(model, [task], None, HEADING, TaskOptions(), False, SpecialIds(0, 0))
+    (row,) = run_tasks(model, [task], None, HEADING, EvalOptions(), False, SpecialIds(0, 0))
     want = []
     for item in task.items:
         scores = [
@@ -183,7 +184,7 @@ def test_llamacpp_shares_beginnings_and_gives_the_same(make_checkpoint, tmp_path
     pytest.importorskip("llama_cpp")
     from quantize import convert
     from quantize.recipe import RunOptions
-    from quantize.runtimes.base import llamacpp
+    from quantize.runtimes import llamacpp
     from quantize.runtimes.opening import open_runtime
 
     run = RunOptions(device="cpu", threads=1, progress=False)
@@ -250,10 +251,10 @@ def test_candidates_are_paired_with_the_reference() -> None:
     task = make_task("choices", 60)
     special = SpecialIds(0, 0)
     reference = run_tasks(
-        letters_model(), [task], None, replace(HEADING, role="reference"), TaskOptions(), False, special
+        letters_model(), [task], None, replace(HEADING, role="reference"), EvalOptions(), False, special
     )
     others = [
-        run_tasks(letters_model(seed), [task], None, HEADING, TaskOptions(), False, special)
+        run_tasks(letters_model(seed), [task], None, HEADING, EvalOptions(), False, special)
         for seed in (1, 2)
     ]
     rows = pair_with_reference([*reference, *others[0], *others[1]])
@@ -285,7 +286,7 @@ def test_an_item_is_not_among_its_own_examples(shots: int) -> None:
     items = tuple(
         {"query": f"Item {n}: say", "choices": [f"alpha{n}", f"beta{n}"], "gold": n % 2} for n in range(6)
     )
-    task, options = LocalTask("own", Path("own.jsonl"), "choices", items), TaskOptions(num_fewshot=shots)
+    task, options = LocalTask("own", Path("own.jsonl"), "choices", items), EvalOptions(num_fewshot=shots)
     model = Speaking(random_table(60))
     (row, _) = run_tasks(model, [task], None, HEADING, options, False, SpecialIds(0, 0))
     asked = [text for text in model.heard if text.count("Item ") == shots + 1]
@@ -295,7 +296,7 @@ def test_an_item_is_not_among_its_own_examples(shots: int) -> None:
         assert text.count(own) == 1
     assert "remarks" not in row.detail
     with pytest.raises(BadInput, match=r"own has 6 items.*ask for at most 5"):
-        run_tasks(model, [task], None, HEADING, TaskOptions(num_fewshot=6), False, SpecialIds(0, 0))
+        run_tasks(model, [task], None, HEADING, EvalOptions(num_fewshot=6), False, SpecialIds(0, 0))
 
 
 def yaml_task(folder: Path, more: str) -> HarnessTask:
@@ -318,7 +319,7 @@ def test_a_task_whose_examples_are_what_it_measures_says_so(tmp_path: Path) -> N
     )
     for more, said in ((metrics, True), (metrics + "fewshot_split: test\n", False)):
         task = yaml_task(tmp_path, more)
-        options = TaskOptions(num_fewshot=2)
+        options = EvalOptions(num_fewshot=2)
         (row,) = run_tasks(
             Speaking(random_table(60)), [task], None, HEADING, options, False, SpecialIds(0, 0)
         )
@@ -337,7 +338,7 @@ def test_examples_from_validation_data_leave_the_item_out(tmp_path: Path) -> Non
     (tmp_path / "h.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
     model = Speaking(random_table(60))
     tasks = parse_tasks([f"hellaswag={tmp_path / 'h.jsonl'}"], print)
-    (row, *_) = run_tasks(model, tasks, None, HEADING, TaskOptions(num_fewshot=2), False, SpecialIds(0, 0))
+    (row, *_) = run_tasks(model, tasks, None, HEADING, EvalOptions(num_fewshot=2), False, SpecialIds(0, 0))
     asked = [text for text in model.heard if text.count("Item ") == 3]
     assert asked
     assert all(text.count(re.findall(r"Item \d", text)[-1]) == 1 for text in asked)
@@ -360,7 +361,7 @@ def test_rows_are_paired_filter_by_filter(tmp_path: Path) -> None:
     task = yaml_task(tmp_path, FILTERS)
     model, special = Speaking(random_table(60, seed=3)), SpecialIds(0, 0)
     heading = replace(HEADING, role="reference")
-    reference = run_tasks(model, [task], None, heading, TaskOptions(), False, special)
+    reference = run_tasks(model, [task], None, heading, EvalOptions(), False, special)
     for row in reference:  # whatever the model says: two filters that differ, on the same items
         right = tuple(
             float(n % 3 == (0 if row.protocol_parameters["filter"] == "first" else 1)) for n in range(9)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from evals.measure import measure
+from evals.options import EvalOptions
 from evals.task_code import no_task_code
 from evals.task_files import parse_tasks
 from quantize.chat import worker
@@ -112,7 +113,7 @@ def test_allowed_it_runs_and_without_it_the_task_counts_the_same(
     model = make_checkpoint(hidden_size=64, intermediate_size=64, num_hidden_layers=1)
 
     def rows(path: Path, **options: Any) -> list[Any]:
-        return measure([model], tasks=[path], say=lambda line: None, **options).results
+        return measure([model], EvalOptions.of(tasks=[path], **options), say=lambda line: None).results
 
     plain = rows(write())
     assert not (tmp_path / "ran").exists()
@@ -127,7 +128,8 @@ def test_allowed_it_runs_and_without_it_the_task_counts_the_same(
         ("{{ nobody }}", "nobody"),
         ("{{ 'a' * 10 ** 10 }}", "more than it may"),
     ):
-        outcome = measure([model], tasks=[write(f'gen_prefix: "{template}"')], say=lambda line: None)
+        options = EvalOptions.of(tasks=[write(f'gen_prefix: "{template}"')])
+        outcome = measure([model], options, say=lambda line: None)
         assert words in str(outcome.failures[0][1])
 
 

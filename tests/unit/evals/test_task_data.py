@@ -15,11 +15,12 @@ from evals import evaluate
 from evals.code_execution import CodeEval, passes
 from evals.harness import RuntimeLM
 from evals.local_task import LocalTask
+from evals.options import EvalOptions
 from evals.rows import Heading
 from evals.special import SpecialIds
 from evals.task_data import SUITES
 from evals.task_files import HarnessTask, parse_tasks
-from evals.tasks import TaskOptions, run_tasks
+from evals.tasks import run_tasks
 from quantize.chat.templates import folder_template
 from quantize.checkpoint.tokenizer import SourceTokenizer
 from quantize.errors import BadInput
@@ -272,7 +273,7 @@ def test_code_is_run_against_its_tests(model: Path, tmp_path: Path) -> None:
     path.write_text("".join(json.dumps(item) + "\n" for item in items), encoding="utf-8")
     source = SourceTokenizer.open(model)
     tasks = parse_tasks([f"code={path}"], print, allow_code=True)
-    options, special = TaskOptions(allow_code=True), SpecialIds(None, 0)
+    options, special = EvalOptions(allow_code_execution=True), SpecialIds(None, 0)
     (row,) = run_tasks(
         Reciter(source, prompts), tasks, source, Heading("m", "", "r", {}), options, False, special
     )

@@ -25,7 +25,7 @@ from evals.task_code import no_task_code
 from evals.task_files import HarnessTask, Task, task_manager
 from quantize.chat.templates import folder_template
 from quantize.checkpoint.tokenizer import SourceTokenizer
-from quantize.errors import BadInput, QuantwrightError, StepFailed
+from quantize.errors import BadInput, QuantwrightError, StepFailed, first_line
 from quantize.gguf.tokenizer.chat_templates import gguf_template
 from quantize.results import EvalResult
 from quantize.runtimes.base import Runtime
@@ -112,12 +112,12 @@ def _one_task(model: Any, task: Task, heading: Heading, options: EvalSettings, i
             raise
         except (OSError, ConnectionError) as error:
             raise StepFailed(
-                f"task {task.name}: its data cannot be fetched ({_first_line(error)}); connect, or use a "
+                f"task {task.name}: its data cannot be fetched ({first_line(error)}); connect, or use a "
                 "local file"
             ) from error
         except failures as error:
             raise StepFailed(
-                f"task {task.name}: lm-eval failed: {type(error).__name__}: {_first_line(error)}"
+                f"task {task.name}: lm-eval failed: {type(error).__name__}: {first_line(error)}"
             ) from error
     if isinstance(task, LocalTask) and task.is_hellaswag:
         _score_per_token(outcome, task.name, model.scored)
@@ -354,7 +354,3 @@ def _progress(what: str, wanted: bool) -> Iterator[Callable[[str, int], Callable
             return lambda n: bar.advance(task, n)
 
         yield begin
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or ["no reason given"])[0][:200]

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from quantize.errors import BadInput, StepFailed
+from quantize.errors import BadInput, StepFailed, first_line
 from quantize.packages import install_command
 
 Found = TypeVar("Found")
@@ -63,9 +63,11 @@ class Bucket:
         except ImportError as error:
             if protocol in ("s3", "s3a"):
                 raise BadInput(f"{option} {url}: needs s3fs; install with: {install_command('s3')}") from None
-            raise BadInput(f"{option} {url}: {_line(error)}") from None
+            raise BadInput(f"{option} {url}: {first_line(error)}") from None
         except Exception as error:  # of whatever library speaks the protocol: of ftp:// it connects at once
-            raise BadInput(f"{option} {url}: {_line(error)}; give a URL such as s3://bucket/prefix") from None
+            raise BadInput(
+                f"{option} {url}: {first_line(error)}; give a URL such as s3://bucket/prefix"
+            ) from None
         self._root = str(root).rstrip("/")
         try:
             if self.read(MARKER) is None:
@@ -114,7 +116,7 @@ class Bucket:
         ) as error:  # of whatever library speaks the protocol: botocore's and aiohttp's are no OSErrors
             if isinstance(error, OSError) and error.errno in LOCAL_TROUBLE:
                 raise
-            raise BucketError(f"{self.url}: {_line(error)}", error) from error
+            raise BucketError(f"{self.url}: {first_line(error)}", error) from error
 
 
 def _unless_missing(what: Callable[[], Found]) -> Found | None:
@@ -124,7 +126,3 @@ def _unless_missing(what: Callable[[], Found]) -> Found | None:
         if error.missing:
             return None
         raise
-
-
-def _line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [""])[0] or type(error).__name__

@@ -28,7 +28,7 @@ from jobs.ray_task import Ended, Order, local_digest, run_order
 from jobs.spec import Job
 from jobs.steps.step import ModelStep, Step
 from quantize.artifact.file_hashes import FileHashes
-from quantize.errors import BadInput
+from quantize.errors import BadInput, first_line
 from quantize.packages import install_command
 from quantize.units import spell_size
 
@@ -292,10 +292,9 @@ def _must_answer(address: str) -> None:
 
 
 def _no_cluster(address: str, error: Exception) -> BadInput:
-    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
     return BadInput(
-        f"--address {address}: no Ray cluster there ({line}); `ray start --head` starts one, host:port is "
-        "its address"
+        f"--address {address}: no Ray cluster there ({first_line(error)}); `ray start --head` starts one, "
+        "host:port is its address"
     )
 
 

@@ -13,7 +13,7 @@ from jobs.bucket import Bucket, BucketError
 from jobs.ray_task import Ended, Order
 from jobs.steps.step import Step
 from jobs.transfer import pull, push, settle
-from quantize.errors import StepFailed
+from quantize.errors import StepFailed, first_line
 
 BEGUN_POLL_S = 1.0
 
@@ -193,7 +193,7 @@ class RayStep:
             )
         except ray.exceptions.RayError as error:
             raise StepFailed(
-                f"Ray: {str(error).splitlines()[0]}; run the same command again: only what is missing is done"
+                f"Ray: {first_line(error)}; run the same command again: only what is missing is done"
             ) from None
         return None
 

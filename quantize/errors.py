@@ -38,4 +38,11 @@ def one_line(error: Exception) -> str:
     """Our own message; of anybody else's error its kind and first line."""
     if isinstance(error, QuantwrightError):
         return str(error)
-    return printable(": ".join([type(error).__name__, *str(error).strip().splitlines()[:1]]))
+    kind, line = type(error).__name__, first_line(error)
+    return line if line == kind else f"{kind}: {line}"
+
+
+def first_line(error: BaseException, limit: int = 400) -> str:
+    """What a library's error says first, for a message of ours; its kind where it says nothing."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return printable(lines[0], limit)

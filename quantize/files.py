@@ -12,9 +12,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from quantize.errors import BadInput
+from quantize.errors import BadInput, first_line
+from quantize.units import MIB
 
-MIB = 1 << 20
 #: tokenizer.json of 262,144 tokens takes 33 MB; an index of a model with 100,000 tensors, 10 MB
 MAX_JSON_BYTES = 128 * MIB
 #: brackets and commas: each costs Python at most some 120 bytes, so that parsing stays under 1 GB; the 33 MB
@@ -176,7 +176,7 @@ def parse_yaml_nodes(
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f"line {mark.line + 1}: " if mark else ""
-        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        problem = getattr(error, "problem", None) or first_line(error)
         raise BadInput(f"{where}: {line}not valid YAML: {problem}") from None
     except RecursionError:
         raise BadInput(f"{where}: nested deeper than {MAX_DEPTH} levels") from None

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from quantize.chat.conversations import Text, text_of_rows
 from quantize.documents import ROWS, read_document, read_rows
-from quantize.errors import BadInput, StepFailed
+from quantize.errors import BadInput, StepFailed, first_line
 
 
 def stdlib_documentation() -> str:
@@ -100,7 +100,7 @@ def _dataset_text(name: str, folder: Path) -> Text:
         rows = load_dataset(dataset, config or None, split="train")
     except (OSError, RuntimeError, ValueError) as error:
         raise StepFailed(
-            f"calibration dataset {name}: cannot be loaded ({str(error).splitlines()[0]}); give a text file"
+            f"calibration dataset {name}: cannot be loaded ({first_line(error)}); give a text file"
         ) from None
     where = f"calibration dataset {name}"
     return text_of_rows(where, ((f"{where}: row {number}", row) for number, row in enumerate(rows)), folder)

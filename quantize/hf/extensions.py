@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
+from quantize.errors import first_line
 from quantize.files import user_cache
 
 #: A lock whose folder has not been written to for this long belongs to nobody: the longest single compiler
@@ -162,8 +163,7 @@ def build_kernels() -> list[tuple[str, str]]:
             build()
             results.append((name, "ready"))
         except (RuntimeError, OSError, ImportError) as error:
-            lines = str(error).strip().splitlines()
-            results.append((name, lines[0] if lines else type(error).__name__))
+            results.append((name, first_line(error)))
     return results
 
 

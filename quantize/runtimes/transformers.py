@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from quantize.errors import BadInput, Unsupported
+from quantize.errors import BadInput, Unsupported, first_line
 from quantize.hf import load
 from quantize.quiet import hush, no_warnings
 from quantize.recipe import Recipe, RunOptions
@@ -167,7 +167,7 @@ class TransformersRuntime(FolderRuntime):
                 self.model.set_attn_implementation(attention)
             except (ValueError, ImportError) as error:
                 raise Unsupported(
-                    f"{self.folder}: no attention called {attention!r} here: {str(error).splitlines()[0]}"
+                    f"{self.folder}: no attention called {attention!r} here: {first_line(error)}"
                 ) from None
             if self.model.config._attn_implementation != attention:
                 raise Unsupported(

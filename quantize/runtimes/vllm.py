@@ -13,7 +13,7 @@ import numpy as np
 
 from quantize.calibration.windows import context_length
 from quantize.checkpoint.library_folder import library_folder
-from quantize.errors import BadInput, StepFailed, Unsupported
+from quantize.errors import BadInput, StepFailed, Unsupported, first_line
 from quantize.hf.load import read_config, storage_format
 from quantize.recipe import Recipe, RunOptions
 from quantize.runtimes.base import Consume, FolderRuntime
@@ -80,7 +80,7 @@ class VllmRuntime(FolderRuntime):
                     trust_remote_code=run.trust_remote_code,
                 )
         except (ValueError, RuntimeError, NotImplementedError, OSError) as error:
-            raise Unsupported(f"{path}: vLLM cannot open it: {str(error).strip().splitlines()[0]}") from error
+            raise Unsupported(f"{path}: vLLM cannot open it: {first_line(error)}") from error
         self._run = run
 
     def token_scores(
@@ -118,7 +118,7 @@ class VllmRuntime(FolderRuntime):
                 [{"prompt_token_ids": ids} for ids in prompts], parameters, use_tqdm=False
             )
         except (ValueError, RuntimeError) as error:
-            raise StepFailed(f"{self.folder}: vLLM failed: {str(error).strip().splitlines()[0]}") from error
+            raise StepFailed(f"{self.folder}: vLLM failed: {first_line(error)}") from error
         return outputs
 
     def logits(self, rows: np.ndarray, first: int, consume: Consume) -> None:

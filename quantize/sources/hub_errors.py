@@ -4,7 +4,7 @@ import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from quantize.errors import BadInput, StepFailed
+from quantize.errors import BadInput, StepFailed, first_line
 
 
 @contextmanager
@@ -30,7 +30,7 @@ def hub_errors(name: str, revision: str | None) -> Iterator[None]:
             f"{name}: neither a local folder nor a repository on the Hub (or it is private: set HF_TOKEN)"
         ) from None
     except HFValidationError as error:
-        raise BadInput(f"{name}: {str(error).splitlines()[0]}") from None
+        raise BadInput(f"{name}: {first_line(error)}") from None
     except (LocalEntryNotFoundError, OfflineModeIsEnabled):
         raise StepFailed(
             f"{name}: no such local folder, not in the Hub cache, and the Hub cannot be reached "
@@ -44,9 +44,7 @@ def hub_errors(name: str, revision: str | None) -> Iterator[None]:
             raise StepFailed(
                 f"{name}: the disk is full; free some space, or set HF_HOME to a larger disk"
             ) from None
-        raise StepFailed(
-            f"{name}: the Hub cannot be reached ({str(error).splitlines()[0] or type(error).__name__})"
-        ) from None
+        raise StepFailed(f"{name}: the Hub cannot be reached ({first_line(error)})") from None
 
 
 def _of_http_client(error: Exception) -> bool:

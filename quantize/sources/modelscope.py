@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from quantize.errors import BadInput, StepFailed
+from quantize.errors import BadInput, StepFailed, first_line
 from quantize.packages import install_command
 
 PREFIX = "modelscope:"
@@ -38,7 +38,7 @@ def snapshot(model: str, wanted: Sequence[str], unwanted: Sequence[str]) -> tupl
         )
     except OSError as error:
         status = getattr(getattr(error, "response", None), "status_code", None)
-        line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        line = first_line(error)
         if status in (401, 403):
             raise BadInput(f"{model}: not open to everybody ({line}); set MODELSCOPE_API_TOKEN") from None
         if status is not None and 400 <= status < 500 and status != 429:

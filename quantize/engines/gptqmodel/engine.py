@@ -27,7 +27,7 @@ from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.checkpoint.library_folder import library_folder
 from quantize.checkpoint.materialised import materialised
 from quantize.engines.base import Computed
-from quantize.errors import QuantwrightError, StepFailed
+from quantize.errors import QuantwrightError, StepFailed, first_line
 from quantize.recipe import RunOptions
 from quantize.staging import held_folder
 
@@ -177,12 +177,11 @@ def _failures_named(checkpoint: Checkpoint) -> Iterator[None]:
         text = str(error).strip()
         if "os error 28" in text:  # safetensors' own exception for a full disk
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
-        lines = text.splitlines() or [
-            "no scale gave a finite loss" if type(error) is Exception else type(error).__name__
-        ]
+        silent = type(error) is Exception and not text  # where no scale of AWQ's gave a finite loss
+        why = "no scale gave a finite loss" if silent else first_line(error)
         layer = _layer_at(error)
         where = f" at layer {layer}" if layer is not None else ""
-        raise StepFailed(f"{checkpoint.source}: {engine_name()} failed{where}: {lines[0]}") from error
+        raise StepFailed(f"{checkpoint.source}: {engine_name()} failed{where}: {why}") from error
 
 
 def _layer_at(error: BaseException) -> int | None:

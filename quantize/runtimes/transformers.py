@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from quantize.engines.gptqmodel.load import load_gptqmodel
 from quantize.errors import BadInput, Unsupported, first_line
 from quantize.hf import load
 from quantize.quiet import hush, no_warnings
@@ -82,8 +83,8 @@ class TransformersRuntime(FolderRuntime):
             return load.load_bitsandbytes(self.folder, dtype, self._device, exact, trust_remote_code=trust)
         openers: dict[str, Callable[..., Any]] = {
             "quanto": load.load_quanto,
-            "gptq": load.load_gptqmodel,
-            "awq": load.load_gptqmodel,
+            "gptq": load_gptqmodel,
+            "awq": load_gptqmodel,
             "compressed-tensors": load.load_compressed_tensors,
         }
         return openers.get(self.format, load.load_model)(

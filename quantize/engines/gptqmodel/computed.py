@@ -12,6 +12,7 @@ import numpy as np
 from quantize.artifact.artifact import Note
 from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.engines.base import Computed
+from quantize.engines.gptqmodel.load import own_loader
 from quantize.numerics.packing import gptq_zeros
 
 if TYPE_CHECKING:
@@ -102,8 +103,6 @@ def _numpy(transposed: "torch.Tensor") -> np.ndarray:
 
 def openers(stage: Path) -> tuple[tuple[str, ...], list[Note]]:
     """(programs that open what was written, or none where all do that usually do; the note that says so)."""
-    from quantize.hf.load import own_loader
-
     if not own_loader(stage):
         return (), []
     why = "transformers 5 looks for all experts in one tensor, and would leave these random"

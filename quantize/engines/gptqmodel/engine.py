@@ -27,7 +27,12 @@ from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.checkpoint.library_folder import library_folder
 from quantize.checkpoint.materialised import materialised
 from quantize.engines.base import Computed
+from quantize.engines.gptqmodel.awq import awq_search
+from quantize.engines.gptqmodel.computed import add_unquantized, packed_weights
+from quantize.engines.gptqmodel.contained import contained
 from quantize.errors import QuantwrightError, StepFailed, first_line
+from quantize.hf.extensions import ensure_kernel_environment, keep_hub_caches
+from quantize.quiet import quiet
 from quantize.recipe import RunOptions
 from quantize.staging import held_folder
 
@@ -96,8 +101,6 @@ def quantize(
     checkpoint.check_finite()
     _environment(run)
     stderr = sys.stderr
-    from quantize.hf.contained import contained
-    from quantize.quiet import quiet
 
     trust = checkpoint.trust_remote_code
     with (
@@ -110,9 +113,6 @@ def quantize(
         import torch
         from gptqmodel import BACKEND, GPTQModel
         from gptqmodel.quantization.config import Fallback
-
-        from quantize.engines.gptqmodel.awq import awq_search
-        from quantize.engines.gptqmodel.computed import add_unquantized, packed_weights
 
         if run.threads:
             torch.set_num_threads(run.threads)
@@ -154,7 +154,6 @@ def quantize(
 
 def _environment(run: RunOptions) -> None:
     """Must run before the engine is imported: it reads these once."""
-    from quantize.hf.extensions import ensure_kernel_environment, keep_hub_caches
 
     ensure_kernel_environment()
     keep_hub_caches()

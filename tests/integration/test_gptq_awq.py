@@ -502,7 +502,7 @@ def test_clipping_bounds_are_the_engines(group: int, symmetric: bool) -> None:
     """The quadratic form finds what the engine's own row-by-row products find."""
     from gptqmodel.looper.awq_processor import AWQProcessor
 
-    from quantize.engines.gptqmodel.awq import best_clip
+    from quantize.numerics.clip import best_clip
 
     random = torch.Generator().manual_seed(group)
     processor = AWQProcessor.__new__(AWQProcessor)

@@ -33,19 +33,11 @@ cli.main()
 """
 
 
-def heard() -> None:
-    """In the child: what is not the test's is not ignored, though it may be where the tests run (nohup, a
-    shell's background)."""
-    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
-        signal.signal(number, signal.SIG_DFL)
-
-
 def deaf_to_hangup() -> None:
-    heard()
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
 
-def begin(tmp_path: Path, prepare: Callable[[], None] = heard) -> subprocess.Popen[str]:
+def begin(tmp_path: Path, prepare: Callable[[], None] | None = None) -> subprocess.Popen[str]:
     command = [sys.executable, "-c", COMMAND, "run", str(tmp_path / "made" / "out")]
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=prepare

@@ -6,9 +6,7 @@ are off: the runner starts a step again whose node is lost, so that its record s
 model run on one node, alone on it, after everything else: only then can their speeds be compared.
 """
 
-import logging
 import os
-import socket
 import time
 import uuid
 from collections.abc import Mapping, Sequence
@@ -23,13 +21,13 @@ from jobs.executor import Executor, Handle
 from jobs.here import Here
 from jobs.keys import version
 from jobs.machine import device, step_threads
+from jobs.ray_cluster import connect
 from jobs.ray_step import Carrier, RayStep
 from jobs.ray_task import Ended, Order, local_digest, run_order
 from jobs.spec import Job
 from jobs.steps.step import ModelStep, Step
 from quantize.artifact.file_hashes import FileHashes
-from quantize.errors import BadInput, first_line
-from quantize.packages import install_command
+from quantize.errors import BadInput
 from quantize.units import spell_size
 
 #: What a step may need to know of the environment in which the job was started.
@@ -37,8 +35,6 @@ FORWARDED = ("HF_", "MODELSCOPE_", "QUANTWRIGHT_")
 FORWARDED_STORE = ("AWS_", "FSSPEC_")
 TOUCH = 0.001  # of a custom resource that only says where a step may run
 LONGEST_POLL_S = 0.2
-CONNECT_S = 10.0
-TOKEN = Path("~/.ray/auth_token")
 
 
 class OnRay(Executor):
@@ -65,7 +61,7 @@ class OnRay(Executor):
         if ":" in self.device:
             raise BadInput(f"resources.device {self.device}: Ray chooses the GPU of each step; say cuda")
         self.bucket = Bucket(store, "--store") if store else None
-        _connect(address)
+        connect(address)
         self.bench_nodes: dict[str, str] = {}  # model -> node
         self.refused: dict[str, dict[str, str]] = {}  # step -> node -> why it would not
         try:
@@ -245,57 +241,6 @@ def _on_node(order: Order) -> Ended:
 
 def _environment(prefixes: tuple[str, ...]) -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name.startswith(prefixes)}
-
-
-def _connect(address: str | None) -> None:
-    # A cluster of `ray start` asks for a token unless told not to; `auto` brings it along, an address does
-    # not.
-    if (
-        any(os.environ.get(name) for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"))
-        or TOKEN.expanduser().is_file()
-    ):
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
-    try:
-        import ray
-        import ray.util.scheduling_strategies
-    except ImportError:
-        raise BadInput(f"--executor ray: needs Ray; install with: {install_command('ray')}") from None
-    address = address or os.environ.get("RAY_ADDRESS")
-    if address and "://" in address:
-        raise BadInput(
-            f"--address {address}: a Ray client works from outside the cluster, and this program works in "
-            "the run folder; "
-            "start it on a machine of the cluster with host:port or auto"
-        )
-    if address and address != "auto":
-        _must_answer(address)
-    options: dict[str, Any] = {
-        "log_to_driver": False,
-        "logging_level": logging.ERROR,
-        "configure_logging": True,
-    }
-    if not address:
-        options |= {"num_cpus": len(os.sched_getaffinity(0)), "include_dashboard": False}
-    try:
-        ray.init(address=address or "local", **options)
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        raise _no_cluster(address or "local", error) from None
-
-
-def _must_answer(address: str) -> None:
-    """Ray itself would knock for minutes. Errors: BadInput."""
-    host, _, port = address.rpartition(":")
-    try:
-        socket.create_connection((host, int(port)), timeout=CONNECT_S).close()
-    except (OSError, ValueError) as error:
-        raise _no_cluster(address, error) from None
-
-
-def _no_cluster(address: str, error: Exception) -> BadInput:
-    return BadInput(
-        f"--address {address}: no Ray cluster there ({first_line(error)}); `ray start --head` starts one, "
-        "host:port is its address"
-    )
 
 
 def _nodes() -> list[dict[str, Any]]:

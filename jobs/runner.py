@@ -10,13 +10,14 @@ import shutil
 import signal
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from jobs.cache_bucket import open_cache
 from jobs.child import failure_reason
+from jobs.claims import Claims
 from jobs.estimate import StepCost
 from jobs.executor import Executor, Handle
 from jobs.folder import register
@@ -28,9 +29,9 @@ from jobs.plan import Plan
 from jobs.rates import Sample, add_sample
 from jobs.records import Record, Records, RunLock
 from jobs.rows import write_row
-from jobs.sharing import Share
 from jobs.spec import Job
 from jobs.steps.step import Step
+from jobs.summary import Summary
 from quantize.artifact.file_hashes import FileHashes
 from quantize.errors import BadInput, QuantwrightError
 from quantize.staging import disk_error
@@ -44,24 +45,6 @@ NETWORK = (
     "timed out",
     "Temporary failure in name resolution",
 )
-
-
-@dataclass
-class Summary:
-    """How it ended. ``report`` is the document that the report step printed."""
-
-    done: list[str] = field(default_factory=list)
-    skipped: list[str] = field(default_factory=list)
-    reused: list[str] = field(default_factory=list)
-    failed: list[str] = field(default_factory=list)
-    blocked: list[str] = field(default_factory=list)
-    unsupported: list[str] = field(default_factory=list)
-    interrupted: int = 0  # by which signal
-    report: dict[str, Any] | None = None
-
-    @property
-    def exit_code(self) -> int:
-        return 128 + self.interrupted if self.interrupted else 1 if self.failed or self.blocked else 0
 
 
 @dataclass
@@ -100,9 +83,7 @@ class Runner:
         self.ended: set[str] = set()
         self.running: list[_Running] = []
         self.interrupts = 0
-        self.cache = open_cache(cache, say) if cache else None
-        self.keys: dict[str, str] = {}  # of steps that this run may make for the cache
-        self.shares: dict[str, Share] = {}  # of the same steps
+        self.claims = Claims(open_cache(cache, say) if cache else None, self.run_folder)
         self.waits: set[str] = set()  # for another run that is making the same
 
     def run(self) -> Summary:
@@ -231,24 +212,21 @@ class Runner:
             self._announce(step, "already done")
             return True
         fresh = Record(step.id, key, output=str(step.output))
-        if self.cache and (share := step.share(self.cache, self.run_folder)):
-            if not self.cache.claim(key):
-                if step.id not in self.waits:
-                    self._announce(step, "another run is making it; waiting for that")
-                self.waits.add(step.id)
-                return False
-            self.waits.discard(step.id)
-            self.keys[step.id], self.shares[step.id] = key, share
-            if self._reuse(step, fresh, share):
-                return True
-        self._start(step, fresh)
+        if not self.claims.claim(step, key):
+            if step.id not in self.waits:
+                self._announce(step, "another run is making it; waiting for that")
+            self.waits.add(step.id)
+            return False
+        self.waits.discard(step.id)
+        if not self._reuse(step, fresh):
+            self._start(step, fresh)
         return True
 
-    def _reuse(self, step: Step, record: Record, share: Share) -> bool:
+    def _reuse(self, step: Step, record: Record) -> bool:
         """Whether the step is over, since the shared cache had its output (or that cannot be written
         here)."""
         try:
-            if not share.fetch(record.key):
+            if not self.claims.fetch(step):
                 return False
             digest = step.adopt(self.run_folder)
         except QuantwrightError as error:
@@ -274,7 +252,7 @@ class Runner:
         self.records.write(step.slug, record)
         arguments = step.command(self.run_folder, stage)
         try:
-            child = self.executor.start(step, arguments, stage, log, [self.lock.fd, *self._locks(step)])
+            child = self.executor.start(step, arguments, stage, log, [self.lock.fd, *self.claims.held(step)])
         except BadInput as error:  # the node that could have held it is gone
             self._give_up(step, record, str(error), stage)
             return
@@ -309,8 +287,7 @@ class Runner:
             self.summary.report = record.detail or self.summary.report
             self.records.write(step.slug, record)
             self._clear(running.stage)
-            if step.id in self.shares:
-                self.shares[step.id].keep(record.key)
+            self.claims.keep(step)
             self._mark_done(step, digest)
             if child.node == platform.node():
                 self._learn(step, record)
@@ -357,12 +334,7 @@ class Runner:
 
     def _end(self, step: Step) -> None:
         self.ended.add(step.id)
-        if self.cache and step.id in self.keys:
-            del self.shares[step.id]
-            self.cache.release(self.keys.pop(step.id))
-
-    def _locks(self, step: Step) -> list[int]:
-        return self.cache.held(self.keys[step.id]) if self.cache and step.id in self.keys else []
+        self.claims.release(step)
 
     def _announce(self, step: Step, what: str) -> None:
         number = next(index for index, other in enumerate(self.plan.steps) if other.id == step.id) + 1

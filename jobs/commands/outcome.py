@@ -6,7 +6,7 @@ from typing import Any
 from rich.table import Table
 
 from jobs.records import Records
-from jobs.runner import Summary
+from jobs.summary import Summary
 from quantize.terminal import console, log, say
 
 

@@ -12,7 +12,8 @@ from jobs.estimate import estimate_plan, refuse_what_cannot_fit
 from jobs.load import load_job
 from jobs.opening import open_executor
 from jobs.plan import build_plan
-from jobs.runner import Runner, Summary
+from jobs.runner import Runner
+from jobs.summary import Summary
 from quantize.errors import Unsupported
 from quantize.terminal import emit_json, log
 

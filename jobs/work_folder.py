@@ -2,9 +2,7 @@
 cleared away."""
 
 import contextlib
-import fcntl
 import os
-import shutil
 import stat
 import tempfile
 from collections.abc import Container, Iterator
@@ -12,8 +10,9 @@ from pathlib import Path
 
 from quantize.checkpoint.checkpoint import sha256_files
 from quantize.errors import StepFailed
+from quantize.staging import held_folder
 
-LOCK, LOG = ".lock", "log"
+LOG = "log"
 
 
 def work_root() -> Path:
@@ -32,36 +31,15 @@ def work_root() -> Path:
 def work_folder(stage: str) -> Iterator[Path]:
     """A folder like a fresh run folder: with a ``cache``, and the step's own folder ``stage``. It is gone
     afterwards."""
-    root = work_root()
-    with open(root / LOCK, "a", encoding="utf-8") as turn:
-        fcntl.flock(turn, fcntl.LOCK_EX)
-        for old in root.glob("step-*"):
-            _clear_if_dead(old)
-        work = Path(tempfile.mkdtemp(prefix="step-", dir=root))
-        held = open(work / LOCK, "a", encoding="utf-8")  # noqa: SIM115 - closed below
-        fcntl.flock(held, fcntl.LOCK_EX)
-    try:
+    with held_folder(work_root(), "step-") as work:
         (work / "cache").mkdir()
         (work / stage).mkdir(parents=True)
         (work / stage / "cache").symlink_to(work / "cache")
         yield work
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-        held.close()
-
-
-def _clear_if_dead(work: Path) -> None:
-    try:
-        with open(work / LOCK, "a", encoding="utf-8") as held:
-            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(work, ignore_errors=True)
-    except OSError:  # a step works there
-        pass
 
 
 def new_files(work: Path, known: Container[str]) -> dict[str, str]:
     """What a step has left there besides what it was given: name -> sha256."""
-    aside = {LOCK, LOG}
     found = [
         path
         for path in sorted(work.rglob("*"))
@@ -71,6 +49,6 @@ def new_files(work: Path, known: Container[str]) -> dict[str, str]:
     return {
         names[path]: digest
         for path, digest in sha256_files(
-            path for path in found if names[path] not in aside and names[path] not in known
+            path for path in found if names[path] != LOG and names[path] not in known
         ).items()
     }

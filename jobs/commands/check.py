@@ -12,7 +12,7 @@ from jobs.plan import build_plan
 from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.conversion import check as check_method
 from quantize.conversion import require
-from quantize.errors import QuantwrightError
+from quantize.errors import QuantwrightError, StepFailed
 from quantize.methods.registry import parse_recipe, presets, split_recipes
 from quantize.recipe import Recipe
 from quantize.sources.opening import open_checkpoint
@@ -48,6 +48,8 @@ def check(target: str, recipes: str | None, trust_remote_code: bool, strict: boo
         log_lower(model, why)
     if as_json:
         emit_json(rows)
+    if any(row["failed"] for row in rows):
+        return 1
     return 2 if strict and not all(row["possible"] for row in rows) else 0
 
 
@@ -59,7 +61,6 @@ def log_lower(model: str, why: str) -> None:
 
 
 def _check_model(model: str, recipes: str | None, trust_remote_code: bool) -> list[dict[str, Any]]:
-
     checkpoint = open_checkpoint(model, trust_remote_code=trust_remote_code)
     if quantized := checkpoint.quantized:
         log(
@@ -71,24 +72,37 @@ def _check_model(model: str, recipes: str | None, trust_remote_code: bool) -> li
 
 
 def _check_one(checkpoint: Checkpoint, recipe: Recipe) -> dict[str, Any]:
-
     reason = lower = ""
+    failed = False
     try:
         check_method(require(recipe), checkpoint, recipe)
         lower = why_not_full(checkpoint)
     except QuantwrightError as error:
         reason = str(error).removeprefix(f"{checkpoint.source}: ")
+        failed = isinstance(error, StepFailed)
     row = {"model": checkpoint.source, "recipe": recipe.short, "possible": not reason, "reason": reason}
-    return {**row, "verification": "tensors" if lower else "full", "why_lower": lower}
+    return {**row, "failed": failed, "verification": "tensors" if lower else "full", "why_lower": lower}
 
 
 def _check_job(path: Path) -> list[dict[str, Any]]:
-
     plan = build_plan(load_job(path), path.absolute().parent)
     possible = [
-        {"model": step.model.label, "recipe": step.recipe.short, "possible": True, "reason": ""}
+        {
+            "model": step.model.label,
+            "recipe": step.recipe.short,
+            "possible": True,
+            "reason": "",
+            "failed": False,
+        }
         for step in plan.conversions
     ]
     return possible + [
-        {"model": r.model, "recipe": r.recipe, "possible": False, "reason": r.reason} for r in plan.rows
+        {
+            "model": row.model,
+            "recipe": row.recipe,
+            "possible": False,
+            "reason": row.reason,
+            "failed": row.status == "failed",
+        }
+        for row in plan.rows
     ]

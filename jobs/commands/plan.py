@@ -45,7 +45,7 @@ def plan(
     if as_json:
         emit_json(_plan_document(made, cost))
     refuse_what_cannot_fit(cost, folder)
-    return 0
+    return int(any(row.status == "failed" for row in made.rows))
 
 
 def _target(target: str, recipes: str | None, overrides: tuple[str, ...]) -> tuple[Job, Path, str]:

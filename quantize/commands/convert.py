@@ -171,7 +171,7 @@ def _convert_each(
     from quantize.conversion import check, inputs_of, require
     from quantize.sources.opening import open_checkpoint
 
-    checkpoint = open_checkpoint(model, trust_remote_code=run.trust_remote_code)
+    checkpoint = open_checkpoint(model, trust_remote_code=run.trust_remote_code, scratch=run.scratch)
     problems: list[QuantwrightError] = []
     if adapter is not None:
         from quantize.sources.adapter import open_adapter

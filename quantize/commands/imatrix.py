@@ -51,7 +51,7 @@ def imatrix(
     from quantize.sources.opening import open_checkpoint
 
     _claim(out, force, [typed_path(model), typed_path(text)])
-    checkpoint = open_checkpoint(model, trust_remote_code=run.trust_remote_code)
+    checkpoint = open_checkpoint(model, trust_remote_code=run.trust_remote_code, scratch=run.scratch)
     calibration = load_calibration(
         checkpoint, CalibrationOptions(source=text, tokens=tokens, sequence_length=chunk, seed=seed)
     )

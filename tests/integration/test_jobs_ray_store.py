@@ -284,7 +284,8 @@ def test_a_node_that_lacks_what_the_driver_has_refuses(
 
 
 def test_files_of_a_killed_worker_are_cleared_away(own_node: Path, s3: Any) -> None:
-    (own_node / "step-old" / "artifacts").mkdir(parents=True)
+    (own_node / "step-12-0123456789ab" / "artifacts").mkdir(parents=True)
+    (own_node / "step-12-0123456789ab.lock").touch()
     own_node.chmod(0o700)
     assert run_order(order()).code == 0
     assert list(own_node.glob("step-*")) == []

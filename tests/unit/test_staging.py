@@ -22,6 +22,7 @@ from quantize.staging import (
     put_in_place,
     staging,
     sweep_output,
+    temporary_folder,
     whole_file,
 )
 
@@ -252,6 +253,32 @@ def test_only_what_nobody_works_on_is_cleared(tmp_path: Path) -> None:
         (tmp_path / ".out.staging-0123456789ab").mkdir()
     sweep_output(out)
     assert names(tmp_path) == [".out.staging-0123456789ab", ".out.staging-notes"]
+
+
+HOLDER = """
+import os, signal, sys
+from pathlib import Path
+from quantize.staging import held_until_exit, temporary_folder
+place = Path(sys.argv[1])
+(held_until_exit("gguf", place) / "config.json").write_text("{}")
+with temporary_folder("weights", place) as folder:
+    (folder / "model.safetensors").write_text("x")
+    if sys.argv[2] == "die": os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_temporary_folders_of_a_killed_process_are_swept_by_the_next(tmp_path: Path) -> None:
+    """Named with their process; whatever they were for, and never those of a process that lives."""
+    done = subprocess.Popen([sys.executable, "-c", HOLDER, str(tmp_path), "die"])
+    assert done.wait() == -signal.SIGKILL
+    left = [name.rpartition("-")[0] for name in names(tmp_path) if not name.endswith(".lock")]
+    assert left == [f"quantwright-gguf-{done.pid}", f"quantwright-weights-{done.pid}"]
+    with temporary_folder("floor", tmp_path) as mine:
+        (tmp_path / "quantwright-notes-0123456789ab").mkdir()  # somebody else's, without a lock
+        assert names(tmp_path) == sorted([mine.name, f"{mine.name}.lock", "quantwright-notes-0123456789ab"])
+        subprocess.run([sys.executable, "-c", HOLDER, str(tmp_path), "live"], check=True)
+        assert mine.is_dir()
+    assert names(tmp_path) == ["quantwright-notes-0123456789ab"]
 
 
 def test_locks_that_are_links_are_not_followed(tmp_path: Path) -> None:

@@ -183,7 +183,7 @@ def _step_cost(
         return StepCost(
             step.id, step.kind, None, 0, served, estimate_seconds(kind, work, threads, samples), work, kind
         )
-    tokens = (job.evaluate.limit if job.evaluate else None) or TEXT_TOKENS
+    tokens = (job.evaluate.tokens if job.evaluate else None) or TEXT_TOKENS
     vocabulary = int(checkpoint.config.get("vocab_size") or 32_000)
     cache = min(tokens // 2 * (2 * vocabulary + 20), CACHE_LIMIT) if recipe is None else 0
     kind, work = f"eval:{method}", weights / 1e6 * tokens / 1e3

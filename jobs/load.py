@@ -9,12 +9,11 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from jobs.old_names import SECTION, Place, old_names, renamed
 from jobs.spec import Job
 from quantize.errors import BadInput
 from quantize.files import CONTROL, MAX_YAML_BYTES, parse_yaml, parse_yaml_nodes, read_text, typed_path
-from quantize.terminal import printable
-
-Place = tuple[str | int, ...]
+from quantize.terminal import log, printable
 
 
 def load_job(path: Path, overrides: Sequence[str] = ()) -> Job:
@@ -28,6 +27,13 @@ def load_job(path: Path, overrides: Sequence[str] = ()) -> Job:
             "start from"
         )
     changed = [_override(data, text) for text in overrides]
+    names, warning = old_names(data, f"{path}:{_line((SECTION,), lines)}: {SECTION}")
+    if names:
+        data[SECTION] = {names.get(key, key): value for key, value in data[SECTION].items()}
+        lines = {renamed(place, names): line for place, line in lines.items()}
+        changed = [renamed(place, names) for place in changed]
+    if warning:
+        log(printable(warning, 1000))
     models = data.get("models")
     for owner in (data, *(models if isinstance(models, list) else [models])):
         if isinstance(owner, dict) and "recipes" in owner:
@@ -105,10 +111,10 @@ def _walk(path: Path, node: Any, place: Place, lines: dict[Place, int]) -> None:
 
 
 def _override(data: dict[str, Any], text: str) -> Place:
-    """``evaluate.limit=20000`` sets that key; the value is YAML. Returns the key's place."""
+    """``evaluate.tokens=20000`` sets that key; the value is YAML. Returns the key's place."""
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
-        raise BadInput(f"--set {text!r}: expected key=value, e.g. evaluate.limit=20000")
+        raise BadInput(f"--set {text!r}: expected key=value, e.g. evaluate.tokens=20000")
     parsed = parse_yaml(value, f"--set {text!r}") if value.strip() else None
     place: Place = tuple(
         int(part) if re.fullmatch("[0-9]{1,9}", part) else part for part in key.strip().split(".")

@@ -33,14 +33,19 @@ def job_schema() -> dict[str, Any]:
     for owner, key in (
         ("Model", "skip"),
         ("Model", "adapters"),
+        ("Evaluate", "metrics"),
+        ("Evaluate", "protocol"),
         ("Evaluate", "tasks"),
         ("Publish", "recipes"),
     ):
-        definitions[owner]["properties"][key] = {
-            "anyOf": [text, {"type": "array", "items": text}],
-            "title": key.capitalize(),
-        }
+        definitions[owner]["properties"][key] = _or_one(definitions[owner]["properties"][key])
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": "Quantwright job"}
+
+
+def _or_one(schema: dict[str, Any]) -> dict[str, Any]:
+    """A list, or one of its items in its place."""
+    forms = schema.pop("anyOf", None) or [{"type": schema.pop("type"), "items": schema.pop("items")}]
+    return {**schema, "anyOf": [next(form["items"] for form in forms if "items" in form), *forms]}
 
 
 def main() -> None:

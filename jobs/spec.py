@@ -8,9 +8,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+from benchmarks.options import BenchSettings
+from evals.options import EvalSettings, Metrics
 from quantize.errors import BadInput
 from quantize.files import typed_path
 from quantize.methods.registry import parse_recipe
+from quantize.options import Text, as_list
 from quantize.recipe import CalibrationOptions, Recipe
 
 #: What ``text:`` and ``tasks:`` call the text that every Python carries, and the task made from it.
@@ -20,10 +23,6 @@ MAX_COMBINATIONS = 1000  # of one matrix
 
 class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
-
-
-def _as_list(value: Any) -> Any:
-    return [value] if isinstance(value, (str, dict)) else value
 
 
 def _source_alone(value: Any) -> Any:
@@ -66,11 +65,9 @@ def expand_recipe(entry: str | dict[str, Any]) -> list[Recipe]:
 
 
 RecipeEntry = Annotated[str | dict[str, Any], BeforeValidator(_known_recipe)]
-Recipes = Annotated[list[RecipeEntry], BeforeValidator(_as_list)]
-Text = Annotated[str, Field(min_length=1, max_length=4096)]
-Count = Annotated[int, Field(ge=1, le=2**40)]
-Names = Annotated[list[Text], BeforeValidator(_as_list)]
-RecipeNames = Annotated[list[Annotated[Text, BeforeValidator(_known_recipe)]], BeforeValidator(_as_list)]
+Recipes = Annotated[list[RecipeEntry], BeforeValidator(as_list)]
+Names = Annotated[list[Text], BeforeValidator(as_list)]
+RecipeNames = Annotated[list[Annotated[Text, BeforeValidator(_known_recipe)]], BeforeValidator(as_list)]
 Calibration = Annotated[CalibrationOptions, BeforeValidator(_source_alone)]
 
 
@@ -96,43 +93,31 @@ class Model(Strict):
         return f"{self.source}@{self.revision}" if self.revision else self.source
 
 
-class Evaluate(Strict):
-    """``text``: a file, or ``held-out``. ``limit``: tokens of the text, ``task_limit``: items of each task.
-    ``generate``: tokens by which every artifact continues each prompt of the file ``prompts``, or where there
-    is none three cut from the text. ``runtime``: measures artifacts other than GGUF files in it, the
-    reference in its own."""
+class Evaluate(EvalSettings):
+    """``quantwright eval``, of every artifact and model. ``runtime`` measures artifacts other than GGUF files
+    in it, the reference in its own."""
 
-    text: Text | None = None
-    metrics: list[Literal["perplexity", "divergence"]] = ["perplexity", "divergence"]
-    protocol: Text | None = None
-    ids: Literal["source", "runtime"] = "source"
-    tasks: Names = Field(default_factory=list)
-    limit: Count | None = None
-    task_limit: Count | None = None
-    num_fewshot: int | None = Field(default=None, ge=0, le=10_000)
-    apply_chat_template: bool = False
-    chat_template: Text | None = None
-    allow_code_execution: bool = False
-    allow_task_code: bool = False
-    prompts: Text | None = None
-    generate: int | None = Field(default=None, ge=1, le=2**20)
-    cache_limit: Text | None = None
-    floors: bool = True
-    weights_only: Literal["sample", "full", "none"] = "sample"
-    runtime: Literal["vllm"] | None = None
+    text: Text | None = Field(None, description="a UTF-8 text file, or held-out")
+    metrics: Metrics = Field(["perplexity", "divergence"], description="what to take of the text")
+    prompts: Text | None = Field(
+        None,
+        description="file of prompts that every artifact continues: a line each, or .jsonl (default: three "
+        "cut from the text)",
+    )
+
+    @property
+    def decisive(self) -> dict[str, Any]:
+        """What of it decides results, for the keys of steps, under the names that it had there from the
+        start: what was done under an older spelling is done."""
+        values = self.model_dump(mode="json", exclude={"text", "tasks", "prompts", "cache_limit"})
+        values["task_limit"], values["limit"] = values["limit"], values.pop("tokens")
+        values["protocol"] = ",".join(self.protocol) if self.protocol else None
+        return values
 
 
-class Benchmark(Strict):
-    """``compile`` goes for what runs in torch: llama.cpp has nothing to compile."""
-
-    prefill: int = Field(default=512, ge=1, le=2**24)
-    decode: int = Field(default=128, ge=1, le=2**24)
-    repetitions: int = Field(default=5, ge=1, le=100_000)
-    rounds: int = Field(default=1, ge=1, le=100_000)
-    depths: list[Annotated[int, Field(ge=0, le=2**24)]] = Field(default=[0], min_length=1, max_length=1000)
-    batches: list[Annotated[int, Field(ge=1, le=2**16)]] = Field(default=[1], min_length=1, max_length=1000)
-    attention: Text | None = None
-    compile: bool = False
+class Benchmark(BenchSettings):
+    """``quantwright bench``, of every artifact and model. ``compile`` goes for what runs in torch: llama.cpp
+    has nothing to compile."""
 
 
 class Publish(Strict):
@@ -182,7 +167,7 @@ class Resources(Strict):
 class Job(Strict):
     """A whole job file. ``cache``: folder or URL that several runs and users share."""
 
-    models: Annotated[list[Annotated[Model, BeforeValidator(_source_alone)]], BeforeValidator(_as_list)] = (
+    models: Annotated[list[Annotated[Model, BeforeValidator(_source_alone)]], BeforeValidator(as_list)] = (
         Field(min_length=1)
     )
     recipes: Recipes = Field(default_factory=list)

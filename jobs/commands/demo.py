@@ -25,7 +25,7 @@ from quantize.terminal import emit_json, log
     "overrides",
     multiple=True,
     metavar="KEY=VALUE",
-    help="override a key of demo/job.yaml, e.g. evaluate.limit=5000",
+    help="override a key of demo/job.yaml, e.g. evaluate.tokens=5000",
 )
 @click.option("--json", "as_json", is_flag=True, help="last line of stdout is one JSON document")
 def demo(out: Path, overrides: tuple[str, ...], as_json: bool) -> int:

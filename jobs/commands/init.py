@@ -33,11 +33,11 @@ recipes:
 
 evaluate:
   text: held-out # a text file, or the built-in text
-  limit: 20000 # tokens of it
+  tokens: 20000 # only so many of it
   metrics: [perplexity, divergence]
   # protocol: llamacpp-512
   # tasks: [arc_easy, tasks/mine.jsonl]
-  # task_limit: 200
+  # limit: 200 # items of each task
   # num_fewshot: 5 # as each task says, where this is left out
   # apply_chat_template: true
   # allow_code_execution: true # for tasks that run what a model wrote, on this machine

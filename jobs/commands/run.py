@@ -31,7 +31,7 @@ from quantize.terminal import emit_json, log
     "overrides",
     multiple=True,
     metavar="KEY=VALUE",
-    help="override a key of the job file, e.g. evaluate.limit=20000",
+    help="override a key of the job file, e.g. evaluate.tokens=20000",
 )
 @click.option("--strict", is_flag=True, help="stop before anything runs if a combination cannot be made")
 @click.option(

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+from benchmarks.options import BenchOptions
 from jobs.machine import run_arguments, run_inputs
 from jobs.models import OpenModel
 from jobs.spec import Job
@@ -26,20 +27,10 @@ def bench_step(job: Job, model: OpenModel, recipe: Recipe | None, after: Sequenc
     benchmark = job.benchmark
     assert benchmark is not None
     name = model.artifact_name(recipe) if recipe else model.id
-    arguments = ["bench", name, "--prefill", str(benchmark.prefill), "--decode", str(benchmark.decode)]
-    arguments += ["--repetitions", str(benchmark.repetitions), "--rounds", str(benchmark.rounds)]
-    arguments += [
-        "--depth",
-        ",".join(map(str, benchmark.depths)),
-        "--batch",
-        ",".join(map(str, benchmark.batches)),
-    ]
-    if benchmark.attention:
-        arguments += ["--attention", benchmark.attention]
-    if benchmark.compile and not (recipe and require(recipe).runtime == "llamacpp"):
-        arguments.append("--compile")
+    in_torch = not (recipe and require(recipe).runtime == "llamacpp")
+    options = BenchOptions.of(**benchmark.model_dump() | {"compile": benchmark.compile and in_torch})
     return BenchStep(
-        arguments=(*arguments, *run_arguments(job, model), "--json"),
+        arguments=("bench", name, *options.arguments(), *run_arguments(job, model), "--json"),
         output=results_path(Path(), name, "bench"),
         name=name,
         model=model,

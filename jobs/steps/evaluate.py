@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+from evals.options import EvalOptions, EvalSettings
 from jobs.cache import SharedCache
 from jobs.cache_bucket import BucketCache
 from jobs.machine import run_arguments, run_inputs
@@ -18,6 +19,17 @@ from jobs.transfer import reference_files
 from quantize.conversion import require
 from quantize.recipe import Recipe
 from quantize.results import results_path
+
+#: What means nothing without a text, or without tasks.
+OF_TEXT = {"metrics", "protocol", "ids", "tokens", "floors", "weights_only", "cache_limit"}
+OF_TASKS = {
+    "limit",
+    "num_fewshot",
+    "apply_chat_template",
+    "chat_template",
+    "allow_code_execution",
+    "allow_task_code",
+}
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -48,11 +60,7 @@ def eval_step(
     assert evaluate is not None
     name = model.artifact_name(recipe) if recipe else model.id
     against = model.artifact_name(model.merged) if model.merged else model.id
-    arguments = ["eval", name, "--reference", against]
-    inputs: dict[str, Any] = {
-        **evaluate.model_dump(exclude={"text", "tasks", "prompts", "cache_limit"}),
-        **run_inputs(job),
-    }
+    inputs: dict[str, Any] = {**evaluate.decisive, **run_inputs(job)}
     text, tasks = texts.text, texts.tasks
     llamacpp = recipe is not None and require(recipe).runtime == "llamacpp"
     if HELD_OUT in (text, *tasks):
@@ -61,42 +69,23 @@ def eval_step(
     files += [
         path for task in tasks if isinstance(task, str) and (path := Path(task.partition("=")[2])).is_file()
     ]
-    if text is not None:
-        arguments += ["--text", str(text), "--metrics", ",".join(evaluate.metrics), "--ids", evaluate.ids]
-        if evaluate.protocol:
-            arguments += ["--protocol", evaluate.protocol]
-        if evaluate.limit:
-            arguments += ["--tokens", str(evaluate.limit)]
-        if not evaluate.floors or recipe != model.merged:
-            arguments.append("--no-floors")
-        if llamacpp:
-            arguments += ["--weights-only", evaluate.weights_only]
-        if evaluate.cache_limit:
-            arguments += ["--cache-limit", evaluate.cache_limit]
     if tasks:
-        arguments += ["--tasks", ",".join(map(str, tasks))]
         inputs["tasks"] = [task if isinstance(task, str) else task.name for task in tasks]
-        if evaluate.task_limit:
-            arguments += ["--limit", str(evaluate.task_limit)]
-        if evaluate.num_fewshot is not None:
-            arguments += ["--num-fewshot", str(evaluate.num_fewshot)]
-        if evaluate.apply_chat_template:
-            arguments.append("--apply-chat-template")
-        if evaluate.chat_template:
-            arguments += ["--chat-template", evaluate.chat_template]
-        if evaluate.allow_code_execution:
-            arguments.append("--allow-code-execution")
-        if evaluate.allow_task_code:
-            arguments.append("--allow-task-code")
-    if texts.prompts:
-        arguments += ["--prompts", str(texts.prompts)]
-    if evaluate.generate:
-        arguments += ["--generate", str(evaluate.generate)]
-    elsewhere = evaluate.runtime if recipe and recipe != model.merged and not llamacpp else None
-    if elsewhere:
-        arguments += ["--runtime", elsewhere]
+    is_reference = recipe == model.merged
+    elsewhere = evaluate.runtime if recipe and not is_reference and not llamacpp else None
+    told = {name: getattr(evaluate, name) for name in EvalSettings.model_fields} | {
+        "text": text,
+        "tasks": tasks,
+        "prompts": texts.prompts,
+        "floors": evaluate.floors and is_reference,
+        "weights_only": evaluate.weights_only if llamacpp else "sample",
+        "runtime": elsewhere,
+        "reference": against,
+    }
+    idle = (OF_TEXT if text is None else set()) | (set() if tasks else OF_TASKS)
+    options = EvalOptions.of(**{key: value for key, value in told.items() if key not in idle})
     return EvalStep(
-        arguments=(*arguments, *run_arguments(job, model), "--json"),
+        arguments=("eval", name, *options.arguments(), *run_arguments(job, model), "--json"),
         output=results_path(Path(), name, "eval"),
         name=name,
         model=model,

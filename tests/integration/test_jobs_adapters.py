@@ -82,7 +82,7 @@ def test_an_adapter_is_in_the_manifest_and_in_the_key_and_the_result_is_publishe
 def test_a_merged_model_is_measured_against_itself(job: Path) -> None:
     more = (
         "--set",
-        "evaluate={text: held-out, limit: 600}",
+        "evaluate={text: held-out, tokens: 600}",
         "--set",
         "recipes=[gguf-f32]",
         "--set",

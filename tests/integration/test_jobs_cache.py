@@ -132,7 +132,7 @@ def test_a_cache_over_s3_and_its_server_gone_in_the_middle(checkpoint: Path, tmp
 def test_the_reference_runs_once_and_its_text_is_tokenized_once(checkpoint: Path, tmp_path: Path) -> None:
     text = (
         JOB.replace("[gguf-f16, gguf-q8_0]", "[]")
-        + "evaluate: {text: held-out, limit: 600, metrics: [divergence]}\n"
+        + "evaluate: {text: held-out, tokens: 600, metrics: [divergence]}\n"
     )
     cache, mine, yours = (
         tmp_path / "cache",

@@ -27,7 +27,7 @@ resources: {threads: 1}
 MATRIX = """\
 recipes: [bfloat16, gguf-q8_0, gguf-q4_k_m, gguf-q4_0, gptq-int4, quanto-int8, bnb-int8, bnb-nf4]
 calibration: {source: stdlib, tokens: 2048, sequence_length: 128}
-evaluate: {text: held-out, limit: 1000}
+evaluate: {text: held-out, tokens: 1000}
 benchmark: {prefill: 32, decode: 8, repetitions: 2}
 resources: {threads: 1, nodes: {bench: quiet}}
 """

@@ -24,7 +24,7 @@ JOB = """\
 models: [checkpoint]
 recipes: [gguf-q8_0, gguf-q4_0]
 verify: none
-evaluate: {text: text.txt, limit: 1100}
+evaluate: {text: text.txt, tokens: 1100}
 resources: {threads: 1}
 """
 STORE = "s3://bucket/store"

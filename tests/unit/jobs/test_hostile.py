@@ -30,7 +30,7 @@ JOB: dict[str, Any] = {
     "evaluate": {
         "text": "text.txt", "metrics": ["perplexity"], "protocol": "llamacpp-512", "ids": "source",
         "tasks": ["held-out"],
-        "limit": 100, "task_limit": 5, "num_fewshot": 0, "apply_chat_template": False, "prompts": "text.txt",
+        "tokens": 100, "limit": 5, "num_fewshot": 0, "apply_chat_template": False, "prompts": "text.txt",
         "generate": 4,
         "cache_limit": "1GiB", "floors": False, "weights_only": "none",
     },

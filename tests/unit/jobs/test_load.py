@@ -121,10 +121,10 @@ def test_what_is_wrong_is_said_in_one_line_with_its_place(tmp_path: Path, text: 
 def test_set_overrides_and_says_so_when_it_is_wrong(tmp_path: Path) -> None:
     path = write(tmp_path, GOOD)
     job = load_job(
-        path, ["evaluate.limit=2000", "resources.threads=1", "models.0=other/model", "benchmark=null"]
+        path, ["evaluate.tokens=2000", "resources.threads=1", "models.0=other/model", "benchmark=null"]
     )
     assert job.evaluate is not None
-    assert (job.evaluate.limit, job.resources.threads, job.models[0].source, job.benchmark) == (
+    assert (job.evaluate.tokens, job.resources.threads, job.models[0].source, job.benchmark) == (
         2000,
         1,
         "other/model",
@@ -135,7 +135,7 @@ def test_set_overrides_and_says_so_when_it_is_wrong(tmp_path: Path) -> None:
         ("evaluate", "expected key=value"),
         ("models.7=x", "7 is not one of the 1 items"),
         ("verify.deeper=x", "verify"),
-        ("evaluate.limit=[", "not valid YAML"),
+        ("evaluate.tokens=[", "not valid YAML"),
     ]:
         with pytest.raises(BadInput, match="--set") as caught:
             load_job(path, [wrong])

@@ -20,14 +20,13 @@ HEAD = "recipes: [gguf-q4_k_m, quanto-int8]\nreport: false\n"
 #: Said elsewhere in the file, or by the runner: what is measured, against what, where the results go, on
 #: which machine.
 OTHERWISE = {"artifacts", "reference", "load_as", "cache", "prune", "out", "as_json"}
-RENAMED = {"tokens": "limit", "limit": "task_limit"}
 
 
 @pytest.mark.parametrize(("command", "model"), [(evaluate, Evaluate), (bench, Benchmark)])
 def test_every_option_has_a_key(command: click.Command, model: Any) -> None:
     run = {"device", "dtype", "threads", "memory", "trust_remote_code"}
     names = {option.name for option in command.params} - OTHERWISE - run
-    assert {RENAMED.get(name or "", name) for name in names} <= set(model.model_fields)
+    assert names <= set(model.model_fields)
 
 
 def steps(folder: Path, demo: Path, text: str) -> dict[str, Step]:
@@ -44,7 +43,9 @@ def steps(folder: Path, demo: Path, text: str) -> dict[str, Step]:
         ("eval", "chat_template: terse", {"chat_template": "terse"}),
         ("eval", "allow_code_execution: true", {"allow_code_execution": True}),
         ("eval", "allow_task_code: true", {"allow_task_code": True}),
-        ("eval", "task_limit: 3", {"limit": 3}),
+        ("eval", "limit: 3", {"limit": 3}),
+        ("eval", "tokens: 2000", {"tokens": 2000}),
+        ("eval", "protocol: [gptq-64, exl3-64]", {"protocol": ["gptq-64", "exl3-64"]}),
         ("eval", "generate: 9", {"generate": 9}),
         ("eval", "weights_only: none", {"weights_only": "none"}),
         ("eval", "runtime: vllm", {"runtime": "vllm"}),

@@ -113,7 +113,7 @@ def _audit(event: str, args: tuple[Any, ...]) -> None:
         if isinstance(path, str) and os.sep in path and _is_foreign(path):
             _refuse(f"{path} was about to be loaded")
     elif event == "builtins.input" and _inside:
-        _refuse("a library was about to ask on the terminal whether to go on")
+        _refuse("a library was about to ask on the terminal whether to continue")
 
 
 def _refuse(what: str) -> None:

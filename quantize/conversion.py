@@ -101,7 +101,7 @@ def convert(
         if failure := failed_message(verification):
             kept = _keep(stage, out, verification) if keep_failed else None
             where = (
-                f"what was made is kept in {kept}" if kept else "nothing was written (--keep-failed keeps it)"
+                f"the output is kept in {kept}" if kept else "nothing was written (--keep-failed keeps it)"
             )
             raise StepFailed(
                 f"{checkpoint.source} to {recipe.short}: verification failed at {failure}; {where}"
@@ -198,7 +198,7 @@ def _verify(
 
     verification = verify(method, recipe, stage, checkpoint, conversion, run, level)
     if verification.level != level and verification.passed:
-        what = f"verification reaches {verification.level!r} alone"
+        what = f"verification reaches only {verification.level!r}"
         conversion.notes.append(Note(tensor="*", what=what, why=verification.why_lower))
     return verification
 
@@ -293,8 +293,8 @@ def _manifest(
 def _rounded_before(quantized: str) -> list[Note]:
     """``quantized``: the tensors of the GGUF file that the source is, "12 of Q4_K"."""
     why = (
-        "the source is a quantized GGUF, whose rounding stays; convert the original checkpoint where "
-        "there is one"
+        "the source is a quantized GGUF, and its rounding "
+        "stays; convert the original checkpoint if there is one"
     )
     return (
         [Note(tensor="*", what=f"rounded before this conversion: {quantized}", why=why)] if quantized else []
@@ -313,6 +313,6 @@ def _left_alone(checkpoint: Checkpoint) -> list[Note]:
     )
     read = ", ".join(checkpoint.weight_files[:3])
     return [
-        Note(tensor="*", what=f"left alone: {printable(name, 200)}", why=f"the model's weights are in {read}")
+        Note(tensor="*", what=f"not used: {printable(name, 200)}", why=f"the model's weights are in {read}")
         for name in checkpoint.left_alone
-    ] + [Note(tensor="*", what=f"left alone: {printable(what, 200)}", why=ADVICE) for what in code]
+    ] + [Note(tensor="*", what=f"not used: {printable(what, 200)}", why=ADVICE) for what in code]

@@ -70,12 +70,12 @@ def _decoded(raw: bytes, path: Path) -> tuple[str, str]:
             except UnicodeDecodeError as error:
                 at = len(mark) + error.start
                 raise BadInput(
-                    f"{path}: not UTF-8 text, and byte {at} is not {name} as its first bytes say; save it "
-                    "as UTF-8"
+                    f"{path}: not UTF-8 text, and byte {at} is not {name} "
+                    "although its first bytes say so; save it as UTF-8"
                 ) from None
     if encoding := _utf16(raw[:SAMPLE_BYTES]):
         try:
-            return raw.decode(encoding), "UTF-16 (it has no byte order mark)"
+            return raw.decode(encoding), "UTF-16 (without a byte order mark)"
         except UnicodeDecodeError:
             pass
     try:
@@ -86,9 +86,9 @@ def _decoded(raw: bytes, path: Path) -> tuple[str, str]:
                 f"{path}: not UTF-8 text (byte {error.start}), nor UTF-16 or Latin-1; save it as UTF-8"
             ) from None
     try:
-        return raw.decode("cp1252"), "Windows-1252 (it is no UTF-8)"
+        return raw.decode("cp1252"), "Windows-1252 (it is not UTF-8)"
     except UnicodeDecodeError:
-        return raw.decode("latin-1"), "Latin-1 (it is no UTF-8)"
+        return raw.decode("latin-1"), "Latin-1 (it is not UTF-8)"
 
 
 def _utf16(sample: bytes) -> str:
@@ -130,7 +130,7 @@ def read_rows(path: Path, document: Document) -> Iterator[tuple[str, Any]]:
         for number, line in enumerate(document.lines, 1):
             if line.strip():
                 where = f"{path}:{number}"
-                yield where, parse_json(line.encode(), where, hint="expected one item a line")
+                yield where, parse_json(line.encode(), where, hint="expected one item per line")
 
 
 def _table(path: Path, document: Document) -> Iterator[tuple[str, Any]]:

@@ -43,10 +43,10 @@ def typed_path(text: str | Path) -> Path:
         path = Path(text).expanduser()
         path.is_dir()
     except RuntimeError:
-        raise BadInput(f"{text}: there is no home folder of that user; write the path out") from None
+        raise BadInput(f"{text}: there is no home folder of that user; write the full path") from None
     except (OSError, ValueError) as error:
         raise BadInput(
-            f"{str(text)[:200]}: no usable path ({getattr(error, 'strerror', None) or error}); check it"
+            f"{str(text)[:200]}: not a usable path ({getattr(error, 'strerror', None) or error}); check it"
         ) from None
     return path
 
@@ -64,8 +64,7 @@ def read_bytes(path: Path, limit: int = MAX_JSON_BYTES) -> bytes:
         size = path.stat().st_size
         if size > limit:
             raise BadInput(
-                f"{path}: has {size:,} bytes, which is more than such a file can hold ({limit:,}); fetch it "
-                "again"
+                f"{path}: has {size:,} bytes, more than the limit for such a file ({limit:,}); fetch it again"
             )
         with open(path, "rb") as file:
             return file.read(limit + 1)
@@ -112,7 +111,7 @@ def parse_json(
         try:
             json.dumps(data, ensure_ascii=False).encode()
         except UnicodeEncodeError:
-            raise BadInput(f"{where}: holds half a surrogate pair, which is no text; {hint}") from None
+            raise BadInput(f"{where}: holds half a surrogate pair, which is not text; {hint}") from None
     return data
 
 
@@ -146,14 +145,14 @@ def parse_yaml_nodes(
     import yaml
 
     if len(text) > MAX_YAML_BYTES:
-        raise BadInput(f"{where}: longer than {MAX_YAML_BYTES:,} characters; such a file is not read")
+        raise BadInput(f"{where}: longer than {MAX_YAML_BYTES:,} characters, the limit for such a file")
 
     class Loader(yaml.SafeLoader):
         def compose_node(self, parent: Any, index: Any) -> Any:
             event = self.peek_event()
             line = f"{where}: line {event.start_mark.line + 1}"
             if isinstance(event, yaml.events.AliasEvent):
-                raise BadInput(f"{line}: YAML aliases (*name) are not read; write the value out")
+                raise BadInput(f"{line}: YAML aliases (*name) are not supported; repeat the value")
             node: Any = super().compose_node(parent, index)
             if (
                 node.tag in ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
@@ -208,7 +207,7 @@ def front_matter(text: str, where: str) -> dict[str, Any]:
     if data is None:
         return {}
     if not isinstance(data, dict):
-        raise BadInput(f"{where}: its YAML head is no mapping of names to values")
+        raise BadInput(f"{where}: its YAML head is not a mapping of names to values")
     return data
 
 
@@ -249,8 +248,8 @@ def inside(folder: Path, name: str) -> Path:
         shared = real.startswith(snapshot[2]) and bool(_SHARED_BLOB.fullmatch(real, len(snapshot[2])))
     if not shared and not any(real == root or real.startswith(root + os.sep) for root in allowed):
         raise BadInput(
-            f"{folder}: {name} is a link to {real}, outside the folder; put the file itself there, or "
-            "remove the link"
+            f"{folder}: {name} is a link to {real}, outside the "
+            "folder; put the file itself there, or remove the link"
         )
     return path
 

@@ -152,8 +152,8 @@ def read_results(run: Path) -> list[tuple[Subject, list[EvalResult]]]:
     paths = sorted((run / "results").glob("*.json"))
     if not paths:
         raise BadInput(
-            f"{run}: no results (expected {run / 'results'}/*.json); make some with `quantwright eval ... "
-            f"-o {run}`"
+            f"{run}: no results (expected {run / 'results'}/*.json); "
+            f"make some with `quantwright eval ... -o {run}`"
         )
     return [_read(path, clean_lines) for path in paths]
 
@@ -163,8 +163,7 @@ def _read(path: Path, clean: Callable[[str], str] | None = None) -> tuple[Subjec
     if document.get("schema") != SCHEMA_VERSION:
         raise BadInput(
             f"{path}: not a results file of this version (schema {printable(document.get('schema'), 50)}, "
-            "expected "
-            f"{SCHEMA_VERSION}); remove it or measure again"
+            f"expected {SCHEMA_VERSION}); remove it or measure again"
         )
     document = cleaned(document, clean) if clean else document
     results = document.get("results")

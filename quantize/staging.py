@@ -104,7 +104,7 @@ def keep_inputs(out: Path, inputs: Iterable[Path]) -> None:
             for place in (real, *real.parents):
                 if os.path.samestat(place.stat(), there):
                     what = f"is {given}" if place == real else f"holds {given}"
-                    raise BadInput(f"{out}: {what}, which is read here and would be lost; choose another -o")
+                    raise BadInput(f"{out}: {what}, an input that would be lost; choose another -o")
 
 
 # -- a folder of one's own
@@ -125,7 +125,7 @@ def staging(out: Path) -> Iterator[Path]:
             out.parent.mkdir(parents=True, exist_ok=True)
         except FileNotFoundError:  # a folder that takes no others, such as /proc
             raise BadInput(
-                f"{out}: cannot be written ({made[-1].parent} takes no folders); choose another -o"
+                f"{out}: cannot be written ({made[-1].parent} does not allow new folders); choose another -o"
             ) from None
         with disk_errors(out), held_folder(out.parent, _prefix(out), mode=0o777, out=out) as stage:
             yield stage
@@ -291,8 +291,8 @@ def put_in_place(new: Path, out: Path, replace: bool) -> None:
                 raise
             if not replace:
                 raise BadInput(
-                    f"{out}: already exists: another process has written it meanwhile; choose another -o, "
-                    "or pass --force"
+                    f"{out}: already exists: another process has written it "
+                    "in the meantime; choose another -o, or pass --force"
                 ) from None
     with contextlib.suppress(OSError):
         _flush_folder(out.parent)
@@ -410,8 +410,8 @@ def disk_error(error: Exception, out: Path | str) -> Exception:
         return error
     if disk_is_full(error):
         return StepFailed(
-            f"{out}: the disk is full; free some space (`quantwright plan` says how much is needed) and run "
-            "again"
+            f"{out}: the disk is full; free some space (`quantwright "
+            "plan` says how much is needed) and run again"
         )
     if isinstance(error, OSError) and error.errno in (
         errno.EROFS,

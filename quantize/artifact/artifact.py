@@ -212,8 +212,8 @@ class Artifact:
         path = inside(folder, MANIFEST)
         if not path.is_file():
             raise BadInput(
-                f"{folder}: no {MANIFEST}, so not an artifact of quantwright; make one with `quantwright "
-                "convert`"
+                f"{folder}: no {MANIFEST}, so this is not an artifact "
+                "of quantwright; make one with `quantwright convert`"
             )
         manifest = read_manifest(path)
         for name, entry in manifest.files.items():
@@ -264,8 +264,8 @@ class Artifact:
             for (name, entry), digest in zip(self.manifest.files.items(), digests, strict=True):
                 if digest != entry.sha256:
                     raise BadInput(
-                        f"{self.folder}: {name} does not match its sha256: it is damaged; convert again "
-                        "with --force"
+                        f"{self.folder}: {name} does not match its sha256: "
+                        "it is damaged; convert again with --force"
                     )
 
 
@@ -305,9 +305,9 @@ def why_not_ours(folder: Path, besides: tuple[str, ...] = ()) -> str:
     try:
         raw = read_bytes(folder / MANIFEST)
     except BadInput:
-        return f"holds {first} and no {MANIFEST}: --force replaces an artifact, nothing else"
+        return f"holds {first} and no {MANIFEST}; --force replaces only an artifact"
     if b'"recipe_digest"' not in raw:
-        return f"holds {first} and another program's {MANIFEST}: --force replaces an artifact, nothing else"
+        return f"holds {first} and another program's {MANIFEST}; --force replaces only an artifact"
     try:
         named = {name.partition("/")[0] for name in Manifest.model_validate_json(raw).files}
     except ValidationError:

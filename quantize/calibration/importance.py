@@ -122,9 +122,7 @@ def _weight(checkpoint: Checkpoint, tensors: dict[str, Mapped], name: str, prefi
     ending = "_exps" if match and match[0].endswith("_proj") else ""
     targets = [f"blk.{match[1]}.ffn_{part}{ending}.weight" for part in parts] if match else []
     if not targets or any(target not in tensors for target in targets):
-        raise Unsupported(
-            f"{checkpoint.source}: its files hold nothing that could be {name}, which transformers' model has"
-        )
+        raise Unsupported(f"{checkpoint.source}: has no tensor for {name}, which transformers' model has")
 
     def build() -> np.ndarray:
         built = [

@@ -49,9 +49,8 @@ def load_calibration(checkpoint: Checkpoint, options: CalibrationOptions) -> Cal
     available, wanted = len(ids) // length, max(1, options.tokens // length)
     if available < wanted:
         raise BadInput(
-            f"calibration {options.source}: gives {len(ids)} tokens, fewer than the {options.tokens} asked "
-            "for; "
-            "use a longer text or a smaller --calibration-tokens"
+            f"calibration {options.source}: has {len(ids)} tokens, fewer than the "
+            f"{options.tokens} asked for; use a longer text or a smaller --calibration-tokens"
         )
     chosen = np.sort(np.random.default_rng(options.seed).choice(available, wanted, replace=False))
     rows = ids[: available * length].reshape(available, length)[chosen]
@@ -66,7 +65,8 @@ def load_calibration(checkpoint: Checkpoint, options: CalibrationOptions) -> Cal
     said = [f"{options.source}: read as {found.read_as}"] if found.read_as else []
     if length < options.sequence_length:
         said.append(
-            f"windows of {length} tokens, all that the model takes, in place of {options.sequence_length}"
+            f"windows of {length} tokens, the most that the "
+            f"model allows, instead of {options.sequence_length}"
         )
     return Calibration(rows, record, tuple(said))
 

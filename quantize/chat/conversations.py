@@ -23,9 +23,8 @@ SPEAKERS = {
     "function_call": "assistant", "function_response": "tool", "observation": "tool",
 }  # fmt: skip
 WANTED = (
-    'expected {"text": ...}, {"messages": [{"role": ..., "content": ...}, ...]}, {"conversations": '
-    '[{"from": ..., "value": ...}, '
-    '...]} or {"prompt": ..., "completion": ...}'
+    'expected {"text": ...}, {"messages": [{"role": ..., "content": ...}, ...]}, '
+    '{"conversations": [{"from": ..., "value": ...}, ...]} or {"prompt": ..., "completion": ...}'
 )
 
 
@@ -76,14 +75,14 @@ class _Conversations:
         parts = []
         if self.rendered:
             some = f", {self.without_system} without their system message" if self.without_system else ""
-            parts.append(f"{_count(self.rendered)} by the model's chat template{some}")
+            parts.append(f"{_count(self.rendered)} rendered with the model's chat template{some}")
         if self.bare:
             why = (
-                f"which the chat template refuses: {self.refused}"
+                f"because the chat template refuses them: {self.refused}"
                 if self.template
-                else "since there is no chat template"
+                else "because there is no chat template"
             )
-            parts.append(f"{_count(self.bare)} as their text alone, {why}")
+            parts.append(f"{_count(self.bare)} reduced to their text, {why}")
         return "; ".join(parts)
 
 

@@ -58,8 +58,8 @@ def render(
     """
     if len(template) > MAX_TEMPLATE_CHARACTERS:
         raise BadInput(
-            f"{where}: its chat template has more than {MAX_TEMPLATE_CHARACTERS:,} characters; that is not "
-            "rendered"
+            f"{where}: its chat template has more than "
+            f"{MAX_TEMPLATE_CHARACTERS:,} characters, which is the limit"
         )
     if open_end and "content" not in template:
         raise BadInput(
@@ -83,7 +83,7 @@ def render(
         error.reason = reason
         raise error
     raise BadInput(
-        f"{where}: its chat template {'is not rendered' if reply['error'] == 'limit' else 'fails'}: {reason}"
+        f"{where}: its chat template {'was stopped' if reply['error'] == 'limit' else 'fails'}: {reason}"
     )
 
 
@@ -94,7 +94,7 @@ def render_task(template: str, item: Mapping[str, Any], *, where: str) -> str:
     """
     if len(template) > MAX_TEMPLATE_CHARACTERS:
         raise BadInput(
-            f"{where}: a template of more than {MAX_TEMPLATE_CHARACTERS:,} characters; that is not rendered"
+            f"{where}: a template of more than {MAX_TEMPLATE_CHARACTERS:,} characters, which is the limit"
         )
     try:
         request = json.dumps(
@@ -102,13 +102,13 @@ def render_task(template: str, item: Mapping[str, Any], *, where: str) -> str:
         )
     except (TypeError, ValueError, RecursionError) as error:
         raise BadInput(
-            f"{where}: an item of its data is no text, numbers and lists of them ({error})"
+            f"{where}: an item of its data is not made of texts, numbers and lists ({error})"
         ) from None
     reply = _worker.ask(json.loads(request))
     if "text" in reply:
         return reply["text"]
     raise BadInput(
-        f"{where}: a template {'is not rendered' if reply['error'] == 'limit' else 'fails'}: "
+        f"{where}: a template {'was stopped' if reply['error'] == 'limit' else 'fails'}: "
         f"{printable(reply['message'], 400)}"
     )
 
@@ -132,15 +132,13 @@ def _mark_end(chat: list[dict[str, Any]], where: str) -> str:
             text = str(block["text"])
             block["text"] = text + OPEN_END
             return text
-    raise BadInput(f"{where}: the last message, which is to be continued, holds no text")
+    raise BadInput(f"{where}: the last message is to be continued, but has no text")
 
 
 def _cut_at_end(text: str, ending: str, where: str) -> str:
     mark = OPEN_END.strip()
     if ending.strip() not in text or mark not in text:
-        raise BadInput(
-            f"{where}: its chat template does not show the last message as it is, so it cannot be continued"
-        )
+        raise BadInput(f"{where}: its chat template changes the last message, so it cannot be continued")
     begin = text.rindex(mark)
     # A template that trims what a message says has trimmed the mark's own space, and would have trimmed what
     # is before it.

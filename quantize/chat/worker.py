@@ -67,7 +67,7 @@ class Names(jinja2.utils.Namespace):
 def _refuse_private(name: Any) -> None:
     if isinstance(name, str) and name.startswith("_"):
         raise jinja2.exceptions.SecurityError(
-            f"a namespace holds no {name!r}: names with an underscore first are private"
+            f"a namespace holds no {name!r}: names that begin with an underscore are private"
         )
 
 
@@ -149,10 +149,13 @@ def answer(request: dict[str, Any]) -> dict[str, str]:
         except TooMuch:
             return {
                 "error": "limit",
-                "message": f"it makes more than {OUTPUT_CHARACTERS:,} characters of one item",
+                "message": f"it writes more than {OUTPUT_CHARACTERS:,} characters for one item",
             }
         except (MemoryError, RecursionError, OverflowError) as error:
-            return {"error": "limit", "message": f"it needs more than it may take ({type(error).__name__})"}
+            return {
+                "error": "limit",
+                "message": f"it needs more memory or depth than allowed ({type(error).__name__})",
+            }
         except Exception as error:  # of an expression in the template: any kind
             return {"error": "other", "message": f"{type(error).__name__}: {error}"[:2000]}
 

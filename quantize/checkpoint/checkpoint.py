@@ -108,7 +108,7 @@ class Checkpoint:
         model, folder = source or str(folder), Path(folder)
         if not folder.is_dir():
             raise BadInput(
-                f"{model}: no such folder; a Hub id or a .gguf file is opened by quantize.open_checkpoint"
+                f"{model}: no such folder; use quantize.open_checkpoint for a Hub id or a .gguf file"
             )
         check_links(folder)
         config = read_config(folder)
@@ -116,8 +116,8 @@ class Checkpoint:
             if part.get("quantization_config"):
                 method = printable(part["quantization_config"].get("quant_method", "unknown"), 40)
                 raise Unsupported(
-                    f"{model}: already quantized ({method}); quantize from the original full-precision "
-                    "checkpoint instead"
+                    f"{model}: already quantized ({method}); quantize "
+                    "from the original full-precision checkpoint instead"
                 )
         # what it named is read here; an artifact's weights are under the usual names
         named = config.pop("transformers_weights", None)
@@ -313,8 +313,7 @@ def _check_types(model: str, tensors: Mapping[str, TensorInfo]) -> None:
         if info.dtype in ("I16", "U16", "C64") or name.endswith((".weight", ".bias", "_proj")):
             raise Unsupported(
                 f"{model}: tensor {name} is stored as {info.dtype}; expected a weight in "
-                f"{', '.join(FLOAT_DTYPES)}; "
-                "fetch the file again, or start from a full-precision checkpoint"
+                f"{', '.join(FLOAT_DTYPES)}; fetch the file again, or start from a full-precision checkpoint"
             )
     if not any(info.dtype in FLOAT_DTYPES and info.parameters for info in tensors.values()):
         raise BadInput(f"{model}: its files hold no weights; fetch the whole checkpoint")

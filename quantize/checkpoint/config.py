@@ -220,7 +220,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     if not path.is_file():
         raise BadInput(
-            f"{folder}: no config.json, so not a Hugging Face checkpoint; give the folder that holds it"
+            f"{folder}: no config.json, so this is not a Hugging "
+            "Face checkpoint; give the folder that holds it"
         )
     return checked(read_json(path, MAX_CONFIG_BYTES), str(path))
 

@@ -29,7 +29,7 @@ def materialised(checkpoint: Checkpoint, scratch: Path | None = None) -> Iterato
             write_folder(folder, entries, checkpoint.read)
         except OSError as error:
             raise StepFailed(
-                f"{folder}: cannot hold the weights of {checkpoint.source} ({error.strerror}), which this "
-                "method's library reads from files; set TMPDIR to a larger disk"
+                f"{folder}: cannot hold the weights of {checkpoint.source} ({error.strerror}), "
+                "which the library of this method reads from files; set TMPDIR to a larger disk"
             ) from None
         yield folder

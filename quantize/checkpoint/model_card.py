@@ -75,7 +75,7 @@ def read_model_card(folder: Path) -> ModelCard:
         found = front_matter(read_text(path, 16 * MIB), CARD)
     except BadInput as error:
         why = str(error).removeprefix(f"{path}: ").removeprefix(f"{CARD}: ")
-        return ModelCard(remarks=(("not read: no licence, languages or tags taken from it", why),))
+        return ModelCard(remarks=(("not read: licence, languages and tags are missing", why),))
     front: dict[str, Any] = {}
     remarks: list[tuple[str, str]] = []
     for key, value in found.items():
@@ -117,7 +117,7 @@ def _left_out(key: str, value: Any, remarks: list[tuple[str, str]]) -> None:
         if isinstance(value, dict)
         else type(value).__name__
     )
-    remark = (f"{key}: an entry left out", f"it is {kind} where text was expected")
+    remark = (f"{key}: an entry is left out", f"expected text, found {kind}")
     if remark not in remarks:
         remarks.append(remark)
 

@@ -127,14 +127,13 @@ def _header_bytes(path: Path) -> tuple[int, bytes]:
             (length,) = struct.unpack("<Q", prefix)
             if length > size - 8:
                 raise BadInput(
-                    f"{path}: truncated or not safetensors: header of {length} bytes in a file of {size}; "
-                    "fetch the file again"
+                    f"{path}: truncated or not safetensors: header of "
+                    f"{length} bytes in a file of {size}; fetch the file again"
                 )
             if length > MAX_HEADER_BYTES:
                 raise BadInput(
-                    f"{path}: its safetensors header has {length:,} bytes, more than any model needs "
-                    f"({MAX_HEADER_BYTES:,}); "
-                    "save it in shards"
+                    f"{path}: its safetensors header has {length:,} bytes, more "
+                    f"than the limit ({MAX_HEADER_BYTES:,}); save it in shards"
                 )
             return size, file.read(length)
     except OSError as error:
@@ -146,9 +145,9 @@ def _tensor(path: Path, name: str, entry: Any, start: int, size: int) -> StoredT
         return BadInput(f"{path}: tensor {printable(name, 200)} {what}; fetch the file again")
 
     if not name or len(name) > 1024 or _CONTROL.search(name):
-        raise wrong("has a name that is none")
+        raise wrong("has an invalid name")
     if not isinstance(entry, dict):
-        raise wrong("is described by no object")
+        raise wrong("is not described by an object")
     dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
     if not isinstance(dtype, str) or dtype not in DTYPE_BITS:
         raise wrong(f"is of type {printable(dtype, 40)}, which safetensors does not have")
@@ -157,21 +156,19 @@ def _tensor(path: Path, name: str, entry: Any, start: int, size: int) -> StoredT
             f"has the shape {printable(shape, 100)}; expected whole numbers, at most {MAX_AXES} of them"
         )
     if math.prod(max(axis, 1) for axis in shape) > MAX_ELEMENTS:
-        raise wrong(f"has the shape {printable(shape, 100)}, more than fits any file")
+        raise wrong(f"has the shape {printable(shape, 100)}, which is too large for any file")
     if not isinstance(offsets, list) or len(offsets) != 2 or not all(_is_count(offset) for offset in offsets):
-        raise wrong(f"has the offsets {printable(offsets, 100)}; expected where it begins and where it ends")
+        raise wrong(f"has the offsets {printable(offsets, 100)}; expected its begin and end")
     begin, end = offsets
     if start + end > size:
         raise BadInput(
-            f"{path}: truncated: tensor {printable(name, 200)} ends at byte {start + end}, the file has "
-            f"{size}; "
-            "fetch the file again"
+            f"{path}: truncated: tensor {printable(name, 200)} ends at "
+            f"byte {start + end}, the file has {size}; fetch the file again"
         )
     if math.prod(shape) * DTYPE_BITS[dtype] != 8 * (end - begin):
         raise BadInput(
-            f"{path}: tensor {printable(name, 200)} of shape {shape} {dtype} does not fill its "
-            f"{end - begin} bytes; "
-            "fetch the file again"
+            f"{path}: tensor {printable(name, 200)} of shape {shape} {dtype} "
+            f"does not fill its {end - begin} bytes; fetch the file again"
         )
     return StoredTensor(name, tuple(shape), dtype, path, start + begin)
 
@@ -186,10 +183,8 @@ def _check_order(path: Path, tensors: dict[str, StoredTensor], start: int, size:
     for info in sorted(tensors.values(), key=lambda info: (info.offset, info.size_bytes)):
         name = f"tensor {printable(info.name, 200)}"
         if info.offset != at:
-            what = "overlaps" if info.offset < at else "leaves a hole behind"
+            what = "overlaps" if info.offset < at else "leaves a gap after"
             raise BadInput(f"{path}: {name} {what} {before}; fetch the file again")
         at, before = info.offset + info.size_bytes, name
     if at != size:
-        raise BadInput(
-            f"{path}: {size - at} bytes follow {before}, and no tensor has them; fetch the file again"
-        )
+        raise BadInput(f"{path}: {size - at} bytes after {before} belong to no tensor; fetch the file again")

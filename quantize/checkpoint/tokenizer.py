@@ -135,7 +135,7 @@ class SourceTokenizer:
         declares.
         """
         if not self.is_sentencepiece:
-            with library(self.file, "its rules fail on a text"):
+            with library(self.file, "its rules fail on some text"):
                 ids: list[int] = self.backend.encode(text, add_special_tokens=add_special).ids
             return ids
         ids = []

@@ -67,7 +67,7 @@ def read_definition(path: Path) -> dict[str, Any]:
         raise BadInput(f"{path}: not a tokenizer: has no vocabulary (model.vocab); fetch it again")
     added = data.get("added_tokens") or []
     if not isinstance(added, list) or not all(isinstance(entry, dict) for entry in added):
-        raise BadInput(f"{path}: added_tokens is no list of objects; fetch it again")
+        raise BadInput(f"{path}: added_tokens is not a list of objects; fetch it again")
     entries = len(vocabulary) + len(added)
     ids = list(vocabulary.values()) if isinstance(vocabulary, dict) else []
     for number in [*ids, *(entry.get("id") for entry in added)]:
@@ -78,12 +78,10 @@ def read_definition(path: Path) -> dict[str, Any]:
         for entry in vocabulary:
             if not isinstance(entry, list) or len(entry) != 2 or not _is_score(entry[1]):
                 raise BadInput(
-                    f"{path}: {printable(repr(entry), 80)} is no token with its score; fetch it again"
+                    f"{path}: {printable(repr(entry), 80)} is not a token with its score; fetch it again"
                 )
     if _growth(data.get("normalizer")) > MAX_GROWTH or _growth(data.get("decoder")) > MAX_GROWTH:
-        raise BadInput(
-            f"{path}: its rules make a text more than {MAX_GROWTH:g} times as long; fetch it again"
-        )
+        raise BadInput(f"{path}: its rules make a text grow more than {MAX_GROWTH:g} times; fetch it again")
     return data
 
 

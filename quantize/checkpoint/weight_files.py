@@ -69,8 +69,8 @@ def read_weights(folder: Path, named: str | None = None) -> tuple[dict[str, Stor
     missing = next((name for name in found.index if name not in tensors), None)
     if missing is not None:
         raise BadInput(
-            f"{folder}: {INDEX} names tensor {printable(missing, 200)}, which no shard holds; fetch the "
-            "shards again"
+            f"{folder}: {INDEX} names tensor {printable(missing, 200)}, "
+            "which no shard holds; fetch the shards again"
         )
     return tensors, found
 
@@ -97,7 +97,8 @@ def _usual(folder: Path, name: str) -> WeightFiles:
         names = [name]
     else:
         raise BadInput(
-            f"{folder}: its weights are said to be in {name}; expected a .safetensors file or its index"
+            f"{folder}: config.json says that the weights are in "
+            f"{name}; expected a .safetensors file or its index"
         )
     for shard in names:
         if not (folder / shard).is_file():
@@ -119,8 +120,8 @@ def _guessed(folder: Path) -> WeightFiles:
             )
         found = f"; {others[0]} is not in transformers' form" if others else ""
         raise BadInput(
-            f"{folder}: no .safetensors weights (expected {SINGLE} or {INDEX}){found}; fetch the whole "
-            "checkpoint"
+            f"{folder}: no .safetensors weights (expected {SINGLE} "
+            f"or {INDEX}){found}; fetch the whole checkpoint"
         )
     parts = [_SHARD.fullmatch(path.name) for path in candidates]
     if len({part and (part[1], part[3]) for part in parts}) == 1 and parts[0]:

@@ -224,8 +224,7 @@ class _Rules:
                 raise BadInput(f"tensor type {pattern!r}: not a regular expression ({error})") from None
             if not any(self.patterns[-1][0].search(name) for name in names):
                 raise BadInput(
-                    f"tensor type {pattern}: no tensor of this model has such a name (names are like "
-                    f"{names[-1]})"
+                    f"tensor type {pattern}: matches no tensor of this model (names look like {names[-1]})"
                 )
 
     def choose(self, spec: Spec) -> Choice:

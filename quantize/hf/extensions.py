@@ -133,7 +133,7 @@ def _file_lock() -> Iterator[None]:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             print(
-                f"waiting for another process that prepares kernels ({folder / 'kernels.lock'})",
+                f"waiting for another process that is preparing kernels ({folder / 'kernels.lock'})",
                 file=sys.stderr,
                 flush=True,
             )

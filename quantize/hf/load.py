@@ -101,8 +101,8 @@ def load_model(
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise BadInput(
-            f"{folder}: holds no weights of the right shape for {missing[0]}{more}; fetch the whole "
-            "checkpoint"
+            f"{folder}: holds no weights of the right shape for "
+            f"{missing[0]}{more}; fetch the whole checkpoint"
         )
     ready: Any = model.eval()
     ready.unexpected = sorted(info["unexpected_keys"])  # which transformers says in its log
@@ -128,7 +128,7 @@ def model_without_weights(folder: Path, dtype: str, *, trust_remote_code: bool =
         import torch
         from transformers import AutoConfig, AutoModelForCausalLM
 
-        with refusals(str(folder), "cannot make its model"):
+        with refusals(str(folder), "cannot build its model"):
             config = AutoConfig.from_pretrained(
                 seen, local_files_only=True, trust_remote_code=trust_remote_code
             )
@@ -166,7 +166,7 @@ def load_quanto(
             raise Unsupported(
                 f"{folder}: is an optimum-quanto model; install with: {install_command('quanto')}"
             ) from None
-        with refusals(str(folder), "cannot make its model"):
+        with refusals(str(folder), "cannot build its model"):
             trust = {"trust_remote_code": trust_remote_code}
             config = AutoConfig.from_pretrained(seen, local_files_only=True, **trust)
             with (

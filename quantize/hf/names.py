@@ -64,14 +64,14 @@ def empty_model(
         from accelerate import init_empty_weights
         from transformers import AutoConfig, AutoModelForCausalLM
 
-        with refusals(checkpoint.source, "refuses its config.json", "; GGUF recipes may take it"):
+        with refusals(checkpoint.source, "refuses its config.json", "; GGUF recipes may work"):
             config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=trust)
         if tied is not None:
             config.tie_word_embeddings = config.get_text_config().tie_word_embeddings = tied
         kind = printable(checkpoint.model_type, 100)
         makes = f"has no causal language model for model_type {kind!r}"
         place = init_empty_weights() if buffers else torch.device("meta")
-        with refusals(checkpoint.source, makes, "; GGUF recipes may take it"), place:
+        with refusals(checkpoint.source, makes, "; GGUF recipes may work"), place:
             model: PreTrainedModel = AutoModelForCausalLM.from_config(
                 config, dtype=torch_dtype(dtype), trust_remote_code=trust
             )
@@ -90,9 +90,8 @@ def find_layers(checkpoint: Checkpoint) -> Layers:
     if not checkpoint.usual_files:
         files = ", ".join(checkpoint.weight_files[:2])
         raise Unsupported(
-            f"{checkpoint.source}: transformers opens {SINGLE} or {INDEX} with its shards, and the weights "
-            f"are in {files}; "
-            f"rename a single file to {SINGLE}"
+            f"{checkpoint.source}: transformers opens {SINGLE} or {INDEX} with its "
+            f"shards, and the weights are in {files}; rename a single file to {SINGLE}"
         )
     if not _last or _last[0][0] is not checkpoint:
         _last[:] = [(checkpoint, _find_layers(checkpoint))]
@@ -137,14 +136,14 @@ def _built_layers(checkpoint: Checkpoint) -> Layers:
                 ignored.append(name)
                 continue
             raise Unsupported(
-                f"{checkpoint.source}: tensor {name} has no place of that name in transformers' "
-                f"{type(model).__name__} "
-                "(it merges or renames tensors when it loads them); GGUF recipes may take it"
+                f"{checkpoint.source}: tensor {name} has no counterpart in "
+                f"transformers' {type(model).__name__} (it merges or "
+                "renames tensors when it loads them); GGUF recipes may work"
             )
         if shapes[known] != info.shape:
             raise Unsupported(
-                f"{checkpoint.source}: tensor {name} has shape {list(info.shape)}, "
-                f"and its config.json means {list(shapes[known])}; fetch config and weights of the same model"
+                f"{checkpoint.source}: tensor {name} has shape {list(info.shape)}, but its config.json "
+                f"implies {list(shapes[known])}; fetch config and weights of the same model"
             )
         source[known] = name
     stored_head = None
@@ -195,7 +194,7 @@ def _without_what_is_computed(checkpoint: Checkpoint) -> tuple[Checkpoint, list[
         layers = find_layers(checkpoint)
     except Unsupported:  # said by the method's own check, where it needs to know the layers
         return checkpoint, []
-    left_out = dict.fromkeys(layers.buffers, "the model computes it")
+    left_out = dict.fromkeys(layers.buffers, "the model computes it itself")
     notes, config = [], checkpoint.config
     if layers.stored_head and layers.head:
         embedding = layers.source[f"{layers.head}.weight"]
@@ -206,8 +205,8 @@ def _without_what_is_computed(checkpoint: Checkpoint) -> tuple[Checkpoint, list[
             config = {**config, **untied}
             if isinstance(config.get("text_config"), dict):
                 config["text_config"] = {**config["text_config"], **untied}
-            why = f"{layers.stored_head} is not {embedding}, and transformers then uses both"
-            notes.append(Note(tensor=layers.stored_head, what="tie_word_embeddings set to false", why=why))
+            why = f"{layers.stored_head} is not {embedding}, so transformers uses both"
+            notes.append(Note(tensor=layers.stored_head, what="tie_word_embeddings is set to false", why=why))
     if not left_out and not notes:
         return checkpoint, []
     notes += [Note(tensor=name, what="left out", why=why) for name, why in left_out.items()]
@@ -242,7 +241,7 @@ def kept_notes(
         elif name == head and layers.tied:
             why = "the output layer is tied to the embedding, and a lookup needs its rows"
         elif name == head:
-            why = "the output layer, which decides every token, is left alone"
+            why = "the output layer, which decides every token, is not quantized"
         else:
             why = f"{library} quantizes linear layers only"
         notes.append(Note(tensor=name, what=f"kept as {info.dtype}", why=why))

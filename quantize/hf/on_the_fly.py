@@ -47,8 +47,7 @@ def load_quantized(
         bitsandbytes_compute_in(model, torch_dtype(compute), exact)
         return model
     raise BadInput(
-        f"{recipe.short}: cannot be loaded as; only quanto and bnb recipes quantize on the fly: convert it "
-        "first"
+        f"{recipe.short}: only quanto and bnb recipes can be quantized while loading; convert it first"
     )
 
 

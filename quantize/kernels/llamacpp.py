@@ -126,8 +126,8 @@ def quantize_rows(
         raise StepFailed(f"llama.cpp wrote {written} bytes of {kind.name} where {out.nbytes} were expected")
     if kind is not Type.F32 and not lib.ggml_validate_row_data(int(kind), out.ctypes.data, out.nbytes):
         raise StepFailed(
-            f"values up to {float(np.abs(rows).max()):.4g} do not fit into {kind.name}; use a type with "
-            "more range"
+            f"values up to {float(np.abs(rows).max()):.4g} do not "
+            f"fit into {kind.name}; use a type with more range"
         )
 
 
@@ -355,8 +355,8 @@ class Context:
         self._context = lib.llama_init_from_model(model._model, parameters)
         if not self._context:
             raise StepFailed(
-                f"{model.path}: llama.cpp cannot make a context of {length * sequences} tokens: "
-                f"{last_error()}"
+                f"{model.path}: llama.cpp cannot make a context "
+                f"of {length * sequences} tokens: {last_error()}"
             )
         self._batch = lib.llama_batch_init(batch, 0, sequences if unified else 1)
 
@@ -391,8 +391,8 @@ class Context:
         status = lib.llama_decode(self._context, batch)
         if status != 0:
             raise StepFailed(
-                f"{self.model.path}: llama.cpp could not process {count} tokens (status {status}): "
-                f"{last_error()}"
+                f"{self.model.path}: llama.cpp could not process "
+                f"{count} tokens (status {status}): {last_error()}"
             )
         rows = int(np.count_nonzero(wanted))
         if rows == 0:

@@ -53,8 +53,8 @@ def unpack_bits(words: np.ndarray, bits: int) -> np.ndarray:
     step = period * bits // WORD_BITS
     if words.shape[0] % step:
         raise ValueError(
-            f"{words.shape[0]} words do not hold a whole number of {bits}-bit codes (expected a multiple of "
-            f"{step})"
+            f"{words.shape[0]} words do not hold a whole number "
+            f"of {bits}-bit codes (expected a multiple of {step})"
         )
     grouped = words.view(np.uint32).reshape(-1, step, words.shape[1])
     codes = np.empty((grouped.shape[0], period, words.shape[1]), np.uint8)
@@ -105,14 +105,14 @@ def dequantize_gptq(
     groups = scales.shape[0]
     if scales.shape != (groups, outputs) or zeros.shape != (groups, outputs):
         raise ValueError(
-            f"scales {scales.shape} and zero points {zeros.shape} do not fit {outputs} outputs in {groups} "
-            "groups"
+            f"scales {scales.shape} and zero points {zeros.shape} "
+            f"do not fit {outputs} outputs in {groups} groups"
         )
     index = np.arange(inputs) // (group_size if group_size > 0 else inputs) if g_idx is None else g_idx
     if index.shape != (inputs,) or index.min() < 0 or index.max() >= groups:
         raise ValueError(
-            f"g_idx {index.shape} in {index.min()}..{index.max()} does not map {inputs} inputs to {groups} "
-            "groups"
+            f"g_idx {index.shape} in {index.min()}..{index.max()} "
+            f"does not map {inputs} inputs to {groups} groups"
         )
     scale = scales.astype(np.float32)
     weights = (codes.astype(np.int32) - zeros[index]).astype(np.float32)

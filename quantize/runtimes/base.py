@@ -50,7 +50,7 @@ class Runtime(ABC):
         ``firsts``: of each row the position from which its logits are wanted. Errors: as ``logits``;
         Unsupported where the runtime computes rows one by one anyway (``shares_beginnings``).
         """
-        raise Unsupported(f"{self.name} computes every row by itself")
+        raise Unsupported(f"{self.name} computes every row separately")
 
     def token_scores(
         self, rows: Sequence[Sequence[int]], firsts: Sequence[int]
@@ -88,7 +88,7 @@ class Runtime(ABC):
         Errors: Unsupported where the runtime knows no such implementation, or has nothing to compile.
         """
         if attention or compiled:
-            raise Unsupported(f"{self.name}: neither attention nor compilation can be chosen")
+            raise Unsupported(f"{self.name}: has no choice of attention or compilation")
 
     @abstractmethod
     def tokenize(self, text: str, add_special: bool = True) -> list[int]:
@@ -97,9 +97,7 @@ class Runtime(ABC):
     def detokenize(self, ids: Sequence[int]) -> str:
         """The text of ``ids``, special tokens included. Errors: Unsupported where the runtime has no
         tokenizer of its own."""
-        raise Unsupported(
-            "text is to be generated, which needs the source's tokenizer; give --reference MODEL"
-        )
+        raise Unsupported("generating text needs the source's tokenizer; give --reference MODEL")
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:
@@ -123,14 +121,13 @@ class Runtime(ABC):
     def check_rows(self, rows: np.ndarray) -> None:
         if rows.shape[1] > self.context:
             raise BadInput(
-                f"a window of {rows.shape[1]} tokens exceeds the model's context of {self.context}; use a "
-                "shorter one"
+                f"a window of {rows.shape[1]} tokens exceeds the "
+                f"model's context of {self.context}; use a shorter one"
             )
         if rows.size and (rows.min() < 0 or rows.max() >= self.vocabulary):
             raise BadInput(
                 f"token id {int(rows.max() if rows.max() >= self.vocabulary else rows.min())} is outside "
-                "the model's "
-                f"vocabulary of {self.vocabulary}: the ids were made by another tokenizer"
+                f"the model's vocabulary of {self.vocabulary}: the ids were made by another tokenizer"
             )
 
     def __enter__(self) -> "Runtime":

@@ -151,7 +151,7 @@ class LlamaCppRuntime(Runtime):
 
     def tune(self, attention: str = "", compiled: bool = False) -> None:
         if compiled:
-            raise Unsupported("llama.cpp has nothing to compile; drop --compile for GGUF files")
+            raise Unsupported("llama.cpp does not compile models; drop --compile for GGUF files")
         if attention not in ("", *ATTENTION):
             raise Unsupported(
                 f"llama.cpp has no attention called {attention!r}; it has {' and '.join(ATTENTION)}"

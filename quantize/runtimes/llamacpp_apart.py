@@ -112,7 +112,7 @@ class Model:
             request, "running"
         )
         hint = (
-            "the system was out of memory, or somebody killed it"
+            "the system ran out of memory, or someone killed it"
             if code == -signal.SIGKILL
             else self._last_words()
         )

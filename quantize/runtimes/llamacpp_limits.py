@@ -30,7 +30,7 @@ def check_metadata(file: GgufFile) -> None:
                 printable(f"{architecture}.{key}", 80),
                 printable(file.kvs.get(f"{architecture}.{key}"), 60),
             )
-            raise StepFailed(f"{file.path}: {name} is {found}; llama.cpp wants {expected}")
+            raise StepFailed(f"{file.path}: {name} is {found}; llama.cpp expects {expected}")
 
     def integer(key: str) -> int | None:
         value = file.kvs.get(f"{architecture}.{key}")
@@ -40,7 +40,7 @@ def check_metadata(file: GgufFile) -> None:
         demand(
             "block_count",
             0 < layers <= min(MAX_LAYERS, len(file.tensors)),
-            "one for each block whose tensors the file holds",
+            "the number of blocks that have tensors in the file",
         )
     if (experts := integer("expert_count")) is not None:
         demand("expert_count", 0 <= experts <= MAX_EXPERTS, f"at most {MAX_EXPERTS}")

@@ -51,8 +51,8 @@ def open_runtime(
     name = runtime or ("llamacpp" if gguf else "transformers")
     if (name == "llamacpp") != bool(gguf):
         raise BadInput(
-            f"{path}: is {'a GGUF file' if gguf else 'no GGUF file'}, which {name} does not open here; drop "
-            "--runtime"
+            f"{path}: is {'a GGUF file' if gguf else 'no GGUF file'}, "
+            f"which {name} does not open here; drop --runtime"
         )
     module, _, attribute = RUNTIMES[name].partition(":")
     more = {} if own_process or not gguf else {"own_process": False}

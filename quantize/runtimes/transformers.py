@@ -61,7 +61,7 @@ class TransformersRuntime(FolderRuntime):
 
             if self.format != "dense":
                 raise BadInput(
-                    f"{path}: is stored as {self.format} already, so it cannot be loaded as {load_as.short}"
+                    f"{path}: is already stored as {self.format}, so it cannot be loaded as {load_as.short}"
                 )
             self.format = load_as.short
             self.model = load_quantized(self.folder, load_as, run, exact=exact)
@@ -172,7 +172,7 @@ class TransformersRuntime(FolderRuntime):
                 ) from None
             if self.model.config._attn_implementation != attention:
                 raise Unsupported(
-                    f"{self.folder}: {type(self.model).__name__} has one attention implementation only"
+                    f"{self.folder}: {type(self.model).__name__} has only one attention implementation"
                 )
         if compiled:
             import torch

@@ -38,7 +38,9 @@ class VllmRuntime(FolderRuntime):
         """Errors: Unsupported where vLLM is not installed or does not know the model; BadInput for
         ``load_as``."""
         if load_as is not None:
-            raise BadInput(f"{path}: vLLM opens what is stored; it cannot load as {load_as.short}")
+            raise BadInput(
+                f"{path}: vLLM opens what is stored; it cannot quantize while loading to {load_as.short}"
+            )
         for name, value in (
             ("VLLM_CPU_KVCACHE_SPACE", KV_CACHE_GIB),
             ("VLLM_LOGGING_LEVEL", "ERROR"),
@@ -122,13 +124,13 @@ class VllmRuntime(FolderRuntime):
         return outputs
 
     def logits(self, rows: np.ndarray, first: int, consume: Consume) -> None:
-        raise Unsupported("vLLM gives the log-probabilities of the text's own tokens only")
+        raise Unsupported("vLLM returns only the log-probabilities of the text's own tokens")
 
     def start(self, ids: Sequence[int]) -> np.ndarray:
-        raise Unsupported("vLLM gives the log-probabilities of the text's own tokens only")
+        raise Unsupported("vLLM returns only the log-probabilities of the text's own tokens")
 
     def step(self, token: int) -> np.ndarray:
-        raise Unsupported("vLLM gives the log-probabilities of the text's own tokens only")
+        raise Unsupported("vLLM returns only the log-probabilities of the text's own tokens")
 
     def describe(self) -> dict[str, Any]:
         import torch

@@ -136,8 +136,8 @@ def open_adapter(folder: Path, checkpoint: Checkpoint) -> Adapter:
     if config.ensure_weight_tying and adapter.tie:  # what peft saves of the head is the embedding's once more
         if adapter.tie.embedding not in adapter.replaced and adapter.tie.embedding not in adapter.deltas:
             raise Unsupported(
-                f"{folder}: ensure_weight_tying is set, and only the head was trained; merge it with peft "
-                "first"
+                f"{folder}: ensure_weight_tying is set, and only "
+                "the head was trained; merge it with peft first"
             )
         adapter.replaced.pop(adapter.tie.head, None)
         adapter.deltas.pop(adapter.tie.head, None)
@@ -225,14 +225,14 @@ def _input_first(adapter: Adapter, module: str, checkpoint: Checkpoint) -> bool:
 
 def _another_base(adapter: Adapter, name: str, checkpoint: Checkpoint) -> str:
     what = f"tensor {printable(name, 200)} has no counterpart in {checkpoint.source}"
-    return f"{adapter.folder}: {what}: a LoRA for another base{adapter.config.made_for}"
+    return f"{adapter.folder}: {what}: a LoRA for another base model model{adapter.config.made_for}"
 
 
 def _another_shape(
     adapter: Adapter, name: str, found: tuple[int, ...], target: str, base: tuple[int, ...]
 ) -> str:
     fit = f"tensor {printable(name, 200)} of shape {list(found)} does not fit {target} {list(base)}"
-    return f"{adapter.folder}: {fit}: a LoRA for another base{adapter.config.made_for}"
+    return f"{adapter.folder}: {fit}: a LoRA for another base model model{adapter.config.made_for}"
 
 
 def _check_shapes(adapter: Adapter, target: str, delta: Delta, checkpoint: Checkpoint) -> None:
@@ -275,9 +275,8 @@ def _check_rows(adapter: Adapter, checkpoint: Checkpoint) -> None:
     if touched and len(set(rows.values())) > 1:
         found = ", ".join(f"{name} {count:,}" for name, count in sorted(rows.items()))
         raise Unsupported(
-            f"{adapter.folder}: was made on a base with another vocabulary and does not hold all of it "
-            f"(rows: {found}); merge it "
-            "with peft, into that base, first"
+            f"{adapter.folder}: was made on a base with another vocabulary and does not "
+            f"hold all of it (rows: {found}); merge it with peft, into that base, first"
         )
 
 
@@ -285,7 +284,7 @@ def _read(info: StoredTensor) -> np.ndarray:
     kinds = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
     if info.dtype not in kinds:
         raise BadInput(
-            f"{info.file}: tensor {info.name} is stored as {info.dtype}; F32, F16 or BF16 was expected"
+            f"{info.file}: tensor {info.name} is stored as {info.dtype}; expected F32, F16 or BF16"
         )
     raw = np.fromfile(info.file, kinds[info.dtype], info.parameters, offset=info.offset).reshape(info.shape)
     return bfloat16_to_float32(raw) if info.dtype == "BF16" else raw.astype(np.float32)

@@ -26,7 +26,7 @@ CONFIG = "adapter_config.json"
 # Settings of LoraConfig that change what the weights mean, and are not merged here.
 REFUSED = {
     "target_parameters": "LoRA on bare parameters (fused experts)",
-    "lora_bias": "LoRA with a bias of its own",
+    "lora_bias": "LoRA with its own bias",
     "use_qalora": "QALoRA", "alora_invocation_tokens": "an activated LoRA, which cannot be merged",
     "megatron_config": "Megatron layers", "trainable_token_indices": "single trained tokens",
     "layer_replication": "replicated layers", "arrow_config": "Arrow routing", "velora_config": "VeLoRA",
@@ -61,7 +61,7 @@ class LoraConfig(BaseModel):
     base_model_name_or_path: StrictStr | None = None
 
     def scaling(self, module: str) -> float:
-        """Errors: BadInput where a pattern is no regular expression, or one that could run for ever."""
+        """Errors: BadInput where a pattern is not a regular expression, or one that could run for ever."""
         rank = _pattern("rank_pattern", self.rank_pattern, module, self.r)
         alpha = _pattern("alpha_pattern", self.alpha_pattern, module, self.lora_alpha)
         return float(alpha / math.sqrt(rank) if self.use_rslora else alpha / rank)
@@ -128,7 +128,7 @@ def _pattern(field: str, patterns: dict[str, Number] | None, module: str, defaul
     for key, value in (patterns or {}).items():
         if value <= 0 or not math.isfinite(value) or value > 2**31:
             raise BadInput(
-                f"{CONFIG}: {field}: {printable(key, 100)} is {value!r}, a positive number was expected"
+                f"{CONFIG}: {field}: {printable(key, 100)} is {value!r}, expected a positive number"
             )
         if _compiled(key).match(module):
             return value
@@ -144,9 +144,9 @@ def _compiled(key: str) -> "re.Pattern[str]":
         or _ENDLESS.search(key)
     ):
         raise BadInput(
-            f"{CONFIG}: pattern {printable(key, 100)!r} could take for ever; write the modules' names out"
+            f"{CONFIG}: pattern {printable(key, 100)!r} could run forever; list the modules' names"
         )
     try:
         return re.compile(rf"(.*\.)?({key})$")
     except (re.error, RecursionError, OverflowError):
-        raise BadInput(f"{CONFIG}: pattern {printable(key, 100)!r} is no regular expression") from None
+        raise BadInput(f"{CONFIG}: pattern {printable(key, 100)!r} is not a regular expression") from None

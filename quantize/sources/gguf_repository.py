@@ -99,7 +99,7 @@ def find(text: str) -> HubGguf:
     if len(named) != 1:
         labels = ", ".join(g.label for g in known)
         what = f"{len(named)} files are" if named else "no file is"
-        raise BadInput(f"{text}: {what} called so in that repository; it has {labels} (or * for all of them)")
+        raise BadInput(f"{text}: {what} named that in the repository; it has {labels} (or * for all of them)")
     return named[0]
 
 
@@ -124,7 +124,7 @@ def quantizations(repository: str, revision: str | None) -> tuple[HubGguf, ...]:
             parts[_stem(name)].append(name)
     if not parts:
         raise BadInput(
-            f"{repository}: holds no .gguf file; give the repository's id alone to open it with transformers"
+            f"{repository}: holds no .gguf file; give only the repository's id to open it with transformers"
         )
     labels = [_label(stem) for stem in parts]
     found = [

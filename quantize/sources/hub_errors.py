@@ -33,9 +33,8 @@ def hub_errors(name: str, revision: str | None) -> Iterator[None]:
         raise BadInput(f"{name}: {first_line(error)}") from None
     except (LocalEntryNotFoundError, OfflineModeIsEnabled):
         raise StepFailed(
-            f"{name}: no such local folder, not in the Hub cache, and the Hub cannot be reached "
-            "(no network, or HF_HUB_OFFLINE is set); connect, set HF_ENDPOINT to a mirror, or give a local "
-            "path"
+            f"{name}: no such local folder, not in the Hub cache, and the Hub cannot be reached (no "
+            "network, or HF_HUB_OFFLINE is set); connect, set HF_ENDPOINT to a mirror, or give a local path"
         ) from None
     except Exception as error:
         if not isinstance(error, (OSError, RuntimeError)) and not _of_http_client(error):

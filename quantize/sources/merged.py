@@ -112,8 +112,8 @@ def _store(values: np.ndarray, dtype: str) -> np.ndarray:
         out = values.astype({"F64": np.float64, "F32": np.float32, "F16": np.float16}[dtype])
     if not np.isfinite(out).all():
         raise StepFailed(
-            f"a merged weight is too large for {dtype}, the dtype of the base; convert the base to bfloat16 "
-            "first"
+            f"a merged weight is too large for {dtype}, the dtype "
+            "of the base; convert the base to bfloat16 first"
         )
     return out
 

@@ -40,7 +40,7 @@ def snapshot(model: str, wanted: Sequence[str], unwanted: Sequence[str]) -> tupl
         status = getattr(getattr(error, "response", None), "status_code", None)
         line = first_line(error)
         if status in (401, 403):
-            raise BadInput(f"{model}: not open to everybody ({line}); set MODELSCOPE_API_TOKEN") from None
+            raise BadInput(f"{model}: not public ({line}); set MODELSCOPE_API_TOKEN") from None
         if status is not None and 400 <= status < 500 and status != 429:
             raise BadInput(f"{model}: no such model or revision on ModelScope ({line})") from None
         if error.errno == errno.ENOSPC:

@@ -206,7 +206,7 @@ def test_bench_and_conversion_of_a_file(hub: Hub, tmp_path: Path) -> None:
 
 
 BAD = [
-    (["eval", "org/small-GGUF:Q5_K_M"], 2, "no file is called so in that repository; it has Q4_0, Q8_0, F16"),
+    (["eval", "org/small-GGUF:Q5_K_M"], 2, "no file is named that in the repository; it has Q4_0, Q8_0, F16"),
     (["eval", "org/small-GGUF"], 2, "name a file, org/small-GGUF:Q4_K_M"),
     (["eval", "org/none-GGUF:Q4_0"], 2, "nor a repository on the Hub"),
     (["eval", "org/small:*"], 2, "holds no .gguf file"),

@@ -114,4 +114,4 @@ def test_an_adapter_beside_the_weights_is_left_out_and_said(plain: Path, tmp_pat
     artifact = convert(
         str(beside), parse_recipe("bnb-nf4"), tmp_path / "out", run=RunOptions(), verify="tensors"
     )
-    assert "left alone: adapter_model.safetensors" in {note.what for note in artifact.manifest.notes}
+    assert "not used: adapter_model.safetensors" in {note.what for note in artifact.manifest.notes}

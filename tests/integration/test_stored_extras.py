@@ -71,7 +71,7 @@ def test_a_head_that_is_not_the_embedding_unties_the_model(tied: Path, tmp_path:
         artifact, stored, notes = made(source, recipe, tmp_path)
         assert "lm_head.weight" in stored
         assert (
-            notes["lm_head.weight"].what == "tie_word_embeddings set to false"
+            notes["lm_head.weight"].what == "tie_word_embeddings is set to false"
             or "kept" in notes["lm_head.weight"].what
         )
         assert json.loads((artifact.folder / "config.json").read_text())["tie_word_embeddings"] is False

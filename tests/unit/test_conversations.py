@@ -50,10 +50,10 @@ def test_conversations_go_through_the_chat_template(folders: tuple[Path, Path], 
     path.write_text("\n".join(map(json.dumps, rows)) + "\n")
     found = calibration_text(str(path), chat)
     assert found.body == AutoTokenizer.from_pretrained(chat).apply_chat_template(TURNS, tokenize=False) * 3
-    assert found.read_as == "3 conversations by the model's chat template"
+    assert found.read_as == "3 conversations rendered with the model's chat template"
     bare = calibration_text(str(path), base)
     assert bare.body == "\n\n".join(["Wie groß ist 1+1?\nZwei."] * 3)
-    assert bare.read_as == "3 conversations as their text alone, since there is no chat template"
+    assert bare.read_as == "3 conversations reduced to their text, because there is no chat template"
     listed = tmp_path / "chat.json"
     listed.write_text(json.dumps(rows, indent=1), encoding="utf-8-sig")
     assert calibration_text(str(listed), chat).body == found.body
@@ -66,8 +66,8 @@ def test_messages_that_a_template_refuses(folders: tuple[Path, Path]) -> None:
     turns = "<|endoftext|><user>Wie groß ist 1+1?\n<assistant>Zwei.\n"
     assert found.body == f"{turns}\n\nT\n\n{turns}"
     assert found.read_as == (
-        "2 conversations by the model's chat template, 1 without their system message; "
-        "1 conversation as their text alone, which the chat template refuses: no tools"
+        "2 conversations rendered with the model's chat template, 1 without their system "
+        "message; 1 conversation reduced to their text, because the chat template refuses them: no tools"
     )
 
 
@@ -108,7 +108,7 @@ def test_rows_of_text(rows: list[Any], body: str, folders: tuple[Path, Path]) ->
         ),
         ("7", r"chat.jsonl:2: is int; expected"),
         ('{"messages": ["hello"]}', r"chat.jsonl:2: holds a message without role and content; expected"),
-        ('{"messages": [', r"chat.jsonl:2: not valid JSON .*one item a line"),
+        ('{"messages": [', r"chat.jsonl:2: not valid JSON .*one item per line"),
         ("[" * 5000, r"chat.jsonl:2: nested deeper than"),
     ],
 )
@@ -130,7 +130,7 @@ def test_what_was_assumed_goes_into_the_manifest(demo_checkpoint: Path, tmp_path
     options = CalibrationOptions(source=str(path), tokens=256, sequence_length=128)
     found = load_calibration(open_checkpoint(str(demo_checkpoint)), options)
     assert [note.why for note in found.notes] == [
-        f"{path}: read as 60 conversations as their text alone, since there is no chat template"
+        f"{path}: read as 60 conversations reduced to their text, because there is no chat template"
     ]
 
 

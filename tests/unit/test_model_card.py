@@ -64,9 +64,9 @@ def test_cards_as_people_write_them(head: str, key: str, value: object, folder: 
         ("license: [mit", "not read"),
         ("- mit", "not read"),
         ("license: " + "[" * 100 + "]" * 100, "not read"),
-        ("license:\n  name: mit", "license: an entry left out"),
-        ("tags: [[a, b], c]", "tags: an entry left out"),
-        ("author: [a, b]", "author: an entry left out"),
+        ("license:\n  name: mit", "license: an entry is left out"),
+        ("tags: [[a, b], c]", "tags: an entry is left out"),
+        ("author: [a, b]", "author: an entry is left out"),
     ],
 )
 def test_what_a_card_cannot_say_is_noted(head: str, what: str, folder: Path, tmp_path: Path) -> None:

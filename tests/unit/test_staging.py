@@ -93,7 +93,7 @@ def test_force_never_replaces_what_is_read(tmp_path: Path) -> None:
     source.mkdir()
     (tmp_path / "link").symlink_to(source)
     for given in (out, source, out / "adapter.safetensors", tmp_path / "link"):
-        with pytest.raises(BadInput, match=r"(is|holds) .*, which is read here and would be lost"):
+        with pytest.raises(BadInput, match=r"(is|holds) .*, an input that would be lost"):
             claim_output(out, True, [given])
     made = artifact(tmp_path / "source" / "q8")
     assert (
@@ -158,7 +158,7 @@ def test_the_second_of_two_writers_loses_nothing_of_the_first(steps: str, tmp_pa
         (second / "a").write_text("second")
         put_in_place(first, out, replace=False)
         with pytest.raises(
-            BadInput, match=r"already exists: another process has written it meanwhile"
+            BadInput, match=r"already exists: another process has written it in the meantime"
         ) as caught:
             put_in_place(second, out, replace=False)
         assert "\n" not in str(caught.value)

@@ -37,9 +37,9 @@ REPLACE = {"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 100}
         ({"added_tokens": [{"id": 2**31, "content": "x"}]}, "token id 2147483648"),
         ({"added_tokens": [5]}, "added_tokens"),
         ({"model": None}, "no vocabulary"),
-        ({"model": {"type": "Unigram", "vocab": [["a", 1e308]]}}, "no token with its score"),
-        ({"normalizer": {"type": "Sequence", "normalizers": [REPLACE] * 30}}, "times as long"),
-        ({"decoder": {"type": "Sequence", "decoders": [REPLACE] * 2}}, "times as long"),
+        ({"model": {"type": "Unigram", "vocab": [["a", 1e308]]}}, "not a token with its score"),
+        ({"normalizer": {"type": "Sequence", "normalizers": [REPLACE] * 30}}, "grow more than"),
+        ({"decoder": {"type": "Sequence", "decoders": [REPLACE] * 2}}, "grow more than"),
         ({"pre_tokenizer": {"type": "Nothing"}}, "not a tokenizer the tokenizers library can read"),
     ],
 )

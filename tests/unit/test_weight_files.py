@@ -139,17 +139,17 @@ def entry(dtype: Any = "F32", shape: Any = (2, 3), offsets: Any = (0, 24)) -> di
         ({"a": entry(shape=[2, 3.0])}, "whole numbers"),
         ({"a": entry(shape=[2, True, 3])}, "whole numbers"),
         ({"a": entry(shape=[1] * 40)}, "at most 16"),
-        ({"a": entry(shape=[0, 1 << 62], offsets=[0, 0])}, "more than fits"),
+        ({"a": entry(shape=[0, 1 << 62], offsets=[0, 0])}, "too large for any file"),
         ({"a": entry(shape=[2, 2])}, "does not fill"),
         ({"a": entry(offsets=[0, 48], shape=[2, 6])}, "truncated"),
         ({"a": entry(offsets=[24, 0])}, "does not fill"),
         ({"a": entry(), "b": entry(shape=[1], offsets=[8, 12])}, "overlaps"),
         ({"a": entry(), "b": entry()}, "overlaps"),
-        ({"a": entry(shape=[1], offsets=[20, 24])}, "leaves a hole"),
-        ({"a": entry(shape=[1], offsets=[0, 4])}, "no tensor has them"),
+        ({"a": entry(shape=[1], offsets=[20, 24])}, "leaves a gap"),
+        ({"a": entry(shape=[1], offsets=[0, 4])}, "belong to no tensor"),
         ({"a": entry(), "__metadata__": {"x": 1}}, "map of texts"),
-        ({"a\nb": entry()}, "name that is none"),
-        ({"a": None}, "no object"),
+        ({"a\nb": entry()}, "invalid name"),
+        ({"a": None}, "not described by an object"),
         ([], "not an object"),
         (b"[" * 100_000, "nested deeper"),
         (b"[" + b"," * 3_000_000, "entries"),
@@ -162,7 +162,7 @@ def test_headers_that_the_format_does_not_allow(header: Any, says: str, tmp_path
 
 
 def test_a_header_has_a_ceiling(tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match="more than any model needs"):
+    with pytest.raises(BadInput, match="more than the limit"):
         read_safetensors_header(write(tmp_path / "a.safetensors", b" " * (MAX_HEADER_BYTES + 1)))
 
 
@@ -232,7 +232,7 @@ def test_an_artifact_holds_the_models_weights_and_says_what_was_left_alone(
     (tmp_path / "model" / "config.json").write_text(json.dumps({**config, "quantization_config": None}))
     artifact = convert(tmp_path / "model", "float32", tmp_path / "out", verify="tensors")
     np.testing.assert_array_equal(StoredTensors(tmp_path / "out").float32(name), plain.read_float32(name))
-    assert "left alone: model_1.safetensors" in [note.what for note in artifact.manifest.notes]
+    assert "not used: model_1.safetensors" in [note.what for note in artifact.manifest.notes]
     store(tmp_path / "model" / "model_1.safetensors", 2, name)  # other bytes there are the same source
     assert open_checkpoint(tmp_path / "model").digest == artifact.manifest.source.digest
 

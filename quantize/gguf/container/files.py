@@ -39,7 +39,7 @@ def find_gguf(path: Path) -> Path | None:
         return None
     if len({PART.sub("", file.stem) for file in files}) > 1:
         raise BadInput(
-            f"{path}: holds {files[0].name}, {files[-1].name}{' and more' * (len(files) > 2)}; give one of "
-            "the files"
+            f"{path}: holds {files[0].name}, "
+            f"{files[-1].name}{' and more' * (len(files) > 2)}; give one of the files"
         )
     return files[0] if files else None

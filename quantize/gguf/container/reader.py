@@ -85,7 +85,7 @@ class GgufFile:
                     out[first : first + slab] = dequantize(part, tensor.kind)
                 except NotImplementedError:
                     raise Unsupported(
-                        f"{tensor.file}: tensor {name} is {tensor.kind.name}, not read as weights"
+                        f"{tensor.file}: tensor {name} is {tensor.kind.name}, which is not a type of weights"
                     ) from None
         return out.reshape(tensor.shape)
 
@@ -118,13 +118,13 @@ def read_gguf(path: Path | str) -> GgufFile:
             raise BadInput(f"{path}: part {part.name} is missing; put all {count} parts into one folder")
         more = _read_one(part).tensors
         if twice := tensors.keys() & more.keys():
-            raise BadInput(f"{part}: tensor {min(twice)} was in an earlier part already")
+            raise BadInput(f"{part}: tensor {min(twice)} is also in an earlier part")
         tensors.update(more)
     expected = first.kvs.get("split.tensors.count", len(tensors))
     if expected != len(tensors):
         raise BadInput(
-            f"{path}: its parts hold {len(tensors)} tensors, its header says {expected}; fetch the parts "
-            "again"
+            f"{path}: its parts hold {len(tensors)} tensors, "
+            f"its header says {expected}; fetch the parts again"
         )
     return GgufFile(path, first.version, first.kvs, first.kv_types, tensors)
 

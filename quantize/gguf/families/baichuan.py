@@ -38,12 +38,12 @@ def head(h: Hyperparameters) -> Operation:
 def check(h: Hyperparameters) -> list[Note]:
     if h.layers not in (32, 40):
         raise Unsupported(
-            f"{h.source}: {h.layers} layers; llama.cpp's baichuan knows 32 (rotated) and 40 (ALiBi), no "
-            "others"
+            f"{h.source}: {h.layers} layers; llama.cpp's baichuan "
+            "knows 32 (rotated) and 40 (ALiBi), no others"
         )
     if not second(h):
         return []
-    why = "Baichuan 2's own code does that at every step; llama.cpp's converter leaves it out"
+    why = "Baichuan 2's own code does that at every step; llama.cpp's converter does not"
     return [Note(tensor="lm_head.weight", what="rows scaled to length one", why=why)]
 
 

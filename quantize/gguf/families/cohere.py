@@ -52,8 +52,8 @@ def unscaled(kvs: KVs) -> KVs:
 def check(h: Hyperparameters) -> list[Note]:
     if bool(h.find("use_qk_norm")) != (h.layers >= 64):
         raise Unsupported(
-            f"{h.source}: use_qk_norm is {bool(h.find('use_qk_norm'))} with {h.layers} layers; "
-            "llama.cpp takes 64 layers or more to mean that there are such norms, fewer that there are none"
+            f"{h.source}: use_qk_norm is {bool(h.find('use_qk_norm'))} with {h.layers} "
+            "layers; llama.cpp expects such norms from 64 layers on, and none below"
         )
     return []
 
@@ -61,8 +61,8 @@ def check(h: Hyperparameters) -> list[Note]:
 def check2(h: Hyperparameters) -> list[Note]:
     if layer_types(h, 4) != [bool((index + 1) % 4) for index in range(h.layers)]:
         raise Unsupported(
-            f"{h.source}: layer_types is not three sliding layers and a global one, which llama.cpp's "
-            "cohere2 has built in"
+            f"{h.source}: layer_types must repeat three sliding layers "
+            "and a global one, as llama.cpp's cohere2 has built in"
         )
     return []
 

@@ -29,8 +29,8 @@ class Hyperparameters:
             value = self.config.get(name)
             if isinstance(value, list) and name in PER_LAYER:
                 raise Unsupported(
-                    f"{self.source}: config.json gives {name} layer by layer; this architecture has one "
-                    "number"
+                    f"{self.source}: config.json gives {name} layer "
+                    "by layer; this architecture has one number"
                 )
             if value is not None:
                 return value

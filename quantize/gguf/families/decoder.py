@@ -148,8 +148,8 @@ def common_kvs(h: Hyperparameters) -> KVs:
         known = {"softmax": 1, "sigmoid": 2}
         if gating not in known:
             raise Unsupported(
-                f"{h.source}: expert scoring function {gating!r} is not one llama.cpp knows "
-                f"({', '.join(known)})"
+                f"{h.source}: expert scoring function {gating!r} "
+                f"is not one llama.cpp knows ({', '.join(known)})"
             )
         kvs["expert_gating_func"] = (known[gating], U32)
     put("attention.key_length", U32, "head_dim")
@@ -188,17 +188,16 @@ def make_plan(family: Family, checkpoint: Checkpoint) -> FamilyPlan:
             sources = names(rule, suffix, layer)
             if not sources:
                 raise Unsupported(
-                    f"{checkpoint.source}: by its config.json it has no experts, which "
-                    f"{checkpoint.architecture} needs"
+                    f"{checkpoint.source}: config.json names no "
+                    f"experts, which {checkpoint.architecture} needs"
                 )
             missing = [name for name in sources if name not in checkpoint.tensors]
             if missing and suffix in rule.optional and len(missing) == len(sources):
                 continue
             if missing:
                 raise Unsupported(
-                    f"{checkpoint.source}: tensor {missing[0]} is missing, which {checkpoint.architecture} "
-                    "needs; "
-                    "fetch the whole checkpoint"
+                    f"{checkpoint.source}: tensor {missing[0]} is missing, which "
+                    f"{checkpoint.architecture} needs; fetch the whole checkpoint"
                 )
             target = target_name(rule, suffix, layer)
             operation = rule.op(h) if rule.op else COPY
@@ -262,8 +261,8 @@ def _mapped(target: str, sources: tuple[str, ...], operation: Operation, checkpo
         shape = operation.shape(shapes)
     except (BadInput, IndexError, ValueError) as error:
         raise BadInput(
-            f"{checkpoint.source}: tensor {sources[0]} of shape {list(shapes[0])} does not fit its config: "
-            f"{error}"
+            f"{checkpoint.source}: tensor {sources[0]} of shape "
+            f"{list(shapes[0])} does not fit its config: {error}"
         ) from None
     return Mapped(
         target, shape, sources, operation.build, partial(_restore, operation, shapes), operation.pure
@@ -303,6 +302,6 @@ def _check_embedding(h: Hyperparameters, checkpoint: Checkpoint, found: list[tup
     for _, mapped in found:
         if mapped.name == "token_embd.weight" and width and mapped.shape[-1] != width:
             raise BadInput(
-                f"{checkpoint.source}: {mapped.sources[0]} has rows of {mapped.shape[-1]}, its config says "
-                f"hidden_size {width}"
+                f"{checkpoint.source}: {mapped.sources[0]} has rows of "
+                f"{mapped.shape[-1]}, its config says hidden_size {width}"
             )

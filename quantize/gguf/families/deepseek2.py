@@ -138,7 +138,7 @@ def yarn_kvs(h: Hyperparameters) -> KVs:
 def check(h: Hyperparameters) -> list[Note]:
     if read_rope(h).kind == "linear":
         raise Unsupported(
-            f"{h.source}: linear rope scaling, by which llama.cpp's deepseek2 would scale the scores too"
+            f"{h.source}: linear rope scaling, which llama.cpp's deepseek2 would also apply to the scores"
         )
     if h.find("topk_method") == "group_limited_greedy" and (h.find("n_group") or 1) > 1:
         why = "llama.cpp ranks groups of experts by the sum of their two best, this model by the best"

@@ -90,8 +90,7 @@ def check_scale(h: Hyperparameters, layers_27b: int) -> None:
     if float(h["query_pre_attn_scalar"]) != expected:
         raise Unsupported(
             f"{h.source}: query_pre_attn_scalar {h['query_pre_attn_scalar']}, but llama.cpp scales the "
-            "queries of a model with "
-            f"{h.layers} layers by {expected} ** -0.5 and has no key to change that"
+            f"queries of a model with {h.layers} layers by {expected} ** -0.5 and has no key to change that"
         )
 
 

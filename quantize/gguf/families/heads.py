@@ -35,13 +35,13 @@ def settle_head(
     if HEAD not in mapped:
         if tied is False:
             raise Unsupported(
-                f"{checkpoint.source}: tensor lm_head.weight is missing and the config says that it is not "
-                "tied to the embedding"
+                f"{checkpoint.source}: tensor lm_head.weight is missing "
+                "and the config says that it is not tied to the embedding"
             )
         if kind != "required":
             return found, []
-        why = f"llama.cpp's {architecture} needs output.weight, this model ties it to the embedding"
-        note = Note(tensor=HEAD, what="the embedding written twice", why=why)
+        why = f"llama.cpp's {architecture} needs output.weight, which this model ties to the embedding"
+        note = Note(tensor=HEAD, what="the embedding is written twice", why=why)
         return [*found, (position, replace(embedding, name=HEAD))], [note]
     head = mapped[HEAD][1]
     name = head.sources[0]
@@ -54,16 +54,16 @@ def settle_head(
             restore=lambda array: [array, array],
         )
         one = [(at, both if m is embedding else m) for at, m in found if m is not head]
-        why = f"it is {embedding.sources[0]} byte for byte, which llama.cpp takes where there is no other"
-        return one, [Note(tensor=name, what=f"not written apart from {EMBEDDING}", why=why)]
+        why = f"it is {embedding.sources[0]} byte for byte, which llama.cpp uses if there is no other head"
+        return one, [Note(tensor=name, what=f"not written separately from {EMBEDDING}", why=why)]
     if kind == "never":
         raise Unsupported(
-            f"{checkpoint.source}: {name} is not {embedding.sources[0]}, and llama.cpp's {architecture} has "
-            "no head of its own"
+            f"{checkpoint.source}: {name} is not {embedding.sources[0]}, "
+            f"and llama.cpp's {architecture} has no separate head"
         )
     if tied and not alike:
         why = f"{name} and {embedding.sources[0]} differ; transformers then keeps both"
-        return found, [Note(tensor=name, what="written though the config says that it is tied", why=why)]
+        return found, [Note(tensor=name, what="written although the config says that it is tied", why=why)]
     return found, []
 
 

@@ -71,7 +71,7 @@ def phi3_check(h: Hyperparameters) -> list[Note]:
     notes = []
     window = h.find("sliding_window")
     if window and window < h["max_position_embeddings"]:
-        why = "llama.cpp has it switched off for phi3; logits agree up to that length"
+        why = "llama.cpp disables it for phi3; logits agree up to that length"
         notes.append(Note(tensor="*", what=f"sliding window of {window} tokens not kept", why=why))
     return notes
 

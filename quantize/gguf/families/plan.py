@@ -85,8 +85,7 @@ def dequantize(file: GgufFile, checkpoint: Checkpoint) -> Iterator[tuple[str, np
             raise BadInput(f"{file.path}: {mapped.name}: expected shape {list(mapped.shape)}, found {found}")
     if unknown := sorted(file.tensors.keys() - {mapped.name for mapped in tensors}):
         raise BadInput(
-            f"{file.path}: {unknown[0]}: {checkpoint.source} has nothing it could be made from; is that its "
-            "source?"
+            f"{file.path}: {unknown[0]}: {checkpoint.source} has no tensors for it; is that its source?"
         )
     yield from restore(tensors, file.dequantize)
 

@@ -38,12 +38,12 @@ def pooling_kvs(checkpoint: Checkpoint) -> tuple[dict[str, tuple[Any, GGUFValueT
                 kvs["pooling_type"] = (int(known.pop()), GGUFValueType.UINT32)
             else:
                 said = " and ".join(modes) or "nothing"
-                why = f"llama.cpp pools by one of mean, cls and last token, {module.get('path')} says {said}"
+                why = f"llama.cpp pools by mean, cls or last token, {module.get('path')} says {said}"
                 notes.append(Note(tensor="*", what="pooling not kept", why=why))
         elif kind not in ("Transformer", "Normalize"):  # llama.cpp's callers normalise
             why = (
-                f"modules.json has a module {kind}, which llama.cpp's {checkpoint.architecture} does not "
-                "compute"
+                f"modules.json has a module {kind}, which llama.cpp's "
+                f"{checkpoint.architecture} does not compute"
             )
             notes.append(Note(tensor="*", what=f"{kind} after the pooling not kept", why=why))
     return kvs, notes

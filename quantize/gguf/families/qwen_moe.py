@@ -78,13 +78,13 @@ def kvs(h: Hyperparameters) -> KVs:
 def check(h: Hyperparameters, normalised: bool) -> list[Note]:
     if h.find("mlp_only_layers") or (h.find("decoder_sparse_step") or 1) != 1:
         raise Unsupported(
-            f"{h.source}: some layers have no experts (mlp_only_layers, decoder_sparse_step); llama.cpp "
-            "wants them in all"
+            f"{h.source}: some layers have no experts (mlp_only_layers, "
+            "decoder_sparse_step); llama.cpp expects them in all"
         )
     if bool(h.find("norm_topk_prob")) != normalised:
         raise Unsupported(
-            f"{h.source}: norm_topk_prob is {h.find('norm_topk_prob')}; llama.cpp computes this family with "
-            f"{normalised}"
+            f"{h.source}: norm_topk_prob is {h.find('norm_topk_prob')}; "
+            f"llama.cpp computes this family with {normalised}"
         )
     return window_note(h)
 

@@ -107,8 +107,8 @@ def read_rope(h: Hyperparameters, layers: str = GLOBAL) -> Rope:
         own = dict(scaling or parameters)
         if LOCAL in own or GLOBAL in own:
             raise Unsupported(
-                f"{h.source}: rope parameters by type of layer, which {_name(h)} does not have in "
-                "transformers"
+                f"{h.source}: rope parameters by type of layer, "
+                f"which {_name(h)} does not have in transformers"
             )
     kind = str(own.get("rope_type") or own.get("type") or "default").lower()
     if kind == "su" or (kind == "yarn" and own.get("long_factor")):  # names that Phi-3 had for it
@@ -194,7 +194,8 @@ def rope_tensors(
         local = read_rope(h, LOCAL)
         if local.kind != "default":
             raise Unsupported(
-                f"{h.source}: rope scaling of type {local.kind!r} in sliding layers, where llama.cpp has none"
+                f"{h.source}: rope scaling of type {local.kind!r} "
+                "in sliding layers, which llama.cpp does not scale"
             )
         if rope.kind == "yarn" and abs(rope.attention - growth(rope.factor)) > 1e-7:
             raise Unsupported(
@@ -204,8 +205,8 @@ def rope_tensors(
         return {}, []
     if rope.kind == "dynamic":
         why = (
-            "llama.cpp has no such scaling; it changes nothing up to max_position_embeddings "
-            f"({rope.context})"
+            "llama.cpp has no such scaling; it changes nothing "
+            f"up to max_position_embeddings ({rope.context})"
         )
         return {}, [Note(tensor="*", what="dynamic rope scaling not kept", why=why)]
     if rope.kind not in ("yarn", "longrope", "llama3"):
@@ -213,14 +214,14 @@ def rope_tensors(
             f"{what} cannot be expressed in GGUF (default, linear, dynamic, yarn, longrope, llama3 can)"
         )
     if (FACTORS if rope.kind == "longrope" else FREQUENCIES) not in loads:
-        odd = " with beta_fast, beta_slow or truncate of its own" if rope.kind == "yarn" else ""
+        odd = " with its own beta_fast, beta_slow or truncate" if rope.kind == "yarn" else ""
         raise Unsupported(
             f"{what}{odd} cannot be expressed: llama.cpp's {architecture} loads no frequencies from a file"
         )
     if rope.kind == "longrope":
         why = (
-            "llama.cpp decides by the context it is opened with, transformers by the length of the text "
-            f"({rope.original} tokens)"
+            "llama.cpp decides by the size of the context, transformers "
+            f"by the length of the text ({rope.original} tokens)"
         )
         note = Note(tensor="*", what="long or short rope factors by the size of the context", why=why)
         return {

@@ -20,7 +20,7 @@ def check(h: Hyperparameters) -> list[Note]:
     ]
     if [int(bool(layer)) for layer in rotated] != usual:
         raise Unsupported(
-            f"{h.source}: no_rope_layers is not every fourth layer, which llama.cpp's smollm3 has built in"
+            f"{h.source}: no_rope_layers must be every fourth layer, as llama.cpp's smollm3 has built in"
         )
     return window_note(h)
 

@@ -71,9 +71,7 @@ def read_imatrix(path: Path | str) -> ImportanceMatrix:
         if not np.isfinite(entry.sums).all():
             raise BadInput(f"{path}: {name}: holds NaN or Inf; compute the importance matrix again")
         if (entry.sums < 0).any() or (entry.counts < 0).any():
-            raise BadInput(
-                f"{path}: {name}: negative sums of squares or counts; this is no importance matrix"
-            )
+            raise BadInput(f"{path}: {name}: negative sums of squares or counts; not an importance matrix")
     return matrix
 
 
@@ -93,21 +91,22 @@ def _from_gguf(path: Path, file: GgufFile) -> ImportanceMatrix:
     ):
         if file.kv_types.get(key, (None, None))[0] is not kind:
             raise BadInput(
-                f"{path}: metadata {key} is missing or not of type {kind.name}; compute the importance "
-                "matrix again"
+                f"{path}: metadata {key} is missing or not of type "
+                f"{kind.name}; compute the importance matrix again"
             )
     entries = {}
     for name in names:
         for tensor in (name + SUMS, name + COUNTS):
             if tensor not in file.tensors:
                 raise BadInput(
-                    f"{path}: tensor {tensor} is missing beside its pair; compute the importance matrix again"
+                    f"{path}: tensor {tensor} is missing, but its counterpart "
+                    "is there; compute the importance matrix again"
                 )
             if file.tensors[tensor].kind is not Type.F32:
                 raise BadInput(f"{path}: tensor {tensor} is {file.tensors[tensor].kind.name}, F32 expected")
         sums, counts = (np.array(file.raw(name + end)).reshape(-1).view("<f4") for end in (SUMS, COUNTS))
         if not counts.size or not sums.size or sums.size % counts.size or not np.isfinite(counts).all():
-            raise BadInput(f"{path}: {name}: {sums.size} sums do not go with {counts.size} counts")
+            raise BadInput(f"{path}: {name}: {sums.size} sums do not match {counts.size} counts")
         entries[name] = Entry(sums.reshape(counts.size, -1), np.rint(counts).astype(np.int64))
     datasets = tuple(str(name) for name in file.kvs[DATASETS])
     return ImportanceMatrix(entries, datasets, file.kvs[CHUNK_COUNT], file.kvs[CHUNK_SIZE])
@@ -122,8 +121,8 @@ class _Old:
 
     def fail(self, what: str) -> BadInput:
         return BadInput(
-            f"{self.path}: no importance matrix, or damaged: {what}; expected llama.cpp's .gguf or old .dat "
-            "format"
+            f"{self.path}: no importance matrix, or damaged: "
+            f"{what}; expected llama.cpp's .gguf or old .dat format"
         )
 
     def bytes(self, count: int, what: str) -> bytes:
@@ -154,7 +153,7 @@ class _Old:
             calls, count = self.number(f"the calls of {name}"), self.number(f"the number of values of {name}")
             if not name.isprintable() or name in entries or count < 1:
                 raise self.fail(
-                    f"entry {len(entries) + 1} of {total}: a name twice or unprintable, or {count} values"
+                    f"entry {len(entries) + 1} of {total}: a duplicate or unprintable name, or {count} values"
                 )
             values = np.frombuffer(self.bytes(4 * count, f"the values of {name}"), "<f4")
             # Whether the values are of several matrices, only the model tells. Without calls they are means

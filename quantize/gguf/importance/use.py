@@ -56,16 +56,16 @@ def importances(
         if entry is not None and entry.sums.size != _size(spec):
             if category(spec.name) != "token_embd":
                 raise BadInput(
-                    f"{source}: {spec.name} has {entry.sums.size} importances, this model's has "
-                    f"{_size(spec)}: "
-                    "an importance matrix of another model; compute one with `quantwright imatrix`"
+                    f"{source}: {spec.name} has {entry.sums.size} importances, "
+                    f"this model's has {_size(spec)}: an importance matrix of "
+                    "another model; compute one with `quantwright imatrix`"
                 )
             entry = None
         if kind not in WEIGHTED:
             continue
         if entry is None and requires_imatrix(spec.name, kind, file_type):
             mend = (
-                f"which {source} has not for it"
+                f"but {source} has no entry for this tensor"
                 if matrix is not None
                 else "give one with --imatrix, or take a larger type"
             )
@@ -76,15 +76,13 @@ def importances(
             out.notes += _unreached(spec.name, entry)
             if zeros:
                 what = f"equal importances for {zeros:,} of {rows.size:,} columns"
-                out.notes.append(
-                    Note(tensor=spec.name, what=what, why=f"{source} holds nothing but zeros for them")
-                )
+                out.notes.append(Note(tensor=spec.name, what=what, why=f"{source} has only zeros for them"))
         elif matrix is not None:
             out.notes.append(
                 Note(
                     tensor=spec.name,
-                    what=f"{kind.name} without importances",
-                    why=f"{source} has no entry for it",
+                    what=f"quantized to {kind.name} without importances",
+                    why=f"{source} has no entry for this tensor",
                 )
             )
     if matrix is not None and not out.rows:
@@ -92,7 +90,7 @@ def importances(
             Note(
                 tensor="*",
                 what="importances not used",
-                why=f"no tensor gets a type that looks at them from {source}",
+                why=f"no tensor of this file gets a type that uses the importances of {source}",
             )
         )
     return out
@@ -128,8 +126,8 @@ def _check_model(matrix: ImportanceMatrix, specs: Sequence[Spec], source: str) -
     if beyond is not None or not known & matrix.entries.keys():
         first = beyond or min(matrix.entries)
         raise BadInput(
-            f"{source}: has an entry for {first}, and this model of {layers} layers no such tensor: "
-            "an importance matrix of another model; compute one with `quantwright imatrix`"
+            f"{source}: has an entry for {first}, which this model of {layers} layers does not "
+            "have: an importance matrix of another model; compute one with `quantwright imatrix`"
         )
 
 

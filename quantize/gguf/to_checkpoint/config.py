@@ -56,8 +56,8 @@ class Metadata:
         if stacked is None or stacked.shape[0] != count:
             there = stacked.shape[0] if stacked else "no"
             raise BadInput(
-                f"{self.file.path}: {self.architecture}.expert_count of {count}, but tensors of {there} "
-                "experts"
+                f"{self.file.path}: {self.architecture}.expert_count "
+                f"of {count}, but tensors of {there} experts"
             )
         return count
 
@@ -72,8 +72,8 @@ class Metadata:
     def _wrong(self, key: str, value: Any, expected: str) -> BadInput:
         found = "has none" if value is None else f"has {printable(value, 60)}"
         return BadInput(
-            f"{self.file.path}: expected {expected} as {printable(self.architecture, 60)}.{key}, the file "
-            f"{found}"
+            f"{self.file.path}: expected {expected} as "
+            f"{printable(self.architecture, 60)}.{key}, the file {found}"
         )
 
     def has(self, tensor: str) -> bool:
@@ -91,8 +91,8 @@ def to_config(file: GgufFile) -> dict[str, Any]:
     if m.architecture not in ARCHITECTURES:
         known, given = ", ".join(ARCHITECTURES), printable(m.architecture, 60)
         raise Unsupported(
-            f"{file.path}: a GGUF of architecture {given!r} cannot be read back into a checkpoint; known: "
-            f"{known}"
+            f"{file.path}: a GGUF of architecture {given!r} cannot "
+            f"be read back into a checkpoint; known: {known}"
         )
     embedding = file.tensors.get("token_embd.weight")
     if embedding is None or len(embedding.shape) != 2:
@@ -156,8 +156,8 @@ def _scaling(m: Metadata, config: dict[str, Any]) -> dict[str, Any] | None:
         return scaling
     if kind not in (None, "none"):
         raise Unsupported(
-            f"{m.file.path}: rope scaling of type {printable(kind, 60)!r} cannot be read back; linear, yarn "
-            "and llama3 can"
+            f"{m.file.path}: rope scaling of type {printable(kind, 60)!r} "
+            "cannot be read back; linear, yarn and llama3 can"
         )
     return _llama3(m, config) if m.has("rope_freqs.weight") else None
 
@@ -181,8 +181,8 @@ def _llama3(m: Metadata, config: dict[str, Any]) -> dict[str, Any]:
     if np.all(stored == 1):
         return {"rope_type": "default"}
     raise Unsupported(
-        f"{m.file.path}: rope_freqs.weight is not the llama3 scaling of any published model; it cannot be "
-        "read back"
+        f"{m.file.path}: rope_freqs.weight is not the llama3 "
+        "scaling of any published model; it cannot be read back"
     )
 
 

@@ -31,9 +31,8 @@ def sentencepiece_model_definition(vocabulary: Vocabulary) -> dict[str, Any]:
     longest = max(plain, key=len, default="")
     if len(longest) > MAX_PIECE:
         raise BadInput(
-            f"{vocabulary.file.path}: token {plain[longest]} has {len(longest):,} characters, more than a "
-            "piece of SentencePiece "
-            f"can ({MAX_PIECE}); no tokenizer can be made"
+            f"{vocabulary.file.path}: token {plain[longest]} has {len(longest):,} characters, "
+            f"more than SentencePiece allows ({MAX_PIECE}); no tokenizer can be made"
         )
     lengths = {len(text) for text in plain}
     merges = [
@@ -107,8 +106,8 @@ def sentencepiece_model(vocabulary: Vocabulary) -> bytes:
         piece = text.replace(" ", SPACE) if kind == TokenType.USER_DEFINED else text
         if piece in seen or not piece:
             raise BadInput(
-                f"{vocabulary.file.path}: token {number} ({printable(piece, 60)!r}) is empty or there twice; "
-                "no SentencePiece model can be made"
+                f"{vocabulary.file.path}: token {number} ({printable(piece, 60)!r}) "
+                "is empty or a duplicate; no SentencePiece model can be made"
             )
         seen.add(piece)
         stored = int(TokenType.UNKNOWN) if number == unknown else kind

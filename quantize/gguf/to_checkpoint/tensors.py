@@ -107,8 +107,8 @@ def plan_back(file: GgufFile, config: dict[str, Any]) -> list[Mapped]:
     left = sorted(set(file.tensors) - {mapped.name for mapped in planned} - {"rope_freqs.weight"})
     if left:
         raise Unsupported(
-            f"{file.path}: tensor {printable(left[0], 100)} has no place in a {architecture}; this GGUF "
-            "cannot be read back"
+            f"{file.path}: tensor {printable(left[0], 100)} has no "
+            f"place in a {architecture}; this GGUF cannot be read back"
         )
     return [mapped for mapped in planned if mapped.sources]
 

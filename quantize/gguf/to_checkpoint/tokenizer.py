@@ -65,8 +65,8 @@ def write_tokenizer(file: GgufFile, folder: Path) -> None:
         steps, merged = byte_level_steps(vocabulary), byte_level_model(vocabulary)
     else:
         raise Unsupported(
-            f"{file.path}: a tokenizer of kind {printable(vocabulary.model, 60)!r} cannot be read back; "
-            "llama and gpt2 can"
+            f"{file.path}: a tokenizer of kind {printable(vocabulary.model, 60)!r} "
+            "cannot be read back; llama and gpt2 can"
         )
     definition = {
         "version": "1.0",
@@ -131,9 +131,7 @@ def _write_templates(file: GgufFile, folder: Path) -> None:
         try:
             template.encode()
         except UnicodeEncodeError:
-            raise BadInput(
-                f"{file.path}: a chat template holds bytes that are no UTF-8; fetch the file again"
-            ) from None
+            raise BadInput(f"{file.path}: a chat template is not UTF-8; fetch the file again") from None
         if name == "default":
             (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
         elif len(name) < 100 and name.replace("_", "").isalnum():
@@ -170,8 +168,8 @@ def byte_level_model(vocabulary: Vocabulary) -> dict[str, Any]:
         left, space, right = merge.partition(" ")
         if not space or not left or not right or " " in right:
             raise BadInput(
-                f"{vocabulary.file.path}: tokenizer.ggml.merges: {printable(merge, 60)!r} is not a pair of "
-                "tokens"
+                f"{vocabulary.file.path}: tokenizer.ggml.merges: "
+                f"{printable(merge, 60)!r} is not a pair of tokens"
             )
         merges.append([left, right])
     return {
@@ -195,7 +193,7 @@ def _pre(vocabulary: Vocabulary) -> Pre:
     pre = BY_NAME.get(name)
     if pre is None or not pre.byte_level:
         raise Unsupported(
-            f"{vocabulary.file.path}: pre-tokenizer {printable(name, 60)!r} is not one that can be read back"
+            f"{vocabulary.file.path}: pre-tokenizer {printable(name, 60)!r} cannot be read back"
         )
     return pre
 

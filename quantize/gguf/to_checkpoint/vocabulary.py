@@ -33,8 +33,8 @@ class Vocabulary:
             or (count not in (None, len(value)))
         ):
             raise BadInput(
-                f"{self.file.path}: tokenizer.ggml.{key}: expected a list of {count or 'some'} "
-                f"{kind.__name__}"
+                f"{self.file.path}: tokenizer.ggml.{key}: expected "
+                f"a list of {count or 'some'} {kind.__name__}"
             )
         return value
 
@@ -43,7 +43,7 @@ class Vocabulary:
             "\n".join(texts).encode()
         except UnicodeEncodeError:
             raise BadInput(
-                f"{self.file.path}: tokenizer.ggml.{key}: holds bytes that are no UTF-8; fetch the file again"
+                f"{self.file.path}: tokenizer.ggml.{key}: not UTF-8; fetch the file again"
             ) from None
 
     def scores(self) -> list[float]:

@@ -126,11 +126,10 @@ def recognize(source: SourceTokenizer, model_type: str = "") -> Recognition:
         nearest = min(candidates, key=lambda pre: len(missed(pre, PROBES, same)))
         differing = missed(nearest, PROBES, same)
         raise Unsupported(
-            f"{source.file}: llama.cpp has no pre-tokenizer that splits text as this file does (nearest: "
-            f"{nearest.names[0]}, "
-            f"which differs on {len(differing)} of {len(PROBES)} probes, {min(differing, key=len)!r} for "
-            "one); name the one to "
-            f"use with --pre-tokenizer NAME, of: {', '.join(known_names())}"
+            f"{source.file}: llama.cpp has no pre-tokenizer that splits text as this "
+            f"file does (nearest: {nearest.names[0]}, which differs on {len(differing)} "
+            f"of {len(PROBES)} probes, {min(differing, key=len)!r} for one); name the "
+            f"one to use with --pre-tokenizer NAME, of: {', '.join(known_names())}"
         )
     # Of these, what gives the same ids is as good: names come best known first, which older builds of
     # llama.cpp know too.

@@ -68,9 +68,9 @@ def special_kvs(
         notes.append(
             Note(
                 tensor="*",
-                what="tokenizer: nothing is put "
+                what="tokenizer: llama.cpp adds nothing "
                 + ("before" if len(before) > 1 else "after")
-                + " a text by llama.cpp",
+                + " a text",
                 why="the source adds the tokens "
                 f"{[source.piece(n) for n in (before if len(before) > 1 else after)]}; "
                 "llama.cpp can add one before and one after",
@@ -83,10 +83,10 @@ def special_kvs(
                 notes.append(
                     Note(
                         tensor="*",
-                        what=f"tokenizer: {source.piece(around[0])} is written as {role}_token_id instead "
-                        f"of {was}",
-                        why="the tokenizer's own post-processor adds it, and llama.cpp adds the token of "
-                        "that id",
+                        what=f"tokenizer: {source.piece(around[0])} is "
+                        f"written as {role}_token_id instead of {was}",
+                        why="the tokenizer's post-processor adds it, "
+                        "and llama.cpp adds the token with that id",
                     )
                 )
             ids[role] = around[0]
@@ -120,8 +120,8 @@ def special_kvs(
     if len(ends) > len(given):
         texts = [vocabulary.tokens[n] for n in ends[len(given) :]]
         why = (
-            "a GGUF file has room for three end tokens, generation_config.json names "
-            f"{len(_listed_eos(checkpoint))}"
+            "a GGUF file has room for three end tokens, but "
+            f"generation_config.json names {len(_listed_eos(checkpoint))}"
         )
         notes.append(
             Note(

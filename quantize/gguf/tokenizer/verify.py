@@ -52,9 +52,9 @@ class TokenizerReport:
 
     def summary(self) -> str:
         """One line: how many texts, how many differ, why."""
-        alone = f"; transformers' own reading not compared: {self.alone}" if self.alone else ""
+        alone = f"; not compared with transformers' own reading: {self.alone}" if self.alone else ""
         if not self.mismatches:
-            return f"{self.compared} texts, all alike{alone}"
+            return f"{self.compared} texts, all equal{alone}"
         causes = Counter(mismatch.cause for mismatch in self.mismatches)
         return (
             f"{self.compared} texts, {len(self.mismatches)} differ: "
@@ -164,7 +164,7 @@ class _Judge:
     def __call__(self, text: str, wanted: list[int], got: list[int]) -> tuple[str, bool]:
         """(cause, whether a file written otherwise would mend it)."""
         if any(number >= len(self._vocabulary.tokens) for number in wanted):
-            return "a token that the embedding has no row for", False
+            return "a token without a row in the embedding", False
         if self._better is not None:
             return f"another pre-tokenizer splits as the source does: {self._better}", True
         if got == self._oracle.encode(text):
@@ -190,7 +190,7 @@ class _Judge:
             causes.append(change)
         if self._vocabulary.model == "gpt2" and self._cutter is not None:
             if self._cutter.prefix_space:
-                causes.append("a space put before the text")
+                causes.append("a space added before the text")
             if any(
                 self._cutter.spelled(self._oracle.words(self._cutter.normalized(part)))
                 != self._cutter.pieces(part)

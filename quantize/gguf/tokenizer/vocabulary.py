@@ -65,8 +65,8 @@ def read_vocabulary(
         vocabulary = _from_json(source, pre, model_type)
     if pre is not None and vocabulary.model != "gpt2":
         raise BadInput(
-            f"--pre-tokenizer {pre}: {source.file.name} is SentencePiece-style, which has no pre-tokenizer "
-            "in llama.cpp"
+            f"--pre-tokenizer {pre}: {source.file.name} is "
+            "SentencePiece-style, which has no pre-tokenizer in llama.cpp"
         )
     _fit(vocabulary, rows, source)
     return vocabulary
@@ -112,38 +112,39 @@ def _byte_level(source: SourceTokenizer, pre: str | None, model_type: str) -> Vo
             notes.append(
                 Note(
                     tensor="*",
-                    what=f"tokenizer: {name} departs from tokenizer.json on {len(found.departs)} of the "
-                    "hard probe texts",
-                    why="llama.cpp's split code knows no case or combining marks outside ASCII",
+                    what=f"tokenizer: {name} differs from tokenizer.json "
+                    f"on {len(found.departs)} of the hard probe texts",
+                    why="llama.cpp's split code ignores case and combining marks outside ASCII",
                 )
             )
         if found.older:
             notes.append(
                 Note(
                     tensor="*",
-                    what=f"tokenizer: {name} is known to llama.cpp from {found.pre.since} on; older builds "
-                    "refuse the file",
-                    why=f"{found.older}, which they know, gives other ids to {len(found.older_departs)} of "
-                    "the hard texts "
-                    f"({found.older_departs[0]!r} for one); --pre-tokenizer {found.older} writes it",
+                    what=f"tokenizer: {name} is known to llama.cpp from "
+                    f"{found.pre.since} on; older builds refuse the file",
+                    why=f"{found.older}, which they know, produces other ids for "
+                    f"{len(found.older_departs)} of the hard texts ({found.older_departs[0]!r} "
+                    f"for one); use --pre-tokenizer {found.older} to write it",
                 )
             )
         if not found.honoured:
             notes.append(
                 Note(
                     tensor="*",
-                    what=f"tokenizer: ignore_merges={str(found.merges_whole).lower()} of tokenizer.json is "
-                    f"not kept by {name}",
-                    why="llama.cpp ties it to the name of the pre-tokenizer, and has no other that splits "
-                    "this way",
+                    what=f"tokenizer: ignore_merges={str(found.merges_whole).lower()} "
+                    f"of tokenizer.json is not kept by {name}",
+                    why="llama.cpp ties it to the name of the "
+                    "pre-tokenizer, and no other name splits this way",
                 )
             )
         if found.prefix_space:
             notes.append(
                 Note(
                     tensor="*",
-                    what="tokenizer: no space is put before the text",
-                    why="tokenizer.json asks for it (add_prefix_space); llama.cpp's byte-level BPE cannot",
+                    what="tokenizer: no space is added before the text",
+                    why="tokenizer.json asks for one (add_prefix_space); "
+                    "llama.cpp's byte-level BPE cannot add it",
                 )
             )
     else:
@@ -384,7 +385,7 @@ def _fit(vocabulary: Vocabulary, rows: int | None, source: SourceTokenizer) -> N
                 tensor="*",
                 what=f"tokenizer: {len(dropped)} token{'s' if len(dropped) > 1 else ''} left out "
                 f"({', '.join(dropped[:3])})",
-                why=f"the embedding has {rows} rows, {source.file.name} goes up to id {have - 1}",
+                why=f"the embedding has {rows} rows, but {source.file.name} goes up to id {have - 1}",
             )
         )
     for number in range(have, rows or have):

@@ -169,11 +169,15 @@ def test_what_goes_without_is_noted(source: Path, lossless: Path, matrix: Path, 
     )
     ours = same_as_llamacpp(source, lossless, fewer, tmp_path, "q4_k_m")
     noted = notes(source, tmp_path / "noted", fewer, "q4_k_m")
-    assert noted["blk.1.attn_v.weight"].endswith("without importances: fewer.gguf has no entry for it")
+    assert noted["blk.1.attn_v.weight"].endswith(
+        "without importances: fewer.gguf has no entry for this tensor"
+    )
     assert {"token_embd.weight", "output.weight"} <= noted.keys()
     if "blk.0.ffn_up_exps.weight" in read_gguf(ours).tensors:
         assert "experts 2, 1 of 4" in noted["blk.0.ffn_up_exps.weight"]
-    with pytest.raises(Unsupported, match=r"blk\.1\.attn_v\.weight as .* which fewer.gguf has not for it"):
+    with pytest.raises(
+        Unsupported, match=r"blk\.1\.attn_v\.weight as .* but fewer.gguf has no entry for this tensor"
+    ):
         convert(source, tmp_path / "low", type="iq1_s", tensor_types=["attn_v=iq2_xxs"], imatrix=str(fewer))
 
 
@@ -196,7 +200,7 @@ def test_a_matrix_of_another_model_is_refused(source: Path, matrix: Path, tmp_pa
             r"blk\.0\.ffn_down.* has 288 importances, this model's has \d+: an importance matrix of another "
             r"model",
         ),
-        (deeper, r"entry for blk\.9\.attn_q\.weight, and this model of \d layers no such tensor"),
+        (deeper, r"entry for blk\.9\.attn_q\.weight, which this model of \d layers does not have"),
         (foreign, r"entry for enc\.blk\.0\.attn_q\.weight"),
     ):
         with pytest.raises(BadInput, match=message):

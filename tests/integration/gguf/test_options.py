@@ -97,7 +97,7 @@ def test_options_reach_each_of_several_recipes(checkpoint: Path, matrix: Path, t
         (["--to", "gguf-q4_0", "--tensor-type", "(=q8_0"], "not a regular expression"),
         (
             ["--to", "gguf-q4_0", "--tensor-type", "fnn_down=q8_0"],
-            "fnn_down: no tensor of this model has such a name",
+            "fnn_down: matches no tensor of this model",
         ),
         (["--to", "gguf-f16", "--tensor-type", "ffn_down=q8_0"], "for quantized files only"),
         (["--to", "gguf-q4_0", "--split-max-size", "many"], "expected something like 8GiB"),

@@ -93,7 +93,7 @@ def test_a_head_that_differs_counts_though_the_config_ties_it(name: str, tmp_pat
 def test_a_head_that_differs_is_refused_where_llamacpp_has_none(name: str, tmp_path: Path) -> None:
     folder = with_head(BY_NAME[name], tmp_path / "hf", factor=-0.5)
     with pytest.raises(
-        Unsupported, match=r"lm_head\.weight is not model\.embed_tokens\.weight.*no head of its own"
+        Unsupported, match=r"lm_head\.weight is not model\.embed_tokens\.weight.*no separate head"
     ):
         plan(open_checkpoint(folder, tokenizer=False))
 

@@ -169,7 +169,7 @@ GOOD: Kvs = {
         ),
         (GOOD, {"a.in_sum2": [1, 2]}, r"a\.counts is missing"),
         (GOOD, {"a.counts": [1, 2]}, r"a\.in_sum2 is missing"),
-        (GOOD, {"a.in_sum2": [1, 2, 3], "a.counts": [1, 2]}, "3 sums do not go with 2 counts"),
+        (GOOD, {"a.in_sum2": [1, 2, 3], "a.counts": [1, 2]}, "3 sums do not match 2 counts"),
         (GOOD, {"a.in_sum2": [1, -2], "a.counts": [1]}, "negative"),
         (GOOD, {"a.in_sum2": [1, 2], "a.counts": [-1]}, "negative"),
     ],

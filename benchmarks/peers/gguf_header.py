@@ -15,9 +15,9 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from benchmarks.peers.llama_quantize import quantize_file
 from quantize.conversion import convert
 from quantize.gguf.container.reader import GgufFile, read_gguf
-from quantize.kernels import llamacpp
 from quantize.kernels.block_types import FILE_TYPES
 
 ADR = Path(__file__).parents[2] / "docs" / "adr" / "0005-header-of-gguf-files.md"
@@ -66,7 +66,7 @@ def pairs(checkpoint: Path, converter: Path, to: str) -> Iterator[tuple[str, Ggu
                 f"{(done.stderr.strip().splitlines() or ['?'])[-1][:100]}"
             )
             return
-        llamacpp.quantize_file(theirs["bf16"], theirs[to], FILE_TYPES[to].value)
+        quantize_file(theirs["bf16"], theirs[to], FILE_TYPES[to].value)
         for name, path in theirs.items():
             folder = Path(scratch) / f"ours-{name}"
             convert(str(checkpoint), f"gguf-{name}", folder, verify="none")

@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 
 from benchmarks.peers.gguf_tokenizers import Vocabulary, paragraphs
+from benchmarks.peers.llama_quantize import quantize_file
 from quantize.conversion import convert
 from quantize.gguf.container.reader import GgufFile, read_gguf
-from quantize.kernels import llamacpp
 from quantize.kernels.block_types import FILE_TYPES
 
 
@@ -42,7 +42,7 @@ def main() -> None:
             convert(str(options.file), f"gguf-{recipe}", folder, verify="none")
             (made[recipe],) = folder.glob("*.gguf")
         theirs = Path(scratch) / "theirs.gguf"
-        llamacpp.quantize_file(made["f32"], theirs, FILE_TYPES[options.to].value, threads=2)
+        quantize_file(made["f32"], theirs, FILE_TYPES[options.to].value, threads=2)
         ours = read_gguf(made[options.to])
         result: dict[str, Any] = {
             "metadata_that_differs": metadata(published, ours),

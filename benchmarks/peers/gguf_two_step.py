@@ -124,13 +124,8 @@ def ours(checkpoint: Path, recipe: str, out: Path, threads: int) -> list[str]:
 def quantizer(source: Path, target: Path, name: str, arguments: argparse.Namespace) -> list[str]:
     if arguments.llama_quantize:
         return [str(arguments.llama_quantize), str(source), str(target), name.upper(), str(arguments.threads)]
-    code = (
-        "import sys; from pathlib import Path; from quantize.gguf import llamacpp; from "
-        "quantize.kernels.block_types import FILE_TYPES;"
-        "llamacpp.quantize_file(Path(sys.argv[1]), Path(sys.argv[2]), FILE_TYPES[sys.argv[3]].value, "
-        "threads=int(sys.argv[4]))"
-    )
-    return [sys.executable, "-c", code, str(source), str(target), name, str(arguments.threads)]
+    program = "benchmarks.peers.llama_quantize"
+    return [sys.executable, "-m", program, str(source), str(target), name, str(arguments.threads)]
 
 
 def converter(checkpoint: Path, arguments: argparse.Namespace) -> dict[str, object]:

@@ -7,13 +7,14 @@ whatever the model's size.
 """
 
 import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 
+from quantize.calibration.collectors import SecondMoments
+from quantize.calibration.layers import stream_weights
+from quantize.calibration.products import collecting
 from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.checkpoint.tokenizer import SourceTokenizer
 from quantize.errors import StepFailed, Unsupported
@@ -22,9 +23,7 @@ from quantize.gguf.families.plan import plan
 from quantize.gguf.importance.file import Entry, ImportanceMatrix
 from quantize.gguf.mixture import may_be_quantized
 from quantize.gguf.tokenizer.special import added_around
-
-if TYPE_CHECKING:
-    import torch
+from quantize.hf.names import empty_model
 
 PASS_TOKENS = 4096
 _EXPERTS = re.compile(r"layers\.(\d+)\.\w+\.experts\.(gate_up|down)_proj$")
@@ -55,9 +54,6 @@ def compute_imatrix(
     """
     import torch
 
-    from quantize.calibration.layers import stream_weights
-    from quantize.hf.names import empty_model
-
     tensors = {mapped.name: mapped for mapped in plan(checkpoint).tensors}
     model = empty_model(checkpoint)
     if getattr(model, "_can_set_experts_implementation", lambda: False)():
@@ -68,15 +64,16 @@ def compute_imatrix(
         for name, _ in body.named_parameters()
     }
     stream_weights(body, {name: name for name in weights}, lambda name: weights[name].read(), device)
-    sums = _Sums({name: weight.targets for name, weight in weights.items()})
+    moments = SecondMoments()
     rows = max(1, PASS_TOKENS // ids.shape[1])
-    with torch.no_grad(), sums.collecting(body):
+    with torch.no_grad(), collecting(body, frozenset(weights), moments):
         for first in range(0, len(ids), rows):
             part = torch.from_numpy(ids[first : first + rows]).to(device)
             body(input_ids=part, use_cache=False)
             progress(len(part))
     blocks = {name: m for name, m in tensors.items() if name.startswith("blk.") and len(m.shape) > 1}
-    entries = sums.entries({name: m.shape[0] if len(m.shape) > 2 else 1 for name, m in blocks.items()})
+    matrices = {name: m.shape[0] if len(m.shape) > 2 else 1 for name, m in blocks.items()}
+    entries = _entries(moments, {name: weight.targets for name, weight in weights.items()}, matrices)
     missing = tuple(
         name for name, m in blocks.items() if name not in entries and may_be_quantized(name, m.shape)
     )
@@ -134,85 +131,21 @@ def _weight(checkpoint: Checkpoint, tensors: dict[str, Mapped], name: str, prefi
     return _Weight(build, tuple(targets))
 
 
-@dataclass
-class _Sums:
-    """Sees every product of a model's parameters. ``targets``: parameter -> names under which its input is
-    summed."""
-
-    targets: dict[str, tuple[str, ...]]
-    squares: dict[str, dict[int, "torch.Tensor"]] = field(
-        default_factory=dict
-    )  # parameter -> matrix -> (columns,) float64
-    counts: dict[str, dict[int, int]] = field(default_factory=dict)
-    _within: list[tuple[str, "torch.nn.Module"]] = field(default_factory=list)
-
-    def entries(self, matrices: dict[str, int]) -> dict[str, Entry]:
-        """``matrices``: GGUF name of those wanted -> how many it holds. Errors: StepFailed."""
-        out: dict[str, Entry] = {}
-        for parameter, squares in self.squares.items():
-            for name in self.targets[parameter]:
-                if name not in matrices:
-                    continue
-                columns = len(next(iter(squares.values())))
-                sums, counts = np.zeros((matrices[name], columns)), np.zeros(matrices[name], np.int64)
-                for index, values in squares.items():
-                    sums[index], counts[index] = values.cpu().numpy(), self.counts[parameter][index]
-                if not np.isfinite(sums).all():
-                    raise StepFailed(f"activations at {parameter} are not finite; the checkpoint is damaged")
-                out[name] = Entry(sums.astype(np.float32), counts)
-        return out
-
-    @contextmanager
-    def collecting(self, model: "torch.nn.Module") -> Iterator[None]:
-        from torch.overrides import TorchFunctionMode
-
-        sums = self
-
-        class Products(TorchFunctionMode):
-            def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-                if (
-                    sums._within
-                    and (operands := _operands().get(func)) is not None
-                    and len(args) > max(operands)
-                ):
-                    sums._see(*(args[index] for index in operands))
-                return func(*args, **(kwargs or {}))
-
-        handles = []
-        for name, module in model.named_modules():
-            if any(f"{name}.{own}" in self.targets for own, _ in module.named_parameters(recurse=False)):
-                handles.append(
-                    module.register_forward_pre_hook(
-                        lambda module, _, name=name: self._within.append((name, module))
-                    )
-                )
-                handles.append(module.register_forward_hook(lambda *_: self._within.pop() and None))
-        try:
-            with Products():
-                yield
-        finally:
-            for handle in handles:
-                handle.remove()
-
-    def _see(self, entering: Any, weight: Any) -> None:
-        """A product within a module: with which of its parameters, and which matrix of that one?"""
-        import torch
-
-        name, module = self._within[-1]
-        for own, parameter in module.named_parameters(recurse=False):
-            if weight.untyped_storage().data_ptr() != parameter.untyped_storage().data_ptr():
+def _entries(
+    moments: SecondMoments, targets: dict[str, tuple[str, ...]], matrices: dict[str, int]
+) -> dict[str, Entry]:
+    """``targets``: parameter -> GGUF names under which its input is summed; ``matrices``: GGUF name of those
+    wanted -> how many it holds. Errors: StepFailed."""
+    out: dict[str, Entry] = {}
+    for parameter, found in moments.result().items():
+        for name in targets[parameter]:
+            if name not in matrices:
                 continue
-            key = f"{name}.{own}"
-            matrix = weight.storage_offset() // parameter.stride(0) if parameter.dim() > 2 else 0
-            squares = entering.reshape(-1, entering.shape[-1]).square().sum(0, dtype=torch.float64)
-            mine, counts = self.squares.setdefault(key, {}), self.counts.setdefault(key, {})
-            mine[matrix] = mine[matrix] + squares if matrix in mine else squares
-            counts[matrix] = counts.get(matrix, 0) + entering.numel() // entering.shape[-1]
-
-
-def _operands() -> dict[Any, tuple[int, int]]:
-    """Functions by which modules multiply -> positions of what enters, and of the weight."""
-    import torch
-
-    plain = (torch.nn.functional.linear, torch.matmul, torch.Tensor.matmul, torch.Tensor.__matmul__)
-    return {**dict.fromkeys(plain, (0, 1)), torch.addmm: (1, 2)}
+            columns = len(next(iter(found.values())).sums)
+            sums, counts = np.zeros((matrices[name], columns)), np.zeros(matrices[name], np.int64)
+            for index, moment in found.items():
+                sums[index], counts[index] = moment.sums, moment.count
+            if not np.isfinite(sums).all():
+                raise StepFailed(f"activations at {parameter} are not finite; the checkpoint is damaged")
+            out[name] = Entry(sums.astype(np.float32), counts)
+    return out

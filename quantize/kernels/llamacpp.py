@@ -1,7 +1,6 @@
-"""The one binding to llama.cpp: its block quantizers, its quantizer of whole files, its models. Through
-llama-cpp-python.
+"""The one binding to llama.cpp, through llama-cpp-python: the two libraries, its log, its models.
 
-ctypes releases the GIL around every call here, so block quantizers run on as many cores as there are Python
+ctypes releases the GIL around every call, so block quantizers run on as many cores as there are Python
 threads.
 """
 
@@ -18,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from quantize.errors import BadInput, StepFailed
-from quantize.kernels.block_types import LlamaFileType, Type, row_bytes
+from quantize.kernels.block_types import Type
 from quantize.terminal import printable
 
 _log: deque[str] = deque(maxlen=10_000)
@@ -49,8 +48,8 @@ def library() -> Any:
 
 
 @cache
-def _ggml() -> Any:
-    """libggml with the signatures of the functions used here."""
+def ggml_library() -> Any:
+    """libggml with the signatures of the functions used here and in ``quantize.kernels.ggml``."""
     library()
     from llama_cpp._ggml import libggml as lib
 
@@ -97,128 +96,8 @@ def last_error() -> str:
     return printable(chosen, 400)
 
 
-def prepare(kind: Type) -> None:
-    """Build the tables that ``kind``'s quantizer needs; once, before threads use it."""
-    _ggml().ggml_quantize_init(int(kind))
-
-
-def quantize_rows(
-    kind: Type, rows: np.ndarray, out: np.ndarray, importance: np.ndarray | None = None
-) -> None:
-    """Quantize ``rows`` (r, c) float32 into ``out`` (r, bytes of one row) uint8, by llama.cpp's own
-    quantizer.
-
-    ``importance``: float32 (c,), one weight per column. Both arrays C-contiguous. Rows are independent of one
-    another.
-    Errors: StepFailed where the result is not valid (a value that ``kind`` cannot hold).
-    """
-    count, columns = rows.shape
-    assert rows.dtype == np.float32
-    assert rows.flags.c_contiguous
-    assert out.flags.c_contiguous
-    assert out.nbytes == count * row_bytes(kind, columns)
-    lib = _ggml()
-    weights = importance.ctypes.data if importance is not None else None
-    written = lib.ggml_quantize_chunk(
-        int(kind), rows.ctypes.data, out.ctypes.data, 0, count, columns, weights
-    )
-    if written != out.nbytes:
-        raise StepFailed(f"llama.cpp wrote {written} bytes of {kind.name} where {out.nbytes} were expected")
-    if kind is not Type.F32 and not lib.ggml_validate_row_data(int(kind), out.ctypes.data, out.nbytes):
-        raise StepFailed(
-            f"values up to {float(np.abs(rows).max()):.4g} do not "
-            f"fit into {kind.name}; use a type with more range"
-        )
-
-
-def widen(raw: np.ndarray, out: np.ndarray) -> None:
-    """bf16 bit patterns (uint16), float16, float32 or float64 ``raw`` -> float32 ``out`` (same size); exact
-    but for float64."""
-    lib = _ggml()
-    raw = np.ascontiguousarray(raw)
-    if raw.dtype == np.uint16:
-        lib.ggml_bf16_to_fp32_row(raw.ctypes.data, out.ctypes.data, raw.size)
-    elif raw.dtype == np.float16:
-        lib.ggml_fp16_to_fp32_row(raw.ctypes.data, out.ctypes.data, raw.size)
-    else:
-        np.copyto(out.reshape(raw.shape), raw, casting="same_kind")
-
-
-@cache
-def bf16_to_f16() -> np.ndarray:
-    """(65536,) uint16: llama.cpp's F16 bits for each bf16 bit pattern. Looking up is faster than going by
-    float32."""
-    wide, half = np.empty(1 << 16, np.float32), np.empty(1 << 16, np.uint16)
-    widen(np.arange(1 << 16, dtype=np.uint16), wide)
-    _ggml().ggml_fp32_to_fp16_row(wide.ctypes.data, half.ctypes.data, wide.size)
-    return half
-
-
-def round_through(values: np.ndarray, kind: Type) -> None:
-    """Round float32 ``values`` in place to what ``kind`` (F16 or BF16) can hold, as a file of that type
-    would."""
-    half = np.empty(values.size, np.uint16)
-    quantize_rows(kind, values.reshape(1, -1), half.view(np.uint8).reshape(1, -1))
-    widen(half if kind is Type.BF16 else half.view(np.float16), values.reshape(-1))
-
-
-def quantize_file(
-    source: Path,
-    target: Path,
-    file_type: LlamaFileType,
-    *,
-    threads: int = 0,
-    importance: dict[str, np.ndarray] | None = None,
-    tensor_types: tuple[tuple[str, Type], ...] = (),
-    pure: bool = False,
-    dry_run: bool = False,
-    kvs: dict[str, str | int] | None = None,
-) -> None:
-    """``llama_model_quantize``: what the llama-quantize program calls. For golden tests and the peer
-    benchmark.
-
-    ``kvs``: metadata to add, as llama-quantize adds what it knows of an importance matrix.
-
-    Errors: StepFailed with llama.cpp's reason.
-    """
-    lib = library()
-    parameters = lib.llama_model_quantize_default_params()
-    parameters.ftype, parameters.nthread, parameters.pure, parameters.dry_run = (
-        int(file_type),
-        threads,
-        pure,
-        dry_run,
-    )
-    keep: list[Any] = []
-    if importance:
-        entries = (lib.llama_model_imatrix_data * (len(importance) + 1))()
-        for entry, (name, values) in zip(entries, importance.items(), strict=False):
-            array = np.ascontiguousarray(values, np.float32)
-            keep.append(array)
-            entry.name, entry.size = name.encode(), array.size
-            entry.data = array.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
-        parameters.imatrix = entries
-    if tensor_types:
-        overrides = (lib.llama_model_tensor_override * (len(tensor_types) + 1))()
-        for override, (pattern, kind) in zip(overrides, tensor_types, strict=False):
-            override.pattern, override.type = pattern.encode(), int(kind)
-        parameters.tt_overrides = overrides
-    if kvs:
-        added = (lib.llama_model_kv_override * (len(kvs) + 1))()
-        for one, (key, value) in zip(added, kvs.items(), strict=False):
-            one.key = key.encode()
-            if isinstance(value, int):
-                one.tag, one.value.val_i64 = lib.LLAMA_KV_OVERRIDE_TYPE_INT, value
-            else:
-                one.tag, one.value.val_str = lib.LLAMA_KV_OVERRIDE_TYPE_STR, value.encode()
-        parameters.kv_overrides = added
-    clear_log()
-    if lib.llama_model_quantize(str(source).encode(), str(target).encode(), ctypes.byref(parameters)) != 0:
-        raise StepFailed(f"{source}: llama.cpp could not quantize it: {last_error()}")
-
-
 def revision() -> str:
-    return f"{_ggml().ggml_commit().decode()}"
+    return f"{ggml_library().ggml_commit().decode()}"
 
 
 def cpu_features() -> list[str]:
@@ -231,7 +110,7 @@ def describe() -> dict[str, str]:
     return {
         "binding": f"llama-cpp-python {metadata.version('llama-cpp-python')}",
         "revision": revision(),
-        "ggml": _ggml().ggml_version().decode(),
+        "ggml": ggml_library().ggml_version().decode(),
         "cpu_features": " ".join(cpu_features()),
     }
 

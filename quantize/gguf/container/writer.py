@@ -23,9 +23,10 @@ from typing import Any, BinaryIO
 import numpy as np
 from gguf import GGUFValueType
 
-from quantize.errors import BadInput, StepFailed
-from quantize.kernels import llamacpp
+from quantize.errors import BadInput, StepFailed, Unsupported
+from quantize.kernels.base import BlockQuantizer
 from quantize.kernels.block_types import Type, row_bytes, tensor_bytes
+from quantize.kernels.ggml import GGML, bf16_to_f16, round_through, widen
 
 ALIGNMENT = 32
 VERSION = 3
@@ -69,7 +70,7 @@ class Planned:
 class Written:
     files: dict[Path, str]  # and their sha256
     data_bytes: int  # of tensors, without padding
-    quantizer_seconds: float  # inside llama.cpp's block quantizers, summed over threads
+    quantizer_seconds: float  # inside block quantizers, summed over threads
 
 
 def write_gguf(
@@ -79,6 +80,7 @@ def write_gguf(
     *,
     threads: int,
     split_max_bytes: int | None = None,
+    quantizer: BlockQuantizer = GGML,
     progress: Callable[[int], None] = lambda weights: None,
 ) -> Written:
     """Write ``path``, or ``path``-00001-of-0000N.gguf and so on where ``split_max_bytes`` of tensor data are
@@ -86,7 +88,7 @@ def write_gguf(
 
     ``progress`` is told the number of weights done after each chunk. Errors: StepFailed for a value that is
     not finite or does not fit its type; OSError (disk full) before any work where the space is known to be
-    missing.
+    missing; Unsupported for a type that ``quantizer`` does not make.
     """
     parts = split(tensors, split_max_bytes)
     total = sum(padded(t.size_bytes) for t in tensors)
@@ -95,14 +97,16 @@ def write_gguf(
     files: dict[Path, str] = {}
     clock = _Clock()
     for kind in {t.kind for t in tensors}:
-        llamacpp.prepare(kind)
+        if kind not in quantizer.kinds:
+            raise Unsupported(f"{quantizer.name} makes no tensors of type {kind.name}; choose another type")
+        quantizer.prepare(kind)
     with ThreadPoolExecutor(threads, thread_name_prefix="quantize") as pool:
         try:
             for index, part in enumerate(parts):
                 name = path if len(parts) == 1 else part_path(path, index, len(parts))
                 with open(name, "wb", buffering=1 << 20) as file, _Hashed(file) as hashed:
                     hashed.write(header(_part_kvs(kvs, index, len(parts), len(tensors)), part))
-                    _write_data(hashed, part, pool, clock, progress)
+                    _write_data(hashed, part, pool, quantizer, clock, progress)
                 files[name] = hashed.hexdigest()
         except BaseException:
             pool.shutdown(wait=True, cancel_futures=True)
@@ -231,6 +235,7 @@ def _write_data(
     file: _Hashed,
     tensors: Iterable[Planned],
     pool: ThreadPoolExecutor,
+    quantizer: BlockQuantizer,
     clock: _Clock,
     progress: Callable[[int], None],
 ) -> None:
@@ -269,7 +274,12 @@ def _write_data(
                 tensor.importance[first // tensor.shape[-2]] if tensor.importance is not None else None
             )
             waiting.append(
-                (tensor, pool.submit(_make, rows, tensor, importance, clock), rows.size, end_padding)
+                (
+                    tensor,
+                    pool.submit(_make, rows, tensor, importance, quantizer, clock),
+                    rows.size,
+                    end_padding,
+                )
             )
             in_flight += size
         del values
@@ -296,7 +306,13 @@ _scratch = threading.local()
 _LARGEST = {Type.BF16: 0x7F7F, Type.F16: 0x7BFF}
 
 
-def _make(rows: np.ndarray, tensor: Planned, importance: np.ndarray | None, clock: _Clock) -> np.ndarray:
+def _make(
+    rows: np.ndarray,
+    tensor: Planned,
+    importance: np.ndarray | None,
+    quantizer: BlockQuantizer,
+    clock: _Clock,
+) -> np.ndarray:
     """One chunk as the bytes of ``tensor.kind``: (rows, bytes of a row) uint8. Runs in a thread of the
     pool."""
     kind = tensor.kind
@@ -310,7 +326,7 @@ def _make(rows: np.ndarray, tensor: Planned, importance: np.ndarray | None, cloc
     ):
         bits = out.view(np.uint16)
         if looked_up:
-            llamacpp.bf16_to_f16().take(rows, out=bits, mode="wrap")  # "raise" would go by another buffer
+            bf16_to_f16().take(rows, out=bits, mode="wrap")  # "raise" would go by another buffer
         else:
             bits[...] = rows.view(np.uint16)
         if np.bitwise_and(bits, 0x7FFF).max(initial=0) <= _LARGEST[kind]:
@@ -322,15 +338,15 @@ def _make(rows: np.ndarray, tensor: Planned, importance: np.ndarray | None, cloc
     values = buffer[: rows.size].reshape(rows.shape)
     _widen(rows, values)
     if tensor.via is not None:
-        llamacpp.round_through(values, tensor.via)
+        round_through(values, tensor.via)
     begun = time.perf_counter()
-    llamacpp.quantize_rows(kind, values, out, importance)
+    quantizer.quantize(kind, values, out, importance)
     clock.add(time.perf_counter() - begun)
     return out
 
 
 def _widen(rows: np.ndarray, out: np.ndarray) -> None:
-    llamacpp.widen(rows, out)
+    widen(rows, out)
     # The sum of a float32 array is finite unless an element is not, or it overflows: look closer only then.
     with np.errstate(over="ignore", invalid="ignore"):
         suspicious = not np.isfinite(out.sum())

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks.peers.gguf_header import ADR, differences, listed
+from benchmarks.peers.llama_quantize import quantize_file
 from quantize.gguf.container.reader import read_gguf
-from quantize.kernels import llamacpp
 from quantize.kernels.block_types import FILE_TYPES
 
 from .test_identity import QUANTIZED, convert
@@ -29,7 +29,7 @@ def test_only_the_signature_differs_from_llama_quantize(source: Path, tmp_path: 
     lossless = convert(source, tmp_path / "bf16", type="bf16")
     for name in QUANTIZED:
         ours = read_gguf(convert(source, tmp_path / name, type=name))
-        llamacpp.quantize_file(lossless, tmp_path / f"{name}.gguf", FILE_TYPES[name].value, threads=1)
+        quantize_file(lossless, tmp_path / f"{name}.gguf", FILE_TYPES[name].value, threads=1)
         theirs = read_gguf(tmp_path / f"{name}.gguf")
         assert differences(theirs, ours).keys() == {"general.quantized_by"}
         assert [key for key in ours.kvs if key != "general.quantized_by"] == list(theirs.kvs), "the order too"
@@ -53,9 +53,7 @@ def test_of_the_imatrix_only_the_folder_differs(source: Path, tmp_path: Path) ->
     }
     kvs |= {"quantize.imatrix.entries_count": 1, "quantize.imatrix.chunks_count": 3}
     importance = {"blk.0.attn_q.weight": values[0]}
-    llamacpp.quantize_file(
-        lossless, tmp_path / "t.gguf", FILE_TYPES["q4_0"].value, importance=importance, kvs=kvs
-    )
+    quantize_file(lossless, tmp_path / "t.gguf", FILE_TYPES["q4_0"].value, importance=importance, kvs=kvs)
     theirs = read_gguf(tmp_path / "t.gguf")
     assert differences(theirs, ours).keys() == {"quantize.imatrix.file"}
     assert ours.kvs["quantize.imatrix.file"] == "matrix.gguf"

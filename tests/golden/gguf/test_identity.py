@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks.peers.llama_quantize import quantize_file
 from quantize.gguf.container.reader import GgufFile, read_gguf
-from quantize.kernels import llamacpp
 from quantize.kernels.block_types import FILE_TYPES, TENSOR_TYPES
-from quantize.methods.gguf import PRESET_TYPES, Gguf, GgufRecipe
+from quantize.methods.gguf import Gguf
+from quantize.methods.gguf_recipe import PRESET_TYPES, GgufRecipe
 from quantize.recipe import RunOptions
 from quantize.sources.opening import open_checkpoint
 
@@ -52,14 +53,14 @@ QUANTIZED = [name for name in PRESET_TYPES if FILE_TYPES[name].quantized]
 @pytest.mark.parametrize("name", QUANTIZED)
 def test_every_type_equals_llamacpp(source: Path, lossless: Path, tmp_path: Path, name: str) -> None:
     ours = read_gguf(convert(source, tmp_path / "ours", type=name, quantized_by=None))
-    llamacpp.quantize_file(lossless, tmp_path / "theirs.gguf", FILE_TYPES[name].value, threads=2)
+    quantize_file(lossless, tmp_path / "theirs.gguf", FILE_TYPES[name].value, threads=2)
     assert_same_tensors(ours, read_gguf(tmp_path / "theirs.gguf"))
 
 
 def test_the_whole_file_equals_llamacpp(source: Path, lossless: Path, tmp_path: Path) -> None:
     """Header included, where nobody signs the file."""
     ours = convert(source, tmp_path / "ours", type="q4_k_m", quantized_by=None)
-    llamacpp.quantize_file(lossless, tmp_path / "theirs.gguf", FILE_TYPES["q4_k_m"].value, threads=1)
+    quantize_file(lossless, tmp_path / "theirs.gguf", FILE_TYPES["q4_k_m"].value, threads=1)
     assert ours.read_bytes() == (tmp_path / "theirs.gguf").read_bytes()
 
 
@@ -67,7 +68,7 @@ def test_the_whole_file_equals_llamacpp(source: Path, lossless: Path, tmp_path: 
 def test_a_detour_is_reproduced(source: Path, tmp_path: Path, via: str) -> None:
     ours = convert(source, tmp_path / "ours", type="q4_k_m", via=via)
     detour = convert(source, tmp_path / "detour", type=via)
-    llamacpp.quantize_file(detour, tmp_path / "theirs.gguf", FILE_TYPES["q4_k_m"].value, threads=2)
+    quantize_file(detour, tmp_path / "theirs.gguf", FILE_TYPES["q4_k_m"].value, threads=2)
     assert_same_tensors(read_gguf(ours), read_gguf(tmp_path / "theirs.gguf"))
 
 
@@ -77,10 +78,10 @@ def test_overrides_and_pure(source: Path, lossless: Path, tmp_path: Path) -> Non
     pairs = tuple(
         (pattern, TENSOR_TYPES[kind]) for pattern, _, kind in (entry.rpartition("=") for entry in chosen)
     )
-    llamacpp.quantize_file(lossless, tmp_path / "theirs.gguf", FILE_TYPES["q4_k_m"].value, tensor_types=pairs)
+    quantize_file(lossless, tmp_path / "theirs.gguf", FILE_TYPES["q4_k_m"].value, tensor_types=pairs)
     assert_same_tensors(read_gguf(ours), read_gguf(tmp_path / "theirs.gguf"))
     pure = convert(source, tmp_path / "pure", type="q5_k_m", pure=True)
-    llamacpp.quantize_file(lossless, tmp_path / "pure.gguf", FILE_TYPES["q5_k_m"].value, pure=True)
+    quantize_file(lossless, tmp_path / "pure.gguf", FILE_TYPES["q5_k_m"].value, pure=True)
     assert_same_tensors(read_gguf(pure), read_gguf(tmp_path / "pure.gguf"))
 
 

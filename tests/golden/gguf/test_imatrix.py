@@ -8,14 +8,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks.peers.llama_quantize import quantize_file
 from quantize.errors import BadInput, Unsupported
 from quantize.gguf.container.reader import read_gguf
 from quantize.gguf.importance.file import Entry, ImportanceMatrix, read_imatrix, write_imatrix
 from quantize.gguf.importance.use import WEIGHTED
 from quantize.gguf.mixture import requires_imatrix
-from quantize.kernels import llamacpp
-from quantize.kernels.block_types import FILE_TYPES
-from quantize.methods.gguf import PRESET_TYPES, Gguf, GgufRecipe
+from quantize.kernels.block_types import FILE_TYPES, row_bytes
+from quantize.kernels.ggml import GGML
+from quantize.methods.gguf import Gguf
+from quantize.methods.gguf_recipe import PRESET_TYPES, GgufRecipe
 
 from .test_identity import QUANTIZED, assert_same_tensors, convert
 
@@ -82,7 +84,7 @@ def matrix(lossless: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def theirs(lossless: Path, out: Path, name: str, matrix: Path) -> Path:
     """What llama-quantize --imatrix does: mean squares and four entries of metadata go to the library."""
     loaded = read_imatrix(matrix)
-    llamacpp.quantize_file(
+    quantize_file(
         lossless,
         out,
         FILE_TYPES[name].value,
@@ -134,11 +136,11 @@ def test_which_types_look_at_importances() -> None:
     for kind in {t.default for t in FILE_TYPES.values() if t.quantized}:
         if requires_imatrix("blk.0.attn_q.weight", kind, FILE_TYPES["q8_0"]):
             continue
-        llamacpp.prepare(kind)
+        GGML.prepare(kind)
         made = []
         for importance in (None, weights):
-            out = np.empty((4, llamacpp.row_bytes(kind, 512)), np.uint8)
-            llamacpp.quantize_rows(kind, rows, out, importance)
+            out = np.empty((4, row_bytes(kind, 512)), np.uint8)
+            GGML.quantize(kind, rows, out, importance)
             made.append(out)
         assert np.array_equal(*made) == (kind not in WEIGHTED), kind.name
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from gguf import GGUFValueType as V
 
+from benchmarks.peers.llama_quantize import quantize_file
 from quantize.gguf.container.writer import Planned, header, padded
 from quantize.gguf.mixture import ModelShape, Overrides, Spec, choose_types, lossless_type
 from quantize.kernels import llamacpp
@@ -106,7 +107,7 @@ def llamacpp_types(
     path: Path, file_type: str, importance: bool, overrides: tuple[tuple[str, Type], ...] = ()
 ) -> dict[str, str]:
     given = {"blk.0.attn_q.weight": np.ones(8, np.float32)} if importance else None
-    llamacpp.quantize_file(
+    quantize_file(
         path,
         path.with_suffix(".out"),
         FILE_TYPES[file_type].value,

@@ -249,7 +249,7 @@ def test_columns_without_importance_count_alike(kind: Type, columns: int) -> Non
 
     from quantize.gguf.mixture import Choice, Spec
     from quantize.kernels.block_types import FILE_TYPES, block_size, row_bytes
-    from quantize.kernels.llamacpp import prepare, quantize_rows
+    from quantize.kernels.ggml import GGML
 
     random = np.random.default_rng(1)
     sums = random.lognormal(0, 1, (1, 512)).astype(np.float32)
@@ -267,8 +267,8 @@ def test_columns_without_importance_count_alike(kind: Type, columns: int) -> Non
     assert (note.tensor, note.what) == (name, f"equal importances for {columns} of 512 columns")
     rows = random.standard_normal((4, 512)).astype(np.float32)
     out = np.empty((4, row_bytes(kind, 512)), np.uint8)
-    prepare(kind)
-    quantize_rows(kind, rows, out, given.rows[name][0])
+    GGML.prepare(kind)
+    GGML.quantize(kind, rows, out, given.rows[name][0])
     back = dequantize(out, kind)
     part = slice(0, columns)
     cosine = (

@@ -1,0 +1,1 @@
+"""A Hugging Face checkpoint's folder: config, tensors, tokenizer, model card."""

@@ -1,0 +1,1 @@
+"""The command line of quantize: options are read here and nowhere below."""

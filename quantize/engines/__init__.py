@@ -1,0 +1,1 @@
+"""What makes artifacts: one package for each library that quantizes."""

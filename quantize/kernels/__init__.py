@@ -1,0 +1,1 @@
+"""Block quantizers behind one interface, and the binding to llama.cpp."""

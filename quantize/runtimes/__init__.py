@@ -1,0 +1,1 @@
+"""Programs that open an artifact and give its logits and its text."""

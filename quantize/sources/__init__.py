@@ -1,0 +1,1 @@
+"""Where checkpoints come from: folders, hubs, GGUF files, adapters."""

@@ -1,6 +1,7 @@
 """Locks that a killed build leaves behind, and variables that an engine's dependency would move."""
 
 import fcntl
+import io
 import os
 import subprocess
 import sys
@@ -75,9 +76,11 @@ def test_the_hubs_caches_stay_where_they_are() -> None:
 
 
 def test_the_lock_follows_no_link_and_says_when_it_waits(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    said = io.StringIO()  # which, unlike capsys, loses nothing that is written while it is read
+    monkeypatch.setattr(sys, "stderr", said)
     victim = tmp_path / "victim"
     victim.write_text("precious")
     (tmp_path / "quantwright").mkdir()
@@ -90,9 +93,9 @@ def test_the_lock_follows_no_link_and_says_when_it_waits(
         fcntl.flock(held, fcntl.LOCK_EX)
         waiting = threading.Thread(target=ensure_kernel_environment)
         waiting.start()
-        said = ""
-        while "waiting for another process" not in said:
-            said += capsys.readouterr().err
+        while "waiting for another process" not in said.getvalue():
+            assert waiting.is_alive()
+            time.sleep(0.01)
     waiting.join(30)
     assert not waiting.is_alive()
 

@@ -1,0 +1,1 @@
+"""GPTQModel, the engine of GPTQ and AWQ."""

@@ -1,0 +1,1 @@
+"""Reading and writing .gguf files, whatever they hold."""

@@ -1,0 +1,1 @@
+"""llama.cpp's importance matrices: their files, and what a conversion takes from them."""

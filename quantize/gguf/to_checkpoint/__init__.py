@@ -1,0 +1,1 @@
+"""A .gguf file as a Hugging Face checkpoint."""

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from evals.kernels import as_tensor, blocks, kl_rows
-from evals.perplexity import Advance
 from evals.protocols import Windows
 from evals.reference import CachedReference, ReferenceRows
 from quantize.errors import BadInput
+from quantize.progress import Advance
 from quantize.runtimes.base import Runtime
 
 KL_PERCENTILES = (50.0, 90.0, 95.0, 99.0, 99.9)

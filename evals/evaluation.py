@@ -11,7 +11,6 @@ from pathlib import Path
 
 from evals.divergence import compare
 from evals.measuring import Measuring
-from evals.progress import progress_bar
 from evals.protocols import TextProtocol
 from evals.reference_run import ReferenceRun
 from evals.rows import Heading, perplexity_rows, unavailable_row
@@ -19,6 +18,7 @@ from evals.subjects import Typed, guess_reference, largest
 from evals.tasks import pair_with_reference
 from evals.weights_only import Measured, weights_only_rows
 from quantize.errors import BadInput, QuantwrightError, StepFailed, one_line
+from quantize.progress import progress_bar
 from quantize.results import EvalResult, Subject, merge_results, results_path
 from quantize.runtimes.base import Runtime
 from quantize.runtimes.opening import open_runtime
@@ -156,7 +156,7 @@ class Evaluation:
                 "--ids source"
             )
         title = f"{typed.name} {windows.protocol.name}"
-        with progress_bar(title, windows.scored, how.run.progress) as advance:
+        with progress_bar(title, windows.scored, "tokens", how.run.progress) as advance:
             divergences = compare(known, runtime, windows, advance, typed.name)
         if windows.ids == "source":
             measured.append(Measured(windows, known, divergences))

@@ -22,6 +22,7 @@ from quantize.chat.render import TemplateRefuses
 from quantize.chat.templates import ChatTemplate
 from quantize.checkpoint.tokenizer import SourceTokenizer
 from quantize.errors import Unsupported
+from quantize.progress import Advance
 from quantize.runtimes.base import Runtime
 
 BATCH_TOKENS = 4096
@@ -32,7 +33,6 @@ MAX_GENERATED = 256  # lm-eval's own default
 
 ROLLING = ("", "")  # stands for the pair of texts where tokens alone are asked about
 
-Advance = Callable[[int], None]
 Request = tuple[tuple[str, str], list[int], list[int]]
 
 

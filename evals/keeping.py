@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from evals.perplexity import Advance
 from evals.protocols import Windows
 from evals.reference import (
     CachedReference,
@@ -18,6 +17,7 @@ from evals.reference import (
     find_cache,
     write_cache,
 )
+from quantize.progress import Advance
 from quantize.recipe import RunOptions
 from quantize.runtimes.base import Runtime
 from quantize.runtimes.opening import open_without_weights

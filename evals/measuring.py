@@ -11,13 +11,13 @@ from evals.generations import TOKENS, generation_items, generation_row, prompts_
 from evals.keeping import Kept
 from evals.options import EvalOptions
 from evals.perplexity import TokenScores, score
-from evals.progress import progress_bar
 from evals.protocols import Windows, parse_protocol
 from evals.rows import Heading, divergence_rows, perplexity_rows
 from evals.subjects import Typed
 from evals.task_files import Task, parse_tasks
 from evals.tasks import run_tasks
 from evals.text import MeasuredText
+from quantize.progress import progress_bar
 from quantize.recipe import RunOptions
 from quantize.results import EvalResult
 from quantize.runtimes.base import Runtime
@@ -64,7 +64,9 @@ class Measuring:
             self.tasks = parse_tasks(options.tasks, self.say, *allowed)
 
     def score(self, runtime: Runtime, windows: Windows, name: str) -> TokenScores:
-        with progress_bar(f"{name} {windows.protocol.name}", windows.scored, self.run.progress) as advance:
+        with progress_bar(
+            f"{name} {windows.protocol.name}", windows.scored, "tokens", self.run.progress
+        ) as advance:
             return score(runtime, windows, advance, self.run.resolved_threads)
 
     def text_rows(self, divergences: Divergences, windows: Windows, heading: Heading) -> list[EvalResult]:

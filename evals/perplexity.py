@@ -12,12 +12,11 @@ import numpy as np
 
 from evals.kernels import target_log_probs
 from evals.protocols import Windows
+from quantize.progress import Advance
 from quantize.runtimes.base import Runtime
 
 ROWS_PER_CALL_ELEMENTS = 1 << 16  # tokens handed to the runtime in one call, so that the progress bar moves
 WINDOWS_PER_CALL = 64  # of a runtime that scores whole windows
-
-Advance = Callable[[int], None]
 
 
 @dataclass(frozen=True)

@@ -22,9 +22,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from evals.kernels import as_tensor, blocks, kl_rows
-from evals.perplexity import Advance, run_windows
+from evals.perplexity import run_windows
 from evals.protocols import Windows
 from quantize.errors import StepFailed
+from quantize.progress import Advance
 from quantize.runtimes.base import Runtime
 from quantize.staging import disk_errors, held_folder, held_until_exit, put_in_place
 

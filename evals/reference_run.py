@@ -9,11 +9,11 @@ from evals.floors import floor_rows
 from evals.keeping import Keeper, Kept
 from evals.measuring import Measuring
 from evals.perplexity import TokenScores
-from evals.progress import progress_bar
 from evals.protocols import Windows
 from evals.reference import CachedReference, ReferenceRows, SideBySideReference
 from evals.rows import perplexity_rows
 from evals.subjects import Typed
+from quantize.progress import progress_bar
 from quantize.results import EvalResult, merge_results, results_path
 from quantize.runtimes.base import Runtime
 from quantize.runtimes.opening import open_runtime
@@ -121,7 +121,7 @@ class ReferenceRun:
             how.say(f"{windows.protocol.name}: the reference's logits are at hand ({found.folder})")
             return found
         title = f"{self.typed.name} {windows.protocol.name}"
-        with progress_bar(title, windows.scored, how.run.progress) as advance:
+        with progress_bar(title, windows.scored, "tokens", how.run.progress) as advance:
             return keeper.keep(windows, runtime, self.listed, advance)
 
     def _from_itself(self, known: ReferenceRows, runtime: Runtime, windows: Windows) -> Divergences:
@@ -129,7 +129,7 @@ class ReferenceRun:
         if found is not None:
             return found
         title = f"{self.typed.name} {windows.protocol.name}"
-        with progress_bar(title, windows.scored, self.measuring.run.progress) as advance:
+        with progress_bar(title, windows.scored, "tokens", self.measuring.run.progress) as advance:
             return compare(known, runtime, windows, advance, self.typed.name)
 
     def _close_runtime(self) -> None:

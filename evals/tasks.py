@@ -6,7 +6,7 @@ import hashlib
 import logging
 import math
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from importlib import metadata
@@ -27,10 +27,10 @@ from quantize.chat.templates import folder_template
 from quantize.checkpoint.tokenizer import SourceTokenizer
 from quantize.errors import BadInput, QuantwrightError, StepFailed, first_line
 from quantize.gguf.tokenizer.chat_templates import gguf_template
+from quantize.progress import progress_bars
 from quantize.results import EvalResult
 from quantize.runtimes.base import Runtime
 from quantize.runtimes.llamacpp_tree import common_beginning
-from quantize.terminal import console
 
 PROTOCOL = "lm-eval"
 METRIC_NAMES = {"acc": "accuracy", "acc_norm": "accuracy_norm", "pass@1": "pass_at_1"}
@@ -79,7 +79,7 @@ def run_tasks(
                 "is not among its own "
                 f"examples; ask for at most {len(task.items) - 1}"
             )
-        with _progress(f"{heading.artifact} {Path(task.name).stem}", progress) as advance:
+        with progress_bars(f"{heading.artifact} {Path(task.name).stem}", progress) as advance:
             model = RuntimeLM(runtime, source, special, advance=advance, template=template)
             if options.allow_task_code and isinstance(task, HarnessTask) and task.is_file:
                 model.remarks.add("Python that its file names was allowed to run")
@@ -335,22 +335,3 @@ def _quiet() -> Iterator[None]:
             logger.setLevel(level)
         if shown:
             datasets.enable_progress_bars()
-
-
-@contextmanager
-def _progress(what: str, wanted: bool) -> Iterator[Callable[[str, int], Callable[[int], None]]]:
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console(stderr=True), disable=not wanted) as bar:
-
-        def begin(unit: str, total: int) -> Callable[[int], None]:
-            task = bar.add_task(f"{what} {unit}", total=total)
-            return lambda n: bar.advance(task, n)
-
-        yield begin

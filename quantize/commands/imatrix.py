@@ -1,7 +1,6 @@
 """``quantwright imatrix``."""
 
 import os
-import sys
 from pathlib import Path
 
 import click
@@ -9,6 +8,7 @@ import click
 from quantize.commands.options import run_options
 from quantize.errors import BadInput
 from quantize.files import typed_path
+from quantize.progress import progress_bar
 from quantize.recipe import CalibrationOptions, RunOptions
 from quantize.terminal import emit_json, log, say
 
@@ -59,9 +59,9 @@ def imatrix(
         log(words)
     ids = with_first_token(checkpoint, calibration.ids)
     label = f"{checkpoint.name}: importances"
-    with click.progressbar(length=len(ids), label=label, file=sys.stderr) as bar:
+    with progress_bar(label, len(ids), "windows", run.progress) as advance:
         computed = compute_imatrix(
-            checkpoint, ids, dataset=Path(text).name, device=run.resolved_device, progress=bar.update
+            checkpoint, ids, dataset=Path(text).name, device=run.resolved_device, progress=advance
         )
     write_imatrix(out, computed.matrix, replace=force)
     entries = computed.matrix.entries

@@ -5,9 +5,7 @@ tensors are those that llama-quantize would have written.
 """
 
 import json
-import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,8 +19,8 @@ from quantize.engines.base import Conversion
 from quantize.errors import BadInput, Unsupported
 from quantize.methods.base import Method
 from quantize.methods.gguf_recipe import GgufRecipe
+from quantize.progress import progress_bar
 from quantize.recipe import RunOptions
-from quantize.terminal import console
 
 if TYPE_CHECKING:
     from quantize.gguf.container.reader import GgufFile
@@ -77,9 +75,9 @@ class Gguf(Method):
         work = _prepare(checkpoint, recipe)
         contents = file_contents(checkpoint, recipe, work)
         planned = contents.tensors
-        with _progress(
-            f"{checkpoint.name} to {recipe.type}", sum(int(np.prod(t.shape)) for t in planned), run
-        ) as progress:
+        weights = sum(int(np.prod(t.shape)) for t in planned)
+        title = f"{checkpoint.name} to {recipe.type}"
+        with progress_bar(title, weights, "weights", run.progress) as progress:
             written = write_gguf(
                 stage / contents.name,
                 contents.kvs,
@@ -323,21 +321,3 @@ def _recorded_sources(stage: Path) -> dict[str, tuple[str, ...]]:
         raise BadInput(f"{stage}: no {MANIFEST}, which says from which tensors of the source these were made")
     details = json.loads(manifest.read_text(encoding="utf-8"))["details"]
     return {name: tuple(sources) for name, sources in details["sources"].items()}
-
-
-@contextmanager
-def _progress(title: str, weights: int, run: RunOptions) -> Iterator[Callable[[int], None]]:
-    if not run.progress or not sys.stderr.isatty():
-        yield lambda done: None
-        return
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
-
-    with Progress(
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        TaskProgressColumn(),
-        TimeRemainingColumn(),
-        console=console(stderr=True),
-    ) as bar:
-        task = bar.add_task(title, total=weights)
-        yield lambda done: bar.advance(task, done)

@@ -32,6 +32,7 @@ from quantize.engines.gptqmodel.computed import add_unquantized, packed_weights
 from quantize.engines.gptqmodel.contained import contained
 from quantize.errors import QuantwrightError, StepFailed, first_line
 from quantize.hf.extensions import ensure_kernel_environment, keep_hub_caches
+from quantize.progress import Advance, progress_bar
 from quantize.quiet import quiet
 from quantize.recipe import RunOptions
 from quantize.staging import held_folder
@@ -132,14 +133,16 @@ def quantize(
             dtype=getattr(torch, compute_dtype(run)),
             trust_remote_code=trust,
         )
+        layers = int(checkpoint.config.get("num_hidden_layers") or 0)
         samples = [{"input_ids": row, "attention_mask": [1] * len(row)} for row in rows.tolist()]
         with (
             _surviving_workers(),
             _watched_hessians() as floors,
             awq_search() as unreached,
             packed_weights() as computed,
-            _progress(model, checkpoint, title, run, stderr),
+            progress_bar(title, layers, "layers", run.progress, stderr) as advance,
         ):
+            model.layer_callback = _each_layer_once(advance)
             log = model.quantize(samples, batch_size=BATCH_ROWS, backend=BACKEND[backend])
         add_unquantized(computed, model.model, checkpoint)
         flat = [row for entries in log.values() for row in entries] if isinstance(log, dict) else list(log)
@@ -272,32 +275,16 @@ def _name_of(worker: Any) -> str:
     return str(getattr(named, "full_name", None) or getattr(worker, "name", "a layer"))
 
 
-@contextlib.contextmanager
-def _progress(model: Any, checkpoint: Checkpoint, title: str, run: RunOptions, stderr: Any) -> Iterator[None]:
-    """A bar on stderr that advances with each finished layer."""
-    if not run.progress:
-        yield
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+def _each_layer_once(advance: Advance) -> Callable[..., None]:
+    """For GPTQModel, which tells of a layer several times."""
+    finished: set[int] = set()
 
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("layers"),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=Console(file=stderr)) as bar:
-        task = bar.add_task(title, total=checkpoint.config.get("num_hidden_layers"))
-        finished: set[int] = set()
-
-        def layer_complete(*, layer_idx: int, submodule_finalized: bool) -> None:
+    def layer_complete(*, layer_idx: int, submodule_finalized: bool) -> None:
+        if layer_idx not in finished:
             finished.add(layer_idx)
-            bar.update(task, completed=len(finished))
+            advance(1)
 
-        model.layer_callback = layer_complete
-        yield
+    return layer_complete
 
 
 def _damping_notes(log: list[dict[str, Any]], config: Any, floors: list[tuple[str, float]]) -> list[Note]:

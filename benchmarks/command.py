@@ -33,16 +33,16 @@ def bench(
     """Measure speed and memory of ARTIFACT...: artifact folders, .gguf files, Hugging Face folders or Hub
     ids, or files of a GGUF repository: org/name:Q4_K_M, or all of them, org/name:*.
 
-    Each is opened in a fresh process. pp512 and tg128 mean what they mean to llama-bench; peak memory is that
-    of the process.
+    Each is opened in a fresh process. pp512 and tg128 have llama-bench's meaning; peak memory is that of the
+    process.
     """
     names = [one for name in artifacts for one in expand(name)]
     if len(set(names)) < len(names):
         raise BadInput("bench: an artifact is listed twice; --rounds measures each several times")
     if options.prune and options.rounds > 1:
         raise BadInput(
-            "bench: --rounds goes through all artifacts in turn, so none can be deleted before the next: "
-            "drop --prune"
+            "bench: --rounds goes through all artifacts in turn, "
+            "so none can be deleted before the next: drop --prune"
         )
     if out is not None:
         claim_run(out)

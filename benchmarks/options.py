@@ -11,10 +11,10 @@ from quantize.options import Options, Spelled, Text
 class BenchSettings(Options):
     """What to run, and how often. A job's section may say as much."""
 
-    prefill: int = Field(512, ge=1, le=2**24, description="tokens processed in one go (pp)")
+    prefill: int = Field(512, ge=1, le=2**24, description="tokens processed in one batch (pp)")
     decode: int = Field(128, ge=1, le=2**24, description="tokens generated one by one (tg)")
     repetitions: int = Field(5, ge=1, le=100_000, description="samples per process")
-    rounds: int = Field(1, ge=1, le=100_000, description="go through all artifacts so often (A B A B)")
+    rounds: int = Field(1, ge=1, le=100_000, description="go through all artifacts this many times (A B A B)")
     depths: Annotated[list[Annotated[int, Field(ge=0, le=2**24)]], Spelled("--depth")] = Field(
         [0], min_length=1, max_length=1000, description="tokens in the cache before decoding, e.g. 0,512"
     )
@@ -23,17 +23,19 @@ class BenchSettings(Options):
     )
     attention: Text | None = Field(
         None,
-        description="implementation: eager, sdpa, flash_attention_2, ...; of llama.cpp eager or flash",
+        description="implementation: eager, sdpa, flash_attention_2, ...; for llama.cpp eager or flash",
     )
-    compile: bool = Field(False, description="torch.compile; the first call, which compiles, is not counted")
+    compile: bool = Field(
+        False, description="use torch.compile; the first call, which compiles, is not counted"
+    )
 
 
 class BenchOptions(BenchSettings):
     """And how models are opened and fetched, which in a job the runner says."""
 
-    load_as: Text | None = Field(None, description="quantize on the fly (quanto, bnb recipes)")
+    load_as: Text | None = Field(None, description="quantize while loading (quanto and bnb recipes)")
     prune: bool = Field(
-        False, description="delete each file fetched of a GGUF repository before the next is fetched"
+        False, description="delete each downloaded file of a GGUF repository before the next download"
     )
 
     @field_validator("depths", "batches")

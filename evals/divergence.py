@@ -100,9 +100,8 @@ def compare(
 
     if runtime.vocabulary != reference.vocabulary:
         raise BadInput(
-            f"{name}: gives logits for {runtime.vocabulary} tokens, the reference for "
-            f"{reference.vocabulary}: "
-            "not quantizations of one model; give the reference that it was made from"
+            f"{name}: has logits for {runtime.vocabulary} tokens, the reference for "
+            f"{reference.vocabulary}: they are different models; give the reference that it was made from"
         )
     total = windows.scored
     kl, candidate, truth, confidence = (np.full(total, np.nan) for _ in range(4))

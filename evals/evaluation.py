@@ -84,12 +84,12 @@ class Evaluation:
         if reference is None and len(self.artifacts) > 1:
             reference = largest(self.artifacts)
             why = self.measuring.environment["reference_why"] = (
-                "the largest of what was measured, since no source was named or is at hand"
+                "the largest of what was measured, since no source was named or found"
             )
         if reference is None:
             raise BadInput(
-                "divergence needs the model to diverge from: give --reference MODEL (the artifacts' source "
-                "is not at hand)"
+                "divergence needs a reference model: give --reference "
+                "MODEL (the artifacts' source was not found)"
             )
         self.measuring.reference = reference
         self.say(f"reference: {reference.name}, {why}")
@@ -146,14 +146,14 @@ class Evaluation:
             if known is None:
                 return rows
             why = (
-                f"{runtime.name} gives the log-probabilities of the text's own tokens only: no divergence "
-                "can be measured in it"
+                f"{runtime.name} returns only the log-probabilities of the "
+                "text's own tokens, so divergence cannot be measured in it"
             )
             return [*rows, unavailable_row(why, windows, heading)]
         if self.known.ids_sha256[protocol.requested] != windows.ids_sha256:
             raise BadInput(
-                "its runtime's own token ids differ from the reference's, so no token can be compared; use "
-                "--ids source"
+                "its runtime's own token ids differ from the reference's, "
+                "so no token can be compared; use --ids source"
             )
         title = f"{typed.name} {windows.protocol.name}"
         with progress_bar(title, windows.scored, "tokens", how.run.progress) as advance:

@@ -44,7 +44,7 @@ def read_prompts(path: Path) -> list[str]:
             raise BadInput(f'{path}:{number}: expected {{"prompt": "..."}}')
         found.append(item["prompt"])
     if len(set(found)) < len(found):
-        raise BadInput(f"{path}: a prompt is there twice; list it once")
+        raise BadInput(f"{path}: a prompt is listed twice; list it once")
     return found
 
 
@@ -56,8 +56,8 @@ def prompts_from(text: str) -> list[str]:
         units, length, between, name = list(between.join(words)), CHARACTERS, "", "characters"
     if len(units) < 2 * FROM_TEXT * length:
         raise BadInput(
-            f"the text has {len(units)} {name}, too few to cut {FROM_TEXT} prompts of {length} from; give "
-            "--prompts FILE"
+            f"the text has {len(units)} {name}, too few for "
+            f"{FROM_TEXT} prompts of {length}; give --prompts FILE"
         )
     starts = [i * len(units) // FROM_TEXT for i in range(FROM_TEXT)]
     return [between.join(units[start : start + length]) for start in starts]
@@ -79,8 +79,8 @@ def generation_items(
         room = runtime.context - len(ids)
         if room < 1:
             raise BadInput(
-                f"a prompt of {len(ids)} tokens leaves no room in the model's context of {runtime.context}: "
-                "shorten it"
+                f"a prompt of {len(ids)} tokens leaves no room in the "
+                f"model's context of {runtime.context}: shorten it"
             )
         made, ended = _continue(runtime, ids, min(tokens, room), ends)
         items.append({"prompt": prompt, "text": decode(made) if made else "", "ids": made, "ended": ended})

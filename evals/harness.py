@@ -118,8 +118,8 @@ class RuntimeLM(TemplateLM):
                 raise
             text = self.template.render(left, add_generation_prompt, open_end=not add_generation_prompt)
             self.remarks.add(
-                "system messages, such as a task's description, were left out; the chat template refuses "
-                f"them ({error.reason})"
+                "system messages, such as a task's description, were left "
+                f"out; the chat template refuses them ({error.reason})"
             )
             return text
 
@@ -280,14 +280,14 @@ class RuntimeLM(TemplateLM):
             settings = normalize_gen_kwargs(options, self.max_gen_toks)
             if settings.get("do_sample") or (settings.get("temperature") or 0) > 0:
                 raise Unsupported(
-                    "the task wants sampling (do_sample, temperature); here generation is greedy"
+                    "the task asks for sampling (do_sample, temperature), but generation here is greedy"
                 )
             stops = [stop for stop in handle_stop_sequences(settings.get("until"), eos=end) if stop]
             limit = int(settings["max_gen_toks"])
             if limit >= self.max_length:
                 self.remarks.add(
-                    f"at most {self.max_length // 2} tokens generated, not {limit}: the context is "
-                    f"{self.max_length}"
+                    f"at most {self.max_length // 2} tokens are generated, "
+                    f"not {limit}: the context is {self.max_length}"
                 )
                 limit = max(1, self.max_length // 2)
             ids = self.tok_encode(context)[-(self.max_length - limit) :]

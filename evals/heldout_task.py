@@ -28,8 +28,8 @@ def make_items(text: str, items: int = ITEMS) -> list[dict[str, Any]]:
     passages = len(words) // span
     if passages < CHOICES:
         raise BadInput(
-            f"the text gives {passages} passages of {span} words; a task needs at least {CHOICES}: use a "
-            "longer text"
+            f"the text has {passages} passages of {span} words; "
+            f"a task needs at least {CHOICES}: use a longer text"
         )
     rng = random.Random(int(hashlib.sha256(text.encode()).hexdigest()[:16], 16))
     chosen = sorted(rng.sample(range(passages), min(items, passages)))

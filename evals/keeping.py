@@ -49,7 +49,7 @@ class Keeper:
             self.find(each, light) for each in windows(light)
         ):
             return None
-        self.say("all that is wanted of the reference was kept: its weights are not loaded")
+        self.say("all results of the reference were kept, so its weights are not loaded")
         return light
 
     def find(self, windows: Windows, runtime: Runtime) -> CachedReference | None:
@@ -71,9 +71,8 @@ class Keeper:
             )
         self.say(
             f"{windows.protocol.name}: the reference's logits take "
-            f"{spell_gib(cache_bytes(windows, runtime.vocabulary))}, "
-            f"more than the cache limit of {spell_gib(self.limit)}: the reference runs again beside "
-            "every candidate"
+            f"{spell_gib(cache_bytes(windows, runtime.vocabulary))}, more than the cache limit "
+            f"of {spell_gib(self.limit)}: the reference runs again beside every candidate"
         )
         return SideBySideReference(runtime)
 

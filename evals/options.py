@@ -34,21 +34,21 @@ class EvalSettings(Options):
     )
     metrics: Metrics | None = Field(
         None,
-        description="perplexity,divergence (default: both where there is a reference, else perplexity)",
+        description="perplexity,divergence (default: both if there is a reference, else perplexity)",
     )
     protocol: Annotated[Names | None, Spelled(default=DEFAULT_PROTOCOL)] = Field(
         None,
-        description="how perplexity is taken, several with commas: llamacpp-N, gptq-N, lmeval-wikitext, "
-        "strided-N-STRIDE, exl3-N",
+        description="how perplexity is measured, separated by commas: llamacpp-N, "
+        "gptq-N, lmeval-wikitext, strided-N-STRIDE, exl3-N",
     )
     ids: Literal["source", "runtime"] = Field(
         "source",
-        description="whose tokenizer makes the token ids: the source's own file, or each runtime's",
+        description="which tokenizer makes the token ids: the source's own file, or each runtime's",
     )
     tasks: Names = Field(
         [],
-        description="with commas: lm-eval names, NAME=FILE or FOLDER (its data), .jsonl or .yaml files, "
-        "held-out, or suites: quick, open-llm, chinese, code",
+        description="separated by commas: lm-eval names, NAME=FILE or FOLDER (its data), "
+        ".jsonl or .yaml files, held-out, or suites: quick, open-llm, chinese, code",
     )
     limit: int | None = Field(None, ge=1, le=2**40, description="items of each task")
     num_fewshot: int | None = Field(
@@ -56,38 +56,37 @@ class EvalSettings(Options):
     )
     apply_chat_template: bool = Field(False, description="put items into the model's chat template")
     chat_template: Annotated[Text | None, Spelled(metavar="NAME")] = Field(
-        None, description="that one of its chat templates, where the model has several"
+        None, description="which chat template to use, if the model has several"
     )
     allow_code_execution: bool = Field(
         False, description="let tasks run the code that a model writes, on this machine"
     )
     allow_task_code: bool = Field(
-        False, description="let YAML tasks run Python that they name (!function), and scripts of metrics"
+        False, description="let YAML tasks run the Python that they name (!function), and metric scripts"
     )
     prompts: Annotated[FileName | list[str] | None, Spelled(path="file")] = Field(
-        None, description="file of prompts to continue: a line each, or .jsonl"
+        None, description="file of prompts to continue: one per line, or .jsonl"
     )
     generate: int | None = Field(
         None,
         ge=1,
         le=2**20,
-        description="tokens to continue prompts by (default: 64; prompts: cut from the text)",
+        description="tokens to generate per prompt (default: 64, with prompts cut from the text)",
     )
-    tokens: int | None = Field(None, ge=1, le=2**40, description="only so many tokens of the text")
+    tokens: int | None = Field(None, ge=1, le=2**40, description="use only this many tokens of the text")
     cache_limit: Annotated[
         Text | int | None,
         AfterValidator(lambda value: value if value is None else _a_size(value)),
         Spelled(default=DEFAULT_CACHE_LIMIT),
-    ] = Field(None, description="disk space for the reference's logits; beyond, it runs again")
+    ] = Field(None, description="disk space for the reference's logits; beyond it, the reference runs again")
     floors: bool = Field(
         True,
-        description="with divergence, rows that show below what it means nothing: the reference in another "
-        "dtype, and in llama.cpp",
+        description="with divergence, rows that show which divergence is only "
+        "noise: the reference in another dtype, and in llama.cpp",
     )
     weights_only: Literal["sample", "full", "none"] = Field(
         "sample",
-        description="measure a GGUF's weights in the reference's runtime too, beside llama.cpp: on one chunk "
-        "in 80, on all, or not",
+        description="also measure a GGUF's weights in the reference's runtime: on 1 chunk in 80, all, or none",
     )
     runtime: Literal["vllm"] | None = Field(
         None, description="measure the artifacts in vLLM: perplexity and tasks, no divergence"
@@ -111,16 +110,16 @@ class EvalOptions(EvalSettings):
 
     reference: FileName | None = Field(
         None,
-        description="the model to diverge from: folder, .gguf or Hub id (default: the source, where it is "
-        "at hand, else the largest)",
+        description="model to compare with: folder, .gguf or Hub id "
+        "(default: the source, if it is found, else the largest)",
     )
     load_as: Text | dict[str, Any] | Recipe | None = Field(
-        None, description="quantize the model on the fly (quanto and bnb recipes)"
+        None, description="quantize the model while loading (quanto and bnb recipes)"
     )
     cache: Annotated[FileName | None, Spelled(path="folder")] = Field(
         None, description="where the reference's logits are kept (default: OUT/cache)"
     )
     prune: bool = Field(
         False,
-        description="delete each file fetched of a GGUF repository before the next is fetched",
+        description="delete each downloaded file of a GGUF repository before the next download",
     )

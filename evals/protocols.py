@@ -69,23 +69,22 @@ class TextProtocol:
             window = min(context or LONGEST_DOCUMENT_WINDOW, LONGEST_DOCUMENT_WINDOW)
             if context > window:
                 say(
-                    f"{self.name}: windows of {window} tokens; the model's context of {context} would take "
-                    "too much memory"
+                    f"{self.name}: windows of {window} tokens; the model's "
+                    f"context of {context} would take too much memory"
                 )
             return TextProtocol(self.family, window, window, self.requested)
         if not context or self.window <= context:
             return self
         if context < SHORTEST_WINDOW:
             raise BadInput(
-                f"protocol {self.requested}: needs windows of {self.window} tokens, the model's context is "
-                f"{context}"
+                f"protocol {self.requested}: needs windows of "
+                f"{self.window} tokens, the model's context is {context}"
             )
         stride = max(1, self.stride * context // self.window)
         fitted = TextProtocol(self.family, context, stride, self.requested)
         say(
             f"the model's context is {context} tokens, shorter than the {self.window} of {self.requested}: "
-            "measuring "
-            f"{fitted.name} instead, whose numbers compare with other {fitted.name} numbers only"
+            f"measuring {fitted.name} instead, whose numbers compare only with other {fitted.name} numbers"
         )
         return fitted
 
@@ -178,15 +177,15 @@ def parse_protocol(name: str) -> TextProtocol:
         close = difflib.get_close_matches(name.lower(), DEFAULT_PROTOCOLS, n=1, cutoff=0.4)
         hint = f" (did you mean {close[0]}?)" if close else ""
         raise BadInput(
-            f"unknown protocol {name!r}{hint}; known: {', '.join(DEFAULT_PROTOCOLS)}, with other sizes in "
-            "the same places"
+            f"unknown protocol {name!r}{hint}; known: "
+            f"{', '.join(DEFAULT_PROTOCOLS)}, or the same with other sizes"
         )
     window = sizes[0] if sizes else 0
     stride = sizes[1] if len(sizes) > 1 else window
     if sizes and (window < SHORTEST_WINDOW or not 1 <= stride <= window):
         raise BadInput(
-            f"protocol {name}: windows must have at least {SHORTEST_WINDOW} tokens and a stride of 1 to the "
-            "window"
+            f"protocol {name}: windows must have at least {SHORTEST_WINDOW} "
+            "tokens and a stride from 1 to the window size"
         )
     return TextProtocol(family, window, stride, name.strip().lower())
 
@@ -221,8 +220,8 @@ def make_windows(
         prefix_id = prefix if prefix is not None else bos
         if prefix_id is None:
             raise BadInput(
-                f"protocol {protocol.name}: the tokenizer has neither a BOS nor an EOS token to begin a "
-                "document with"
+                f"protocol {protocol.name}: the tokenizer has neither "
+                "a BOS nor an EOS token to begin a document with"
             )
         windows: list[Window] = []
         used: list[tuple[int, int]] = []
@@ -245,8 +244,8 @@ def make_windows(
         elif is_wikitext(text):
             body = "\n\n".join(wikitext_rows(text))
             remarks.append(
-                "raw WikiText taken as the rows of the Hugging Face dataset joined by blank lines, as this "
-                "tool does"
+                "raw WikiText is read as the rows of the Hugging "
+                "Face dataset joined by blank lines, as in this tool"
             )
         else:
             body = text
@@ -277,10 +276,9 @@ def _stream_windows(protocol: TextProtocol, stream: np.ndarray, bos: int | None)
     needed = 2 if protocol.family == "llamacpp" else 1
     if count < needed:
         raise BadInput(
-            f"protocol {protocol.name}: needs a text of at least {needed * n} tokens, this one has "
-            f"{len(stream)}; "
-            "use a longer text, or smaller windows "
-            f"({protocol.family}-{max(SHORTEST_WINDOW, len(stream) // 4)})"
+            f"protocol {protocol.name}: needs a text of at least {needed * n} "
+            f"tokens, but this one has {len(stream)}; use a longer text, or smaller "
+            f"windows ({protocol.family}-{max(SHORTEST_WINDOW, len(stream) // 4)})"
         )
     rows: np.ndarray = stream[: count * n].reshape(count, n).copy()
     if protocol.family == "exl3":
@@ -294,8 +292,8 @@ def _stream_windows(protocol: TextProtocol, stream: np.ndarray, bos: int | None)
 def _strided_windows(stream: np.ndarray, window: int, stride: int) -> list[Window]:
     if len(stream) < 2:
         raise BadInput(
-            f"protocol strided-{window}-{stride}: needs a text of at least 2 tokens, this one has "
-            f"{len(stream)}"
+            f"protocol strided-{window}-{stride}: needs a text of "
+            f"at least 2 tokens, but this one has {len(stream)}"
         )
     windows, scored_until = [], 1  # token 0 has no context
     for begin in range(0, len(stream), stride):

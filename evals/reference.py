@@ -140,7 +140,7 @@ class CachedReference(ReferenceRows):
         self._codes = open(folder / "codes.i16", "rb", buffering=0)  # noqa: SIM115 - closed by close()
         if self._codes.seek(0, 2) != 2 * len(self._rows) * self.vocabulary:
             self._codes.close()
-            raise ValueError(f"{folder}: codes and rows differ in number")
+            raise ValueError(f"{folder}: the numbers of codes and rows differ")
 
     @property
     def true_log_probs(self) -> np.ndarray:

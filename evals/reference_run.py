@@ -118,7 +118,7 @@ class ReferenceRun:
     def _keep(self, keeper: Keeper, runtime: Runtime, windows: Windows) -> ReferenceRows:
         how = self.measuring
         if found := keeper.find(windows, runtime):
-            how.say(f"{windows.protocol.name}: the reference's logits are at hand ({found.folder})")
+            how.say(f"{windows.protocol.name}: using the stored logits of the reference ({found.folder})")
             return found
         title = f"{self.typed.name} {windows.protocol.name}"
         with progress_bar(title, windows.scored, "tokens", how.run.progress) as advance:

@@ -13,7 +13,7 @@ def check_room(more: int, run: RunOptions) -> None:
     process = psutil.Process()
     held = sum(_held(one) for one in (process, *process.children()))  # llama.cpp's models lie in children
     if more > min(psutil.virtual_memory().available, (run.memory_bytes or 1 << 62) - held):
-        raise StepFailed(f"it takes {spell_gib(more)} of memory more, which are not free")
+        raise StepFailed(f"needs {spell_gib(more)} more memory than is free")
 
 
 def _held(process: psutil.Process) -> int:

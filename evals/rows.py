@@ -38,7 +38,7 @@ def base_row(heading: Heading, windows: Windows) -> EvalResult:
     detail: dict[str, Any] = {"chunks": chunks, "text_tokens": windows.text_tokens}
     if chunks < statistics.FEW_CHUNKS:
         detail["few_chunks"] = (
-            f"{chunks} chunks, fewer than {statistics.FEW_CHUNKS}: the interval may cover less than it says"
+            f"{chunks} chunks, fewer than {statistics.FEW_CHUNKS}: the interval may be too narrow"
         )
     if windows.remarks:
         detail["remarks"] = list(windows.remarks)
@@ -92,7 +92,7 @@ def perplexity_rows(scores: TokenScores, windows: Windows, heading: Heading) -> 
         how = "bytes of the original documents, all tokens scored"
         value, per_nat = documents["bits_per_byte"], documents["bits_per_byte"] / p.nll if p.nll else math.nan
     else:
-        how = "mean over the scored tokens times the whole text's tokens a byte"
+        how = "mean over the scored tokens times the tokens per byte of the whole text"
         per_nat = windows.whole_tokens / windows.text_bytes / math.log(2) if windows.text_bytes else math.nan
         value = p.nll * per_nat
     low, high = (math.log(b) * per_nat if b > 0 else math.nan for b in bounds)

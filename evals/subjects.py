@@ -112,8 +112,8 @@ class Typed:
         """What lies there and is not measured."""
         left_out = {
             "tensor": "*",
-            "what": "the adapter beside the weights is left out",
-            "why": "an adapter is used where it is named: convert --adapter makes a model of both",
+            "what": "the adapter beside the weights is not used",
+            "why": "adapters are used only when named: convert --adapter merges it into the model",
         }
         return (left_out,) if is_adapter_beside(self.path) else ()
 
@@ -197,8 +197,8 @@ def resolve(name: str | Path, load_as: Recipe | None = None, code: bool = False)
     if is_gguf_name(typed):
         if load_as:
             raise BadInput(
-                f"{typed}: --load-as quantizes a Hugging Face checkpoint on the fly; a .gguf is opened as "
-                "it is"
+                f"{typed}: --load-as quantizes a Hugging Face checkpoint while "
+                "loading, and a .gguf is opened unchanged; drop --load-as"
             )
         hub = find(typed)
         return Typed(typed, hub.path, hub=hub)
@@ -209,8 +209,8 @@ def resolve(name: str | Path, load_as: Recipe | None = None, code: bool = False)
             raise BadInput(f"{typed}: not a GGUF file (its first bytes are not 'GGUF'); fetch it again")
         if load_as:
             raise BadInput(
-                f"{typed}: --load-as quantizes a Hugging Face checkpoint on the fly; a .gguf is opened as "
-                "it is"
+                f"{typed}: --load-as quantizes a Hugging Face checkpoint while "
+                "loading, and a .gguf is opened unchanged; drop --load-as"
             )
         artifact = Artifact.load(path.parent) if (path.parent / MANIFEST).is_file() else None
         if artifact is None or path.name not in artifact.manifest.files:
@@ -232,16 +232,17 @@ def resolve(name: str | Path, load_as: Recipe | None = None, code: bool = False)
     if not artifact and not found.gguf and not (path / "config.json").is_file():
         if not typed_path(name).exists():
             raise BadInput(
-                f"{typed}: no config.json in it; of a GGUF repository name a file, {typed}:Q4_K_M, or all, "
-                f"{typed}:*"
+                f"{typed}: no config.json in it; of a GGUF repository "
+                f"name a file, {typed}:Q4_K_M, or all, {typed}:*"
             )
         raise BadInput(
-            f"{typed}: neither {MANIFEST}, config.json nor a .gguf in it; give an artifact's or a "
-            "checkpoint's folder"
+            f"{typed}: neither {MANIFEST}, config.json nor a .gguf "
+            "in it; give an artifact's or a checkpoint's folder"
         )
     if load_as and found.gguf:
         raise BadInput(
-            f"{typed}: --load-as quantizes a Hugging Face checkpoint on the fly; a .gguf is opened as it is"
+            f"{typed}: --load-as quantizes a Hugging Face checkpoint while "
+            "loading, and a .gguf is opened unchanged; drop --load-as"
         )
     return found
 
@@ -255,7 +256,8 @@ def _checked(folder: Path) -> Artifact:
         loaded = path.suffix in (".gguf", ".safetensors") or path.name in LOADED
         if loaded and path.name not in artifact.manifest.files:
             raise BadInput(
-                f"{folder}: {path.name} is not of the artifact and would be read as if it were; move it away"
+                f"{folder}: {path.name} does not belong to the "
+                "artifact but would be read with it; move it away"
             )
     return artifact
 
@@ -271,7 +273,7 @@ def guess_reference(subjects: list[Typed], say: Callable[[str], None]) -> Typed 
             try:
                 return resolve(subject.manifest.source.id)
             except QuantwrightError as error:
-                say(f"the source of {subject.name} is not at hand: {error}")
+                say(f"the source of {subject.name} was not found: {error}")
     return None
 
 

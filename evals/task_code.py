@@ -20,7 +20,7 @@ from quantize.files import parse_yaml_nodes
 from quantize.terminal import printable
 
 FUNCTION = "!function"
-ADVICE = "say --allow-task-code where that may be"
+ADVICE = "pass --allow-task-code to allow it"
 #: datasets' ways to data that take a connection or a function
 BUILDERS = ("generator", "iceberg", "spark", "sql")
 MOST_INCLUDES = 20
@@ -43,7 +43,7 @@ def read_task_file(
     if not allowed:
         for line, name in _functions(node):
             raise BadInput(
-                f"{path}:{line}: runs Python of its own ({FUNCTION} {printable(name, 100)}); {ADVICE}"
+                f"{path}:{line}: runs its own Python ({FUNCTION} {printable(name, 100)}); {ADVICE}"
             )
     for part in _configs(document):
         check_config(str(path), part, allowed, run_models_code)
@@ -52,7 +52,9 @@ def read_task_file(
     for name in included if isinstance(included, list) else [included]:
         other = path.parent / str(name)
         if other.resolve() in seen or len(seen) > MOST_INCLUDES:
-            raise BadInput(f"{path}: includes {printable(name, 200)}, which includes it, or too many others")
+            raise BadInput(
+                f"{path}: includes {printable(name, 200)}, which includes it again, or too many others"
+            )
         if of_lm_eval(other):
             from lm_eval.tasks._yaml_loader import load_yaml
 
@@ -73,15 +75,15 @@ def check_config(name: str, config: dict[str, Any], allowed: bool, run_models_co
     """Errors: BadInput where task ``name`` would run what it may not."""
     if config.get("unsafe_code") and not run_models_code:
         raise BadInput(
-            f"task {name} runs the code that a model writes, on this machine; say --allow-code-execution "
-            "where that may be"
+            f"task {name} runs the code that a model writes, on "
+            "this machine; pass --allow-code-execution to allow it"
         )
     if allowed:
         return
     if config.get("dataset_path") in BUILDERS:
         raise BadInput(
-            f"task {name}: reads its data through {config['dataset_path']!r}, which may run anything; "
-            f"{ADVICE}"
+            f"task {name}: reads its data through "
+            f"{config['dataset_path']!r}, which can run any code; {ADVICE}"
         )
     if "process_results" in config:  # computes the metrics itself; their names are names
         return
@@ -94,7 +96,7 @@ def check_config(name: str, config: dict[str, Any], allowed: bool, run_models_co
             and not _function_of_lm_eval(metric)
         ):
             raise BadInput(
-                f"task {name}: its metric {printable(metric, 100)!r} is a script that the Hub holds; {ADVICE}"
+                f"task {name}: its metric {printable(metric, 100)!r} is a script from the Hub; {ADVICE}"
             )
 
 

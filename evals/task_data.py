@@ -92,8 +92,8 @@ def _data(path: Path, leaf: str, config: dict[str, Any], scratch: Path) -> dict[
     measured = config.get("test_split") or config.get("validation_split")
     if not measured:
         raise BadInput(
-            f"--tasks {leaf}={path}: the task says neither test_split nor validation_split, so its data "
-            "cannot be replaced"
+            f"--tasks {leaf}={path}: the task says neither test_split "
+            "nor validation_split, so its data cannot be replaced"
         )
     names = [n for n in (leaf, config.get("dataset_name")) if n]
     files: dict[str, Path] = {}
@@ -130,8 +130,8 @@ def _missing(path: Path, leaf: str, names: list[str], split: str) -> Path:
     if not path.exists():
         raise BadInput(f"--tasks: {path}: no such file or folder")
     raise BadInput(
-        f"--tasks: {path}: holds no data of {leaf}; expected {names[-1]}.jsonl, or {split}/{names[-1]}.csv, "
-        "or the like"
+        f"--tasks: {path}: holds no data of {leaf}; expected "
+        f"{names[-1]}.jsonl, or {split}/{names[-1]}.csv, or the like"
     )
 
 
@@ -147,7 +147,7 @@ def _in_harness_form(file: Path, scratch: Path) -> Path:
         return _written(scratch / name, document.text) if document.read_as else file
     items = [item for _, item in read_rows(file, document)]
     if not all(isinstance(item, dict) for item in items):
-        raise BadInput(f"{file}: expected objects, one item a line")
+        raise BadInput(f"{file}: expected objects, one per line")
     if items and set(items[0]) == {"context", "chain_of_thought", "answer"}:
         items = [
             {"question": i["context"], "answer": f"{i['chain_of_thought']}\n#### {i['answer']}"}

@@ -76,7 +76,7 @@ def parse_tasks(
             task = replace(task, typed=typed if member == suite else member)
             if task.name in {t.name for t in found}:
                 raise BadInput(
-                    f"--tasks: {task.name} is there twice; name the files differently or list it once"
+                    f"--tasks: {task.name} is listed twice; name the files differently or list it once"
                 )
             found.append(task)
     return found
@@ -135,12 +135,12 @@ def read_jsonl(path: Path) -> LocalTask:
         _check_item(item, form, where)
         if str(item.get("delimiter", " ")) != delimiter:
             raise BadInput(
-                f"{where}: delimiter {item.get('delimiter')!r} differs from {delimiter!r} above; one file "
-                "has one"
+                f"{where}: delimiter {item.get('delimiter')!r} differs "
+                f"from {delimiter!r} above; use one delimiter per file"
             )
         items.append({key: item[key] for key in FORMS[form]})
     if not items:
-        raise BadInput(f"{path}: holds no items; expected one JSON object a line")
+        raise BadInput(f"{path}: has no items; expected one JSON object per line")
     return LocalTask(path.stem, path, form, tuple(items), delimiter)
 
 
@@ -159,8 +159,8 @@ def _check_item(item: dict[str, Any], form: str, where: str) -> None:
         value = item[key]
         if not isinstance(value, kind) or isinstance(value, bool):
             raise BadInput(
-                f"{where}: {key} must be {kind.__name__ if isinstance(kind, type) else kind}, is "
-                f"{value!r:.40}"
+                f"{where}: {key} must be "
+                f"{kind.__name__ if isinstance(kind, type) else kind}, is {value!r:.40}"
             )
     options = (
         item.get("choices")
@@ -186,8 +186,8 @@ def read_hellaswag(path: Path) -> LocalTask:
         lines.pop()
     if len(lines) % 6:
         raise BadInput(
-            f"{path}: has {len(lines)} lines, not a multiple of 6 (query, gold, four endings); use .jsonl "
-            "for other forms"
+            f"{path}: has {len(lines)} lines, not a multiple of 6 "
+            "(query, gold, four endings); use .jsonl for other forms"
         )
     items = []
     for start in range(0, len(lines), 6):

@@ -37,7 +37,7 @@ METRIC_NAMES = {"acc": "accuracy", "acc_norm": "accuracy_norm", "pass@1": "pass_
 PER_TOKEN = "accuracy_per_token"
 BOOTSTRAP_ITERATIONS = 1000
 OWN_EXAMPLE = (
-    "lm-eval draws examples from the items that are measured, so that one may be among its own; "
+    "lm-eval draws examples from the measured items, so an item can be its own example; "
     "give the task a test_split and the same fewshot_split, or other data for examples"
 )
 
@@ -75,14 +75,13 @@ def run_tasks(
     for task in tasks:
         if isinstance(task, LocalTask) and (options.num_fewshot or 0) >= len(task.items):
             raise BadInput(
-                f"--num-fewshot {options.num_fewshot}: {task.name} has {len(task.items)} items, and an item "
-                "is not among its own "
-                f"examples; ask for at most {len(task.items) - 1}"
+                f"--num-fewshot {options.num_fewshot}: {task.name} has {len(task.items)} items, "
+                f"and an item is never its own example; ask for at most {len(task.items) - 1}"
             )
         with progress_bars(f"{heading.artifact} {Path(task.name).stem}", progress) as advance:
             model = RuntimeLM(runtime, source, special, advance=advance, template=template)
             if options.allow_task_code and isinstance(task, HarnessTask) and task.is_file:
-                model.remarks.add("Python that its file names was allowed to run")
+                model.remarks.add("the Python that its file names was allowed to run")
             rows += _one_task(model, task, heading, options, "source" if source else "runtime")
     return rows
 
@@ -112,8 +111,8 @@ def _one_task(model: Any, task: Task, heading: Heading, options: EvalSettings, i
             raise
         except (OSError, ConnectionError) as error:
             raise StepFailed(
-                f"task {task.name}: its data cannot be fetched ({first_line(error)}); connect, or use a "
-                "local file"
+                f"task {task.name}: its data cannot be fetched "
+                f"({first_line(error)}); connect, or use a local file"
             ) from error
         except failures as error:
             raise StepFailed(

@@ -55,8 +55,8 @@ class MeasuredText:
             release = f"pydoc_data.topics of Python {platform.python_version()}"
             digest = hashlib.sha256(self.body.encode()).hexdigest()
             self._say(
-                f"text: the demo's held-out text, {release}, sha256 {digest[:12]} (it differs by Python "
-                "release)"
+                f"text: the demo's held-out text, {release}, sha256 "
+                f"{digest[:12]} (it differs by Python release)"
             )
             name = f"{HELD_OUT} ({release})"
         self._warn_of_calibration()
@@ -68,9 +68,8 @@ class MeasuredText:
             record = typed.manifest.calibration if typed.manifest else None
             if record and record.sha256 == digest:
                 self._say(
-                    f"warning: {typed.name} was calibrated on this very text ({record.source}): its numbers "
-                    "here flatter it; "
-                    "evaluate on another text"
+                    f"warning: {typed.name} was calibrated on this same text ({record.source}), "
+                    "so its numbers here are too good; evaluate on another text"
                 )
 
     def tokenizer(self, typed: Typed) -> SourceTokenizer | None:
@@ -85,8 +84,8 @@ class MeasuredText:
                     self._tokenizers[folder] = SourceTokenizer.open(folder)
                 return self._tokenizers[folder]
         self._say_once(
-            f"{typed.name}: its source's tokenizer is not at hand (give --reference): token ids are made by "
-            "the runtime's own"
+            f"{typed.name}: its source's tokenizer was not found (give "
+            "--reference): the runtime's own tokenizer makes the token ids"
         )
         return None
 

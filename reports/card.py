@@ -143,8 +143,8 @@ def model_card(
         body += [
             "## Measured",
             "",
-            "Nothing was measured of these files yet: `quantwright eval` and `--results RUN` put numbers "
-            "here.",
+            "These files have not been measured yet: `quantwright "
+            "eval` and `--results RUN` put numbers here.",
             "",
         ]
     body += [
@@ -267,8 +267,8 @@ def _use(artifacts: Sequence[Artifact], files: Files, options: CardOptions) -> l
         quanto = artifacts[0].manifest.recipe["method"] == "quanto"
         if quanto:
             out += [
-                "transformers alone leaves the quantized weights out. With `pip install optimum-quanto "
-                "transformers accelerate`:",
+                "transformers alone ignores the quantized weights. With "
+                "`pip install optimum-quanto transformers accelerate`:",
                 "",
             ]
         tokenizer = f"tokenizer = AutoTokenizer.from_pretrained({options.repo!r})"
@@ -315,7 +315,7 @@ def _made(artifacts: Sequence[Artifact], base: str | None) -> list[str]:
     ]
     out += [f"Made with {escape(', '.join(libraries))}.", ""]
     if any(a.manifest.source.remote_code for a in artifacts):
-        out += ["Code from the source checkpoint was run to make it (`--trust-remote-code`).", ""]
+        out += ["Code from the source checkpoint was run to make these files (`--trust-remote-code`).", ""]
     return out
 
 
@@ -332,7 +332,7 @@ def _verification(artifact: Artifact) -> str:
     whose = (
         ""
         if verified_here(artifact)
-        else ", as claimed by the artifact's maker and not checked by who published it"
+        else ", as claimed by the artifact's maker and not checked by the publisher"
     )
     runtime = escape(v.runtime or artifact.manifest.runtime)
     return f"Verified ({v.level}) by reopening it in {runtime}{reader}{whose}: {'; '.join(checks)}."

@@ -20,10 +20,10 @@ def changes(before: Comparison, after: Comparison) -> list[dict[str, Any]]:
     differ.
     """
     old, new = _rows(before), _rows(after)
-    out = [_entry("disappeared", key, f"{key[1]} is gone") for key in old if key not in new]
+    out = [_entry("disappeared", key, f"{key[1]} was removed") for key in old if key not in new]
     for key, (_, row) in new.items():
         if key not in old:
-            out.append(_entry("appeared", key, f"{key[1]} is new"))
+            out.append(_entry("appeared", key, f"{key[1]} was added"))
             continue
         was = old[key][1]
         if was.subject.status != row.subject.status:
@@ -57,8 +57,8 @@ def _number(key: tuple[str, str], was: Row, row: Row, metric: str) -> list[dict[
     better = text.METRICS.get(metric, ("", "", "", 0))[3] * (new - old)
     verdict = "better" if better > 0 else "worse"
     words = (
-        f"{key[1]}: {text.heading(metric)} {text.number(metric, old)} → {text.number(metric, new)} "
-        f"({verdict})"
+        f"{key[1]}: {text.heading(metric)} {text.number(metric, old)} "
+        f"→ {text.number(metric, new)} ({verdict})"
     )
     return [_entry("number", key, words, metric=metric, before=old, after=new, verdict=verdict)]
 

@@ -113,9 +113,8 @@ def recommend(
     )
     if limits.empty:
         raise BadInput(
-            "recommend: no limit given; give at least one of --memory, --max-divergence, --max-loss, "
-            "--max-accuracy-drop, "
-            "--min-tokens-per-second"
+            "recommend: no limit given; give at least one of --memory, "
+            "--max-divergence, --max-loss, --max-accuracy-drop, --min-tokens-per-second"
         )
     comparison = compare(load(runs))
     shape = (

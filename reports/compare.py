@@ -106,8 +106,7 @@ def _group(model: str, entries: list[Entry]) -> Group:
     warnings += [*_warnings(rows), *_remarks((*rows, *floors))]
     if loss == "kl_mean" and not floors and any(row.value(loss) is not None for row in rows):
         warnings.append(
-            "Nothing here tells below what a divergence means nothing: floor rows were left out when it was "
-            "measured."
+            "No floor rows were measured, so this report cannot say which divergence is only noise."
         )
     return Group(model, tuple(rows), reference, why, floors, loss, tuple(warnings))
 
@@ -144,10 +143,9 @@ def _choose_protocols(entries: list[Entry]) -> tuple[dict[tuple[str, str], tuple
             *TASK_METRICS,
         ):
             warnings.append(
-                f"{heading(metric)}{f' of {task}' if task else ''} of {', '.join(left_out)} was measured on "
-                "other data or by "
-                f"another protocol than {names[best]}, which the others share, so it is not in the table; "
-                "see “All results”"
+                f"{heading(metric)}{f' of {task}' if task else ''} of {', '.join(left_out)} "
+                "was measured on other data or by another protocol than the others "
+                f"({names[best]}), so it is not in the table; see “All results”"
             )
     return chosen, warnings
 
@@ -199,9 +197,9 @@ def _reference(rows: Sequence[Row]) -> tuple[Row | None, str]:
             return row, str(found.environment.get("reference_why", "named as reference when it was measured"))
     measured = [row for row in rows if row.cells and row.subject.size_bytes]
     if not measured:
-        return None, "nothing was measured that could serve as reference"
+        return None, "no measured model can serve as reference"
     largest = max(measured, key=lambda row: row.subject.size_bytes or 0)
-    return largest, "no source was named, so the largest artifact stands in; losses are relative to it"
+    return largest, "no source was named, so the largest artifact is used; losses are relative to it"
 
 
 def _pair(row: Row, reference: Row) -> Row:
@@ -297,14 +295,14 @@ def _warnings(rows: Iterable[Row]) -> list[str]:
     rows = [row for row in rows if row.cells or row.tasks]
     checks: tuple[tuple[str, Callable[[EvalResult], bool]], ...] = (
         (
-            "Perplexity and divergence of {} rest on fewer than 100 chunks: a 95 % interval may cover less "
-            "than it says.",
+            "Perplexity and divergence of {} rest on fewer than "
+            "100 chunks: a 95 % interval may be too narrow.",
             _few_chunks,
         ),
         ("Tokens whose logits were not finite are left out of the numbers of {}.", lambda r: r.excluded > 0),
         (
-            "The speed of {} spread so much between repetitions that a comparison is worth nothing: measure "
-            "again, undisturbed.",
+            "The speed of {} varied too much between repetitions "
+            "to compare: measure again on an idle machine.",
             lambda r: bool(r.detail.get("worthless")),
         ),
     )
@@ -318,8 +316,8 @@ def _warnings(rows: Iterable[Row]) -> list[str]:
         low, high = min(loads), max(loads)
         words = f"{low:g}" if low == high else f"{low:g} to {high:g}"
         out.append(
-            f"The machine was busy while speed was measured (load average {words} a usable core): speeds "
-            "are too low."
+            "The machine was busy while speed was measured (load "
+            f"average {words} per usable core): speeds are too low."
         )
     return out
 

@@ -56,8 +56,8 @@ def load(runs: Sequence[Path]) -> list[Entry]:
     for run in runs:
         if not run.is_dir():
             raise BadInput(
-                f"{run}: no such folder; give a folder that `quantwright eval`, `bench` or `run` wrote with "
-                "-o"
+                f"{run}: no such folder; give a folder that "
+                "`quantwright eval`, `bench` or `run` wrote with -o"
             )
         for subject, results in read_results(run):
             for new in _split(subject, results, run):

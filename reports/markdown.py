@@ -104,16 +104,16 @@ def answer(advice: Advice) -> str:
     if advice.chosen:
         why = "; ".join(check.arithmetic for check in advice.chosen.checks)
         return (
-            f"**{limit_words(advice.limits)}: {code(advice.chosen.row.label)}.** The smallest that keeps "
-            f"within: {escape(why)}."
+            f"**{limit_words(advice.limits)}: {code(advice.chosen.row.label)}.** "
+            f"The smallest within these limits: {escape(why)}."
         )
     if advice.nearest:
         why = "; ".join(check.arithmetic for check in advice.nearest.missed)
         return (
-            f"**{limit_words(advice.limits)}: none.** {code(advice.nearest.row.label)} comes nearest: "
-            f"{escape(why)}."
+            f"**{limit_words(advice.limits)}: none.** "
+            f"{code(advice.nearest.row.label)} comes nearest: {escape(why)}."
         )
-    return "**Nothing was measured that could be recommended.**"
+    return "**No measured artifact can be recommended.**"
 
 
 def table(group: Group) -> list[str]:

@@ -114,7 +114,7 @@ def read_shape(model: Path) -> KvShape:
     except BadInput as error:
         raise BadInput(f"--model {model}: {error}; give the folder of the source checkpoint") from None
     if shape is None:
-        raise BadInput(f"{path}: does not say num_hidden_layers and heads; give --kv-bytes-per-token instead")
+        raise BadInput(f"{path}: has no num_hidden_layers and heads; give --kv-bytes-per-token instead")
     return shape
 
 
@@ -130,7 +130,7 @@ def overhead(row: Row, shape: KvShape | None) -> tuple[int, str]:
             tokens = int(digits or 0)
             cache = shape.bytes_at(tokens) if shape else 0
             rest = max(0, round(result.value - weights - cache))
-            return rest, f"measured {title} less weights and the cache of {tokens} tokens"
+            return rest, f"measured {title} minus weights and the cache of {tokens} tokens"
     return round(
         ASSUMED_OVERHEAD + ASSUMED_SHARE * weights
     ), "assumed: 512 MiB and 10 % of the weights; `quantwright bench` measures it"

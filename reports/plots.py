@@ -186,8 +186,8 @@ def write_pngs(group: Group, folder: Path, prefix: str = "") -> tuple[list[Path]
     except ImportError:
         return (
             [],
-            f"no PNG files: matplotlib is not installed ({install_command('plots')}); the SVG files hold "
-            "the same plots",
+            "no PNG files: matplotlib is not installed "
+            f"({install_command('plots')}); the SVG files show the same plots",
         )
     folder.mkdir(parents=True, exist_ok=True)
     files = []

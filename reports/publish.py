@@ -62,8 +62,8 @@ def prepare(
         artifact.check_files()
         if artifact.verified != "none" and not verified_here(artifact):
             say(
-                f"{artifact.folder}: verified ({artifact.verified}) as claimed by the artifact's maker; not "
-                "checked here"
+                f"{artifact.folder}: verified ({artifact.verified}) "
+                "as claimed by the artifact's maker; not checked here"
             )
     files, belongs = _layout(artifacts, options)
     group = _measured(groups, artifacts)
@@ -74,12 +74,12 @@ def prepare(
         for artifact in artifacts:
             if artifact.digest not in known:
                 say(
-                    f"{artifact.folder}: {', '.join(map(str, runs))} holds no numbers of it (digest "
-                    f"{artifact.digest[:12]})"
+                    f"{artifact.folder}: {', '.join(map(str, runs))} has "
+                    f"no numbers for it (digest {artifact.digest[:12]})"
                 )
     terms = terms_of(artifacts, options)
     if terms.license is None:
-        say("the source names no licence, so neither does the card: give --license")
+        say("the source names no licence, so the card has none: give --license")
     elif terms.missing:
         say(
             f"the licence is `other` and the source's card has no {terms.missing}: give "
@@ -87,8 +87,8 @@ def prepare(
         )
     if base_model_of(artifacts, options) is None:
         say(
-            "the source is a local folder, so the card names no base model: give --base-model org/name "
-            "where it is on the Hub"
+            "the source is a local folder, so the card names no base "
+            "model: give --base-model org/name if it is on the Hub"
         )
     card = model_card(artifacts, belongs, options, group)
     files["README.md"] = str(card).encode()
@@ -103,9 +103,8 @@ def _check(artifacts: Sequence[Artifact], allow_unverified: bool) -> None:
             raise BadInput(f"{artifact.folder}: its verification failed ({failed}); it is not published")
         if verification.level == "none" and not allow_unverified:
             raise BadInput(
-                f"{artifact.folder}: was not verified; convert again without --verify none, or pass "
-                "--allow-unverified "
-                "(the card says so)"
+                f"{artifact.folder}: was not verified; convert again without "
+                "--verify none, or pass --allow-unverified (the card says so)"
             )
     sources = {artifact.manifest.source.digest for artifact in artifacts}
     if len(sources) > 1:
@@ -116,9 +115,8 @@ def _check(artifacts: Sequence[Artifact], allow_unverified: bool) -> None:
     folders = [artifact for artifact in artifacts if artifact.gguf is None]
     if folders and len(artifacts) > 1:
         raise BadInput(
-            f"publish: {folders[0].folder} is a Hugging Face folder, which fills a repository alone; "
-            "publish it by itself "
-            "(several GGUF files can share one)"
+            f"publish: {folders[0].folder} is a Hugging Face folder, which needs its "
+            "own repository; publish it alone (several GGUF files can share one)"
         )
     recipes = [artifact.manifest.recipe_digest for artifact in artifacts]
     if len(set(recipes)) < len(recipes):
@@ -209,7 +207,7 @@ def _why_not_ours(folder: Path) -> str:
         try:
             expected |= {name.partition("/")[0] for name in read_manifest(path).files}
         except BadInput:
-            return f"holds manifests/{path.name}, which is not ours"
+            return f"holds manifests/{path.name}, which this program did not write"
     others = sorted(
         path.name for path in folder.iterdir() if path.name not in expected and path.suffix != ".gguf"
     )
@@ -253,14 +251,14 @@ def upload(
         api.create_commit(repository.repo, operations, commit_message=title, revision=revision)
     except OfflineModeIsEnabled:
         raise StepFailed(
-            f"{repository.repo}: HF_HUB_OFFLINE is set, so nothing can be uploaded; unset it, or use "
-            "--dry-run"
+            f"{repository.repo}: HF_HUB_OFFLINE is set, so "
+            "nothing can be uploaded; unset it, or use --dry-run"
         ) from None
     except HfHubHTTPError as error:
         status = error.response.status_code if error.response is not None else 0
         reason = {
             401: "the token is missing or wrong (set HF_TOKEN)",
-            403: "the token may not write there",
+            403: "the token has no write access there",
         }.get(status)
         words = reason or " ".join(str(error).split())[:300]
         raise StepFailed(f"{repository.repo}: the Hub refused the upload: {words}") from error

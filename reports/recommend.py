@@ -142,7 +142,7 @@ def _runtime(row: Row, runtime: str) -> Check:
     known |= {program(r.backend) for r in row.cells.values() if r.backend}
     if program(runtime) in known:
         return Check("runtime", True, f"loads in {runtime}")
-    loads = ", ".join(row.subject.loads_in) or "nothing that is recorded"
+    loads = ", ".join(row.subject.loads_in) or "nothing on record"
     return Check("runtime", False, f"loads in {loads}, not in {runtime}", float("inf"))
 
 
@@ -154,7 +154,7 @@ def _divergence(row: Row, limit: float) -> Check:
     result = row.cells.get("kl_mean")
     limits = bounds(result)
     if result is None or limits is None:
-        return _unknown("divergence", "divergence from the source with an interval was not measured")
+        return _unknown("divergence", "divergence from the source was not measured with an interval")
     text = (
         f"KL {significant(result.value or 0, 3)}, at most {significant(limits[1], 3)} nats; limit {limit:g}"
     )
@@ -164,9 +164,9 @@ def _divergence(row: Row, limit: float) -> Check:
 def _loss(row: Row, limit: float, is_reference: bool) -> Check:
     found = row.perplexity_change
     if found is None and is_reference:
-        return Check("loss", True, "is itself what the others are compared with")
+        return Check("loss", True, "is the reference itself")
     if found is None or found.interval is None:
-        return _unknown("loss", "perplexity paired with the source's was not measured")
+        return _unknown("loss", "perplexity was not measured in pairs with the source")
     text = f"perplexity {change(found.value)}, at most {change(found.interval[1])}; limit {change(limit)}"
     return Check(
         "loss", found.interval[1] <= limit, text, found.interval[1] / limit - 1 if limit else float("inf")
@@ -195,7 +195,7 @@ def _memory(row: Row, limits: Limits, shape: KvShape | None) -> Check:
     rest, how = overhead(row, shape)
     if shape is None:
         return _unknown(
-            "memory", "what its KV cache takes is not known: give --model FOLDER or --kv-bytes-per-token"
+            "memory", "the size of its KV cache is unknown: give --model FOLDER or --kv-bytes-per-token"
         )
     tokens = limits.context or shape.context or 0
     cache = shape.bytes_at(tokens)
@@ -218,12 +218,10 @@ def _speed(row: Row, limit: float, runtime: str) -> Check:
     if result is None or limits is None:
         return _unknown(
             "speed",
-            "decode speed with an interval was not measured (`quantwright bench`, several repetitions)",
+            "decode speed was not measured with an interval (`quantwright bench`, several repetitions)",
         )
     if result.detail.get("worthless"):
-        return _unknown(
-            "speed", "its speed spread too much between repetitions to rest anything on: measure again"
-        )
+        return _unknown("speed", "its speed varied too much between repetitions to compare: measure again")
     low, value = number("tg_tokens_per_s", limits[0]), number("tg_tokens_per_s", result.value)
     text = f"{result.protocol}: {value} tokens/s, at least {low}; limit {limit:g}"
     return Check("speed", limits[0] >= limit, text, limit / limits[0] - 1 if limits[0] > 0 else float("inf"))

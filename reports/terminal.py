@@ -81,7 +81,7 @@ def print_advice(advice: Advice, several: bool = False) -> None:
         out.print(f"nearest: {escape(advice.nearest.row.label)}", highlight=False)
         _checks(out, advice.nearest)
     else:
-        out.print("none: nothing was measured that could be recommended")
+        out.print("none: no measured artifact can be recommended")
     for candidate in advice.candidates:
         if candidate is advice.chosen:
             break

@@ -96,18 +96,18 @@
   const judge = (row, limit) => {
     const checks = [];
     const check = (met, words, gap) => checks.push({ met, words, gap });
-    if (limit.kl !== null) row.kl === null ? check(false, "divergence with an interval was not measured", Infinity)
+    if (limit.kl !== null) row.kl === null ? check(false, "divergence was not measured with an interval", Infinity)
       : check(row.kl <= limit.kl, `KL divergence at most ${digits(row.kl)} nats; limit ${limit.kl}`, row.kl / limit.kl - 1);
-    if (limit.loss !== null) row.loss === null ? check(false, "perplexity paired with the source’s was not measured", Infinity)
+    if (limit.loss !== null) row.loss === null ? check(false, "perplexity was not measured in pairs with the source", Infinity)
       : check(row.loss <= limit.loss, `perplexity at most ${percent(row.loss)}; limit ${percent(limit.loss)}`, row.loss / limit.loss - 1);
     if (limit.memory !== null) {
       const tokens = limit.context ?? row.context ?? 0;
       const cache = row.kv ? row.kv.reduce((sum, [each, cap]) => sum + each * Math.min(tokens, cap ?? tokens), 0) : 0;
       const total = row.size + cache + row.overhead;
-      if (!row.kv) check(false, "what its KV cache takes is not known", Infinity);
+      if (!row.kv) check(false, "the size of its KV cache is unknown", Infinity);
       else check(total <= limit.memory, `weights ${bytes(row.size)} + KV cache ${bytes(cache)} (${tokens.toLocaleString("en-US")} tokens) + overhead ${bytes(row.overhead)} (${row.how}) = ${bytes(total)}; limit ${bytes(limit.memory)}`, total / limit.memory - 1);
     }
-    if (limit.tg !== null) row.tg === null ? check(false, "decode speed with an interval was not measured", Infinity)
+    if (limit.tg !== null) row.tg === null ? check(false, "decode speed was not measured with an interval", Infinity)
       : check(row.tg >= limit.tg, `decode at least ${digits(row.tg)} tokens/s; limit ${limit.tg}`, limit.tg / row.tg - 1);
     return { row, checks, missed: checks.filter((c) => !c.met) };
   };
@@ -133,7 +133,7 @@
         pick.append(chosen.row.label);
       }
       verdict.replaceChildren(line("p", "lead", "Within these limits, ship"), pick,
-        line("p", "why", chosen ? `It is the smallest that keeps within them: ${bytes(chosen.row.size)} on disk.` : `${nearest.row.label} comes nearest:`), list);
+        line("p", "why", chosen ? `It is the smallest within them: ${bytes(chosen.row.size)} on disk.` : `${nearest.row.label} comes nearest:`), list);
       if (!chosen) return;
       const place = judged.indexOf(chosen), smaller = judged[place - 1], larger = judged.slice(place + 1).find((j) => !j.missed.length);
       const beside = (title, j, checks) => {

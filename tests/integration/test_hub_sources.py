@@ -212,7 +212,7 @@ BAD = [
     (["eval", "org/small:*"], 2, "holds no .gguf file"),
     (["eval", "org/small-GGUF:*", "org/small-GGUF:Q4_0"], 2, "listed twice"),
     (["bench", "org/small-GGUF:*", "--prune", "--rounds", "2"], 2, "drop --prune"),
-    (["bench", "org/small-GGUF:Q4_0", "--load-as", "bnb-nf4"], 2, "opened as it is"),
+    (["bench", "org/small-GGUF:Q4_0", "--load-as", "bnb-nf4"], 2, "opened unchanged"),
     (["eval", "org/small-GGUF:Q4_0", "--metrics", "divergence"], 2, "give --reference MODEL"),
 ]
 ALL_OF_THEM = """

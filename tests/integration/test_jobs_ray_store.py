@@ -146,7 +146,7 @@ def test_nodes_that_do_not_see_the_run_folder(job: Path, tmp_path: Path, nodes: 
         assert (brought / made).is_file()
     log = (brought / "logs" / "eval.checkpoint.gguf-q4_0.log").read_text(encoding="utf-8")
     assert log.startswith("$ quantwright eval artifacts/checkpoint/gguf-q4_0")
-    assert "logits are at hand" in log
+    assert "stored logits" in log
     assert len(list((brought / "cache").glob("reference-*"))) == 1
     assert list((brought / ".work").iterdir()) == []
 
@@ -177,9 +177,7 @@ def test_a_driver_a_node_and_the_store_are_lost(job: Path, tmp_path: Path, nodes
     said = finish(start(job, run, *ray_options))
     assert "eval checkpoint gguf-q4_0: done in" in said
     assert "convert checkpoint gguf-q4_0: already done" in said
-    assert "logits are at hand" in (run / "logs" / "eval.checkpoint.gguf-q4_0.log").read_text(
-        encoding="utf-8"
-    )
+    assert "stored logits" in (run / "logs" / "eval.checkpoint.gguf-q4_0.log").read_text(encoding="utf-8")
 
     process = start(job, run, *ray_options, "--set", "recipes=[gguf-q8_0, gguf-q4_0, gguf-q5_0]")
     until(nodes.steps, process)

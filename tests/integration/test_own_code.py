@@ -108,8 +108,8 @@ def test_an_adapter_beside_the_weights_is_left_out_and_said(plain: Path, tmp_pat
     first, second = (row.value for row in outcome.results if row.metric == "perplexity")
     assert first == second
     assert [line for line in said if "adapter" in line] == [
-        f"{beside}: the adapter beside the weights is left out "
-        "(an adapter is used where it is named: convert --adapter makes a model of both)"
+        f"{beside}: the adapter beside the weights is not used (adapters are "
+        "used only when named: convert --adapter merges it into the model)"
     ]
     artifact = convert(
         str(beside), parse_recipe("bnb-nf4"), tmp_path / "out", run=RunOptions(), verify="tensors"

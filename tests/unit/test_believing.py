@@ -68,7 +68,7 @@ def test_a_file_beside_the_artifact_that_would_be_read_is_refused(name: str, cop
     (copy / "float32" / "notes.md").write_text("mine")
     assert resolve(copy / "float32").artifact
     (copy / "float32" / name).write_bytes(b"GGUF")
-    with pytest.raises(BadInput, match=f"{name} is not of the artifact"):
+    with pytest.raises(BadInput, match=f"{name} does not belong to the artifact"):
         resolve(copy / "float32")
 
 

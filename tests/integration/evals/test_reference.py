@@ -66,7 +66,7 @@ def test_divergence_from_the_reference_and_from_itself(
     assert by_metric(beside, checkpoint, "llamacpp-128")["kl_max"].value == 0
 
     again = evaluate([candidate], out=tmp_path, **settings)  # type: ignore[arg-type]
-    assert any("are at hand" in line for line in said)
+    assert any("stored logits" in line for line in said)
     assert by_metric(again, candidate, "llamacpp-128")["kl_mean"].value == moved["kl_mean"].value
     written = {subject.name: (subject, rows) for subject, rows in read_results(tmp_path)}
     assert written[str(candidate)][1] == again

@@ -94,7 +94,7 @@ def test_calibration_text_is_warned_of(checkpoint: Path, candidate: Path, text: 
         run=RUN,
         say=said.append,
     )
-    assert any("was calibrated on this very text (mine.txt)" in line for line in said)
+    assert any("was calibrated on this same text (mine.txt)" in line for line in said)
     assert any(line.startswith(f"reference: {checkpoint}") for line in said)  # the manifest names it
     assert any(row.metric == "kl_mean" for row in rows)
 

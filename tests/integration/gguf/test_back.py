@@ -145,7 +145,7 @@ def test_refusals(tmp_path: Path) -> None:
             tmp_path,
         )
     types = [int(TokenType.UNKNOWN), int(TokenType.NORMAL)]
-    with pytest.raises(BadInput, match="there twice"):
+    with pytest.raises(BadInput, match="a duplicate"):
         write_tokenizer(
             file(
                 tokenizer__ggml__model="llama",

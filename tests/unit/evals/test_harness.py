@@ -323,7 +323,7 @@ def test_a_task_whose_examples_are_what_it_measures_says_so(tmp_path: Path) -> N
         (row,) = run_tasks(
             Speaking(random_table(60)), [task], None, HEADING, options, False, SpecialIds(0, 0)
         )
-        assert any("may be among its own" in remark for remark in row.detail.get("remarks", ())) == said
+        assert any("can be its own example" in remark for remark in row.detail.get("remarks", ())) == said
 
 
 def test_examples_from_validation_data_leave_the_item_out(tmp_path: Path) -> None:

@@ -163,7 +163,7 @@ def test_unknown_protocols_name_the_nearest(name: str, expected: str) -> None:
     ("text", "protocol", "expected"),
     [
         ("  \n ", "llamacpp-16", "empty"),
-        ("x" * 30, "llamacpp-16", "at least 32 tokens, this one has 31"),
+        ("x" * 30, "llamacpp-16", "at least 32 tokens, but this one has 31"),
         ("x" * 10, "gptq-16", "at least 16 tokens"),
     ],
 )

@@ -50,7 +50,7 @@ def write(tmp_path: Path) -> Callable[..., Path]:
 #: what is added to a good task -> words of the refusal
 REFUSED = {
     "process_docs: !function evil.mark": (
-        ":9: runs Python of its own (!function evil.mark)",
+        ":9: runs its own Python (!function evil.mark)",
         "--allow-task-code",
     ),
     "metric_list: [{metric: !function os.system}]": (":9: runs Python", "os.system"),

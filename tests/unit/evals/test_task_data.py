@@ -157,7 +157,7 @@ def test_suites_and_names(gsm8k: Path, tmp_path: Path) -> None:
         (["quik"], "did you mean quick"),
         (["humaneval"], "--allow-code-execution"),
         (["code"], "--allow-code-execution"),
-        (["quick", "arc_easy"], "arc_easy is there twice"),
+        (["quick", "arc_easy"], "arc_easy is listed twice"),
         ([f"gsm8k={tmp_path / 'none.jsonl'}"], "no such file or folder"),
         ([f"cmmlu={gsm8k}"], "give a folder with a file for each"),
     ):

@@ -84,7 +84,7 @@ def test_names(tmp_path: Path) -> None:
     said: list[str] = []
     assert [t.name for t in parse_tasks(["held-out"], said.append)] == ["heldout"]
     assert "held-out text" in said[0]
-    with pytest.raises(BadInput, match="there twice"):
+    with pytest.raises(BadInput, match="listed twice"):
         parse_tasks(["held-out", "held-out"], said.append)
     with pytest.raises(BadInput, match="no such text file"):
         parse_tasks([str(tmp_path / "none.jsonl")], said.append)

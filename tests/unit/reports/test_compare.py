@@ -199,7 +199,7 @@ def test_a_report_without_floors_says_so(tmp_path: Path) -> None:
     entries = load([run])
     for left_out, chosen in ((False, entries), (True, [e for e in entries if e.subject.role != "floor"])):
         (group,) = compare(chosen).groups
-        assert any("floor rows were left out" in warning for warning in group.warnings) == left_out
+        assert any("No floor rows were measured" in warning for warning in group.warnings) == left_out
 
 
 def test_a_floor_on_a_part_of_the_text_counts(tmp_path: Path) -> None:

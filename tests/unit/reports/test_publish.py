@@ -128,7 +128,7 @@ def test_repository_is_the_artifact(tmp_path: Path) -> None:
         assert (tmp_path / "out" / name).read_bytes() == (artifact.folder / name).read_bytes()
     assert Artifact.load(tmp_path / "out").digest == artifact.digest  # it is an artifact still
     assert card_of(tmp_path / "out").data.library_name == "transformers"
-    assert "Nothing was measured" in card_of(tmp_path / "out").text
+    assert "have not been measured yet" in card_of(tmp_path / "out").text
 
 
 def test_terms_languages_and_tags_of_the_source(tmp_path: Path) -> None:
@@ -266,8 +266,8 @@ def test_only_numbers_of_these_bytes_count(tmp_path: Path) -> None:
     run = run_for(tmp_path / "run", [make_artifact(tmp_path / "other", "gguf-q8_0")])
     said: list[str] = []
     repository = prepare([artifact.folder], [run], CardOptions("me/x"), say=said.append)
-    assert "holds no numbers of it" in " ".join(said)
-    assert b"Nothing was measured" in repository.files["README.md"]  # type: ignore[operator]
+    assert "has no numbers for it" in " ".join(said)
+    assert b"have not been measured yet" in repository.files["README.md"]  # type: ignore[operator]
 
 
 def test_nothing_of_this_machine_leaves(tmp_path: Path) -> None:
@@ -310,7 +310,7 @@ def test_nothing_of_this_machine_leaves(tmp_path: Path) -> None:
     [
         ("unverified", "--allow-unverified"), ("failed", "verification failed"), ("changed",
         "does not match its sha256"),
-        ("sources", "different sources"), ("folders", "fills a repository alone"), ("twice", "listed twice"),
+        ("sources", "different sources"), ("folders", "needs its own repository"), ("twice", "listed twice"),
         ("no slash", "user/name"), ("bad id", "--repo"), ("three parts", "--repo"), ("base", "--base-model"),
         ("not one", "manifest.json"),
         ("no run", "no such folder"), ("exists", "already exists"),

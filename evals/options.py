@@ -86,7 +86,7 @@ class EvalSettings(Options):
     )
     weights_only: Literal["sample", "full", "none"] = Field(
         "sample",
-        description="also measure a GGUF's weights in the reference's runtime: on 1 chunk in 80, all, or none",
+        description="measure a GGUF's weights also in the reference's runtime: 1 chunk in 80, all, or none",
     )
     runtime: Literal["vllm"] | None = Field(
         None, description="measure the artifacts in vLLM: perplexity and tasks, no divergence"

@@ -26,11 +26,18 @@ from quantize.units import spell_gib
 
 
 class Keeper:
-    """``root``: folder, None: nothing outlives this call. ``limit``: bytes of logits of one protocol.
-    ``digest``: its own."""
+    """``root``: folder, None: what is kept lies in ``scratch`` and does not outlive this process. ``limit``:
+    bytes of logits of one protocol. ``digest``: its own."""
 
-    def __init__(self, root: Path | None, limit: int, digest: str, say: Callable[[str], None]):
-        self.root, self.limit, self.digest, self.say = root, limit, digest, say
+    def __init__(
+        self,
+        root: Path | None,
+        limit: int,
+        digest: str,
+        say: Callable[[str], None],
+        scratch: Path | None = None,
+    ):
+        self.root, self.limit, self.digest, self.say, self.scratch = root, limit, digest, say, scratch
         self._found: dict[str, CachedReference] = {}
 
     def open_light(
@@ -67,7 +74,14 @@ class Keeper:
         if cache_bytes(windows, runtime.vocabulary) <= self.limit:
             key = cache_key(windows, self.digest, runtime.describe())
             return write_cache(
-                runtime, windows, key, self.root, advance, check_self=check_self, digest=self.digest
+                runtime,
+                windows,
+                key,
+                self.root,
+                advance,
+                check_self=check_self,
+                digest=self.digest,
+                scratch=self.scratch,
             )
         self.say(
             f"{windows.protocol.name}: the reference's logits take "

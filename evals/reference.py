@@ -296,9 +296,10 @@ def write_cache(
     advance: Advance | None = None,
     check_self: bool = False,
     digest: str = "",
+    scratch: Path | None = None,
 ) -> CachedReference:
-    """Run the reference once. ``root``: where caches are kept; without one it is temporary. Renamed into
-    place when complete.
+    """Run the reference once. ``root``: where caches are kept; without one it is temporary, in ``scratch``.
+    Renamed into place when complete.
 
     ``check_self`` compares what was kept with what came, so that the reference's own row needs no second run.
     ``digest``, the reference's own, is noted for whoever looks for its logits.
@@ -306,9 +307,9 @@ def write_cache(
     import torch
 
     with ExitStack() as held:
-        held.enter_context(disk_errors(root or Path(tempfile.gettempdir())))
+        held.enter_context(disk_errors(root or scratch or Path(tempfile.gettempdir())))
         if root is None:
-            stage = held_until_exit("reference")
+            stage = held_until_exit("reference", scratch)
         else:
             root.mkdir(parents=True, exist_ok=True)
             stage = held.enter_context(held_folder(root, ".reference-", mode=0o777))

@@ -41,7 +41,7 @@ class ReferenceRun:
         if not (self.listed or how.generate or how.diverges):  # nothing is asked of it but its name
             self._write()
             return
-        keeper = Keeper(how.cache, how.options.cache_limit_bytes, self.typed.digest, how.say)
+        keeper = Keeper(how.cache, how.options.cache_limit_bytes, self.typed.digest, how.say, how.run.scratch)
         self._runtime = runtime = self._open(keeper)
         heading = how.heading(self.typed, runtime, "reference")
         for windows in self._windows(runtime):

@@ -15,6 +15,7 @@ from jobs.sizes import output_bytes
 from jobs.spec import Job
 from jobs.steps.step import Step
 from quantize.checkpoint.checkpoint import Checkpoint
+from quantize.checkpoint.reader import IN_FILES
 from quantize.errors import BadInput
 from quantize.units import GIB, parse_size, spell_size
 
@@ -41,6 +42,8 @@ EVAL_BASE_BYTES = {"gptq": 760 << 20, "awq": 760 << 20}
 #: held, though the system may take it back.
 COPIES = {"gptq": 1.6, "awq": 1.8}
 STORED_COPIES = {"gguf": 0.0, "dense": 0.0, "quanto": 2.8, "bnb": 1.8}
+#: methods whose library reads weights from files: those of a GGUF, or with an adapter, are written for it
+READS_FILES = ("gptq", "awq", "quanto", "bnb")
 VERIFY_STORED_COPIES = 0.7
 REPORT_BYTES = 200 << 20
 TEXT_TOKENS = 70_000  # where no limit is given: the held-out text of the demo has about so many
@@ -167,13 +170,11 @@ def _step_cost(
         # we rewrite.
         spilled = 4 * weights if job.verify == "full" else 0
         saved = sizes[step.id] or 0 if method in ("gptq", "awq") else 0
-        merged = (
-            sum(info.size_bytes for info in checkpoint.tensors.values())
-            if "--adapter" in step.arguments
-            else 0
-        )
+        lazy = "--adapter" in step.arguments or checkpoint.reader is not IN_FILES
+        stored = sum(info.size_bytes for info in checkpoint.tensors.values())
+        written = stored if lazy and method in READS_FILES else 0
         return StepCost(
-            step.id, step.kind, sizes[step.id], 0, memory, time, work, kind, merged + max(spilled, saved)
+            step.id, step.kind, sizes[step.id], 0, memory, time, work, kind, written + max(spilled, saved)
         )
     # llama.cpp maps the file; transformers holds float32 on a CPU, whatever was stored.
     held = (sizes.get(convert_id) if method == "gguf" else None) or 4 * weights

@@ -51,4 +51,7 @@ def standing_step(process: subprocess.Popen[str]) -> psutil.Process:
 
     step: psutil.Process = until(at_work, process)[0]
     step.suspend()
+    assert process.stderr is not None
+    while not (line := process.stderr.readline()).endswith(": ...\n"):  # the runner, too, knows that it runs
+        assert line, "the run ended before its first step began"
     return step

@@ -195,7 +195,7 @@ def test_ctrl_c_twice_stops(checkpoint: Path, tmp_path: Path) -> None:
     process.send_signal(signal.SIGINT)
     until(lambda: "the running step" in process.stderr.readline(), process)
     process.send_signal(signal.SIGINT)
-    assert process.wait(20) == 130
+    assert process.wait(120) == 130
     assert list(steps_of(process.pid)) == []
 
 

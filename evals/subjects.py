@@ -18,6 +18,7 @@ from quantize.checkpoint.checkpoint import (
     read_config,
     read_weights,
 )
+from quantize.dtypes import dense
 from quantize.errors import BadInput, QuantwrightError
 from quantize.files import check_links, typed_path
 from quantize.gguf.container.files import find_gguf, is_gguf
@@ -32,7 +33,6 @@ LOADED = (
     "adapter_config.json",
     "quanto_qmap.json", "pytorch_model.bin", "pytorch_model.bin.index.json",
 )  # fmt: skip
-DTYPE_RECIPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
 @dataclass(frozen=True)
@@ -184,7 +184,7 @@ class Typed:
         if isinstance(quantization, dict):
             return total, None, str(quantization.get("quant_method", "quantized"))
         dtype = max(sizes, key=lambda d: sizes[d]) if sizes else ""
-        return total, sum(sizes.values()) or None, DTYPE_RECIPES.get(dtype, dtype or self.path.name)
+        return total, sum(sizes.values()) or None, dense(dtype, dtype or self.path.name)
 
 
 def resolve(name: str | Path, load_as: Recipe | None = None, code: bool = False) -> Typed:

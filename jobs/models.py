@@ -7,13 +7,13 @@ from pathlib import Path
 
 from jobs.spec import Job, Model, resolve_path
 from quantize.checkpoint.checkpoint import Checkpoint
+from quantize.dtypes import dense
 from quantize.errors import BadInput, QuantwrightError, Unsupported
 from quantize.recipe import DenseRecipe, Recipe
 from quantize.sources.adapter import open_adapter
 from quantize.sources.opening import open_checkpoint
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
-DENSE = {"F16": "float16", "BF16": "bfloat16"}
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class OpenModel:
         with."""
         if self.adapter is None or self.checkpoint is None:
             return None
-        return DenseRecipe.model_validate({"dtype": DENSE.get(self.checkpoint.dtype, "float32")})
+        return DenseRecipe.model_validate({"dtype": dense(self.checkpoint.dtype, "float32")})
 
 
 def open_models(job: Job, base: Path) -> list[OpenModel]:

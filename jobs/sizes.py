@@ -10,13 +10,13 @@ from collections.abc import Callable, Iterator
 from math import ceil
 from typing import Any
 
-from quantize.checkpoint.checkpoint import DTYPE_BYTES, FLOAT_DTYPES, Checkpoint
+from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.checkpoint.tensors import ALIGNMENT
+from quantize.dtypes import BYTES, FLOATS, STORED, dense
 from quantize.methods.registry import method as find_method
 from quantize.recipe import Recipe
 
 Entry = tuple[str, str, tuple[int, ...]]  # name, dtype as safetensors calls it, shape
-DENSE = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 CONFIG_EXTRA_BYTES = 600  # of a quantization_config
 
 
@@ -56,7 +56,7 @@ def _safetensors_bytes(entries: list[Entry]) -> int:
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for name, dtype, shape in entries:
-        size = DTYPE_BYTES[dtype]
+        size = BYTES[dtype]
         for axis in shape:
             size *= axis
         header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, offset + size]}
@@ -66,7 +66,7 @@ def _safetensors_bytes(entries: list[Entry]) -> int:
 
 def _dense(checkpoint: Checkpoint, recipe: Any, name: str, quantized: bool) -> Iterator[Entry]:
     info = checkpoint.tensors[name]
-    yield name, DENSE[recipe.dtype] if info.dtype in FLOAT_DTYPES else info.dtype, info.shape
+    yield name, STORED[recipe.dtype] if info.dtype in FLOATS else info.dtype, info.shape
 
 
 def _gptq(checkpoint: Checkpoint, recipe: Any, name: str, quantized: bool) -> Iterator[Entry]:
@@ -100,7 +100,7 @@ def _awq(checkpoint: Checkpoint, recipe: Any, name: str, quantized: bool) -> Ite
 
 
 def _loaded_dtype(checkpoint: Checkpoint) -> str:
-    return checkpoint.dtype if checkpoint.dtype in ("F32", "F16") else "BF16"
+    return STORED[dense(checkpoint.dtype, "bfloat16")]
 
 
 def _quanto(checkpoint: Checkpoint, recipe: Any, name: str, quantized: bool) -> Iterator[Entry]:
@@ -108,7 +108,7 @@ def _quanto(checkpoint: Checkpoint, recipe: Any, name: str, quantized: bool) -> 
     activation scales a layer."""
     info, dtype = checkpoint.tensors[name], _loaded_dtype(checkpoint)
     if not quantized:
-        yield name, dtype if info.dtype in FLOAT_DTYPES else info.dtype, info.shape
+        yield name, dtype if info.dtype in FLOATS else info.dtype, info.shape
         return
     outputs, inputs = info.shape
     base = name.removesuffix(".weight")
@@ -130,7 +130,7 @@ def _bnb(checkpoint: Checkpoint, recipe: Any, name: str, quantized: bool) -> Ite
     quantized, 8 bits."""
     info, dtype = checkpoint.tensors[name], _loaded_dtype(checkpoint)
     if not quantized:
-        yield name, dtype if info.dtype in FLOAT_DTYPES else info.dtype, info.shape
+        yield name, dtype if info.dtype in FLOATS else info.dtype, info.shape
         return
     base, size = name.removesuffix(".weight"), info.parameters
     if recipe.weights == "int8":

@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from quantize.dtypes import DENSE
 from quantize.errors import BadInput
 
 
@@ -92,9 +93,7 @@ class DenseRecipe(Recipe):
 
     method: Literal["dense"] = "dense"
     dtype: Literal["float32", "float16", "bfloat16"] = "bfloat16"
-    presets: ClassVar[dict[str, dict[str, Any]]] = {
-        name: {"dtype": name} for name in ("float32", "float16", "bfloat16")
-    }
+    presets: ClassVar[dict[str, dict[str, Any]]] = {name: {"dtype": name} for name in DENSE}
 
 
 class CalibrationOptions(BaseModel):

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from quantize.dtypes import DENSE
 from quantize.results import EvalResult, Subject
 from reports.differences import accuracy_change, adjust, measured_change, perplexity_change
 from reports.format import heading
@@ -15,7 +16,7 @@ from reports.rows import TASK_METRICS, Comparison, Group, Row, bounds, head
 #: (plot axis, whether smaller is better)
 AXES = {"size_bytes": True, "tg_tokens_per_s": False, "pp_tokens_per_s": False, "peak_memory_bytes": True}
 FAMILIES = (("gguf", "GGUF"), ("gptq", "GPTQ"), ("awq", "AWQ"), ("quanto", "quanto"), ("bnb", "bitsandbytes"))
-DENSE = ("float32", "float16", "bfloat16", "dense", "reference", "source")
+UNQUANTIZED = (*DENSE, "dense", "reference", "source")
 
 
 def family(subject: Subject) -> str:
@@ -28,7 +29,7 @@ def family(subject: Subject) -> str:
             or (prefix == "gguf" and ".gguf" in (name[-5:], name_of_file[-5:]))
         ):
             return title
-    return "unquantized" if name.startswith(DENSE) or subject.role == "reference" else "other"
+    return "unquantized" if name.startswith(UNQUANTIZED) or subject.role == "reference" else "other"
 
 
 def compare(entries: Sequence[Entry]) -> Comparison:

@@ -19,9 +19,10 @@ import numpy as np
 
 from quantize.checkpoint.config import check_sizes, read_config
 from quantize.checkpoint.reader import IN_FILES, TensorReader, Weights
-from quantize.checkpoint.safetensors_header import DTYPE_BYTES, TensorInfo, read_safetensors_header
+from quantize.checkpoint.safetensors_header import TensorInfo, read_safetensors_header
 from quantize.checkpoint.templates import DEFAULT, folder_templates
 from quantize.checkpoint.weight_files import is_adapter_beside, read_weights
+from quantize.dtypes import FLOATS, to_float32
 from quantize.errors import BadInput, StepFailed, Unsupported
 from quantize.files import TEMPLATES, check_links, inside
 from quantize.terminal import printable
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     import torch
 
 __all__ = [
-    "DTYPE_BYTES",
     "Checkpoint",
     "TensorInfo",
     "is_adapter_beside",
@@ -38,8 +38,6 @@ __all__ = [
     "read_safetensors_header",
     "read_weights",
 ]  # what others find here
-
-FLOAT_DTYPES = ("F64", "F32", "F16", "BF16")
 
 # Files that make up a tokenizer, and the other small files that belong to a model as served.
 TOKENIZER_FILES = (
@@ -55,11 +53,6 @@ BUFFERS = (
     ".num_batches_tracked",
 )  # fmt: skip
 VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
-
-
-def bfloat16_to_float32(raw: np.ndarray) -> np.ndarray:
-    """uint16 bit patterns of bfloat16 -> float32, exact."""
-    return (raw.astype(np.uint32) << 16).view(np.float32)
 
 
 @dataclass(frozen=True)
@@ -175,7 +168,7 @@ class Checkpoint:
         weights."""
         sizes: dict[str, int] = {}
         for info in self.tensors.values():
-            if info.dtype in FLOAT_DTYPES:
+            if info.dtype in FLOATS:
                 sizes[info.dtype] = sizes.get(info.dtype, 0) + info.parameters
         return max(sizes, key=lambda dtype: sizes[dtype])
 
@@ -202,7 +195,7 @@ class Checkpoint:
     def read_float32(self, name: str) -> np.ndarray:
         """One tensor as float32. Errors: StepFailed where it holds NaN or Inf."""
         raw = self.read(name)
-        values = bfloat16_to_float32(raw) if self.tensors[name].dtype == "BF16" else raw.astype(np.float32)
+        values = to_float32(raw, self.tensors[name].dtype)
         # The sum of a float32 array is finite unless an element is not, or it overflows: look closer only
         # then.
         with np.errstate(over="ignore", invalid="ignore"):
@@ -234,7 +227,7 @@ class Checkpoint:
     def check_finite(self) -> None:
         """Read every weight once. Errors: StepFailed naming the first tensor that holds NaN or Inf."""
         for name, info in self.tensors.items():
-            if info.dtype in FLOAT_DTYPES:
+            if info.dtype in FLOATS:
                 self.read_float32(name)
 
     @property
@@ -297,12 +290,7 @@ def _sha256_loop(file: Any) -> str:
 def _check_types(model: str, tensors: Mapping[str, TensorInfo]) -> None:
     """Errors: Unsupported where weights are not stored as floats, BadInput where there are none."""
     for name, info in tensors.items():
-        if (
-            info.dtype in FLOAT_DTYPES
-            or info.parameters <= 1
-            or info.dtype == "BOOL"
-            or name.endswith(BUFFERS)
-        ):
+        if info.dtype in FLOATS or info.parameters <= 1 or info.dtype == "BOOL" or name.endswith(BUFFERS):
             continue
         packed = name.endswith((".qweight", ".qzeros", ".weight_packed", ".scales"))
         if packed or info.dtype.startswith(("F4", "F6", "F8", "U8", "I8")):
@@ -313,7 +301,7 @@ def _check_types(model: str, tensors: Mapping[str, TensorInfo]) -> None:
         if info.dtype in ("I16", "U16", "C64") or name.endswith((".weight", ".bias", "_proj")):
             raise Unsupported(
                 f"{model}: tensor {name} is stored as {info.dtype}; expected a weight in "
-                f"{', '.join(FLOAT_DTYPES)}; fetch the file again, or start from a full-precision checkpoint"
+                f"{', '.join(FLOATS)}; fetch the file again, or start from a full-precision checkpoint"
             )
-    if not any(info.dtype in FLOAT_DTYPES and info.parameters for info in tensors.values()):
+    if not any(info.dtype in FLOATS and info.parameters for info in tensors.values()):
         raise BadInput(f"{model}: its files hold no weights; fetch the whole checkpoint")

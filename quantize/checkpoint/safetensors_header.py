@@ -14,26 +14,11 @@ from typing import Any
 
 import numpy as np
 
+from quantize.dtypes import BITS, NUMPY
 from quantize.errors import BadInput, Unsupported
 from quantize.files import parse_json
 from quantize.terminal import printable
 
-#: every type the format has, in bits
-DTYPE_BITS = {
-    "F64": 64, "F32": 32, "F16": 16, "BF16": 16, "I64": 64, "I32": 32, "I16": 16, "I8": 8, "U8": 8, "BOOL": 8,
-    "U16": 16, "U32": 32, "U64": 64, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8,
-    "F8_E5M2FNUZ": 8,
-    "C64": 64, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6,
-}  # fmt: skip
-DTYPE_BYTES = {dtype: bits // 8 for dtype, bits in DTYPE_BITS.items() if bits % 8 == 0}
-#: what numpy has no type for is given as bits
-NUMPY_DTYPES = {
-    "F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": np.uint16, "I64": np.int64,
-    "I32": np.int32,
-    "I16": np.int16, "I8": np.int8, "U8": np.uint8, "BOOL": np.bool_, "U16": np.uint16, "U32": np.uint32,
-    "U64": np.uint64, "F8_E4M3": np.uint8, "F8_E5M2": np.uint8, "F8_E8M0": np.uint8, "F8_E4M3FNUZ": np.uint8,
-    "F8_E5M2FNUZ": np.uint8, "C64": np.complex64,
-}  # fmt: skip
 #: The format allows 100 MB, of which a Python parser makes gigabytes. All 91,991 tensors of DeepSeek-V3 (671
 #: B parameters), in one header, would take 13 MB.
 MAX_HEADER_BYTES = 32 << 20
@@ -57,7 +42,7 @@ class TensorInfo:
 
     @property
     def size_bytes(self) -> int:
-        return self.parameters * DTYPE_BITS[self.dtype] // 8
+        return self.parameters * BITS[self.dtype] // 8
 
 
 @dataclass(frozen=True)
@@ -97,11 +82,11 @@ def read_raw(info: StoredTensor) -> np.ndarray:
 
     Errors: Unsupported for types of less than a byte.
     """
-    if info.dtype not in NUMPY_DTYPES:
+    if info.dtype not in NUMPY:
         raise Unsupported(
             f"{info.file}: tensor {info.name} is of type {info.dtype}, which cannot be read here"
         )
-    dtype = NUMPY_DTYPES[info.dtype]
+    dtype = NUMPY[info.dtype]
     if info.parameters == 0:
         return np.empty(info.shape, dtype)
     data = np.memmap(info.file, dtype=dtype, mode="r", offset=info.offset, shape=info.shape or (1,))
@@ -149,7 +134,7 @@ def _tensor(path: Path, name: str, entry: Any, start: int, size: int) -> StoredT
     if not isinstance(entry, dict):
         raise wrong("is not described by an object")
     dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
-    if not isinstance(dtype, str) or dtype not in DTYPE_BITS:
+    if not isinstance(dtype, str) or dtype not in BITS:
         raise wrong(f"is of type {printable(dtype, 40)}, which safetensors does not have")
     if not isinstance(shape, list) or len(shape) > MAX_AXES or not all(_is_count(axis) for axis in shape):
         raise wrong(
@@ -165,7 +150,7 @@ def _tensor(path: Path, name: str, entry: Any, start: int, size: int) -> StoredT
             f"{path}: truncated: tensor {printable(name, 200)} ends at "
             f"byte {start + end}, the file has {size}; fetch the file again"
         )
-    if math.prod(shape) * DTYPE_BITS[dtype] != 8 * (end - begin):
+    if math.prod(shape) * BITS[dtype] != 8 * (end - begin):
         raise BadInput(
             f"{path}: tensor {printable(name, 200)} of shape {shape} {dtype} "
             f"does not fill its {end - begin} bytes; fetch the file again"

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from quantize.checkpoint.checkpoint import bfloat16_to_float32
-from quantize.checkpoint.safetensors_header import DTYPE_BYTES, StoredTensor, TensorInfo, read_raw
+from quantize.checkpoint.safetensors_header import StoredTensor, TensorInfo, read_raw
 from quantize.checkpoint.weight_files import INDEX, read_weights
+from quantize.dtypes import BYTES, STORED, to_float32
 
 if TYPE_CHECKING:
     import torch
@@ -45,9 +45,7 @@ class StoredTensors:
     def float32(self, name: str) -> np.ndarray:
         """A floating tensor's values, exact except for F64."""
         info = self.info[name]
-        return (
-            bfloat16_to_float32(self.raw(name)) if info.dtype == "BF16" else self.raw(name).astype(np.float32)
-        )
+        return to_float32(self.raw(name), info.dtype)
 
     @property
     def size_bytes(self) -> int:
@@ -64,7 +62,7 @@ class Entry:
 
     @property
     def size_bytes(self) -> int:
-        size = DTYPE_BYTES[self.dtype]
+        size = BYTES[self.dtype]
         for axis in self.shape:
             size *= axis
         return size
@@ -118,7 +116,7 @@ def _in_shards(entries: Iterable[Entry], shard_bytes: int) -> list[list[Entry]]:
         shards[-1].append(entry)
         size += entry.size_bytes
     return [
-        sorted(shard, key=lambda e: (e.size_bytes % ALIGNMENT != 0, -DTYPE_BYTES[e.dtype], e.name))
+        sorted(shard, key=lambda e: (e.size_bytes % ALIGNMENT != 0, -BYTES[e.dtype], e.name))
         for shard in shards
     ]
 
@@ -145,15 +143,7 @@ def _write_file(path: Path, ordered: list[Entry], data: Callable[[str], Any]) ->
 
 
 def torch_entry(name: str, tensor: "torch.Tensor") -> Entry:
-    import torch
-
-    names = {
-        torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
-        torch.int64: "I64",
-        torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
-        torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2",
-    }  # fmt: skip
-    return Entry(name, names[tensor.dtype], tuple(tensor.shape))
+    return Entry(name, STORED[str(tensor.dtype).removeprefix("torch.")], tuple(tensor.shape))
 
 
 def torch_bytes(tensor: "torch.Tensor") -> np.ndarray:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from quantize.checkpoint.config import read_config
 from quantize.checkpoint.library_folder import library_folder
 from quantize.checkpoint.weight_files import weight_files
+from quantize.dtypes import DENSE
 from quantize.errors import BadInput, StepFailed, Unsupported
 from quantize.files import read_json
 from quantize.hf.refusals import reason, refusals
@@ -44,7 +45,7 @@ def stored_dtype(config: dict[str, Any]) -> str:
     """The dtype that config.json names, in either spelling; float32 where it names none."""
     text = config.get("text_config") if isinstance(config.get("text_config"), dict) else {}
     name = config.get("dtype") or config.get("torch_dtype") or (text or {}).get("dtype") or "float32"
-    return str(name) if name in ("float32", "float16", "bfloat16") else "float32"
+    return str(name) if name in DENSE else "float32"
 
 
 def load_model(

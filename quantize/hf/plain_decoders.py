@@ -8,6 +8,8 @@ checkpoints and recipes. What is not listed here, or has a setting that is not, 
 from dataclasses import dataclass
 from typing import Any
 
+from quantize.dtypes import DENSE
+
 Shapes = dict[str, tuple[int, ...]]
 
 
@@ -74,7 +76,7 @@ SETTLED: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("auto_map", "quantization_config", "text_config"), (dict, _NOTHING)),
 }
 ACTIVATIONS = ("silu", "gelu_pytorch_tanh", "gelu", "relu")
-_DTYPES = (None, "float32", "float16", "bfloat16")
+_DTYPES = (None, *DENSE)
 #: what each kind of rotary scaling must say; others are left to transformers
 ROPE_KINDS: dict[str, tuple[str, ...]] = {
     "default": (),

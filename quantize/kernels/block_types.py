@@ -10,7 +10,7 @@ UNQUANTIZED = (Type.F32, Type.F16, Type.BF16)
 #: types whose block quantizers fall apart without an importance matrix
 NEEDS_IMATRIX = (Type.IQ3_XXS, Type.IQ2_XXS, Type.IQ2_XS, Type.IQ2_S, Type.IQ1_M, Type.IQ1_S)
 #: safetensors' name of a dtype -> the ggml type that holds the same bits
-SAME_BITS = {"F32": Type.F32, "F16": Type.F16, "BF16": Type.BF16}
+SAME_BITS = {kind.name: kind for kind in UNQUANTIZED}
 
 
 #: what ggml's CPU backend rounds the other side of a product to (``vec_dot_type`` in ggml-cpu.c)

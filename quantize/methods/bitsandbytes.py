@@ -18,6 +18,7 @@ from quantize.artifact.artifact import Note
 from quantize.calibration.windows import Calibration
 from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.checkpoint.materialised import materialised
+from quantize.dtypes import dense
 from quantize.engines.base import Computed, Conversion
 from quantize.errors import StepFailed, Unsupported
 from quantize.methods.base import Method
@@ -104,7 +105,7 @@ class BitsAndBytes(Method):
         layers = find_layers(checkpoint)
         if recipe.weights == "int8":
             _check_float16(checkpoint, {layers.tensor(name) for name in layers.linear if name != layers.head})
-        dtype = {"F32": "float32", "F16": "float16"}.get(checkpoint.dtype, "bfloat16")
+        dtype = dense(checkpoint.dtype, "bfloat16")
         with materialised(checkpoint, run.scratch) as folder:
             model = quantize_bitsandbytes(folder, recipe, dtype, run)
         with quiet():

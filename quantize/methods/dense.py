@@ -11,13 +11,13 @@ import numpy as np
 
 from quantize.artifact.artifact import Note
 from quantize.calibration.windows import Calibration
-from quantize.checkpoint.checkpoint import FLOAT_DTYPES, Checkpoint
+from quantize.checkpoint.checkpoint import Checkpoint
+from quantize.dtypes import FLOATS, STORED
 from quantize.engines.base import Conversion
 from quantize.errors import StepFailed
 from quantize.methods.base import Method
 from quantize.recipe import DenseRecipe, Recipe, RunOptions
 
-STORAGE = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 FLOAT16_MAX = 65504.0
 
 
@@ -45,20 +45,18 @@ class Dense(Method):
         """Errors: StepFailed where a weight is NaN or Inf, or too large for float16."""
         from quantize.checkpoint.tensors import Entry, write_config, write_folder
 
-        storage = STORAGE[recipe.dtype]
+        storage = STORED[recipe.dtype]
         notes: list[Note] = []
         entries = []
         for name, info in checkpoint.tensors.items():
-            if info.dtype in FLOAT_DTYPES:
+            if info.dtype in FLOATS:
                 entries.append(Entry(name, storage, info.shape))
             else:
                 entries.append(Entry(name, info.dtype, info.shape))
                 notes.append(
                     Note(tensor=name, what=f"kept as {info.dtype}", why="holds integers, not weights")
                 )
-        rounded = {info.dtype for info in checkpoint.tensors.values() if info.dtype in FLOAT_DTYPES} - {
-            storage
-        }
+        rounded = {info.dtype for info in checkpoint.tensors.values() if info.dtype in FLOATS} - {storage}
         if storage != "F32" and rounded:
             kinds = ", ".join(sorted(rounded))
             notes.append(
@@ -70,7 +68,7 @@ class Dense(Method):
             )
 
         def data(name: str) -> np.ndarray:
-            if checkpoint.tensors[name].dtype not in FLOAT_DTYPES:
+            if checkpoint.tensors[name].dtype not in FLOATS:
                 return np.array(checkpoint.read(name))
             return _cast(checkpoint, name, recipe.dtype)
 
@@ -91,10 +89,10 @@ class Dense(Method):
         return {name: info.dtype for name, info in StoredTensors(stage).info.items()}
 
     def expected(self, checkpoint: Checkpoint, recipe: DenseRecipe) -> set[str]:
-        return {name for name, info in checkpoint.tensors.items() if info.dtype in FLOAT_DTYPES}
+        return {name for name, info in checkpoint.tensors.items() if info.dtype in FLOATS}
 
     def fits(self, recipe: DenseRecipe, kind: str) -> bool:
-        return kind == STORAGE[recipe.dtype]
+        return kind == STORED[recipe.dtype]
 
     def dequantize(
         self, stage: Path, recipe: DenseRecipe, checkpoint: Checkpoint

@@ -17,6 +17,7 @@ from quantize.artifact.artifact import Note
 from quantize.calibration.windows import Calibration
 from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.checkpoint.materialised import materialised
+from quantize.dtypes import dense
 from quantize.engines.base import Computed, Conversion
 from quantize.methods.base import Method
 from quantize.recipe import Recipe, RunOptions
@@ -229,7 +230,7 @@ _WHY_UNPACKABLE = (
 
 
 def _scales_dtype(checkpoint: Checkpoint) -> str:
-    return {"F32": "float32", "F16": "float16"}.get(checkpoint.dtype, "bfloat16")
+    return dense(checkpoint.dtype, "bfloat16")
 
 
 def _unpackable(checkpoint: Checkpoint, recipe: QuantoRecipe) -> set[str]:

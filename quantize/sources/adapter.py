@@ -13,8 +13,9 @@ from pathlib import Path
 import numpy as np
 
 from quantize.artifact.artifact import AdapterRecord
-from quantize.checkpoint.checkpoint import FLOAT_DTYPES, Checkpoint, bfloat16_to_float32, sha256_file
+from quantize.checkpoint.checkpoint import Checkpoint, sha256_file
 from quantize.checkpoint.safetensors_header import StoredTensor, TensorInfo, read_safetensors_header
+from quantize.dtypes import FLOATS, NUMPY, to_float32
 from quantize.errors import BadInput, StepFailed, Unsupported
 from quantize.files import inside, typed_path
 from quantize.sources.adapter_config import CONFIG, LoraConfig, read_adapter_config
@@ -242,7 +243,7 @@ def _check_shapes(adapter: Adapter, target: str, delta: Delta, checkpoint: Check
             f"{adapter.folder}: {target} has only one of lora_A and lora_B; fetch the adapter again"
         )
     a, b = adapter.tensors[delta.a].shape, adapter.tensors[delta.b].shape
-    if base.dtype not in FLOAT_DTYPES or len(base.shape) != 2 or len(a) != 2 or len(b) != 2:
+    if base.dtype not in FLOATS or len(base.shape) != 2 or len(a) != 2 or len(b) != 2:
         raise Unsupported(
             f"{adapter.folder}: {target} of shape {list(base.shape)}: only LoRA on matrices can be merged"
         )
@@ -281,10 +282,9 @@ def _check_rows(adapter: Adapter, checkpoint: Checkpoint) -> None:
 
 
 def _read(info: StoredTensor) -> np.ndarray:
-    kinds = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
-    if info.dtype not in kinds:
+    if info.dtype not in FLOATS:
         raise BadInput(
             f"{info.file}: tensor {info.name} is stored as {info.dtype}; expected F32, F16 or BF16"
         )
-    raw = np.fromfile(info.file, kinds[info.dtype], info.parameters, offset=info.offset).reshape(info.shape)
-    return bfloat16_to_float32(raw) if info.dtype == "BF16" else raw.astype(np.float32)
+    raw = np.fromfile(info.file, NUMPY[info.dtype], info.parameters, offset=info.offset)
+    return to_float32(raw.reshape(info.shape), info.dtype)

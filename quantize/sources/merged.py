@@ -17,6 +17,7 @@ from quantize.checkpoint.model_card import CARD, license_files
 from quantize.checkpoint.reader import Weights
 from quantize.checkpoint.safetensors_header import TensorInfo
 from quantize.checkpoint.tensors import Entry, as_written, write_config
+from quantize.dtypes import NUMPY
 from quantize.errors import StepFailed
 from quantize.files import inside, typed_path
 from quantize.sources.adapter import AT_THE_ENDS, CONFIG, WEIGHTS, Adapter, Delta, open_adapter
@@ -109,7 +110,7 @@ def _store(values: np.ndarray, dtype: str) -> np.ndarray:
         bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
         return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)
     with np.errstate(over="ignore"):
-        out = values.astype({"F64": np.float64, "F32": np.float32, "F16": np.float16}[dtype])
+        out = values.astype(NUMPY[dtype])
     if not np.isfinite(out).all():
         raise StepFailed(
             f"a merged weight is too large for {dtype}, the dtype "

@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from quantize.artifact.artifact import Check
-from quantize.checkpoint.checkpoint import FLOAT_DTYPES, Checkpoint, sha256_file
+from quantize.checkpoint.checkpoint import Checkpoint, sha256_file
+from quantize.dtypes import FLOATS
 from quantize.engines.base import Computed, Conversion
 from quantize.errors import QuantwrightError
 from quantize.methods.base import Method
@@ -106,7 +107,7 @@ class _Reading:
         if problem := self._differs(name, values):
             yield problem
         info = self.checkpoint.tensors.get(name)
-        if info is None or info.dtype not in FLOAT_DTYPES:
+        if info is None or info.dtype not in FLOATS:
             return
         if values.shape != info.shape:
             yield f"{name} has shape {list(values.shape)}, its source {list(info.shape)}"

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from quantize.checkpoint.checkpoint import Checkpoint, read_weights
+from quantize.dtypes import FLOATS, TORCH
 from quantize.engines.gptqmodel.engine import EngineRun, engine_name
 from quantize.errors import StepFailed
 
@@ -53,8 +54,8 @@ def write_checkpoint(
         value: torch.Tensor = handles[infos[name].file].get_tensor(name)
         if name not in checkpoint.tensors:
             return value
-        dtype = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-        return value.to(dtype.get(checkpoint.tensors[name].dtype, value.dtype))
+        stored = checkpoint.tensors[name].dtype
+        return value.to(getattr(torch, TORCH[stored])) if stored in FLOATS else value
 
     config = {**checkpoint.config, "quantization_config": quantization}
     for file, content in (("config.json", config), ("quantize_config.json", quantization)):

@@ -11,6 +11,7 @@ import numpy as np
 
 from quantize.artifact.artifact import Note
 from quantize.checkpoint.checkpoint import Checkpoint
+from quantize.dtypes import FLOATS, TORCH
 from quantize.engines.base import Computed
 from quantize.engines.gptqmodel.load import own_loader
 from quantize.numerics.packing import gptq_zeros
@@ -61,11 +62,11 @@ def add_unquantized(computed: Computed, model: "torch.nn.Module", checkpoint: Ch
 
     import torch
 
-    dtypes = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
     for name, tensor in itertools.chain(model.named_parameters(), model.named_buffers()):
         info = checkpoint.tensors.get(name)
-        if info is not None and name not in computed and not tensor.is_meta and info.dtype in dtypes:
-            computed.add(name, tensor.detach().to(dtypes[info.dtype]).float().cpu().numpy())
+        if info is not None and name not in computed and not tensor.is_meta and info.dtype in FLOATS:
+            stored = getattr(torch, TORCH[info.dtype])
+            computed.add(name, tensor.detach().to(stored).float().cpu().numpy())
 
 
 def _unpacked(layer: Any) -> tuple[np.ndarray, np.ndarray | None]:

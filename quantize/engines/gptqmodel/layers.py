@@ -5,7 +5,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from quantize.artifact.artifact import Note
-from quantize.checkpoint.checkpoint import FLOAT_DTYPES, Checkpoint, TensorInfo
+from quantize.checkpoint.checkpoint import Checkpoint, TensorInfo
+from quantize.dtypes import FLOATS
 from quantize.errors import Unsupported
 
 #: model types whose small random models went through the engine, verified
@@ -43,7 +44,7 @@ def quantizable(checkpoint: Checkpoint) -> dict[str, TensorInfo]:
         for name, info in checkpoint.tensors.items()
         if name.endswith(".weight")
         and len(info.shape) == 2
-        and info.dtype in FLOAT_DTYPES
+        and info.dtype in FLOATS
         and DECODER_LAYER.search(name)
         and not ROUTERS.search(name)
     }
@@ -123,7 +124,7 @@ def packed_layers(tensors: dict[str, TensorInfo], bits: int, *, along_inputs: bo
             zeros is None
             or scales is None
             or zeros.dtype != "I32"
-            or scales.dtype not in FLOAT_DTYPES
+            or scales.dtype not in FLOATS
             or len(scales.shape) != 2
         ):
             continue

@@ -6,14 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from quantize.checkpoint.tensors import write_config
+from quantize.dtypes import TORCH
 from quantize.errors import StepFailed
 from quantize.gguf.container.reader import GgufFile
 from quantize.gguf.to_checkpoint.card import write_card
 from quantize.gguf.to_checkpoint.tensors import GgufTensors
 from quantize.gguf.to_checkpoint.tokenizer import write_tokenizer
 from quantize.gguf.tokenizer.chat_templates import end_tokens, token_of
-
-DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
 def write_small_files(file: GgufFile, config: dict[str, Any], tensors: GgufTensors, folder: Path) -> None:
@@ -22,7 +21,7 @@ def write_small_files(file: GgufFile, config: dict[str, Any], tensors: GgufTenso
     weights: dict[str, int] = {}
     for info in tensors.tensors.values():
         weights[info.dtype] = weights.get(info.dtype, 0) + info.size_bytes
-    dtype = DTYPES[max(weights, key=lambda kind: weights[kind])]
+    dtype = TORCH[max(weights, key=lambda kind: weights[kind])]
     try:
         write_config(folder, {**config, "dtype": dtype, "torch_dtype": dtype})
         write_tokenizer(file, folder)

@@ -17,6 +17,7 @@ import numpy as np
 from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.checkpoint.safetensors_header import TensorInfo
 from quantize.checkpoint.tensors import Entry, as_written
+from quantize.dtypes import NUMPY
 from quantize.errors import BadInput, Unsupported
 from quantize.gguf.container.reader import GgufFile
 from quantize.gguf.families.base import Mapped
@@ -24,11 +25,9 @@ from quantize.gguf.families.config import Hyperparameters
 from quantize.gguf.families.decoder import Family, OneOf, Rule, make_plan, source_names, target_name
 from quantize.gguf.families.operations import COPY
 from quantize.gguf.families.plan import KNOWN
-from quantize.kernels.block_types import Type
+from quantize.kernels.block_types import UNQUANTIZED
 from quantize.terminal import printable
 
-STORED = {Type.F32: "F32", Type.F16: "F16", Type.BF16: "BF16"}
-NUMPY = {Type.F32: "<f4", Type.F16: "<f2", Type.BF16: "<u2"}
 # GGUF tensors of which the pieces are kept: gate, up and down of stacked experts come apart one expert at a
 # time
 KEPT = 4
@@ -52,7 +51,7 @@ class GgufTensors:
     def quantized(self) -> str:
         """How many of the file's tensors are quantized, by type ("12 of Q4_K, 2 of Q6_K"); empty where none
         is."""
-        kinds = Counter(t.kind.name for t in self._file.tensors.values() if t.kind not in STORED)
+        kinds = Counter(t.kind.name for t in self._file.tensors.values() if t.kind not in UNQUANTIZED)
         return ", ".join(f"{count} of {kind}" for kind, count in kinds.most_common())
 
     def read(self, info: TensorInfo) -> np.ndarray:
@@ -135,11 +134,12 @@ def _source_shapes(mapped: Mapped) -> list[tuple[str, tuple[int, ...]]]:
 
 
 def _dtype(file: GgufFile, mapped: Mapped) -> str:
-    return STORED.get(file.tensors[mapped.name].kind, "F32") if mapped.pure else "F32"
+    kind = file.tensors[mapped.name].kind
+    return kind.name if mapped.pure and kind in UNQUANTIZED else "F32"
 
 
 def _values(file: GgufFile, mapped: Mapped) -> np.ndarray:
     kind = file.tensors[mapped.name].kind
-    if mapped.pure and kind in STORED:
-        return np.ascontiguousarray(file.raw(mapped.name)).view(NUMPY[kind]).reshape(mapped.shape)
+    if mapped.pure and kind in UNQUANTIZED:
+        return np.ascontiguousarray(file.raw(mapped.name)).view(NUMPY[kind.name]).reshape(mapped.shape)
     return file.dequantize(mapped.name).reshape(mapped.shape)

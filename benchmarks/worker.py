@@ -18,9 +18,11 @@ import numpy as np
 
 from benchmarks.options import BenchSettings
 from quantize.errors import QuantwrightError
+from quantize.gguf.container.files import find_gguf
 from quantize.methods.registry import parse_recipe
 from quantize.process import peak_rss_bytes
 from quantize.recipe import RunOptions
+from quantize.runtimes.opening import open_runtime
 
 
 def measure(spec: dict[str, Any]) -> dict[str, Any]:
@@ -32,8 +34,6 @@ def measure(spec: dict[str, Any]) -> dict[str, Any]:
     _import_engine(Path(spec["path"]))
     imported = time.perf_counter()
     rss_before = _rss()
-    from quantize.runtimes.opening import open_runtime
-
     load_as = parse_recipe(spec["load_as"]) if spec.get("load_as") else None
     options = BenchSettings.model_validate(spec["options"])
     needed = max(options.prefill, max(options.depths) + options.decode)
@@ -119,8 +119,6 @@ def _decode(runtime: Any, ids: np.ndarray, depth: int, tokens: int) -> list[floa
 
 def _import_engine(path: Path) -> None:
     """Import what opening will need, so that the load time is the model's own."""
-    from quantize.gguf.container.files import find_gguf
-
     for name in (
         ("quantize.kernels.llamacpp", "llama_cpp")
         if find_gguf(path)

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from evals.kernels import as_tensor, blocks, kl_rows
-from evals.protocols import Windows
 from evals.reference import CachedReference, ReferenceRows
+from evals.windows import Windows
 from quantize.errors import BadInput
 from quantize.progress import Advance
 from quantize.runtimes.base import Runtime

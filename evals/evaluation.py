@@ -15,7 +15,7 @@ from evals.protocols import TextProtocol
 from evals.reference_run import ReferenceRun
 from evals.rows import Heading, perplexity_rows, unavailable_row
 from evals.subjects import Typed, guess_reference, largest
-from evals.tasks import pair_with_reference
+from evals.task_rows import pair_with_reference
 from evals.weights_only import Measured, weights_only_rows
 from quantize.errors import BadInput, QuantwrightError, StepFailed, one_line
 from quantize.progress import progress_bar

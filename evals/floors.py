@@ -17,11 +17,11 @@ from pathlib import Path
 
 from evals.divergence import compare
 from evals.keeping import Kept
-from evals.protocols import Windows
 from evals.reference import ReferenceRows, SideBySideReference
 from evals.room import check_room
 from evals.rows import Heading, divergence_rows, unavailable_row
 from evals.subjects import Typed
+from evals.windows import Windows
 from quantize.errors import Unsupported, one_line
 from quantize.methods.registry import method, parse_recipe
 from quantize.recipe import RunOptions

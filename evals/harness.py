@@ -16,7 +16,8 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs
 
-from evals.kernels import as_tensor, blocks
+from evals.kernels import add_log_probs
+from evals.row_groups import alike, batches
 from evals.special import SpecialIds
 from quantize.chat.render import TemplateRefuses
 from quantize.chat.templates import ChatTemplate
@@ -25,10 +26,7 @@ from quantize.errors import Unsupported
 from quantize.progress import Advance
 from quantize.runtimes.base import Runtime
 
-BATCH_TOKENS = 4096
-LARGEST_GROUP = 32  # rows that share a beginning
 GROUPS_PER_CALL = 256  # so that the progress bar moves
-PADDING = 0.0  # of a batch's longest row, at most: with none, no row is computed longer than it is
 MAX_GENERATED = 256  # lm-eval's own default
 
 ROLLING = ("", "")  # stands for the pair of texts where tokens alone are asked about
@@ -167,7 +165,7 @@ class RuntimeLM(TemplateLM):
         advance = self.advance("items", len(requests))
 
         def take(ids: tuple[int, ...], position: int, logits: np.ndarray) -> None:
-            self._add(ids, rows[ids], position, logits, log_probs, greedy)
+            add_log_probs(len(ids), rows[ids], position, logits, log_probs, greedy)
 
         def first(ids: tuple[int, ...]) -> int:
             """The position from which logits are wanted."""
@@ -185,7 +183,7 @@ class RuntimeLM(TemplateLM):
                 self.runtime.tree_logits(part, [[first(ids) for ids in group] for group in part], consume)
                 advance(sum(len(rows[ids]) for group in part for ids in group))
         else:
-            for batch in _batches(sorted(rows, key=lambda ids: (-len(ids), ids))):
+            for batch in batches(sorted(rows, key=lambda ids: (-len(ids), ids))):
                 padded = np.array(
                     [[*ids, *[ids[-1]] * (len(batch[0]) - len(ids))] for ids in batch], np.int64
                 )
@@ -211,44 +209,6 @@ class RuntimeLM(TemplateLM):
                 out.append(log_probs)
             advance(len(part))
         return out
-
-    def _add(
-        self,
-        ids: tuple[int, ...],
-        wanted: list[tuple[int, list[int]]],
-        position: int,
-        logits: np.ndarray,
-        log_probs: list[np.ndarray],
-        greedy: np.ndarray,
-    ) -> None:
-        """Set the log-probabilities that ``logits`` (of positions from ``position`` of ``ids``) give the
-        tokens of each (request, continuation) in ``wanted``."""
-        import torch
-
-        length = len(ids)
-        begin, end = (
-            max(position, length - max(len(tokens) for _, tokens in wanted)),
-            min(position + len(logits), length),
-        )
-        if begin >= end:
-            return
-        part = logits[begin - position : end - position]
-        for block in blocks(*part.shape):
-            x = as_tensor(part[block])
-            top, best = x.max(1)
-            normalizer = top.double() + (x - top[:, None]).exp_().sum(1, dtype=torch.float64).log()
-            at = np.arange(begin + block.start, begin + block.stop)
-            for index, tokens in wanted:
-                # Position length - n + i predicts token i of a continuation of n tokens.
-                which = at - (length - len(tokens))
-                keep = which >= 0
-                if not keep.any():
-                    continue
-                targets = np.asarray(tokens)[which[keep]]
-                lines = np.flatnonzero(keep)
-                chosen = x[torch.from_numpy(lines), torch.from_numpy(targets)].double()
-                log_probs[index][which[keep]] = (chosen - normalizer[torch.from_numpy(lines)]).numpy()
-                greedy[index] &= bool((best.numpy()[lines] == targets).all())
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         windows: list[Request] = []
@@ -332,46 +292,3 @@ class RuntimeLM(TemplateLM):
 
     def _continuation(self, made: list[int]) -> str:
         return self.source.decode(made) if self.source else self.runtime.detokenize(made)
-
-
-def alike(ordered: list[tuple[int, ...]]) -> list[list[tuple[int, ...]]]:
-    """Rows in lexical order -> groups that begin alike: a row joins where a quarter of it at least is shared
-    and fewer tokens are computed so than with a group of its own."""
-    out: list[list[tuple[int, ...]]] = []
-    shared = 0
-    for ids in ordered:
-        if out:
-            group = out[-1]
-            common = next(
-                (i for i, (a, b) in enumerate(zip(group[-1], ids, strict=False)) if a != b),
-                min(len(group[-1]), len(ids)),
-            )
-            common = min(common, shared)
-            if (
-                len(group) < LARGEST_GROUP
-                and 4 * common >= len(ids)
-                and len(group) * common > (len(group) - 1) * shared
-            ):
-                group.append(ids)
-                shared = common
-                continue
-        out.append([ids])
-        shared = len(ids)
-    return out
-
-
-def _batches(ordered: list[tuple[int, ...]]) -> list[list[tuple[int, ...]]]:
-    """Rows sorted by falling length -> batches of rows nearly as long as their first, at most
-    ``BATCH_TOKENS`` together."""
-    out: list[list[tuple[int, ...]]] = []
-    for ids in ordered:
-        batch = out[-1] if out else None
-        if (
-            batch
-            and len(ids) >= len(batch[0]) * (1 - PADDING)
-            and (len(batch) + 1) * len(batch[0]) <= BATCH_TOKENS
-        ):
-            batch.append(ids)
-        else:
-            out.append([ids])
-    return out

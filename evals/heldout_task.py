@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from evals.local_task import LocalTask
+from quantize.calibration.texts import held_out_text
 from quantize.errors import BadInput
 
 ITEMS = 200
@@ -64,6 +65,4 @@ def write_task(text: str, path: Path, items: int = ITEMS) -> int:
 
 def held_out_task() -> LocalTask:
     """The task of the demo's held-out text."""
-    from quantize.calibration.texts import held_out_text
-
     return LocalTask(NAME, Path(f"{NAME}.jsonl"), "choices", tuple(make_items(held_out_text())))

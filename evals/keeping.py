@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from evals.protocols import Windows
 from evals.reference import (
     CachedReference,
     ReferenceRows,
@@ -17,6 +16,7 @@ from evals.reference import (
     find_cache,
     write_cache,
 )
+from evals.windows import Windows
 from quantize.progress import Advance
 from quantize.recipe import RunOptions
 from quantize.runtimes.base import Runtime

@@ -62,6 +62,44 @@ def target_log_probs(
     return out
 
 
+def add_log_probs(
+    length: int,
+    wanted: list[tuple[int, list[int]]],
+    position: int,
+    logits: np.ndarray,
+    log_probs: list[np.ndarray],
+    greedy: np.ndarray,
+) -> None:
+    """Set the log-probabilities that ``logits``, from ``position`` on of a row of ``length`` tokens, give the
+    tokens of each (request, continuation) in ``wanted``; ``greedy`` is unset where greedy decoding
+    gives another."""
+    import torch
+
+    begin, end = (
+        max(position, length - max(len(tokens) for _, tokens in wanted)),
+        min(position + len(logits), length),
+    )
+    if begin >= end:
+        return
+    part = logits[begin - position : end - position]
+    for block in blocks(*part.shape):
+        x = as_tensor(part[block])
+        top, best = x.max(1)
+        normalizer = top.double() + (x - top[:, None]).exp_().sum(1, dtype=torch.float64).log()
+        at = np.arange(begin + block.start, begin + block.stop)
+        for index, tokens in wanted:
+            # Position length - n + i predicts token i of a continuation of n tokens.
+            which = at - (length - len(tokens))
+            keep = which >= 0
+            if not keep.any():
+                continue
+            targets = np.asarray(tokens)[which[keep]]
+            lines = np.flatnonzero(keep)
+            chosen = x[torch.from_numpy(lines), torch.from_numpy(targets)].double()
+            log_probs[index][which[keep]] = (chosen - normalizer[torch.from_numpy(lines)]).numpy()
+            greedy[index] &= bool((best.numpy()[lines] == targets).all())
+
+
 def kl_rows(r: "torch.Tensor", q: "torch.Tensor", top: "torch.Tensor") -> "tuple[torch.Tensor, torch.Tensor]":
     """float32 logits (n, v) of reference and candidate, int64 (n,) the reference's most probable token ->
     float64 KL (n,) and q's log-normalizers (n,), as exact as float32 holds q - r (two millionths where that

@@ -11,12 +11,13 @@ from evals.generations import TOKENS, generation_items, generation_row, prompts_
 from evals.keeping import Kept
 from evals.options import EvalOptions
 from evals.perplexity import TokenScores, score
-from evals.protocols import Windows, parse_protocol
+from evals.protocols import parse_protocol
 from evals.rows import Heading, divergence_rows, perplexity_rows
 from evals.subjects import Typed
 from evals.task_files import Task, parse_tasks
 from evals.tasks import run_tasks
 from evals.text import MeasuredText
+from evals.windows import Windows
 from quantize.progress import progress_bar
 from quantize.recipe import RunOptions
 from quantize.results import EvalResult

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from evals.kernels import target_log_probs
-from evals.protocols import Windows
+from evals.windows import Windows
 from quantize.progress import Advance
 from quantize.runtimes.base import Runtime
 

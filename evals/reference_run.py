@@ -9,10 +9,10 @@ from evals.floors import floor_rows
 from evals.keeping import Keeper, Kept
 from evals.measuring import Measuring
 from evals.perplexity import TokenScores
-from evals.protocols import Windows
 from evals.reference import CachedReference, ReferenceRows, SideBySideReference
 from evals.rows import perplexity_rows
 from evals.subjects import Typed
+from evals.windows import Windows
 from quantize.progress import progress_bar
 from quantize.results import EvalResult, merge_results, results_path
 from quantize.runtimes.base import Runtime

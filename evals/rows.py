@@ -9,7 +9,8 @@ import numpy as np
 from evals import statistics
 from evals.divergence import KL_PERCENTILES, Divergences, summarize
 from evals.perplexity import TokenScores, chunk_sums, document_perplexities, perplexity
-from evals.protocols import PROTOCOL_VERSION, Windows
+from evals.protocols import PROTOCOL_VERSION
+from evals.windows import Windows
 from quantize.results import EvalResult
 
 

@@ -26,6 +26,7 @@ from quantize.gguf.container.reader import read_gguf
 from quantize.recipe import Recipe
 from quantize.results import Subject
 from quantize.sources.gguf_repository import HubGguf, find, is_gguf_name
+from quantize.sources.hub import resolve_model
 
 #: what libraries read of a model's folder where it is there
 LOADED = (
@@ -218,8 +219,6 @@ def resolve(name: str | Path, load_as: Recipe | None = None, code: bool = False)
         artifact.check_files(user_hashes().sha256)
         return Typed(typed, path, artifact)
     if not path.exists():
-        from quantize.sources.hub import resolve_model
-
         path, _ = resolve_model(typed, code=code)
     if path.is_file():
         raise BadInput(

@@ -6,10 +6,11 @@ import platform
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from evals.protocols import TextProtocol, Tokenize, Windows, make_windows
+from evals.protocols import TextProtocol
 from evals.saved_ids import SavedIds
 from evals.special import SpecialIds, of_gguf, of_source
 from evals.subjects import Typed
+from evals.windows import Tokenize, Windows, make_windows
 from quantize.calibration.texts import held_out_text, read_text
 from quantize.checkpoint.tokenizer import SourceTokenizer
 from quantize.runtimes.base import Runtime

@@ -15,11 +15,11 @@ import numpy as np
 
 from evals.divergence import Divergences, compare
 from evals.kernels import as_tensor
-from evals.protocols import Windows
 from evals.reference import ReferenceRows
 from evals.room import check_room
 from evals.rows import Heading, divergence_rows
 from evals.subjects import Typed
+from evals.windows import Windows
 from quantize.errors import one_line
 from quantize.gguf.container.reader import read_gguf
 from quantize.gguf.families.plan import dequantize

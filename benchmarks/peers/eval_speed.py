@@ -258,7 +258,7 @@ def write_text(path: Path, model: Path, tokens: int) -> Path:
 
 def lm_eval_perplexity(folder: Path, pages: Path) -> dict[str, float]:
     from benchmarks.peers.protocols import lm_eval_wikitext
-    from evals.protocols import wikitext_pages
+    from evals.wikitext import wikitext_pages
     from quantize.documents import read_document
 
     return lm_eval_wikitext(folder, wikitext_pages(read_document(pages).text))

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from evals import evaluate
-from evals.protocols import wikitext_pages, wikitext_rows
 from evals.subjects import resolve
+from evals.wikitext import wikitext_pages, wikitext_rows
 from quantize.checkpoint.tokenizer import SourceTokenizer
 from quantize.documents import read_document
 from quantize.recipe import RunOptions

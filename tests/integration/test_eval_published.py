@@ -102,7 +102,7 @@ def test_gptq_loop_on_wikitext(shared: Path) -> None:
     from sentencepiece import SentencePieceProcessor
     from transformers import AutoModelForCausalLM
 
-    from evals.protocols import wikitext_rows
+    from evals.wikitext import wikitext_rows
 
     folder = shared / "models" / "tiny1m-hf"
     text = shared / "data" / "wikitext2" / "wiki.test.raw"

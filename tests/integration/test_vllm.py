@@ -16,7 +16,8 @@ from bigram import Bigram, random_table
 
 from evals import evaluate
 from evals.perplexity import score
-from evals.protocols import make_windows, parse_protocol
+from evals.protocols import parse_protocol
+from evals.windows import make_windows
 from quantize.calibration.texts import stdlib_documentation
 from quantize.errors import Unsupported
 from quantize.recipe import RunOptions

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from evals import evaluate
-from evals.protocols import make_windows, parse_protocol
+from evals.protocols import parse_protocol
 from evals.weights_only import chosen_windows
+from evals.windows import make_windows
 from quantize.calibration.texts import stdlib_documentation
 from quantize.conversion import convert
 from quantize.errors import BadInput

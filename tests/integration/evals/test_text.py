@@ -40,7 +40,7 @@ def test_perplexity_equals_a_ten_line_loop(checkpoint: Path, text: Path) -> None
 def test_lmeval_wikitext_agrees_with_lm_eval(checkpoint: Path, tmp_path: Path) -> None:
     pytest.importorskip("lm_eval")
     from benchmarks.peers.protocols import lm_eval_wikitext
-    from evals.protocols import wikitext_pages
+    from evals.wikitext import wikitext_pages
 
     page = (
         " \n Some text of {0} , with @-@ marks . It has 3 @.@ 5 parts ( {0} ) and goes on .\n \n = = Part = "

@@ -17,13 +17,15 @@ from bigram import Bigram, naive_log_probs, random_table
 
 from evals import statistics
 from evals.generations import prompts_from
-from evals.harness import RuntimeLM, alike
+from evals.harness import RuntimeLM
 from evals.local_task import LocalTask
 from evals.options import EvalOptions
+from evals.row_groups import alike
 from evals.rows import Heading
 from evals.special import SpecialIds
 from evals.task_files import HarnessTask, read_yaml
-from evals.tasks import pair_with_reference, run_tasks
+from evals.task_rows import pair_with_reference
+from evals.tasks import run_tasks
 from quantize.errors import BadInput, Unsupported
 from quantize.results import EvalResult, Subject, merge_results
 

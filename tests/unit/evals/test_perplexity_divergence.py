@@ -15,8 +15,9 @@ from bigram import Bigram, naive_log_probs, random_table
 from evals.divergence import compare, summarize
 from evals.kernels import as_tensor, emulate_llamacpp_base, kl_rows, target_log_probs
 from evals.perplexity import perplexity, score
-from evals.protocols import make_windows, parse_protocol
+from evals.protocols import parse_protocol
 from evals.reference import SideBySideReference, cache_bytes, find_cache, write_cache
+from evals.windows import make_windows
 from quantize.errors import BadInput
 
 TEXT = "".join(chr(97 + (i * i + i // 7) % 23) for i in range(400))

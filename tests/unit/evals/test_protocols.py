@@ -1,14 +1,9 @@
 import numpy as np
 import pytest
 
-from evals.protocols import (
-    detokenize_wikitext,
-    is_wikitext,
-    make_windows,
-    parse_protocol,
-    wikitext_pages,
-    wikitext_rows,
-)
+from evals.protocols import parse_protocol
+from evals.wikitext import detokenize_wikitext, is_wikitext, wikitext_pages, wikitext_rows
+from evals.windows import make_windows
 from quantize.errors import BadInput
 
 TEXT = "abcdefghij" * 30

@@ -160,7 +160,7 @@ def test_a_description_that_the_template_refuses_is_left_out_and_that_is_said(
 
 def test_wikitexts_documents_begin_as_lm_evals(models: dict[str, Path], tmp_path: Path) -> None:
     from benchmarks.peers.protocols import lm_eval_wikitext
-    from evals.protocols import wikitext_pages
+    from evals.wikitext import wikitext_pages
 
     body = "".join(f" \n = Title {n} = \n Some words of page {n} , and more . \n" for n in range(2))
     (tmp_path / "wiki.txt").write_text(body, encoding="utf-8")

@@ -13,6 +13,8 @@ from typing import Any
 from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.checkpoint.tensors import ALIGNMENT
 from quantize.dtypes import BYTES, FLOATS, STORED, dense
+from quantize.gguf.container.writer import _part_kvs, header, padded, split
+from quantize.methods.gguf import file_contents
 from quantize.methods.registry import method as find_method
 from quantize.recipe import Recipe
 
@@ -159,9 +161,6 @@ _LAYOUTS: dict[str, Callable[[Checkpoint, Any, str, bool], Iterator[Entry]]] = {
 
 def _gguf_bytes(checkpoint: Checkpoint, recipe: Any) -> int:
     """Exact: the very header that the writer would write, and the padded tensors."""
-    from quantize.gguf.container.writer import _part_kvs, header, padded, split
-    from quantize.methods.gguf import file_contents
-
     contents = file_contents(checkpoint, recipe)
     tensors = contents.tensors
     parts = split(tensors, recipe.split_max_bytes)

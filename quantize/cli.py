@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from quantize.errors import QuantwrightError
+from quantize.staging import disk_error
 from quantize.terminal import settle_output
 
 # name -> (where its click command lives, the line shown by --help)
@@ -104,8 +105,6 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         sys.exit(128 + signal.SIGPIPE)
     except Exception as error:
-        from quantize.staging import disk_error
-
         known = disk_error(error, getattr(error, "filename", None) or "a file")
         if known is error:
             raise

@@ -20,11 +20,13 @@ from quantize.artifact.artifact import (
 )
 from quantize.artifact.attestation import attest
 from quantize.calibration.windows import Calibration, load_calibration
-from quantize.checkpoint.checkpoint import Checkpoint
+from quantize.checkpoint.checkpoint import TOKENIZER_FILES, Checkpoint
+from quantize.checkpoint.library_folder import ADVICE, names_code
 from quantize.checkpoint.model_card import CARD, ModelCard, license_files, read_model_card
 from quantize.engines.base import Conversion
 from quantize.errors import BadInput, StepFailed, Unsupported
 from quantize.files import typed_path
+from quantize.hf.refusals import check_config
 from quantize.methods.base import Method
 from quantize.methods.registry import method as find_method
 from quantize.methods.registry import parse_recipe
@@ -35,6 +37,7 @@ from quantize.sources.merged import merge_adapter
 from quantize.sources.opening import open_checkpoint
 from quantize.staging import staging
 from quantize.terminal import printable
+from quantize.verification.verify import verify
 
 FAILED = "verification.json"  # in the place of a manifest
 VERIFY_LEVELS = ("full", "tensors", "none")
@@ -166,8 +169,6 @@ def check(method: Method, checkpoint: Checkpoint, recipe: Recipe) -> None:
             "only its text model can be quantized: save that alone first"
         )
     if method.hf_folder:
-        from quantize.hf.refusals import check_config
-
         check_config(checkpoint)
     method.check(method.source(checkpoint)[0], recipe)
 
@@ -175,8 +176,6 @@ def check(method: Method, checkpoint: Checkpoint, recipe: Recipe) -> None:
 def _copy_companions(checkpoint: Checkpoint, stage: Path) -> None:
     """Tokenizer, template and generation config are the source's own files, whatever the engine wrote of its
     own."""
-    from quantize.checkpoint.checkpoint import TOKENIZER_FILES
-
     for name in TOKENIZER_FILES:
         (stage / name).unlink(missing_ok=True)
     for path in checkpoint.companion_files:
@@ -194,7 +193,6 @@ def _verify(
 ) -> Verification:
     if level == "none":
         return Verification(level="none")
-    from quantize.verification.verify import verify
 
     verification = verify(method, recipe, stage, checkpoint, conversion, run, level)
     if verification.level != level and verification.passed:
@@ -304,8 +302,6 @@ def _rounded_before(quantized: str) -> list[Note]:
 def _left_alone(checkpoint: Checkpoint) -> list[Note]:
     """A note for every file of tensors beside the model's own, and for what names code, where it is not
     trusted."""
-    from quantize.checkpoint.library_folder import ADVICE, names_code
-
     code = (
         []
         if checkpoint.trust_remote_code

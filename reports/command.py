@@ -8,6 +8,16 @@ import click
 from quantize.errors import BadInput
 from quantize.terminal import emit_json, log, say
 from quantize.units import parse_size
+from reports import build
+from reports.card import CardOptions
+from reports.changes import changes
+from reports.compare import compare
+from reports.load import load
+from reports.memory import KvShape, find_shapes, read_shape
+from reports.publish import prepare, upload, write_repository
+from reports.recommend import Limits, to_json
+from reports.recommend import recommend as decide
+from reports.terminal import print_advice, print_changes, print_rows
 
 RUNS = click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RUN...")
 JSON = click.option("--json", "as_json", is_flag=True, help="last line of stdout is one JSON document")
@@ -28,9 +38,6 @@ def report(runs: tuple[Path, ...], out: Path | None, png: bool, since: Path | No
 
     Several runs merge into one report; what was measured twice counts once, from the run named last.
     """
-    from reports import build
-    from reports.terminal import print_changes, print_rows
-
     document = build(list(runs), out, png=png)
     if as_json:
         if since is not None:
@@ -45,10 +52,6 @@ def report(runs: tuple[Path, ...], out: Path | None, png: bool, since: Path | No
 
 
 def _changes(since: Path, runs: tuple[Path, ...]) -> list[dict[str, Any]]:
-    from reports.changes import changes
-    from reports.compare import compare
-    from reports.load import load
-
     return changes(compare(load([since])), compare(load(runs)))
 
 
@@ -95,13 +98,6 @@ def recommend(
 ) -> int:
     """Name the smallest artifact whose loss, memory and speed are within the limits, judged by the worse end
     of each interval."""
-    from reports.compare import compare
-    from reports.load import load
-    from reports.memory import KvShape, find_shapes, read_shape
-    from reports.recommend import Limits, to_json
-    from reports.recommend import recommend as decide
-    from reports.terminal import print_advice
-
     limits = Limits(
         memory_bytes=parse_size(memory) if memory else None,
         context=context,
@@ -206,9 +202,6 @@ def publish(
 
     Several GGUF artifacts go into one repository. HF_TOKEN holds the token, HF_ENDPOINT the Hub.
     """
-    from reports.card import CardOptions
-    from reports.publish import prepare, upload, write_repository
-
     if dry_run and out is None:
         raise BadInput("publish --dry-run: give -o DIR, the folder to write the repository to")
     options = CardOptions(repo, base_model, license_id, license_name, license_link, quantized_by)

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from quantize.checkpoint.checkpoint import Checkpoint
+from quantize.errors import BadInput
 from quantize.hf.conversions import Part, parameter_parts
 from quantize.hf.names import empty_model
+from quantize.numerics.activations import round_activations
 from quantize.quiet import quiet
 
 if TYPE_CHECKING:
@@ -60,8 +62,6 @@ def streamed_model(
     parts = {**parameter_parts(checkpoint, model), **{name: Part((name,)) for name in extra}}
     missing = [name for name, _ in model.named_parameters(remove_duplicate=False) if name not in parts]
     if missing:
-        from quantize.errors import BadInput
-
         raise BadInput(f"{checkpoint.source}: holds no weights for {missing[0]}; fetch the whole checkpoint")
     stream_weights(model, parts, lambda part: part.read(read))
     return model
@@ -101,8 +101,6 @@ def round_like_runtime(
     and 10.
     """
     import torch
-
-    from quantize.numerics.activations import round_activations
 
     def looked_up(gelu: torch.nn.Module, inputs: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
         return torch.where(inputs.abs() < 10, gelu.forward(inputs.half().float()).half().float(), output)

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from quantize.chat.render import Message, render
+from quantize.checkpoint.library_folder import library_folder
 from quantize.checkpoint.templates import DEFAULT, folder_templates
 from quantize.checkpoint.tokenizer import token_text
 from quantize.errors import BadInput
 from quantize.files import inside, read_json
+from quantize.quiet import quiet
 
 ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 #: what templates read beside messages
@@ -76,9 +78,6 @@ def special_tokens(folder: Path, names: frozenset[str]) -> Mapping[str, str]:
 def _of_class(folder: Path) -> dict[str, str] | None:
     """None where transformers has no class for the folder, or does not open it."""
     from transformers import AutoTokenizer
-
-    from quantize.checkpoint.library_folder import library_folder
-    from quantize.quiet import quiet
 
     try:
         with quiet(), library_folder(folder, False) as seen:

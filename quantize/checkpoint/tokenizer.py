@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from quantize.checkpoint.checkpoint import sha256_file
+from quantize.checkpoint.library_folder import library_folder
 from quantize.checkpoint.tokenizer_added import add_declared, added_to_pieces
 from quantize.checkpoint.tokenizer_files import library, read_definition, read_if_there, token_id
 from quantize.errors import BadInput
@@ -227,8 +228,6 @@ def _from_class(folder: Path) -> Any:
     """vocab.json and merges.txt through the transformers class that the folder names. Errors: BadInput where
     there is none."""
     from transformers import AutoTokenizer
-
-    from quantize.checkpoint.library_folder import library_folder
 
     vocabulary = read_if_there(folder / "vocab.json")
     for number in vocabulary.values():

@@ -5,12 +5,17 @@ from typing import Any
 
 import click
 
+from quantize.artifact.artifact import claim_output, grouped
 from quantize.commands.gguf_options import OPTIONS, gguf_options, with_options
 from quantize.commands.options import run_options
+from quantize.conversion import check, inputs_of, require
+from quantize.conversion import convert as do_convert
 from quantize.errors import QuantwrightError, StepFailed
 from quantize.methods.registry import parse_recipe, split_recipes
 from quantize.process import run_child
 from quantize.recipe import CalibrationOptions, Recipe, RunOptions
+from quantize.sources.adapter import open_adapter
+from quantize.sources.opening import open_checkpoint
 from quantize.terminal import emit_json, log, say
 from quantize.units import spell_size
 
@@ -112,9 +117,6 @@ def convert_one(
     adapter: Path | None = None,
     keep_failed: bool = False,
 ) -> dict[str, Any]:
-    from quantize.artifact.artifact import grouped
-    from quantize.conversion import convert as do_convert
-
     log(f"{model} -> {recipe.short}")
     if recipe.calibrated:
         log(
@@ -167,15 +169,9 @@ def _convert_each(
     own artifact."""
     import json
 
-    from quantize.artifact.artifact import claim_output
-    from quantize.conversion import check, inputs_of, require
-    from quantize.sources.opening import open_checkpoint
-
     checkpoint = open_checkpoint(model, trust_remote_code=run.trust_remote_code, scratch=run.scratch)
     problems: list[QuantwrightError] = []
     if adapter is not None:
-        from quantize.sources.adapter import open_adapter
-
         open_adapter(adapter, checkpoint)
     for recipe in recipes:
         try:

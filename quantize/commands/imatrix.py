@@ -5,11 +5,17 @@ from pathlib import Path
 
 import click
 
+from quantize.calibration.importance import compute_imatrix, with_first_token
+from quantize.calibration.windows import load_calibration
+from quantize.checkpoint.checkpoint import sha256_file
 from quantize.commands.options import run_options
 from quantize.errors import BadInput
 from quantize.files import typed_path
+from quantize.gguf.importance.file import read_imatrix, write_imatrix
 from quantize.progress import progress_bar
 from quantize.recipe import CalibrationOptions, RunOptions
+from quantize.sources.opening import open_checkpoint
+from quantize.staging import follow, keep_inputs
 from quantize.terminal import emit_json, log, say
 
 
@@ -44,12 +50,6 @@ def imatrix(
 
     The model runs in float32; its weights are read as they are needed.
     """
-    from quantize.calibration.importance import compute_imatrix, with_first_token
-    from quantize.calibration.windows import load_calibration
-    from quantize.checkpoint.checkpoint import sha256_file
-    from quantize.gguf.importance.file import write_imatrix
-    from quantize.sources.opening import open_checkpoint
-
     _claim(out, force, [typed_path(model), typed_path(text)])
     checkpoint = open_checkpoint(model, trust_remote_code=run.trust_remote_code, scratch=run.scratch)
     calibration = load_calibration(
@@ -98,9 +98,6 @@ def imatrix(
 def _claim(out: Path, force: bool, inputs: list[Path]) -> None:
     """Errors: BadInput where ``out`` cannot be written, or lies there and is no importance matrix or
     ``force`` is not given."""
-    from quantize.gguf.importance.file import read_imatrix
-    from quantize.staging import follow, keep_inputs
-
     real = follow(out)
     if real.is_dir() or (real.exists() and not force):
         raise BadInput(f"{out}: already exists; choose another -o, or pass --force to replace a file")

@@ -3,6 +3,9 @@ it so."""
 
 import click
 
+from quantize.conversion import missing_packages
+from quantize.kernels import llamacpp
+from quantize.methods.registry import METHODS, method, parse_recipe
 from quantize.packages import install_command
 from quantize.terminal import console, emit_json, say
 from quantize.units import spell_size
@@ -13,9 +16,6 @@ from quantize.units import spell_size
 def methods(as_json: bool) -> None:
     """List every recipe, what it needs, and whether it can run here."""
     from rich.table import Table
-
-    from quantize.conversion import missing_packages
-    from quantize.methods.registry import METHODS, method, parse_recipe
 
     table = Table("recipe", "needs", "here", "loads in", box=None, pad_edge=False)
     document = []
@@ -120,7 +120,7 @@ def _package(distribution: str, extra: str) -> tuple[bool, str]:
 
 def _llamacpp() -> tuple[bool, str]:
     try:
-        from quantize.kernels import llamacpp
+        known = llamacpp.describe()
     except ImportError as error:
         return False, str(error)
-    return True, ", ".join(f"{key} {value}" for key, value in llamacpp.describe().items())
+    return True, ", ".join(f"{key} {value}" for key, value in known.items())

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from quantize.errors import first_line
 from quantize.files import user_cache
+from quantize.quiet import quiet
 
 #: A lock whose folder has not been written to for this long belongs to nobody: the longest single compiler
 #: call of these kernels takes a minute or two, and ninja writes its log between calls.
@@ -39,8 +40,6 @@ def keep_hub_caches() -> None:
     """Call before the first import of GPTQModel: its dependency tokenicer points HF_HOME and three more
     variables, where they are not set, at a folder under /tmp, for this process and all that it starts."""
     import huggingface_hub.constants  # noqa: F401 - reads the variables before they change
-
-    from quantize.quiet import quiet
 
     unset = [
         name
@@ -168,8 +167,6 @@ def build_kernels() -> list[tuple[str, str]]:
 
 
 def _build_quanto() -> None:
-    from quantize.quiet import quiet
-
     with quiet():
         import optimum.quanto  # noqa: F401  (registers its kernels)
         import torch
@@ -178,8 +175,6 @@ def _build_quanto() -> None:
 
 
 def _build_gptqmodel() -> None:
-    from quantize.quiet import quiet
-
     with quiet():
         from gptqmodel.utils.cpp import load_pack_block_extension
 

@@ -12,6 +12,7 @@ from quantize.checkpoint.weight_files import weight_files
 from quantize.dtypes import DENSE
 from quantize.errors import BadInput, StepFailed, Unsupported
 from quantize.files import read_json
+from quantize.hf.extensions import ensure_kernel_environment
 from quantize.hf.refusals import reason, refusals
 from quantize.packages import install_command
 from quantize.quiet import quiet
@@ -153,8 +154,6 @@ def load_quanto(
     Errors: Unsupported where optimum-quanto is not installed; StepFailed where the folder's tensors are not
     those of its map.
     """
-    from quantize.hf.extensions import ensure_kernel_environment
-
     ensure_kernel_environment()
     with quiet(), library_folder(folder, trust_remote_code) as seen:
         import torch

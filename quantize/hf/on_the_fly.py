@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from quantize.errors import BadInput
+from quantize.hf.extensions import ensure_kernel_environment
 from quantize.hf.load import (
     bitsandbytes_compute_in,
     load_model,
@@ -53,8 +54,6 @@ def load_quantized(
 
 def quantize_quanto(folder: Path, recipe: Any, dtype: str, run: RunOptions) -> "PreTrainedModel":
     """Loaded in ``dtype``, quantized, frozen. optimum-quanto computes its scales in that dtype."""
-    from quantize.hf.extensions import ensure_kernel_environment
-
     ensure_kernel_environment()
     model = load_model(folder, dtype, run.resolved_device, trust_remote_code=run.trust_remote_code)
     with quiet():

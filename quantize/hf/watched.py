@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from quantize.errors import Unsupported
+from quantize.hf.load import model_without_weights
 from quantize.quiet import quiet
 
 if TYPE_CHECKING:
@@ -33,8 +34,6 @@ NONE = Uses()
 def linear_uses(folder: Path, *, trust_remote_code: bool = False) -> Uses:
     """Nothing found where the model cannot be run so (its code looks at values: routers of experts)."""
     import torch
-
-    from quantize.hf.load import model_without_weights
 
     try:
         model = model_without_weights(folder, "float32", trust_remote_code=trust_remote_code)

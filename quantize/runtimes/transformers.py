@@ -18,6 +18,7 @@ import numpy as np
 from quantize.engines.gptqmodel.load import load_gptqmodel
 from quantize.errors import BadInput, Unsupported, first_line
 from quantize.hf import load
+from quantize.hf.on_the_fly import load_quantized
 from quantize.quiet import hush, no_warnings
 from quantize.recipe import Recipe, RunOptions
 from quantize.runtimes.base import Consume, FolderRuntime
@@ -57,8 +58,6 @@ class TransformersRuntime(FolderRuntime):
 
             torch.set_num_threads(run.threads)
         if load_as is not None:
-            from quantize.hf.on_the_fly import load_quantized
-
             if self.format != "dense":
                 raise BadInput(
                     f"{path}: is already stored as {self.format}, so it cannot be loaded as {load_as.short}"

@@ -18,6 +18,7 @@ from quantize.checkpoint.safetensors_header import StoredTensor, TensorInfo, rea
 from quantize.dtypes import FLOATS, NUMPY, to_float32
 from quantize.errors import BadInput, StepFailed, Unsupported
 from quantize.files import inside, typed_path
+from quantize.hf.names import find_layers
 from quantize.sources.adapter_config import CONFIG, LoraConfig, read_adapter_config
 from quantize.terminal import printable
 
@@ -160,8 +161,6 @@ def _module(name: str) -> tuple[str, str, str]:
 
 def _tie(checkpoint: Checkpoint) -> Tie | None:
     """As transformers ties them: where the config says so, unless two are stored that differ."""
-    from quantize.hf.names import find_layers
-
     layers = find_layers(checkpoint)
     if not layers.tied or layers.head is None:
         return None

@@ -9,12 +9,17 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from quantize.artifact.artifact import NOT_COMPARED, Check
+from quantize.calibration.layers import round_like_runtime, streamed_model
 from quantize.checkpoint.checkpoint import Checkpoint
+from quantize.checkpoint.tokenizer import SourceTokenizer
 from quantize.errors import StepFailed, Unsupported
+from quantize.hf.conversions import parameter_parts
+from quantize.hf.names import empty_model, find_layers
 from quantize.hf.routers import Inputs, disturb
 from quantize.methods.base import Method
 from quantize.recipe import Recipe, RunOptions
 from quantize.runtimes.base import Consume
+from quantize.runtimes.transformers import TransformersRuntime
 
 if TYPE_CHECKING:
     import torch
@@ -175,9 +180,6 @@ _asked: list[tuple[Checkpoint, str]] = []
 def why_not_full(checkpoint: Checkpoint) -> str:
     """Why the logits of an artifact of ``checkpoint`` cannot be compared, known from its config and headers;
     nothing where they can. Remembers the last answer: recipes are many."""
-    from quantize.hf.conversions import parameter_parts
-    from quantize.hf.names import empty_model, find_layers
-
     if _asked and _asked[0][0] is checkpoint:
         return _asked[0][1]
     why = ""
@@ -194,8 +196,6 @@ def why_not_full(checkpoint: Checkpoint) -> str:
 
 def fixed_rows(checkpoint: Checkpoint, length: int) -> np.ndarray:
     """Token ids (WINDOWS, length) of a fixed text, repeated where it is too short."""
-    from quantize.checkpoint.tokenizer import SourceTokenizer
-
     ids = np.asarray(SourceTokenizer.open(checkpoint.folder).encode(TEXT, add_special=False), dtype=np.int64)
     return np.resize(ids, (WINDOWS, length))
 
@@ -292,9 +292,6 @@ def _run_streamed(
     gelu_table: bool = False,
     prepare: Prepare | None = None,
 ) -> None:
-    from quantize.calibration.layers import round_like_runtime, streamed_model
-    from quantize.runtimes.transformers import TransformersRuntime
-
     model = streamed_model(checkpoint, read, extra)
     if activations is not None:
         round_like_runtime(model, checkpoint, activations, gelu_table)

@@ -25,8 +25,14 @@ import numpy as np
 from quantize.artifact.artifact import Check, Note, Verification
 from quantize.calibration.windows import context_length
 from quantize.checkpoint.checkpoint import TOKENIZER_FILES, Checkpoint
+from quantize.checkpoint.templates import folder_templates
 from quantize.engines.base import Conversion
 from quantize.errors import QuantwrightError
+from quantize.gguf.container.reader import read_gguf
+from quantize.gguf.tokenizer.chat_templates import templates_of
+from quantize.gguf.tokenizer.metadata import verify_tokenizer
+from quantize.gguf.tokenizer.special import gguf_name
+from quantize.hf.names import IGNORED
 from quantize.methods.base import Method
 from quantize.recipe import Recipe, RunOptions
 from quantize.runtimes.base import Runtime
@@ -98,8 +104,6 @@ def verify(
 
 def _in_a_process(made: _Made, compare: Compare | None, scratch: Path) -> tuple[list[Check], str]:
     """An HF folder, as a stranger would open it. Errors: QuantwrightError where it does not open."""
-    from quantize.hf.names import IGNORED
-
     length = min(context_length(made.checkpoint.config) or WINDOW_TOKENS, WINDOW_TOKENS)
     rows = fixed_rows(made.checkpoint, length) if compare else None
     opened = Opened(made.stage, made.run, rows, scratch)
@@ -205,12 +209,6 @@ def _tokenizer(
     checks = []
     gguf = next(iter(sorted(stage.glob("*.gguf"))), None)
     if gguf is not None:
-        from quantize.checkpoint.templates import folder_templates
-        from quantize.gguf.container.reader import read_gguf
-        from quantize.gguf.tokenizer.chat_templates import templates_of
-        from quantize.gguf.tokenizer.metadata import verify_tokenizer
-        from quantize.gguf.tokenizer.special import gguf_name
-
         report = verify_tokenizer(checkpoint, runtime.tokenize, pre=getattr(recipe, "pre_tokenizer", None))
         detail = report.summary()
         if report.fixable:

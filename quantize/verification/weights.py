@@ -17,6 +17,7 @@ from quantize.checkpoint.checkpoint import Checkpoint, sha256_file
 from quantize.dtypes import FLOATS
 from quantize.engines.base import Computed, Conversion
 from quantize.errors import QuantwrightError
+from quantize.hf.names import IGNORED
 from quantize.methods.base import Method
 from quantize.numerics import identity
 from quantize.numerics.resemblance import Resemblance, compare
@@ -48,8 +49,6 @@ def check_weights(
     spill: Path | None,
 ) -> Weights:
     """``spill``: folder that keeps what was read, for the logits."""
-    from quantize.hf.names import IGNORED
-
     result = Weights(spill=Spill(spill) if spill is not None else None)
     reading = _Reading(
         recipe,

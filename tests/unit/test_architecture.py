@@ -42,6 +42,24 @@ PROGRAMS = (
     "quantize.verification.process",
     "benchmarks.worker",
 )
+#: Libraries that take seconds, or hundreds of megabytes, to import: a module that imports one of these at its
+#: top may itself be imported inside functions. Everything else of ours is imported at the top, where it is
+#: seen.
+HEAVY = (
+    "torch",
+    "transformers",
+    "llama_cpp",
+    "gptqmodel",
+    "optimum",
+    "bitsandbytes",
+    "matplotlib",
+    "ray",
+    "lm_eval",
+    "datasets",
+    "huggingface_hub",
+)
+#: Rooms in which own modules are still imported inside functions.
+LATER = ("quantize.methods",)
 MODULES = modules()
 ARROWS = [arrow for arrow in arrows(MODULES) if not (arrow.how == "string" and arrow.imported in PROGRAMS)]
 
@@ -67,6 +85,18 @@ def test_no_circles() -> None:
     for arrow in ARROWS:
         graph[arrow.importer].add(arrow.imported)
     assert circles(graph) == []
+
+
+def test_only_heavy_modules_are_imported_inside_functions() -> None:
+    heavy = {name for name, path in MODULES.items() if top_level(path) & set(HEAVY)}
+    while more := {a.importer for a in ARROWS if a.how == "top" and a.imported in heavy} - heavy:
+        heavy |= more
+    wrong = [
+        str(a)
+        for a in ARROWS
+        if a.how == "inside" and a.imported not in heavy and not a.importer.startswith(LATER) and not front(a)
+    ]
+    assert not wrong, "\n".join(wrong)
 
 
 @pytest.mark.parametrize("room", ["numerics"])
@@ -96,6 +126,24 @@ def test_only_commands_know_how_a_command_line_is_read() -> None:
         str(a) for a in ARROWS if a.importer in libraries and a.imported.startswith("quantize.commands")
     ]
     assert not wrong, "\n".join(wrong)
+
+
+def top_level(path: Path) -> set[str]:
+    """Top-level packages that the module imports when it is imported."""
+    found: set[str] = set()
+    waiting: list[ast.AST] = [ast.parse(path.read_text(encoding="utf-8"))]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            continue
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            continue
+        if isinstance(node, ast.Import):
+            found |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            found.add(node.module.partition(".")[0])
+        waiting += ast.iter_child_nodes(node)
+    return found
 
 
 def loaded_by(code: str) -> set[str]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from quantize.checkpoint.checkpoint import Checkpoint
+from quantize.checkpoint.library_folder import library_folder
 from quantize.checkpoint.tokenizer import SourceTokenizer
 from quantize.errors import Unsupported
 from quantize.files import read_json
@@ -19,6 +20,7 @@ from quantize.gguf.tokenizer.pre import Cutter, recognize
 from quantize.gguf.tokenizer.pretokenizers import BY_NAME, PRES
 from quantize.gguf.tokenizer.special import added_around
 from quantize.gguf.tokenizer.vocabulary import SPACE, Vocabulary, read_vocabulary
+from quantize.quiet import quiet
 from quantize.terminal import printable
 
 ADDED_TOKENS = 2000
@@ -115,9 +117,6 @@ def added_by_transformers(folder: Path) -> tuple[dict[str, int], str]:
     At most some ``ADDED_TOKENS``, spread evenly; those that a file of the folder names, not those that only
     its class adds.
     """
-    from quantize.checkpoint.library_folder import library_folder
-    from quantize.quiet import quiet
-
     with quiet(), library_folder(folder, False) as seen:
         from transformers import AutoTokenizer
 

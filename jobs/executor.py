@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from jobs.estimate import StepCost
+from jobs.costs import StepCost
 from jobs.spec import Job
 from jobs.steps.step import Step
 from quantize.units import parse_size

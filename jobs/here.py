@@ -6,7 +6,7 @@ from pathlib import Path
 import psutil
 
 from jobs.child import Child
-from jobs.estimate import StepCost
+from jobs.costs import StepCost
 from jobs.executor import Executor, Handle
 from jobs.machine import step_threads
 from jobs.spec import Job

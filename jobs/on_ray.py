@@ -16,7 +16,7 @@ from typing import Any
 
 from jobs.bucket import Bucket
 from jobs.child import Child
-from jobs.estimate import StepCost
+from jobs.costs import StepCost
 from jobs.executor import Executor, Handle
 from jobs.here import Here
 from jobs.keys import version

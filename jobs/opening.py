@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from jobs.estimate import StepCost
+from jobs.costs import StepCost
 from jobs.executor import Executor
 from jobs.here import Here
 from jobs.on_ray import OnRay

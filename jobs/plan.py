@@ -31,11 +31,6 @@ class Plan:
     def conversions(self) -> list[ConvertStep]:
         return [step for step in self.steps if isinstance(step, ConvertStep)]
 
-    @property
-    def recipes(self) -> dict[str, Recipe]:
-        """Id of a conversion -> its recipe."""
-        return {step.id: step.recipe for step in self.conversions}
-
 
 def build_plan(job: Job, base: Path, models: list[OpenModel] | None = None) -> Plan:
     """``base``: the job file's folder. Runs every method's check on headers; nothing is converted.
@@ -79,23 +74,22 @@ def _problem(model: OpenModel, recipe: Recipe) -> tuple[str, str] | None:
 
 def _add_model(plan: Plan, job: Job, model: OpenModel, recipes: Sequence[Recipe], texts: Texts) -> None:
     reference: list[Step] = []  # the evaluation of what the others are compared with
-    merged: list[Step] = []  # what makes that, where it exists nowhere yet
+    merged: list[ConvertStep] = []  # what makes that, where it exists nowhere yet
     benches: list[Step] = []
     if job.evaluate and not model.merged:
-        reference = [eval_step(job, model, None, texts, (), ())]
+        reference = [eval_step(job, model, None, texts)]
         plan.steps += reference
     if job.benchmark and not model.merged:
-        benches.append(bench_step(job, model, None, ()))
+        benches.append(bench_step(job, model, None))
     for recipe in recipes:
         convert = convert_step(job, model, recipe, texts)
         plan.steps.append(convert)
         if model.merged and recipe.digest == model.merged.digest:
             merged = [convert]
         if job.evaluate:
-            needed = list(dict.fromkeys([*merged, convert]))
-            evaluation = eval_step(job, model, recipe, texts, needed, reference)
+            evaluation = eval_step(job, model, convert, texts, merged, reference)
             plan.steps.append(evaluation)
             reference = reference or [evaluation]
         if job.benchmark:
-            benches.append(bench_step(job, model, recipe, [convert]))
+            benches.append(bench_step(job, model, convert))
     plan.steps += benches  # speeds are measured one after another, not hours apart

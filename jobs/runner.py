@@ -18,7 +18,7 @@ from typing import Any
 from jobs.cache_bucket import open_cache
 from jobs.child import failure_reason
 from jobs.claims import Claims
-from jobs.estimate import StepCost
+from jobs.costs import StepCost
 from jobs.executor import Executor, Handle
 from jobs.folder import register
 from jobs.here import Here

@@ -40,7 +40,7 @@ def plan(
     _print_plan(made, cost)
     if spec.verify == "full":
         for model in made.models:
-            if model.checkpoint is not None and made.recipes and (why := why_not_full(model.checkpoint)):
+            if model.checkpoint is not None and made.conversions and (why := why_not_full(model.checkpoint)):
                 log_lower(model.label, why)
     if as_json:
         emit_json(_plan_document(made, cost))

@@ -1,18 +1,18 @@
 """The step that measures speed and memory."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
 from benchmarks.options import BenchOptions
+from jobs.costs import Experience, StepCost
 from jobs.machine import run_arguments, run_inputs
+from jobs.memory import serving_memory
 from jobs.models import OpenModel
 from jobs.spec import Job
+from jobs.steps.convert import ConvertStep
 from jobs.steps.measure import MeasureStep, runtime_packages
-from jobs.steps.step import Step
 from quantize.conversion import require
-from quantize.recipe import Recipe
 from quantize.results import results_path
 
 
@@ -22,9 +22,16 @@ class BenchStep(MeasureStep):
     alone: ClassVar[bool] = True
     timed: ClassVar[bool] = True
 
+    def cost(self, job: Job, experience: Experience) -> StepCost:
+        rate_kind, work = f"bench:{self.method}", self.checkpoint.parameters / 1e6
+        memory = experience.peak_bytes(rate_kind, work) or serving_memory(self.method, self.held_bytes())
+        time = experience.time(rate_kind, work)
+        return StepCost(self.id, self.kind, None, 0, memory, time, work, rate_kind)
 
-def bench_step(job: Job, model: OpenModel, recipe: Recipe | None, after: Sequence[Step]) -> BenchStep:
-    benchmark = job.benchmark
+
+def bench_step(job: Job, model: OpenModel, made: ConvertStep | None) -> BenchStep:
+    """``made``: the step that makes what is measured; None for the model itself."""
+    benchmark, recipe = job.benchmark, made.recipe if made else None
     assert benchmark is not None
     name = model.artifact_name(recipe) if recipe else model.id
     in_torch = not (recipe and require(recipe).runtime == "llamacpp")
@@ -35,7 +42,8 @@ def bench_step(job: Job, model: OpenModel, recipe: Recipe | None, after: Sequenc
         name=name,
         model=model,
         recipe=recipe,
-        after=tuple(after),
+        made=made,
+        after=(made,) if made else (),
         inputs={**benchmark.model_dump(), **run_inputs(job)},
         sources=() if recipe else model.sources,
         packages=runtime_packages(recipe),

@@ -6,30 +6,38 @@ from typing import Any, ClassVar
 
 from jobs.cache import SharedCache
 from jobs.cache_bucket import BucketCache
+from jobs.costs import Experience, StepCost
 from jobs.machine import run_arguments, run_inputs
+from jobs.memory import conversion_memory
 from jobs.models import OpenModel
 from jobs.rows import Row, artifact_subject, write_row, write_subject
 from jobs.sharing import ArtifactShare
+from jobs.sizes import output_bytes
 from jobs.spec import Job
 from jobs.steps.step import ModelStep
 from jobs.texts import Texts
 from quantize.artifact.artifact import Artifact
 from quantize.artifact.file_hashes import user_hashes
+from quantize.checkpoint.reader import IN_FILES
 from quantize.conversion import require
 from quantize.recipe import Recipe
 from quantize.staging import sweep_output
 
+#: Methods whose library reads weights from files: those of a GGUF, or with an adapter, are written for it.
+READS_FILES = ("gptq", "awq", "quanto", "bnb")
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class ConvertStep(ModelStep):
-    """``calibration``: the text that it is told to calibrate with, where its recipe does."""
+    """``calibration``: the text that it is told to calibrate with, where its recipe does; ``output_bytes``:
+    of the artifact's files, where that is known before."""
 
     kind: ClassVar[str] = "convert"
 
     recipe: Recipe
     calibration: str = ""
+    output_bytes: int | None = None
 
     def command(self, run: Path, stage: Path) -> list[str]:
         return [*self.arguments, *(["--force"] if (run / self.output).exists() else [])]
@@ -54,6 +62,31 @@ class ConvertStep(ModelStep):
 
     def sweep(self, run: Path) -> None:
         sweep_output(run / self.output)
+
+    def cost(self, job: Job, experience: Experience) -> StepCost:
+        checkpoint, weights = self.checkpoint, self.checkpoint.parameters
+        # What conversions without verification took says nothing of those with it.
+        rate_kind = f"convert:{self.method}" + ("" if job.verify == "full" else f":{job.verify}")
+        work = weights / 1e6
+        memory = experience.peak_bytes(rate_kind, work)
+        # Verification spills the weights it has read back as float32; the engines of GPTQ and AWQ save before
+        # we rewrite.
+        spilled = 4 * weights if job.verify == "full" else 0
+        saved = self.output_bytes or 0 if self.method in ("gptq", "awq") else 0
+        lazy = self.model.adapter is not None or checkpoint.reader is not IN_FILES
+        stored = sum(info.size_bytes for info in checkpoint.tensors.values())
+        written = stored if lazy and self.method in READS_FILES else 0
+        return StepCost(
+            self.id,
+            self.kind,
+            self.output_bytes,
+            0,
+            memory or conversion_memory(checkpoint, self.method, job.verify),
+            experience.time(rate_kind, work),
+            work,
+            rate_kind,
+            written + max(spilled, saved),
+        )
 
     def share(self, cache: SharedCache | BucketCache, run: Path) -> ArtifactShare:
         return ArtifactShare(cache, run / self.output, self.model.label, self.calibration)
@@ -92,6 +125,7 @@ def convert_step(job: Job, model: OpenModel, recipe: Recipe, texts: Texts) -> Co
         name=name,
         model=model,
         recipe=recipe,
+        output_bytes=output_bytes(model.checkpoint, recipe) if model.checkpoint else None,
         calibration=calibration.source if recipe.calibrated else "",
         inputs=inputs,
         files=files,

@@ -8,18 +8,23 @@ from typing import Any, ClassVar
 from evals.options import EvalOptions, EvalSettings
 from jobs.cache import SharedCache
 from jobs.cache_bucket import BucketCache
+from jobs.costs import Experience, StepCost
 from jobs.machine import run_arguments, run_inputs
+from jobs.memory import comparing_memory, floors_memory
 from jobs.models import OpenModel
 from jobs.sharing import ReferenceShare, Share
 from jobs.spec import HELD_OUT, Job
+from jobs.steps.convert import ConvertStep
 from jobs.steps.measure import MeasureStep, runtime_packages
 from jobs.steps.step import Step
 from jobs.texts import Texts
 from jobs.transfer import reference_files
 from quantize.conversion import require
-from quantize.recipe import Recipe
 from quantize.results import results_path
+from quantize.units import GIB
 
+TEXT_TOKENS = 70_000  # where no limit is given: the held-out text of the demo has about so many
+CACHE_LIMIT = 4 * GIB
 #: What means nothing without a text, or without tasks.
 OF_TEXT = {"metrics", "protocol", "ids", "tokens", "floors", "weights_only", "cache_limit"}
 OF_TASKS = {
@@ -41,6 +46,24 @@ class EvalStep(MeasureStep):
 
     reference: str
 
+    def cost(self, job: Job, experience: Experience) -> StepCost:
+        evaluate, weights = job.evaluate, self.checkpoint.parameters
+        tokens = (evaluate.tokens if evaluate else None) or TEXT_TOKENS
+        vocabulary = int(self.checkpoint.config.get("vocab_size") or 32_000)
+        rate_kind, work = f"eval:{self.method}", weights / 1e6 * tokens / 1e3
+        tasks = bool(evaluate and evaluate.tasks)
+        memory = comparing_memory(self.method, self.held_bytes(), vocabulary, tasks)
+        cache = scratch = 0
+        if self.recipe is None:
+            cache = min(tokens // 2 * (2 * vocabulary + 20), CACHE_LIMIT)
+            if evaluate and evaluate.floors:
+                scratch, floors = 4 * weights, floors_memory(weights)
+                # Where they do not fit, they are left out.
+                memory += floors if memory + floors <= experience.available_bytes else 0
+        memory = experience.peak_bytes(rate_kind, work) or memory
+        time = experience.time(rate_kind, work)
+        return StepCost(self.id, self.kind, None, cache, memory, time, work, rate_kind, scratch)
+
     def share(self, cache: SharedCache | BucketCache, run: Path) -> Share | None:
         return None if self.recipe else ReferenceShare(cache, run)
 
@@ -51,12 +74,14 @@ class EvalStep(MeasureStep):
 def eval_step(
     job: Job,
     model: OpenModel,
-    recipe: Recipe | None,
+    made: ConvertStep | None,
     texts: Texts,
-    after: Sequence[Step],
-    prefers: Sequence[Step],
+    merged: Sequence[ConvertStep] = (),
+    prefers: Sequence[Step] = (),
 ) -> EvalStep:
-    evaluate = job.evaluate
+    """``made``: the step that makes what is measured; None for the model itself. ``merged``: what makes the
+    reference, where that exists nowhere yet."""
+    evaluate, recipe = job.evaluate, made.recipe if made else None
     assert evaluate is not None
     name = model.artifact_name(recipe) if recipe else model.id
     against = model.artifact_name(model.merged) if model.merged else model.id
@@ -91,7 +116,8 @@ def eval_step(
         model=model,
         recipe=recipe,
         reference=against,
-        after=tuple(after),
+        made=made,
+        after=tuple(dict.fromkeys(step for step in (*merged, made) if step)),
         prefers=tuple(prefers),
         inputs=inputs,
         files=tuple(files),

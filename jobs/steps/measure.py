@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from jobs.rows import artifact_subject, write_subject
+from jobs.steps.convert import ConvertStep
 from jobs.steps.step import ModelStep
 from jobs.transfer import artifact_files
 from quantize.artifact.artifact import MANIFEST
@@ -18,7 +19,10 @@ from quantize.results import Subject
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class MeasureStep(ModelStep):
-    """Reads the artifacts of the steps that it comes ``after``."""
+    """Reads the artifacts of the steps that it comes ``after``. ``made``: the one that makes what it
+    measures; None for the model itself."""
+
+    made: ConvertStep | None = None
 
     def command(self, run: Path, stage: Path) -> list[str]:
         return [*self.arguments, "-o", str(stage.relative_to(run))]
@@ -48,10 +52,16 @@ class MeasureStep(ModelStep):
             )
         write_subject(run, self.kind, subject)
 
+    def held_bytes(self) -> int:
+        """Weights in memory: llama.cpp maps the file; transformers holds float32 on a CPU, whatever was
+        stored."""
+        mapped = self.made.output_bytes if self.made and self.method == "gguf" else None
+        return mapped or 4 * self.checkpoint.parameters
+
     def carried(self, run: Path) -> dict[str, str]:
         found: dict[str, str] = {}
-        for made in self.after:
-            found |= artifact_files(run, made.output)
+        for step in self.after:
+            found |= artifact_files(run, step.output)
         return found
 
 

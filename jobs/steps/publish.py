@@ -4,10 +4,11 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
+from jobs.costs import Experience, StepCost
 from jobs.spec import Job, Publish, expand_recipe
 from jobs.steps.convert import ConvertStep
 from jobs.steps.measure import MeasureStep
@@ -29,6 +30,7 @@ class PublishStep(Step):
     model: str
     format: str
     upload: bool
+    after: tuple[ConvertStep, ...] = ()
 
     @property
     def id(self) -> str:
@@ -56,6 +58,10 @@ class PublishStep(Step):
         (run / self.output).parent.mkdir(parents=True, exist_ok=True)
         os.replace(staged, run / self.output)
         return True
+
+    def cost(self, job: Job, experience: Experience) -> StepCost:
+        copied = 0 if self.upload else sum(step.output_bytes or 0 for step in self.after)
+        return replace(super().cost(job, experience), size_bytes=copied or None)
 
 
 def publish_steps(job: Job, steps: Sequence[Step]) -> list[PublishStep]:

@@ -10,11 +10,15 @@ from typing import Any, ClassVar
 
 from jobs.cache import SharedCache
 from jobs.cache_bucket import BucketCache
+from jobs.costs import Experience, StepCost
 from jobs.models import OpenModel
 from jobs.sharing import Share
+from jobs.spec import Job
 from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.errors import BadInput
 from quantize.recipe import Recipe
+
+LIGHT_BYTES = 200 << 20  # of a process that reads results and little else
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -109,6 +113,11 @@ class Step(ABC):
     def sweep(self, run: Path) -> None:  # noqa: B027 - most leave nothing
         """Remove what it left beside its output when it was killed."""
 
+    def cost(self, job: Job, experience: Experience) -> StepCost:
+        """What it will take. By default that of reading results."""
+        time = experience.time(self.kind, 1.0)
+        return StepCost(self.id, self.kind, None, 0, LIGHT_BYTES, time, 1.0, self.kind)
+
     # -- between machines and runs
     # --------------------------------------------------------------------------------------------------------
 
@@ -127,6 +136,15 @@ class ModelStep(Step):
 
     model: OpenModel
     recipe: Recipe | None = None
+
+    @property
+    def method(self) -> str:
+        return self.recipe.method if self.recipe else "dense"
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        assert self.model.checkpoint is not None, "steps are planned of models that could be opened"
+        return self.model.checkpoint
 
     @property
     def id(self) -> str:

@@ -9,13 +9,14 @@ from benchmarks.speed import bench as do_bench
 from benchmarks.targets import find_target
 from quantize.commands.options import field_options, run_options
 from quantize.errors import BadInput
+from quantize.metrics import LOAD_MS, PEAK_MEMORY_BYTES, PP_TOKENS_PER_S, SIZE_BYTES, TG_TOKENS_PER_S, TTFT_MS
 from quantize.recipe import RunOptions
 from quantize.results import EvalResult, results_path, write_results
 from quantize.sources.gguf_repository import expand
 from quantize.staging import claim_run
 from quantize.terminal import console, emit_json, log
 
-COLUMNS = ("pp_tokens_per_s", "tg_tokens_per_s", "ttft_ms", "load_ms", "peak_memory_bytes", "size_bytes")
+COLUMNS = (PP_TOKENS_PER_S, TG_TOKENS_PER_S, TTFT_MS, LOAD_MS, PEAK_MEMORY_BYTES, SIZE_BYTES)
 
 
 @click.command()
@@ -93,10 +94,10 @@ def _table(names: list[str], rows: list) -> None:  # type: ignore[type-arg]
 
 def _heading(metric: str, protocol: str) -> str:
     names = {
-        "load_ms": "load ms",
-        "peak_memory_bytes": "peak MB",
-        "size_bytes": "disk MB",
-        "ttft_ms": "first token ms",
+        LOAD_MS: "load ms",
+        PEAK_MEMORY_BYTES: "peak MB",
+        SIZE_BYTES: "disk MB",
+        TTFT_MS: "first token ms",
     }
     return names.get(metric, f"{protocol} tokens/s")
 
@@ -106,6 +107,6 @@ def _cell(row) -> str:  # type: ignore[no-untyped-def]
         return "-"
     scale = 1e-6 if row.unit == "bytes" else 1.0
     value = f"{row.value * scale:,.1f}"
-    if row.metric in ("pp_tokens_per_s", "tg_tokens_per_s") and row.n > 1:
+    if row.metric in (PP_TOKENS_PER_S, TG_TOKENS_PER_S) and row.n > 1:
         value += f" ± {(row.detail['max'] - row.detail['min']) / 2:,.1f}"
     return value

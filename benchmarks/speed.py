@@ -18,6 +18,16 @@ from typing import Any
 from benchmarks.machine import describe_machine, load_average
 from benchmarks.options import BenchSettings
 from quantize.errors import BadInput, StepFailed, Unsupported
+from quantize.metrics import (
+    GPU_MEMORY_BYTES,
+    INTER_TOKEN_MS,
+    LOAD_MS,
+    PEAK_MEMORY_BYTES,
+    PP_TOKENS_PER_S,
+    SIZE_BYTES,
+    TG_TOKENS_PER_S,
+    TTFT_MS,
+)
 from quantize.process import child_command, child_environment
 from quantize.recipe import RunOptions
 from quantize.results import EvalResult
@@ -166,14 +176,14 @@ def results(
         if prefill:
             seconds = [s for r in taken for s in r["prefill_seconds"]]
             add(
-                "pp_tokens_per_s",
+                PP_TOKENS_PER_S,
                 f"pp{prefill}{suffix}",
                 "tokens/s",
                 [batch * prefill / s for s in seconds],
                 batch=batch,
             )
             first_ms = [1e3 * s for r in taken for s in r["first_token_seconds"]]
-            add("ttft_ms", f"pp{prefill}{suffix}", "ms", first_ms, batch=batch)
+            add(TTFT_MS, f"pp{prefill}{suffix}", "ms", first_ms, batch=batch)
         for depth, decode in measured.items():
             protocol = f"tg{decode}" + (f"@d{depth}" if depth else "") + suffix
             runs = [
@@ -184,22 +194,22 @@ def results(
                 for steps in test["step_seconds"]
             ]
             rates = [batch * len(steps) / sum(steps) for steps in runs]
-            add("tg_tokens_per_s", protocol, "tokens/s", rates, depth=depth, batch=batch)
+            add(TG_TOKENS_PER_S, protocol, "tokens/s", rates, depth=depth, batch=batch)
             gaps = sorted(1e3 * s for steps in runs for s in steps[1:] or steps)
             quantiles = {f"p{q}": _percentile(gaps, q) for q in (50, 90, 95, 99)}
             medians = [1e3 * statistics.median(steps[1:] or steps) for steps in runs]
-            add("inter_token_ms", protocol, "ms", medians, depth=depth, batch=batch, **quantiles)
+            add(INTER_TOKEN_MS, protocol, "ms", medians, depth=depth, batch=batch, **quantiles)
     opening = {
         "import_ms": 1e3 * first["import_seconds"],
         "warm_up_ms": 1e3 * first["batches"][0]["warm_up_seconds"],
     }
-    add("load_ms", "open", "ms", [1e3 * r["load_seconds"] for r in rounds], **opening)
+    add(LOAD_MS, "open", "ms", [1e3 * r["load_seconds"] for r in rounds], **opening)
     peaks = [float(r["peak_rss_bytes"]) for r in rounds]
-    add("peak_memory_bytes", "VmHWM", "bytes", peaks, rss_before_load_bytes=first["rss_before_load_bytes"])
+    add(PEAK_MEMORY_BYTES, "VmHWM", "bytes", peaks, rss_before_load_bytes=first["rss_before_load_bytes"])
     gpus = [float(r["gpu_bytes"]) for r in rounds if r["gpu_bytes"]]
     if gpus:
-        add("gpu_memory_bytes", "allocator", "bytes", gpus)
-    add("size_bytes", "disk", "bytes", [float(target.size_bytes)])
+        add(GPU_MEMORY_BYTES, "allocator", "bytes", gpus)
+    add(SIZE_BYTES, "disk", "bytes", [float(target.size_bytes)])
     _warn_about_spread(target.name, found, say)
     return found
 
@@ -260,7 +270,7 @@ def relative_spread(result: EvalResult) -> float:
 def _warn_about_spread(name: str, found: Sequence[EvalResult], say: Say) -> None:
     for result in found:
         spread = relative_spread(result)
-        if result.metric in ("pp_tokens_per_s", "tg_tokens_per_s") and spread > WORTHLESS_SPREAD:
+        if result.metric in (PP_TOKENS_PER_S, TG_TOKENS_PER_S) and spread > WORTHLESS_SPREAD:
             result.detail["worthless"] = True
             say(
                 f"warning: {name}: {result.protocol}: the middle half of the samples spreads over "

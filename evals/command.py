@@ -7,19 +7,29 @@ import click
 from evals.measure import measure, raise_failure
 from evals.options import EvalOptions
 from quantize.commands.options import field_options, run_options
+from quantize.metrics import (
+    BITS_PER_BYTE,
+    DELTA_P_RMS,
+    KL_MEAN,
+    PERPLEXITY,
+    PPL_RATIO,
+    TOP1_AGREEMENT,
+    WORD_PERPLEXITY,
+    kl_percentile,
+)
 from quantize.recipe import RunOptions
 from quantize.results import EvalResult
 from quantize.terminal import console, emit_json
 
 TABLE_METRICS = (
-    "perplexity",
-    "word_perplexity",
-    "bits_per_byte",
-    "kl_mean",
-    "kl_p99",
-    "top1_agreement",
-    "ppl_ratio",
-    "delta_p_rms",
+    PERPLEXITY,
+    WORD_PERPLEXITY,
+    BITS_PER_BYTE,
+    KL_MEAN,
+    kl_percentile(99),
+    TOP1_AGREEMENT,
+    PPL_RATIO,
+    DELTA_P_RMS,
 )
 
 

@@ -13,10 +13,10 @@ from evals.kernels import as_tensor, blocks, kl_rows
 from evals.reference import CachedReference, ReferenceRows
 from evals.windows import Windows
 from quantize.errors import BadInput
+from quantize.metrics import KL_MEAN, KL_PERCENTILES, TOP1_AGREEMENT
 from quantize.progress import Advance
 from quantize.runtimes.base import Runtime
 
-KL_PERCENTILES = (50.0, 90.0, 95.0, 99.0, 99.9)
 CONFIDENCE_EDGES = (0.0, 0.25, 0.5, 0.75, 0.95, 1.0)
 
 
@@ -198,6 +198,6 @@ def _buckets(kl: np.ndarray, same: np.ndarray, confidence: np.ndarray) -> list[d
         count = int(inside.sum())
         row = {"from": low, "to": high, "tokens": count}
         if count:
-            row |= {"kl_mean": float(kl[inside].mean()), "top1_agreement": float(same[inside].mean())}
+            row |= {KL_MEAN: float(kl[inside].mean()), TOP1_AGREEMENT: float(same[inside].mean())}
         out.append(row)
     return out

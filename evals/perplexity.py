@@ -12,6 +12,7 @@ import numpy as np
 
 from evals.kernels import target_log_probs
 from evals.windows import Windows
+from quantize.metrics import BITS_PER_BYTE, BYTE_PERPLEXITY, WORD_PERPLEXITY
 from quantize.progress import Advance
 from quantize.runtimes.base import Runtime
 
@@ -136,7 +137,7 @@ def document_perplexities(scores: TokenScores, windows: Windows) -> dict[str, fl
     total = float(scores.log_probs.sum())
     words, size = (sum(column) for column in zip(*windows.documents, strict=True))
     return {
-        "word_perplexity": math.exp(min(-total / words, 700.0)),
-        "byte_perplexity": math.exp(-total / size),
-        "bits_per_byte": -total / size / math.log(2),
+        WORD_PERPLEXITY: math.exp(min(-total / words, 700.0)),
+        BYTE_PERPLEXITY: math.exp(-total / size),
+        BITS_PER_BYTE: -total / size / math.log(2),
     }

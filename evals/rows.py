@@ -7,10 +7,25 @@ from typing import Any
 import numpy as np
 
 from evals import statistics
-from evals.divergence import KL_PERCENTILES, Divergences, summarize
+from evals.divergence import Divergences, summarize
 from evals.perplexity import TokenScores, chunk_sums, document_perplexities, perplexity
 from evals.protocols import PROTOCOL_VERSION
 from evals.windows import Windows
+from quantize.metrics import (
+    BITS_PER_BYTE,
+    BYTE_PERPLEXITY,
+    DELTA_P_MEAN,
+    DELTA_P_RMS,
+    KL_MAX,
+    KL_MEAN,
+    KL_PERCENTILES,
+    PERPLEXITY,
+    PPL_DIFFERENCE,
+    PPL_RATIO,
+    TOP1_AGREEMENT,
+    WORD_PERPLEXITY,
+    kl_percentile,
+)
 from quantize.results import EvalResult
 
 
@@ -73,7 +88,7 @@ def perplexity_rows(scores: TokenScores, windows: Windows, heading: Heading) -> 
     rows = [
         replace(
             base,
-            metric="perplexity",
+            metric=PERPLEXITY,
             value=number(p.value),
             stderr=number(p.stderr),
             interval=interval(bounds),
@@ -84,14 +99,14 @@ def perplexity_rows(scores: TokenScores, windows: Windows, heading: Heading) -> 
         )
     ]
     documents = document_perplexities(scores, windows)
-    for metric in ("word_perplexity", "byte_perplexity"):
+    for metric in (WORD_PERPLEXITY, BYTE_PERPLEXITY):
         if metric in documents:
             rows.append(
                 replace(base, metric=metric, value=number(documents[metric]), n=p.tokens, excluded=p.excluded)
             )
-    if "bits_per_byte" in documents:
+    if BITS_PER_BYTE in documents:
         how = "bytes of the original documents, all tokens scored"
-        value, per_nat = documents["bits_per_byte"], documents["bits_per_byte"] / p.nll if p.nll else math.nan
+        value, per_nat = documents[BITS_PER_BYTE], documents[BITS_PER_BYTE] / p.nll if p.nll else math.nan
     else:
         how = "mean over the scored tokens times the tokens per byte of the whole text"
         per_nat = windows.whole_tokens / windows.text_bytes / math.log(2) if windows.text_bytes else math.nan
@@ -101,7 +116,7 @@ def perplexity_rows(scores: TokenScores, windows: Windows, heading: Heading) -> 
         rows.append(
             replace(
                 base,
-                metric="bits_per_byte",
+                metric=BITS_PER_BYTE,
                 value=number(value),
                 interval=interval((low, high)),
                 n=p.tokens,
@@ -118,7 +133,7 @@ def unavailable_row(reason: str, windows: Windows, heading: Heading) -> EvalResu
     base = base_row(heading, windows)
     return replace(
         base,
-        metric="kl_mean",
+        metric=KL_MEAN,
         detail=base.detail | {"reason": reason, "remarks": [f"{heading.artifact}: {reason}"]},
     )
 
@@ -130,7 +145,7 @@ def divergence_rows(d: Divergences, windows: Windows, heading: Heading) -> list[
     s = summarize(d)
     if s is None:
         detail = base.detail | {"reason": "no token's logits were finite in both models"}
-        return [replace(base, metric="kl_mean", excluded=d.excluded, detail=detail)]
+        return [replace(base, metric=KL_MEAN, excluded=d.excluded, detail=detail)]
     keep = d.finite
     offsets = d.offsets
 
@@ -169,7 +184,7 @@ def divergence_rows(d: Divergences, windows: Windows, heading: Heading) -> list[
     }
     rows = [
         row(
-            "kl_mean",
+            KL_MEAN,
             s.kl_mean,
             s.kl_mean_stderr,
             statistics.mean_interval(kl, counts),
@@ -179,11 +194,10 @@ def divergence_rows(d: Divergences, windows: Windows, heading: Heading) -> list[
     ]
     rows[0] = replace(rows[0], samples=means(kl, counts))
     for percent, bounds in zip(KL_PERCENTILES, percentiles, strict=True):
-        name = "kl_median" if percent == 50 else f"kl_p{percent:g}"
-        rows.append(row(name, s.kl_percentiles[percent], None, bounds, unit="nats"))
-    rows.append(row("kl_max", s.kl_max, None, None, unit="nats"))
+        rows.append(row(kl_percentile(percent), s.kl_percentiles[percent], None, bounds, unit="nats"))
+    rows.append(row(KL_MAX, s.kl_max, None, None, unit="nats"))
     top = row(
-        "top1_agreement", s.top1_agreement, s.top1_agreement_stderr, statistics.mean_interval(same, counts)
+        TOP1_AGREEMENT, s.top1_agreement, s.top1_agreement_stderr, statistics.mean_interval(same, counts)
     )
     rows.append(replace(top, samples=means(same, counts)))
     ratio_bounds = (math.exp(difference.interval[0]), math.exp(difference.interval[1]))
@@ -192,22 +206,22 @@ def divergence_rows(d: Divergences, windows: Windows, heading: Heading) -> list[
         "p_value": number(difference.p_value),
         "ln_ratio": difference.value,
     }
-    rows.append(row("ppl_ratio", s.ppl_ratio, s.ppl_ratio_stderr, ratio_bounds, detail=base.detail | paired))
+    rows.append(row(PPL_RATIO, s.ppl_ratio, s.ppl_ratio_stderr, ratio_bounds, detail=base.detail | paired))
 
     def ppl_gap(totals: np.ndarray) -> np.ndarray:
         return np.asarray(np.exp(totals[:, 0] / totals[:, 2]) - np.exp(totals[:, 1] / totals[:, 2]))
 
     gap = statistics.block_bootstrap(np.stack([nll, nll_reference, counts], 1), ppl_gap)
     rows.append(
-        row("ppl_difference", s.ppl_difference, s.ppl_difference_stderr, gap, detail=base.detail | paired)
+        row(PPL_DIFFERENCE, s.ppl_difference, s.ppl_difference_stderr, gap, detail=base.detail | paired)
     )
     rows.append(
-        row("delta_p_mean", s.delta_p_mean, s.delta_p_mean_stderr, statistics.mean_interval(dp, counts))
+        row(DELTA_P_MEAN, s.delta_p_mean, s.delta_p_mean_stderr, statistics.mean_interval(dp, counts))
     )
 
     def root(totals: np.ndarray) -> np.ndarray:
         return np.asarray(np.sqrt(np.maximum(totals[:, 0], 0) / totals[:, 1]))
 
     rms = statistics.block_bootstrap(np.stack([dp2, counts], 1), root)
-    rows.append(row("delta_p_rms", s.delta_p_rms, s.delta_p_rms_stderr, rms))
+    rows.append(row(DELTA_P_RMS, s.delta_p_rms, s.delta_p_rms_stderr, rms))
     return rows

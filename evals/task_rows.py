@@ -14,14 +14,15 @@ from evals.local_task import LocalTask
 from evals.options import EvalSettings
 from evals.rows import Heading, interval, number
 from evals.task_files import Task
+from quantize.metrics import ACCURACY, ACCURACY_NORM, ACCURACY_PER_TOKEN, PASS_AT_1
 from quantize.results import EvalResult
 from quantize.runtimes.llamacpp_tree import common_beginning
 
 PROTOCOL = "lm-eval"
 
-METRIC_NAMES = {"acc": "accuracy", "acc_norm": "accuracy_norm", "pass@1": "pass_at_1"}
+METRIC_NAMES = {"acc": ACCURACY, "acc_norm": ACCURACY_NORM, "pass@1": PASS_AT_1}
 
-PER_TOKEN = "accuracy_per_token"
+PER_TOKEN = ACCURACY_PER_TOKEN
 
 OWN_EXAMPLE = (
     "lm-eval draws examples from the measured items, so an item can be its own example; "

@@ -23,6 +23,7 @@ from evals.windows import Windows
 from quantize.errors import one_line
 from quantize.gguf.container.reader import read_gguf
 from quantize.gguf.families.plan import dequantize
+from quantize.metrics import KL_SAME_TOKENS, KL_WEIGHTS_ONLY
 from quantize.recipe import RunOptions
 from quantize.results import EvalResult
 from quantize.runtimes.transformers import TransformersRuntime, with_weights
@@ -68,10 +69,8 @@ def weights_only_rows(
                     "how": "its dequantized tensors in the reference's runtime",
                     "runtime": runtime.describe(),
                 }
-                rows.append(_mean(found, each, shared, heading, "kl_weights_only", how))
-                rows.append(
-                    _mean(each.divergences.only(indices), each, shared, heading, "kl_same_tokens", {})
-                )
+                rows.append(_mean(found, each, shared, heading, KL_WEIGHTS_ONLY, how))
+                rows.append(_mean(each.divergences.only(indices), each, shared, heading, KL_SAME_TOKENS, {}))
             return rows
     except Exception as error:  # anybody's file in another library: its own rows must not be lost to these
         say(f"{typed.name}: no kl_weights_only: {one_line(error)}")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from quantize.artifact.artifact import Artifact, grouped
 from quantize.artifact.attestation import verified_here
 from quantize.errors import BadInput
+from quantize.metrics import KL_MEAN, PERPLEXITY, TOP1_AGREEMENT
 from quantize.terminal import printable, shell
 from quantize.units import spell_size
 from reports.format import heading
@@ -198,7 +199,7 @@ def _eval_results(group: Group) -> "list[EvalResult]":
     several = len(group.measured) > 1
     for row in group.measured:
         suffix = f" ({row.label})" if several else ""
-        for metric in ("perplexity", "kl_mean", "top1_agreement"):
+        for metric in (PERPLEXITY, KL_MEAN, TOP1_AGREEMENT):
             result = row.cells.get(metric)
             if result is not None and result.value is not None:
                 text = str(result.environment.get("text") or "text").partition(" (")[0]

@@ -2,13 +2,23 @@
 
 from typing import Any
 
+from quantize.metrics import (
+    KL_MEAN,
+    PEAK_MEMORY_BYTES,
+    PERPLEXITY,
+    PP_TOKENS_PER_S,
+    SIZE_BYTES,
+    TG_TOKENS_PER_S,
+    TOP1_AGREEMENT,
+    TTFT_MS,
+)
 from reports import format as text
 from reports.load import protocol_key
 from reports.rows import Comparison, Group, Row
 
 METRICS = (
-    "size_bytes", "perplexity", "kl_mean", "top1_agreement", "pp_tokens_per_s", "tg_tokens_per_s", "ttft_ms",
-    "peak_memory_bytes"
+    SIZE_BYTES, PERPLEXITY, KL_MEAN, TOP1_AGREEMENT, PP_TOKENS_PER_S, TG_TOKENS_PER_S, TTFT_MS,
+    PEAK_MEMORY_BYTES
 )  # fmt: skip
 
 

@@ -4,6 +4,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+from quantize.metrics import KL_MEAN, PERPLEXITY, TG_TOKENS_PER_S
 from quantize.results import EvalResult
 from quantize.terminal import shell
 from reports.rows import Comparison, Group, Row
@@ -94,7 +95,7 @@ def _commands(group: Group) -> list[str]:
         _line("convert", row.subject.model, "--to", row.subject.recipe, "-o", row.subject.name)
         for row in ours
     ]
-    quality = [r for row in rows for r in row.cells.values() if r.metric in ("perplexity", "kl_mean")]
+    quality = [r for row in rows for r in row.cells.values() if r.metric in (PERPLEXITY, KL_MEAN)]
     measured = [result for row in rows for metrics in row.tasks.values() for result in metrics.values()]
     tasks = list(dict.fromkeys(str(r.detail.get("typed") or r.task) for r in measured))
     names = [row.subject.name for row in rows if row.cells and not _load_as(row)]
@@ -113,11 +114,9 @@ def _commands(group: Group) -> list[str]:
         for row in rows:
             if load_as := _load_as(row):
                 commands.append(_line("eval", row.subject.name, "--load-as", load_as, *options, "-o", "RUN"))
-    if any(r.metric == "tg_tokens_per_s" for row in rows for r in row.cells.values()):
+    if any(r.metric == TG_TOKENS_PER_S for row in rows for r in row.cells.values()):
         commands.append(
-            _line(
-                "bench", *(row.subject.name for row in rows if row.cells.get("tg_tokens_per_s")), "-o", "RUN"
-            )
+            _line("bench", *(row.subject.name for row in rows if row.cells.get(TG_TOKENS_PER_S)), "-o", "RUN")
         )
     return [*commands, _line("report", "RUN")]
 

@@ -7,6 +7,15 @@ from dataclasses import replace
 from typing import Any
 
 from quantize.dtypes import DENSE
+from quantize.metrics import (
+    KL_MEAN,
+    PEAK_MEMORY_BYTES,
+    PERPLEXITY,
+    PP_TOKENS_PER_S,
+    PPL_RATIO,
+    SIZE_BYTES,
+    TG_TOKENS_PER_S,
+)
 from quantize.results import EvalResult, Subject
 from reports.differences import accuracy_change, adjust, measured_change, perplexity_change
 from reports.format import heading
@@ -14,7 +23,7 @@ from reports.load import DATA_KEYS, Entry, protocol_key
 from reports.rows import TASK_METRICS, Comparison, Group, Row, bounds, head
 
 #: (plot axis, whether smaller is better)
-AXES = {"size_bytes": True, "tg_tokens_per_s": False, "pp_tokens_per_s": False, "peak_memory_bytes": True}
+AXES = {SIZE_BYTES: True, TG_TOKENS_PER_S: False, PP_TOKENS_PER_S: False, PEAK_MEMORY_BYTES: True}
 FAMILIES = (("gguf", "GGUF"), ("gptq", "GPTQ"), ("awq", "AWQ"), ("quanto", "quanto"), ("bnb", "bitsandbytes"))
 UNQUANTIZED = (*DENSE, "dense", "reference", "source")
 
@@ -95,9 +104,7 @@ def _group(model: str, entries: list[Entry]) -> Group:
         paired = [_pair(row, reference) if row is not reference else row for row in rows]
         rows = _holm(paired)
     rows = [_noise(row, floors, reference) for row in rows]
-    loss = next(
-        (m for m in ("kl_mean", "perplexity") if any(row.value(m) is not None for row in rows)), "kl_mean"
-    )
+    loss = next((m for m in (KL_MEAN, PERPLEXITY) if any(row.value(m) is not None for row in rows)), KL_MEAN)
     rows = _fronts(rows, loss)
     rows.sort(key=lambda row: (not (row.cells or row.tasks), row.subject.size_bytes or 0, row.label))
     if (
@@ -105,7 +112,7 @@ def _group(model: str, entries: list[Entry]) -> Group:
     ):  # it may have changed since: keep identity
         reference = next(row for row in rows if row.subject == reference.subject)
     warnings += [*_warnings(rows), *_remarks((*rows, *floors))]
-    if loss == "kl_mean" and not floors and any(row.value(loss) is not None for row in rows):
+    if loss == KL_MEAN and not floors and any(row.value(loss) is not None for row in rows):
         warnings.append(
             "No floor rows were measured, so this report cannot say which divergence is only noise."
         )
@@ -137,10 +144,10 @@ def _choose_protocols(entries: list[Entry]) -> tuple[dict[tuple[str, str], tuple
             and not any(_fits(r, best) for r in mine)
         ]
         if left_out and metric in (
-            "perplexity",
-            "kl_mean",
-            "tg_tokens_per_s",
-            "pp_tokens_per_s",
+            PERPLEXITY,
+            KL_MEAN,
+            TG_TOKENS_PER_S,
+            PP_TOKENS_PER_S,
             *TASK_METRICS,
         ):
             warnings.append(
@@ -211,10 +218,10 @@ def _pair(row: Row, reference: Row) -> Row:
         if mine.metric in theirs and (difference := accuracy_change(mine, theirs[mine.metric])):
             differences[task] = difference
     change = None
-    if "ppl_ratio" in row.cells and "perplexity" in row.cells:
-        change = measured_change(row.cells["ppl_ratio"])
-    elif "perplexity" in row.cells and "perplexity" in reference.cells:
-        change = perplexity_change(row.cells["perplexity"], reference.cells["perplexity"])
+    if PPL_RATIO in row.cells and PERPLEXITY in row.cells:
+        change = measured_change(row.cells[PPL_RATIO])
+    elif PERPLEXITY in row.cells and PERPLEXITY in reference.cells:
+        change = perplexity_change(row.cells[PERPLEXITY], reference.cells[PERPLEXITY])
     return replace(row, perplexity_change=change, task_differences=differences)
 
 
@@ -238,14 +245,14 @@ def _noise(row: Row, floors: Sequence[Row], reference: Row | None) -> Row:
     Floors count that were measured in the reference's own runtime (the source again, rounded otherwise), and
     in the row's (the unquantized model there).
     """
-    mine = row.cells.get("kl_mean")
+    mine = row.cells.get(KL_MEAN)
     if mine is None or mine.value is None:
         return row
     home = [r.backend for r in reference.cells.values()] if reference is not None else []
     counting = {backend_name(name) for name in (mine.backend, *home[:1], "")}
     usable = []
     for floor in (*floors, *([reference] if reference is not None else [])):
-        result = floor.cells.get("kl_mean")
+        result = floor.cells.get(KL_MEAN)
         if result is not None and result.value is not None and backend_name(result.backend) in counting:
             limits = bounds(result)
             usable.append((limits[1] if limits else result.value, floor.label))
@@ -334,7 +341,7 @@ def _remarks(rows: Iterable[Row]) -> list[str]:
 
 
 def _few_chunks(result: EvalResult) -> bool:
-    return result.metric in ("perplexity", "kl_mean") and 0 < len(result.samples) < 100
+    return result.metric in (PERPLEXITY, KL_MEAN) and 0 < len(result.samples) < 100
 
 
 def _busy(result: EvalResult) -> float | None:

@@ -4,6 +4,23 @@ import csv
 import io
 from typing import Any
 
+from quantize.metrics import (
+    BITS_PER_BYTE,
+    GPU_MEMORY_BYTES,
+    KL_MAX,
+    KL_MEAN,
+    KL_MEDIAN,
+    KL_SAME_TOKENS,
+    KL_WEIGHTS_ONLY,
+    LOAD_MS,
+    PEAK_MEMORY_BYTES,
+    PERPLEXITY,
+    PP_TOKENS_PER_S,
+    TG_TOKENS_PER_S,
+    TOP1_AGREEMENT,
+    TTFT_MS,
+    kl_percentile,
+)
 from quantize.terminal import printable
 from reports.differences import Difference
 from reports.rows import Comparison, Group, Row, bounds, head
@@ -11,10 +28,10 @@ from reports.rows import Comparison, Group, Row, bounds, head
 SCHEMA_VERSION = 1
 #: The numbers of a row, in the order of the CSV's columns.
 NUMBERS = (
-    "perplexity", "kl_mean", "kl_median", "kl_p99", "kl_max", "kl_weights_only", "kl_same_tokens",
-    "top1_agreement",
-    "bits_per_byte", "pp_tokens_per_s", "tg_tokens_per_s", "ttft_ms", "load_ms", "peak_memory_bytes",
-    "gpu_memory_bytes",
+    PERPLEXITY, KL_MEAN, KL_MEDIAN, kl_percentile(99), KL_MAX, KL_WEIGHTS_ONLY, KL_SAME_TOKENS,
+    TOP1_AGREEMENT,
+    BITS_PER_BYTE, PP_TOKENS_PER_S, TG_TOKENS_PER_S, TTFT_MS, LOAD_MS, PEAK_MEMORY_BYTES,
+    GPU_MEMORY_BYTES,
 )  # fmt: skip
 
 
@@ -136,7 +153,7 @@ def report_csv(comparison: Comparison) -> str:
                 "perplexity_change_low": low,
                 "perplexity_change_high": high,
             }
-        line["protocol"] = row.cells["perplexity"].protocol if "perplexity" in row.cells else ""
+        line["protocol"] = row.cells[PERPLEXITY].protocol if PERPLEXITY in row.cells else ""
         line |= {f"task:{task}": head(metrics).value for task, metrics in row.tasks.items()}
         writer.writerow({key: _cell(value) for key, value in line.items()})
     return text.getvalue()

@@ -3,31 +3,75 @@
 import math
 from collections.abc import Sequence
 
+from quantize.metrics import (
+    ACCURACY,
+    ACCURACY_NORM,
+    ACCURACY_PER_TOKEN,
+    BITS_PER_BYTE,
+    BYTE_PERPLEXITY,
+    DELTA_P_MEAN,
+    DELTA_P_RMS,
+    EXACT_MATCH,
+    GPU_MEMORY_BYTES,
+    INTER_TOKEN_MS,
+    KL_MAX,
+    KL_MEAN,
+    KL_MEDIAN,
+    KL_PERCENTILES,
+    KL_SAME_TOKENS,
+    KL_WEIGHTS_ONLY,
+    LOAD_MS,
+    PASS_AT_1,
+    PEAK_MEMORY_BYTES,
+    PERPLEXITY,
+    PP_TOKENS_PER_S,
+    PPL_DIFFERENCE,
+    PPL_RATIO,
+    SIZE_BYTES,
+    TG_TOKENS_PER_S,
+    TOP1_AGREEMENT,
+    TTFT_MS,
+    WORD_PERPLEXITY,
+    kl_percentile,
+)
 from quantize.units import spell_size
 
 #: metric -> (heading, unit, how it is written, direction: -1 smaller is better, 1 larger is better, 0
 #: neither)
 METRICS: dict[str, tuple[str, str, str, int]] = {
-    "size_bytes": ("Size", "", "bytes", -1),
+    SIZE_BYTES: ("Size", "", "bytes", -1),
     "bits_per_weight": ("Bits/weight", "", "fixed2", -1),
-    "perplexity": ("Perplexity", "", "significant", -1),
-    "word_perplexity": ("Word perplexity", "", "significant", -1),
-    "byte_perplexity": ("Byte perplexity", "", "significant", -1),
-    "bits_per_byte": ("Bits/byte", "", "fixed4", -1),
-    "kl_mean": ("KL divergence", "nats", "small", -1),
-    "kl_weights_only": ("KL, weights only", "nats", "small", -1),
-    "kl_same_tokens": ("KL, same tokens", "nats", "small", -1),
-    "top1_agreement": ("Top-1 agreement", "", "percent", 1),
-    "accuracy": ("Accuracy", "", "percent", 1),
-    "accuracy_norm": ("Accuracy (norm.)", "", "percent", 1),
-    "accuracy_per_token": ("Accuracy (per token)", "", "percent", 1),
+    PERPLEXITY: ("Perplexity", "", "significant", -1),
+    WORD_PERPLEXITY: ("Word perplexity", "", "significant", -1),
+    BYTE_PERPLEXITY: ("Byte perplexity", "", "significant", -1),
+    BITS_PER_BYTE: ("Bits/byte", "", "fixed4", -1),
+    KL_MEAN: ("KL divergence", "nats", "small", -1),
+    KL_WEIGHTS_ONLY: ("KL, weights only", "nats", "small", -1),
+    KL_SAME_TOKENS: ("KL, same tokens", "nats", "small", -1),
+    **{
+        kl_percentile(p): (kl_percentile(p).replace("kl_p", "KL p"), "nats", "small", -1)
+        for p in KL_PERCENTILES
+    },
+    KL_MEDIAN: ("KL median", "nats", "small", -1),
+    KL_MAX: ("KL max", "nats", "small", -1),
+    TOP1_AGREEMENT: ("Top-1 agreement", "", "percent", 1),
+    PPL_RATIO: ("Perplexity ratio", "", "small", -1),
+    PPL_DIFFERENCE: ("Perplexity difference", "", "small", -1),
+    DELTA_P_MEAN: ("Mean change of p", "", "small", 0),
+    DELTA_P_RMS: ("RMS change of p", "", "small", -1),
+    ACCURACY: ("Accuracy", "", "percent", 1),
+    ACCURACY_NORM: ("Accuracy (norm.)", "", "percent", 1),
+    ACCURACY_PER_TOKEN: ("Accuracy (per token)", "", "percent", 1),
+    EXACT_MATCH: ("Exact match", "", "percent", 1),
+    PASS_AT_1: ("Pass@1", "", "percent", 1),
     "task_accuracy": ("Task accuracy", "", "percent", 1),
-    "pp_tokens_per_s": ("Prefill", "tokens/s", "speed", 1),
-    "tg_tokens_per_s": ("Decode", "tokens/s", "speed", 1),
-    "ttft_ms": ("First token", "ms", "speed", -1),
-    "load_ms": ("Load", "ms", "speed", -1),
-    "peak_memory_bytes": ("Peak memory", "", "bytes", -1),
-    "peak_gpu_memory_bytes": ("Peak GPU memory", "", "bytes", -1),
+    PP_TOKENS_PER_S: ("Prefill", "tokens/s", "speed", 1),
+    TG_TOKENS_PER_S: ("Decode", "tokens/s", "speed", 1),
+    INTER_TOKEN_MS: ("Between tokens", "ms", "speed", -1),
+    TTFT_MS: ("First token", "ms", "speed", -1),
+    LOAD_MS: ("Load", "ms", "speed", -1),
+    PEAK_MEMORY_BYTES: ("Peak memory", "", "bytes", -1),
+    GPU_MEMORY_BYTES: ("GPU memory", "", "bytes", -1),
 }
 
 
@@ -47,9 +91,7 @@ def number(metric: str, value: float | None) -> str:
     """``value`` written for ``metric``, without its unit; an en dash where there is none."""
     if value is None or not math.isfinite(value):
         return "–"
-    style = (
-        METRICS[metric][2] if metric in METRICS else "percent" if metric.startswith("accuracy") else "small"
-    )
+    style = METRICS[metric][2] if metric in METRICS else "percent" if metric.startswith(ACCURACY) else "small"
     if style == "bytes":
         return spell_size(value)
     if style == "percent":

@@ -12,6 +12,21 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from quantize.metrics import (
+    BITS_PER_BYTE,
+    GPU_MEMORY_BYTES,
+    KL_MEAN,
+    KL_SAME_TOKENS,
+    KL_WEIGHTS_ONLY,
+    LOAD_MS,
+    PEAK_MEMORY_BYTES,
+    PERPLEXITY,
+    PP_TOKENS_PER_S,
+    SIZE_BYTES,
+    TG_TOKENS_PER_S,
+    TOP1_AGREEMENT,
+    TTFT_MS,
+)
 from quantize.results import EvalResult
 from quantize.units import spell_size
 from reports import format as text
@@ -182,7 +197,7 @@ def default_limits(group: Group) -> Limits:
 
 def _summary(group: Group) -> dict[str, Any]:
     results = [r for row in group.all_rows for r in row.cells.values()]
-    quality = [r for r in results if r.metric in ("perplexity", "kl_mean")]
+    quality = [r for r in results if r.metric in (PERPLEXITY, KL_MEAN)]
     return {
         "artifacts": len(group.rows),
         "measured": len(group.measured),
@@ -190,7 +205,7 @@ def _summary(group: Group) -> dict[str, Any]:
         "texts": sorted({str(r.environment["text"]) for r in quality if r.environment.get("text")}),
         "tokens": max((r.n for r in quality), default=0),
         "chunks": max((len(r.samples) for r in quality), default=0),
-        "same_tokens": max((r.n for r in results if r.metric == "kl_same_tokens"), default=0),
+        "same_tokens": max((r.n for r in results if r.metric == KL_SAME_TOKENS), default=0),
         "backends": sorted({r.backend for r in results if r.backend}),
     }
 
@@ -205,8 +220,8 @@ def _chooser(
             continue
         shape = shapes.get(row.label)
         rest, how = overhead(row, shape)
-        speed = row.cells.get("tg_tokens_per_s")
-        kl, low = bounds(row.cells.get("kl_mean")), bounds(speed)
+        speed = row.cells.get(TG_TOKENS_PER_S)
+        kl, low = bounds(row.cells.get(KL_MEAN)), bounds(speed)
         change = row.perplexity_change
         rows.append(
             {
@@ -232,10 +247,10 @@ def _chooser(
 
 def _columns(comparison: Comparison) -> list[Column]:
     wanted = (
-        "size_bytes", "bits_per_weight", "kl_mean", "kl_weights_only", "kl_same_tokens", "perplexity",
-        "top1_agreement",
-        "bits_per_byte", "pp_tokens_per_s", "tg_tokens_per_s", "ttft_ms", "load_ms", "peak_memory_bytes",
-        "gpu_memory_bytes",
+        SIZE_BYTES, "bits_per_weight", KL_MEAN, KL_WEIGHTS_ONLY, KL_SAME_TOKENS, PERPLEXITY,
+        TOP1_AGREEMENT,
+        BITS_PER_BYTE, PP_TOKENS_PER_S, TG_TOKENS_PER_S, TTFT_MS, LOAD_MS, PEAK_MEMORY_BYTES,
+        GPU_MEMORY_BYTES,
     )  # fmt: skip
     out = []
     for metric in wanted:
@@ -246,7 +261,7 @@ def _columns(comparison: Comparison) -> list[Column]:
         protocol = protocols.pop() if len(protocols) == 1 else "several protocols" if protocols else ""
         better = text.METRICS.get(metric, ("", "", "", 0))[3]
         out.append(Column(metric, text.heading(metric), text.unit(metric), protocol, better))
-        if metric == "perplexity" and any(row.perplexity_change for row in rows):
+        if metric == PERPLEXITY and any(row.perplexity_change for row in rows):
             out.append(Column("perplexity_change", "Change", "vs source", "paired", -1))
     if any(row.task_accuracy is not None for _, row in comparison.rows):
         out.append(Column("task_accuracy", "Task accuracy", "", "mean over tasks", 1))
@@ -357,7 +372,7 @@ def _buckets(group: Group) -> list[dict[str, Any]]:
     tint."""
     rows = []
     for row in group.rows:
-        result = row.cells.get("kl_mean")
+        result = row.cells.get(KL_MEAN)
         if result is not None and result.detail.get("buckets"):
             rows.append({"row": row, "buckets": result.detail["buckets"]})
     return rows

@@ -5,6 +5,15 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from quantize.metrics import (
+    KL_MEAN,
+    PEAK_MEMORY_BYTES,
+    PERPLEXITY,
+    PP_TOKENS_PER_S,
+    SIZE_BYTES,
+    TG_TOKENS_PER_S,
+    TOP1_AGREEMENT,
+)
 from quantize.terminal import printable
 from quantize.units import spell_size
 from reports import format as text
@@ -15,14 +24,14 @@ from reports.recommend import Advice, Limits
 from reports.rows import Comparison, Group, Row, bounds, head
 
 COLUMNS = (
-    "size_bytes",
+    SIZE_BYTES,
     "bits_per_weight",
-    "kl_mean",
-    "perplexity",
-    "top1_agreement",
-    "tg_tokens_per_s",
-    "pp_tokens_per_s",
-    "peak_memory_bytes",
+    KL_MEAN,
+    PERPLEXITY,
+    TOP1_AGREEMENT,
+    TG_TOKENS_PER_S,
+    PP_TOKENS_PER_S,
+    PEAK_MEMORY_BYTES,
 )
 
 
@@ -125,7 +134,7 @@ def table(group: Group) -> list[str]:
         titles.append(
             f"{text.heading(column)}{', ' + text.unit(column) if text.unit(column) else ''}{protocol}"
         )
-        if column == "perplexity":
+        if column == PERPLEXITY:
             titles.append("Change")
     lines = [
         "| Artifact | " + " | ".join(escape(t) for t in titles) + " | Verified |",
@@ -135,7 +144,7 @@ def table(group: Group) -> list[str]:
         cells = []
         for column in columns:
             cells.append(with_interval(row, column))
-            if column == "perplexity":
+            if column == PERPLEXITY:
                 cells.append(_change(row))
         state = (
             escape(row.subject.verified or "–")
@@ -165,7 +174,7 @@ def _change(row: Row) -> str:
 def footnotes(group: Group) -> list[str]:
     """What the numbers rest on: protocol, text, tokens, backends, warnings."""
     results = [r for row in group.all_rows for r in row.cells.values()]
-    quality = [r for r in results if r.metric in ("perplexity", "kl_mean")]
+    quality = [r for r in results if r.metric in (PERPLEXITY, KL_MEAN)]
     out = [
         "In brackets: 95 % intervals. "
         + f"Reference: {code(group.reference.label) if group.reference else 'none'}, "
@@ -181,7 +190,7 @@ def footnotes(group: Group) -> list[str]:
             f"{max(r.n for r in quality):,} tokens"
             + (f" of {escape(texts)}" if texts else "") + (f", {escape(ids)} token ids" if ids else "") + "."
         )  # fmt: skip
-    floors = {row.cells["kl_mean"].n for row in group.floors if "kl_mean" in row.cells}
+    floors = {row.cells[KL_MEAN].n for row in group.floors if KL_MEAN in row.cells}
     if floors:
         out.append(
             f"Floors: on {' or '.join(f'{n:,}' for n in sorted(floors))} of them, spread over the text."

@@ -9,6 +9,7 @@ from typing import Any
 
 from quantize.errors import BadInput
 from quantize.files import read_json
+from quantize.metrics import GPU_MEMORY_BYTES, PEAK_MEMORY_BYTES, TG_TOKENS_PER_S
 from reports.rows import Group, Row
 
 CACHE_BYTES = (
@@ -122,10 +123,10 @@ def overhead(row: Row, shape: KvShape | None) -> tuple[int, str]:
     """(bytes, how it was found): measured peak less weights and cache, or an assumption where no peak was
     measured."""
     weights = row.subject.size_bytes or 0
-    for metric, title in (("gpu_memory_bytes", "GPU memory"), ("peak_memory_bytes", "peak memory")):
+    for metric, title in ((GPU_MEMORY_BYTES, "GPU memory"), (PEAK_MEMORY_BYTES, "peak memory")):
         result = row.cells.get(metric)
         if result is not None and result.value:
-            speed = row.cells.get("tg_tokens_per_s")
+            speed = row.cells.get(TG_TOKENS_PER_S)
             digits = "".join(c for c in (speed.protocol.split("@")[0] if speed else "") if c.isdigit())
             tokens = int(digits or 0)
             cache = shape.bytes_at(tokens) if shape else 0

@@ -4,6 +4,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from quantize.metrics import (
+    KL_MAX,
+    KL_MEAN,
+    KL_PERCENTILES,
+    PEAK_MEMORY_BYTES,
+    PERPLEXITY,
+    PP_TOKENS_PER_S,
+    SIZE_BYTES,
+    TG_TOKENS_PER_S,
+    TOP1_AGREEMENT,
+    kl_percentile,
+)
 from quantize.packages import install_command
 from reports.charts import Point, Scatter, Strip, StripChart, scatter, standalone, strips
 from reports.format import change, heading, interval, number, unit
@@ -12,17 +24,17 @@ from reports.rows import Group, Row, bounds, head
 from reports.svg import STYLES
 
 MOST_STRIPS = 40  # more lines than this make a chart that nobody reads; the table has them all
-PROFILE = ("kl_median", "kl_p90", "kl_p95", "kl_p99", "kl_p99.9", "kl_max")
+PROFILE = (*map(kl_percentile, KL_PERCENTILES), KL_MAX)
 SCATTERS = (
-    ("size", "Size against divergence", "size_bytes", "Size on disk"),
-    ("speed", "Decode speed against divergence", "tg_tokens_per_s", "Decode, tokens/s"),
-    ("prefill", "Prefill speed against divergence", "pp_tokens_per_s", "Prefill, tokens/s"),
-    ("memory", "Memory against divergence", "peak_memory_bytes", "Peak memory of the process"),
+    ("size", "Size against divergence", SIZE_BYTES, "Size on disk"),
+    ("speed", "Decode speed against divergence", TG_TOKENS_PER_S, "Decode, tokens/s"),
+    ("prefill", "Prefill speed against divergence", PP_TOKENS_PER_S, "Prefill, tokens/s"),
+    ("memory", "Memory against divergence", PEAK_MEMORY_BYTES, "Peak memory of the process"),
 )
 
 
 def loss_title(group: Group) -> str:
-    return "Mean KL divergence from the source, nats" if group.loss_metric == "kl_mean" else "Perplexity"
+    return "Mean KL divergence from the source, nats" if group.loss_metric == KL_MEAN else "Perplexity"
 
 
 def scatter_plots(group: Group, ids: dict[int, str] | None = None) -> list[Scatter]:
@@ -39,8 +51,8 @@ def scatter_plots(group: Group, ids: dict[int, str] | None = None) -> list[Scatt
         )
         if len(points) < 2:
             continue
-        if group.loss_metric != "kl_mean":
-            title = title.replace("divergence", "perplexity")
+        if group.loss_metric != KL_MEAN:
+            title = title.replace("divergence", PERPLEXITY)
         protocols = {row.cells[metric].protocol for row in group.rows if metric in row.cells}
         if len(protocols) == 1 and metric.endswith("tokens_per_s"):
             x_title += f" ({protocols.pop()})"
@@ -57,7 +69,7 @@ def scatter_plots(group: Group, ids: dict[int, str] | None = None) -> list[Scatt
 def _floor(group: Group) -> float | None:
     values = [limits[1] for row in group.floors if (limits := bounds(row.cells.get(group.loss_metric)))]
     values += [v for row in group.floors if (v := row.value(group.loss_metric)) is not None]
-    return max(values) if values and group.loss_metric == "kl_mean" else None
+    return max(values) if values and group.loss_metric == KL_MEAN else None
 
 
 def _point(group: Group, row: Row, metric: str, row_id: str) -> Point | None:
@@ -80,12 +92,12 @@ def _point(group: Group, row: Row, metric: str, row_id: str) -> Point | None:
 def _tooltip(row: Row) -> list[str]:
     out = []
     for metric in (
-        "size_bytes",
-        "kl_mean",
-        "perplexity",
-        "top1_agreement",
-        "tg_tokens_per_s",
-        "peak_memory_bytes",
+        SIZE_BYTES,
+        KL_MEAN,
+        PERPLEXITY,
+        TOP1_AGREEMENT,
+        TG_TOKENS_PER_S,
+        PEAK_MEMORY_BYTES,
     ):
         value = row.value(metric)
         if value is not None:
@@ -99,12 +111,10 @@ def _tooltip(row: Row) -> list[str]:
 
 def profile_chart(group: Group, ids: dict[int, str] | None = None) -> StripChart | None:
     """Percentiles of the divergence over tokens: how bad the bad tokens are."""
-    rows = sorted(
-        (row for row in group.rows if row.value("kl_mean")), key=lambda row: row.value("kl_mean") or 0
-    )
+    rows = sorted((row for row in group.rows if row.value(KL_MEAN)), key=lambda row: row.value(KL_MEAN) or 0)
     found = []
     for row in rows[:MOST_STRIPS]:
-        named = [("mean", row.value("kl_mean"))] + [
+        named = [("mean", row.value(KL_MEAN))] + [
             (metric.removeprefix("kl_"), row.value(metric)) for metric in PROFILE
         ]
         marks = tuple((name, value) for name, value in named if value is not None and value > 0)
@@ -113,7 +123,7 @@ def profile_chart(group: Group, ids: dict[int, str] | None = None) -> StripChart
     names = tuple(dict.fromkeys(name for strip in found for name, _ in strip.marks))
     axis = "KL divergence per token, nats"
     return (
-        StripChart("profile", "Divergence profile", "kl_mean", axis, tuple(found), None, True, names)
+        StripChart("profile", "Divergence profile", KL_MEAN, axis, tuple(found), None, True, names)
         if found
         else None
     )

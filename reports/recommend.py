@@ -4,6 +4,7 @@ its interval."""
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from quantize.metrics import KL_MEAN, TG_TOKENS_PER_S
 from quantize.units import spell_size
 from reports.compare import backend_name
 from reports.format import change, number, points, significant
@@ -151,7 +152,7 @@ def _unknown(name: str, what: str) -> Check:
 
 
 def _divergence(row: Row, limit: float) -> Check:
-    result = row.cells.get("kl_mean")
+    result = row.cells.get(KL_MEAN)
     limits = bounds(result)
     if result is None or limits is None:
         return _unknown("divergence", "divergence from the source was not measured with an interval")
@@ -209,7 +210,7 @@ def _memory(row: Row, limits: Limits, shape: KvShape | None) -> Check:
 
 
 def _speed(row: Row, limit: float, runtime: str) -> Check:
-    result = row.cells.get("tg_tokens_per_s")
+    result = row.cells.get(TG_TOKENS_PER_S)
     if result is not None and runtime and program(result.backend) != program(runtime):
         return _unknown(
             "speed", f"its speed was measured in {result.backend}, not in {runtime}, so it is not used"
@@ -222,7 +223,7 @@ def _speed(row: Row, limit: float, runtime: str) -> Check:
         )
     if result.detail.get("worthless"):
         return _unknown("speed", "its speed varied too much between repetitions to compare: measure again")
-    low, value = number("tg_tokens_per_s", limits[0]), number("tg_tokens_per_s", result.value)
+    low, value = number(TG_TOKENS_PER_S, limits[0]), number(TG_TOKENS_PER_S, result.value)
     text = f"{result.protocol}: {value} tokens/s, at least {low}; limit {limit:g}"
     return Check("speed", limits[0] >= limit, text, limit / limits[0] - 1 if limits[0] > 0 else float("inf"))
 

@@ -7,10 +7,11 @@ from functools import cached_property
 from pathlib import PurePath
 
 from quantize.artifact.artifact import grouped
+from quantize.metrics import ACCURACY, ACCURACY_NORM, EXACT_MATCH, PASS_AT_1
 from quantize.results import EvalResult, Subject
 from reports.differences import Difference
 
-TASK_METRICS = ("accuracy", "accuracy_norm", "exact_match", "pass_at_1")
+TASK_METRICS = (ACCURACY, ACCURACY_NORM, EXACT_MATCH, PASS_AT_1)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,15 @@ from typing import TYPE_CHECKING, Any
 from rich.markup import escape
 from rich.table import Table
 
+from quantize.metrics import (
+    KL_MEAN,
+    PEAK_MEMORY_BYTES,
+    PERPLEXITY,
+    PP_TOKENS_PER_S,
+    SIZE_BYTES,
+    TG_TOKENS_PER_S,
+    TOP1_AGREEMENT,
+)
 from quantize.terminal import console
 from reports import format as text
 from reports.markdown import limit_words
@@ -17,15 +26,15 @@ if TYPE_CHECKING:
 
 #: (key of a row, heading)
 COLUMNS = (
-    ("size_bytes", "size"),
+    (SIZE_BYTES, "size"),
     ("bits_per_weight", "bits/w"),
-    ("perplexity", "perplexity"),
-    ("kl_mean", "KL, nats"),
-    ("top1_agreement", "top-1"),
+    (PERPLEXITY, PERPLEXITY),
+    (KL_MEAN, "KL, nats"),
+    (TOP1_AGREEMENT, "top-1"),
     ("task_accuracy", "tasks"),
-    ("pp_tokens_per_s", "prefill t/s"),
-    ("tg_tokens_per_s", "decode t/s"),
-    ("peak_memory_bytes", "peak mem."),
+    (PP_TOKENS_PER_S, "prefill t/s"),
+    (TG_TOKENS_PER_S, "decode t/s"),
+    (PEAK_MEMORY_BYTES, "peak mem."),
 )
 
 
@@ -62,7 +71,7 @@ def _cell(row: dict[str, Any], key: str) -> str:
     if interval is None or key.endswith("_bytes"):
         return shown
     half = (interval[1] - interval[0]) / 2
-    return f"{shown} ±{f'{100 * half:.2f}' if key == 'top1_agreement' else text.significant(half, 2)}"
+    return f"{shown} ±{f'{100 * half:.2f}' if key == TOP1_AGREEMENT else text.significant(half, 2)}"
 
 
 def print_advice(advice: Advice, several: bool = False) -> None:

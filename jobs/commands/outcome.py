@@ -7,6 +7,7 @@ from rich.table import Table
 
 from jobs.records import Records
 from jobs.summary import Summary
+from quantize.metrics import KL_MEAN, PERPLEXITY, PP_TOKENS_PER_S, SIZE_BYTES, TG_TOKENS_PER_S, TOP1_AGREEMENT
 from quantize.terminal import console, log, say
 
 
@@ -32,14 +33,14 @@ COLUMNS = {
     "recipe": "recipe",
     "status": "status",
     "verified": "verified",
-    "size_bytes": "MB",
+    SIZE_BYTES: "MB",
     "bits_per_weight": "bits/weight",
-    "perplexity": "perplexity",
-    "kl_mean": "KL mean",
-    "top1_agreement": "top-1 %",
+    PERPLEXITY: "perplexity",
+    KL_MEAN: "KL mean",
+    TOP1_AGREEMENT: "top-1 %",
     "task_accuracy": "task %",
-    "pp_tokens_per_s": "prefill/s",
-    "tg_tokens_per_s": "decode/s",
+    PP_TOKENS_PER_S: "prefill/s",
+    TG_TOKENS_PER_S: "decode/s",
 }
 
 
@@ -67,9 +68,9 @@ def print_outcome(summary: Summary, document: dict[str, Any]) -> None:
 def _cell(key: str, value: Any) -> str:
     if value is None:
         return "-"
-    if key == "size_bytes":
+    if key == SIZE_BYTES:
         return f"{value / 1e6:.1f}"
-    if key in ("top1_agreement", "task_accuracy"):
+    if key in (TOP1_AGREEMENT, "task_accuracy"):
         return f"{100 * value:.1f}"
     if isinstance(value, float):
         return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"

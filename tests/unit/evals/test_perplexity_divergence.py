@@ -17,8 +17,10 @@ from evals.kernels import as_tensor, emulate_llamacpp_base, kl_rows, target_log_
 from evals.perplexity import perplexity, score
 from evals.protocols import parse_protocol
 from evals.reference import SideBySideReference, cache_bytes, find_cache, write_cache
+from evals.rows import Heading, divergence_rows, perplexity_rows
 from evals.windows import make_windows
 from quantize.errors import BadInput
+from quantize.metrics import ALL
 
 TEXT = "".join(chr(97 + (i * i + i // 7) % 23) for i in range(400))
 
@@ -108,6 +110,18 @@ def test_ratio_and_its_covariance() -> None:
     assert s.ppl_ratio_stderr == pytest.approx(s.ppl_ratio * (a - b).std() / math.sqrt(n - 1), rel=1e-6)
     assert s.ln_ppl_correlation == pytest.approx(np.corrcoef(a, b)[0, 1], rel=1e-6)
     assert s.ppl_difference == pytest.approx(s.ppl - s.ppl_reference)
+
+
+def test_every_row_has_a_metric_with_a_name() -> None:
+    table = random_table()
+    runtime = Bigram(table, bos=0)
+    heading = Heading("a", "", "", {})
+    for protocol in ("llamacpp-16", "lmeval-wikitext-16"):
+        windows = windows_of(runtime, protocol)
+        other = Bigram(table + random_table(seed=1, scale=0.1), bos=0)
+        found = perplexity_rows(score(runtime, windows), windows, heading)
+        found += divergence_rows(compare(SideBySideReference(runtime), other, windows), windows, heading)
+        assert {row.metric for row in found} <= set(ALL)
 
 
 def test_the_reference_against_itself_gives_nothing(tmp_path: Path) -> None:

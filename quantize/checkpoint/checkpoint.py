@@ -45,7 +45,7 @@ TOKENIZER_FILES = (
     "added_tokens.json",
     "vocab.json", "merges.txt", "chat_template.jinja", "chat_template.json", "spiece.model", "vocab.txt",
 )  # fmt: skip
-#: ends of names of what old checkpoints store though a model computes it anew as it is loaded: rotary
+#: name endings of buffers that old checkpoints store although a model computes them when it loads: rotary
 #: frequencies, causal masks (as numbers, bytes or truth values), positions, counters
 BUFFERS = (
     ".inv_freq", ".cos_cached", ".sin_cached", ".attn.bias", ".attention.bias", ".masked_bias",
@@ -164,8 +164,7 @@ class Checkpoint:
 
     @cached_property
     def dtype(self) -> str:
-        """The dtype that most weights are stored in, as safetensors names it; masks and counters are no
-        weights."""
+        """The dtype of most weights, by safetensors' name; masks and counters do not count."""
         sizes: dict[str, int] = {}
         for info in self.tensors.values():
             if info.dtype in FLOATS:
@@ -188,8 +187,8 @@ class Checkpoint:
         return folder_templates(self.folder).get(DEFAULT)
 
     def read(self, name: str) -> np.ndarray:
-        """Raw data of one tensor, BF16 as uint16 bit patterns; not to be written to. Memory-mapped where it
-        lies in a file as it is: nothing is copied until used."""
+        """Raw data of one tensor, read-only, BF16 as uint16 bit patterns. Memory-mapped if a file stores it
+        in this form: nothing is copied until it is used."""
         return self.reader.read(self.tensors[name])
 
     def read_float32(self, name: str) -> np.ndarray:
@@ -236,7 +235,7 @@ class Checkpoint:
         return sorted({path.name for _, path in self.reader.files(self.tensors.values())})
 
     def contents(self) -> list[tuple[str, Path]]:
-        """The files whose bytes decide what a conversion gives, by what each is called in a digest: config,
+        """The files whose bytes decide what a conversion writes, by their names in a digest: config,
         tokenizer, templates, pooling, weights."""
         names = {
             "config.json",

@@ -1,11 +1,11 @@
-"""What a library gets to see of a checkpoint's folder: nothing that holds or names code, unless the person
+"""The view of a checkpoint's folder that a library gets: nothing that holds or names code, unless the person
 trusts it.
 
-transformers, GPTQModel (through tokenicer), optimum and vLLM each have ways of their own to a checkpoint's
+transformers, GPTQModel (through tokenicer), optimum and vLLM each have their own ways to a checkpoint's
 Python, and not all of them ask: ``auto_map`` in any config file, ``trust_remote_code`` set by a retry,
 classes named with their module (``tokenizer_class: tokenization_x.Tokenizer`` is imported), attention kernels
-of a Hub repository, ``custom_generate``. They are given a folder in which none of that is there, so that no
-argument, default or retry of theirs matters.
+of a Hub repository, ``custom_generate``. They get a folder without any of that, so none of their arguments,
+defaults or retries matters.
 """
 
 import contextlib
@@ -70,14 +70,15 @@ def library_folder(
     scratch: Path | None = None,
     always: bool = False,
 ) -> Iterator[Path]:
-    """``folder`` as a library may open it: itself, or where anything in it is or names code, or it holds an
-    adapter beside the weights (which transformers would apply), a folder of links and of config files without
-    that, removed afterwards.
+    """``folder`` as a library may open it: the folder itself; or, if anything in it is or names code, or an
+    adapter lies beside the weights (which transformers would apply), a temporary folder of links and of
+    config files without that.
 
-    ``trusted``: with its code. ``source``: what the person calls it. ``always``: not itself in any case.
+    ``trusted``: with its code. ``source``: what the person calls it. ``always``: the temporary folder in any
+    case.
 
     Errors: BadInput where a config file cannot be read; Unsupported where a library was about to execute code
-    all the same.
+    anyway.
     """
     with contextlib.ExitStack() as stack:
         seen = folder

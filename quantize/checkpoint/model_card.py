@@ -1,8 +1,8 @@
-"""What a source's model card says of it: licence, languages, tags, names. The manifest, a GGUF file's
-metadata and the published card all take it from here.
+"""What a source's model card says: licence, languages, tags, names. The manifest, a GGUF file's metadata and
+the published card all take it from here.
 
-A card that cannot be read, or an entry of another kind than expected, costs what it would have said and is
-remarked on: a conversion does not depend on it.
+A card that cannot be read, or an entry of another kind than expected, is left out, with a remark: a
+conversion does not depend on it.
 """
 
 import re
@@ -33,7 +33,7 @@ _LICENSE_FILE = re.compile(
 
 @dataclass(frozen=True)
 class ModelCard:
-    """``front``: the card's head, with text, lists of text and references of the expected kinds alone.
+    """``front``: the card's head, with only text, lists of text and references of the expected kinds.
     ``remarks``: what was left out of it, and why."""
 
     front: dict[str, Any] = field(default_factory=dict)
@@ -123,8 +123,8 @@ def _left_out(key: str, value: Any, remarks: list[tuple[str, str]]) -> None:
 
 
 def license_files(folder: Path) -> Iterator[Path]:
-    """The terms that lie in ``folder``, by the names that people give them. Errors: BadInput where one is a
-    link that leads out of the folder."""
+    """The licence files in ``folder``, by their usual names. Errors: BadInput where one is a link that leads
+    out of the folder."""
     for path in sorted(folder.iterdir()):
         if _LICENSE_FILE.fullmatch(path.name):
             file = inside(folder, path.name)

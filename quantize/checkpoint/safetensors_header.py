@@ -163,7 +163,7 @@ def _is_count(value: Any) -> bool:
 
 
 def _check_order(path: Path, tensors: dict[str, StoredTensor], start: int, size: int) -> None:
-    """The format wants the tensors one behind the other, from the header to the end of the file."""
+    """The format requires the tensors one after the other, from the header to the end of the file."""
     at, before = start, "the header"
     for info in sorted(tensors.values(), key=lambda info: (info.offset, info.size_bytes)):
         name = f"tensor {printable(info.name, 200)}"

@@ -74,8 +74,8 @@ def write_folder(
     """Write ``model.safetensors``, or shards of at most ``shard_bytes`` with an index, one tensor in memory
     at a time.
 
-    ``data(name)`` gives a contiguous array of exactly the entry's bytes. Returns the bytes of tensor data.
-    The same entries and data give the same bytes.
+    ``data(name)`` returns a contiguous array of exactly the entry's bytes. Returns the bytes of tensor data.
+    The same entries and data produce the same bytes.
     """
     shards = _in_shards(entries, shard_bytes)
     count = len(shards)
@@ -101,9 +101,9 @@ def as_written(entries: Iterable[Entry]) -> dict[str, TensorInfo]:
 
 
 def _in_shards(entries: Iterable[Entry], shard_bytes: int) -> list[list[Entry]]:
-    """What goes into each file, in the order in which it lies there.
+    """The entries of each file, in order.
 
-    The format wants no holes, and kernels that work in the mapped file want alignment: torch's int8 kernel
+    The format allows no gaps, and kernels that work in the mapped file need alignment: torch's int8 kernel
     for CPUs, which optimum-quanto calls, ends the process at a weight that does not lie at a multiple of 16.
     So tensors of whole lines come first, then by width, as the safetensors library orders them.
     """

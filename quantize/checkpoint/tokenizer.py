@@ -1,7 +1,7 @@
 """The source's own tokenizer: its file, read by the library that defines it (tokenizers, or SentencePiece).
 
-Not transformers' classes, which can depart from the file they are given; they are asked only where there is
-no such file (vocab.json and merges.txt alone, which hold no split pattern: the class is the definition).
+Not transformers' classes, which can deviate from the file they read; they are used only where there is no
+such file (vocab.json and merges.txt alone, which hold no split pattern: the class is the definition).
 """
 
 import json
@@ -82,7 +82,7 @@ class SourceTokenizer:
 
     @cached_property
     def added_tokens(self) -> dict[str, int]:
-        """Tokens that are found in the text before anything else looks at it: text -> id."""
+        """Tokens that are found in the text before anything else happens to it: text -> id."""
         if not self.is_sentencepiece:
             return {
                 token.content: number for number, token in self.backend.get_added_tokens_decoder().items()
@@ -128,8 +128,8 @@ class SourceTokenizer:
         return known if self.backend.id_to_piece(known) == text else None
 
     def encode(self, text: str, add_special: bool = True) -> list[int]:
-        """Token ids; with ``add_special`` the file's post-processor (or add_bos_token / add_eos_token) has
-        its say.
+        """Token ids; with ``add_special`` the file's post-processor (or add_bos_token / add_eos_token) is
+        applied.
 
         A SentencePiece model does not look for control tokens in the text; every loader of such a folder
         does, and so does this, for the model's own control pieces and for the added tokens that the folder
@@ -154,8 +154,7 @@ class SourceTokenizer:
 
     @property
     def adds_bos(self) -> bool:
-        """Of a SentencePiece folder: add_bos_token, true where nothing says otherwise (as Llama's class has
-        it)."""
+        """Of a SentencePiece folder: add_bos_token, true by default (as in Llama's class)."""
         return bool(self.config.get("add_bos_token", True))
 
     @property

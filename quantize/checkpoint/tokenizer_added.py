@@ -103,7 +103,7 @@ def _text(entry: Any) -> str | None:
 
 
 def _token(entry: Any, path: Path) -> Any:
-    """A text alone is a special token."""
+    """A bare text is a special token."""
     from tokenizers import AddedToken
 
     text = _text(entry)

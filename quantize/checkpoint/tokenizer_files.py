@@ -41,8 +41,8 @@ def read_if_there(path: Path) -> dict[str, Any]:
 
 
 def token_id(path: Path, number: Any, entries: int = LARGEST_VOCABULARY) -> int:
-    """``number`` as a file of ``entries`` tokens gives it. Errors: BadInput where it is none, or far beyond
-    them."""
+    """``number`` as a token id in a file of ``entries`` tokens. Errors: BadInput where it is not one, or far
+    too large."""
     try:
         known = int(number)
         if known < 0 or isinstance(number, bool) or (isinstance(number, float) and number != known):

@@ -1,9 +1,7 @@
-"""Which files of a folder hold the model's weights: those that transformers loads, and no others that lie
-beside them.
+"""Which files of a folder hold the model's weights: those that transformers loads, and no others beside them.
 
-What lies beside them in folders as people have them: an EMA copy of accelerate's save_state
-(model_1.safetensors), the shards of an older save, Mistral's consolidated.safetensors, an adapter, an
-optimizer's state.
+Examples of others in real folders: an EMA copy of accelerate's save_state (model_1.safetensors), the shards
+of an older save, Mistral's consolidated.safetensors, an adapter, an optimizer's state.
 """
 
 import re
@@ -44,7 +42,7 @@ def weight_files(folder: Path, named: str | None = None) -> WeightFiles:
     ``named``: what config.json's ``transformers_weights`` says, a file or an index; it goes before all
     others.
 
-    Errors: BadInput where there is none, a shard is missing, or which files are meant is anybody's guess.
+    Errors: BadInput where there is none, a shard is missing, or it is unclear which files are meant.
     """
     if named is not None:
         return _usual(folder, plain_name(named, f"{folder / 'config.json'}: transformers_weights"))
@@ -76,7 +74,7 @@ def read_weights(folder: Path, named: str | None = None) -> tuple[dict[str, Stor
 
 
 def index_shards(path: Path) -> dict[str, str]:
-    """Tensor -> shard of an index file. Errors: BadInput where it is none, or names files outside its
+    """Tensor -> shard of an index file. Errors: BadInput where it is not an index, or names files outside its
     folder."""
     weight_map = read_json(path).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:

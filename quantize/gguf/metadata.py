@@ -35,9 +35,8 @@ def load_metadata(checkpoint: Checkpoint, shapes: Iterable[tuple[str, tuple[int,
     card = read_model_card(checkpoint.folder).front
     origin = checkpoint.config.get("_name_or_path")
     config = {"_name_or_path": origin} if isinstance(origin, str) else {}
-    # Only the last part of the name: where a folder lies on this machine is nobody's business. A GGUF file's
-    # own name ends in a type, which the heuristic takes for a finetune; what the file says of itself is in
-    # the card.
+    # Only the last part of the name: the path of a folder on this machine is private. A GGUF file's own name
+    # ends in a type, which the heuristic takes for a finetune; the file's own statements are in the card.
     path = Path(checkpoint.name)
     from_gguf = path.suffix.lower() == ".gguf" or typed_path(checkpoint.source).is_file()
     heuristic = gguf.Metadata.apply_metadata_heuristic

@@ -1,10 +1,10 @@
 """Which tensor of a GGUF file gets which type: llama.cpp's rules, reproduced.
 
-A mixture such as Q4_K_M gives most tensors one type and spends more bits where they matter: the output head,
-some layers' attn_v and ffn_down, more in models with grouped queries or eight experts. Rows that are not a
-whole number of blocks fall back to a type with smaller blocks. Source: ``llama_tensor_get_type`` and its
-helpers in llama.cpp's src/llama-quant.cpp (revision 0c1e570), matched tensor by tensor against the library in
-tests/golden.
+A mixture such as Q4_K_M uses one type for most tensors and spends more bits where they matter: the output
+head, some layers' attn_v and ffn_down, more in models with grouped queries or eight experts. Rows that are
+not a whole number of blocks fall back to a type with smaller blocks. Source: ``llama_tensor_get_type`` and
+its helpers in llama.cpp's src/llama-quant.cpp (revision 0c1e570), matched tensor by tensor against the
+library in tests/golden.
 """
 
 import re
@@ -130,7 +130,7 @@ _NEVER = (
 
 
 def may_be_quantized(name: str, shape: tuple[int, ...]) -> bool:
-    """Whether llama.cpp's quantizer touches such a tensor at all."""
+    """Whether llama.cpp's quantizer quantizes such a tensor at all."""
     while len(shape) > 1 and shape[0] == 1:
         shape = shape[1:]
     if len(shape) < 2 or not name.endswith("weight"):

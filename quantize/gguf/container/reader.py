@@ -294,7 +294,7 @@ class _Parser:
         block = GGML_QUANT_SIZES[kind][0]
         if any(
             not 0 < extent < 1 << 63 for extent in shape
-        ):  # none is empty in a real file, and 2**62 x 2**62 x 0 is no array
+        ):  # no tensor is empty in a real file, and 2**62 x 2**62 x 0 is not an array
             raise self.fail(f"tensor {name} of shape {list(shape)}")
         if shape[-1] % block:
             raise self.fail(

@@ -50,7 +50,7 @@ class Planned:
     ``load`` gives its values, shaped (rows, columns), in a float dtype or as uint16 bit patterns of bf16;
     called once, when its turn comes. ``via``: round the values to that type first. ``importance``: float32
     (matrices, columns), one row for each matrix of ``shape[:-2]``. ``diagnose`` is called when a value is not
-    finite, and raises an error that says where it lies.
+    finite, and raises an error that says where.
     """
 
     name: str
@@ -86,8 +86,8 @@ def write_gguf(
     """Write ``path``, or ``path``-00001-of-0000N.gguf and so on where ``split_max_bytes`` of tensor data are
     exceeded.
 
-    ``progress`` is told the number of weights done after each chunk. Errors: StepFailed for a value that is
-    not finite or does not fit its type; OSError (disk full) before any work where the space is known to be
+    ``progress`` gets the number of weights done after each chunk. Errors: StepFailed for a value that is not
+    finite or does not fit its type; OSError (disk full) before any work where the space is known to be
     missing; Unsupported for a type that ``quantizer`` does not make.
     """
     parts = split(tensors, split_max_bytes)
@@ -288,7 +288,7 @@ def _write_data(
 
 
 def _chunks(tensor: Planned) -> Iterable[tuple[int, int]]:
-    """Ranges of rows, none across the boundary of two matrices (each has importances of its own)."""
+    """Ranges of rows, none across the boundary of two matrices (each has its own importances)."""
     columns = tensor.shape[-1]
     matrix = tensor.shape[-2] if len(tensor.shape) > 1 else 1
     rows = int(np.prod(tensor.shape[:-1], dtype=np.int64))

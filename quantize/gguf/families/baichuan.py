@@ -27,7 +27,7 @@ def values(h: Hyperparameters) -> Operation:
 
 
 def second(h: Hyperparameters) -> bool:
-    """Baichuan 2 is told by its vocabulary or by the loss term that came with it."""
+    """Baichuan 2 is recognised by its vocabulary or by the loss term that came with it."""
     return h["vocab_size"] == 125696 or h.find("z_loss_weight") is not None
 
 

@@ -1,4 +1,4 @@
-"""What a family makes of a checkpoint's headers: the tensors of its GGUF, how each is built, and its
+"""What a family derives from a checkpoint's headers: the tensors of its GGUF, how each is built, and its
 key-values."""
 
 from collections.abc import Callable

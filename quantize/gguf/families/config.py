@@ -18,13 +18,13 @@ class Hyperparameters:
             **defaults,
             **{key: value for key, value in config.items() if value is not None or key not in defaults},
         }
-        if not self.config.get("head_dim", 1):  # 0 says as little as null
+        if not self.config.get("head_dim", 1):  # 0 means the same as null
             del self.config["head_dim"]
         self.source = source
 
     def find(self, *names: str) -> Any:
-        """The first of ``names`` that the config has a value for, else None. Errors: Unsupported where it is
-        one a layer."""
+        """The first of ``names`` that has a value in the config, else None. Errors: Unsupported where there
+        is one per layer."""
         for name in names:
             value = self.config.get(name)
             if isinstance(value, list) and name in PER_LAYER:

@@ -64,7 +64,7 @@ class OneOf:
 
 @dataclass(frozen=True)
 class Family:
-    """Data of one llama.cpp architecture as one kind of HF checkpoint gives it."""
+    """How one kind of HF checkpoint maps to one llama.cpp architecture."""
 
     architecture: str
     layer: tuple[Rule | OneOf, ...]

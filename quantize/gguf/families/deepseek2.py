@@ -97,7 +97,7 @@ def kvs(h: Hyperparameters) -> KVs:
     elif h.layers not in (
         26,
         27,
-    ):  # by which llama.cpp knows that a model has none; for others it wants the key
+    ):  # tells llama.cpp that a model has none; other models need the key
         kvs["attention.q_lora_rank"] = (0, U32)
     kvs |= {
         "attention.kv_lora_rank": (rank, U32),

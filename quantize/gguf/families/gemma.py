@@ -84,8 +84,8 @@ def gemma3_check(h: Hyperparameters) -> list[Note]:
 
 
 def check_scale(h: Hyperparameters, layers_27b: int) -> None:
-    """llama.cpp scales queries by head_dim ** -0.5, but by (hidden / heads) ** -0.5 in the 27 B model, told
-    by its layers."""
+    """llama.cpp scales queries by head_dim ** -0.5, but by (hidden / heads) ** -0.5 in the 27 B model, which
+    it recognises by the number of layers."""
     expected = h.hidden // h.heads if h.layers == layers_27b else h.head_dim
     if float(h["query_pre_attn_scalar"]) != expected:
         raise Unsupported(

@@ -1,5 +1,4 @@
-"""Where the output head comes from: a tensor of its own, or the token embedding, as transformers decides
-it."""
+"""Where the output head comes from: its own tensor, or the token embedding, as transformers decides it."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -21,14 +20,14 @@ Found = list[tuple[int, Mapped]]
 def settle_head(
     found: Found, architecture: str, kind: str, tied: bool | None, checkpoint: Checkpoint
 ) -> tuple[Found, list[Note]]:
-    """``found`` with the head as it is to be written. ``tied``: tie_word_embeddings, None where nothing says.
+    """``found`` with the head to be written.
+
+    ``tied``: tie_word_embeddings, None where the config does not say.
 
     transformers ties where the config says so, unless the files hold two that differ: then both count. A head
-    that is stored and tied is the embedding, so one tensor is made of the two; llama.cpp uses the embedding
-    where there is no head.
-
-    Errors: Unsupported where llama.cpp cannot have the head that this model has (``kind`` never), or no
-    tensor is left for it.
+    that is stored and tied is the embedding, so the two become one tensor; llama.cpp uses the embedding where
+    there is no head. Errors: Unsupported where llama.cpp has no place for this model's head (``kind`` never),
+    or no tensor is left for it.
     """
     mapped = {m.name: (position, m) for position, m in found}
     position, embedding = mapped[EMBEDDING]

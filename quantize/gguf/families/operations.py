@@ -92,7 +92,7 @@ class Transpose(Operation):
 
 @dataclass(frozen=True)
 class Stack(Operation):
-    """Experts (or per-head norms) of their own tensors -> one tensor with them along a new first axis."""
+    """Experts (or per-head norms) in separate tensors -> one tensor with them along a new first axis."""
 
     def shape(self, shapes: Sequence[Shape]) -> Shape:
         if len(set(shapes)) != 1:

@@ -91,8 +91,8 @@ def dequantize(file: GgufFile, checkpoint: Checkpoint) -> Iterator[tuple[str, np
 
 
 def restore(tensors: list[Mapped], read: Callable[[str], np.ndarray]) -> Iterator[tuple[str, np.ndarray]]:
-    """(HF name, float32 array of the source's shape) for every source tensor; ``read`` gives a GGUF tensor by
-    name as float32.
+    """(HF name, float32 array of the source's shape) for every source tensor; ``read`` returns a GGUF tensor
+    by name as float32.
 
     Sources spread over several GGUF tensors are joined. Errors: StepFailed where a piece of one is missing.
     """

@@ -1,4 +1,4 @@
-"""Pooling of an embedding model: what sentence-transformers' folders say about it, as llama.cpp has it."""
+"""Pooling of an embedding model: what sentence-transformers' folders say, in llama.cpp's terms."""
 
 from typing import Any
 

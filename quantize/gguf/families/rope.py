@@ -2,9 +2,9 @@
 compute it.
 
 llama.cpp has keys for linear scaling and for YaRN with its usual betas. Frequencies of any other kind (Llama
-3's, YaRN's with betas of its own) are a tensor of divisors, LongRoPE's two of them, which some architectures
-load and others do not. A factor on cos and sin is ``rope.scaling.attn_factor``; YaRN's usual one comes on top
-of it.
+3's, YaRN's with other betas) are a tensor of divisors, LongRoPE's two of them, which some architectures load
+and others do not. A factor on cos and sin is ``rope.scaling.attn_factor``; YaRN's usual one is applied in
+addition.
 """
 
 import math
@@ -92,11 +92,11 @@ def read_rope(h: Hyperparameters, layers: str = GLOBAL) -> Rope:
     """Parameters of the rotary embedding, for Gemma 3 of its ``layers``.
 
     Source: transformers' ``RotaryEmbeddingConfigMixin`` and the config classes that override it (Gemma 3,
-    Phi-3, GPT-NeoX): rope_scaling goes before rope_parameters, what stands in either before what stands
+    Phi-3, GPT-NeoX): rope_scaling takes precedence over rope_parameters, and values inside either over values
     beside it.
 
-    Errors: BadInput, Unsupported where the parameters are no object or are given by layer type to a model
-    that has one kind.
+    Errors: BadInput, Unsupported where the parameters are not an object, or are given per layer type for a
+    model with one kind of layer.
     """
     scaling, parameters = (_object(h, name) for name in ("rope_scaling", "rope_parameters"))
     theta, local = h.find("rotary_emb_base", "rope_theta"), h.config.get("rope_local_base_freq")
@@ -160,7 +160,7 @@ def rope_kvs(h: Hyperparameters) -> KVs:
     if rope.kind == "longrope" or (native and rope.kind == "yarn"):
         kvs["rope.scaling.original_context_length"] = (rope.original, U32)
     if native and rope.kind == "yarn":
-        attention /= growth(rope.factor)  # llama.cpp multiplies by it unasked
+        attention /= growth(rope.factor)  # llama.cpp multiplies by it in any case
     if abs(attention - 1) > 1e-7:
         kvs["rope.scaling.attn_factor"] = (attention, F32)
     kvs["rope.freq_base"] = (rope.theta, F32)
@@ -182,8 +182,8 @@ def unusual_rope(h: Hyperparameters) -> KVs:
 def rope_tensors(
     h: Hyperparameters, columns: int, loads: frozenset[str], architecture: str
 ) -> tuple[dict[str, np.ndarray], list[Note]]:
-    """What the keys cannot say, and what llama.cpp does otherwise. ``columns``: how many of a head are
-    rotated; ``loads``: which tensors the architecture takes.
+    """What the keys cannot express, and where llama.cpp differs. ``columns``: how many of a head are rotated;
+    ``loads``: which tensors the architecture takes.
 
     Errors: Unsupported where llama.cpp's ``architecture`` cannot rotate as this config says; BadInput where
     it is incomplete.

@@ -37,7 +37,7 @@ class Entry:
     counts: np.ndarray
 
     def means(self) -> np.ndarray:
-        """float32 (matrices, columns), as llama-quantize gives them to the block quantizers: 1 where nothing
+        """float32 (matrices, columns), as llama-quantize passes them to the block quantizers: 1 where nothing
         was counted."""
         counts = self.counts[:, None].astype(np.float32)
         return np.where(counts > 0, self.sums / np.maximum(counts, 1), np.float32(1))

@@ -17,7 +17,7 @@ from quantize.kernels.block_types import UNQUANTIZED, FileType, Type
 #: types whose block quantizers look at importances
 WEIGHTED = frozenset(Type) - {*UNQUANTIZED, Type.Q8_0, Type.TQ1_0, Type.TQ2_0}
 
-#: the fewest columns that any block quantizer fits a value of its own to
+#: the fewest columns for which any block quantizer fits a separate value
 GROUP = 8
 
 

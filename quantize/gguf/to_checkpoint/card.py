@@ -17,7 +17,7 @@ CARD_KEYS = {
     "source.repo_url": "repo_url",
     "tags": "tags", "languages": "language",
 }  # fmt: skip
-MAX_CHARACTERS = 20_000  # of one entry: what is longer, nobody has written by hand
+MAX_CHARACTERS = 20_000  # of one entry: nothing longer was written by hand
 
 
 def write_card(file: GgufFile, folder: Path) -> None:

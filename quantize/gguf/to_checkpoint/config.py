@@ -1,5 +1,5 @@
-"""A GGUF's metadata as the config.json of the Hugging Face checkpoint it stands for: Llama, Mixtral, Qwen and
-Gemma."""
+"""A GGUF's metadata as the config.json of the Hugging Face checkpoint that it represents: Llama, Mixtral,
+Qwen and Gemma."""
 
 import math
 from collections.abc import Callable
@@ -34,15 +34,14 @@ class Metadata:
         return self.file.kvs.get(f"{self.architecture}.{key}")
 
     def number(self, key: str, default: float | None = None) -> float:
-        """Errors: BadInput where the file has no such key and there is no default, or not one positive,
-        finite number."""
+        """Errors: BadInput where the key is missing without a default, or not one positive, finite number."""
         value = self._one(key, default)
         if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value < math.inf:
             raise self._wrong(key, value, "one positive number")
         return value
 
     def integer(self, key: str, default: int | None = None, most: int = MOST) -> int:
-        """Errors: BadInput where the file has no such key and there is no default, or no integer from 1 to
+        """Errors: BadInput where the key is missing without a default, or is not an integer from 1 to
         ``most``."""
         value = self._one(key, default)
         if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= most:
@@ -65,7 +64,7 @@ class Metadata:
         value = self.find(key)
         if (
             isinstance(value, list) and value and all(each == value[0] for each in value)
-        ):  # one per layer, all the same
+        ):  # one per layer, all equal
             return value[0]
         return default if value is None else value
 
@@ -149,7 +148,7 @@ def _scaling(m: Metadata, config: dict[str, Any]) -> dict[str, Any] | None:
                     scaling[theirs] = _exact(m.number(f"rope.scaling.{ours}"))
             if (
                 m.find("rope.scaling.attn_factor") is not None
-            ):  # what llama.cpp reads, on top of YaRN's usual factor
+            ):  # what llama.cpp reads, in addition to YaRN's usual factor
                 scaling["attention_factor"] = _exact(
                     m.number("rope.scaling.attn_factor") * growth(scaling["factor"])
                 )
@@ -163,9 +162,10 @@ def _scaling(m: Metadata, config: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def _llama3(m: Metadata, config: dict[str, Any]) -> dict[str, Any]:
-    """The parameters that give the file's divisors: the factor is the largest of them, the others are tried.
+    """The parameters that produce the file's divisors: the factor is the largest of them, the others are
+    found by trial.
 
-    Errors: Unsupported where none of the published ones do.
+    Errors: Unsupported where none of the published ones fit.
     """
     stored = m.file.dequantize("rope_freqs.weight")
     factor = _exact(float(stored.max()))

@@ -1,4 +1,4 @@
-"""The small files of the Hugging Face checkpoint that a GGUF file stands for: config, tokenizer, chat
+"""The small files of the Hugging Face checkpoint that a GGUF file represents: config, tokenizer, chat
 templates, model card. Libraries need them in a folder; the weights are read from the GGUF."""
 
 import json

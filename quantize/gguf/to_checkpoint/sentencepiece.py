@@ -1,8 +1,8 @@
-"""A SentencePiece-style vocabulary of a GGUF as ``tokenizer.model``, and as the ``tokenizer.json`` that gives
-the same ids.
+"""A SentencePiece-style vocabulary of a GGUF as ``tokenizer.model``, and as the ``tokenizer.json`` that
+produces the same ids.
 
-Both are written: transformers 5 makes other merges of a ``tokenizer.model`` that stands alone (seen on runs
-of spaces). Source of the field numbers: google/sentencepiece, src/sentencepiece_model.proto.
+Both are written: transformers 5 derives other merges from a lone ``tokenizer.model`` (seen on runs of
+spaces). Source of the field numbers: google/sentencepiece, src/sentencepiece_model.proto.
 """
 
 import struct

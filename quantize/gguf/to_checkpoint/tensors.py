@@ -1,4 +1,4 @@
-"""The tensors of the Hugging Face checkpoint that a GGUF file stands for, made from the file's as they are
+"""The tensors of the Hugging Face checkpoint that a GGUF file represents, made from the file's as they are
 read.
 
 Those that the file holds in F32, F16 or BF16 keep their type, quantized ones are dequantized to float32, so
@@ -66,7 +66,7 @@ class GgufTensors:
             return self._pieces[mapped.name][index]
 
     def files(self, tensors: Iterable[TensorInfo]) -> list[tuple[str, Path]]:
-        """Whatever the file is called: its name is no part of what it holds."""
+        """Independent of the file's name, which is not part of its contents."""
         parts = sorted({tensor.file for tensor in self._file.tensors.values()})
         return [(f"model-{number:05d}.gguf", part) for number, part in enumerate(parts, 1)]
 

@@ -2,7 +2,7 @@
 
 SentencePiece-style vocabularies become a ``tokenizer.model`` with the file's own scores, and a
 ``tokenizer.json``; byte-level BPE a ``tokenizer.json`` whose split is that of the pre-tokenizer named in the
-file. No normalizer is put back there: the file does not say which there was.
+file. No normalizer is restored: the file does not say which there was.
 """
 
 import json
@@ -35,7 +35,7 @@ BOS_UNASKED = (
     "midm-2.0",
     "lfm2",
 )
-# Patterns that llama.cpp has in a dialect of its own, as the models' own files write them.
+# Patterns that llama.cpp writes in its own dialect, as the models' own files write them.
 UPPER, LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
 CONTRACTION = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 ORIGINAL = {
@@ -51,8 +51,7 @@ ORIGINAL = {
 
 
 def write_tokenizer(file: GgufFile, folder: Path) -> None:
-    """Errors: Unsupported for a kind of vocabulary, or a pre-tokenizer, that there is no way back from;
-    BadInput."""
+    """Errors: Unsupported for a kind of vocabulary or a pre-tokenizer that cannot be read back; BadInput."""
     vocabulary = Vocabulary(file)
     if vocabulary.model == "llama":
         model = sentencepiece_model(vocabulary)
@@ -91,7 +90,7 @@ def write_tokenizer(file: GgufFile, folder: Path) -> None:
 
 
 def _config(vocabulary: Vocabulary, adds_bos: bool) -> dict[str, Any]:
-    # The class that takes tokenizer.json as it is; those named after models make changes of their own to it.
+    # The class that uses tokenizer.json unchanged; those named after models change it.
     config: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "add_bos_token": adds_bos,

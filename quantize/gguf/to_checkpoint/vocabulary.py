@@ -64,7 +64,7 @@ class Vocabulary:
         found = {number: TokenType(kind) for number, kind in enumerate(self.types) if kind in wanted}
         if self.model != "llama":
             return found
-        # One with a score of its own was in the SentencePiece model itself, and is there again.
+        # A token with its own score was in the SentencePiece model itself, and goes back there.
         scores = self.scores()
         return {number: kind for number, kind in found.items() if scores[number] == SPECIAL_SCORE}
 

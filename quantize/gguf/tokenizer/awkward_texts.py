@@ -58,7 +58,7 @@ TEXTS = (
     "wordALLCAPS", "x" * 100, "ab" * 60, "=" * 80, "-" * 17, "a.b.c", "a,b;c:d", "(a)(b)[c]{d}", "...",
     "....", "!?",
     "a...b", "¿Qué? ¡Sí!", "«guillemets»", "end.Start", "end. Start", "end.\nStart", "end.\n\nStart",
-    # text that looks like tokens, or like what stands for a space
+    # text that looks like tokens, or like the sign for a space
     "▁", "▁▁", "a▁b", "▁a", "Ġ", "Ċ", "Ġa", "<0x0A>", "<0x41>", "<s>", "</s>", "<s>a</s>", "a<s>b", "<unk>",
     "<pad>",
     "[PAD]", "[PAD0]", "<mask>", "<bos>", "<eos>", "<|endoftext|>", "<|im_start|>user\nHi<|im_end|>\n",

@@ -1,4 +1,4 @@
-"""How llama.cpp cuts text into words, done again in Python: its regexes with its own reading of Unicode.
+"""How llama.cpp splits text into words, reimplemented in Python: its regexes with its own reading of Unicode.
 
 llama.cpp has no Unicode regexes. It replaces every character by one byte that stands for its category,
 rewrites ``\\p{L}`` and the like to those bytes, and uses the C++ library's ASCII regexes; where a pattern
@@ -36,11 +36,11 @@ _KIMI = re.compile(
 
 
 def split(kind: str, text: str, *, meant: bool = False) -> list[str]:
-    """Words of ``text`` as llama.cpp cuts them for a pre-tokenizer that splits by ``SPLITS[kind]``; joined
-    they give ``text``.
+    """Words of ``text`` as llama.cpp splits them for a pre-tokenizer with ``SPLITS[kind]``; joined they are
+    ``text``.
 
-    ``meant``: as its code for digits means to cut. (It leaves the text before a number on the number's first
-    digits.)
+    ``meant``: as its code for digits is meant to split. (It leaves the text before a number on the number's
+    first digits.)
     """
     pieces = [text]
     for pattern in SPLITS[kind]:

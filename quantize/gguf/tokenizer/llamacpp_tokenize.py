@@ -1,8 +1,8 @@
-"""What llama.cpp's tokenizer gives for a rightly written file, done again in Python: tells its limits from
-faults.
+"""What llama.cpp's tokenizer produces for a correct file, reimplemented in Python: separates its limits from
+our faults.
 
-Where llama.cpp's ids differ from the source's but equal these, nothing written into the file would mend it.
-Not fast: it is run on the texts that differ.
+Where llama.cpp's ids differ from the source's but equal these, no other file would fix it. Not fast: it is
+run on the texts that differ.
 
 Source: llama.cpp src/llama-vocab.cpp (``tokenizer_st_partition``, ``llm_tokenizer_spm_session``,
 ``llm_tokenizer_bpe_session``, the overrides of token types in ``load``).

@@ -1,5 +1,5 @@
-"""A checkpoint's tokenizer as GGUF metadata: the ``tokenizer.*`` keys that make llama.cpp give the source's
-ids."""
+"""A checkpoint's tokenizer as GGUF metadata: the ``tokenizer.*`` keys that make llama.cpp produce the
+source's ids."""
 
 from collections.abc import Hashable
 from dataclasses import dataclass, field

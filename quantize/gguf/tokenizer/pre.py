@@ -2,9 +2,9 @@
 texts.
 
 Not by the ids of one string, which change with every vocabulary, and not by comparing patterns as text, which
-are written in many ways: the file's own normalizer and pre-tokenizer cut the probes, llama.cpp's ways of
-cutting (``llamacpp_split``) cut them too, and the one that agrees on every probe is taken. Some probes are
-beyond what llama.cpp's regexes can follow (case outside ASCII, combining marks): they only decide between
+are written in many ways: the file's own normalizer and pre-tokenizer split the probes, llama.cpp's ways of
+splitting (``llamacpp_split``) split them too, and the one that agrees on every probe is chosen. Some probes
+are beyond what llama.cpp's regexes can follow (case outside ASCII, combining marks): they only decide between
 those that agree on all the others.
 """
 
@@ -66,13 +66,12 @@ HARD_PROBES = (
 
 @dataclass(frozen=True)
 class Recognition:
-    """``name``: what goes into ``tokenizer.ggml.pre``. ``departs``: hard probes on which llama.cpp cuts
-    otherwise.
+    """``name``: what goes into ``tokenizer.ggml.pre``.
 
-    ``prefix_space``: the file puts a space before the text, which llama.cpp's byte-level BPE does not.
-    ``merges_whole``: the file's ``ignore_merges``, ``honoured`` by the pre-tokenizer chosen. ``older``: where
-    older builds of llama.cpp do not know ``name``, the nearest that they do, and the texts to which that
-    gives other ids.
+    ``departs``: hard probes that llama.cpp splits differently. ``prefix_space``: the file adds a space before
+    the text, which llama.cpp's byte-level BPE does not. ``merges_whole``: the file's ``ignore_merges``,
+    ``honoured`` by the pre-tokenizer chosen. ``older``: where older builds of llama.cpp do not know ``name``,
+    the nearest that they do, and the texts for which that produces other ids.
     """
 
     name: str
@@ -96,8 +95,8 @@ def recognize(source: SourceTokenizer, model_type: str = "") -> Recognition:
     """The pre-tokenizer of a byte-level BPE. Errors: Unsupported, naming the nearest and --pre-tokenizer,
     where none agrees.
 
-    Where none cuts all probes into the same words, one that gives the same ids with this vocabulary will do
-    (digits cut apart or not are one thing to a vocabulary that joins none).
+    If none splits all probes into the same words, one that produces the same ids with this vocabulary is
+    enough (splitting digits makes no difference to a vocabulary that never joins them).
     """
     definition = source.definition
     cutter = Cutter(definition)
@@ -131,8 +130,8 @@ def recognize(source: SourceTokenizer, model_type: str = "") -> Recognition:
             f"of {len(PROBES)} probes, {min(differing, key=len)!r} for one); name the "
             f"one to use with --pre-tokenizer NAME, of: {', '.join(known_names())}"
         )
-    # Of these, what gives the same ids is as good: names come best known first, which older builds of
-    # llama.cpp know too.
+    # Of these, those that produce the same ids are equally good: names come best known first, which older
+    # builds of llama.cpp know too.
     departs = {pre: missed(pre, hard, same_ids) for pre in fitting}
     best = min(fitting, key=lambda pre: (len(departs[pre]), pre.ignore_merges != whole, PRES.index(pre)))
     if best.ignore_merges and not whole and not _merges_reach_all(source):
@@ -195,9 +194,9 @@ def _words(kind: str, text: str) -> tuple[str, ...]:
 
 
 class Cutter:
-    """A tokenizer.json's normalizer and pre-tokenizer alone, the prefix space left out.
+    """Only a tokenizer.json's normalizer and pre-tokenizer, without the prefix space.
 
-    ``byte_level``: words come in GPT-2's byte alphabet (cuts may fall inside a character).
+    ``byte_level``: words come in GPT-2's byte alphabet (a split may fall inside a character).
     """
 
     def __init__(self, definition: dict[str, Any]):

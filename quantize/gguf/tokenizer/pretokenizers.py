@@ -165,9 +165,8 @@ class Pre:
     """``split`` is a key of SPLITS. ``byte_level``: text goes through GPT-2's byte alphabet (else raw UTF-8,
     spaces as U+2581).
 
-    ``ignore_merges``: a piece that is a token is taken whole. ``names``: what llama.cpp calls it; they all
-    behave alike. ``since``: where it is a name that builds still in use refuse, the month of the first that
-    knows it.
+    ``ignore_merges``: a piece that is a token is taken whole. ``names``: llama.cpp's names for it, all
+    equivalent. ``since``: if builds still in use refuse the name, the month of the first build that knows it.
     """
 
     split: str
@@ -222,8 +221,8 @@ PRES: tuple[Pre, ...] = (
 
 BY_NAME: dict[str, Pre] = {name: pre for pre in PRES for name in pre.names}
 
-# The name llama.cpp's own converter gives a family, taken where it behaves as what was recognised: readers
-# look at it.
+# The name that llama.cpp's own converter uses for a family, used where it is equivalent to the one
+# recognised: readers look at it.
 FAMILY_NAMES: dict[str, str] = {
     "phi": "phi-2", "olmo": "olmo", "olmo2": "dbrx", "phi3": "dbrx", "dbrx": "dbrx", "mpt": "mpt",
     "stablelm": "stablelm2",

@@ -1,5 +1,5 @@
-"""What a SentencePiece ``.model`` says beyond its pieces: kind of model, normalizer. Read from the protobuf
-wire format directly.
+"""What a SentencePiece ``.model`` contains beyond its pieces: kind of model, normalizer. Read from the
+protobuf wire format directly.
 
 The sentencepiece package does not tell, and its generated protobuf classes need a protobuf runtime of the
 right version.

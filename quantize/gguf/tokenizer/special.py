@@ -16,8 +16,8 @@ Kvs = dict[str, tuple[Any, GGUFValueType]]
 U32, BOOL, STRING, ARRAY = GGUFValueType.UINT32, GGUFValueType.BOOL, GGUFValueType.STRING, GGUFValueType.ARRAY
 T = Keys.Tokenizer
 
-# Tokens that have a role by their text alone: no file of a checkpoint says so. The first that the vocabulary
-# has is taken (llama.cpp, left to itself, takes whichever its hash table yields first).
+# Tokens whose text alone gives them a role: no file of a checkpoint says so. The first that the vocabulary
+# has is used (llama.cpp by itself takes whichever its hash table yields first).
 BY_TEXT: dict[str, tuple[str, ...]] = {
     T.EOT_ID: ("<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<EOT>", "_<EOT>", "▁<EOT>", "[EOT]",
     "<end_of_utterance>",
@@ -36,7 +36,7 @@ BY_TEXT: dict[str, tuple[str, ...]] = {
     T.FIM_REP_ID: ("<|fim_repo|>", "<|repo_name|>", "<fim-repo>", "<REPO>", "<reponame>"),
     T.FIM_SEP_ID: ("<|file_sep|>",),
 }  # fmt: skip
-# Texts that end generation in llama.cpp whatever the ids say.
+# Texts that end generation in llama.cpp, regardless of the ids.
 ENDS = frozenset(("<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<|endoftext|>", "<|eom_id|>",
 "<EOT>", "_<EOT>",
                   "<|end_of_text|>", "<end_of_utterance>"))  # fmt: skip
@@ -115,7 +115,7 @@ def special_kvs(
     ]
     given = dict(
         zip((T.EOT_ID, T.EOM_ID), ends, strict=False)
-    )  # as end tokens of their own: of a turn, of a message
+    )  # as separate end tokens: of a turn, of a message
     kvs |= {key: ({**by_text, **given}[key], U32) for key in BY_TEXT if key in by_text or key in given}
     if len(ends) > len(given):
         texts = [vocabulary.tokens[n] for n in ends[len(given) :]]

@@ -1,5 +1,5 @@
-"""Whether llama.cpp, given the written file, gives the source's own token ids; and where not, whether
-anything would."""
+"""Whether llama.cpp produces the source's own token ids with the written file; and if not, whether any file
+would."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable

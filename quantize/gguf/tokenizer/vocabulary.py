@@ -1,4 +1,4 @@
-"""A source's vocabulary as llama.cpp wants it: tokens, types, scores or merges, and the flags of its kind of
+"""A source's vocabulary in llama.cpp's form: tokens, types, scores or merges, and the flags of its kind of
 tokenizer.
 
 Three kinds: ``gpt2`` (byte-level BPE, by merges), ``llama`` (SentencePiece's BPE, by scores) and ``t5``
@@ -23,7 +23,7 @@ from quantize.gguf.tokenizer.pre import Cutter, known_names, recognize
 from quantize.gguf.tokenizer.pretokenizers import BY_NAME
 
 SPACE = "▁"
-SPECIAL_SCORE = -1000.0  # llama.cpp's converter gives it to added tokens; its tokenizer does not look at it
+SPECIAL_SCORE = -1000.0  # llama.cpp's converter sets it for added tokens; its tokenizer ignores it
 PADDING_SCORE = -10000.0
 RAW_BPE = "sarvam-moe"  # merges over raw text, spaces as U+2581, nothing put before it
 
@@ -317,8 +317,8 @@ def _merges(source: SourceTokenizer) -> Iterable[tuple[str, str]]:
 
 
 def _agrees(vocabulary: Vocabulary, source: SourceTokenizer) -> bool:
-    """Whether the .model beside a tokenizer.json spells its plain pieces as that does, so that its scores may
-    be taken."""
+    """Whether the .model beside a tokenizer.json spells its plain pieces the same way, so that its scores can
+    be used."""
     added = source.backend.get_added_tokens_decoder()
     for number, (text, kind) in enumerate(zip(vocabulary.tokens, vocabulary.types, strict=True)):
         if kind in (sp.NORMAL, sp.BYTE) and source.piece(number) not in (None, text):

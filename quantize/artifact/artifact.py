@@ -97,8 +97,7 @@ class Source(Frozen):
 
     @property
     def name(self) -> str:
-        """Its last part, without a revision: what to call it where nobody must see a path of the machine it
-        was made on."""
+        """Its last part, without a revision: used where no path of the maker's machine may appear."""
         return PurePath(self.id.partition("@")[0] if self.revision else self.id).name or "model"
 
 
@@ -150,7 +149,7 @@ class Verification(Frozen):
 
     @property
     def why_lower(self) -> str:
-        """Why ``full`` was not reached, where it was asked for."""
+        """Why ``full`` was not reached, if it was asked for."""
         return next(
             (c.detail.removeprefix(NOT_COMPARED) for c in self.checks if c.detail.startswith(NOT_COMPARED)),
             "",
@@ -186,7 +185,7 @@ class Manifest(Frozen):
 
 
 def read_manifest(path: Path) -> Manifest:
-    """Errors: BadInput where it is none, or of a later version."""
+    """Errors: BadInput where it is not an artifact, or of a later version."""
     try:
         return Manifest.model_validate(parse_json(read_bytes(path), str(path)))
     except ValidationError as error:
@@ -298,8 +297,8 @@ def claim_output(out: Path, force: bool, inputs: Iterable[Path] = ()) -> Path:
 
 
 def why_not_ours(folder: Path, besides: tuple[str, ...] = ()) -> str:
-    """Why ``folder`` is no artifact, or more than one: nothing where it holds the files of its manifest alone
-    (and those named in ``besides``). A manifest that is ours and damaged vouches for the files around it."""
+    """Why ``folder`` is not an artifact, or more than one: empty where it holds only the files of its
+    manifest (and those named in ``besides``). A damaged manifest of ours vouches for the files around it."""
     entries = {path.name for path in folder.iterdir()} - {MANIFEST, *DROPPINGS, *besides}
     first = min(entries, default="nothing")
     try:

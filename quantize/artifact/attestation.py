@@ -22,8 +22,7 @@ def attest(artifact: Artifact) -> None:
 
 
 def verified_here(artifact: Artifact) -> bool:
-    """Whether its files, which are taken to match the manifest, and their verification are as ``attest``
-    noted them."""
+    """Whether its files (assumed to match the manifest) and verification are as ``attest`` noted them."""
     try:
         return artifact.verified != "none" and _note(artifact).is_file()
     except (OSError, RuntimeError):

@@ -49,7 +49,7 @@ def compute_imatrix(
 ) -> Computed:
     """Over ``ids`` (windows, tokens). ``dataset``: the name of the text, for the file.
 
-    ``progress`` is told the number of windows done after each pass. Errors: Unsupported where GGUF or
+    ``progress`` gets the number of windows done after each pass. Errors: Unsupported where GGUF or
     transformers lacks the architecture; StepFailed where activations are not finite.
     """
     import torch
@@ -91,7 +91,7 @@ def with_first_token(checkpoint: Checkpoint, ids: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class _Weight:
-    """A parameter of the model: ``read`` gives it as float32; what it is multiplied with belongs to the GGUF
+    """A parameter of the model: ``read`` returns it as float32; its activations belong to the GGUF
     ``targets``."""
 
     read: Callable[[], np.ndarray]

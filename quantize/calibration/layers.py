@@ -24,7 +24,7 @@ TRIM_BYTES = 1 << 27  # read between two returns of free memory to the system
 
 
 class _Weights(Mapping[str, "torch.Tensor"]):
-    """Parameter name -> float32 tensor, read when asked for and kept by nobody."""
+    """Parameter name -> float32 tensor, read when asked for and not kept."""
 
     def __init__(self, names: Mapping[str, Any], read: Callable[[Any], np.ndarray]):
         self._names, self._read, self._since_trim = names, read, 0
@@ -49,12 +49,12 @@ class _Weights(Mapping[str, "torch.Tensor"]):
 def streamed_model(
     checkpoint: Checkpoint, read: Callable[[str], np.ndarray], extra: frozenset[str] = frozenset()
 ) -> "PreTrainedModel":
-    """The source architecture in float32 on the CPU, on weights that ``read(name)`` gives by their names in
+    """The source architecture in float32 on the CPU, on weights that ``read(name)`` returns by their names in
     the checkpoint.
 
     Buffers that no file holds (rotary frequencies, an embedding's scale) are real from the start. ``extra``
-    names parameters that ``read`` knows though the checkpoint does not hold them: ``lm_head.weight`` where a
-    tied one was stored apart.
+    names parameters that ``read`` knows although the checkpoint does not hold them: ``lm_head.weight`` where
+    a tied one was stored separately.
 
     Errors: Unsupported where transformers lacks the architecture, or a tensor has no place in it.
     """
@@ -95,9 +95,8 @@ def round_like_runtime(
     """Round what enters each linear layer whose tensor ``kinds`` names (``round_activations``; ``bf16_io``:
     in and out).
 
-    Of experts that transformers keeps in one tensor, what enters them and leaves them; not what is between.
-
-    ``gelu_table``: also what a GELU takes and gives, which ggml looks up in a table of float16 between -10
+    For experts that transformers keeps in one tensor: what enters and leaves them, not what is between.
+    ``gelu_table``: also the input and output of a GELU, which ggml looks up in a table of float16 between -10
     and 10.
     """
     import torch

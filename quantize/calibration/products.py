@@ -1,4 +1,4 @@
-"""Sees every product of a model's parameters, whichever function its code multiplies by."""
+"""Sees every product of a model's parameters, whichever function the code uses to multiply."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -61,11 +61,10 @@ def held_out_text() -> str:
 
 
 def calibration_text(source: str, folder: Path) -> Text:
-    """What ``source`` stands for: ``stdlib``, a text file, rows in a file (.jsonl, .json, .csv) or of a Hub
-    dataset. ``folder``: of the model, whose chat template conversations are rendered by.
+    """The text that ``source`` names: ``stdlib``, a text file, rows in a file (.jsonl, .json, .csv) or of a
+    Hub dataset. ``folder``: the model's; its chat template renders conversations.
 
-    Errors: BadInput where it is none of these, or holds nothing that can be calibrated on; StepFailed where
-    the Hub fails.
+    Errors: BadInput where it is none of these, or has no text; StepFailed where the Hub fails.
     """
     if source == "stdlib":
         return Text(stdlib_documentation())

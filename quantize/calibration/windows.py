@@ -40,7 +40,7 @@ class Calibration:
 def load_calibration(checkpoint: Checkpoint, options: CalibrationOptions) -> Calibration:
     """Tokenize the whole text with the source's own tokenizer, draw non-overlapping windows by seed.
 
-    Errors: BadInput where the text gives fewer than the tokens asked for in at least one window.
+    Errors: BadInput where the text has fewer tokens than asked for, in at least one window.
     """
     found = calibration_text(options.source, checkpoint.folder)
     tokenizer = SourceTokenizer.open(checkpoint.folder)

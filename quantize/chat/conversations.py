@@ -37,7 +37,7 @@ class Text:
 
 
 class _Conversations:
-    """``rendered``, ``bare``: how many went through the template, and how many are their text alone."""
+    """``rendered``, ``bare``: how many went through the template, and how many were reduced to their text."""
 
     def __init__(self, folder: Path | None):
         known = folder is not None and DEFAULT in folder_templates(folder)

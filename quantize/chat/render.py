@@ -1,7 +1,7 @@
-"""Conversations rendered by a chat template, as transformers' ``apply_chat_template`` does, in a process of
-its own.
+"""Conversations rendered by a chat template, as transformers' ``apply_chat_template`` does, in a separate
+process.
 
-One process serves all of this one's templates (``quantize.chat.worker``); it starts with the first and ends
+That process renders all templates of this one (``quantize.chat.worker``); it starts with the first and ends
 with its parent.
 """
 
@@ -154,7 +154,7 @@ class _Worker:
     def ask(self, request: dict[str, Any]) -> dict[str, str]:
         line = json.dumps(request).encode() + b"\n"
         with self._lock:
-            for _ in range(2):  # the process may be one that ended since
+            for _ in range(2):  # the process may have ended since
                 process = self._running()
                 try:
                     assert process.stdin is not None

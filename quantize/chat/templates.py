@@ -62,10 +62,10 @@ def choose(where: Path, templates: dict[str, str], name: str) -> str:
 
 @lru_cache(maxsize=8)
 def special_tokens(folder: Path, names: frozenset[str]) -> Mapping[str, str]:
-    """``bos_token`` and so on -> its text, of what transformers' tokenizer of the folder calls so.
+    """``bos_token`` and so on -> its text, as transformers' tokenizer of the folder names it.
 
-    Its files say it where tokenizer_config.json has a word on each of ``names``; else its class may know
-    more, and is asked.
+    If tokenizer_config.json covers each of ``names``, the files decide; otherwise its class, which may know
+    more.
     """
     config = _json(folder, "tokenizer_config.json")
     if "added_tokens_decoder" not in config:  # transformers reads this file in older folders only

@@ -1,12 +1,13 @@
 """Renders chat templates for the process that started it (``quantize.chat.render``): a line of JSON in, a
 line of JSON out.
 
-A template is a stranger's program. It runs in Jinja's sandbox, and since the sandbox bounds neither time nor
+A template is an untrusted program. It runs in Jinja's sandbox, and since the sandbox bounds neither time nor
 memory (one ``"a" * 10 ** 12`` needs no loop), in this process: more memory than ``MEMORY_BYTES`` or output
 than ``OUTPUT_CHARACTERS`` is an error, and after ``SECONDS`` of processor time for one conversation the
 kernel ends the process. It can write no file.
 
-What templates are given is what transformers gives them. Source: transformers/utils/chat_template_utils.py.
+Templates get the same variables and functions as in transformers. Source:
+transformers/utils/chat_template_utils.py.
 """
 
 import contextlib
@@ -37,7 +38,7 @@ class TooMuch(Exception):
 
 
 class Generation(jinja2.ext.Extension):
-    """``{% generation %}`` marks what a model said; the text is what stands between."""
+    """``{% generation %}`` marks what a model said; only the text between the marks counts."""
 
     tags = {"generation"}  # noqa: RUF012
 

@@ -22,8 +22,8 @@ Read = Callable[[str], np.ndarray]
 
 @dataclass(frozen=True)
 class Part:
-    """One parameter: the checkpoint's tensors that it is made of, and how; None: it is the one tensor, as it
-    is."""
+    """One parameter: the checkpoint's tensors that it is made of, and how; None: it is that one tensor,
+    unchanged."""
 
     sources: tuple[str, ...]
     make: "Callable[[list[torch.Tensor]], torch.Tensor] | None" = None

@@ -16,8 +16,8 @@ from quantize.errors import first_line
 from quantize.files import user_cache
 from quantize.quiet import quiet
 
-#: A lock whose folder has not been written to for this long belongs to nobody: the longest single compiler
-#: call of these kernels takes a minute or two, and ninja writes its log between calls.
+#: A lock whose folder has not been written to for this long is abandoned: the longest single compiler call of
+#: these kernels takes a minute or two, and ninja writes its log between calls.
 STALE_AFTER_SECONDS = 15 * 60
 
 
@@ -38,7 +38,7 @@ def ensure_kernel_environment() -> None:
 
 def keep_hub_caches() -> None:
     """Call before the first import of GPTQModel: its dependency tokenicer points HF_HOME and three more
-    variables, where they are not set, at a folder under /tmp, for this process and all that it starts."""
+    variables, where they are not set, at a folder under /tmp, for this process and all its children."""
     import huggingface_hub.constants  # noqa: F401 - reads the variables before they change
 
     unset = [
@@ -183,8 +183,8 @@ def _build_gptqmodel() -> None:
 
 
 def main() -> int:
-    """Used by set-up. A kernel that cannot be built is said so and is no failure: its recipes then build it
-    or go without."""
+    """Used by set-up. A kernel that cannot be built is reported and is not a failure: its recipes then build
+    it or do without."""
     import time
 
     began = time.monotonic()

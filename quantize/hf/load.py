@@ -84,7 +84,7 @@ def load_model(
                         trust_remote_code=trust_remote_code,
                         **common,
                     )
-                else:  # which the class of the model alone takes
+                else:  # which only the class of the model accepts
                     empty = model_without_weights(folder, dtype, trust_remote_code=trust_remote_code)
                     loaded = type(empty).from_pretrained(
                         None, config=empty.config, state_dict=weights, **common
@@ -113,9 +113,9 @@ def load_model(
 
 
 def unquantized_in(model: "torch.nn.Module", dtype: "torch.dtype") -> None:
-    """What a quantized checkpoint stores in 16 bits, in ``dtype``: transformers leaves it as it is stored
-    there, and where it dequantizes the rest as it loads (FP8 and MXFP4 without a GPU that has such
-    arithmetic), two dtypes would meet."""
+    """What a quantized checkpoint stores in 16 bits, in ``dtype``: transformers leaves it as stored, and
+    where it dequantizes the rest while loading (FP8 and MXFP4 without a GPU that has such arithmetic), two
+    dtypes would meet."""
     import torch
 
     for parameter in model.parameters():
@@ -124,8 +124,8 @@ def unquantized_in(model: "torch.nn.Module", dtype: "torch.dtype") -> None:
 
 
 def model_without_weights(folder: Path, dtype: str, *, trust_remote_code: bool = False) -> "PreTrainedModel":
-    """What ``load_model`` gives, its weights on the meta device. Errors: Unsupported where transformers
-    cannot make it."""
+    """What ``load_model`` returns, with weights on the meta device. Errors: Unsupported where transformers
+    cannot build it."""
     with quiet(), library_folder(folder, trust_remote_code) as seen:
         import torch
         from transformers import AutoConfig, AutoModelForCausalLM
@@ -203,8 +203,8 @@ def load_quanto(
 
 
 def _read_state(folder: Path, dtype: "torch.dtype") -> "dict[str, torch.Tensor]":
-    """The model's tensors in ``folder``; the floating ones in ``dtype``, but quantized data (float8 too) as
-    it is."""
+    """The model's tensors in ``folder``; the floating ones in ``dtype``, quantized data (also float8)
+    unchanged."""
     from safetensors.torch import load_file
 
     state: dict[str, Any] = {}
@@ -227,11 +227,11 @@ def load_bitsandbytes(
 
 
 def bitsandbytes_compute_in(model: "torch.nn.Module", dtype: "torch.dtype", exact: bool = False) -> None:
-    """4-bit layers dequantize to ``dtype`` and multiply in it, and unquantized ones are of it, whatever the
+    """4-bit layers dequantize to ``dtype`` and multiply in it, and unquantized layers have it, whatever the
     folder was made with.
 
-    In float32 the CPU kernel that multiplies in bfloat16 is kept out as well: it exists only where the
-    processor has AVX512-BF16, that with it the same artifact gives different numbers on different machines.
+    In float32 the CPU kernel that multiplies in bfloat16 is disabled as well: it exists only where the
+    processor has AVX512-BF16, with it, the same artifact produces different numbers on different machines.
 
     On a CPU, rows that are not a whole number of blocks are dequantized flat (``dequantize_flat``).
 
@@ -285,10 +285,9 @@ def _forward_flat(module: Any, x: "torch.Tensor") -> "torch.Tensor":
 def load_compressed_tensors(
     folder: Path, dtype: str, device: str, *, trust_remote_code: bool = False
 ) -> "PreTrainedModel":
-    """A compressed-tensors checkpoint, its weights unpacked; what it does to activations stays.
+    """A compressed-tensors checkpoint with its weights unpacked; its rounding of activations stays.
 
-    The library unpacks in a hook of the whole model's forward, which a forward of its body alone would pass
-    by.
+    The library unpacks in a hook of the whole model's forward, which a forward of only its body would skip.
 
     Errors: Unsupported where compressed-tensors is not installed.
     """

@@ -29,11 +29,10 @@ HEAD, EMBEDDING = "lm_head", "model.embed_tokens.weight"  # of the decoders that
 
 @dataclass(frozen=True)
 class Layers:
-    """Module names of a model's linear layers, with (out, in); ``head`` is its output layer, or None where it
-    has none.
+    """Module names of a model's linear layers, with (out, in); ``head`` is its output layer, or None.
 
     ``source`` maps the names of parameters in the model to those in the checkpoint's files; ``buffers`` are
-    tensors of the files that the model computes by itself; ``stored_head`` is a tied head's own tensor, where
+    tensors of the files that the model computes itself; ``stored_head`` is a tied head's own tensor, where
     the files hold one.
     """
 
@@ -175,9 +174,9 @@ def _renaming(model: "PreTrainedModel") -> "Callable[[str], str | None]":
 
 
 def needed(checkpoint: Checkpoint) -> tuple[Checkpoint, list[Note]]:
-    """Without the tensors that a loaded model does not take from the files: buffers, and a tied head that is
-    stored all the same. A stored head that differs from the embedding is what transformers uses: the model is
-    not tied then, whatever its config says.
+    """Without the tensors that a loaded model does not read from the files: buffers, and a tied head that is
+    stored anyway. transformers uses a stored head that differs from the embedding: then the model is not
+    tied, whatever its config says.
 
     Remembers the last answer, as ``find_layers`` does.
     """

@@ -84,8 +84,8 @@ def unpackable(weights: str, dtype: str, outputs: int, inputs: int) -> bool:
 
 
 def _quanto_compute_in(model: "PreTrainedModel", dtype: Any) -> None:
-    """Cast scales and unquantized parameters; the integers stay. The result is what a saved model gives when
-    it is loaded so."""
+    """Cast scales and unquantized parameters; the integers stay. The result equals a saved model loaded that
+    way."""
     import torch
 
     for module in model.modules():
@@ -118,7 +118,7 @@ def _head_name(model: "PreTrainedModel") -> str | None:
 
 def quantize_bitsandbytes(folder: Path, recipe: Any, dtype: str, run: RunOptions) -> "PreTrainedModel":
     """Quantized while it loads, never run: its first forward pass on a CPU may repack the weights. Layers
-    whose weight the model's own code takes are left alone."""
+    whose weight the model's own code uses directly are not quantized."""
     direct = sorted(linear_uses(folder, trust_remote_code=run.trust_remote_code).direct)
     with quiet():
         from transformers import BitsAndBytesConfig
@@ -132,7 +132,7 @@ def quantize_bitsandbytes(folder: Path, recipe: Any, dtype: str, run: RunOptions
                 bnb_4bit_use_double_quant=recipe.double_quant,
                 bnb_4bit_compute_dtype=torch_dtype(dtype),
             )
-        if direct:  # given any, transformers no longer leaves the output layer out by itself
+        if direct:  # if any are given, transformers no longer skips the output layer by itself
             empty = model_without_weights(folder, dtype, trust_remote_code=run.trust_remote_code)
             config.llm_int8_skip_modules = [*direct, *filter(None, [_head_name(empty)])]
     device = run.resolved_device

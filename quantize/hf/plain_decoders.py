@@ -1,7 +1,7 @@
-"""Parameters of decoders that transformers stores as they are, told from config.json alone.
+"""Parameters of decoders that transformers stores unchanged, derived from config.json only.
 
 Building the architecture, even without its weights, takes seconds of imports; a plan looks at many
-checkpoints and recipes. What is not listed here, or has a setting that is not, is built
+checkpoints and recipes. A model that is not listed here, or has a setting that is not, is built
 (``quantize.hf.names``). A test builds every one and compares.
 """
 
@@ -15,7 +15,7 @@ Shapes = dict[str, tuple[int, ...]]
 
 @dataclass(frozen=True)
 class Decoder:
-    """Where a model type departs from Llama. ``biases``: of q, k and v, where the config does not say.
+    """Where a model type differs from Llama. ``biases``: of q, k and v, where the config does not say.
     ``norms``: of a layer."""
 
     biases: bool = False
@@ -150,7 +150,7 @@ def parameters(config: dict[str, Any]) -> tuple[Shapes, dict[str, tuple[int, int
                 "num_attention_heads",
             )
         )
-        # Without the key each model type has a default of its own.
+        # Without the key each model type has its own default.
         groups = int(config["num_key_value_heads"])
         width = int(
             config.get("head_dim")

@@ -1,7 +1,7 @@
-"""What transformers says of a config or of weights that it does not take, as one line of ours.
+"""transformers' refusal of a config or of weights, as one line of ours.
 
-It validates some fields strictly and fails over others in as many ways as there are models: any exception of
-its own, raised while it makes or opens a model of a stranger's files, is a refusal of those files.
+It validates some fields strictly and fails on others in as many ways as there are models: any exception that
+it raises while it builds or opens a model from foreign files is a refusal of those files.
 """
 
 from collections.abc import Iterator
@@ -35,7 +35,7 @@ def refusals(where: str, what: str, after: str = "") -> Iterator[None]:
 
 
 def reason(error: BaseException) -> str:
-    """An error of another library in one line, all of it: what is wrong often stands in the second."""
+    """An error of another library in one line, but complete: the cause is often in its second line."""
     return printable(" ".join(str(error).split()) or type(error).__name__, 400)
 
 
@@ -51,7 +51,7 @@ def check_config(checkpoint: "Checkpoint") -> None:
 
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=trust)
         text = config.get_text_config()
-        # most embeddings refuse such an id when they are made, which is later; some do not use it
+        # most embeddings refuse such an id when they are built, which is later; some do not use it
         if config is text and (getattr(text, "pad_token_id", None) or 0) >= text.vocab_size:
             with torch.device("meta"):
                 AutoModelForCausalLM.from_config(config, trust_remote_code=trust)

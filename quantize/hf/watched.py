@@ -1,8 +1,8 @@
-"""How a model's own code uses its linear layers, seen by running it on the meta device: shapes alone, no
+"""How a model's own code uses its linear layers, seen by running it on the meta device: only shapes, no
 weights, no arithmetic.
 
-A library that packs a layer's weight serves the layer's forward. Code that takes ``layer.weight`` into its
-own hands (Mamba's ``dt_proj.weight @ x``) meets the packed bytes.
+A library that packs a layer's weight replaces the layer's forward. Code that reads ``layer.weight`` itself
+(Mamba's ``dt_proj.weight @ x``) gets the packed bytes.
 """
 
 from dataclasses import dataclass

@@ -31,8 +31,7 @@ ACTIVATIONS = {
 
 @dataclass(frozen=True)
 class FileType:
-    """``default`` is the type that most tensors of such a file get; ``value`` goes into
-    ``general.file_type``."""
+    """``default`` is the type of most tensors in such a file; ``value`` goes into ``general.file_type``."""
 
     name: str
     value: LlamaFileType
@@ -65,7 +64,7 @@ FILE_TYPES: dict[str, FileType] = {
     }.items()
 }  # fmt: skip
 
-#: types that a tensor may be given by an override
+#: types that an override may choose
 TENSOR_TYPES: dict[str, Type] = {
     t.name.lower(): t
     for t in (

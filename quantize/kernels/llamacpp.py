@@ -166,7 +166,7 @@ class Model:
         )
 
     def detokenize(self, ids: Sequence[int]) -> str:
-        """The text of ``ids``, special tokens spelled out; bytes that are no UTF-8 become U+FFFD."""
+        """The text of ``ids``, special tokens spelled out; bytes that are not UTF-8 become U+FFFD."""
         tokens, room = (ctypes.c_int32 * len(ids))(*ids), 16 * len(ids) + 64
         for _ in range(2):
             data = ctypes.create_string_buffer(room)
@@ -194,7 +194,7 @@ class Context:
 
     ``exact``: F32 cache and no flash attention; otherwise llama.cpp's own defaults, or ``flash`` attention as
     said. ``unified``: one cache of ``length`` tokens for all sequences, in which a token may belong to
-    several. At most ``outputs`` positions give logits in one call of ``decode``.
+    several. At most ``outputs`` positions return logits in one call of ``decode``.
     """
 
     def __init__(

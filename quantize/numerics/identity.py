@@ -1,8 +1,8 @@
-"""Whose tensor, and whose row, is this? Told from which source it is nearest to, whatever the distance.
+"""Which source tensor, and which row, is this? The nearest one, whatever the distance.
 
-A coarse recipe takes a tensor far from its source and still nearer to it than to any other; one that changed
-places is nearer to another. How far it is says nothing here. Equal sources, such as untrained experts or
-copied layers, are nobody's alone.
+A coarse recipe moves a tensor far from its source but still leaves it nearer to that than to any other; a
+swapped tensor is nearer to another. The distance itself does not matter here. Equal sources, such as
+untrained experts or copied layers, cannot be told apart.
 """
 
 from collections.abc import Iterator
@@ -20,15 +20,15 @@ SAME = 2.0**-6
 #: rows whose norm is below this part of the tensor's root mean square are not looked at: a scale that a small
 #: row shares with a large neighbour may round it to nothing, rightly
 SMALL_ROW = 0.1
-SAMPLES = 1024  # values by which tensors are told apart
-COLUMNS = 64  # by which rows are told apart, before all of their columns are
+SAMPLES = 1024  # values that tell tensors apart
+COLUMNS = 64  # columns that tell rows apart, before all columns are compared
 ROW_WORK = 1 << 28  # products of rows with rows, for each of these columns
-FEWEST = 32  # values of a tensor, or of a row, from which on it can be told
+FEWEST = 32  # fewest values of a tensor, or of a row, that identify it
 
 
 def feature(values: np.ndarray, rescaled: bool) -> np.ndarray:
-    """(SAMPLES,) values of a tensor at places that depend on its shape alone; ``rescaled``: their signs,
-    which no positive scale of a row or a column changes."""
+    """(SAMPLES,) values of a tensor at places that depend only on its shape; ``rescaled``: their signs, which
+    no positive scale of a row or a column changes."""
     flat = values.reshape(-1)
     places = (
         np.random.default_rng(values.shape).integers(0, flat.size, SAMPLES)
@@ -58,7 +58,7 @@ def misplaced_row(read: np.ndarray, source: np.ndarray, rescaled: bool) -> tuple
     """The first row i of ``read`` (rows, columns) that is not row i of ``source`` but row j of it; None where
     there is none.
 
-    Of more than 16,384 rows, some that are spread evenly are looked at.
+    Of more than 16,384 rows, an evenly spread sample is compared.
     """
     a, b = as_rows(read), as_rows(source)
     count, columns = b.shape

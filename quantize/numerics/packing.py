@@ -25,7 +25,7 @@ def pack_bits(codes: np.ndarray, bits: int) -> np.ndarray:
     """Unsigned ``codes`` (n, columns) < 2**bits -> int32 words (n * bits / 32, columns), a little-endian
     stream down each column.
 
-    Errors: ValueError where a code does not fit, or n * bits is no multiple of 32.
+    Errors: ValueError where a code does not fit, or n * bits is not a multiple of 32.
     """
     if (codes.shape[0] * bits) % WORD_BITS:
         raise ValueError(f"{codes.shape[0]} codes of {bits} bits do not fill whole {WORD_BITS}-bit words")
@@ -148,7 +148,7 @@ def unpack_awq(words: np.ndarray) -> np.ndarray:
 
 
 def pack_awq(codes: np.ndarray) -> np.ndarray:
-    """The inverse of ``unpack_awq``. Errors: ValueError where the outputs are no multiple of 8 or a code
+    """The inverse of ``unpack_awq``. Errors: ValueError where the outputs are not a multiple of 8 or a code
     exceeds 15."""
     if codes.shape[1] % 8:
         raise ValueError(f"{codes.shape[1]} outputs: AWQ packs eight to a word")

@@ -1,8 +1,8 @@
 """Reading optimum-quanto's weights: affine groups of 4 or 2 bits, and 8-bit rows of integers or float8.
 
-Written from the format as it lies in files. Source: optimum-quanto 0.2.7, ``PackedTensor``,
-``WeightQBitsTensor``, ``WeightQBytesTensor`` (matched against in tests); float8 E4M3FN: OCP 8-bit Floating
-Point Specification, rev. 1.0, section 5.
+Written from the format on disk. Source: optimum-quanto 0.2.7, ``PackedTensor``, ``WeightQBitsTensor``,
+``WeightQBytesTensor`` (matched against in tests); float8 E4M3FN: OCP 8-bit Floating Point Specification, rev.
+1.0, section 5.
 """
 
 import numpy as np

@@ -1,5 +1,5 @@
-"""Two fixed random projections of every row: 16 bytes that stand for a row, to tell later whether another
-reading is the same."""
+"""Two fixed random projections of every row: 16 bytes that represent a row, to check later whether another
+reading is equal."""
 
 import numpy as np
 
@@ -11,8 +11,8 @@ CHUNK = 1 << 22
 def sketch(values: np.ndarray) -> np.ndarray:
     """``values`` (..., columns) float32 -> float64 (rows, PROJECTIONS); a vector is one row.
 
-    Each column has factors of its own, random in sign and between 0.5 and 1.5 in size: one value that changed
-    shows, and so do two columns, or two rows, that changed places.
+    Each column has its own factors, random in sign and between 0.5 and 1.5 in size: this shows one changed
+    value, and two exchanged columns or rows.
     """
     rows = as_rows(values)
     factors = _factors(rows.shape[1])
@@ -29,8 +29,7 @@ def differing_rows(a: np.ndarray, b: np.ndarray, values: np.ndarray, rounding: f
     norms = np.empty(len(rows))
     for part in chunks(rows):
         norms[part] = np.sqrt(np.square(rows[part], dtype=np.float64).sum(1))
-    # By Cauchy and Schwarz the most that such rounding moves a projection; 1e-30 for the sums of rows of
-    # zeros.
+    # By Cauchy-Schwarz the most that such rounding moves a projection; 1e-30 for the sums of rows of zeros.
     most = rounding * 1.5 * np.sqrt(rows.shape[1]) * norms + 1e-30
     found: np.ndarray = np.flatnonzero((np.abs(a - b).max(1, initial=0) > most) & ~np.isnan(b).any(1))
     return found

@@ -1,1 +1,1 @@
-"""Programs that open an artifact and give its logits and its text."""
+"""Programs that open an artifact and produce its logits and its text."""

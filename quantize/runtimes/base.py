@@ -58,7 +58,7 @@ class Runtime(ABC):
         """Of each row's tokens from ``first`` (at least 1) on, given those before: ln p, float64, and rank
         (1: the likeliest).
 
-        For runtimes that do not give logits.
+        For runtimes that do not return logits.
         """
         raise Unsupported(f"{self.name} gives logits")
 
@@ -79,13 +79,13 @@ class Runtime(ABC):
         raise Unsupported(f"{self.name} takes one sequence at a time")
 
     def step_rows(self, tokens: np.ndarray) -> np.ndarray:
-        """``step`` of all that ``start_rows`` began: one token each (n,) -> float32 (n, vocabulary)."""
+        """``step`` of all rows that ``start_rows`` began: one token each (n,) -> float32 (n, vocabulary)."""
         raise Unsupported(f"{self.name} takes one sequence at a time")
 
     def tune(self, attention: str = "", compiled: bool = False) -> None:
-        """From here on, attend by the implementation of that name, and run compiled code.
+        """From here on, use the attention implementation of that name, and run compiled code.
 
-        Errors: Unsupported where the runtime knows no such implementation, or has nothing to compile.
+        Errors: Unsupported where the runtime does not have it, or does not compile.
         """
         if attention or compiled:
             raise Unsupported(f"{self.name}: has no choice of attention or compilation")
@@ -96,7 +96,7 @@ class Runtime(ABC):
 
     def detokenize(self, ids: Sequence[int]) -> str:
         """The text of ``ids``, special tokens included. Errors: Unsupported where the runtime has no
-        tokenizer of its own."""
+        tokenizer."""
         raise Unsupported("generating text needs the source's tokenizer; give --reference MODEL")
 
     @abstractmethod

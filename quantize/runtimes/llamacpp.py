@@ -20,7 +20,7 @@ LOGITS_BYTES = 1 << 28  # of one call's logits; a vocabulary of 262k tokens has 
 BATCH = 2048  # llama.cpp's default
 PACKED = 512  # tokens of one call over short rows: llama.cpp's own physical batch
 ATTENTION = {"eager": False, "flash": True}
-DECODE_ROOM = 2048  # tokens that ``step`` may append where nobody said how many
+DECODE_ROOM = 2048  # tokens that ``step`` may append by default
 
 
 class LlamaCppRuntime(Runtime):
@@ -78,7 +78,7 @@ class LlamaCppRuntime(Runtime):
     def _run_together(
         self, context: Context, rows: np.ndarray, start: int, first: int, consume: Consume
     ) -> None:
-        """Rows side by side as sequences of their own; a row longer than one call goes through in pieces."""
+        """Rows side by side as separate sequences; a row longer than one call is processed in pieces."""
         context.clear()
         length = rows.shape[1]
         tokens = rows.reshape(-1)

@@ -1,8 +1,8 @@
 """llama.cpp in a process of its own, with the interface of ``quantize.kernels.llamacpp``'s ``Model`` and
 ``Context``.
 
-llama.cpp asserts much of what a file says, and an assertion ends the process that it is in: here that is a
-child, whose death is one error about one file. Starting it takes 0.15 s, while the header is read; logits are
+llama.cpp asserts many properties of a file, and a failed assertion ends its process: here that is a child,
+whose death is one error about one file. Starting it takes 0.15 s, during which the header is read; logits are
 copied once, into memory that both map.
 """
 
@@ -28,7 +28,7 @@ _TELLING = re.compile(r"GGML_ASSERT|GGML_ABORT|what\(\)|[Aa]ssertion|error|faile
 
 
 class Model:
-    """A GGUF file in a llama.cpp of its own. Close it, or use the runtime's context manager.
+    """A GGUF file in its own llama.cpp process. Close it, or use the runtime's context manager.
 
     Made in two steps, so that the child starts while the caller reads the header: ``Model(path)``, then
     ``open``.

@@ -1,8 +1,8 @@
-"""``python -m quantize.runtimes.llamacpp_child CONNECTION MEMORY``: llama.cpp at work for
+"""``python -m quantize.runtimes.llamacpp_child CONNECTION MEMORY``: runs llama.cpp for
 ``quantize.runtimes.llamacpp_apart``.
 
 Requests and replies are small and go through the socket CONNECTION; logits go through MEMORY, a file that
-both map. What llama.cpp logs goes to stderr as well, so that its last words are known where it aborts.
+both map. llama.cpp's log also goes to stderr, so that its last lines are known if it aborts.
 """
 
 import mmap
@@ -63,7 +63,7 @@ class Server:
 
 
 def main() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group: who asked decides
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group: the parent decides
     connection, server = Connection(int(sys.argv[1])), Server(int(sys.argv[2]))
     llamacpp.echo_log(sys.stderr.fileno())
     while True:

@@ -1,7 +1,6 @@
-"""What llama.cpp asserts of a file's metadata, said in a line that names the field before it is asked.
+"""What llama.cpp asserts about a file's metadata, checked first, with an error that names the field.
 
-Only what holds for every architecture; the rest is llama.cpp's to say, in a process of its own
-(``llamacpp_apart``).
+Only what holds for every architecture; llama.cpp checks the rest, in its own process (``llamacpp_apart``).
 Source: llama.cpp src/llama-model.cpp (``load_hparams``), src/llama-hparams.h, ggml-cpu (``rms_norm``).
 """
 

@@ -15,7 +15,7 @@ Context = llamacpp.Context | llamacpp_apart.Context
 
 class Tree:
     """Rows with a common beginning of ``shared`` tokens. ``size``: tokens to compute; ``outputs``: positions
-    that give logits."""
+    that return logits."""
 
     def __init__(self, number: int, rows: Sequence[Sequence[int]], firsts: Sequence[int]):
         self.number, self.rows, self.firsts, self.count = number, rows, firsts, len(rows)
@@ -38,7 +38,7 @@ def common_beginning(rows: Sequence[Sequence[int]]) -> int:
 
 
 def run_packed(context: Context, trees: Sequence[Tree], consume: TreeConsume) -> None:
-    """One call; every tree's rows are sequences of their own."""
+    """One call; every tree's rows are separate sequences."""
     tokens: list[int] = []
     positions: list[int] = []
     sequences: list[Sequence[int]] = []

@@ -1,4 +1,4 @@
-"""Which runtimes there are, and which of them opens what lies at a path."""
+"""Which runtimes there are, and which of them opens a path."""
 
 from importlib import import_module
 from pathlib import Path
@@ -16,8 +16,8 @@ RUNTIMES = {
 
 
 def open_without_weights(path: Path | str, run: RunOptions) -> Runtime | None:
-    """What ``open_runtime`` gives for a plain Hugging Face folder, but for logits: to know what those would
-    be called by. None where that cannot be known without the weights."""
+    """What ``open_runtime`` returns for a plain Hugging Face folder, without logits: enough to know how its
+    results are labelled. None where that needs the weights."""
     path = Path(path)
     if find_gguf(path):
         return None
@@ -38,13 +38,12 @@ def open_runtime(
     runtime: str = "",
     own_process: bool = True,
 ) -> Runtime:
-    """Open whatever lies at ``path``: an artifact folder, a .gguf file, or an HF folder or Hub id (quantized
-    or not).
+    """Open ``path``: an artifact folder, a .gguf file, or an HF folder or Hub id (quantized or not).
 
-    ``runtime``: one of ``RUNTIMES``, else what the files call for. ``load_as`` quantizes on the fly (quanto,
-    bnb). ``exact`` asks for the most exact arithmetic the runtime offers (llama.cpp: F32 KV cache, flash
-    attention off). ``context``: tokens per window that are needed; 0 takes the model's own. ``own_process``:
-    llama.cpp, which ends its process where it does not like a file, is run in a child of this one.
+    ``runtime``: one of ``RUNTIMES``, else the one that fits the files. ``load_as`` quantizes while loading
+    (quanto, bnb). ``exact`` asks for the most exact arithmetic the runtime offers (llama.cpp: F32 KV cache,
+    flash attention off). ``context``: tokens needed per window; 0: the model's own. ``own_process``:
+    llama.cpp, which ends its process if it rejects a file, runs in a child process.
     """
     path = Path(path)
     gguf = find_gguf(path)

@@ -1,10 +1,10 @@
 """transformers as a runtime: dense, GPTQ, AWQ, quanto, bitsandbytes and compressed-tensors folders;
 on-the-fly quantization.
 
-Arithmetic. On a CPU everything is computed in float32, whatever dtype the folder names: a baseline then
-carries no rounding of its own, what a format loses is all that a comparison shows, and on processors without
-bfloat16 instructions it is the fastest. On a GPU the folder's own dtype is used, unless ``exact`` asks for
-float32. ``run.dtype`` overrides all of this.
+Arithmetic. On a CPU everything is computed in float32, whatever dtype the folder names: the baseline then has
+no rounding of its own, so a comparison shows only what the format loses, and on processors without bfloat16
+instructions it is the fastest. On a GPU the folder's own dtype is used, unless ``exact`` asks for float32.
+``run.dtype`` overrides all of this.
 """
 
 import inspect
@@ -26,7 +26,7 @@ from quantize.sources.hub import resolve_folder
 
 #: Most bytes of float32 logits held at a time: 256 positions of a vocabulary of 262,144.
 LOGITS_BYTES = 256 * 1024 * 1024
-STATIC_CACHE_TOKENS = 4096  # where nobody said how many are needed
+STATIC_CACHE_TOKENS = 4096  # by default
 
 
 class TransformersRuntime(FolderRuntime):
@@ -115,8 +115,8 @@ class TransformersRuntime(FolderRuntime):
 
     def _head(self, ids: Any, body: Any, kept: Any) -> Any:
         """Logits of the positions ``kept`` from the body's outputs, by the model's own forward: soft-capping,
-        scaling and whatever else a family does to its logits is its own code; the body, which ran already, is
-        only asked for its result."""
+        scaling and everything else that a family does to its logits is its own code; the body has already run
+        and only returns its result."""
         base = self.model.base_model
         own = base.__dict__.get("forward")  # hooks of accelerate are set this way
         base.forward = lambda *args, **kwargs: body
@@ -232,8 +232,8 @@ class TransformersRuntime(FolderRuntime):
 
 
 def skeleton(path: Path | str, run: RunOptions) -> TransformersRuntime | None:
-    """A plain checkpoint without its weights: describes itself and tokenizes as the whole would, and gives no
-    logits. None for what is stored otherwise."""
+    """A plain checkpoint without its weights: describes itself and tokenizes like the whole model, and has no
+    logits. None for any other folder."""
     folder, _ = resolve_folder(str(path), code=run.trust_remote_code)
     config = load.read_config(folder)
     if load.storage_format(folder, config) != "dense":

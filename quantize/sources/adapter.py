@@ -1,4 +1,4 @@
-"""A PEFT LoRA on disk, and which tensor of its base each of its own belongs to.
+"""A PEFT LoRA on disk, and which tensor of the base each of its tensors belongs to.
 
 Nothing of the adapter is executed; its weights must be safetensors.
 Source: peft's LoraConfig (scaling, patterns).
@@ -27,7 +27,7 @@ PREFIX = "base_model.model."
 PARTS = re.compile(
     r"(?P<module>.+)\.(?P<part>lora_A|lora_B|lora_embedding_A|lora_embedding_B|lora_magnitude_vector)(\.default)?(\.weight)?"
 )
-#: what peft puts between a module and its parameters: a trained copy, or what stands under the adapter
+#: what peft puts between a module and its parameters: a trained copy, or the layer under the adapter
 COPY, UNDER = (
     re.compile(r"\.modules_to_save(\.default)?(?=\.)"),
     re.compile(r"\.(base_layer|original_module)(?=\.)"),
@@ -64,11 +64,11 @@ class Tie:
 
 @dataclass
 class Adapter:
-    """``deltas``: base tensor -> Delta; ``replaced``: base tensor -> adapter tensor that stands in for it.
+    """``deltas``: base tensor -> Delta; ``replaced``: base tensor -> adapter tensor that replaces it.
 
-    ``tie``: embedding and head of the base where they are one tensor, and the adapter touches it. ``shared``:
-    adapter tensor that stands in for that one; what is in ``replaced`` under one of the two names is of that
-    one alone.
+    ``tie``: embedding and head of the base where they are one tensor and the adapter changes it. ``shared``:
+    adapter tensor that replaces both; an entry in ``replaced`` under one of the two names applies only to
+    that one.
     """
 
     folder: Path
@@ -107,7 +107,7 @@ class Adapter:
 
 
 def adapter_record(folder: str | Path) -> AdapterRecord:
-    """What the manifest says of the adapter in ``folder``."""
+    """What the manifest records about the adapter in ``folder``."""
     path = typed_path(folder).resolve()
     whole = hashlib.sha256()
     for name in (CONFIG, WEIGHTS):
@@ -203,12 +203,12 @@ def _place(adapter: Adapter, name: str, checkpoint: Checkpoint) -> None:
         adapter.replaced[target] = name
     elif tied:
         adapter.shared = name
-    else:  # what stands under a trained copy does not count beside it
+    else:  # the layer under a trained copy does not count beside it
         adapter.replaced.setdefault(target, name)
 
 
 def _base_name(name: str, adapter: Adapter, checkpoint: Checkpoint) -> str | None:
-    """The base's tensor for a module's: as it is, or with or without the wrapper's prefix (``model.``,
+    """The base's tensor for a module's: unchanged, or with or without the wrapper's prefix (``model.``,
     ``transformer.``)."""
     candidates = [name, name.partition(".")[2], f"model.{name}", f"transformer.{name}"]
     found = next((candidate for candidate in candidates if candidate in checkpoint.tensors), None)

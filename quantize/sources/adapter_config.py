@@ -1,4 +1,4 @@
-"""adapter_config.json of a PEFT LoRA, typed: what it says of the weights, or why they cannot be merged.
+"""adapter_config.json of a PEFT LoRA, typed: what it says about the weights, or why they cannot be merged.
 
 Source: peft's LoraConfig, and ``tuners/tuners_utils.py`` for what a name in ``modules_to_save`` matches.
 """
@@ -67,8 +67,7 @@ class LoraConfig(BaseModel):
         return float(alpha / math.sqrt(rank) if self.use_rslora else alpha / rank)
 
     def trains_whole(self, module: str) -> bool:
-        """Whether the module, or one that it lies in, has a copy of its own that was trained
-        (``modules_to_save``)."""
+        """Whether the module, or one that contains it, has its own trained copy (``modules_to_save``)."""
         parts = module.split(".")
         above = [".".join(parts[: count + 1]) for count in range(len(parts))]
         return any(name.endswith(wanted) for wanted in self.modules_to_save or () for name in above)

@@ -1,5 +1,5 @@
-"""A GGUF file as a checkpoint: its tensors are made into the checkpoint's as they are read, and nothing but
-the small files is written."""
+"""A GGUF file as a checkpoint: its tensors are made into the checkpoint's as they are read, and only the
+small files are written."""
 
 from pathlib import Path
 

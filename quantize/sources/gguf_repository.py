@@ -37,8 +37,7 @@ class HubGguf:
 
     @property
     def path(self) -> Path:
-        """Where the first part lies once it is fetched: in the Hub's cache, which tells where before it is
-        there."""
+        """Where the first part lies once fetched: in the Hub's cache, which knows the path in advance."""
         return self._folder / "snapshots" / self.commit / self.files[0]
 
     @property
@@ -105,15 +104,15 @@ def find(text: str) -> HubGguf:
 
 @cache
 def quantizations(repository: str, revision: str | None) -> tuple[HubGguf, ...]:
-    """Smallest first. Errors: BadInput where the repository is not there or has no GGUF; StepFailed where it
-    cannot be asked."""
+    """Smallest first. Errors: BadInput where the repository does not exist or has no GGUF; StepFailed where
+    it cannot be reached."""
     from huggingface_hub import HfApi
 
     with hub_errors(repository, revision):
         try:
             info = HfApi().model_info(repository, revision=revision, files_metadata=True)
             commit, sizes = str(info.sha), {s.rfilename: int(s.size or 0) for s in info.siblings or []}
-        except Exception:  # whatever it is, what is at hand will do
+        except Exception:  # whatever the error, the cached files are enough
             cached = _cached(repository, revision)
             if cached is None:
                 raise
@@ -150,7 +149,7 @@ def _label(stem: str) -> str:
 
 
 def _cached(repository: str, revision: str | None) -> tuple[str, dict[str, int]] | None:
-    """(commit, sizes by name) of what the cache holds of a repository, for when the Hub cannot be asked."""
+    """(commit, sizes by name) of a repository's cached files, for when the Hub cannot be reached."""
     from huggingface_hub import constants
     from huggingface_hub.file_download import repo_folder_name
 

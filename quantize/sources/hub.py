@@ -36,7 +36,7 @@ WANTED += [
     "USE_POLICY*",
 ]
 UNWANTED = ["*/*"]
-#: what lies in folders of its own: how an embedding is pooled, chat templates with names
+#: what lies in subfolders: how an embedding is pooled, named chat templates
 INNER = ["1_Pooling/config.json", "additional_chat_templates/*.jinja"]
 
 
@@ -73,7 +73,7 @@ def resolve_model(model: str, *, code: bool = False) -> tuple[Path, str | None]:
 
 
 def resolve_folder(model: str, *, code: bool = False) -> tuple[Path, str | None]:
-    """``resolve_model`` for a library that opens folders alone. Errors: BadInput for a GGUF file too."""
+    """``resolve_model`` for a library that opens only folders. Errors: BadInput for a GGUF file too."""
     path, revision = resolve_model(model, code=code)
     if path.is_file():
         raise BadInput(
@@ -83,10 +83,10 @@ def resolve_folder(model: str, *, code: bool = False) -> tuple[Path, str | None]
 
 
 def fetch_needed(fetch: Callable[[list[str], list[str]], Path], code: bool = False) -> Path:
-    """What a conversion reads and no more of the weights than transformers loads: model.safetensors, else an
+    """What a conversion reads, with only the weights that transformers loads: model.safetensors, else an
     index's shards.
 
-    ``fetch`` gets the patterns of files that are wanted and unwanted, and gives the folder. Errors: BadInput
+    ``fetch`` gets the patterns of files to include and to exclude, and returns the folder. Errors: BadInput
     for a bad index.
     """
     folder = fetch([*WANTED, *(["*.py"] if code else [])], UNWANTED)

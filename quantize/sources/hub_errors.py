@@ -47,5 +47,5 @@ def hub_errors(name: str, revision: str | None) -> Iterator[None]:
 
 
 def _of_http_client(error: Exception) -> bool:
-    """Of httpx, whose errors are no OSError and which huggingface_hub ships under changing names."""
+    """Of httpx, whose errors are not OSErrors, and which huggingface_hub ships under changing names."""
     return type(error).__module__.startswith("httpx")

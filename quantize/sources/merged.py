@@ -1,8 +1,8 @@
 """A PEFT LoRA merged into its base as it is read: a checkpoint like any other, for every method.
 
 W + s B A is computed in float32 and rounded to the base's own dtype when a tensor is asked for; the model is
-never built, and nothing but the small files is written.
-Source: peft's ``tuners/lora/layer.py`` (get_delta_weight) and ``tuners/lora/dora.py``.
+never built, and only the small files are written. Source: peft's ``tuners/lora/layer.py`` (get_delta_weight)
+and ``tuners/lora/dora.py``.
 """
 
 import shutil

@@ -17,8 +17,8 @@ NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 
 
 def snapshot(model: str, wanted: Sequence[str], unwanted: Sequence[str]) -> tuple[Path, str]:
-    """-> (folder, the branch or tag that was asked for; the manifest's source digest tells which contents it
-    had).
+    """-> (folder, the branch or tag that was asked for; the manifest's source digest identifies its
+    contents).
 
     Errors: BadInput; StepFailed where ModelScope cannot be reached.
     """

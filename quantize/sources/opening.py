@@ -16,8 +16,8 @@ def open_checkpoint(
     tokenizer: bool = True,
     scratch: Path | None = None,
 ) -> Checkpoint:
-    """``model``: as of ``quantize.sources.hub.resolve_model``. ``scratch``: where the small files of what is
-    no folder go.
+    """``model``: as of ``quantize.sources.hub.resolve_model``. ``scratch``: for the small files of a source
+    that is not a folder.
 
     Errors: BadInput for anything wrong with what lies there; Unsupported for a checkpoint that is quantized
     already; StepFailed where the Hub cannot be reached or the disk is full.

@@ -77,7 +77,7 @@ def test_killed_from_outside(good: Path) -> None:
         assert isinstance(runtime.model, Model)
         os.kill(runtime.model._process.pid, signal.SIGKILL)
         with pytest.raises(
-            StepFailed, match=r"signal 9 \(SIGKILL\) while tokenizing with .*out of memory, or somebody"
+            StepFailed, match=r"signal 9 \(SIGKILL\) while tokenizing with .*ran out of memory, or someone"
         ):
             runtime.tokenize("rain")
 
@@ -137,6 +137,6 @@ def test_what_it_asserts_is_said_before(good: Path, tmp_path: Path, key: str, va
         Document.read(good).with_kv(f"llama.{key}", (kind, None, value)).to_bytes()
     )
     with pytest.raises(
-        StepFailed, match=r"llama\.(block_count|expert_.*|attention.*) is .*; llama\.cpp wants"
+        StepFailed, match=r"llama\.(block_count|expert_.*|attention.*) is .*; llama\.cpp expects"
     ):
         LlamaCppRuntime(tmp_path / "f.gguf", RUN)

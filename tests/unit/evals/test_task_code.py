@@ -53,8 +53,8 @@ REFUSED = {
         ":9: runs its own Python (!function evil.mark)",
         "--allow-task-code",
     ),
-    "metric_list: [{metric: !function os.system}]": (":9: runs Python", "os.system"),
-    "fewshot_config: {sampler: first_n, samples: !function evil.mark}": (":9: runs Python",),
+    "metric_list: [{metric: !function os.system}]": (":9: runs its own Python", "os.system"),
+    "fewshot_config: {sampler: first_n, samples: !function evil.mark}": (":9: runs its own Python",),
     "metric_list: [{metric: ./evil.py}]": ("./evil.py", "script", "--allow-task-code"),
     "metric_list: [{metric: someone/metric, aggregation: mean}]": ("someone/metric", "script"),
     "metric_list: [{metric: acc, hf_evaluate: true}]": ("'acc'", "script"),
@@ -84,7 +84,11 @@ def test_in_what_it_includes_too_and_in_tasks_inside_a_group(
         "unsafe_code: true}]}\n"
     )
     (tmp_path / "loop.yaml").write_text("task: l\ninclude: [loop.yaml]\n")
-    for name, expected in (("outer", "inner.yaml:9: runs Python"), ("group", "x/y"), ("loop", "includes")):
+    for name, expected in (
+        ("outer", "inner.yaml:9: runs its own Python"),
+        ("group", "x/y"),
+        ("loop", "includes"),
+    ):
         with pytest.raises(BadInput, match=expected):
             parse_tasks([str(tmp_path / f"{name}.yaml")], print)
 

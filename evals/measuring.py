@@ -62,7 +62,7 @@ class Measuring:
             self.prompts = prompts_from(self.text.body)
         if options.tasks:
             allowed = options.allow_code_execution, options.allow_task_code
-            self.tasks = parse_tasks(options.tasks, self.say, *allowed)
+            self.tasks = parse_tasks(options.tasks, self.say, *allowed, self.run.scratch)
 
     def score(self, runtime: Runtime, windows: Windows, name: str) -> TokenScores:
         with progress_bar(

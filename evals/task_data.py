@@ -53,9 +53,9 @@ def leaves(manager: "TaskManager", name: str) -> Iterator[tuple[str, Path, dict[
             yield from leaves(manager, one)
 
 
-def with_data(manager: "TaskManager", name: str, path: Path) -> "TaskManager":
+def with_data(manager: "TaskManager", name: str, path: Path, scratch: Path | None = None) -> "TaskManager":
     """A manager in which every task of ``name`` reads ``path``: a file, or a folder with a file for each
-    task.
+    task. Its definition lies under ``scratch`` as long as the process lives.
 
     In a folder, the data of split S of task T lie in ``T/S``, ``S/T`` or ``T_S``, or for all splits in ``T``,
     with the suffix .jsonl, .json, .csv or .parquet; T is the task's name or its dataset's (``agronomy`` of
@@ -67,7 +67,7 @@ def with_data(manager: "TaskManager", name: str, path: Path) -> "TaskManager":
     import yaml
     from lm_eval.tasks._index import TaskIndex
 
-    folder = held_until_exit("tasks")
+    folder = held_until_exit("tasks", scratch)
     changed = dict(manager.task_index)
     found = list(leaves(manager, name))
     if not found or (path.is_file() and len(found) > 1):

@@ -59,9 +59,14 @@ Task = LocalTask | HarnessTask
 
 
 def parse_tasks(
-    names: Sequence[str], say: Callable[[str], None], allow_code: bool = False, allow_task_code: bool = False
+    names: Sequence[str],
+    say: Callable[[str], None],
+    allow_code: bool = False,
+    allow_task_code: bool = False,
+    scratch: Path | None = None,
 ) -> list[Task]:
     """``allow_code``: tasks may run the code that a model writes. ``allow_task_code``: and code of their own.
+    ``scratch``: for definitions and data of tasks of lm-eval that are given other data.
 
     Errors: BadInput naming the file and line that is malformed, or for an unknown name the nearest known
     ones.
@@ -72,7 +77,8 @@ def parse_tasks(
         if typed_path(typed).exists():  # a path may hold an equals sign
             suite, equals = typed, ""
         for member in SUITES.get(suite, (suite,)):
-            task = _parse(member, typed_path(data) if equals else None, say, (allow_task_code, allow_code))
+            given = typed_path(data) if equals else None
+            task = _parse(member, given, say, (allow_task_code, allow_code), scratch)
             task = replace(task, typed=typed if member == suite else member)
             if task.name in {t.name for t in found}:
                 raise BadInput(
@@ -82,10 +88,16 @@ def parse_tasks(
     return found
 
 
-def _parse(name: str, data: Path | None, say: Callable[[str], None], allowed: tuple[bool, bool]) -> Task:
+def _parse(
+    name: str,
+    data: Path | None,
+    say: Callable[[str], None],
+    allowed: tuple[bool, bool],
+    scratch: Path | None,
+) -> Task:
     path = typed_path(name)
     if data is not None:
-        return _named_on(name, data, allowed)
+        return _named_on(name, data, allowed, scratch)
     if name == HELD_OUT:
         say("tasks: heldout, made from the demo's held-out text (it differs by Python release)")
         return held_out_task()
@@ -101,7 +113,7 @@ def read_items(path: Path) -> LocalTask:
     return read_hellaswag(path) if path.suffix == ".txt" else read_jsonl(path)
 
 
-def _named_on(name: str, data: Path, allowed: tuple[bool, bool]) -> Task:
+def _named_on(name: str, data: Path, allowed: tuple[bool, bool], scratch: Path | None) -> Task:
     """lm-eval's task ``name`` on local data; a file whose items are in a form of ours needs no definition but
     its own."""
     here = [data] if data.is_file() else [data / f"{name}{suffix}" for suffix in (".jsonl", ".txt")]
@@ -111,7 +123,7 @@ def _named_on(name: str, data: Path, allowed: tuple[bool, bool]) -> Task:
         if path.suffix == ".jsonl" and path.is_file() and _has_our_form(path):
             return replace(read_jsonl(path), name=name)
     task = known_task(name, allowed)
-    return HarnessTask(name, with_data(task.manager, name, data), data)
+    return HarnessTask(name, with_data(task.manager, name, data, scratch), data)
 
 
 def _has_our_form(path: Path) -> bool:

@@ -78,14 +78,14 @@ def convert(
     recipe = parse_recipe(to)
     method = require(recipe)
     calibration = calibration or CalibrationOptions()
-    inputs = inputs_of(model.folder if isinstance(model, Checkpoint) else model, recipe, calibration, adapter)
+    inputs = inputs_of(model, recipe, calibration, adapter)
     out = claim_output(Path(out), force, inputs)
     checkpoint = (
         model
         if isinstance(model, Checkpoint)
         else open_checkpoint(model, trust_remote_code=run.trust_remote_code, scratch=run.scratch)
     )
-    inputs.append(checkpoint.folder)
+    inputs += inputs_of(checkpoint, recipe, calibration, adapter)
     check(method, checkpoint, recipe)
     card = read_model_card(checkpoint.folder)
     merged = None
@@ -131,11 +131,18 @@ def convert(
 
 
 def inputs_of(
-    model: str | Path, recipe: Recipe, calibration: CalibrationOptions, adapter: str | Path | None
+    model: str | Path | Checkpoint,
+    recipe: Recipe,
+    calibration: CalibrationOptions,
+    adapter: str | Path | None,
 ) -> list[Path]:
     """What a conversion reads, as it was typed: an output that is or holds one of these replaces nothing."""
-    given = (model, adapter, getattr(recipe, "imatrix", None), calibration.source)
-    return [typed_path(each) for each in given if each]
+    if isinstance(model, Checkpoint):
+        read = [model.folder, *(path for _, path in model.contents())]
+    else:
+        read = [typed_path(model)]
+    given = (adapter, getattr(recipe, "imatrix", None), calibration.source)
+    return read + [typed_path(each) for each in given if each]
 
 
 def require(recipe: Recipe) -> Method:

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent / "gguf"))
-from family_cases import CASES, Case, make
+from family_cases import CASES, Case, make, write_gguf_f32
 from lazily import same_tensors
 
 from quantize.checkpoint.materialised import materialised
-from quantize.errors import BadInput, Unsupported
+from quantize.errors import BadInput, StepFailed, Unsupported
 from quantize.sources.adapter import open_adapter
 from quantize.sources.merged import merge_adapter
 from quantize.sources.opening import open_checkpoint
@@ -94,6 +94,31 @@ def test_equals_peft(case: Case, settings: dict[str, Any], tmp_path: Path) -> No
         - set(open_adapter(lora, source).replaced)
     )
     assert all(np.array_equal(merged.read(name), source.read(name)) for name in untouched)
+
+
+def test_a_base_that_is_a_gguf(tmp_path: Path) -> None:
+    """Both are read lazily: what comes out is what the same base in a folder gives."""
+    base, lora, expected = make_adapter(LLAMA, tmp_path, target_modules=["q_proj", "embed_tokens"])
+    write_gguf_f32(base, tmp_path / "base.gguf")
+    merged = merge_adapter(open_checkpoint(tmp_path / "base.gguf"), lora)
+    for name in merged.tensors:
+        assert np.abs(merged.read_float32(name) - expected[name]).max() < 1e-5, name
+    with materialised(merged, tmp_path) as folder:
+        same_tensors(open_checkpoint(folder), merged)
+
+
+def test_an_adapter_with_nan_is_said_when_it_is_read(tmp_path: Path) -> None:
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    base, lora, _ = make_adapter(LLAMA, tmp_path, target_modules=["q_proj"])
+    tensors = load_file(lora / "adapter_model.safetensors")
+    name = next(name for name in tensors if "layers.1" in name and "lora_B" in name)
+    save_file(tensors | {name: tensors[name] * torch.nan}, lora / "adapter_model.safetensors")
+    merged = merge_adapter(open_checkpoint(base), lora)
+    assert np.isfinite(merged.read_float32("model.layers.0.self_attn.q_proj.weight")).all()
+    with pytest.raises(StepFailed, match=r"layers\.1.*lora_B.*holds NaN or Inf"):
+        merged.check_finite()
 
 
 def combinations() -> list[tuple[bool, bool, tuple[str, ...], tuple[str, ...]]]:

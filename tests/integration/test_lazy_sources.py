@@ -15,6 +15,7 @@ from lazily import same_tensors
 from quantize import convert, open_checkpoint
 from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.checkpoint.materialised import materialised
+from quantize.errors import BadInput
 from quantize.recipe import RunOptions
 
 pytest.importorskip("llama_cpp")
@@ -56,6 +57,13 @@ def test_its_digest_is_of_what_it_holds(gguf: Made, tmp_path: Path) -> None:
         out.seek(-4, os.SEEK_END)
         out.write(b"\1\2\3\4")
     assert open_checkpoint(file).digest != open_checkpoint(renamed).digest
+
+
+def test_the_file_that_is_read_is_not_replaced(gguf: Made) -> None:
+    file = gguf("gguf-q8_0")
+    with pytest.raises(BadInput, match=r"holds .*gguf, an input that would be lost"):
+        convert(open_checkpoint(file), "gguf-q4_k_m", file.parent, force=True, run=RUN)
+    assert file.is_file()
 
 
 def limited(size: int, scratch: Path, *arguments: object) -> subprocess.CompletedProcess[str]:

@@ -98,7 +98,8 @@ def _explain(model: type[Options], error: Any) -> str:
     message = str(error["msg"]).removeprefix("Value error, ").replace("Input should be", "should be")
     if error["type"] == "literal_error":
         known = re.findall("'([^']*)'", error["ctx"]["expected"])
-        message = f"expected {' or '.join(known)}{_did_you_mean(str(error['input']), known)}"
+        between = " or " if len(known) == 2 else ", "
+        message = f"expected {between.join(known)}{_did_you_mean(str(error['input']), known)}"
     return f"{where} {given}: {message}"
 
 

@@ -6,10 +6,17 @@ BIN := .venv/bin
 # llama.cpp is compiled at install (llama-cpp-python ships sources only): the library alone, without its tools and server.
 LLAMA_CPP := CMAKE_BUILD_PARALLEL_LEVEL=$$(nproc) CMAKE_ARGS="-DLLAVA_BUILD=OFF -DLLAMA_BUILD_COMMON=OFF -DLLAMA_BUILD_TOOLS=OFF -DLLAMA_BUILD_SERVER=OFF"
 
-.PHONY: demo test test-long lint setup clean
+.PHONY: demo check test test-long lint setup clean
 
 demo: setup
 	$(BIN)/quantwright demo
+
+# Under a minute on two cores: what to run before every commit.
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/pytest tests/unit
 
 test: setup
 	$(BIN)/ruff check .

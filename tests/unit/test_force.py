@@ -153,9 +153,6 @@ def test_a_link_to_nothing_is_refused(command: str, models: Path, tmp_path: Path
     given = {"imatrix": models / "source", "convert": models / "source", "run": tmp_path / "job.yaml"}
     (tmp_path / "job.yaml").write_text("models: [models/source]\nrecipes: [float16]\n")
     if command == "report":
-        import sys
-
-        sys.path.insert(0, str(Path(__file__).parent / "reports"))
         from sample_run import write_run
 
         given["report"] = write_run(tmp_path / "measured", {})

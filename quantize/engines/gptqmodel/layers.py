@@ -10,7 +10,7 @@ from quantize.dtypes import FLOATS
 from quantize.errors import Unsupported
 
 #: model types whose small random models went through the engine, verified
-#: (tests/integration/test_gptq_awq.py, the long ones)
+#: (tests/integration/methods/test_gptq_awq.py, the long ones)
 MODEL_TYPES = frozenset(
     {
         "cohere", "cohere2", "gemma", "gemma2", "gemma3_text", "granite", "llama", "mistral", "olmo2", "phi",

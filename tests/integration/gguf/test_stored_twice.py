@@ -2,16 +2,13 @@
 embedding, masks, names without their prefix. llama.cpp's logits are those of transformers on the same
 folder."""
 
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from safetensors.numpy import load_file, save_file
-
-sys.path.insert(0, str(Path(__file__).parent))
 from family_cases import CASES, Case, llamacpp_logits, make, write_gguf_f32
+from safetensors.numpy import load_file, save_file
 
 from quantize.errors import Unsupported
 from quantize.gguf.families.plan import plan, restore

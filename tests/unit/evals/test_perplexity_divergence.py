@@ -1,15 +1,11 @@
 """Against naive float64 loops over the definition."""
 
 import math
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).parent))
-
 from bigram import Bigram, naive_log_probs, random_table
 
 from evals.divergence import compare, summarize

@@ -1,15 +1,11 @@
 """Loading, merging and comparing: against numbers worked out by hand or by brute force."""
 
 import math
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
-
 from sample_run import CHUNKS, MODEL, RECIPES, TOKENS, quality, reference_nll, speed, subject, write_run
 
 from quantize.errors import BadInput

@@ -11,12 +11,9 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import jsonschema
 import pytest
 from click.testing import CliRunner
-
-sys.path.insert(0, str(Path(__file__).parent))
-
-import jsonschema
 from sample_run import MODEL, RECIPES, quality, subject, write_run
 
 import reports

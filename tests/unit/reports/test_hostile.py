@@ -2,19 +2,15 @@
 line."""
 
 import json
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
-
 from fuzzing import damaged, faults, mutations, places, replaced, sample
+from sample_artifact import make_artifact
 from sample_run import MODEL, quality, speed, subject, task
-from test_publish import make_artifact
 
 import reports
 from quantize.artifact.artifact import AdapterRecord, CalibrationRecord

@@ -1,15 +1,11 @@
 """Advice: by the worse end of each interval, with the arithmetic, and none where none fits."""
 
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-
-sys.path.insert(0, str(Path(__file__).parent))
-
 from sample_run import RECIPES, speed, subject, write_run
 
 from quantize.errors import BadInput

@@ -13,7 +13,7 @@ import pytest
 from quantize.errors import BadInput, Unsupported
 from quantize.methods.registry import parse_recipe
 from quantize.recipe import RunOptions
-from quantize.runtimes.base import transformers as module
+from quantize.runtimes import transformers as module
 from quantize.runtimes.opening import open_runtime, open_without_weights
 from quantize.runtimes.transformers import TransformersRuntime
 

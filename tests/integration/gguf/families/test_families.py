@@ -5,14 +5,11 @@ writes that page.
 """
 
 import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
 from family_cases import CASES, Case, compare, llamacpp_logits, make, write_gguf_f32
 from family_table import table
 

@@ -1,11 +1,12 @@
 """`quantwright imatrix`: what transformers' model multiplies with, against what llama.cpp's own graph
 does."""
 
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from family_cases import CASES, Case, make, write_gguf_f32
+from llamacpp_activations import collect
 
 from quantize import Artifact
 from quantize.calibration.importance import compute_imatrix, with_first_token
@@ -14,10 +15,6 @@ from quantize.cli import cli
 from quantize.errors import BadInput, Unsupported
 from quantize.gguf.importance.file import read_imatrix
 from quantize.sources.opening import open_checkpoint
-
-sys.path.insert(0, str(Path(__file__).parent))
-from family_cases import CASES, Case, make, write_gguf_f32
-from llamacpp_activations import collect
 
 pytest.importorskip("llama_cpp")
 pytestmark = pytest.mark.filterwarnings("ignore")  # transformers' remarks on odd little configs

@@ -7,45 +7,16 @@ from pathlib import Path
 
 import pytest
 from split_families import FAMILIES, Family
-from tokenizers import Tokenizer
-from tokenizers.pre_tokenizers import ByteLevel
-from tokenizers.trainers import BpeTrainer
+from trained_tokenizer import train
 from vocabulary_file import open_folder, tokenizer_of
 
 from quantize.checkpoint.tokenizer import SourceTokenizer
 from quantize.errors import BadInput, Unsupported
-from quantize.gguf.tokenizer.awkward_texts import TEXTS
 from quantize.gguf.tokenizer.metadata import check_tokenizer, tokenizer_metadata, verify_tokenizer
-from quantize.gguf.tokenizer.pre import HARD_PROBES, PROBES, _marked
+from quantize.gguf.tokenizer.pre import _marked
 from quantize.gguf.tokenizer.pretokenizers import BY_NAME, PRES, SPLITS
 
 LIMITS = {"normalization", "its split code", "token types that llama.cpp overrides"}
-
-
-def train(folder: Path, family: Family, size: int = 900) -> None:
-    model = {"type": "BPE", "vocab": {}, "merges": []}
-    tokenizer = Tokenizer.from_str(
-        json.dumps(
-            {
-                "version": "1.0",
-                "normalizer": family.normalizer,
-                "pre_tokenizer": family.pre_tokenizer,
-                "model": model,
-            }
-        )
-    )
-    trainer = BpeTrainer(
-        vocab_size=size,
-        initial_alphabet=ByteLevel.alphabet(),
-        special_tokens=["<|endoftext|>"],
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(
-        [text for text in (*TEXTS, *PROBES, *HARD_PROBES) for _ in range(3)], trainer
-    )
-    data = json.loads(tokenizer.to_str())
-    data["model"]["ignore_merges"] = family.ignore_merges
-    folder.joinpath("tokenizer.json").write_text(json.dumps(data))
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -2,14 +2,11 @@
 
 import json
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent / "gguf"))
 from family_cases import CASES, Case, make, write_gguf_f32
 from lazily import same_tensors
 

@@ -2,16 +2,12 @@
 in an environment of its own (docs/measuring.md); where it is not installed that test skips, and what is done
 with such a runtime is tested without."""
 
-import sys
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import pytest
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "unit" / "evals"))
-
 from bigram import Bigram, random_table
 
 from evals import evaluate

@@ -2,15 +2,12 @@
 than the model was trained with, or the conversion is refused before work."""
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).parent))
 from family_cases import CASES, TABLE, Case, llamacpp_logits, make, write_gguf_f32
 
 from quantize.errors import Unsupported

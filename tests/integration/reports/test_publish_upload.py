@@ -11,10 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "unit" / "reports"))
-
-from test_publish import make_artifact
+from sample_artifact import make_artifact
 
 
 class Hub(ThreadingHTTPServer):

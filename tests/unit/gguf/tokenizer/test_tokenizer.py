@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from gguf import TokenType
 from split_families import FAMILIES
-from test_tokenizer_splits import train
 from tokenizers import AddedToken, Regex, Tokenizer
+from trained_tokenizer import train
 from vocabulary_file import open_folder, tokenizer_of
 
 from quantize.checkpoint.tokenizer import SourceTokenizer

@@ -6,9 +6,9 @@ from family_cases import TABLE, TIGHT, Case
 
 HEAD = """# Families that convert to GGUF
 
-This page is written by a run of `tests/integration/gguf/test_families.py` in which every family passed:
+This page is written by a run of `tests/integration/gguf/families/test_families.py` in which every family passed:
 
-    QUANTWRIGHT_FAMILY_TABLE=docs/gguf-families.md pytest tests/integration/gguf/test_families.py
+    QUANTWRIGHT_FAMILY_TABLE=docs/gguf-families.md pytest tests/integration/gguf/families/test_families.py
 
 For each family a small model is made from transformers' own config class, every weight, norm and bias random. Its F32 GGUF
 runs in llama.cpp (KV cache in F32, flash attention off), the model itself in transformers in float32, on the same rows of ids.
@@ -31,7 +31,7 @@ Rotary embeddings are read as transformers reads them: `rope_scaling` before `ro
 what stands beside, every older spelling. Linear scaling and YaRN are keys, which every rotating family has; `attention_factor`,
 or `mscale` and `mscale_all_dim`, become `rope.scaling.attn_factor`. Llama 3's scaling, and YaRN with other betas or without
 `truncate`, are a tensor of frequencies, LongRoPE two of factors: the architectures `llama`, `minicpm` and `granite` load
-them (`phi3` LongRoPE's), in others such a config is refused. `tests/integration/gguf/test_rope.py` compares each kind in
+them (`phi3` LongRoPE's), in others such a config is refused. `tests/integration/gguf/families/test_rope.py` compares each kind in
 19 families on three times as many positions as the model was trained with.
 
 A tied head that is also stored is written once where it equals the embedding; where it differs, both are

@@ -1,7 +1,6 @@
 """GGUF back to a checkpoint: weights, config and tokenizer come back as they went in."""
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,10 +8,8 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from gguf import TokenType
-
-sys.path.insert(0, str(Path(__file__).parent))
 from family_cases import CASES, Case, make, write_gguf_f32
+from gguf import TokenType
 from lazily import same_tensors
 
 from quantize import convert

@@ -2,7 +2,6 @@
 text."""
 
 import hashlib
-import json
 import random
 import re
 from pathlib import Path
@@ -54,13 +53,6 @@ def make_items(text: str, items: int = ITEMS) -> list[dict[str, Any]]:
         rng.shuffle(choices)
         out.append({"query": query, "choices": choices, "gold": choices.index(truth)})
     return out
-
-
-def write_task(text: str, path: Path, items: int = ITEMS) -> int:
-    """Write the items as a ``.jsonl`` that ``eval --tasks`` reads; returns how many there are."""
-    made = make_items(text, items)
-    path.write_text("".join(json.dumps(item, ensure_ascii=False) + "\n" for item in made), encoding="utf-8")
-    return len(made)
 
 
 def held_out_task() -> LocalTask:

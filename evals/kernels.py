@@ -129,18 +129,3 @@ def kl_rows(r: "torch.Tensor", q: "torch.Tensor", top: "torch.Tensor") -> "tuple
         exact = (torch.log_softmax(wide_r, 1).exp() * (wide_r - wide_q)).sum(1)
         kl[rows] = exact - (torch.logsumexp(wide_r, 1) - lse_q[rows])
     return kl, lse_q
-
-
-def emulate_llamacpp_base(logits: np.ndarray) -> np.ndarray:
-    """What llama-perplexity keeps of the reference: float32 logits (n, v) -> float32 log-probabilities (n, v)
-    in 16 bits, everything more than 16 nats below the maximum set to that. Source: log_softmax(..., uint16_t
-    *) in perplexity.cpp.
-    """
-    top = logits.max(1, keepdims=True)
-    low = np.maximum(logits.min(1, keepdims=True), top - np.float32(16))
-    total = np.exp(logits - top, dtype=np.float32).sum(1, dtype=np.float64, keepdims=True)
-    log_total = np.log(total).astype(np.float32)
-    scale = (top - low) / np.float32(65535)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        codes = np.where(logits > low, np.rint((logits - low) / scale), 0).astype(np.float32)
-    return np.asarray(scale * codes + (low - top - log_total), np.float32)

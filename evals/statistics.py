@@ -35,11 +35,6 @@ def mean_stderr(values: Array) -> float:
     return float(np.std(values, ddof=1) / math.sqrt(n)) if n > 1 else math.nan
 
 
-def proportion_stderr(p: float, n: int) -> float:
-    """sqrt(p (1 - p) / (n - 1)), as llama-perplexity prints beside "Same top p"."""
-    return math.sqrt(p * (1 - p) / (n - 1)) if n > 1 else math.nan
-
-
 def bootstrap_levels(chunks: int, confidence: float = 0.95) -> tuple[float, float]:
     """Percentiles, in per cent, of a bootstrap distribution that make an interval of ``confidence``.
 

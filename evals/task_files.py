@@ -8,11 +8,10 @@ A ``.jsonl`` holds one item a line, all of one form:
 - ``{"context", "continuation"}``: whether greedy decoding gives the continuation.
 
 ``"delimiter"`` (default one space, the same in every item) stands between context and choice. Every file
-becomes a task of lm-eval, which counts; ``export_yaml`` writes that task down for plain lm-eval.
+becomes a task of lm-eval, which counts.
 """
 
 import difflib
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -248,19 +247,3 @@ def known_task(name: str, allowed: tuple[bool, bool] = (False, False)) -> Harnes
     for leaf, _, config in leaves(manager, name):
         check_config(leaf, config, *allowed)
     return HarnessTask(name, manager)
-
-
-def export_yaml(task: LocalTask, folder: Path) -> Path:
-    """Write ``<name>.yaml`` and ``<name>.jsonl`` with which plain lm-eval (--include_path) runs the same
-    task."""
-    import yaml
-
-    folder.mkdir(parents=True, exist_ok=True)
-    data = folder / f"{task.name}.jsonl"
-    data.write_text(
-        "".join(json.dumps(item, ensure_ascii=False) + "\n" for item in task.items), encoding="utf-8"
-    )
-    source = {"dataset_path": "json", "dataset_kwargs": {"data_files": {"test": str(data.resolve())}}}
-    path = folder / f"{task.name}.yaml"
-    path.write_text(yaml.safe_dump(task.config() | source, sort_keys=False), encoding="utf-8")
-    return path

@@ -32,7 +32,6 @@ class Scatter:
     key: str
     title: str
     x_metric: str
-    y_metric: str
     x_title: str
     y_title: str
     better: str

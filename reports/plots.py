@@ -60,9 +60,7 @@ def scatter_plots(group: Group, ids: dict[int, str] | None = None) -> list[Scatt
         reference = (
             group.reference.value(metric) if group.reference and group.reference not in group.rows else None
         )
-        plots.append(
-            Scatter(key, title, metric, group.loss_metric, x_title, loss, better, points, floor, reference)
-        )
+        plots.append(Scatter(key, title, metric, x_title, loss, better, points, floor, reference))
     return plots
 
 

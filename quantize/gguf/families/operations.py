@@ -112,20 +112,6 @@ class Stack(Operation):
 
 
 @dataclass(frozen=True)
-class Concat(Operation):
-    """Sources one below the other, along the first axis."""
-
-    def shape(self, shapes: Sequence[Shape]) -> Shape:
-        return (sum(shape[0] for shape in shapes), *shapes[0][1:])
-
-    def build(self, arrays: list[np.ndarray]) -> np.ndarray:
-        return np.concatenate(arrays)
-
-    def restore(self, array: np.ndarray, shapes: Sequence[Shape]) -> list[np.ndarray]:
-        return np.split(array, np.cumsum([shape[0] for shape in shapes])[:-1].tolist())
-
-
-@dataclass(frozen=True)
 class Part(Operation):
     """A piece of a fused source: the source seen as ``(*view, rest...)``, ``start:stop`` along ``axis`` of
     that, then ``then``.

@@ -48,10 +48,6 @@ class TokenizerReport:
     def fixable(self) -> list[Mismatch]:
         return [mismatch for mismatch in self.mismatches if mismatch.fixable]
 
-    @property
-    def inexpressible(self) -> list[Mismatch]:
-        return [mismatch for mismatch in self.mismatches if not mismatch.fixable]
-
     def summary(self) -> str:
         """One line: how many texts, how many differ, why."""
         alone = f"; not compared with transformers' own reading: {self.alone}" if self.alone else ""

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from other_tools import emulate_llamacpp_base
 
 from evals import evaluate
-from evals.kernels import emulate_llamacpp_base
 from evals.reference import CachedReference
 from quantize.calibration.texts import read_text
 from quantize.methods.registry import method, parse_recipe
@@ -75,8 +75,9 @@ def test_real_tasks_agree_with_lm_eval_item_by_item(
     lm_eval = pytest.importorskip("lm_eval")
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
+    from other_tools import export_yaml
 
-    from evals.task_files import export_yaml, read_hellaswag, read_jsonl
+    from evals.task_files import read_hellaswag, read_jsonl
 
     path = next(iter((shared / "data" / "tasks").glob(f"{name}.*")))
     task = read_hellaswag(path) if path.suffix == ".txt" else read_jsonl(path)

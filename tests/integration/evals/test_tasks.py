@@ -14,10 +14,10 @@ def test_tasks_agree_with_lm_eval_item_by_item(checkpoint: Path, tmp_path: Path)
     lm_eval = pytest.importorskip("lm_eval")
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
+    from other_tools import export_yaml
 
     from evals.heldout_task import make_items
     from evals.local_task import LocalTask
-    from evals.task_files import export_yaml
 
     items = make_items(stdlib_documentation()[:200_000], 16)
     contexts = [

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import torch
 from bigram import Bigram, naive_log_probs, random_table
+from other_tools import emulate_llamacpp_base
 
 from evals.divergence import compare, summarize
-from evals.kernels import as_tensor, emulate_llamacpp_base, kl_rows, target_log_probs
+from evals.kernels import as_tensor, kl_rows, target_log_probs
 from evals.perplexity import perplexity, score
 from evals.protocols import parse_protocol
 from evals.reference import SideBySideReference, cache_bytes, find_cache, write_cache

@@ -2,9 +2,10 @@ import json
 from pathlib import Path
 
 import pytest
+from other_tools import export_yaml
 
-from evals.heldout_task import CHOICE_WORDS, CONTEXT_WORDS, make_items, write_task
-from evals.task_files import export_yaml, parse_tasks, read_hellaswag, read_jsonl
+from evals.heldout_task import CHOICE_WORDS, CONTEXT_WORDS, make_items
+from evals.task_files import parse_tasks, read_hellaswag, read_jsonl
 from quantize.errors import BadInput
 
 GOOD = {"query": "a", "choices": ["b", "c"], "gold": 1}
@@ -119,7 +120,7 @@ def test_the_held_out_task_is_the_same_for_the_same_text(tmp_path: Path) -> None
         assert len(item["query"].split()) == CONTEXT_WORDS
         assert all(len(choice.split()) == CHOICE_WORDS for choice in item["choices"])
     assert len({item["gold"] for item in items}) == 4
-    assert write_task(text, tmp_path / "t.jsonl", 50) == 50
+    (tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, items)) + "\n")
     assert list(read_jsonl(tmp_path / "t.jsonl").items) == items
     with pytest.raises(BadInput, match="needs at least 4"):
         make_items("too short")

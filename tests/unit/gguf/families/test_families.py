@@ -14,7 +14,6 @@ from quantize.errors import BadInput, Unsupported
 from quantize.gguf.families.base import Mapped
 from quantize.gguf.families.operations import (
     Add,
-    Concat,
     Operation,
     Part,
     RopePermutation,
@@ -219,7 +218,6 @@ def test_every_known_architecture_has_a_family() -> None:
         (Transpose(), [(3, 5)]),
         (SwapAxes(), [(2, 3, 5)]),
         (Stack(), [(3, 5), (3, 5)]),
-        (Concat(), [(3, 5), (4, 5)]),
         (UngroupQkv(3, 2), [(3 * 4 * 2, 5)]),
         (UngroupQkv(3), [(3 * 3 * 2,)]),
         (Add(1.0), [(7,)]),

@@ -39,7 +39,7 @@ def bench(
     """
     names = [one for name in artifacts for one in expand(name)]
     if len(set(names)) < len(names):
-        raise BadInput("bench: an artifact is listed twice; --rounds measures each several times")
+        raise BadInput("bench: an artifact is listed twice; use --rounds to measure each several times")
     if options.prune and options.rounds > 1:
         raise BadInput(
             "bench: --rounds goes through all artifacts in turn, "

@@ -102,9 +102,7 @@ def measure(target: Target, options: BenchSettings, run: RunOptions) -> dict[str
             last = [line.strip() for line in log.read().splitlines() if line.strip()][-3:]
         if done.returncode or not (folder / "out.json").is_file():
             if shutil.disk_usage(folder).free < 4096:
-                raise StepFailed(
-                    f"{folder.parent}: the disk is full, nothing can be measured; set TMPDIR to a larger one"
-                )
+                raise StepFailed(f"{folder.parent}: the disk is full; set TMPDIR to a larger one")
             reason = (
                 f"killed by signal {-done.returncode}" if done.returncode < 0 else f"exit {done.returncode}"
             )
@@ -167,7 +165,7 @@ def results(
             fits = (
                 f"decode measured with {decode} instead of {options.decode}"
                 if decode
-                else "no decode measured"
+                else "decode not measured"
             )
             say(f"{target.name}: its context holds {first['context']} tokens: {fits} after {depth} tokens")
     for index, batch in enumerate(options.batches):
@@ -273,10 +271,9 @@ def _warn_about_spread(name: str, found: Sequence[EvalResult], say: Say) -> None
         if result.metric in (PP_TOKENS_PER_S, TG_TOKENS_PER_S) and spread > WORTHLESS_SPREAD:
             result.detail["worthless"] = True
             say(
-                f"warning: {name}: {result.protocol}: the middle half of the samples spreads over "
-                f"{100 * spread:.0f} % of the "
-                "median; a comparison is worth nothing so: stop other work, or raise --repetitions and "
-                "--rounds"
+                f"warning: {name}: {result.protocol}: the middle half of the samples "
+                f"spreads over {100 * spread:.0f} % of the median, too noisy to "
+                "compare: stop other work, or raise --repetitions and --rounds"
             )
 
 
@@ -284,6 +281,6 @@ def _warn_about_load(machine: dict[str, Any], say: Say) -> None:
     load, cores = machine["load_average"], machine["cores_usable"]
     if load is not None and load > 0.5 * cores:
         say(
-            f"warning: the machine is busy (load average {load} on {cores} usable cores): speeds measured "
-            "now are too low"
+            f"warning: the machine is busy (load average {load} on "
+            f"{cores} usable cores): speeds measured now are too low"
         )

@@ -53,8 +53,8 @@ class Bucket:
             )
         if not url.partition("://")[2].strip("/") and protocol not in ("file", "local"):
             raise BadInput(
-                f"{option} {url}: cannot be used (it names no bucket or host); give a URL such as "
-                "s3://bucket/prefix"
+                f"{option} {url}: cannot be used (it names no bucket "
+                "or host); give a URL such as s3://bucket/prefix"
             )
         try:
             self._files, root = url_to_fs(

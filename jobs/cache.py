@@ -36,7 +36,7 @@ class SharedCache:
                 (self.root / name).mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise BadInput(
-                f"cache {root}: cannot be made ({error.strerror}); choose another --cache"
+                f"cache {root}: cannot be created ({error.strerror}); choose another --cache"
             ) from None
 
     def entry(self, key: str) -> Path:
@@ -103,11 +103,11 @@ class SharedCache:
             while (target := folder / f"{entry.name}.{number}").exists():
                 number += 1
             entry.rename(target)
-            self.say(f"cache: {entry} is damaged ({why}); put aside as {target} and made anew")
+            self.say(f"cache: {entry} is damaged ({why}); moved to {target} and made again")
         except OSError as error:
             self.say(
-                f"cache: {entry} is damaged ({why}) and cannot be put aside ({error.strerror}); made anew "
-                "for this run"
+                f"cache: {entry} is damaged ({why}) and cannot be "
+                f"moved ({error.strerror}); made again for this run"
             )
 
     def store(self, key: str, files: Mapping[str, Path]) -> None:

@@ -84,12 +84,10 @@ class BucketCache:
                 except BucketError as error:
                     if not error.missing:
                         raise
-            self.say(
-                f"cache: {entry} is damaged ({why}); put aside as quarantine/{key}.{number} and made anew"
-            )
+            self.say(f"cache: {entry} is damaged ({why}); moved to quarantine/{key}.{number} and made again")
         except BucketError as error:
             self.say(
-                f"cache: {entry} is damaged ({why}) and cannot be put aside ({error}); made anew for this run"
+                f"cache: {entry} is damaged ({why}) and cannot be moved ({error}); made again for this run"
             )
 
     def store(self, key: str, files: Mapping[str, Path]) -> None:

@@ -164,6 +164,6 @@ def failure_reason(killed_for: str, log: Path, code: int) -> str:
         return ours[-1]
     if code < 0:
         name = signal.Signals(-code).name
-        hint = ": the system was out of memory, or somebody killed it" if name == "SIGKILL" else ""
+        hint = ": the system ran out of memory, or someone killed it" if name == "SIGKILL" else ""
         return f"killed by {name}{hint}" + (f"; last line: {lines[-1]}" if lines else "")
     return f"exit code {code}" + (f": {lines[-1]}" if lines else "")

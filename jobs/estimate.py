@@ -1,5 +1,5 @@
-"""What a plan will cost, before anything is spent: output sizes, disk at the worst moment, memory, time.
-Reads headers only."""
+"""What a plan will cost, before anything is spent: output sizes, disk at the peak, memory, time. Reads
+headers only."""
 
 import shutil
 from dataclasses import dataclass, field
@@ -58,16 +58,15 @@ def refuse_what_cannot_fit(cost: PlanCost, run: Path, memory: bool = True) -> No
     are too small."""
     if cost.disk_bytes > cost.free_bytes:
         raise BadInput(
-            f"{run}: the job needs {spell_size(cost.disk_bytes)} of disk and "
-            f"{spell_size(cost.free_bytes)} are free; "
-            "free some, choose another -o, or take recipes out"
+            f"{run}: the job needs {spell_size(cost.disk_bytes)} of disk, but "
+            f"{spell_size(cost.free_bytes)} are free; free some, choose another -o, or remove recipes"
         )
     for step in cost.steps.values() if memory else ():
         if step.memory_bytes > cost.available_bytes:
             raise BadInput(
-                f"{title(step.id)} needs about {spell_size(step.memory_bytes)} of memory, and "
-                f"{spell_size(cost.available_bytes)} are allowed or installed; raise resources.memory, or "
-                "take this recipe out"
+                f"{title(step.id)} needs about {spell_size(step.memory_bytes)} "
+                f"of memory, but {spell_size(cost.available_bytes)} are allowed "
+                "or installed; raise resources.memory, or remove this recipe"
             )
 
 

@@ -23,8 +23,8 @@ def load_job(path: Path, overrides: Sequence[str] = ()) -> Job:
     data, lines = _read_yaml(path, read_text(path, MAX_YAML_BYTES))
     if not isinstance(data, dict):
         raise BadInput(
-            f"{path}:1: expected a mapping with models: and recipes:; `quantwright init` writes one to "
-            "start from"
+            f"{path}:1: expected a mapping with models: and "
+            "recipes:; `quantwright init` writes one to start from"
         )
     changed = [_override(data, text) for text in overrides]
     names, warning = old_names(data, f"{path}:{_line((SECTION,), lines)}: {SECTION}")
@@ -92,8 +92,8 @@ def _walk(path: Path, node: Any, place: Place, lines: dict[Place, int]) -> None:
     if node.id == "scalar" and CONTROL.search(node.value):
         what = f"{_spell(place)}: " if place else ""
         raise BadInput(
-            f"{path}:{node.start_mark.line + 1}: {what}holds a line break or a control character; write it "
-            "on one line"
+            f"{path}:{node.start_mark.line + 1}: {what}holds a line "
+            "break or a control character; write it on one line"
         )
     if node.id == "mapping":
         for key, value in node.value:
@@ -128,8 +128,7 @@ def _override(data: dict[str, Any], text: str) -> Place:
                 )
         elif not isinstance(here, dict):
             raise BadInput(
-                f"--set {text!r}: {part} lies under a plain value; write that as a mapping in the job file "
-                "first"
+                f"--set {text!r}: {part} is inside a plain value; make that a mapping in the job file first"
             )
         if following is None:
             here[part] = parsed

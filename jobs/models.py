@@ -60,9 +60,7 @@ def open_models(job: Job, base: Path) -> list[OpenModel]:
     for spec in job.models:
         local = resolve_path(spec.source, base)
         if local and spec.revision:
-            raise BadInput(
-                f"model {spec.source}: is a local folder, which has no revision; take revision: out"
-            )
+            raise BadInput(f"model {spec.source}: is a local folder, which has no revision; remove revision:")
         name = spec.name or _plain(spec.source if local else spec.source.split("@")[0], local)
         plain = OpenModel(spec, name, str(local) if local else spec.id, None)
         try:

@@ -59,7 +59,7 @@ class OnRay(Executor):
         self.threads = step_threads(job)
         self.device = device(job.resources.device)
         if ":" in self.device:
-            raise BadInput(f"resources.device {self.device}: Ray chooses the GPU of each step; say cuda")
+            raise BadInput(f"resources.device {self.device}: Ray chooses the GPU of each step; write cuda")
         self.bucket = Bucket(store, "--store") if store else None
         connect(address)
         self.bench_nodes: dict[str, str] = {}  # model -> node
@@ -120,8 +120,8 @@ class OnRay(Executor):
             needed = ", ".join(_spell_resource(name, amount) for name, amount in wanted.items())
             offered = ", ".join(_spell_resource(name, amount) for name, amount in short.items())
             raise BadInput(
-                f"{step.title}: needs {needed} on one node; none of the {len(nodes)} has that "
-                f"(the most: {offered}); lower resources.threads, or add a node"
+                f"{step.title}: needs {needed} on one node; none of the {len(nodes)} nodes "
+                f"has that (the largest has {offered}); lower resources.threads, or add a node"
             )
         refused = self.refused.get(step.id, {})
         left = [node for node in fit if node["NodeID"] not in refused]

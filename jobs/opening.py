@@ -27,7 +27,5 @@ def open_executor(
         return OnRay(job, plan.steps, run, costs, address, store or job.resources.store)
     for option, given in (("--address", address), ("--store", store)):
         if given:
-            raise BadInput(
-                f"{option}: is for steps on a Ray cluster; give --executor ray too, or leave it out"
-            )
+            raise BadInput(f"{option}: is for steps on a Ray cluster; give --executor ray too, or drop it")
     return Here(job, run, costs)

@@ -101,7 +101,11 @@ def estimate_seconds(kind: str, work: float, threads: int, samples: list[Sample]
     near = [s for s in mine if work < FAR * max(s.work, 1e-3)]
     if not near:
         guess = fixed + rate * work
-        why = f"what it has done is over {FAR} times smaller" if mine else "this machine has not done it yet"
+        why = (
+            f"all its records are over {FAR} times smaller"
+            if mine
+            else "this machine has no record of such a step"
+        )
         return Estimate(guess / UNSURE, guess * UNSURE, f"built-in rates; {why}")
     # Nearest in size first: what a small model took says little about a large one.
     mine = sorted(near, key=lambda s: abs(_log(s.work) - _log(work)))[:9]

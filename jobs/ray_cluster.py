@@ -31,9 +31,8 @@ def connect(address: str | None) -> None:
     address = address or os.environ.get("RAY_ADDRESS")
     if address and "://" in address:
         raise BadInput(
-            f"--address {address}: a Ray client works from outside the cluster, and this program works in "
-            "the run folder; "
-            "start it on a machine of the cluster with host:port or auto"
+            f"--address {address}: this is a Ray client's address, but this program must run "
+            "inside the cluster; start it on a machine of the cluster with host:port or auto"
         )
     if address and address != "auto":
         _must_answer(address)

@@ -193,7 +193,7 @@ class RayStep:
             )
         except ray.exceptions.RayError as error:
             raise StepFailed(
-                f"Ray: {first_line(error)}; run the same command again: only what is missing is done"
+                f"Ray: {first_line(error)}; run the same command again to do only what is missing"
             ) from None
         return None
 

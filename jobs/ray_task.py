@@ -92,13 +92,14 @@ def run_order(order: Order) -> Ended:
 def _problem(order: Order) -> str:
     if not order.store and not Path(order.stage).is_dir():
         return (
-            f"does not see {order.run}; the run folder must lie on a file system that all nodes share, "
-            "or use --store"
+            f"does not see {order.run}; the run folder must lie on "
+            "a file system that all nodes share, or use --store"
         )
     for name, wanted in order.versions.items():
         if version(name) != wanted:
             return (
-                f"has {name} {version(name)}, and the driver {wanted}; install the same versions everywhere"
+                f"has {name} {version(name)}, but the driver has "
+                f"{wanted}; install the same versions everywhere"
             )
     if order.local:
         hashes = FileHashes(work_root() / "hashes.json")
@@ -106,7 +107,7 @@ def _problem(order: Order) -> str:
             try:
                 found = local_digest(Path(name), hashes)
             except (QuantwrightError, OSError) as error:
-                return f"has no usable {name} ({error}); put there what the driver has"
+                return f"has no usable {name} ({error}); copy the driver's there"
             if found != wanted:
                 return f"has another {name} than the driver; copy the driver's there"
     return ""
@@ -194,7 +195,7 @@ def _only_one(lock: Path) -> Iterator[int]:
                     break
                 if time.monotonic() > deadline:
                     raise StepFailed(
-                        f"an earlier process of this step still runs somewhere ({lock} is locked)"
+                        f"an earlier process of this step is still running ({lock} is locked)"
                     ) from None
                 time.sleep(0.2)
         os.set_inheritable(file.fileno(), True)

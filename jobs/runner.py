@@ -214,7 +214,7 @@ class Runner:
         fresh = Record(step.id, key, output=str(step.output))
         if not self.claims.claim(step, key):
             if step.id not in self.waits:
-                self._announce(step, "another run is making it; waiting for that")
+                self._announce(step, "another run is making it; waiting")
             self.waits.add(step.id)
             return False
         self.waits.discard(step.id)
@@ -279,7 +279,7 @@ class Runner:
         if code == 0:
             digest = step.commit(self.run_folder, running.stage)
             if digest is None:
-                self._give_up(step, record, f"ended well but left no {step.output}")
+                self._give_up(step, record, f"ended without an error but left no {step.output}")
                 return
             record.status, record.digest = "done", digest
             record.size_bytes = step.size_bytes(self.run_folder)
@@ -304,7 +304,7 @@ class Runner:
             return
         network = any(mark in reason for mark in NETWORK)
         if record.attempts <= self.job.resources.retries and (network or child.lost) and not self.interrupts:
-            self._announce(step, f"{reason}; trying again")
+            self._announce(step, f"{reason}; retrying")
             self.outputs.clear_leftovers([step])
             time.sleep(0 if child.lost else min(2.0**record.attempts, 10))
             self._start(step, record)

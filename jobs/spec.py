@@ -54,7 +54,7 @@ def expand_recipe(entry: str | dict[str, Any]) -> list[Recipe]:
         ):
             raise ValueError("matrix: expected parameters, each with a list of values, e.g. {bits: [3, 4]}")
         if math.prod(map(len, matrix.values())) > MAX_COMBINATIONS:
-            raise ValueError(f"matrix: makes more than {MAX_COMBINATIONS:,} recipes; leave some values out")
+            raise ValueError(f"matrix: makes more than {MAX_COMBINATIONS:,} recipes; remove some values")
         fixed = {key: value for key, value in entry.items() if key != "matrix"}
         return [
             parse_recipe({**fixed, **dict(zip(matrix, values, strict=True))})
@@ -98,11 +98,11 @@ class Evaluate(EvalSettings):
     in it, the reference in its own."""
 
     text: Text | None = Field(None, description="a UTF-8 text file, or held-out")
-    metrics: Metrics = Field(["perplexity", "divergence"], description="what to take of the text")
+    metrics: Metrics = Field(["perplexity", "divergence"], description="part of the text to use")
     prompts: Text | None = Field(
         None,
-        description="file of prompts that every artifact continues: a line each, or .jsonl (default: three "
-        "cut from the text)",
+        description="file of prompts that every artifact continues: one "
+        "per line, or .jsonl (default: three cut from the text)",
     )
 
     @property

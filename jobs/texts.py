@@ -32,8 +32,8 @@ class Texts:
         path = resolve_path(text, self.base)
         if path is None:
             raise BadInput(
-                f"evaluate.text: {self.base / text}: no such file; give a text file, or {HELD_OUT} for the "
-                "built-in text"
+                f"evaluate.text: {self.base / text}: no such file; "
+                f"give a text file, or {HELD_OUT} for the built-in text"
             )
         return path
 
@@ -41,8 +41,8 @@ class Texts:
         path = resolve_path(prompts, self.base)
         if path is None:
             raise BadInput(
-                f"evaluate.prompts: {self.base / prompts}: no such file; give a text file with a prompt a "
-                "line"
+                f"evaluate.prompts: {self.base / prompts}: no such "
+                "file; give a text file with one prompt per line"
             )
         return path
 

@@ -44,7 +44,7 @@ def pull(
         bucket.get(_object(digest), target)
         if sha256_file(target) != digest:
             bucket.delete(_object(digest))
-            raise BucketError(f"{bucket.url}: {name} came damaged and was deleted there")
+            raise BucketError(f"{bucket.url}: {name} arrived damaged and was deleted there")
 
 
 def _object(digest: str) -> str:

@@ -173,7 +173,7 @@ def check(method: Method, checkpoint: Checkpoint, recipe: Recipe) -> None:
     ):
         raise Unsupported(
             f"{checkpoint.source}: {checkpoint.architecture} is a multimodal model; "
-            "only its text model can be quantized: save that alone first"
+            "only its text model can be quantized: save that separately first"
         )
     if method.hf_folder:
         check_config(checkpoint)

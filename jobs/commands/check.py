@@ -55,8 +55,8 @@ def check(target: str, recipes: str | None, trust_remote_code: bool, strict: boo
 
 def log_lower(model: str, why: str) -> None:
     log(
-        f"note: {model}: verification can reach `tensors` only ({why}); convert wants "
-        "--allow-lower-verification for it"
+        f"note: {model}: verification can reach `tensors` only "
+        f"({why}); convert needs --allow-lower-verification for it"
     )
 
 
@@ -64,8 +64,8 @@ def _check_model(model: str, recipes: str | None, trust_remote_code: bool) -> li
     checkpoint = open_checkpoint(model, trust_remote_code=trust_remote_code)
     if quantized := checkpoint.quantized:
         log(
-            f"note: {model}: its tensors are quantized already ({quantized}), so that whatever is made of "
-            "them is rounded twice"
+            f"note: {model}: its tensors are already quantized "
+            f"({quantized}), so any conversion rounds them twice"
         )
     parsed = [parse_recipe(text) for text in (split_recipes(recipes) if recipes else presets())]
     return [_check_one(checkpoint, recipe) for recipe in parsed]

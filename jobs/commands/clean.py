@@ -19,7 +19,7 @@ def clean(run: Path, yes: bool) -> int:
     """Delete from the run folder RUN what no job refers to any more: artifacts, results, logs, leftovers.
     Asks first."""
     if not read_jobs(run):
-        raise BadInput(f"{run}: not the run folder of a job, so nothing in it is known to be unused")
+        raise BadInput(f"{run}: not the run folder of a job, so its unused files are unknown")
     with RunLock(run):
         paths = list(unused(run))
         for path in paths:

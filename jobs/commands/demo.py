@@ -33,10 +33,10 @@ def demo(out: Path, overrides: tuple[str, ...], as_json: bool) -> int:
     report's path."""
     job = demo_folder() / "job.yaml"
     if not job.is_file():
-        raise BadInput(f"{job}: missing; this installation of quantwright lacks its demo: install it again")
+        raise BadInput(f"{job}: missing; install quantwright again")
     log(
-        "The embedded checkpoint goes through every family of quantization. This takes about ten minutes on "
-        "two cores."
+        "The embedded checkpoint goes through every family of "
+        "quantization. This takes about ten minutes on two cores."
     )
     summary = run_job(job, out, overrides)
     document = report_document(out, summary)

@@ -60,7 +60,7 @@ def print_outcome(summary: Summary, document: dict[str, Any]) -> None:
         "unsupported": summary.unsupported,
     }
     told = ", ".join(f"{len(names)} {what}" for what, names in counts.items() if names) or "nothing done"
-    log(told + ("; interrupted: the same command goes on from here" if summary.interrupted else ""))
+    log(told + ("; interrupted: run the same command again to continue" if summary.interrupted else ""))
     if document["report"]:
         say(f"report: {document['report']}")
 

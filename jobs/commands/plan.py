@@ -59,7 +59,7 @@ def _target(target: str, recipes: str | None, overrides: tuple[str, ...]) -> tup
         return load_job(path, overrides), path.absolute().parent, job_name(path)
 
     if not recipes:
-        raise BadInput(f"{target}: give --to RECIPE[,RECIPE...], or a job file (.yaml)")
+        raise BadInput(f"{target}: give --to RECIPE[,RECIPE...] or a job file (.yaml)")
     return (
         job_of({"models": [target], "recipes": split_recipes(recipes), "report": False}),
         Path.cwd(),
@@ -85,9 +85,9 @@ def _print_plan(plan: Plan, cost: PlanCost) -> None:
     for row in plan.rows:
         say(f"{row.status}: {row.reason}")
     say(
-        f"disk: {spell_size(cost.disk_bytes)} at the worst moment, {spell_size(cost.free_bytes)} free; "
-        f"memory: {spell_size(cost.memory_bytes)} of {spell_size(cost.available_bytes)}; "
-        f"time: {spell_time(cost.low_s)} to {spell_time(cost.high_s)}, one step after another"
+        f"disk: {spell_size(cost.disk_bytes)} at the peak, {spell_size(cost.free_bytes)} free; "
+        f"memory: {spell_size(cost.memory_bytes)} of {spell_size(cost.available_bytes)}; time: "
+        f"{spell_time(cost.low_s)} to {spell_time(cost.high_s)}, one step after another"
     )
 
 

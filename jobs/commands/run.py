@@ -99,7 +99,7 @@ def run_job(
     if strict and refused:
         for row in refused[1:]:
             log(f"quantwright: {row.reason}")
-        raise Unsupported(f"{refused[0].reason} (--strict: nothing was run)")
+        raise Unsupported(f"{refused[0].reason} (--strict: nothing ran)")
     cost = estimate_plan(spec, plan, out)
     refuse_what_cannot_fit(cost, out, memory=executor == "local")
     shared = cache or (place_of(spec.cache, path.absolute().parent) if spec.cache else None)

@@ -43,7 +43,7 @@ def _table(found: list[StepState], runner: int | None) -> Table:
     for state in found:
         counts[state.status] = counts.get(state.status, 0) + 1
     title = ", ".join(f"{number} {name}" for name, number in counts.items())
-    title += f"; process {runner} is working" if runner else "; nobody is working on it"
+    title += f"; process {runner} is working" if runner else "; not running"
     table = Table(
         "step",
         "status",

@@ -79,7 +79,7 @@ def publish_steps(job: Job, steps: Sequence[Step]) -> list[PublishStep]:
     unmade = [short for digest, short in wanted.items() if digest not in made]
     if unmade:
         raise BadInput(
-            f"publish.recipes: {unmade[0]} is not made by this job; add it to recipes, or take it out"
+            f"publish.recipes: {unmade[0]} is not made by this job; add it to recipes, or remove it"
         )
     groups: dict[tuple[str, str], list[ConvertStep]] = {}
     for step in conversions:
@@ -94,7 +94,7 @@ def publish_steps(job: Job, steps: Sequence[Step]) -> list[PublishStep]:
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice:
         raise BadInput(
-            f"publish.repo: several repositories would be {twice}; put {{model}} and {{format}} into the name"
+            f"publish.repo: several repositories would be named {twice}; use {{model}} and {{format}} in it"
         )
     return found
 
@@ -115,7 +115,7 @@ def _step(
         repo = publish.repo.format(model=model, format=form)
     except (KeyError, IndexError, ValueError):
         raise BadInput(
-            f"publish.repo {publish.repo!r}: may hold {{model}} and {{format}}, nothing else in braces"
+            f"publish.repo {publish.repo!r}: braces may contain only {{model}} and {{format}}"
         ) from None
     arguments = ["publish", *[step.name for step in converts], "--repo", repo, "--results", "."]
     for option in ("license", "license_name", "license_link", "base_model"):

@@ -97,10 +97,9 @@ def convert(
             emit_json(document)
         if document["verified"] != verify and not allow_lower_verification:
             raise StepFailed(
-                f"{out}: verified: {document['verified']} only, {verify} was asked for: "
-                f"{document['why_lower']}; "
-                "the artifact is kept; --allow-lower-verification (in a job: allow_lower_verification: "
-                "true) accepts it"
+                f"{out}: verified: {document['verified']}, not {verify} as asked: "
+                f"{document['why_lower']}; the artifact is kept; --allow-lower-verification "
+                "(in a job: allow_lower_verification: true) accepts it"
             )
         return 0
     return _convert_each(model, parsed, out, options, force, run, as_json, adapter)
@@ -120,9 +119,8 @@ def convert_one(
     log(f"{model} -> {recipe.short}")
     if recipe.calibrated:
         log(
-            f"calibration: {calibration.source}, {calibration.tokens} tokens in windows of "
-            f"{calibration.sequence_length}, "
-            f"seed {calibration.seed}"
+            f"calibration: {calibration.source}, {calibration.tokens} tokens in "
+            f"windows of {calibration.sequence_length}, seed {calibration.seed}"
         )
     artifact = do_convert(
         model,
@@ -140,8 +138,7 @@ def convert_one(
         log(f"note: {tensors}: {what} ({why})")
     say(
         f"{out}: {manifest.recipe_short}, {spell_size(artifact.size_bytes)}, "
-        f"{artifact.bits_per_weight:.3f} bits per weight, "
-        f"verified: {artifact.verified}"
+        f"{artifact.bits_per_weight:.3f} bits per weight, verified: {artifact.verified}"
     )
     return {
         "artifact": str(out),

@@ -68,9 +68,7 @@ def with_options(recipes: Sequence[Recipe], gguf: dict[str, Any]) -> list[Recipe
     """The recipes, those of GGUF with the parameters given. Errors: BadInput where there is none of GGUF, or
     a value is wrong."""
     if gguf and all(recipe.method != "gguf" for recipe in recipes):
-        raise BadInput(
-            f"{OPTIONS[next(iter(gguf))]}: only GGUF recipes have it; leave it out or add a gguf recipe"
-        )
+        raise BadInput(f"{OPTIONS[next(iter(gguf))]}: is only for GGUF recipes; drop it or add a gguf recipe")
     changes = {name: value for name, value in gguf.items() if name != "allow_tokenizer_mismatch"}
     if "imatrix" in changes:
         changes |= {"imatrix": str(changes["imatrix"]), "imatrix_sha256": None}

@@ -70,14 +70,11 @@ def imatrix(
     }
     for name, count in unreached.items():
         log(
-            f"note: {name}: no token reached {count} of its {len(entries[name].counts)} experts; use a "
-            "longer text"
+            f"note: {name}: no token reached {count} of its "
+            f"{len(entries[name].counts)} experts; use a longer text"
         )
     for name in computed.missing:
-        log(
-            f"note: {name}: what it is multiplied with exists in llama.cpp's graph alone; it is quantized "
-            "without importances"
-        )
+        log(f"note: {name}: its input exists only in llama.cpp's graph; it is quantized without importances")
     say(f"{out}: {len(entries)} tensors over {len(ids)} windows of {ids.shape[1]} tokens")
     if as_json:
         emit_json(
@@ -102,15 +99,13 @@ def _claim(out: Path, force: bool, inputs: list[Path]) -> None:
     if real.is_dir() or (real.exists() and not force):
         raise BadInput(f"{out}: already exists; choose another -o, or pass --force to replace a file")
     if not os.access(real.parent, os.W_OK):
-        raise BadInput(
-            f"{out}: its folder does not exist, or cannot be written; make it, or choose another -o"
-        )
+        raise BadInput(f"{out}: its folder does not exist or is not writable; make it, or choose another -o")
     if real.exists():
         keep_inputs(out, inputs)
         try:
             read_imatrix(real)
         except BadInput:
             raise BadInput(
-                f"{out}: is no importance matrix, and --force replaces nothing else; choose another -o, or "
-                "remove it"
+                f"{out}: is not an importance matrix, the only file "
+                "that --force replaces; choose another -o, or remove it"
             ) from None

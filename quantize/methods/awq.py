@@ -30,14 +30,14 @@ BITS = 4
 GROUP_SIZES = (32, 64, 128)
 #: the engine searches clipping bounds 64 outputs at a time
 OUTPUT_MULTIPLE = 64
-_LAYERS = "the engine (GPTQModel 7.6) cannot run its attention alone to search scales; gptq-int4 can take it"
+_LAYERS = "the engine (GPTQModel 7.6) cannot run its attention separately to search scales; use gptq-int4"
 EXCLUDED = {
     "gemma2": _LAYERS,
-    "gemma3_text": "the engine (GPTQModel 7.6) cannot run its layers alone, having two rotary embeddings; "
-    "gptq-int4 can take it",
+    "gemma3_text": "the engine (GPTQModel 7.6) cannot run its layers "
+    "separately, as it has two rotary embeddings; use gptq-int4",
     "stablelm": _LAYERS,
-    "cohere2": "the engine (GPTQModel 7.6) cannot move scales into its norm; gptq-int4 can take it",
-    "starcoder2": "the engine's (GPTQModel 7.6) result gives NaN when it runs; gptq-int4 can take it",
+    "cohere2": "the engine (GPTQModel 7.6) cannot move scales into its norm; use gptq-int4",
+    "starcoder2": "the engine's (GPTQModel 7.6) output produces NaN when it runs; use gptq-int4",
 }
 
 
@@ -85,7 +85,7 @@ class Awq(Method):
         from quantize.engines.gptqmodel.computed import openers
 
         if calibration is None:
-            raise StepFailed(f"{recipe.short}: no calibration text was given, and AWQ cannot do without")
+            raise StepFailed(f"{recipe.short}: AWQ needs a calibration text; give --calibration")
 
         def make_config(shared: dict[str, Any]) -> Any:
             from gptqmodel.quantization.config import AWQConfig

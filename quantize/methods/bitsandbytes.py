@@ -51,15 +51,17 @@ class BnbRecipe(Recipe):
     @model_validator(mode="after")
     def _parameters_fit(self) -> "BnbRecipe":
         if self.weights == "int8" and self.double_quant:
-            raise ValueError("double_quant belongs to nf4 and fp4; int8 has one scale a row")
+            raise ValueError("double_quant belongs to nf4 and fp4; int8 has one scale per row")
         if self.weights != "int8" and self.threshold != 6.0:
-            raise ValueError("threshold belongs to int8; nf4 and fp4 leave activations alone")
+            raise ValueError("threshold belongs to int8; nf4 and fp4 do not round activations")
         return self
 
 
 class BitsAndBytes(Method):
     recipe_class: ClassVar[type[Recipe]] = BnbRecipe
-    summary: ClassVar[str] = "bitsandbytes: 8-bit rows or 4-bit blocks, no calibration, saved; or on the fly"
+    summary: ClassVar[str] = (
+        "bitsandbytes: 8-bit rows or 4-bit blocks, no calibration; saved, or quantized while loading"
+    )
     needs: ClassVar[tuple[tuple[str, str], ...]] = (
         ("bitsandbytes", "bitsandbytes"),
         ("accelerate", "accelerate"),
@@ -74,16 +76,15 @@ class BitsAndBytes(Method):
         names = set(layers.linear) - {layers.head} - layers.uses.direct
         if not names:
             raise Unsupported(
-                f"{checkpoint.source}: {checkpoint.architecture} has no linear layers for bitsandbytes to "
-                "quantize "
-                "(its projections are another kind of layer); GGUF recipes may take it"
+                f"{checkpoint.source}: {checkpoint.architecture} has no linear layers for bitsandbytes "
+                "to quantize (its projections are another kind of layer); GGUF recipes may work"
             )
         if recipe.weights != "int8":
             odd = next((n for n in sorted(names) if layers.linear[n][0] * layers.linear[n][1] % 2), None)
             if odd:
                 raise Unsupported(
-                    f"{checkpoint.source}: {odd}.weight has an odd number of weights; two of 4 bits share a "
-                    "byte"
+                    f"{checkpoint.source}: {odd}.weight has an odd number "
+                    "of weights, but two 4-bit weights share a byte"
                 )
 
     def convert(
@@ -121,7 +122,10 @@ class BitsAndBytes(Method):
         config = {key: value for key, value in checkpoint.config.items() if key != "torch_dtype"}
         weight_bytes = write_state(stage, state)
         write_config(stage, {**config, "dtype": dtype, "quantization_config": quantization})
-        own = "the model's own code multiplies with this weight, which bitsandbytes packs for its layer alone"
+        own = (
+            "the model's own code multiplies with this weight, "
+            "which bitsandbytes packs for use in its layer only"
+        )
         reasons = {layers.tensor(name): own for name in layers.uses.direct}
         notes = kept_notes(
             checkpoint, {layers.tensor(name) for name in done}, layers, "bitsandbytes", reasons
@@ -211,14 +215,14 @@ class BitsAndBytes(Method):
 
 def _kernel_notes(tensor: str, outputs: int, inputs: int) -> list[Note]:
     """Where bitsandbytes' own 4-bit kernels for CPUs fail at a layer."""
-    elsewhere = "right on GPUs and in this program"
+    elsewhere = "correct on GPUs and in this program"
     notes = []
     if inputs % BLOCK:
         why = f"bitsandbytes 0.50 computes such layers wrongly on CPUs with AVX-512; {elsewhere}"
         notes.append(Note(tensor=tensor, what=f"blocks of {BLOCK} that cross rows of {inputs}", why=why))
     if outputs % CPU_OUTPUTS:
         why = f"bitsandbytes 0.50 refuses it on CPUs with bfloat16 instructions; {elsewhere}"
-        notes.append(Note(tensor=tensor, what=f"{outputs} outputs, no multiple of {CPU_OUTPUTS}", why=why))
+        notes.append(Note(tensor=tensor, what=f"{outputs} outputs, not a multiple of {CPU_OUTPUTS}", why=why))
     return notes
 
 
@@ -271,8 +275,8 @@ def _computed(model: "PreTrainedModel", layers: "Layers") -> Computed:
 def _same_map(stored: Any, name: str, codebook: np.ndarray) -> None:
     if not np.allclose(stored.float32(name), codebook, rtol=0, atol=1e-6):
         raise StepFailed(
-            f"{name}: not the codebook of its type; the artifact is damaged, or of another bitsandbytes: "
-            "convert again"
+            f"{name}: not the codebook of its type; the artifact is "
+            "damaged, or made by another bitsandbytes: convert again"
         )
 
 
@@ -282,8 +286,7 @@ def _check_float16(checkpoint: Checkpoint, names: set[str]) -> None:
         if largest > FLOAT16_MAX:
             raise StepFailed(
                 f"{checkpoint.source}: tensor {name} holds values up to {largest:.4g}; bitsandbytes rounds "
-                "int8 layers to "
-                f"float16 first, which ends at {FLOAT16_MAX:.0f}; use bnb-nf4"
+                f"int8 layers to float16 first, whose largest value is {FLOAT16_MAX:.0f}; use bnb-nf4"
             )
 
 

@@ -24,7 +24,7 @@ FLOAT16_MAX = 65504.0
 class Dense(Method):
     recipe_class: ClassVar[type[Recipe]] = DenseRecipe
     on_device: ClassVar[bool] = False
-    summary: ClassVar[str] = "the checkpoint as it is, in one dtype: the baseline"
+    summary: ClassVar[str] = "the unquantized checkpoint in one dtype: the baseline"
     loads_in: ClassVar[tuple[str, ...]] = ("transformers", "vllm", "sglang")
 
     def source(self, checkpoint: Checkpoint) -> tuple[Checkpoint, list[Note]]:
@@ -115,8 +115,7 @@ def _cast(checkpoint: Checkpoint, name: str, dtype: str) -> np.ndarray:
     if dtype == "float16" and tensor.dtype != torch.float16 and not torch.isfinite(cast).all():
         largest = float(tensor.abs().max())
         raise StepFailed(
-            f"{checkpoint.source}: tensor {name} holds values up to {largest:.4g}, and float16 ends at "
-            f"{FLOAT16_MAX:.0f}; "
-            "use bfloat16 or float32"
+            f"{checkpoint.source}: tensor {name} holds values up to {largest:.4g}, but "
+            f"float16's largest value is {FLOAT16_MAX:.0f}; use bfloat16 or float32"
         )
     return torch_bytes(cast)

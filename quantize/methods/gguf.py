@@ -44,7 +44,7 @@ class _Work:
 
 class Gguf(Method):
     recipe_class = GgufRecipe
-    summary = "one .gguf file for llama.cpp and what is built on it (Ollama, LM Studio, ...)"
+    summary = "one .gguf file for llama.cpp and programs built on it (Ollama, LM Studio, ...)"
     needs = (("llama-cpp-python", "llama_cpp"), ("gguf", "gguf"))
     on_device = False
     extra = "llamacpp"
@@ -170,9 +170,7 @@ def _prepare(checkpoint: Checkpoint, recipe: GgufRecipe) -> _Work:
     if not file_type.quantized and (
         recipe.tensor_types or recipe.output_type or recipe.token_embedding_type or recipe.imatrix
     ):
-        raise Unsupported(
-            f"{recipe.short}: types of single tensors and importances can be given for quantized files only"
-        )
+        raise Unsupported(f"{recipe.short}: tensor types and importances apply only to quantized files")
     specs = [
         Spec(m.name, m.shape, lossless_type(m.name, m.shape, _source_type(checkpoint, m, recipe)))
         for m in family.tensors
@@ -318,6 +316,6 @@ def _open(stage: Path) -> "GgufFile":
 def _recorded_sources(stage: Path) -> dict[str, tuple[str, ...]]:
     manifest = stage / MANIFEST
     if not manifest.is_file():
-        raise BadInput(f"{stage}: no {MANIFEST}, which says from which tensors of the source these were made")
+        raise BadInput(f"{stage}: no {MANIFEST}, which says which source tensors these were made from")
     details = json.loads(manifest.read_text(encoding="utf-8"))["details"]
     return {name: tuple(sources) for name, sources in details["sources"].items()}

@@ -107,8 +107,8 @@ def _read(path: str, sha256: str) -> "ImportanceMatrix":
     matrix = read_imatrix(path)
     if sha256_file(Path(path)) != sha256:
         raise BadInput(
-            f"{path}: is not the importance matrix that the recipe names (sha256 {sha256[:12]}...); give "
-            "that one"
+            f"{path}: is another importance matrix than the recipe "
+            f"names (sha256 {sha256[:12]}...); give that one"
         )
     return matrix
 

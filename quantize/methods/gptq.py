@@ -82,7 +82,7 @@ class Gptq(Method):
         from quantize.engines.gptqmodel.computed import openers
 
         if calibration is None:
-            raise StepFailed(f"{recipe.short}: no calibration text was given, and GPTQ cannot do without")
+            raise StepFailed(f"{recipe.short}: GPTQ needs a calibration text; give --calibration")
 
         def make_config(shared: dict[str, Any]) -> Any:
             from gptqmodel.quantization.config import GPTQConfig
@@ -109,8 +109,8 @@ class Gptq(Method):
         notes = [
             Note(
                 tensor=f"{name}.weight",
-                what=f"{count} zero points raised from 0 to 1, their highest level lost",
-                why="the format stores zero points less one, so it cannot say 0",
+                what=f"{count} zero points are raised from 0 to 1 and lose their highest level",
+                why="the format stores zero points minus one, so it cannot express 0",
             )
             for name, count in lifted.items()
         ]

@@ -46,7 +46,7 @@ class QuantoRecipe(Recipe):
 class Quanto(Method):
     recipe_class: ClassVar[type[Recipe]] = QuantoRecipe
     summary: ClassVar[str] = (
-        "optimum-quanto: rounded to nearest, no calibration, saved and reloadable; or on the fly"
+        "optimum-quanto: rounded to nearest, no calibration; saved and reloadable, or quantized while loading"
     )
     needs: ClassVar[tuple[tuple[str, str], ...]] = (("optimum-quanto", "optimum.quanto"), ("ninja", "ninja"))
     extra: ClassVar[str] = "quanto"
@@ -57,10 +57,9 @@ class Quanto(Method):
 
         if not self.expected(checkpoint, recipe):
             raise Unsupported(
-                f"{checkpoint.source}: {checkpoint.architecture} has no linear layers for optimum-quanto to "
-                "quantize "
-                "(its projections are another kind of layer, or of a shape it cannot pack); GGUF recipes "
-                "may take it"
+                f"{checkpoint.source}: {checkpoint.architecture} has no linear "
+                "layers for optimum-quanto to quantize (its projections are another "
+                "kind of layer, or of a shape it cannot pack); GGUF recipes may work"
             )
 
     def convert(
@@ -110,8 +109,8 @@ class Quanto(Method):
             Note(
                 tensor=layers.tensor(name),
                 what="its inputs are not contiguous",
-                why="optimum-quanto 0.2.7's bfloat16 kernels for CPUs refuse such; right on GPUs and in "
-                "this program",
+                why="optimum-quanto 0.2.7's bfloat16 kernels for CPUs "
+                "refuse it; correct on GPUs and in this program",
             )
             for name in sorted(layers.uses.strided & set(mapping))
             if recipe.weights in ("int8", "int4")
@@ -125,7 +124,7 @@ class Quanto(Method):
                 Note(
                     tensor=f"{layers.head}.weight",
                     what="stored a second time, quantized",
-                    why="lm_head=true, and the embedding it was tied to stays as it is",
+                    why="lm_head=true, and the embedding it was tied to is not quantized",
                 )
             )
         return Conversion(
@@ -224,8 +223,8 @@ def _computed(model: "PreTrainedModel", layers: "Layers", head_apart: bool) -> C
 
 
 _WHY_UNPACKABLE = (
-    "optimum-quanto 0.2.7 packs 4-bit weights with bfloat16 scales 16 outputs at a time; from "
-    "a float32 or float16 source it can"
+    "optimum-quanto 0.2.7 packs 4-bit weights with bfloat16 "
+    "scales 16 outputs at a time; use a float32 or float16 source"
 )
 
 
@@ -259,10 +258,10 @@ def group_note(name: str, width: int) -> Note | None:
         return Note(
             tensor=name,
             what="one scale per row instead of groups of 128",
-            why=f"{width} inputs are no multiple of 128, 96, 64 or 32",
+            why=f"{width} inputs are not a multiple of 128, 96, 64 or 32",
         )
     return Note(
-        tensor=name, what=f"groups of {size} instead of 128", why=f"{width} inputs are no multiple of 128"
+        tensor=name, what=f"groups of {size} instead of 128", why=f"{width} inputs are not a multiple of 128"
     )
 
 

@@ -67,8 +67,8 @@ def parse_recipe(text: str | dict[str, Any] | Recipe) -> Recipe:
         base = {"method": name.lower()}
     if base is None:
         raise BadInput(
-            f"unknown recipe {name!r}{did_you_mean(name.lower(), [*known, *METHODS])}; `quantwright "
-            "methods` lists all"
+            f"unknown recipe {name!r}{did_you_mean(name.lower(), [*known, *METHODS])}; "
+            "`quantwright methods` lists all"
         )
     cls = recipe_class(base["method"])
     values = dict(base)

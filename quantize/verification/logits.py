@@ -123,8 +123,8 @@ def compare_logits(
             moved.add(row, 0, logits)
         tolerance = max(tolerance, ROUNDING_MARGIN * moved.kl_mean)
         detail += (
-            "; the runtime's rounding of activations, done alike on both sides, moves this model by "
-            f"{moved.kl_mean:.2g}"
+            "; the runtime's rounding of activations, done equally "
+            f"on both sides, moves this model by {moved.kl_mean:.2g}"
         )
     if served.kl_mean > tolerance and (noise := seen.apart(known)):
         choices = 0.0
@@ -137,8 +137,8 @@ def compare_logits(
             choices = max(choices, turned.kl_mean)
         tolerance = max(tolerance, ROUNDING_MARGIN * choices)
         detail += (
-            f"; noise of {CHOICE_NOISE:g} times that rounding, before its routers alone, moves it by "
-            f"{choices:.2g}"
+            f"; noise of {CHOICE_NOISE:g} times that rounding, "
+            f"before its routers only, moves it by {choices:.2g}"
         )
     checks = [
         Check(
@@ -162,8 +162,8 @@ def compare_logits(
             name="distance to source",
             passed=True,
             value=source.kl_mean,
-            detail="mean KL divergence of the second reader's weights from the source's; recorded: what the "
-            "recipe costs",
+            detail="mean KL divergence of the second reader's weights "
+            "from the source's; recorded: what the recipe costs",
         )
     )
     return checks, "full"
@@ -243,8 +243,8 @@ def _demand_finite(logits: np.ndarray) -> None:
     failed."""
     if not np.isfinite(logits).all():
         raise StepFailed(
-            "the model gives NaN or Inf logits: the arithmetic overflows, or the weights are damaged; try "
-            "--dtype float32"
+            "the model's logits are NaN or Inf: the arithmetic "
+            "overflows, or the weights are damaged; try --dtype float32"
         )
 
 

@@ -117,7 +117,7 @@ def _in_a_process(made: _Made, compare: Compare | None, scratch: Path) -> tuple[
         return [
             Check(name="opens", passed=False, detail=f"the loader has no place for {foreign[0]}{more}")
         ], ""
-    opens = Check(name="opens", passed=True, detail=f"in a process of its own: {_backend(opened.about)}")
+    opens = Check(name="opens", passed=True, detail=f"in a separate process: {_backend(opened.about)}")
     if compare is None or rows is None:
         return [opens], ""
     found, level = compare(opened, rows)
@@ -160,7 +160,7 @@ def _types(method: Method, recipe: Recipe, stage: Path, checkpoint: Checkpoint, 
     missing = sorted(expected - set(found) - noted)
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        return Check(name="types", passed=False, detail=f"{missing[0]}{more} should be quantized and is not")
+        return Check(name="types", passed=False, detail=f"{missing[0]}{more} should be quantized but is not")
     fits = getattr(method, "fits", None)
     wrong = sorted(
         name

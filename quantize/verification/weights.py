@@ -139,7 +139,7 @@ class _Reading:
                 yield f"{name}: value {wrong[0]} is not its source's, rounded"
                 return
         if not known and (row := identity.lost_row(values, source)) is not None:
-            yield f"{name}: row {row} is lost: it holds zeros alone"
+            yield f"{name}: row {row} is lost: it is all zeros"
         elif not self._slopes[0] <= likeness.slope <= self._slopes[1]:
             yield f"{name} is {likeness.slope:.3g} times its source; its scales are not what was quantized"
         elif (moved := identity.misplaced_row(values, source, self._rescaled)) is not None:
@@ -165,8 +165,8 @@ class _Reading:
             name="weight error",
             passed=True,
             value=float(np.mean([likeness.error for likeness in found.values()])),
-            detail=f"mean relative error of {len(found)} tensors; largest {found[worst].error:.3g} at "
-            f"{worst}; recorded",
+            detail=f"mean relative error of {len(found)} tensors; largest "
+            f"{found[worst].error:.3g} at {worst}; recorded",
         )
         lowest = min(found, key=lambda name: found[name].worst_cosine)
         farthest = max(found, key=lambda name: abs(np.log(max(found[name].slope, 1e-30))))
@@ -174,9 +174,8 @@ class _Reading:
             name="likeness",
             passed=True,
             value=found[lowest].worst_cosine,
-            detail=f"smallest cosine of a row with its source's, row {found[lowest].worst_row} of {lowest}; "
-            "size "
-            f"{found[farthest].slope:.3g} times the source's at {farthest}; recorded",
+            detail=f"smallest cosine of a row with its source's, row {found[lowest].worst_row} of "
+            f"{lowest}; size {found[farthest].slope:.3g} times the source's at {farthest}; recorded",
         )
 
 

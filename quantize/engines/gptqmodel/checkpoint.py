@@ -45,9 +45,7 @@ def write_checkpoint(
     ]
     missing = sorted(set(checkpoint.tensors) - set(names) - {f"{base}.weight" for base in packed})
     if missing:
-        raise StepFailed(
-            f"{checkpoint.source}: {engine_name()} saved neither {missing[0]} nor a quantized form of it"
-        )
+        raise StepFailed(f"{checkpoint.source}: {engine_name()} did not save {missing[0]} in any form")
     handles = {path: safe_open(path, "pt") for path in {info.file for info in infos.values()}}
 
     def tensor(name: str) -> torch.Tensor:

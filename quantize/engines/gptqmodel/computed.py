@@ -106,7 +106,7 @@ def openers(stage: Path) -> tuple[tuple[str, ...], list[Note]]:
     """(programs that open what was written, or none where all do that usually do; the note that says so)."""
     if not own_loader(stage):
         return (), []
-    why = "transformers 5 looks for all experts in one tensor, and would leave these random"
+    why = "transformers 5 looks for all experts in one tensor, and would fill these with random numbers"
     return ("gptqmodel", "vllm", "sglang"), [
-        Note(tensor="*", what="not for transformers' own loader: open it with GPTQModel.load", why=why)
+        Note(tensor="*", what="transformers' own loader cannot open it: use GPTQModel.load", why=why)
     ]

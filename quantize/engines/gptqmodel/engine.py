@@ -247,9 +247,8 @@ def _watched_hessians() -> Iterator[list[tuple[str, float]]]:
         before = hessian.diagonal().clone()
         if not bool(torch.isfinite(before).all()):
             raise StepFailed(
-                f"{_name_of(self)}: its inputs overflow on the calibration text (the Hessian holds NaN or "
-                "Inf); "
-                "check the model's weights, or compute in float32"
+                f"{_name_of(self)}: its inputs overflow on the calibration text (the Hessian "
+                "holds NaN or Inf); check the model's weights, or compute in float32"
             )
         result = original(self, hessian)
         if result[0] is None:
@@ -299,8 +298,8 @@ def _damping_notes(log: list[dict[str, Any]], config: Any, floors: list[tuple[st
             continue
         if "fallback" in loss or loss.startswith(str(ROUNDED_LOSS)):
             raise StepFailed(
-                f"{name}: its loss is NaN, so it could only be rounded to nearest; use more "
-                "--calibration-tokens"
+                f"{name}: its loss is NaN, so it could only be "
+                "rounded to nearest; use more --calibration-tokens"
             )
         damp = row.get("damp")
         if wanted is not None and damp is not None and abs(float(damp) - wanted) > 1e-5:

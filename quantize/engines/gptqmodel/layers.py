@@ -19,7 +19,8 @@ MODEL_TYPES = frozenset(
     }
 )  # fmt: skip
 _FUSED = (
-    "the engine (GPTQModel 7.6) splits its fused gate_up_proj and saves names that loaders do not look for"
+    "the engine (GPTQModel 7.6) splits its fused gate_up_proj "
+    "and saves it under names that loaders do not look for"
 )
 _EXPERTS = "the engine (GPTQModel 7.6) saves its experts under names that loaders do not look for"
 #: model types that the engine says it takes, and why the result would not load
@@ -56,19 +57,18 @@ def check_model_type(checkpoint: Checkpoint, method: str, excluded: dict[str, st
     kind = checkpoint.model_type
     if reason := excluded.get(kind) or UNLOADABLE.get(kind):
         raise Unsupported(
-            f"{checkpoint.source}: {method} cannot take {checkpoint.architecture}: {reason}; try a gguf, "
-            "quanto or bnb recipe"
+            f"{checkpoint.source}: {method} does not support "
+            f"{checkpoint.architecture}: {reason}; try a gguf, quanto or bnb recipe"
         )
     if kind not in MODEL_TYPES:
         raise Unsupported(
-            f"{checkpoint.source}: {method} cannot take model_type {kind!r}; it takes "
-            f"{', '.join(sorted(MODEL_TYPES))}; "
-            "try a gguf, quanto or bnb recipe"
+            f"{checkpoint.source}: {method} does not support model_type {kind!r}; it "
+            f"supports {', '.join(sorted(MODEL_TYPES))}; try a gguf, quanto or bnb recipe"
         )
     if not quantizable(checkpoint):
         raise Unsupported(
-            f"{checkpoint.source}: has no two-dimensional weight in a decoder layer, so nothing that "
-            f"{method} quantizes"
+            f"{checkpoint.source}: has no two-dimensional weight in "
+            f"a decoder layer, which is all that {method} quantizes"
         )
 
 
@@ -88,9 +88,8 @@ def check_shapes(
         for size, multiple, side in ((inputs, in_multiple, "inputs"), (outputs, out_multiple, "outputs")):
             if size % multiple:
                 raise Unsupported(
-                    f"{checkpoint.source}: {name} has {size} {side}, and {preset} needs a multiple of "
-                    f"{multiple}; "
-                    "try a gguf, quanto or bnb recipe"
+                    f"{checkpoint.source}: {name} has {size} {side}, and {preset} "
+                    f"needs a multiple of {multiple}; try a gguf, quanto or bnb recipe"
                 )
     for name, info in weights.items():
         if group_size > 0 and info.shape[1] % group_size:
@@ -102,9 +101,8 @@ def check_shapes(
                 f"{base}:group_size=-1"
             ]
             raise Unsupported(
-                f"{checkpoint.source}: {name} has {info.shape[1]} inputs, which groups of {group_size} do "
-                "not divide; "
-                f"use {' or '.join(spellings)}"
+                f"{checkpoint.source}: {name} has {info.shape[1]} inputs, which "
+                f"groups of {group_size} do not divide; use {' or '.join(spellings)}"
             )
 
 
@@ -143,11 +141,11 @@ def kept_notes(checkpoint: Checkpoint) -> list[Note]:
         if len(info.shape) < 2 or name in quantized:
             continue
         if ROUTERS.search(name):
-            why = "it chooses experts: its rounding would change which ones run"
+            why = "it chooses experts: rounding it would change which ones run"
         elif "embed" in name and checkpoint.config.get("tie_word_embeddings"):
             why = (
-                "embedding and output head are one tensor here, and loaders of this format expect both "
-                "unquantized"
+                "embedding and output head are one tensor here, "
+                "and loaders of this format expect both unquantized"
             )
         else:
             why = "loaders of this format expect embedding and output head unquantized"

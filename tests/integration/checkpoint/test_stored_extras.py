@@ -146,7 +146,7 @@ def test_what_a_librarys_kernel_for_cpus_refuses_is_noted(mamba: Path, tmp_path:
     _, _, notes = made(mamba, "quanto-int8", tmp_path)
     assert "contiguous" in notes["backbone.layers.0.mixer.x_proj.weight"].what
     _, _, notes = made(mamba, "bnb-fp4", tmp_path)
-    assert "outputs, no multiple of 32" in notes["backbone.layers.0.mixer.x_proj.weight"].what
+    assert "outputs, not a multiple of 32" in notes["backbone.layers.0.mixer.x_proj.weight"].what
 
 
 def test_layers_that_optimum_quanto_cannot_pack_are_kept(

@@ -86,9 +86,12 @@ def test_options_reach_each_of_several_recipes(checkpoint: Path, matrix: Path, t
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--to", "bfloat16", "--via", "f16"], "--via: only GGUF recipes"),
-        (["--to", "bnb-nf4", "--allow-tokenizer-mismatch"], "--allow-tokenizer-mismatch: only GGUF recipes"),
-        (["--to", "bfloat16", "--tensor-type", "a=q8_0"], "--tensor-type: only GGUF recipes"),
+        (["--to", "bfloat16", "--via", "f16"], "--via: is only for GGUF recipes"),
+        (
+            ["--to", "bnb-nf4", "--allow-tokenizer-mismatch"],
+            "--allow-tokenizer-mismatch: is only for GGUF recipes",
+        ),
+        (["--to", "bfloat16", "--tensor-type", "a=q8_0"], "--tensor-type: is only for GGUF recipes"),
         (
             ["--to", "gguf-q4_0", "--tensor-type", "ffn_down"],
             "'ffn_down': expected REGEX=TYPE, e.g. ffn_down=q6_k",
@@ -99,7 +102,7 @@ def test_options_reach_each_of_several_recipes(checkpoint: Path, matrix: Path, t
             ["--to", "gguf-q4_0", "--tensor-type", "fnn_down=q8_0"],
             "fnn_down: matches no tensor of this model",
         ),
-        (["--to", "gguf-f16", "--tensor-type", "ffn_down=q8_0"], "for quantized files only"),
+        (["--to", "gguf-f16", "--tensor-type", "ffn_down=q8_0"], "only to quantized files"),
         (["--to", "gguf-q4_0", "--split-max-size", "many"], "expected something like 8GiB"),
         (["--to", "gguf-q4_0", "--split-max-size", "1kB"], "greater than or equal to 65536"),
         (["--to", "gguf-q4_0", "--imatrix", "absent.gguf"], "imatrix absent.gguf: no such file"),

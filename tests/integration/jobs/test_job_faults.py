@@ -83,7 +83,7 @@ def test_too_little_disk_is_known_before(job: Path, small_disk: Path) -> None:
     (small_disk / "filler").write_bytes(bytes(15 << 20))
     done = quantwright("run", job, "-o", small_disk / "run")
     assert done.returncode == 2
-    assert "of disk and" in done.stderr
+    assert "of disk, but" in done.stderr
     assert not (small_disk / "run").exists()
 
 

@@ -112,7 +112,7 @@ def test_a_failed_step_and_an_impossible_one_cost_their_rows_only(finished: tupl
         "float16": "failed",
         "gptq-int4": "unsupported",
     }
-    assert "float16 ends at" in rows["float16"].reason
+    assert "float16's largest value" in rows["float16"].reason
     assert "128" in rows["gptq-int4"].reason
     document = json.loads(done.stdout.splitlines()[-1])
     assert document["failed"] == ["convert:checkpoint:float16"]

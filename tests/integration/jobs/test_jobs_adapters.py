@@ -102,11 +102,15 @@ def test_a_merged_model_is_measured_against_itself(job: Path) -> None:
 @pytest.mark.parametrize(
     ("key", "value", "expected"),
     [
-        ("publish.repo", "someone/{model", "may hold {model} and {format}"),
-        ("publish.repo", "someone/{size}", "may hold {model} and {format}"),
+        ("publish.repo", "someone/{model", "braces may contain only {model} and {format}"),
+        ("publish.repo", "someone/{size}", "braces may contain only {model} and {format}"),
         ("publish.repo", "nobody", "publish.repo"),
         ("publish.recipes", "[bnb-nf4]", "is not made by this job"),
-        ("publish", "{repo: a/b}\nmodels: [checkpoint, checkpoint]", "several repositories would be a/b"),
+        (
+            "publish",
+            "{repo: a/b}\nmodels: [checkpoint, checkpoint]",
+            "several repositories would be named a/b",
+        ),
         ("models.0.adapters", "[nothing]", "no such folder"),
         ("models.0.adapters", "[checkpoint]", "no adapter_config.json"),
     ],

@@ -121,7 +121,7 @@ def test_a_node_killed_in_the_middle_costs_nothing_but_time(
     victims = cluster.steps(busy)
     cluster.kill(busy)
     said = finish(process)
-    assert "is gone; trying again" in said
+    assert "is gone; retrying" in said
     assert not any(victim.is_running() for victim in victims)
     assert max(record.attempts for record in Records(tmp_path / "ray").all()) == 2
     finish(start(job, tmp_path / "local"))
@@ -166,7 +166,7 @@ def test_three_architectures_by_eight_recipes_with_nodes_coming_and_going(
         cluster.nodes.append(cluster.add())
         cluster.kill(first)
         said = finish(process, 3000)
-        assert "is gone; trying again" in said
+        assert "is gone; retrying" in said
         assert cluster.nodes[0] is quiet
     finally:
         cluster.cluster.shutdown()

@@ -167,7 +167,7 @@ def test_a_driver_a_node_and_the_store_are_lost(job: Path, tmp_path: Path, nodes
     nodes.nodes.remove(busy)
     nodes.add()
     said = finish(process)
-    assert "is gone; trying again" in said
+    assert "is gone; retrying" in said
     assert "6 done" in said
     done = digests(run)
 
@@ -216,11 +216,11 @@ def test_a_node_without_the_model_leaves_the_step_to_another(job: Path, tmp_path
         convert = ["--set", "evaluate=null", "--set", "recipes=[gguf-q8_0, gguf-q4_0]"]
         said = finish(start(job, tmp_path / "alone", *on_ray(nodes), *convert), 1)
         assert f"has no usable {model}" in said
-        assert "put there what the driver has" in said
+        assert "copy the driver's there" in said
         nodes.add()
         said = finish(start(job, tmp_path / "run", *on_ray(nodes), *convert))
         assert f"has no usable {model}" in said
-        assert "trying again" in said
+        assert "retrying" in said
         assert len(digests(tmp_path / "run")) == 2
     finally:
         blind.terminate()
@@ -298,7 +298,7 @@ def test_a_damaged_object_is_deleted_and_sent_again(own_node: Path, tmp_path: Pa
     push(bucket, tmp_path, inputs)
     (place,) = s3.files().find("bucket/store/objects")
     s3.files().pipe_file(place, bytes(256))
-    assert "came damaged" in run_order(order(inputs=inputs)).lost
+    assert "arrived damaged" in run_order(order(inputs=inputs)).lost
     with pytest.raises(BucketError):
         pull(bucket, inputs, tmp_path / "arrived")
     push(bucket, tmp_path, inputs)

@@ -47,7 +47,8 @@ def test_float16_cannot_hold_everything(source: Path, tmp_path: Path) -> None:
     state["model.norm.weight"][3] = 70000
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(
-        StepFailed, match=r"model.norm.weight holds values up to 7.*e\+04, and float16 ends at 65504"
+        StepFailed,
+        match=r"model.norm.weight holds values up to 7.*e\+04, but float16's largest value is 65504",
     ):
         convert(folder, "float16", tmp_path / "a", verify="none")
     assert not (tmp_path / "a").exists()

@@ -407,7 +407,7 @@ def test_lost_levels_are_noted(small: Checkpoint, tmp_path: Path) -> None:
     """Groups without a negative weight have zero point 0, which the format cannot say; a quarter of the rows
     here."""
     conversion = make(small, "gptq-int2:group_size=16,sym=false", tmp_path / "a")
-    noted = {note.tensor for note in conversion.notes if "zero points raised" in note.what}
+    noted = {note.tensor for note in conversion.notes if "zero points are raised" in note.what}
     from quantize.engines.gptqmodel.checkpoint import stored_tensors
     from quantize.numerics.packing import gptq_zeros
 
@@ -436,8 +436,8 @@ def test_lost_levels_are_noted(small: Checkpoint, tmp_path: Path) -> None:
         ),
         ("awq-int4:group_size=32", {"intermediate_size": 352}, "352 outputs, and .* needs a multiple of 64"),
         ("awq-int4", {"model_type": "gemma3_text"}, "rotary"),
-        ("awq-int4", {"model_type": "mamba"}, "cannot take model_type 'mamba'"),
-        ("gptq-int4", {"model_type": "gpt2"}, "cannot take model_type 'gpt2'"),
+        ("awq-int4", {"model_type": "mamba"}, "does not support model_type 'mamba'"),
+        ("gptq-int4", {"model_type": "gpt2"}, "does not support model_type 'gpt2'"),
         ("gptq-int4", {"model_type": "mixtral"}, "under names that loaders do not look for"),
     ],
 )

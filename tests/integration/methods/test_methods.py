@@ -89,7 +89,7 @@ def test_pre_tokenizer_is_an_option_of_convert(checkpoint: Path, tmp_path: Path)
         "--pre-tokenizer",
         "qwen2",
     ]
-    with pytest.raises(BadInput, match="only GGUF recipes"):
+    with pytest.raises(BadInput, match="is only for GGUF recipes"):
         cli.main([*arguments, "--to", "bfloat16"], standalone_mode=False)
     assert not cli.main([*arguments, "--to", "gguf-q8_0"], standalone_mode=False)
     manifest = Artifact.load(tmp_path / "one").manifest

@@ -62,7 +62,7 @@ def test_experts_are_verified_and_said_to_be_the_engines_own(made: Artifact) -> 
     checks = {check.name: check for check in made.manifest.verification.checks}
     assert made.verified == "full"
     assert "equal to what the engine computed" in checks["weights"].detail
-    assert "in a process of its own" in checks["opens"].detail
+    assert "in a separate process" in checks["opens"].detail
     assert (checks["distance to source"].value or 0) < 0.3
     assert made.manifest.loads_in[0] == "gptqmodel"
     assert "transformers" not in made.manifest.loads_in

@@ -125,6 +125,6 @@ def test_the_keys_that_init_comments_are_keys(tmp_path: Path) -> None:
     keys = [line.strip(" #").partition(":")[0] for line in inside.splitlines()]
     assert set(keys) <= set(Evaluate.model_fields)
     path = tmp_path / "job.yaml"
-    more = TEMPLATE.format(name="job.yaml").split("# more of it: ")[1].splitlines()[0]
+    more = TEMPLATE.format(name="job.yaml").split("# more: ")[1].splitlines()[0]
     path.write_text(f"models: [a]\nbenchmark: {more}\n", encoding="utf-8")
     assert load_job(path).benchmark is not None

@@ -231,7 +231,7 @@ def test_a_recipe_is_its_matrix_content(tmp_path: Path, monkeypatch: pytest.Monk
     assert parse_recipe(recipe.short).digest == recipe.digest
     assert isinstance(recipe, GgufRecipe)
     write_imatrix(first, ImportanceMatrix(matrix().entries, (), 1, 32))
-    with pytest.raises(BadInput, match="is not the importance matrix that the recipe names"):
+    with pytest.raises(BadInput, match="is another importance matrix than the recipe names"):
         recipe.importance()
 
 

@@ -21,7 +21,7 @@ from quantize.progress import Advance
 from quantize.recipe import RunOptions
 from quantize.runtimes.base import Runtime
 from quantize.runtimes.opening import open_without_weights
-from quantize.staging import whole_file
+from quantize.staging import write_json
 from quantize.units import spell_gib
 
 
@@ -113,7 +113,4 @@ class Kept:
         return items if isinstance(items, list) else None
 
     def write(self, items: list[dict[str, Any]]) -> None:
-        """Complete under its name, by one rename."""
-        self.file.parent.mkdir(parents=True, exist_ok=True)
-        with whole_file(self.file) as part:
-            part.write_text(json.dumps(items), encoding="utf-8")
+        write_json(self.file, items, indent=None)

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from quantize.errors import BadInput
-from quantize.staging import NO_LOCKS, held_folder
+from quantize.staging import NO_LOCKS, held_folder, put_unless_there
 
 SUMS = "SHA256SUMS"
 BLOCK_BYTES = 4 << 20
@@ -126,10 +126,9 @@ class SharedCache:
                     if path.is_file():
                         with open(path, "rb") as file:
                             os.fsync(file.fileno())
-                stage.rename(entry)
+                put_unless_there(stage, entry)
         except OSError as error:
-            if not entry.is_dir():  # else another run was faster
-                self.say(f"cache: {entry} cannot be kept ({error.strerror})")
+            self.say(f"cache: {entry} cannot be kept ({error.strerror})")
 
 
 def clear(folder: Path) -> None:

@@ -2,7 +2,6 @@
 them."""
 
 import fcntl
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +15,7 @@ from jobs.steps.step import slug, title
 from quantize.errors import BadInput
 from quantize.files import read_json
 from quantize.results import STAGES, results_path
-from quantize.staging import whole_file
+from quantize.staging import write_json
 
 JOBS = "jobs.json"
 
@@ -37,8 +36,7 @@ def register(run: Path, job: Path, plan: Plan) -> None:
         "steps": [step.id for step in plan.steps],
         "names": sorted({step.name for step in plan.steps if step.name} | {row.name for row in plan.rows}),
     }
-    with whole_file(run / JOBS) as part:
-        part.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
+    write_json(run / JOBS, known)
 
 
 def read_jobs(run: Path) -> dict[str, dict[str, list[str]]]:

@@ -1,7 +1,6 @@
 """What the runner writes down about each step, and the lock that keeps two runners apart."""
 
 import fcntl
-import json
 import os
 import time
 from dataclasses import asdict, dataclass, field
@@ -12,7 +11,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from quantize.errors import BadInput
 from quantize.files import read_json
-from quantize.staging import whole_file
+from quantize.staging import write_json
 
 LOCK = ".lock"
 
@@ -62,9 +61,7 @@ class Records:
             return None
 
     def write(self, slug: str, record: Record) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with whole_file(self.folder / f"{slug}.json") as part:
-            part.write_text(json.dumps(asdict(record), indent=1) + "\n", encoding="utf-8")
+        write_json(self.folder / f"{slug}.json", asdict(record))
 
     def all(self) -> list[Record]:
         found = [self.read(path.stem) for path in sorted(self.folder.glob("*.json"))]

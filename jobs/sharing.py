@@ -8,7 +8,7 @@ from pathlib import Path
 from jobs.cache import SharedCache
 from jobs.cache_bucket import BucketCache
 from quantize.artifact.artifact import MANIFEST, Artifact, claim_output, commit
-from quantize.staging import held_folder, staging
+from quantize.staging import held_folder, put_unless_there, staging
 
 
 class Share(ABC):
@@ -76,9 +76,7 @@ class ReferenceShare(Share):
             with held_folder(self.folder, ".reference-fetched-", mode=0o777) as stage:
                 if self.cache.fetch(key, stage):
                     for folder in stage.iterdir():
-                        target = stage.parent / folder.name
-                        if not target.exists():
-                            folder.rename(target)
+                        put_unless_there(folder, stage.parent / folder.name)
         except OSError as error:  # it is made anew then
             self.cache.say(f"cache: the reference's logits cannot be copied ({error.strerror})")
         self._before = set(self._there())

@@ -6,7 +6,6 @@ what counts is what the driver has committed in the run folder, and everything i
 between two runs.
 """
 
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from quantize.checkpoint.checkpoint import sha256_file, sha256_files
 from quantize.errors import BadInput
 from quantize.files import plain_name, read_json
 from quantize.results import results_path
+from quantize.staging import put_file, put_unless_there
 
 
 def push(bucket: Bucket, folder: Path, digests: Mapping[str, str]) -> None:
@@ -101,9 +101,8 @@ def settle(made: Mapping[str, str], node: Path, run: Path) -> None:
             (run / folder).parent.mkdir(parents=True, exist_ok=True)
             commit(node / folder, run / folder, Artifact.load(node / folder).manifest, force=True)
         elif path.parts[0] == "cache" and len(path.parts) > 1:
-            target = run / "cache" / path.parts[1]
-            if not target.exists():
-                os.rename(node / "cache" / path.parts[1], target)
+            cached = Path("cache", path.parts[1])
+            if (node / cached).exists():  # a file of a folder that has been moved
+                put_unless_there(node / cached, run / cached)
         elif path.parts[0] == ".work":
-            (run / path).parent.mkdir(parents=True, exist_ok=True)
-            os.replace(node / path, run / path)
+            put_file(node / path, run / path)

@@ -1,7 +1,6 @@
 """One measured number with everything needed to judge it: protocol, uncertainty, environment. Latency is the
 same type."""
 
-import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -22,7 +21,7 @@ from quantize.result_fields import (
     Word,
     cleaned,
 )
-from quantize.staging import whole_file
+from quantize.staging import write_json
 from quantize.terminal import clean_lines, printable
 
 SCHEMA_VERSION = 1
@@ -107,14 +106,12 @@ def results_path(run: Path, name: str, stage: str) -> Path:
 
 def write_results(path: Path, subject: Subject, results: list[EvalResult]) -> None:
     """One file per subject and step; written under a temporary name and renamed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     document = {
         "schema": SCHEMA_VERSION,
         "subject": asdict(subject),
         "results": [r.to_json() for r in results],
     }
-    with whole_file(path) as part:
-        part.write_text(json.dumps(document, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    write_json(path, document, allow_nan=False)
 
 
 def merge_results(path: Path, subject: Subject, results: list[EvalResult]) -> None:

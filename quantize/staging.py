@@ -12,6 +12,7 @@ import contextlib
 import ctypes
 import errno
 import fcntl
+import json
 import os
 import re
 import secrets
@@ -20,6 +21,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 from quantize.errors import BadInput, QuantwrightError, StepFailed
 
@@ -296,6 +298,33 @@ def put_in_place(new: Path, out: Path, replace: bool) -> None:
                 ) from None
     with contextlib.suppress(OSError):
         _flush_folder(out.parent)
+
+
+def put_unless_there(new: Path, out: Path) -> None:
+    """Rename ``new`` to ``out`` in one step; where something lies there, another was faster, and that stays.
+
+    Errors: OSError.
+    """
+    try:
+        _rename(new, out)
+    except OSError as error:
+        if error.errno not in _TAKEN:
+            raise
+
+
+def put_file(new: Path, out: Path) -> None:
+    """A finished file on the same disk to its place, whatever file lies there; parents are made."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    os.replace(new, out)
+
+
+def write_json(path: Path, document: Any, indent: int | None = 1, allow_nan: bool = True) -> None:
+    """A JSON file, whole or not there; parents are made. Errors: as ``whole_file``; ValueError for NaN where
+    it is not allowed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(document, indent=indent, allow_nan=allow_nan)
+    with whole_file(path) as part:
+        part.write_text(text + "\n", encoding="utf-8")
 
 
 def _rename(new: Path, out: Path) -> None:

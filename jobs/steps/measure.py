@@ -1,6 +1,5 @@
 """What steps that measure have in common: a file of results, a row where they fail."""
 
-import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from quantize.errors import BadInput
 from quantize.files import read_json
 from quantize.recipe import Recipe
 from quantize.results import Subject
+from quantize.staging import put_file
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -37,8 +37,7 @@ class MeasureStep(ModelStep):
     def place(self, run: Path, stage: Path) -> bool:
         if not self.staged(stage):
             return False
-        (run / self.output).parent.mkdir(parents=True, exist_ok=True)
-        os.replace(stage / self.output, run / self.output)
+        put_file(stage / self.output, run / self.output)
         return True
 
     def fail(self, run: Path, reason: str) -> None:

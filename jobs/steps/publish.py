@@ -1,8 +1,6 @@
 """Steps that publish what a job has made, with the numbers it has measured: to a folder, or to the Hub."""
 
 import hashlib
-import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +13,7 @@ from jobs.steps.measure import MeasureStep
 from jobs.steps.step import Step, printed
 from quantize.errors import BadInput
 from quantize.results import results_path
+from quantize.staging import write_json
 
 FOLDER = Path("published")
 
@@ -51,12 +50,10 @@ class PublishStep(Step):
     def place(self, run: Path, stage: Path) -> bool:
         if not self.upload:
             return True
-        staged, document = stage / "stdout", printed(stage)
+        document = printed(stage)
         if document is None:
             return False
-        staged.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-        (run / self.output).parent.mkdir(parents=True, exist_ok=True)
-        os.replace(staged, run / self.output)
+        write_json(run / self.output, document)
         return True
 
     def cost(self, job: Job, experience: Experience) -> StepCost:

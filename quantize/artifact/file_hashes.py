@@ -11,7 +11,7 @@ from typing import Any
 from quantize.checkpoint.checkpoint import Checkpoint, sha256_file
 from quantize.errors import StepFailed
 from quantize.files import user_cache
-from quantize.staging import whole_file
+from quantize.staging import write_json
 
 MOST = 10_000  # files remembered
 #: a file that changed so lately may change again under the same time stamp
@@ -64,9 +64,7 @@ class FileHashes:
         merged = {**self._read(), **self._known}  # another process may have added to it
         self._known = dict(list(merged.items())[-MOST:])
         with contextlib.suppress(OSError, StepFailed):  # a full disk: the file is read again next time
-            self.memory.parent.mkdir(parents=True, exist_ok=True)
-            with whole_file(self.memory) as part:
-                part.write_text(json.dumps(self._known), encoding="utf-8")
+            write_json(self.memory, self._known, indent=None)
 
 
 @cache

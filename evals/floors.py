@@ -133,8 +133,7 @@ def _f32_gguf(reference: Typed, run: RunOptions) -> Iterator[Path]:
     StepFailed where the disk does not suffice."""
     checkpoint = open_checkpoint(str(reference.path), trust_remote_code=run.trust_remote_code)
     recipe = parse_recipe("gguf-f32")
-    gguf = method(recipe.method)
-    gguf.check(checkpoint, recipe)
+    work = method(recipe.method).plan(checkpoint, recipe)
     with temporary_folder("floor", run.scratch) as folder:
-        gguf.convert(checkpoint, recipe, folder, run, None)
+        work.write(folder, run, None)
         yield next(iter(sorted(folder.glob("*.gguf"))))

@@ -22,7 +22,7 @@ from evals.subjects import Typed
 from evals.windows import Windows
 from quantize.errors import one_line
 from quantize.gguf.container.reader import read_gguf
-from quantize.gguf.families.plan import dequantize
+from quantize.gguf.families.plan import dequantize, plan
 from quantize.metrics import KL_SAME_TOKENS, KL_WEIGHTS_ONLY
 from quantize.recipe import RunOptions
 from quantize.results import EvalResult
@@ -90,5 +90,6 @@ def _dequantized(typed: Typed, reference: Typed, run: RunOptions) -> Transformer
     assert typed.gguf is not None
     checkpoint = open_checkpoint(str(reference.path), trust_remote_code=run.trust_remote_code)
     check_room(2 * 4 * checkpoint.parameters, run)  # as they are read and in the model
-    weights = {name: as_tensor(w) for name, w in dequantize(read_gguf(typed.gguf), checkpoint)}
+    file, tensors = read_gguf(typed.gguf), plan(checkpoint).tensors
+    weights = {name: as_tensor(w) for name, w in dequantize(file, tensors, checkpoint.source)}
     return with_weights(checkpoint.folder, weights, run)

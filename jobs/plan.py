@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from jobs.models import OpenModel, open_models
 from jobs.rows import Row
@@ -14,8 +15,9 @@ from jobs.steps.publish import publish_steps
 from jobs.steps.report import report_step
 from jobs.steps.step import Step
 from jobs.texts import Texts
-from quantize.conversion import check, require
 from quantize.errors import BadInput, QuantwrightError
+from quantize.methods.base import Work
+from quantize.methods.registry import plan as plan_recipe
 from quantize.recipe import Recipe
 
 
@@ -44,13 +46,13 @@ def build_plan(job: Job, base: Path, models: list[OpenModel] | None = None) -> P
         # An adapter's model exists nowhere yet: what others are measured against is made first.
         if model.merged and (job.evaluate or job.benchmark):
             recipes = [model.merged, *[recipe for recipe in recipes if recipe.digest != model.merged.digest]]
-        usable: list[Recipe] = []
+        usable: list[Work[Any]] = []
         for recipe in recipes:
-            problem = _problem(model, recipe)
-            if problem:
-                plan.rows.append(Row(model.artifact_name(recipe), model.label, recipe.short, *problem))
+            work = _work(model, recipe)
+            if isinstance(work, Row):
+                plan.rows.append(work)
             else:
-                usable.append(recipe)
+                usable.append(work)
         if model.checkpoint is not None:
             _add_model(plan, job, model, usable, texts)
     if not plan.steps and not plan.rows:
@@ -61,18 +63,21 @@ def build_plan(job: Job, base: Path, models: list[OpenModel] | None = None) -> P
     return plan
 
 
-def _problem(model: OpenModel, recipe: Recipe) -> tuple[str, str] | None:
-    """(status, reason) where the recipe cannot be made of the model."""
+def _work(model: OpenModel, recipe: Recipe) -> Work[Any] | Row:
+    """What the recipe will do to the model, or the row that says why it cannot."""
+
+    def row(status: str, reason: str) -> Row:
+        return Row(model.artifact_name(recipe), model.label, recipe.short, status, reason)
+
     if model.checkpoint is None:
-        return "failed", model.problem
+        return row("failed", model.problem)
     try:
-        check(require(recipe), model.checkpoint, recipe)
+        return plan_recipe(model.checkpoint, recipe)
     except QuantwrightError as error:
-        return "unsupported", str(error)
-    return None
+        return row("unsupported", str(error))
 
 
-def _add_model(plan: Plan, job: Job, model: OpenModel, recipes: Sequence[Recipe], texts: Texts) -> None:
+def _add_model(plan: Plan, job: Job, model: OpenModel, works: Sequence[Work[Any]], texts: Texts) -> None:
     reference: list[Step] = []  # the evaluation of what the others are compared with
     merged: list[ConvertStep] = []  # what makes that, where it exists nowhere yet
     benches: list[Step] = []
@@ -81,8 +86,9 @@ def _add_model(plan: Plan, job: Job, model: OpenModel, recipes: Sequence[Recipe]
         plan.steps += reference
     if job.benchmark and not model.merged:
         benches.append(bench_step(job, model, None))
-    for recipe in recipes:
-        convert = convert_step(job, model, recipe, texts)
+    for work in works:
+        recipe: Recipe = work.recipe
+        convert = convert_step(job, model, work, texts)
         plan.steps.append(convert)
         if model.merged and recipe.digest == model.merged.digest:
             merged = [convert]

@@ -24,13 +24,10 @@ from quantize.checkpoint.checkpoint import TOKENIZER_FILES, Checkpoint
 from quantize.checkpoint.library_folder import ADVICE, names_code
 from quantize.checkpoint.model_card import CARD, ModelCard, license_files, read_model_card
 from quantize.engines.base import Conversion
-from quantize.errors import BadInput, StepFailed, Unsupported
+from quantize.errors import BadInput, StepFailed
 from quantize.files import typed_path
-from quantize.hf.refusals import check_config
-from quantize.methods.base import Method
-from quantize.methods.registry import method as find_method
-from quantize.methods.registry import parse_recipe
-from quantize.packages import install_command
+from quantize.methods.base import Work
+from quantize.methods.registry import parse_recipe, require
 from quantize.recipe import CalibrationOptions, Recipe, RunOptions
 from quantize.sources.adapter import adapter_record
 from quantize.sources.merged import merge_adapter
@@ -86,21 +83,21 @@ def convert(
         else open_checkpoint(model, trust_remote_code=run.trust_remote_code, scratch=run.scratch)
     )
     inputs += inputs_of(checkpoint, recipe, calibration, adapter)
-    check(method, checkpoint, recipe)
     card = read_model_card(checkpoint.folder)
     merged = None
     if adapter is not None:
         checkpoint, merged = merge_adapter(checkpoint, adapter, run.scratch), adapter_record(adapter)
-    whole, (checkpoint, left_out) = checkpoint, method.source(checkpoint)
+    work = method.plan(checkpoint, recipe)
+    checkpoint = work.checkpoint
     text = load_calibration(checkpoint, calibration) if recipe.calibrated else None
     with staging(out) as stage:
-        conversion = method.convert(checkpoint, recipe, stage, run, text)
-        conversion.notes += left_out
-        if method.hf_folder:
+        conversion = work.write(stage, run, text)
+        conversion.notes += work.held.left_out
+        if work.format.hf_folder:
             _copy_companions(checkpoint, stage)
         for path in license_files(checkpoint.folder):
             shutil.copyfile(path, stage / path.name)
-        verification = _verify(method, recipe, stage, checkpoint, conversion, run, verify)
+        verification = _verify(work, stage, conversion, run, verify)
         if failure := failed_message(verification):
             kept = _keep(stage, out, verification) if keep_failed else None
             where = (
@@ -109,19 +106,8 @@ def convert(
             raise StepFailed(
                 f"{checkpoint.source} to {recipe.short}: verification failed at {failure}; {where}"
             )
-        manifest = _manifest(
-            method,
-            recipe,
-            stage,
-            checkpoint,
-            whole,
-            card,
-            conversion,
-            run,
-            text,
-            verification,
-            merged,
-        )
+        device = run.resolved_device if method.engine.on_device else "cpu"
+        manifest = _manifest(work, stage, card, conversion, run, device, text, verification, merged)
         if force:  # what lies there may have changed since
             claim_output(out, force, inputs)
         artifact = commit(stage, out, manifest, force)
@@ -141,43 +127,8 @@ def inputs_of(
         read = [model.folder, *(path for _, path in model.contents())]
     else:
         read = [typed_path(model)]
-    given = (adapter, getattr(recipe, "imatrix", None), calibration.source)
+    given = (adapter, *recipe.files, calibration.source)
     return read + [typed_path(each) for each in given if each]
-
-
-def require(recipe: Recipe) -> Method:
-    """The recipe's method. Errors: Unsupported, with the command that mends it, where a package it needs is
-    missing."""
-    method = find_method(recipe.method)
-    missing = missing_packages(method)
-    if missing:
-        raise Unsupported(
-            f"{recipe.short}: needs {', '.join(missing)}; install with: "
-            f"{install_command(method.extra, missing)}"
-        )
-    return method
-
-
-def missing_packages(method: Method) -> list[str]:
-    from importlib.util import find_spec
-
-    return [distribution for distribution, module in method.needs if find_spec(module) is None]
-
-
-def check(method: Method, checkpoint: Checkpoint, recipe: Recipe) -> None:
-    """``method.check``, plus what no method can do without. Errors: Unsupported, BadInput."""
-    if (
-        "num_hidden_layers" not in checkpoint.config
-        and "text_config" in checkpoint.config
-        and recipe.method != "dense"
-    ):
-        raise Unsupported(
-            f"{checkpoint.source}: {checkpoint.architecture} is a multimodal model; "
-            "only its text model can be quantized: save that separately first"
-        )
-    if method.hf_folder:
-        check_config(checkpoint)
-    method.check(method.source(checkpoint)[0], recipe)
 
 
 def _copy_companions(checkpoint: Checkpoint, stage: Path) -> None:
@@ -190,18 +141,12 @@ def _copy_companions(checkpoint: Checkpoint, stage: Path) -> None:
 
 
 def _verify(
-    method: Method,
-    recipe: Recipe,
-    stage: Path,
-    checkpoint: Checkpoint,
-    conversion: Conversion,
-    run: RunOptions,
-    level: str,
+    work: Work[Any], stage: Path, conversion: Conversion, run: RunOptions, level: str
 ) -> Verification:
     if level == "none":
         return Verification(level="none")
 
-    verification = verify(method, recipe, stage, checkpoint, conversion, run, level)
+    verification = verify(work, stage, conversion, run, level)
     if verification.level != level and verification.passed:
         what = f"verification reaches only {verification.level!r}"
         conversion.notes.append(Note(tensor="*", what=what, why=verification.why_lower))
@@ -233,18 +178,17 @@ def _keep(stage: Path, out: Path, verification: Verification) -> Path:
 
 
 def _manifest(
-    method: Method,
-    recipe: Recipe,
+    work: Work[Any],
     stage: Path,
-    checkpoint: Checkpoint,
-    whole: Checkpoint,
     card: ModelCard,
     conversion: Conversion,
     run: RunOptions,
+    device: str,
     calibration: Calibration | None,
     verification: Verification,
     adapter: AdapterRecord | None,
 ) -> Manifest:
+    recipe, checkpoint, whole = work.recipe, work.checkpoint, work.held.whole
     parameters = checkpoint.parameters
     with ThreadPoolExecutor(
         1
@@ -277,7 +221,7 @@ def _manifest(
         libraries=libraries,
         calibration=calibration.record if calibration else None,
         adapter=adapter,
-        run={"device": run.resolved_device if method.on_device else "cpu", "threads": run.resolved_threads},
+        run={"device": device, "threads": run.resolved_threads},
         files=files,
         weight_bytes=conversion.weight_bytes,
         bits_per_weight=8 * conversion.weight_bytes / parameters,
@@ -289,8 +233,8 @@ def _manifest(
             *_rounded_before(checkpoint.quantized),
         ),
         details=conversion.details,
-        runtime=method.runtime,
-        loads_in=conversion.loads_in or method.loads_in,
+        runtime=work.format.runtime,
+        loads_in=conversion.loads_in or work.format.loads_in,
         verification=verification,
     )
 

@@ -6,8 +6,10 @@ Never by this project's own name: whoever may have registered that name on an in
 
 import os
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 
 #: Versions seen working together; it is part of the installed package, so that a hint can name it.
@@ -37,3 +39,36 @@ def _requirements(extra: str) -> set[str]:
             extras = f"[{','.join(sorted(wanted.extras))}]" if wanted.extras else ""
             found.add(f"{wanted.name}{extras}{wanted.specifier}")
     return found
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What of some packages is installed: ``missing`` of those that are needed, ``versions`` of all that are
+    there."""
+
+    missing: tuple[str, ...]
+    versions: Mapping[str, str]
+
+
+def probe(needed: Sequence[tuple[str, str]], others: Sequence[str] = ()) -> Probe:
+    """``needed``: (distribution, module to look for); ``others``: distributions whose versions are asked too.
+    Imports none of them."""
+    missing = tuple(distribution for distribution, module in needed if not _found(module))
+    asked = dict.fromkeys([*(distribution for distribution, _ in needed), *others])
+    versions = {name: found for name in asked if (found := version(name)) is not None}
+    return Probe(missing, versions)
+
+
+def version(distribution: str) -> str | None:
+    """None where it is not installed."""
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _found(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:  # the package that would hold it
+        return False

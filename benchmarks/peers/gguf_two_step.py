@@ -190,7 +190,8 @@ def quantizer_share(checkpoint: Path, name: str, arguments: argparse.Namespace) 
     import tempfile
 
     from quantize.gguf.container import writer
-    from quantize.methods.gguf import Gguf, GgufRecipe
+    from quantize.methods.gguf import Gguf
+    from quantize.methods.gguf_recipe import GgufRecipe
     from quantize.recipe import RunOptions
     from quantize.sources.opening import open_checkpoint
 
@@ -205,13 +206,8 @@ def quantizer_share(checkpoint: Path, name: str, arguments: argparse.Namespace) 
         writer.write_gguf = observed  # type: ignore[assignment]
         try:
             start = time.perf_counter()
-            Gguf().convert(
-                open_checkpoint(checkpoint),
-                GgufRecipe(type=name),
-                Path(stage),
-                RunOptions(threads=arguments.threads),
-                None,
-            )
+            work = Gguf().plan(open_checkpoint(checkpoint), GgufRecipe(type=name))
+            work.write(Path(stage), RunOptions(threads=arguments.threads), None)
             seconds = time.perf_counter() - start
         finally:
             writer.write_gguf = plain  # type: ignore[assignment]

@@ -10,10 +10,8 @@ from rich.text import Text
 from jobs.load import load_job
 from jobs.plan import build_plan
 from quantize.checkpoint.checkpoint import Checkpoint
-from quantize.conversion import check as check_method
-from quantize.conversion import require
 from quantize.errors import QuantwrightError, StepFailed
-from quantize.methods.registry import parse_recipe, presets, split_recipes
+from quantize.methods.registry import parse_recipe, plan, presets, split_recipes
 from quantize.recipe import Recipe
 from quantize.sources.opening import open_checkpoint
 from quantize.terminal import console, emit_json, log
@@ -75,7 +73,7 @@ def _check_one(checkpoint: Checkpoint, recipe: Recipe) -> dict[str, Any]:
     reason = lower = ""
     failed = False
     try:
-        check_method(require(recipe), checkpoint, recipe)
+        plan(checkpoint, recipe)
         lower = why_not_full(checkpoint)
     except QuantwrightError as error:
         reason = str(error).removeprefix(f"{checkpoint.source}: ")

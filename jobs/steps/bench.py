@@ -12,7 +12,7 @@ from jobs.models import OpenModel
 from jobs.spec import Job
 from jobs.steps.convert import ConvertStep
 from jobs.steps.measure import MeasureStep, runtime_packages
-from quantize.conversion import require
+from quantize.methods.registry import require
 from quantize.results import results_path
 
 
@@ -34,7 +34,7 @@ def bench_step(job: Job, model: OpenModel, made: ConvertStep | None) -> BenchSte
     benchmark, recipe = job.benchmark, made.recipe if made else None
     assert benchmark is not None
     name = model.artifact_name(recipe) if recipe else model.id
-    in_torch = not (recipe and require(recipe).runtime == "llamacpp")
+    in_torch = not (recipe and require(recipe).format.runtime == "llamacpp")
     options = BenchOptions.of(**benchmark.model_dump() | {"compile": benchmark.compile and in_torch})
     return BenchStep(
         arguments=("bench", name, *options.arguments(), *run_arguments(job, model), "--json"),

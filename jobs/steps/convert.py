@@ -12,14 +12,14 @@ from jobs.memory import conversion_memory
 from jobs.models import OpenModel
 from jobs.rows import Row, artifact_subject, write_row, write_subject
 from jobs.sharing import ArtifactShare
-from jobs.sizes import output_bytes
 from jobs.spec import Job
 from jobs.steps.step import ModelStep
 from jobs.texts import Texts
 from quantize.artifact.artifact import Artifact
 from quantize.artifact.file_hashes import user_hashes
 from quantize.checkpoint.reader import IN_FILES
-from quantize.conversion import require
+from quantize.methods.base import Work
+from quantize.methods.registry import require
 from quantize.recipe import Recipe
 from quantize.staging import sweep_output
 
@@ -92,7 +92,8 @@ class ConvertStep(ModelStep):
         return ArtifactShare(cache, run / self.output, self.model.label, self.calibration)
 
 
-def convert_step(job: Job, model: OpenModel, recipe: Recipe, texts: Texts) -> ConvertStep:
+def convert_step(job: Job, model: OpenModel, work: Work[Any], texts: Texts) -> ConvertStep:
+    recipe: Recipe = work.recipe
     name = model.artifact_name(recipe)
     calibration = texts.calibration(model.spec.calibration or job.calibration)
     arguments = ["convert", model.id, *recipe.arguments, "-o", name, "--verify", job.verify]
@@ -118,17 +119,17 @@ def convert_step(job: Job, model: OpenModel, recipe: Recipe, texts: Texts) -> Co
         inputs["adapter"] = model.adapter.name
         files += tuple(model.adapter / name for name in ADAPTER_FILES)
     method = require(recipe)
-    loads = ("torch", "transformers") if method.needs and method.runtime != "llamacpp" else ()
+    loads = ("torch", "transformers") if method.engine.needs and method.format.runtime != "llamacpp" else ()
     return ConvertStep(
         arguments=(*arguments, *run_arguments(job, model), "--json"),
         output=Path(name),
         name=name,
         model=model,
         recipe=recipe,
-        output_bytes=output_bytes(model.checkpoint, recipe) if model.checkpoint else None,
+        output_bytes=work.output_bytes,
         calibration=calibration.source if recipe.calibrated else "",
         inputs=inputs,
         files=files,
         sources=model.sources,
-        packages=("quantwright", "numpy", *loads, *[distribution for distribution, _ in method.needs]),
+        packages=("quantwright", "numpy", *loads, *[distribution for distribution, _ in method.engine.needs]),
     )

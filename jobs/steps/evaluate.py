@@ -19,7 +19,7 @@ from jobs.steps.measure import MeasureStep, runtime_packages
 from jobs.steps.step import Step
 from jobs.texts import Texts
 from jobs.transfer import reference_files
-from quantize.conversion import require
+from quantize.methods.registry import require
 from quantize.results import results_path
 from quantize.units import GIB
 
@@ -87,7 +87,7 @@ def eval_step(
     against = model.artifact_name(model.merged) if model.merged else model.id
     inputs: dict[str, Any] = {**evaluate.decisive, **run_inputs(job)}
     text, tasks = texts.text, texts.tasks
-    llamacpp = recipe is not None and require(recipe).runtime == "llamacpp"
+    llamacpp = recipe is not None and require(recipe).format.runtime == "llamacpp"
     if HELD_OUT in (text, *tasks):
         inputs["held_out"] = texts.held_out_sha256
     files = [path for path in (text, *tasks, texts.prompts) if isinstance(path, Path)]

@@ -9,9 +9,9 @@ from jobs.steps.step import ModelStep
 from jobs.transfer import artifact_files
 from quantize.artifact.artifact import MANIFEST
 from quantize.checkpoint.checkpoint import sha256_file
-from quantize.conversion import require
 from quantize.errors import BadInput
 from quantize.files import read_json
+from quantize.methods.registry import require
 from quantize.recipe import Recipe
 from quantize.results import Subject
 from quantize.staging import put_file
@@ -78,5 +78,8 @@ def runtime_packages(recipe: Recipe | None) -> tuple[str, ...]:
     if recipe is None:
         return ("quantwright", "torch", "transformers")
     method = require(recipe)
-    engine = tuple(distribution for distribution, _ in method.needs)
-    return ("quantwright", *(engine if method.runtime == "llamacpp" else ("torch", "transformers", *engine)))
+    engine = tuple(distribution for distribution, _ in method.engine.needs)
+    return (
+        "quantwright",
+        *(engine if method.format.runtime == "llamacpp" else ("torch", "transformers", *engine)),
+    )

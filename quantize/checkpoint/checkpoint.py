@@ -55,7 +55,7 @@ BUFFERS = (
 VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # one is itself alone: caches remember answers about it
 class Checkpoint:
     """``source`` is the path or Hub id as the person typed it; ``revision`` the pinned commit of a Hub model,
     else None.

@@ -8,10 +8,10 @@ import click
 from quantize.artifact.artifact import claim_output, grouped
 from quantize.commands.gguf_options import OPTIONS, gguf_options, with_options
 from quantize.commands.options import run_options
-from quantize.conversion import check, inputs_of, require
 from quantize.conversion import convert as do_convert
+from quantize.conversion import inputs_of
 from quantize.errors import QuantwrightError, StepFailed
-from quantize.methods.registry import parse_recipe, split_recipes
+from quantize.methods.registry import parse_recipe, plan, split_recipes
 from quantize.process import run_child
 from quantize.recipe import CalibrationOptions, Recipe, RunOptions
 from quantize.sources.adapter import open_adapter
@@ -172,7 +172,7 @@ def _convert_each(
         open_adapter(adapter, checkpoint)
     for recipe in recipes:
         try:
-            check(require(recipe), checkpoint, recipe)
+            plan(checkpoint, recipe)
             claim_output(out / recipe.slug, force, inputs_of(model, recipe, calibration, adapter))
         except QuantwrightError as error:
             problems.append(error)

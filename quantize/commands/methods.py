@@ -3,10 +3,9 @@ it so."""
 
 import click
 
-from quantize.conversion import missing_packages
 from quantize.kernels import llamacpp
 from quantize.methods.registry import METHODS, method, parse_recipe
-from quantize.packages import install_command
+from quantize.packages import install_command, version
 from quantize.terminal import console, emit_json, say
 from quantize.units import spell_size
 
@@ -20,27 +19,28 @@ def methods(as_json: bool) -> None:
     table = Table("recipe", "needs", "here", "loads in", box=None, pad_edge=False)
     document = []
     for name in METHODS:
-        engine = method(name)
-        missing = missing_packages(engine)
+        found = method(name)
+        engine, loads_in = found.engine, found.format.loads_in
+        missing = list(engine.probe().missing)
         needs = ", ".join(distribution for distribution, _ in engine.needs) or "nothing more"
         install = install_command(engine.extra, missing) if missing else None
         state = f"no: {install}" if install else "yes"
-        for short in engine.recipe_class.presets:
+        for short in found.recipe_class.presets:
             recipe = parse_recipe(short)
             calibrated = " + calibration text" if recipe.calibrated else ""
-            table.add_row(short, needs + calibrated, state, ", ".join(engine.loads_in))
+            table.add_row(short, needs + calibrated, state, ", ".join(loads_in))
             document.append(
                 {
                     "recipe": short,
                     "method": name,
-                    "summary": engine.summary,
+                    "summary": found.summary,
                     "needs": [distribution for distribution, _ in engine.needs],
                     "missing": missing,
                     "available": not missing,
                     "install": install,
                     "calibrated": recipe.calibrated,
                     "parameters": recipe.canonical,
-                    "loads_in": list(engine.loads_in),
+                    "loads_in": list(loads_in),
                 }
             )
     console().print(table)
@@ -110,12 +110,8 @@ PACKAGES = {
 
 
 def _package(distribution: str, extra: str) -> tuple[bool, str]:
-    from importlib import metadata
-
-    try:
-        return True, metadata.version(distribution)
-    except metadata.PackageNotFoundError:
-        return False, f"missing: {install_command(extra, [distribution])}"
+    found = version(distribution)
+    return found is not None, found or f"missing: {install_command(extra, [distribution])}"
 
 
 def _llamacpp() -> tuple[bool, str]:

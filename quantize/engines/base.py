@@ -1,12 +1,39 @@
-"""What an engine reports of its work: what it held in memory before it saved, and what it wrote."""
+"""An engine: what makes artifacts. What of it is installed, and what it reports of its work: what it held in
+memory before it saved, and what it wrote."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from quantize.artifact.artifact import Note
 from quantize.numerics.sketch import differing_rows, sketch
+from quantize.packages import Probe, probe
+
+
+class Engine:
+    """Importing an engine's file must be cheap: its own libraries are imported inside functions."""
+
+    #: the distribution that computes, by whose version the manifest names the engine
+    distribution: ClassVar[str] = "quantwright"
+    #: (distribution, module to look for) that must be installed
+    needs: ClassVar[tuple[tuple[str, str], ...]] = ()
+    #: extra of this project that installs ``needs``
+    extra: ClassVar[str] = ""
+    #: distributions whose versions the manifest records, beside numpy's
+    libraries: ClassVar[tuple[str, ...]] = ()
+    #: whether the conversion itself runs on ``--device`` (and so may depend on it), rather than on the CPU
+    #: always
+    on_device: ClassVar[bool] = True
+
+    def probe(self) -> Probe:
+        """What of it is installed, of which versions; nothing is imported."""
+        return probe(self.needs, [self.distribution, *self.libraries])
+
+    @property
+    def label(self) -> str:
+        """The name and version that manifests give."""
+        return f"{self.distribution} {self.probe().versions.get(self.distribution, 'absent')}"
 
 
 class Computed:

@@ -16,6 +16,7 @@ from quantize.hf.extensions import ensure_kernel_environment
 from quantize.hf.refusals import reason, refusals
 from quantize.packages import install_command
 from quantize.quiet import quiet
+from quantize.recipe import RunOptions
 from quantize.terminal import printable
 
 if TYPE_CHECKING:
@@ -47,6 +48,19 @@ def stored_dtype(config: dict[str, Any]) -> str:
     text = config.get("text_config") if isinstance(config.get("text_config"), dict) else {}
     name = config.get("dtype") or config.get("torch_dtype") or (text or {}).get("dtype") or "float32"
     return str(name) if name in DENSE else "float32"
+
+
+def compute_dtype(stored: str, run: RunOptions, exact: bool) -> str:
+    """What ``run`` asks for; else float32 on a CPU, and the dtype of the weights elsewhere."""
+    if run.dtype != "auto":
+        return run.dtype
+    return "float32" if exact or run.resolved_device == "cpu" else stored
+
+
+def head_name(model: "PreTrainedModel") -> str | None:
+    """The module that is its output layer."""
+    head = model.get_output_embeddings()
+    return next((name for name, module in model.named_modules() if module is head), None)
 
 
 def load_model(

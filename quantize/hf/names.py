@@ -3,6 +3,7 @@ weight."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -77,11 +78,9 @@ def empty_model(
     return model
 
 
-_last: list[tuple[Checkpoint, Layers]] = []
-
-
+@lru_cache(maxsize=1)
 def find_layers(checkpoint: Checkpoint) -> Layers:
-    """Remembers the last answer: a conversion asks several times about one checkpoint.
+    """A cache of the last answer: a conversion asks several times about one checkpoint.
 
     Errors: Unsupported where transformers lacks the architecture, or its names or shapes are not those of the
     files.
@@ -92,14 +91,7 @@ def find_layers(checkpoint: Checkpoint) -> Layers:
             f"{checkpoint.source}: transformers opens {SINGLE} or {INDEX} with its "
             f"shards, and the weights are in {files}; rename a single file to {SINGLE}"
         )
-    if not _last or _last[0][0] is not checkpoint:
-        _last[:] = [(checkpoint, _find_layers(checkpoint))]
-    return _last[0][1]
-
-
-def _find_layers(checkpoint: Checkpoint) -> Layers:
-    """Told from the config where every tensor of the files has its place so; else the architecture is
-    built."""
+    # Told from the config where every tensor of the files has its place so; else the architecture is built.
     told = parameters(checkpoint.config)
     if told is not None and all(told[0].get(name) == info.shape for name, info in checkpoint.tensors.items()):
         _, linear, tied = told
@@ -173,26 +165,18 @@ def _renaming(model: "PreTrainedModel") -> "Callable[[str], str | None]":
     return place
 
 
-def needed(checkpoint: Checkpoint) -> tuple[Checkpoint, list[Note]]:
+@lru_cache(maxsize=1)
+def needed(checkpoint: Checkpoint) -> tuple[Checkpoint, tuple[Note, ...]]:
     """Without the tensors that a loaded model does not read from the files: buffers, and a tied head that is
     stored anyway. transformers uses a stored head that differs from the embedding: then the model is not
     tied, whatever its config says.
 
-    Remembers the last answer, as ``find_layers`` does.
+    A cache of the last answer, as ``find_layers`` is.
     """
-    if not _needed or _needed[0][0] is not checkpoint:
-        _needed[:] = [(checkpoint, *_without_what_is_computed(checkpoint))]
-    return _needed[0][1], list(_needed[0][2])
-
-
-_needed: list[tuple[Checkpoint, Checkpoint, list[Note]]] = []
-
-
-def _without_what_is_computed(checkpoint: Checkpoint) -> tuple[Checkpoint, list[Note]]:
     try:
         layers = find_layers(checkpoint)
     except Unsupported:  # said by the method's own check, where it needs to know the layers
-        return checkpoint, []
+        return checkpoint, ()
     left_out = dict.fromkeys(layers.buffers, "the model computes it itself")
     notes, config = [], checkpoint.config
     if layers.stored_head and layers.head:
@@ -207,10 +191,10 @@ def _without_what_is_computed(checkpoint: Checkpoint) -> tuple[Checkpoint, list[
             why = f"{layers.stored_head} is not {embedding}, so transformers uses both"
             notes.append(Note(tensor=layers.stored_head, what="tie_word_embeddings is set to false", why=why))
     if not left_out and not notes:
-        return checkpoint, []
+        return checkpoint, ()
     notes += [Note(tensor=name, what="left out", why=why) for name, why in left_out.items()]
     tensors = {name: info for name, info in checkpoint.tensors.items() if name not in left_out}
-    return replace(checkpoint, tensors=tensors, config=config), notes
+    return replace(checkpoint, tensors=tensors, config=config), tuple(notes)
 
 
 def _same(checkpoint: Checkpoint, one: str, other: str) -> bool:

@@ -4,7 +4,6 @@ Output: a checkpoint in the AutoAWQ GEMM format, which transformers, vLLM, SGLan
 Source of the method: Lin et al., 2023, https://arxiv.org/abs/2306.00978.
 """
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -12,21 +11,24 @@ import numpy as np
 from pydantic import BeforeValidator, Field
 
 from quantize.calibration.windows import Calibration
-from quantize.checkpoint.checkpoint import Checkpoint
-from quantize.engines.base import Conversion
+from quantize.engines.base import Conversion, Engine
+from quantize.engines.gptqmodel import engine
+from quantize.engines.gptqmodel.checkpoint import write_checkpoint
+from quantize.engines.gptqmodel.computed import openers
+from quantize.engines.gptqmodel.installed import GPTQMODEL
 from quantize.engines.gptqmodel.layers import (
     check_model_type,
     check_shapes,
     kept_notes,
-    packed_layers,
     quantizable,
     whole,
 )
 from quantize.errors import StepFailed
-from quantize.methods.base import Method
+from quantize.formats.awq import AwqFormat
+from quantize.formats.base import Format
+from quantize.methods.base import Held, Method, Work
 from quantize.recipe import Recipe, RunOptions
 
-BITS = 4
 GROUP_SIZES = (32, 64, 128)
 #: the engine searches clipping bounds 64 outputs at a time
 OUTPUT_MULTIPLE = 64
@@ -61,29 +63,22 @@ class AwqRecipe(Recipe):
     search_tokens: int = Field(default=8192, ge=128)
 
 
-class Awq(Method):
-    recipe_class = AwqRecipe
-    summary = "AWQ weights of 4 bits in groups, calibrated; for transformers, vLLM and SGLang"
-    needs = (("gptqmodel", "gptqmodel"), ("optimum", "optimum"), ("ninja", "ninja"))
-    extra = "gptq"
-    loads_in = ("transformers", "vllm", "sglang", "gptqmodel")
+class Awq(Method[AwqRecipe]):
+    recipe_class: ClassVar[type[Recipe]] = AwqRecipe
+    format: ClassVar[type[Format]] = AwqFormat
+    engine: ClassVar[Engine] = GPTQMODEL
+    summary: ClassVar[str] = "AWQ weights of 4 bits in groups, calibrated; for transformers, vLLM and SGLang"
 
-    def check(self, checkpoint: Checkpoint, recipe: AwqRecipe) -> None:
+    def work(self, held: Held, recipe: AwqRecipe) -> "AwqWork":
+        checkpoint = held.checkpoint
         check_model_type(checkpoint, "AWQ", EXCLUDED)
         check_shapes(checkpoint, recipe.short, recipe.group_size, GROUP_SIZES, 8, OUTPUT_MULTIPLE)
+        return AwqWork(held, recipe, AwqFormat(recipe.group_size), frozenset(quantizable(checkpoint)))
 
-    def convert(
-        self,
-        checkpoint: Checkpoint,
-        recipe: AwqRecipe,
-        stage: Path,
-        run: RunOptions,
-        calibration: Calibration | None,
-    ) -> Conversion:
-        from quantize.engines.gptqmodel import engine
-        from quantize.engines.gptqmodel.checkpoint import write_checkpoint
-        from quantize.engines.gptqmodel.computed import openers
 
+class AwqWork(Work[AwqRecipe]):
+    def write(self, stage: Path, run: RunOptions, calibration: Calibration | None) -> Conversion:
+        checkpoint, recipe = self.checkpoint, self.recipe
         if calibration is None:
             raise StepFailed(f"{recipe.short}: AWQ needs a calibration text; give --calibration")
 
@@ -105,60 +100,13 @@ class Awq(Method):
         loads, loading = openers(stage)
         return Conversion(
             weight_bytes=weight_bytes,
-            engine=engine.engine_name(),
-            libraries=engine.LIBRARIES,
+            engine=GPTQMODEL.label,
+            libraries=GPTQMODEL.libraries,
             notes=[*kept_notes(checkpoint), *result.notes, *loading],
             details={"compute_dtype": engine.compute_dtype(run), "calibration_tokens_used": int(rows.size)},
             loads_in=loads,
             computed=result.computed,
         )
-
-    def quantized(self, stage: Path, recipe: AwqRecipe) -> dict[str, str]:
-        from quantize.engines.gptqmodel.checkpoint import stored_tensors
-
-        tensors = dict(stored_tensors(stage).tensors)
-        group = f" g{recipe.group_size}" if recipe.group_size > 0 else " per channel"
-        return {
-            f"{base}.weight": f"awq-int{BITS}{group}"
-            for base, qweight in packed_layers(tensors, BITS, along_inputs=False).items()
-            if tensors[f"{base}.scales"].shape[0]
-            == (qweight.shape[0] // recipe.group_size if recipe.group_size > 0 else 1)
-        }
-
-    def expected(self, checkpoint: Checkpoint, recipe: AwqRecipe) -> set[str]:
-        return set(quantizable(checkpoint))
-
-    def activation_types(self, stage: Path, recipe: AwqRecipe) -> dict[str, str]:
-        """The kernels take and give 16-bit floats."""
-        return dict.fromkeys(self.quantized(stage, recipe), "bf16_io")
-
-    def kl_tolerance(self, recipe: AwqRecipe) -> float:
-        """Of the runtime's logits against this file's reader: the kernels round scales and activations to
-        bfloat16 or float16."""
-        return 1e-3
-
-    def dequantize(
-        self, stage: Path, recipe: AwqRecipe, checkpoint: Checkpoint
-    ) -> Iterator[tuple[str, np.ndarray]]:
-        """Weights as stored: scales that AWQ moved from a layer's inputs into the norm or layer before it
-        stay there. So single tensors differ from the source's by more than rounding; the model they make up
-        does not."""
-        from quantize.engines.gptqmodel.checkpoint import stored_tensors
-        from quantize.numerics.packing import dequantize_awq
-
-        stored = stored_tensors(stage)
-        for name in checkpoint.tensors:
-            if name in stored.tensors:
-                yield name, stored.read_float32(name)
-                continue
-            base = name.removesuffix(".weight")
-            scales = stored.read_float32(f"{base}.scales")
-            yield (
-                name,
-                dequantize_awq(
-                    stored.read(f"{base}.qweight"), stored.read(f"{base}.qzeros"), scales, recipe.group_size
-                ),
-            )
 
 
 def spread_rows(ids: np.ndarray, tokens: int) -> np.ndarray:

@@ -1,81 +1,116 @@
-"""The interface of a method. One file here and one line in ``quantize.methods.registry`` make a new one.
+"""The interface of a method: a recipe, the format that it leaves on disk, the engine that makes it.
 
-Importing a method's file must be cheap: torch and the method's engine are imported inside functions.
+One file here and one line in ``quantize.methods.registry`` make a new one. Importing a method's file must be
+cheap: torch and the engine's libraries are imported inside functions.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Generic, TypeVar
 
 import numpy as np
 
 from quantize.artifact.artifact import Note
 from quantize.calibration.windows import Calibration
 from quantize.checkpoint.checkpoint import Checkpoint
-from quantize.engines.base import Conversion
+from quantize.engines.base import Conversion, Engine
+from quantize.errors import BadInput, Unsupported
+from quantize.formats.base import Format
+from quantize.hf.names import needed
+from quantize.hf.refusals import check_config
 from quantize.recipe import Recipe, RunOptions
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
-class Method(ABC):
-    recipe_class: ClassVar[type[Recipe]]
-    #: one line for `quantwright methods`
-    summary: ClassVar[str]
-    #: (distribution, module to look for) that must be installed
-    needs: ClassVar[tuple[tuple[str, str], ...]] = ()
-    #: extra of this project that installs ``needs``
-    extra: ClassVar[str] = ""
-    #: runtime that serves the artifact: a name in ``quantize.runtimes.opening.RUNTIMES``
-    runtime: ClassVar[str] = "transformers"
-    #: programs known to load the artifact, for manifest and card
-    loads_in: ClassVar[tuple[str, ...]] = ("transformers",)
-    #: whether the artifact is an HF folder, which gets the source's tokenizer and generation config copied in
-    hf_folder: ClassVar[bool] = True
-    #: whether the conversion itself runs on ``--device`` (and so may depend on it), rather than on the CPU
-    #: always
-    on_device: ClassVar[bool] = True
+R = TypeVar("R", bound=Recipe)
 
-    def source(self, checkpoint: Checkpoint) -> tuple[Checkpoint, list[Note]]:
-        """What of the checkpoint the artifact holds, and a note for each tensor that it leaves out.
 
-        An HF folder is loaded by libraries that compute buffers and tie heads by themselves; a stored copy of
-        either is left out.
-        """
-        if not self.hf_folder:
-            return checkpoint, []
-        from quantize.hf.names import needed
+@dataclass(frozen=True)
+class Held:
+    """What of a checkpoint (``whole``) an artifact holds, and a note for each tensor that it leaves out."""
 
-        return needed(checkpoint)
+    whole: Checkpoint
+    checkpoint: Checkpoint
+    left_out: tuple[Note, ...] = ()
+
+
+class Work(ABC, Generic[R]):
+    """What a recipe will do to a checkpoint, planned from headers: whoever has one knows that it can be done.
+
+    ``format`` is that of the artifact; ``expected`` are the HF names of the tensors that the recipe means to
+    quantize (those the notes name may be missing from ``quantized``).
+    """
+
+    def __init__(self, held: Held, recipe: R, format: Format, expected: frozenset[str]):
+        self.held, self.recipe, self.format, self.expected = held, recipe, format, expected
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        return self.held.checkpoint
+
+    @cached_property
+    def output_bytes(self) -> int | None:
+        """Bytes of the artifact's files, the manifest left out; None where that is not known before."""
+        return self.format.output_bytes(self.checkpoint, self.expected)
 
     @abstractmethod
-    def check(self, checkpoint: Checkpoint, recipe: Any) -> None:
-        """Look at headers only. Errors: Unsupported with the reason, where the combination cannot be made."""
-
-    @abstractmethod
-    def convert(
-        self,
-        checkpoint: Checkpoint,
-        recipe: Any,
-        stage: Path,
-        run: RunOptions,
-        calibration: Calibration | None,
-    ) -> Conversion:
+    def write(self, stage: Path, run: RunOptions, calibration: Calibration | None) -> Conversion:
         """Write the artifact's files into ``stage`` and nowhere else."""
 
-    @abstractmethod
-    def quantized(self, stage: Path, recipe: Any) -> dict[str, str]:
-        """Tensors that are quantized in the files under ``stage``: HF (source) name -> storage type, read
-        from the file."""
+    def quantized(self, stage: Path) -> dict[str, str]:
+        """Tensors that are quantized in the files under ``stage``: HF (source) name -> storage type."""
+        return self.format.quantized(stage)
+
+    def read(self, stage: Path) -> Iterator[tuple[str, np.ndarray]]:
+        """(HF name, float32 array of the source's shape) for every weight of the source, by the second
+        reader."""
+        return self.format.dequantize(stage, self.checkpoint)
+
+
+class Method(ABC, Generic[R]):
+    recipe_class: ClassVar[type[Recipe]]
+    format: ClassVar[type[Format]]
+    engine: ClassVar[Engine]
+    #: one line for `quantwright methods`
+    summary: ClassVar[str]
+    #: whether it takes a model of text alone
+    text_only: ClassVar[bool] = True
+
+    def plan(self, checkpoint: Checkpoint, recipe: R) -> Work[R]:
+        """Look at headers only. Errors: Unsupported, BadInput with the reason, where the combination cannot
+        be made."""
+        if (
+            self.text_only
+            and "num_hidden_layers" not in checkpoint.config
+            and "text_config" in checkpoint.config
+        ):
+            raise Unsupported(
+                f"{checkpoint.source}: {checkpoint.architecture} is a multimodal model; "
+                "only its text model can be quantized: save that separately first"
+            )
+        if self.format.hf_folder:
+            check_config(checkpoint)
+        return self.work(self.held(checkpoint), recipe)
+
+    def held(self, checkpoint: Checkpoint) -> Held:
+        """An HF folder is loaded by libraries that compute buffers and tie heads by themselves; a stored copy
+        of either is left out."""
+        if not self.format.hf_folder:
+            return Held(checkpoint, checkpoint)
+        kept, notes = needed(checkpoint)
+        return Held(checkpoint, kept, notes)
 
     @abstractmethod
-    def expected(self, checkpoint: Checkpoint, recipe: Any) -> set[str]:
-        """HF names of the tensors that the recipe means to quantize (those the notes name may be missing from
-        ``quantized``)."""
+    def work(self, held: Held, recipe: R) -> Work[R]:
+        """The method's own part of ``plan``."""
 
-    @abstractmethod
-    def dequantize(
-        self, stage: Path, recipe: Any, checkpoint: Checkpoint
-    ) -> Iterator[tuple[str, np.ndarray]]:
-        """(HF name, float32 array of the source's shape) for every weight of the source, read from the files
-        under ``stage`` by a reader that shares no code with the engine that wrote them nor with the runtime
-        that serves them."""
+    def load_as(self, folder: Path, recipe: R, run: RunOptions, exact: bool) -> "PreTrainedModel":
+        """The plain checkpoint ``folder`` as ``recipe`` would quantize it, ready to run; nothing is saved.
+        ``exact`` asks for the most exact arithmetic. Errors: BadInput where the recipe needs a conversion."""
+        raise BadInput(
+            f"{recipe.short}: only quanto and bnb recipes can be quantized while loading; convert it first"
+        )

@@ -2,16 +2,15 @@
 
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from quantize.checkpoint.checkpoint import sha256_file
 from quantize.errors import BadInput
+from quantize.gguf.importance.file import ImportanceMatrix, read_imatrix
+from quantize.kernels.block_types import FILE_TYPES, TENSOR_TYPES
 from quantize.recipe import Recipe
-
-if TYPE_CHECKING:
-    from quantize.gguf.importance.file import ImportanceMatrix
 
 #: short spellings that are offered; the other types of ``quantize.kernels.block_types.FILE_TYPES`` want an
 #: importance matrix
@@ -60,8 +59,6 @@ class GgufRecipe(Recipe):
     @field_validator("type")
     @classmethod
     def _known_file_type(cls, value: str) -> str:
-        from quantize.kernels.block_types import FILE_TYPES
-
         if value.lower() not in FILE_TYPES:
             raise ValueError(f"{value!r} is not a GGUF file type; known: {', '.join(FILE_TYPES)}")
         return value.lower()
@@ -95,15 +92,13 @@ class GgufRecipe(Recipe):
             *[argument for path in self.files for argument in ("--imatrix", str(path))],
         ]
 
-    def importance(self) -> "ImportanceMatrix | None":
+    def importance(self) -> ImportanceMatrix | None:
         """Errors: BadInput where the file is not an importance matrix, or not the one that it was."""
         return _read(self.imatrix, self.imatrix_sha256) if self.imatrix else None
 
 
 @lru_cache(maxsize=1)
-def _read(path: str, sha256: str) -> "ImportanceMatrix":
-    from quantize.gguf.importance.file import read_imatrix
-
+def _read(path: str, sha256: str) -> ImportanceMatrix:
     matrix = read_imatrix(path)
     if sha256_file(Path(path)) != sha256:
         raise BadInput(
@@ -114,8 +109,6 @@ def _read(path: str, sha256: str) -> "ImportanceMatrix":
 
 
 def _tensor_type(name: str) -> str:
-    from quantize.kernels.block_types import TENSOR_TYPES
-
     if name.lower() not in TENSOR_TYPES:
         raise ValueError(f"{name!r} is not a tensor type; known: {', '.join(TENSOR_TYPES)}")
     return name.lower()

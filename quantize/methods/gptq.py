@@ -5,35 +5,35 @@ Output: a checkpoint in the AutoGPTQ format (v1), which transformers, vLLM, SGLa
 Source of the method: Frantar et al., 2022, https://arxiv.org/abs/2210.17323.
 """
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-import numpy as np
 from pydantic import BeforeValidator, Field
 
 from quantize.artifact.artifact import Note
 from quantize.calibration.windows import Calibration
-from quantize.checkpoint.checkpoint import Checkpoint
-from quantize.engines.base import Conversion
+from quantize.engines.base import Conversion, Engine
+from quantize.engines.gptqmodel import engine
+from quantize.engines.gptqmodel.checkpoint import write_checkpoint
+from quantize.engines.gptqmodel.computed import openers
+from quantize.engines.gptqmodel.installed import GPTQMODEL
 from quantize.engines.gptqmodel.layers import (
     GROUP_SIZES,
     check_model_type,
     check_shapes,
     kept_notes,
-    packed_layers,
     quantizable,
     whole,
 )
 from quantize.errors import StepFailed
-from quantize.methods.base import Method
+from quantize.formats.base import Format
+from quantize.formats.gptq import PACKED_ROWS, GptqFormat
+from quantize.methods.base import Held, Method, Work
+from quantize.numerics.packing import lift_zero_points
 from quantize.recipe import Recipe, RunOptions
 
 if TYPE_CHECKING:
     import torch
-
-#: rows that whole 32-bit words of codes need
-PACKED_ROWS = {2: 16, 3: 32, 4: 8, 8: 4}
 
 
 class GptqRecipe(Recipe):
@@ -57,30 +57,25 @@ class GptqRecipe(Recipe):
     damp_percent: float = Field(default=0.05, gt=0, lt=1)
 
 
-class Gptq(Method):
-    recipe_class = GptqRecipe
-    summary = "GPTQ weights of 2, 3, 4 or 8 bits in groups, calibrated; for transformers, vLLM and SGLang"
-    needs = (("gptqmodel", "gptqmodel"), ("optimum", "optimum"), ("ninja", "ninja"))
-    extra = "gptq"
-    loads_in = ("transformers", "vllm", "sglang", "gptqmodel")
+class Gptq(Method[GptqRecipe]):
+    recipe_class: ClassVar[type[Recipe]] = GptqRecipe
+    format: ClassVar[type[Format]] = GptqFormat
+    engine: ClassVar[Engine] = GPTQMODEL
+    summary: ClassVar[str] = (
+        "GPTQ weights of 2, 3, 4 or 8 bits in groups, calibrated; for transformers, vLLM and SGLang"
+    )
 
-    def check(self, checkpoint: Checkpoint, recipe: GptqRecipe) -> None:
+    def work(self, held: Held, recipe: GptqRecipe) -> "GptqWork":
+        checkpoint, multiple = held.checkpoint, PACKED_ROWS[recipe.bits]
         check_model_type(checkpoint, "GPTQ", {})
-        multiple = PACKED_ROWS[recipe.bits]
         check_shapes(checkpoint, recipe.short, recipe.group_size, GROUP_SIZES, multiple, multiple)
+        format = GptqFormat(recipe.bits, recipe.group_size)
+        return GptqWork(held, recipe, format, frozenset(quantizable(checkpoint)))
 
-    def convert(
-        self,
-        checkpoint: Checkpoint,
-        recipe: GptqRecipe,
-        stage: Path,
-        run: RunOptions,
-        calibration: Calibration | None,
-    ) -> Conversion:
-        from quantize.engines.gptqmodel import engine
-        from quantize.engines.gptqmodel.checkpoint import write_checkpoint
-        from quantize.engines.gptqmodel.computed import openers
 
+class GptqWork(Work[GptqRecipe]):
+    def write(self, stage: Path, run: RunOptions, calibration: Calibration | None) -> Conversion:
+        checkpoint, recipe = self.checkpoint, self.recipe
         if calibration is None:
             raise StepFailed(f"{recipe.short}: GPTQ needs a calibration text; give --calibration")
 
@@ -116,8 +111,8 @@ class Gptq(Method):
         ]
         return Conversion(
             weight_bytes=weight_bytes,
-            engine=engine.engine_name(),
-            libraries=engine.LIBRARIES,
+            engine=GPTQMODEL.label,
+            libraries=GPTQMODEL.libraries,
             notes=[*kept_notes(checkpoint), *result.notes, *notes, *loading],
             details={
                 "compute_dtype": engine.compute_dtype(run),
@@ -131,61 +126,6 @@ class Gptq(Method):
             loads_in=loads,
             computed=result.computed,
         )
-
-    def quantized(self, stage: Path, recipe: GptqRecipe) -> dict[str, str]:
-        from quantize.engines.gptqmodel.checkpoint import stored_tensors
-
-        tensors = dict(stored_tensors(stage).tensors)
-        group = f" g{recipe.group_size}" if recipe.group_size > 0 else " per channel"
-        found = {}
-        for base, qweight in packed_layers(tensors, recipe.bits, along_inputs=True).items():
-            inputs, index = qweight.shape[0] * 32 // recipe.bits, tensors.get(f"{base}.g_idx")
-            groups = inputs // recipe.group_size if recipe.group_size > 0 else 1
-            if tensors[f"{base}.scales"].shape[0] == groups and (index is None or index.shape == (inputs,)):
-                found[f"{base}.weight"] = f"gptq-int{recipe.bits}{group}"
-        return found
-
-    def expected(self, checkpoint: Checkpoint, recipe: GptqRecipe) -> set[str]:
-        return set(quantizable(checkpoint))
-
-    def activation_types(self, stage: Path, recipe: GptqRecipe) -> dict[str, str] | None:
-        """The 4-bit kernel for CPUs takes and gives bfloat16; the other widths compute in the dtype of the
-        model."""
-        if recipe.bits != 4:
-            return None
-        return dict.fromkeys(self.quantized(stage, recipe), "bf16_io")
-
-    def kl_tolerance(self, recipe: GptqRecipe) -> float:
-        """Of the runtime's logits against this file's reader. The 4-bit kernel for CPUs rounds scales and
-        activations to bfloat16 (2e-5 seen); the others compute in the dtype of the model (4e-8 seen in
-        float32)."""
-        return 1e-3 if recipe.bits == 4 else 1e-5
-
-    def dequantize(
-        self, stage: Path, recipe: GptqRecipe, checkpoint: Checkpoint
-    ) -> Iterator[tuple[str, np.ndarray]]:
-        from quantize.engines.gptqmodel.checkpoint import stored_tensors
-        from quantize.numerics.packing import dequantize_gptq
-
-        stored = stored_tensors(stage)
-        for name in checkpoint.tensors:
-            if name in stored.tensors:
-                yield name, stored.read_float32(name)
-                continue
-            base = name.removesuffix(".weight")
-            index = stored.read(f"{base}.g_idx") if f"{base}.g_idx" in stored.tensors else None
-            scales = stored.read_float32(f"{base}.scales")
-            yield (
-                name,
-                dequantize_gptq(
-                    stored.read(f"{base}.qweight"),
-                    stored.read(f"{base}.qzeros"),
-                    scales,
-                    index,
-                    recipe.bits,
-                    recipe.group_size,
-                ),
-            )
 
 
 def _number(text: Any) -> float | None:
@@ -221,7 +161,6 @@ def quantization_config(recipe: GptqRecipe, engine_config: dict[str, Any]) -> di
 
 def _lifting(bits: int, lifted: dict[str, int]) -> Any:
     """A ``repack`` that makes zero points of 0 expressible and counts them by layer in ``lifted``."""
-    from quantize.numerics.packing import lift_zero_points
 
     def repack(base: str, tensors: "dict[str, torch.Tensor]") -> "dict[str, torch.Tensor]":
         import torch

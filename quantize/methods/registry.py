@@ -7,12 +7,14 @@ from functools import cache
 from importlib import import_module, metadata
 from typing import TYPE_CHECKING, Any
 
-from quantize.errors import BadInput
+from quantize.errors import BadInput, Unsupported
+from quantize.packages import install_command
 from quantize.recipe import Recipe, did_you_mean, validated
 from quantize.terminal import printable
 
 if TYPE_CHECKING:
-    from quantize.methods.base import Method
+    from quantize.checkpoint.checkpoint import Checkpoint
+    from quantize.methods.base import Method, Work
 
 METHODS: dict[str, str] = {
     "dense": "quantize.methods.dense:Dense",
@@ -26,13 +28,32 @@ METHODS |= {point.name: point.value for point in metadata.entry_points(group="qu
 
 
 @cache
-def method(name: str) -> "Method":
+def method(name: str) -> "Method[Any]":
     """The method called ``name``. Errors: BadInput where there is none."""
     if name not in METHODS:
         raise BadInput(f"unknown method {name!r}; known: {', '.join(METHODS)}")
     module, _, attribute = METHODS[name].partition(":")
-    instance: Method = getattr(import_module(module), attribute)()
+    instance: Method[Any] = getattr(import_module(module), attribute)()
     return instance
+
+
+def require(recipe: Recipe) -> "Method[Any]":
+    """The recipe's method. Errors: Unsupported, with the command that mends it, where a package it needs is
+    missing."""
+    found = method(recipe.method)
+    missing = found.engine.probe().missing
+    if missing:
+        raise Unsupported(
+            f"{recipe.short}: needs {', '.join(missing)}; install with: "
+            f"{install_command(found.engine.extra, missing)}"
+        )
+    return found
+
+
+def plan(checkpoint: "Checkpoint", recipe: Recipe) -> "Work[Any]":
+    """What the recipe will do to the checkpoint, from headers. Errors: Unsupported, BadInput where it cannot
+    be done, or not here."""
+    return require(recipe).plan(checkpoint, recipe)
 
 
 def recipe_class(name: str) -> type[Recipe]:

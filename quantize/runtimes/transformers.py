@@ -18,7 +18,7 @@ import numpy as np
 from quantize.engines.gptqmodel.load import load_gptqmodel
 from quantize.errors import BadInput, Unsupported, first_line
 from quantize.hf import load
-from quantize.hf.on_the_fly import load_quantized
+from quantize.methods.registry import method
 from quantize.quiet import hush, no_warnings
 from quantize.recipe import Recipe, RunOptions
 from quantize.runtimes.base import Consume, FolderRuntime
@@ -63,7 +63,7 @@ class TransformersRuntime(FolderRuntime):
                     f"{path}: is already stored as {self.format}, so it cannot be loaded as {load_as.short}"
                 )
             self.format = load_as.short
-            self.model = load_quantized(self.folder, load_as, run, exact=exact)
+            self.model = method(load_as.method).load_as(self.folder, load_as, run, exact)
         else:
             self.model = self._open(config, exact) if model is None else model
         text = self.model.config.get_text_config()
@@ -77,7 +77,10 @@ class TransformersRuntime(FolderRuntime):
         self._wanted_context = context
 
     def _open(self, config: dict[str, Any], exact: bool) -> Any:
-        dtype, trust = _dtype(config, self._run, exact), self._run.trust_remote_code
+        dtype, trust = (
+            load.compute_dtype(load.stored_dtype(config), self._run, exact),
+            self._run.trust_remote_code,
+        )
         if self.format == "bitsandbytes":
             return load.load_bitsandbytes(self.folder, dtype, self._device, exact, trust_remote_code=trust)
         openers: dict[str, Callable[..., Any]] = {
@@ -239,7 +242,9 @@ def skeleton(path: Path | str, run: RunOptions) -> TransformersRuntime | None:
     if load.storage_format(folder, config) != "dense":
         return None
     model = load.model_without_weights(
-        folder, _dtype(config, run, False), trust_remote_code=run.trust_remote_code
+        folder,
+        load.compute_dtype(load.stored_dtype(config), run, False),
+        trust_remote_code=run.trust_remote_code,
     )
     return TransformersRuntime(folder, run, model=model)
 
@@ -251,12 +256,6 @@ def with_weights(folder: Path, weights: dict[str, Any], run: RunOptions) -> Tran
     device, trust = run.resolved_device, run.trust_remote_code
     model = load.load_model(folder, dtype, device, trust_remote_code=trust, weights=weights)
     return TransformersRuntime(folder, run, model=model)
-
-
-def _dtype(config: dict[str, Any], run: RunOptions, exact: bool) -> str:
-    if run.dtype != "auto":
-        return run.dtype
-    return "float32" if exact or run.resolved_device == "cpu" else load.stored_dtype(config)
 
 
 def _float32(tensor: Any) -> np.ndarray:

@@ -2,9 +2,9 @@
 reader."""
 
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -16,8 +16,8 @@ from quantize.errors import StepFailed, Unsupported
 from quantize.hf.conversions import parameter_parts
 from quantize.hf.names import empty_model, find_layers
 from quantize.hf.routers import Inputs, disturb
-from quantize.methods.base import Method
-from quantize.recipe import Recipe, RunOptions
+from quantize.methods.base import Work
+from quantize.recipe import RunOptions
 from quantize.runtimes.base import Consume
 from quantize.runtimes.transformers import TransformersRuntime
 
@@ -45,9 +45,6 @@ TEXT = (
     "same holds in a kitchen in Mexico City.\n"
 )
 
-# How far a runtime's logits may be from the second reader's: mean Kullback-Leibler divergence in nats,
-# (reader || runtime). float32 on both sides: only the order of additions differs (1e-12 to 1e-10 seen).
-KL_FLOAT32 = 1e-7
 # Two models that round activations alike still round different values once the order of additions differs,
 # and a model with outliers (Gemma 3 270M: 0.03 nats) amplifies each flip: what rounding moves it by, times
 # this, is the least that is asked.
@@ -58,18 +55,6 @@ ROUNDING_MARGIN = 4.0
 # there (rounding inside of stacked experts is not done alike): what that moves, times the margin, is what
 # another choice may.
 CHOICE_NOISE, CHOICE_RUNS = 4.0, 3
-# What each runtime and format adds of its own, beyond float32's.
-KL_TOLERANCES = {
-    "transformers": KL_FLOAT32,
-    # llama.cpp rounds activations to 8 bits in blocks of 32 or 256 wherever weights are quantized, exact or
-    # not: 1e-4 to 2e-3 seen.
-    "llamacpp": 2e-2,
-    # It rounds them to the weights' own type where that is F16 (1e-7 seen) or BF16 (as bfloat16 arithmetic
-    # does: 7e-5).
-    "gguf-f32": 1e-6,
-    "gguf-f16": 1e-4,
-    "gguf-bf16": 5e-3,
-}
 
 
 class Served(Protocol):
@@ -81,10 +66,8 @@ class Served(Protocol):
 
 
 def compare_logits(
-    method: Method,
-    recipe: Recipe,
+    work: Work[Any],
     stage: Path,
-    checkpoint: Checkpoint,
     read: Read,
     extra: frozenset[str],
     runtime: Served,
@@ -97,11 +80,11 @@ def compare_logits(
     where transformers cannot run the source's architecture tensor by tensor; that the runtime runs at all is
     checked then.
     """
-    table = method.runtime == "llamacpp"
+    checkpoint, table = work.checkpoint, work.format.gelu_table
     seen, seen_rounded = Inputs(), Inputs()
     try:
         exact = _run_reference(checkpoint, read, rows, extra, None, False, seen.watch)
-        rounding = _activations(method, recipe, stage)
+        rounding = work.format.activation_types(stage)
         reference, known = exact, seen
         if rounding is not None:
             reference = _run_reference(checkpoint, read, rows, extra, rounding, table, seen_rounded.watch)
@@ -115,7 +98,7 @@ def compare_logits(
         runtime.logits(rows, 0, served.add)
     except StepFailed as error:
         return [Check(name="logits", passed=False, detail=str(error))], "full"
-    tolerance = kl_tolerance(method, recipe)
+    tolerance = work.format.kl_tolerance
     detail = f"mean KL divergence from the second reader's weights, {rows.size} positions"
     if rounding is not None:
         moved = _Comparison(exact, width)
@@ -174,14 +157,10 @@ def _reason(error: Unsupported, checkpoint: Checkpoint) -> str:
     return str(error).removeprefix(f"{checkpoint.source}: ").partition("; GGUF recipes")[0]
 
 
-_asked: list[tuple[Checkpoint, str]] = []
-
-
+@lru_cache(maxsize=1)
 def why_not_full(checkpoint: Checkpoint) -> str:
     """Why the logits of an artifact of ``checkpoint`` cannot be compared, known from its config and headers;
-    nothing where they can. Remembers the last answer: recipes are many."""
-    if _asked and _asked[0][0] is checkpoint:
-        return _asked[0][1]
+    nothing where they can. A cache of the last answer: recipes are many."""
     why = ""
     try:
         find_layers(checkpoint)
@@ -190,7 +169,6 @@ def why_not_full(checkpoint: Checkpoint) -> str:
             parameter_parts(checkpoint, empty_model(checkpoint))
         except Unsupported as error:
             why = _reason(error, checkpoint)
-    _asked[:] = [(checkpoint, why)]
     return why
 
 
@@ -198,14 +176,6 @@ def fixed_rows(checkpoint: Checkpoint, length: int) -> np.ndarray:
     """Token ids (WINDOWS, length) of a fixed text, repeated where it is too short."""
     ids = np.asarray(SourceTokenizer.open(checkpoint.folder).encode(TEXT, add_special=False), dtype=np.int64)
     return np.resize(ids, (WINDOWS, length))
-
-
-def kl_tolerance(method: Method, recipe: Recipe) -> float:
-    own = getattr(method, "kl_tolerance", None)
-    if own is not None:
-        return float(own(recipe))
-    name = f"{recipe.method}-{getattr(recipe, 'weights', getattr(recipe, 'type', ''))}"
-    return KL_TOLERANCES.get(name, KL_TOLERANCES.get(method.runtime, KL_FLOAT32))
 
 
 class _Comparison:
@@ -253,13 +223,6 @@ def _log_softmax(logits: np.ndarray) -> np.ndarray:
     x -= x.max(-1, keepdims=True)
     x -= np.log(np.exp(x).sum(-1, keepdims=True))
     return x
-
-
-def _activations(method: Method, recipe: Recipe, stage: Path) -> dict[str, str] | None:
-    """How the runtime rounds what meets each tensor, where the method knows (``activation_types``); None: not
-    at all."""
-    known = getattr(method, "activation_types", None)
-    return known(stage, recipe) if known else None
 
 
 def _run_reference(

@@ -25,17 +25,12 @@ import numpy as np
 from quantize.artifact.artifact import Check, Note, Verification
 from quantize.calibration.windows import context_length
 from quantize.checkpoint.checkpoint import TOKENIZER_FILES, Checkpoint
-from quantize.checkpoint.templates import folder_templates
 from quantize.engines.base import Conversion
 from quantize.errors import QuantwrightError
-from quantize.gguf.container.reader import read_gguf
-from quantize.gguf.tokenizer.chat_templates import templates_of
-from quantize.gguf.tokenizer.metadata import verify_tokenizer
-from quantize.gguf.tokenizer.special import gguf_name
+from quantize.formats.base import Format
 from quantize.hf.names import IGNORED
-from quantize.methods.base import Method
-from quantize.recipe import Recipe, RunOptions
-from quantize.runtimes.base import Runtime
+from quantize.methods.base import Work
+from quantize.recipe import RunOptions
 from quantize.runtimes.opening import open_runtime
 from quantize.staging import held_folder
 from quantize.verification.logits import WINDOW_TOKENS, Served, compare_logits, fixed_rows
@@ -48,69 +43,56 @@ Compare = Callable[[Served, np.ndarray], tuple[list[Check], str]]
 
 @dataclass(frozen=True)
 class _Made:
-    """What was made, of what, how."""
+    """What was made of what, and how."""
 
-    method: Method
-    recipe: Recipe
+    work: Work[Any]
     stage: Path
-    checkpoint: Checkpoint
     conversion: Conversion
     run: RunOptions
 
 
-def verify(
-    method: Method,
-    recipe: Recipe,
-    stage: Path,
-    checkpoint: Checkpoint,
-    conversion: Conversion,
-    run: RunOptions,
-    level: str,
-) -> Verification:
+def verify(work: Work[Any], stage: Path, conversion: Conversion, run: RunOptions, level: str) -> Verification:
     """Check the artifact in ``stage``; ``level`` ``tensors`` leaves the logits out. Never raises for a
     damaged artifact: a failed check says what is wrong. ``level`` of the result is ``tensors`` too where
     transformers has not the source's architecture.
-
-    A method may bring its own tolerance as ``kl_tolerance(recipe) -> float``, and which types its tensors may
-    have as ``fits(recipe, kind) -> bool``.
     """
     if level == "none":
         return Verification(level="none")
     checks: list[Check] = []
-    made = _Made(method, recipe, stage, checkpoint, conversion, run)
+    made, format = _Made(work, stage, conversion, run), work.format
     with _scratch(stage, run) as scratch:
-        checks.append(_types(method, recipe, stage, checkpoint, conversion.notes))
-        if method.hf_folder:
-            checks += _companions(stage, checkpoint)
+        checks.append(_types(work, stage, conversion.notes))
+        if format.hf_folder:
+            checks += _companions(stage, work.checkpoint)
         spill = scratch if level == "full" else None
-        weights = check_weights(method, recipe, stage, checkpoint, conversion, spill)
+        weights = check_weights(work, stage, conversion, spill)
         checks += weights.checks
         if not all(check.passed for check in checks):
-            return _result(level, method, checks)
+            return _result(level, format, checks)
         compare = None
         if weights.spill is not None:
             read, extra = weights.spill.read, frozenset(weights.extra)
-            compare = partial(compare_logits, method, recipe, stage, checkpoint, read, extra)
+            compare = partial(compare_logits, work, stage, read, extra)
         try:
             found, reached = (
-                _in_a_process(made, compare, scratch) if method.hf_folder else _here(made, compare)
+                _in_a_process(made, compare, scratch) if format.hf_folder else _here(made, compare)
             )
             level = reached or level
             checks += found
         except QuantwrightError as error:
             checks.append(Check(name="opens", passed=False, detail=str(error)))
-    return _result(level, method, checks)
+    return _result(level, format, checks)
 
 
 def _in_a_process(made: _Made, compare: Compare | None, scratch: Path) -> tuple[list[Check], str]:
     """An HF folder, as a stranger would open it. Errors: QuantwrightError where it does not open."""
-    length = min(context_length(made.checkpoint.config) or WINDOW_TOKENS, WINDOW_TOKENS)
-    rows = fixed_rows(made.checkpoint, length) if compare else None
+    length = min(context_length(made.work.checkpoint.config) or WINDOW_TOKENS, WINDOW_TOKENS)
+    rows = fixed_rows(made.work.checkpoint, length) if compare else None
     opened = Opened(made.stage, made.run, rows, scratch)
     foreign = [
         name
         for name in opened.unexpected
-        if name not in made.checkpoint.tensors and not name.endswith(IGNORED)
+        if name not in made.work.checkpoint.tensors and not name.endswith(IGNORED)
     ]
     if foreign:
         more = f" and {len(foreign) - 1} more" if len(foreign) > 1 else ""
@@ -129,19 +111,19 @@ def _here(made: _Made, compare: Compare | None) -> tuple[list[Check], str]:
     with open_runtime(made.stage, made.run, exact=True, context=WINDOW_TOKENS) as runtime:
         checks = [Check(name="opens", passed=True, detail=_backend(runtime.describe()))]
         allowed = made.conversion.notes if made.run.allow_tokenizer_mismatch else None
-        checks += _tokenizer(made.recipe, made.stage, made.checkpoint, runtime, allowed)
+        work = made.work
+        checks += work.format.tokenizer_checks(made.stage, work.checkpoint, runtime.tokenize, allowed)
         if compare is None:
             return checks, ""
-        found, level = compare(runtime, fixed_rows(made.checkpoint, min(runtime.context, WINDOW_TOKENS)))
+        found, level = compare(runtime, fixed_rows(made.work.checkpoint, min(runtime.context, WINDOW_TOKENS)))
         return [*checks, *found], level
 
 
-def _result(level: str, method: Method, checks: list[Check]) -> Verification:
-    reader = "quantize.numerics" if method.hf_folder else "gguf (numpy)"
+def _result(level: str, format: Format, checks: list[Check]) -> Verification:
     return Verification(
         level=cast(Literal["full", "tensors"], level),
-        runtime=method.runtime,
-        reader=reader,
+        runtime=format.runtime,
+        reader=format.reader,
         checks=tuple(checks),
     )
 
@@ -153,20 +135,14 @@ def _scratch(stage: Path, run: RunOptions) -> Iterator[Path]:
         yield folder
 
 
-def _types(method: Method, recipe: Recipe, stage: Path, checkpoint: Checkpoint, notes: list[Note]) -> Check:
-    found = method.quantized(stage, recipe)
-    expected = method.expected(checkpoint, recipe)
+def _types(work: Work[Any], stage: Path, notes: list[Note]) -> Check:
+    found, expected = work.quantized(stage), work.expected
     noted = {note.tensor for note in notes}
     missing = sorted(expected - set(found) - noted)
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         return Check(name="types", passed=False, detail=f"{missing[0]}{more} should be quantized but is not")
-    fits = getattr(method, "fits", None)
-    wrong = sorted(
-        name
-        for name, kind in found.items()
-        if fits is not None and name in expected and not fits(recipe, kind)
-    )
+    wrong = sorted(name for name, kind in found.items() if name in expected and not work.format.fits(kind))
     if wrong:
         return Check(name="types", passed=False, detail=f"{wrong[0]} is stored as {found[wrong[0]]}")
     kinds: dict[str, int] = {}
@@ -197,38 +173,6 @@ def _companions(stage: Path, checkpoint: Checkpoint) -> list[Check]:
 
 def _same_bytes(a: Path, b: Path) -> bool:
     return b.is_file() and a.stat().st_size == b.stat().st_size and a.read_bytes() == b.read_bytes()
-
-
-def _tokenizer(
-    recipe: Recipe, stage: Path, checkpoint: Checkpoint, runtime: Runtime, allowed: list[Note] | None
-) -> list[Check]:
-    """Where the tokenizer is not the source's own files: what the runtime makes of awkward texts.
-
-    ``allowed``: where to note what another file would mend; None where that fails.
-    """
-    checks = []
-    gguf = next(iter(sorted(stage.glob("*.gguf"))), None)
-    if gguf is not None:
-        report = verify_tokenizer(checkpoint, runtime.tokenize, pre=getattr(recipe, "pre_tokenizer", None))
-        detail = report.summary()
-        if report.fixable:
-            first = report.fixable[0]
-            detail = (
-                f"{first.text[:40]!r} gives {first.llamacpp_ids[:6]}, its source "
-                f"{first.source_ids[:6]} ({first.cause}); {detail}"
-            )
-        passed = not report.fixable or allowed is not None
-        if report.fixable and allowed is not None:
-            allowed.append(
-                Note(tensor="*", what=f"tokenizer: {detail}", why="--allow-tokenizer-mismatch was given")
-            )
-        checks.append(
-            Check(name="tokenizer", passed=passed, value=float(len(report.mismatches)), detail=detail)
-        )
-        wanted = {gguf_name(name): text for name, text in folder_templates(checkpoint.folder).items()}
-        same = templates_of(read_gguf(gguf).kvs) == wanted
-        checks.append(Check(name="chat template", passed=same, detail="" if same else "not the source's"))
-    return checks
 
 
 def _backend(about: dict[str, Any]) -> str:

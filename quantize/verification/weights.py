@@ -9,6 +9,7 @@ models cost strange things.
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -17,16 +18,11 @@ from quantize.checkpoint.checkpoint import Checkpoint, sha256_file
 from quantize.dtypes import FLOATS
 from quantize.engines.base import Computed, Conversion
 from quantize.errors import QuantwrightError
+from quantize.formats.base import Format
 from quantize.hf.names import IGNORED
-from quantize.methods.base import Method
+from quantize.methods.base import Work
 from quantize.numerics import identity
 from quantize.numerics.resemblance import Resemblance, compare
-from quantize.recipe import Recipe
-
-# Where nobody says what the engine computed, and it rounds to nearest: a factor between source and reading
-# that such rounding cannot explain, and that of 2 bits. GPTQ, AWQ and GGUF files are never judged by it.
-SLOPES, SLOPES_OF_2_BITS = (0.8, 1.25), (0.4, 4.0)
-ROUNDING = {"float32": 0.0, "float16": 2.0**-11, "bfloat16": 2.0**-8}  # of a value, by rounding it to nearest
 
 
 @dataclass
@@ -40,25 +36,13 @@ class Weights:
     spill: "Spill | None" = None
 
 
-def check_weights(
-    method: Method,
-    recipe: Recipe,
-    stage: Path,
-    checkpoint: Checkpoint,
-    conversion: Conversion,
-    spill: Path | None,
-) -> Weights:
+def check_weights(work: Work[Any], stage: Path, conversion: Conversion, spill: Path | None) -> Weights:
     """``spill``: folder that keeps what was read, for the logits."""
     result = Weights(spill=Spill(spill) if spill is not None else None)
-    reading = _Reading(
-        recipe,
-        checkpoint,
-        conversion.computed,
-        guess=method.hf_folder and recipe.method not in ("gptq", "awq"),
-    )
+    checkpoint, reading = work.checkpoint, _Reading(work.format, work.checkpoint, conversion.computed)
     problems = list(_changed_files(stage, conversion.sha256))
     try:
-        for name, values in method.dequantize(stage, recipe, checkpoint):
+        for name, values in work.read(stage):
             if result.spill is not None:
                 result.spill.add(name, values)
             problems += reading.add(name, values)
@@ -83,17 +67,15 @@ def check_weights(
 class _Reading:
     """What is known of the tensors read so far: a few kilobytes each."""
 
-    def __init__(self, recipe: Recipe, checkpoint: Checkpoint, computed: Computed | None, guess: bool):
+    def __init__(self, format: Format, checkpoint: Checkpoint, computed: Computed | None):
         self.checkpoint, self.computed = checkpoint, computed
         self.seen: set[str] = set()
         self._equal = 0
-        bounds = SLOPES_OF_2_BITS if getattr(recipe, "weights", "") == "int2" else SLOPES
-        self._slopes = bounds if guess and computed is None else (-np.inf, np.inf)
-        # AWQ's scales move from one tensor to the one before: signs are what it leaves alone
-        self._rescaled = recipe.method == "awq"
-        self._stored = (
-            ROUNDING[str(getattr(recipe, "dtype", "float32"))] if recipe.method == "dense" else None
-        )
+        bounds = format.slopes if computed is None else None
+        self._slopes = bounds or (-np.inf, np.inf)
+        # Where scales move from one tensor to the one before, signs are what they leave alone.
+        self._rescaled = format.moves_scales
+        self._stored = format.value_rounding
         self._likeness: dict[str, Resemblance] = {}
         self._features: dict[tuple[int, ...], dict[str, tuple[np.ndarray, np.ndarray]]] = {}
 

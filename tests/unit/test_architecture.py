@@ -58,8 +58,6 @@ HEAVY = (
     "datasets",
     "huggingface_hub",
 )
-#: Rooms in which own modules are still imported inside functions.
-LATER = ("quantize.methods",)
 MODULES = modules()
 ARROWS = [arrow for arrow in arrows(MODULES) if not (arrow.how == "string" and arrow.imported in PROGRAMS)]
 
@@ -91,11 +89,7 @@ def test_only_heavy_modules_are_imported_inside_functions() -> None:
     heavy = {name for name, path in MODULES.items() if top_level(path) & set(HEAVY)}
     while more := {a.importer for a in ARROWS if a.how == "top" and a.imported in heavy} - heavy:
         heavy |= more
-    wrong = [
-        str(a)
-        for a in ARROWS
-        if a.how == "inside" and a.imported not in heavy and not a.importer.startswith(LATER) and not front(a)
-    ]
+    wrong = [str(a) for a in ARROWS if a.how == "inside" and a.imported not in heavy and not front(a)]
     assert not wrong, "\n".join(wrong)
 
 

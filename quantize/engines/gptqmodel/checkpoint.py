@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from quantize.checkpoint.checkpoint import Checkpoint, read_weights
 from quantize.dtypes import FLOATS, TORCH
-from quantize.engines.gptqmodel.engine import EngineRun, engine_name
+from quantize.engines.gptqmodel.engine import EngineRun
+from quantize.engines.gptqmodel.installed import GPTQMODEL
 from quantize.errors import StepFailed
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ def write_checkpoint(
     ]
     missing = sorted(set(checkpoint.tensors) - set(names) - {f"{base}.weight" for base in packed})
     if missing:
-        raise StepFailed(f"{checkpoint.source}: {engine_name()} did not save {missing[0]} in any form")
+        raise StepFailed(f"{checkpoint.source}: {GPTQMODEL.label} did not save {missing[0]} in any form")
     handles = {path: safe_open(path, "pt") for path in {info.file for info in infos.values()}}
 
     def tensor(name: str) -> torch.Tensor:
@@ -114,8 +115,3 @@ class _ShardWriter:
                 json.dumps(content, indent=2) + "\n", encoding="utf-8"
             )
         return self.total
-
-
-def stored_tensors(stage: Path) -> Checkpoint:
-    """The safetensors under ``stage``, readable tensor by tensor, whatever else is or is not there yet."""
-    return Checkpoint(stage, str(stage), None, {}, read_weights(stage)[0])

@@ -30,6 +30,7 @@ from quantize.engines.base import Computed
 from quantize.engines.gptqmodel.awq import awq_search
 from quantize.engines.gptqmodel.computed import add_unquantized, packed_weights
 from quantize.engines.gptqmodel.contained import contained
+from quantize.engines.gptqmodel.installed import GPTQMODEL
 from quantize.errors import QuantwrightError, StepFailed, first_line
 from quantize.hf.extensions import ensure_kernel_environment, keep_hub_caches
 from quantize.progress import Advance, progress_bar
@@ -46,7 +47,6 @@ BATCH_ROWS = 4
 OFFLOAD_ABOVE_PARAMETERS = 1_500_000_000
 #: loss that the engine reports for a layer that it rounded to nearest because its Hessian was unusable
 ROUNDED_LOSS = 999999999
-LIBRARIES = ("gptqmodel", "torch", "transformers")
 
 
 @dataclass
@@ -59,12 +59,6 @@ class EngineRun:
     config: dict[str, Any]
     notes: list[Note] = field(default_factory=list)
     computed: Computed | None = None
-
-
-def engine_name() -> str:
-    from importlib import metadata
-
-    return f"gptqmodel {metadata.version('gptqmodel')}"
 
 
 def compute_dtype(run: RunOptions) -> str:
@@ -183,7 +177,7 @@ def _failures_named(checkpoint: Checkpoint) -> Iterator[None]:
         why = "no scale gave a finite loss" if silent else first_line(error)
         layer = _layer_at(error)
         where = f" at layer {layer}" if layer is not None else ""
-        raise StepFailed(f"{checkpoint.source}: {engine_name()} failed{where}: {why}") from error
+        raise StepFailed(f"{checkpoint.source}: {GPTQMODEL.label} failed{where}: {why}") from error
 
 
 def _layer_at(error: BaseException) -> int | None:

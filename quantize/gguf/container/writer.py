@@ -105,7 +105,7 @@ def write_gguf(
             for index, part in enumerate(parts):
                 name = path if len(parts) == 1 else part_path(path, index, len(parts))
                 with open(name, "wb", buffering=1 << 20) as file, _Hashed(file) as hashed:
-                    hashed.write(header(_part_kvs(kvs, index, len(parts), len(tensors)), part))
+                    hashed.write(header(part_kvs(kvs, index, len(parts), len(tensors)), part))
                     _write_data(hashed, part, pool, quantizer, clock, progress)
                 files[name] = hashed.hexdigest()
         except BaseException:
@@ -131,7 +131,7 @@ def part_path(path: Path, index: int, count: int) -> Path:
     return path.with_name(f"{path.stem}-{index + 1:05d}-of-{count:05d}.gguf")
 
 
-def _part_kvs(kvs: Kvs, index: int, count: int, tensors: int) -> Kvs:
+def part_kvs(kvs: Kvs, index: int, count: int, tensors: int) -> Kvs:
     """All metadata goes into the first part; each part says which it is."""
     if count == 1:
         return kvs

@@ -6,7 +6,7 @@ and exceptions. ``decoder`` holds what is shared. Facts (names, keys, permutatio
 converter and its ``src/models``.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module
 
 import numpy as np
@@ -70,27 +70,24 @@ def plan(checkpoint: Checkpoint) -> FamilyPlan:
     return make_plan(module.family(checkpoint), checkpoint)
 
 
-def dequantize(file: GgufFile, checkpoint: Checkpoint) -> Iterator[tuple[str, np.ndarray]]:
-    """What ``file``, anybody's GGUF of ``checkpoint``, holds for each of its tensors: (HF name, float32 array
-    of its shape).
+def dequantize(file: GgufFile, tensors: Sequence[Mapped], source: str) -> Iterator[tuple[str, np.ndarray]]:
+    """What ``file``, anybody's GGUF of a checkpoint called ``source`` whose family plans ``tensors``, holds
+    for each tensor of it: (HF name, float32 array of its shape).
 
     By gguf-py's numpy reader of the block formats, and the families' way back; no code of llama.cpp's runs.
 
-    Errors: BadInput where the two do not hold the same tensors; Unsupported as ``plan``.
+    Errors: BadInput where the two do not hold the same tensors.
     """
-    tensors = plan(checkpoint).tensors
     for mapped in tensors:
         found = list(file.tensors[mapped.name].shape) if mapped.name in file.tensors else "no such tensor"
         if mapped.sources and found != list(mapped.shape):
             raise BadInput(f"{file.path}: {mapped.name}: expected shape {list(mapped.shape)}, found {found}")
     if unknown := sorted(file.tensors.keys() - {mapped.name for mapped in tensors}):
-        raise BadInput(
-            f"{file.path}: {unknown[0]}: {checkpoint.source} has no tensors for it; is that its source?"
-        )
+        raise BadInput(f"{file.path}: {unknown[0]}: {source} has no tensors for it; is that its source?")
     yield from restore(tensors, file.dequantize)
 
 
-def restore(tensors: list[Mapped], read: Callable[[str], np.ndarray]) -> Iterator[tuple[str, np.ndarray]]:
+def restore(tensors: Sequence[Mapped], read: Callable[[str], np.ndarray]) -> Iterator[tuple[str, np.ndarray]]:
     """(HF name, float32 array of the source's shape) for every source tensor; ``read`` returns a GGUF tensor
     by name as float32.
 

@@ -1,8 +1,8 @@
 """A checkpoint's tokenizer as GGUF metadata: the ``tokenizer.*`` keys that make llama.cpp produce the
 source's ids."""
 
-from collections.abc import Hashable
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from gguf import GGUFValueType, Keys
 
@@ -41,32 +41,40 @@ def tokenizer_metadata(checkpoint: Checkpoint, *, pre: str | None = None) -> Tok
     Errors: Unsupported where llama.cpp has no such tokenizer; BadInput for damaged files or an unknown
     ``pre``.
     """
-    key = _key(checkpoint, pre)
-    if key in _made:  # asked for by check and by convert; a large vocabulary takes seconds
-        return _made[key]
-    source = SourceTokenizer.open(checkpoint.folder)
-    vocabulary = read_vocabulary(
-        source, embedding_rows(checkpoint), pre=pre, model_type=checkpoint.model_type
+    return _made(
+        _Asked(_state(checkpoint), pre, embedding_rows(checkpoint), repr(checkpoint.config), checkpoint)
     )
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What the metadata depends on: the files as they are now, the embedding's rows, the config."""
+
+    files: tuple[tuple[str, int, int], ...]
+    pre: str | None
+    rows: int | None
+    config: str
+    checkpoint: Checkpoint = field(compare=False)
+
+
+@lru_cache(maxsize=1)  # asked again for every GGUF recipe of a model; a large vocabulary takes seconds
+def _made(asked: _Asked) -> TokenizerMetadata:
+    checkpoint = asked.checkpoint
+    source = SourceTokenizer.open(checkpoint.folder)
+    vocabulary = read_vocabulary(source, asked.rows, pre=asked.pre, model_type=checkpoint.model_type)
     kvs = _vocabulary_kvs(vocabulary)
     special, notes = special_kvs(checkpoint, source, vocabulary)
     kvs |= special
     kvs |= template_kvs(folder_templates(checkpoint.folder))
-    _made.clear()
-    _made[key] = TokenizerMetadata(kvs, [*vocabulary.notes, *notes])
-    return _made[key]
+    return TokenizerMetadata(kvs, [*vocabulary.notes, *notes])
 
 
-_made: dict[Hashable, TokenizerMetadata] = {}  # the last one made
-
-
-def _key(checkpoint: Checkpoint, pre: str | None) -> Hashable:
-    """What the metadata depends on: the files as they are now, the embedding's rows, the config."""
+def _state(checkpoint: Checkpoint) -> tuple[tuple[str, int, int], ...]:
+    """The files that a tokenizer is made of: path, size, time of the last change."""
     files = [*sorted(p for p in checkpoint.folder.glob("*.*") if p.suffix in (".json", ".model", ".txt",
     ".jinja")),
              *sorted(checkpoint.folder.glob("additional_chat_templates/*"))]  # fmt: skip
-    state = tuple((str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files)
-    return state, pre, embedding_rows(checkpoint), repr(checkpoint.config)
+    return tuple((str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files)
 
 
 def check_tokenizer(checkpoint: Checkpoint, *, pre: str | None = None) -> None:

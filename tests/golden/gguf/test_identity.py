@@ -19,10 +19,8 @@ from quantize.sources.opening import open_checkpoint
 def convert(checkpoint: Path, stage: Path, **recipe: object) -> Path:
     stage.mkdir(parents=True, exist_ok=True)
     parsed = GgufRecipe.model_validate(recipe)
-    method = Gguf()
-    opened = open_checkpoint(checkpoint)
-    method.check(opened, parsed)
-    method.convert(opened, parsed, stage, RunOptions(threads=2, progress=False), None)
+    work = Gguf().plan(open_checkpoint(checkpoint), parsed)
+    work.write(stage, RunOptions(threads=2, progress=False), None)
     (file,) = stage.glob("*.gguf")
     return file
 

@@ -159,9 +159,8 @@ def notes(source: Path, folder: Path, matrix: Path, name: str) -> dict[str, str]
 
     folder.mkdir()
     recipe = GgufRecipe(type=name, imatrix=str(matrix))
-    made = Gguf().convert(
-        open_checkpoint(source), recipe, folder, RunOptions(threads=2, progress=False), None
-    )
+    work = Gguf().plan(open_checkpoint(source), recipe)
+    made = work.write(folder, RunOptions(threads=2, progress=False), None)
     return {note.tensor: f"{note.what}: {note.why}" for note in made.notes}
 
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from quantize.errors import BadInput
-from quantize.methods.gguf import Gguf, GgufRecipe
+from quantize.methods.gguf import Gguf
+from quantize.methods.gguf_recipe import GgufRecipe
 from quantize.recipe import RunOptions
 from quantize.runtimes.llamacpp import LlamaCppRuntime
 from quantize.runtimes.opening import open_runtime
@@ -107,12 +108,12 @@ def test_bad_rows_and_files(checkpoint: Path, tmp_path: Path) -> None:
 def test_dequantized_by_the_second_reader(checkpoint: Path, tmp_path: Path) -> None:
     from quantize.sources.opening import open_checkpoint
 
-    opened, method = open_checkpoint(checkpoint), Gguf()
+    opened = open_checkpoint(checkpoint)
     for name, most in (("f32", 0.0), ("q8_0", 0.01), ("q4_k_m", 0.12)):
         recipe = GgufRecipe(type=name)
         convert(checkpoint, tmp_path / name, type=name)
         seen = {}
-        for tensor, values in method.dequantize(tmp_path / name, recipe, opened):
+        for tensor, values in Gguf().plan(opened, recipe).read(tmp_path / name):
             source = opened.read_float32(tensor)
             assert values.shape == source.shape
             seen[tensor] = np.abs(values - source).max() / np.abs(source).max()

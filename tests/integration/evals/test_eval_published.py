@@ -10,7 +10,7 @@ from other_tools import emulate_llamacpp_base
 from evals import evaluate
 from evals.reference import CachedReference
 from quantize.calibration.texts import read_text
-from quantize.methods.registry import method, parse_recipe
+from quantize.methods.registry import parse_recipe, plan
 from quantize.recipe import RunOptions
 from quantize.sources.opening import open_checkpoint
 
@@ -23,9 +23,8 @@ def make_gguf(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Callabl
 
     def make(spelled: str) -> Path:
         folder, recipe = tmp_path_factory.mktemp("gguf"), parse_recipe(spelled)
-        method("gguf").convert(
-            open_checkpoint(str(shared / "models" / "tiny1m-hf")), recipe, folder, RUN, None
-        )
+        checkpoint = open_checkpoint(str(shared / "models" / "tiny1m-hf"))
+        plan(checkpoint, recipe).write(folder, RUN, None)
         return next(iter(folder.glob("*.gguf")))
 
     return make

@@ -21,7 +21,7 @@ from quantize.checkpoint.tensors import Entry, StoredTensors, write_folder
 from quantize.engines.base import Conversion
 from quantize.engines.gptqmodel.layers import MODEL_TYPES
 from quantize.errors import BadInput, StepFailed, Unsupported
-from quantize.methods.registry import method, parse_recipe
+from quantize.methods.registry import parse_recipe, plan
 from quantize.recipe import RunOptions
 from quantize.sources.opening import open_checkpoint
 from quantize.verification.weights import check_weights
@@ -60,10 +60,9 @@ def small(make_checkpoint: Callable[..., Path]) -> Checkpoint:
 
 def make(checkpoint: Checkpoint, spelled: str, folder: Path, text: Calibration | None = None) -> Conversion:
     recipe = parse_recipe(spelled)
-    maker = method(recipe.method)
-    maker.check(checkpoint, recipe)
+    work = plan(checkpoint, recipe)
     folder.mkdir()
-    return maker.convert(checkpoint, recipe, folder, RUN, text or calibration())
+    return work.write(folder, RUN, text or calibration())
 
 
 @pytest.fixture(scope="module", params=RECIPES)
@@ -73,14 +72,13 @@ def made(
     folder = tmp_path_factory.mktemp("made") / "artifact"
     conversion = make(small, request.param, folder)
     recipe = parse_recipe(request.param)
-    return SimpleNamespace(
-        folder=folder, conversion=conversion, recipe=recipe, method=method(recipe.method), source=small
-    )
+    work = plan(small, recipe)
+    return SimpleNamespace(folder=folder, conversion=conversion, recipe=recipe, work=work, source=small)
 
 
 def test_every_linear_is_quantized_and_nothing_else(made: SimpleNamespace) -> None:
-    found = made.method.quantized(made.folder, made.recipe)
-    assert set(found) == made.method.expected(made.source, made.recipe)
+    found = made.work.quantized(made.folder)
+    assert set(found) == made.work.expected
     assert len(found) == 7
     group = f"g{made.recipe.group_size}" if made.recipe.group_size > 0 else "per channel"
     assert set(found.values()) == {f"{made.recipe.method}-int{made.recipe.bits} {group}"}
@@ -108,7 +106,7 @@ def test_only_what_a_rerun_reproduces(made: SimpleNamespace) -> None:
 
 
 def test_bytes_are_counted(made: SimpleNamespace) -> None:
-    from quantize.engines.gptqmodel.checkpoint import stored_tensors
+    from quantize.formats.packed import stored_tensors
 
     assert made.conversion.weight_bytes == sum(
         info.size_bytes for info in stored_tensors(made.folder).tensors.values()
@@ -117,9 +115,9 @@ def test_bytes_are_counted(made: SimpleNamespace) -> None:
 
 def test_reader_covers_the_source(made: SimpleNamespace) -> None:
     """Every tensor once, of its shape; those not quantized (and, for AWQ, not scaled) bit for bit."""
-    read = dict(made.method.dequantize(made.folder, made.recipe, made.source))
+    read = dict(made.work.read(made.folder))
     assert list(read) == list(made.source.tensors)
-    quantized = made.method.expected(made.source, made.recipe)
+    quantized = made.work.expected
     for name, values in read.items():
         source = made.source.read_float32(name)
         assert values.dtype == np.float32
@@ -207,7 +205,7 @@ def test_reader_agrees_with_the_engine(made: SimpleNamespace) -> None:
     backend = "gptq_torch" if made.recipe.method == "gptq" else "torch_awq"
     model = load(made.folder, {"backend": backend})
     compared = 0
-    for name, values in made.method.dequantize(made.folder, made.recipe, made.source):
+    for name, values in made.work.read(made.folder):
         layer = model.get_submodule(name.removesuffix(".weight"))
         if not hasattr(layer, "qweight"):
             continue
@@ -233,12 +231,10 @@ def test_runtime_agrees_with_the_reader(made: SimpleNamespace) -> None:
     ids = torch.from_numpy(calibration(2, 48, seed=9).ids)
     with torch.no_grad():
         source = dense(ids).logits
-        dense.load_state_dict(
-            {n: torch.from_numpy(v) for n, v in made.method.dequantize(made.folder, made.recipe, made.source)}
-        )
+        dense.load_state_dict({n: torch.from_numpy(v) for n, v in made.work.read(made.folder)})
         read, runtime = dense(ids).logits, served(ids).logits
         continued = served.generate(ids[:1, :8], max_new_tokens=4, do_sample=False)
-    assert divergence(read, runtime) < made.method.kl_tolerance(made.recipe)
+    assert divergence(read, runtime) < made.work.format.kl_tolerance
     cost = divergence(source, read)
     assert 0 < cost < {2: 0.5, 3: 0.02, 4: 0.01, 8: 1e-4}[made.recipe.bits]
     assert continued.shape == (1, 12)
@@ -351,8 +347,8 @@ def test_shards(small: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     index = json.loads((tmp_path / "a" / "model.safetensors.index.json").read_text())
     assert index["metadata"]["total_size"] == conversion.weight_bytes
     assert len(set(index["weight_map"].values())) > 1
-    recipe = parse_recipe("gptq-int4")
-    assert set(method("gptq").quantized(tmp_path / "a", recipe)) == method("gptq").expected(small, recipe)
+    work = plan(small, parse_recipe("gptq-int4"))
+    assert set(work.quantized(tmp_path / "a")) == work.expected
     load(tmp_path / "a")
 
 
@@ -408,11 +404,11 @@ def test_lost_levels_are_noted(small: Checkpoint, tmp_path: Path) -> None:
     here."""
     conversion = make(small, "gptq-int2:group_size=16,sym=false", tmp_path / "a")
     noted = {note.tensor for note in conversion.notes if "zero points are raised" in note.what}
-    from quantize.engines.gptqmodel.checkpoint import stored_tensors
+    from quantize.formats.packed import stored_tensors
     from quantize.numerics.packing import gptq_zeros
 
     stored = stored_tensors(tmp_path / "a")
-    assert noted <= method("gptq").expected(small, parse_recipe("gptq-int2"))
+    assert noted <= plan(small, parse_recipe("gptq-int2:group_size=16,sym=false")).expected
     for base in (name.removesuffix(".qzeros") for name in stored.tensors if name.endswith(".qzeros")):
         assert gptq_zeros(stored.read(f"{base}.qzeros"), 2).max() <= 3
 
@@ -452,7 +448,7 @@ def test_refused_from_headers(small: Checkpoint, spelled: str, config: dict[str,
     changed = replace(small, tensors=tensors, config={**small.config, **config})
     recipe = parse_recipe(spelled)
     with pytest.raises(Unsupported, match=message):
-        method(recipe.method).check(changed, recipe)
+        plan(changed, recipe)
 
 
 @pytest.mark.parametrize(
@@ -559,13 +555,13 @@ def test_every_family(kind: str, preset: str, small: Checkpoint, tmp_path: Path)
         shutil.copy(small.folder / name, source / name)
     checkpoint, recipe = open_checkpoint(source), parse_recipe(f"{preset}:group_size=64")
     make(checkpoint, recipe.short, tmp_path / "made")
-    maker = method(recipe.method)
-    assert set(maker.quantized(tmp_path / "made", recipe)) == maker.expected(checkpoint, recipe)
-    read = dict(maker.dequantize(tmp_path / "made", recipe, checkpoint))
+    work = plan(checkpoint, recipe)
+    assert set(work.quantized(tmp_path / "made")) == work.expected
+    read = dict(work.read(tmp_path / "made"))
     ids = torch.from_numpy(calibration(1, 48, seed=5).ids)
     with torch.no_grad():
         ours = streamed_model(checkpoint, read.__getitem__, frozenset())(ids).logits
-        assert divergence(ours, load(tmp_path / "made")(ids).logits) < maker.kl_tolerance(recipe)
+        assert divergence(ours, load(tmp_path / "made")(ids).logits) < work.format.kl_tolerance
 
 
 def test_search_rows_are_spread() -> None:

@@ -49,7 +49,7 @@ def test_whole_conversion(short: str, checkpoint: Path, tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {"one"}
     assert MANIFEST not in again.manifest.files
     tokenizer = (checkpoint / "tokenizer.json").read_bytes()
-    if method(parse_recipe(short).method).hf_folder:
+    if method(parse_recipe(short).method).format.hf_folder:
         assert (tmp_path / "one" / "tokenizer.json").read_bytes() == tokenizer
     text = json.dumps(json.loads((tmp_path / "one" / MANIFEST).read_text()))
     assert str(tmp_path / "one") not in text

@@ -13,10 +13,10 @@ from quantize import Artifact, Checkpoint, convert
 from quantize.artifact.artifact import Check, Verification
 from quantize.checkpoint.tensors import Entry, StoredTensors, write_folder
 from quantize.engines.base import Conversion
-from quantize.methods.registry import method, parse_recipe
+from quantize.formats.base import KL_FLOAT32
+from quantize.methods.registry import parse_recipe, plan
 from quantize.recipe import RunOptions
 from quantize.sources.opening import open_checkpoint
-from quantize.verification.logits import KL_FLOAT32
 from quantize.verification.verify import verify
 from quantize.verification.weights import check_weights
 
@@ -147,15 +147,7 @@ def reverify(
     change(stage)
     recipe = parse_recipe(short)
     notes = list(artifacts[short].manifest.notes)
-    result = verify(
-        method(recipe.method),
-        recipe,
-        stage,
-        open_checkpoint(source),
-        Conversion(0, "", notes=notes),
-        CPU,
-        level,
-    )
+    result = verify(plan(open_checkpoint(source), recipe), stage, Conversion(0, "", notes=notes), CPU, level)
     assert not result.passed
     assert {path.name for path in tmp_path.iterdir()} == {"stage"}  # no scratch left
     return result
@@ -174,7 +166,7 @@ def conversions(
     made = {}
     for short in RECIPES:
         recipe, folder = parse_recipe(short), tmp_path_factory.mktemp("made")
-        made[short] = (folder, method(recipe.method).convert(two_layers, recipe, folder, CPU, None))
+        made[short] = (folder, plan(two_layers, recipe).write(folder, CPU, None))
     return made
 
 
@@ -184,7 +176,7 @@ def test_every_weight_equals_what_the_engine_computed(
 ) -> None:
     folder, conversion = conversions[short]
     recipe = parse_recipe(short)
-    weights = check_weights(method(recipe.method), recipe, folder, two_layers, conversion, None)
+    weights = check_weights(plan(two_layers, recipe), folder, conversion, None)
     count = len(two_layers.tensors)
     assert weights.checks[0] == Check(
         name="weights", passed=True, detail=f"{count} tensors, {count} equal to what the engine computed"
@@ -240,9 +232,7 @@ def test_damage_to_what_was_computed(
         if without and (short, damage) != ("quanto-int4", turn_rows)
         else [conversion]
     ):
-        checks = check_weights(
-            method(recipe.method), recipe, tmp_path / "stage", two_layers, known, None
-        ).checks
+        checks = check_weights(plan(two_layers, recipe), tmp_path / "stage", known, None).checks
         assert not checks[0].passed
         assert "mlp.up_proj" in checks[0].detail or "mlp.gate_proj" in checks[0].detail
 
@@ -374,15 +364,8 @@ def test_damage_to_a_gguf_is_noticed(damage: str, source: Path, tmp_path: Path) 
         row = up.size_bytes // 512
         data[up.offset + 7 * row : up.offset + 8 * row] = bytes(row)
     path.write_bytes(data)
-    result = verify(
-        method("gguf"),
-        recipe,
-        tmp_path / "stage",
-        open_checkpoint(source),
-        Conversion(0, "", sha256=written),
-        CPU,
-        "tensors",
-    )
+    work, conversion = plan(open_checkpoint(source), recipe), Conversion(0, "", sha256=written)
+    result = verify(work, tmp_path / "stage", conversion, CPU, "tensors")
     assert failed_check(result).name == "weights"
 
 

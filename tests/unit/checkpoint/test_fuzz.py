@@ -77,14 +77,14 @@ def warmed(action: Callable[[Path], None], folder: Path) -> None:
 def tell_and_build(folder: Path) -> None:
     """What is told of a model without transformers is what transformers makes of it; what it refuses is not
     told."""
-    from quantize.hf.names import _built_layers, _find_layers
+    from quantize.hf.names import _built_layers, find_layers
     from quantize.hf.plain_decoders import parameters
     from quantize.sources.opening import open_checkpoint
 
     checkpoint = open_checkpoint(folder)
     if parameters(checkpoint.config) is None:
         return
-    told = _find_layers(checkpoint)
+    told = find_layers(checkpoint)
     try:
         assert told == _built_layers(checkpoint)
     except QuantwrightError as error:

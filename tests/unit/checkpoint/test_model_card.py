@@ -14,7 +14,8 @@ from quantize.errors import BadInput
 from quantize.gguf.container.writer import pack_value
 from quantize.gguf.metadata import MAX_STEM_CHARACTERS, file_name, general_kvs, load_metadata
 from quantize.kernels.block_types import FILE_TYPES
-from quantize.methods.gguf import GgufRecipe, file_contents
+from quantize.methods.gguf import Gguf
+from quantize.methods.gguf_recipe import GgufRecipe
 from quantize.sources.opening import open_checkpoint
 
 BOMB = "a0: &a0 [x,x,x,x,x,x,x,x,x]\n" + "".join(
@@ -51,7 +52,7 @@ def write(folder: Path, head: str) -> None:
 def test_cards_as_people_write_them(head: str, key: str, value: object, folder: Path) -> None:
     write(folder, head)
     assert read_model_card(folder).remarks == ()
-    kvs = file_contents(open_checkpoint(folder), GgufRecipe(type="q8_0")).kvs
+    kvs = Gguf().plan(open_checkpoint(folder), GgufRecipe(type="q8_0")).contents.kvs
     assert kvs[key][0] == value
     for name, (content, kind) in kvs.items():
         pack_value(name, content, kind)
@@ -117,7 +118,7 @@ def test_a_folder_with_an_at_in_its_name(folder: Path) -> None:
     other = folder.rename(folder.parent / "my@model")
     checkpoint = open_checkpoint(other)
     assert checkpoint.name == "my@model"
-    assert file_contents(checkpoint, GgufRecipe(type="q8_0")).kvs["general.name"][0] == "My@Model"
+    assert Gguf().plan(checkpoint, GgufRecipe(type="q8_0")).contents.kvs["general.name"][0] == "My@Model"
 
 
 #: every kind of entry that a card may have

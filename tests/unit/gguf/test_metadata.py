@@ -11,7 +11,8 @@ from quantize.gguf.container.reader import read_gguf
 from quantize.gguf.container.writer import write_gguf
 from quantize.gguf.tokenizer.metadata import tokenizer_metadata
 from quantize.gguf.tokenizer.sentencepiece_model import read_spec
-from quantize.methods.gguf import GgufRecipe, file_contents
+from quantize.methods.gguf import Gguf
+from quantize.methods.gguf_recipe import GgufRecipe
 from quantize.sources.opening import open_checkpoint
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -24,7 +25,7 @@ def test_a_snapshot_folder_is_called_by_its_id(demo_checkpoint: Path, tmp_path: 
     for parent in ("models--org--tiny-model/snapshots", "elsewhere/models--org--tiny-model/snapshots"):
         folder = tmp_path / parent / COMMIT
         shutil.copytree(demo_checkpoint, folder)
-        contents = file_contents(open_checkpoint(folder), GgufRecipe(type="q8_0"))
+        contents = Gguf().plan(open_checkpoint(folder), GgufRecipe(type="q8_0")).contents
         names.add((contents.name, contents.kvs["general.name"][0]))
     assert names == {("Tiny-Model-4.2M-Q8_0.gguf", "Tiny Model")}
 

@@ -10,7 +10,7 @@ import pytest
 
 from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.errors import Unsupported
-from quantize.hf.names import _built_layers, _find_layers
+from quantize.hf.names import _built_layers, find_layers
 from quantize.hf.plain_decoders import DECODERS, parameters
 from quantize.sources.opening import open_checkpoint
 
@@ -37,21 +37,21 @@ def make(folder: Path, demo: Path, family: str, **settings: Any) -> Checkpoint:
 def test_told_is_what_is_built(tmp_path: Path, demo_checkpoint: Path, family: str, tied: bool) -> None:
     checkpoint = make(tmp_path, demo_checkpoint, family, tie_word_embeddings=tied)
     assert parameters(checkpoint.config) is not None
-    told, built = _find_layers(checkpoint), _built_layers(checkpoint)
+    told, built = find_layers(checkpoint), _built_layers(checkpoint)
     assert told == built
     assert list(told.linear) == list(built.linear)
     # Where the file does not say whether the head is tied, each model type has its own answer.
     config = {key: value for key, value in checkpoint.config.items() if key != "tie_word_embeddings"}
     (tmp_path / "config.json").write_text(json.dumps(config))
     checkpoint = open_checkpoint(tmp_path)
-    assert _find_layers(checkpoint) == _built_layers(checkpoint)
+    assert find_layers(checkpoint) == _built_layers(checkpoint)
 
 
 @pytest.mark.parametrize("settings", [{"attention_bias": True}, {"mlp_bias": True}])
 def test_what_is_odd_is_built(tmp_path: Path, demo_checkpoint: Path, settings: dict[str, Any]) -> None:
     checkpoint = make(tmp_path, demo_checkpoint, "llama", **settings)
     assert parameters(checkpoint.config) is None
-    assert _find_layers(checkpoint) == _built_layers(checkpoint)
+    assert find_layers(checkpoint) == _built_layers(checkpoint)
 
 
 def test_weights_of_another_config_are_refused(tmp_path: Path, demo_checkpoint: Path) -> None:
@@ -59,4 +59,4 @@ def test_weights_of_another_config_are_refused(tmp_path: Path, demo_checkpoint: 
     path = tmp_path / "config.json"
     path.write_text(path.read_text().replace('"intermediate_size": 64', '"intermediate_size": 96'))
     with pytest.raises(Unsupported, match="fetch config and weights of the same model"):
-        _find_layers(open_checkpoint(tmp_path))
+        find_layers(open_checkpoint(tmp_path))

@@ -21,7 +21,7 @@ from quantize.gguf.importance.file import (
 )
 from quantize.gguf.importance.use import WEIGHTED, importances
 from quantize.kernels.block_types import TENSOR_TYPES, Type
-from quantize.methods.gguf import GgufRecipe
+from quantize.methods.gguf_recipe import GgufRecipe
 from quantize.methods.registry import parse_recipe
 
 DENSE, EXPERTS = "blk.0.attn_q.weight", "blk.0.ffn_down_exps.weight"

@@ -1,0 +1,181 @@
+"""bitsandbytes through transformers: LLM.int8() rows, and 4-bit blocks of 64 (nf4, fp4), their scales
+quantized too if asked.
+
+Quantized while the model loads and saved before any forward pass: on a CPU a 4-bit model repacks its weights
+when it runs, and what is saved after that reloads as noise, with no error.
+"""
+
+import copy
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from quantize.artifact.artifact import Note
+from quantize.checkpoint.checkpoint import Checkpoint
+from quantize.checkpoint.materialised import materialised
+from quantize.checkpoint.tensors import write_config, write_state
+from quantize.dtypes import dense
+from quantize.engines.base import Computed, Conversion, Engine
+from quantize.errors import StepFailed
+from quantize.formats.bitsandbytes import BLOCK
+from quantize.hf.load import dequantize_flat, head_name, load_model, model_without_weights, torch_dtype
+from quantize.hf.names import Layers, find_layers, kept_notes
+from quantize.hf.watched import linear_uses
+from quantize.quiet import quiet
+from quantize.recipe import RunOptions
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+CPU_OUTPUTS = 32  # rows that the layout for CPUs with bfloat16 instructions packs together
+FLOAT16_MAX = 65504.0
+
+
+class BitsAndBytesEngine(Engine):
+    distribution: ClassVar[str] = "bitsandbytes"
+    needs: ClassVar[tuple[tuple[str, str], ...]] = (
+        ("bitsandbytes", "bitsandbytes"),
+        ("accelerate", "accelerate"),
+    )
+    extra: ClassVar[str] = "bnb"
+    libraries: ClassVar[tuple[str, ...]] = ("bitsandbytes", "transformers", "torch")
+
+
+BITSANDBYTES = BitsAndBytesEngine()
+
+
+def write(
+    checkpoint: Checkpoint, stage: Path, run: RunOptions, weights: str, double_quant: bool, threshold: float
+) -> Conversion:
+    """Errors: StepFailed where a weight is NaN or Inf, or, for int8, too large for float16, through which its
+    scales go."""
+    checkpoint.check_finite()
+    layers = find_layers(checkpoint)
+    if weights == "int8":
+        _check_float16(checkpoint, {layers.tensor(name) for name in layers.linear if name != layers.head})
+    dtype = dense(checkpoint.dtype, "bfloat16")
+    with materialised(checkpoint, run.scratch) as folder:
+        model = quantize_in_memory(folder, weights, double_quant, threshold, dtype, run)
+    with quiet():
+        import bitsandbytes
+
+        kinds = (bitsandbytes.nn.Linear4bit, bitsandbytes.nn.Linear8bitLt)
+        done = {name for name, module in model.named_modules() if isinstance(module, kinds)}
+        quantization = json.loads(json.dumps(model.config.quantization_config.to_dict(), default=str))
+        computed = _computed(model, layers)
+        state = model.state_dict()
+    if layers.tied:
+        state.pop(f"{layers.head}.weight", None)
+    config = {key: value for key, value in checkpoint.config.items() if key != "torch_dtype"}
+    weight_bytes = write_state(stage, state)
+    write_config(stage, {**config, "dtype": dtype, "quantization_config": quantization})
+    own = (
+        "the model's own code multiplies with this weight, which bitsandbytes packs for use in its layer only"
+    )
+    reasons = {layers.tensor(name): own for name in layers.uses.direct}
+    notes = kept_notes(checkpoint, {layers.tensor(name) for name in done}, layers, "bitsandbytes", reasons)
+    for name in sorted(set(layers.linear) - done - {layers.head} - layers.uses.direct):
+        if not any(
+            note.tensor == layers.tensor(name) and "linear layers only" not in note.why for note in notes
+        ):
+            notes = [note for note in notes if note.tensor != layers.tensor(name)]
+            notes.append(
+                Note(
+                    tensor=layers.tensor(name),
+                    what="kept unquantized",
+                    why="transformers skips this module for bitsandbytes",
+                )
+            )
+    if weights != "int8":
+        notes += [
+            note for name in sorted(done) for note in _kernel_notes(layers.tensor(name), *layers.linear[name])
+        ]
+    return Conversion(
+        weight_bytes,
+        engine=BITSANDBYTES.label,
+        libraries=BITSANDBYTES.libraries,
+        notes=notes,
+        details={"unquantized_dtype": dtype},
+        computed=computed,
+    )
+
+
+def quantize_in_memory(
+    folder: Path, weights: str, double_quant: bool, threshold: float, dtype: str, run: RunOptions
+) -> "PreTrainedModel":
+    """Quantized while it loads, never run: its first forward pass on a CPU may repack the weights. Layers
+    whose weight the model's own code takes are left alone."""
+    direct = sorted(linear_uses(folder, trust_remote_code=run.trust_remote_code).direct)
+    with quiet():
+        from transformers import BitsAndBytesConfig
+
+        if weights == "int8":
+            config = BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=threshold)
+        else:
+            config = BitsAndBytesConfig(
+                load_in_4bit=True,
+                bnb_4bit_quant_type=weights,
+                bnb_4bit_use_double_quant=double_quant,
+                bnb_4bit_compute_dtype=torch_dtype(dtype),
+            )
+        if direct:  # given any, transformers no longer leaves the output layer out by itself
+            empty = model_without_weights(folder, dtype, trust_remote_code=run.trust_remote_code)
+            config.llm_int8_skip_modules = [*direct, *filter(None, [head_name(empty)])]
+    device = run.resolved_device
+    return load_model(
+        folder,
+        dtype,
+        device,
+        trust_remote_code=run.trust_remote_code,
+        quantization_config=config,
+        device_map={"": device},
+    )
+
+
+def _kernel_notes(tensor: str, outputs: int, inputs: int) -> list[Note]:
+    """Where bitsandbytes' own 4-bit kernels for CPUs fail at a layer."""
+    elsewhere = "correct on GPUs and in this program"
+    notes = []
+    if inputs % BLOCK:
+        why = f"bitsandbytes 0.50 computes such layers wrongly on CPUs with AVX-512; {elsewhere}"
+        notes.append(Note(tensor=tensor, what=f"blocks of {BLOCK} that cross rows of {inputs}", why=why))
+    if outputs % CPU_OUTPUTS:
+        why = f"bitsandbytes 0.50 refuses it on CPUs with bfloat16 instructions; {elsewhere}"
+        notes.append(Note(tensor=tensor, what=f"{outputs} outputs, not a multiple of {CPU_OUTPUTS}", why=why))
+    return notes
+
+
+def _computed(model: "PreTrainedModel", layers: Layers) -> Computed:
+    """The library's own dequantization of every weight, in float32."""
+    import bitsandbytes as bnb
+    import torch
+
+    computed = Computed()
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        source = layers.source.get(name)
+        if source is None or (layers.tied and name == f"{layers.head}.weight"):
+            continue
+        weight: Any = parameter
+        with torch.no_grad():
+            if isinstance(weight, bnb.nn.Params4bit) and weight.quant_state is not None:
+                state = copy.copy(weight.quant_state)
+                state.dtype = torch.float32
+                values = dequantize_flat(weight.data, state)
+            elif isinstance(weight, bnb.nn.Int8Params) and weight.dtype == torch.int8:
+                values = bnb.functional.int8_vectorwise_dequant(weight.data, weight.SCB.float())
+            else:
+                values = weight.data
+        computed.add(source, values.float().cpu().numpy())
+    return computed
+
+
+def _check_float16(checkpoint: Checkpoint, names: set[str]) -> None:
+    for name in sorted(names):
+        largest = float(np.abs(checkpoint.read_float32(name)).max(initial=0))
+        if largest > FLOAT16_MAX:
+            raise StepFailed(
+                f"{checkpoint.source}: tensor {name} holds values up to {largest:.4g}; bitsandbytes rounds "
+                f"int8 layers to float16 first, whose largest value is {FLOAT16_MAX:.0f}; use bnb-nf4"
+            )

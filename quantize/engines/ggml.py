@@ -1,0 +1,111 @@
+"""llama.cpp's own block quantizers (ggml): the checkpoint is read once, tensor by tensor, so that the tensors
+are those that llama-quantize would have written."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from quantize.artifact.artifact import Note
+from quantize.checkpoint.checkpoint import Checkpoint
+from quantize.engines.base import Conversion, Engine
+from quantize.gguf.container.writer import Planned, write_gguf
+from quantize.gguf.families.base import Mapped
+from quantize.gguf.mixture import lossless_type
+from quantize.kernels import llamacpp
+from quantize.kernels.block_types import SAME_BITS, TENSOR_TYPES, Type
+from quantize.progress import progress_bar
+from quantize.recipe import RunOptions
+
+
+class Ggml(Engine):
+    distribution: ClassVar[str] = "llama-cpp-python"
+    needs: ClassVar[tuple[tuple[str, str], ...]] = (("llama-cpp-python", "llama_cpp"), ("gguf", "gguf"))
+    extra: ClassVar[str] = "llamacpp"
+    libraries: ClassVar[tuple[str, ...]] = ("gguf", "llama-cpp-python")
+    on_device: ClassVar[bool] = False
+
+    @property
+    def label(self) -> str:
+        return f"llama.cpp {llamacpp.revision()} (ggml block quantizers)"
+
+
+GGML = Ggml()
+
+
+@dataclass(frozen=True)
+class Contents:
+    """All of the file but the data of its tensors, which are read when they are written."""
+
+    name: str
+    kvs: dict[str, Any]
+    tensors: list[Planned]
+    notes: list[Note]
+
+
+def planned(
+    checkpoint: Checkpoint,
+    mapped: Mapped,
+    kind: Type,
+    via: str,
+    importance: np.ndarray | None,
+) -> Planned:
+    """One tensor of the file; ``via``: the type that its values are rounded to first, or ``auto``."""
+    detour = None
+    if via in ("f16", "bf16"):
+        through = lossless_type(mapped.name, mapped.shape, TENSOR_TYPES[via])
+        stored = {SAME_BITS.get(checkpoint.tensors[name].dtype) for name in mapped.sources}
+        detour = None if through is Type.F32 or stored == {through} else through
+
+    def load() -> np.ndarray:
+        dtypes = {checkpoint.tensors[name].dtype for name in mapped.sources}
+        raw = mapped.pure and len(dtypes) == 1 and dtypes <= set(SAME_BITS)
+        read: Callable[[str], np.ndarray] = checkpoint.read if raw else checkpoint.read_float32
+        built = np.asarray(mapped.build([np.asarray(read(name)) for name in mapped.sources]))
+        assert built.shape == mapped.shape, f"{mapped.name}: built {built.shape}, planned {mapped.shape}"
+        return built.reshape(-1, mapped.shape[-1])
+
+    def diagnose() -> None:
+        for name in mapped.sources:
+            checkpoint.read_float32(name)
+
+    return Planned(mapped.name, mapped.shape, kind, load, diagnose, via=detour, importance=importance)
+
+
+def write_file(
+    contents: Contents,
+    sources: Sequence[Mapped],
+    stage: Path,
+    run: RunOptions,
+    split_max_bytes: int | None,
+    title: str,
+) -> Conversion:
+    """Write the file of ``contents``, made from ``sources``, into ``stage``."""
+    weights = sum(int(np.prod(tensor.shape)) for tensor in contents.tensors)
+    with progress_bar(title, weights, "weights", run.progress) as progress:
+        written = write_gguf(
+            stage / contents.name,
+            contents.kvs,
+            contents.tensors,
+            threads=run.resolved_threads,
+            split_max_bytes=split_max_bytes,
+            progress=progress,
+        )
+    counts: dict[str, int] = {}
+    for tensor in contents.tensors:
+        counts[tensor.kind.name] = counts.get(tensor.kind.name, 0) + 1
+    return Conversion(
+        weight_bytes=written.data_bytes,
+        engine=GGML.label,
+        libraries=GGML.libraries,
+        notes=contents.notes,
+        sha256={path.name: digest for path, digest in written.files.items()},
+        details={
+            "llama.cpp": llamacpp.describe(),
+            "tensor_types": dict(sorted(counts.items())),
+            "sources": {mapped.name: list(mapped.sources) for mapped in sources},
+            **{key: value for key, (value, _) in contents.kvs.items() if key.startswith("quantize.imatrix.")},
+        },
+    )

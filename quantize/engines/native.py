@@ -1,0 +1,76 @@
+"""This program's own engine: tensors streamed from the source's files, one at a time, into another dtype. No
+model is built, so any architecture passes."""
+
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+
+from quantize.artifact.artifact import Note
+from quantize.checkpoint.checkpoint import Checkpoint
+from quantize.checkpoint.tensors import Entry, torch_bytes, write_config, write_folder
+from quantize.dtypes import FLOATS, STORED
+from quantize.engines.base import Conversion, Engine
+from quantize.errors import StepFailed
+
+FLOAT16_MAX = 65504.0
+
+
+class Native(Engine):
+    libraries: ClassVar[tuple[str, ...]] = ("torch",)
+    on_device: ClassVar[bool] = False
+
+    @property
+    def label(self) -> str:
+        return "quantwright"
+
+
+NATIVE = Native()
+
+
+def write_dense(checkpoint: Checkpoint, dtype: str, stage: Path) -> Conversion:
+    """Errors: StepFailed where a weight is NaN or Inf, or too large for float16."""
+    storage = STORED[dtype]
+    notes: list[Note] = []
+    entries = []
+    for name, info in checkpoint.tensors.items():
+        if info.dtype in FLOATS:
+            entries.append(Entry(name, storage, info.shape))
+        else:
+            entries.append(Entry(name, info.dtype, info.shape))
+            notes.append(Note(tensor=name, what=f"kept as {info.dtype}", why="holds integers, not weights"))
+    rounded = {info.dtype for info in checkpoint.tensors.values() if info.dtype in FLOATS} - {storage}
+    if storage != "F32" and rounded:
+        what = f"rounded from {', '.join(sorted(rounded))} to {storage}"
+        notes.append(Note(tensor="*", what=what, why=f"the recipe asks for {dtype}"))
+
+    def data(name: str) -> np.ndarray:
+        if checkpoint.tensors[name].dtype not in FLOATS:
+            return np.array(checkpoint.read(name))
+        return _cast(checkpoint, name, dtype)
+
+    weight_bytes = write_folder(stage, entries, data)
+    config = {**checkpoint.config}
+    config.pop("torch_dtype", None)
+    config["dtype"] = dtype
+    for part in ("text_config", "vision_config", "audio_config"):
+        if isinstance(config.get(part), dict) and {"dtype", "torch_dtype"} & set(config[part]):
+            inner = {key: value for key, value in config[part].items() if key != "torch_dtype"}
+            config[part] = {**inner, "dtype": dtype}
+    write_config(stage, config)
+    return Conversion(weight_bytes, engine=NATIVE.label, libraries=NATIVE.libraries, notes=notes)
+
+
+def _cast(checkpoint: Checkpoint, name: str, dtype: str) -> np.ndarray:
+    """Bytes of one tensor in ``dtype``, rounded to nearest even."""
+    import torch
+
+    tensor = checkpoint.read_torch(name)
+    cast = tensor.to(getattr(torch, dtype))
+    if dtype == "float16" and tensor.dtype != torch.float16 and not torch.isfinite(cast).all():
+        largest = float(tensor.abs().max())
+        raise StepFailed(
+            f"{checkpoint.source}: tensor {name} holds values up to {largest:.4g}, but "
+            f"float16's largest value is {FLOAT16_MAX:.0f}; use bfloat16 or float32"
+        )
+    return torch_bytes(cast)

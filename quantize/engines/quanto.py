@@ -1,0 +1,221 @@
+"""optimum-quanto: weights rounded to nearest, without calibration; int8 and float8 by row, int4 and int2 in
+groups. Quantized in memory, then saved, or run at once."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from quantize.artifact.artifact import Note
+from quantize.checkpoint.checkpoint import Checkpoint
+from quantize.checkpoint.materialised import materialised
+from quantize.checkpoint.tensors import write_config, write_state
+from quantize.dtypes import dense
+from quantize.engines.base import Computed, Conversion, Engine
+from quantize.formats.quanto import GROUP
+from quantize.hf.extensions import ensure_kernel_environment
+from quantize.hf.load import QUANTO_MAP, head_name, load_model
+from quantize.hf.names import Layers, find_layers, kept_notes
+from quantize.quiet import quiet
+from quantize.recipe import RunOptions
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+QTYPES = {"int8": "qint8", "int4": "qint4", "int2": "qint2", "float8": "qfloat8_e4m3fn"}
+_WHY_UNPACKABLE = (
+    "optimum-quanto 0.2.7 packs 4-bit weights with bfloat16 "
+    "scales 16 outputs at a time; use a float32 or float16 source"
+)
+
+
+class OptimumQuanto(Engine):
+    distribution: ClassVar[str] = "optimum-quanto"
+    needs: ClassVar[tuple[tuple[str, str], ...]] = (("optimum-quanto", "optimum.quanto"), ("ninja", "ninja"))
+    extra: ClassVar[str] = "quanto"
+    libraries: ClassVar[tuple[str, ...]] = ("optimum-quanto", "transformers", "torch")
+
+
+QUANTO = OptimumQuanto()
+
+
+def quantizable(checkpoint: Checkpoint, weights: str, lm_head: bool) -> frozenset[str]:
+    """Names of the weights that the library quantizes, the head's in the model's own words."""
+    layers = find_layers(checkpoint)
+    names = (
+        set(layers.linear) - _unpackable_layers(checkpoint, weights) - (set() if lm_head else {layers.head})
+    )
+    return frozenset(f"{name}.weight" for name in names)
+
+
+def write(checkpoint: Checkpoint, stage: Path, run: RunOptions, weights: str, lm_head: bool) -> Conversion:
+    """What the library's own save_pretrained would, under the source's config."""
+    checkpoint.check_finite()
+    layers = find_layers(checkpoint)
+    dtype = _scales_dtype(checkpoint)
+    with materialised(checkpoint, run.scratch) as folder:
+        model = quantize_in_memory(folder, weights, lm_head, dtype, run)
+    with quiet():
+        from optimum.quanto.quantize import quantization_map
+
+        mapping = quantization_map(model)
+        computed = _computed(model, layers, head_apart=layers.tied and layers.head in mapping)
+        state = model.state_dict()
+    config = {key: value for key, value in checkpoint.config.items() if key != "torch_dtype"} | {
+        "dtype": dtype
+    }
+    head_quantized = layers.head in mapping
+    if layers.tied and head_quantized:
+        config["tie_word_embeddings"] = False
+    elif layers.tied:
+        state.pop(f"{layers.head}.weight", None)
+    weight_bytes = write_state(stage, state)
+    write_config(stage, config)
+    (stage / QUANTO_MAP).write_text(json.dumps(mapping, indent=4) + "\n", encoding="utf-8")
+    notes = kept_notes(
+        checkpoint,
+        {layers.tensor(name) for name in mapping if name != layers.head or not layers.tied},
+        layers,
+        "optimum-quanto",
+        {layers.tensor(name): _WHY_UNPACKABLE for name in _unpackable_layers(checkpoint, weights)},
+    )
+    notes += [
+        Note(
+            tensor=layers.tensor(name),
+            what="its inputs are not contiguous",
+            why="optimum-quanto 0.2.7's bfloat16 kernels for CPUs "
+            "refuse it; correct on GPUs and in this program",
+        )
+        for name in sorted(layers.uses.strided & set(mapping))
+        if weights in ("int8", "int4")
+    ]
+    if weights in ("int4", "int2"):
+        notes += [
+            note for name in mapping if (note := group_note(layers.tensor(name), layers.linear[name][1]))
+        ]
+    if layers.tied and head_quantized:
+        notes.append(
+            Note(
+                tensor=f"{layers.head}.weight",
+                what="stored a second time, quantized",
+                why="lm_head=true, and the embedding it was tied to is not quantized",
+            )
+        )
+    return Conversion(
+        weight_bytes,
+        engine=QUANTO.label,
+        libraries=QUANTO.libraries,
+        notes=notes,
+        details={"scales_dtype": dtype},
+        computed=computed,
+    )
+
+
+def quantize_in_memory(
+    folder: Path, weights: str, lm_head: bool, dtype: str, run: RunOptions
+) -> "PreTrainedModel":
+    """Loaded in ``dtype``, quantized, frozen. optimum-quanto computes its scales in that dtype."""
+    ensure_kernel_environment()
+    model = load_model(folder, dtype, run.resolved_device, trust_remote_code=run.trust_remote_code)
+    with quiet():
+        import torch
+        from optimum.quanto import QuantizedModelForCausalLM
+
+        exclude = [] if lm_head else [head_name(model)]
+        exclude += [
+            name
+            for name, module in model.named_modules()
+            if isinstance(module, torch.nn.Linear)
+            and unpackable(weights, dtype, module.out_features, module.in_features)
+        ]
+        wrapped = QuantizedModelForCausalLM.quantize(
+            model, weights=QTYPES[weights], exclude=[each for each in exclude if each]
+        )
+        quantized: PreTrainedModel = wrapped._wrapped
+    return quantized
+
+
+def unpackable(weights: str, dtype: str, outputs: int, inputs: int) -> bool:
+    """Whether optimum-quanto 0.2.7 fails at a layer: 4-bit weights in groups of 128 with bfloat16 scales are
+    put into the layout of a kernel that takes outputs 16 at a time, when they are made and again when they
+    are loaded."""
+    return (
+        weights == "int4" and dtype == "bfloat16" and inputs > 128 and inputs % 128 == 0 and outputs % 16 != 0
+    )
+
+
+def compute_in(model: "PreTrainedModel", dtype: Any) -> None:
+    """Cast scales and unquantized parameters; the integers stay. The result is what a saved model gives when
+    it is loaded so."""
+    import torch
+
+    for module in model.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            if parameter.dtype != dtype and parameter.dtype.is_floating_point:
+                setattr(module, name, torch.nn.Parameter(quanto_in(parameter, dtype), requires_grad=False))
+
+
+def quanto_in(parameter: Any, dtype: Any) -> Any:
+    """A floating parameter in ``dtype``: of a quantized one the scales are cast, the integers stay."""
+    from optimum.quanto import WeightQBitsTensor, WeightQBytesTensor
+
+    w: Any = parameter
+    if isinstance(w, WeightQBytesTensor):
+        return WeightQBytesTensor(w.qtype, w.axis, w.size(), w.stride(), w._data, w._scale.to(dtype), None)
+    if isinstance(w, WeightQBitsTensor):
+        # The bfloat16 kernel's own layout is undone as it is for saving.
+        w = w if type(w) is WeightQBitsTensor else w.weight_qbits_tensor()
+        shift = w._shift.to(dtype) if w._shift.is_floating_point() else w._shift
+        return WeightQBitsTensor(
+            w.qtype, w.axis, w._group_size, w.size(), w.stride(), w._data, w._scale.to(dtype), shift
+        )
+    return parameter.data.to(dtype)
+
+
+def _computed(model: "PreTrainedModel", layers: Layers, head_apart: bool) -> Computed:
+    """The library's own dequantization of every weight, in float32: its scales are stored in less and exact
+    there."""
+    import torch
+    from optimum.quanto import QTensor
+
+    computed = Computed()
+    head = f"{layers.head}.weight"
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        source = layers.source.get(name)
+        if source is None or (layers.tied and name == head and not head_apart):
+            continue
+        with torch.no_grad():
+            exact = quanto_in(parameter, torch.float32)
+            values = (exact.dequantize() if isinstance(exact, QTensor) else exact).float().cpu().numpy()
+        computed.add(name if name == head and head_apart else source, values)
+    return computed
+
+
+def _scales_dtype(checkpoint: Checkpoint) -> str:
+    return dense(checkpoint.dtype, "bfloat16")
+
+
+def _unpackable_layers(checkpoint: Checkpoint, weights: str) -> set[str]:
+    dtype = _scales_dtype(checkpoint)
+    linear = find_layers(checkpoint).linear.items()
+    return {name for name, shape in linear if unpackable(weights, dtype, *shape)}
+
+
+def group_note(name: str, width: int) -> Note | None:
+    """What optimum-quanto does, without a word, to a layer of ``width`` inputs that groups of 128 do not
+    suit."""
+    if width > GROUP and width % GROUP == 0:
+        return None
+    if width <= GROUP:
+        return Note(
+            tensor=name, what="one scale per row instead of groups of 128", why=f"only {width} inputs"
+        )
+    size = next((size for size in (96, 64, 32) if width % size == 0), None)
+    if size is None:
+        return Note(
+            tensor=name,
+            what="one scale per row instead of groups of 128",
+            why=f"{width} inputs are not a multiple of 128, 96, 64 or 32",
+        )
+    return Note(
+        tensor=name, what=f"groups of {size} instead of 128", why=f"{width} inputs are not a multiple of 128"
+    )

@@ -1,0 +1,43 @@
+"""A checkpoint unquantized, every floating tensor in one dtype."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+
+from quantize.checkpoint.checkpoint import Checkpoint
+from quantize.checkpoint.tensors import StoredTensors
+from quantize.dtypes import STORED
+from quantize.formats.folder import Entry, FolderFormat, kept_entry
+
+ROUNDING = {"float32": 0.0, "float16": 2.0**-11, "bfloat16": 2.0**-8}  # of a value, by rounding it to nearest
+
+
+@dataclass(frozen=True)
+class DenseFormat(FolderFormat):
+    """``dtype``: one of ``quantize.dtypes.DENSE``."""
+
+    dtype: str
+
+    loads_in: ClassVar[tuple[str, ...]] = ("transformers", "vllm", "sglang")
+    config_bytes: ClassVar[int] = 0
+
+    @property
+    def value_rounding(self) -> float:
+        return ROUNDING[self.dtype]
+
+    def entries(self, checkpoint: Checkpoint, name: str, quantized: bool) -> Iterator[Entry]:
+        yield kept_entry(checkpoint, name, STORED[self.dtype])
+
+    def quantized(self, stage: Path) -> dict[str, str]:
+        return {name: info.dtype for name, info in StoredTensors(stage).info.items()}
+
+    def fits(self, kind: str) -> bool:
+        return kind == STORED[self.dtype]
+
+    def dequantize(self, stage: Path, checkpoint: Checkpoint) -> Iterator[tuple[str, np.ndarray]]:
+        stored = StoredTensors(stage)
+        for name in stored:
+            yield name, stored.float32(name)

@@ -1,0 +1,101 @@
+"""What optimum-quanto's QuantizedModelForCausalLM saves and reloads: a state dict with each quantized weight
+flattened into ``_data``, ``_scale`` and ``_shift``, and ``quanto_qmap.json``, which names the layers."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import ceil
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+
+from quantize.checkpoint.checkpoint import Checkpoint
+from quantize.checkpoint.tensors import StoredTensors
+from quantize.formats.base import SLOPES
+from quantize.formats.folder import Entry, FolderFormat, kept_entry, loaded_dtype
+from quantize.hf.names import find_layers
+from quantize.numerics.quanto import dequantize_groups, dequantize_rows
+
+GROUP = 128
+SLOPES_OF_2_BITS = (0.4, 4.0)
+
+
+@dataclass(frozen=True)
+class QuantoFormat(FolderFormat):
+    """``weights``: int8 and float8 have a scale for each row, int4 and int2 for each group."""
+
+    weights: str
+
+    loads_in: ClassVar[tuple[str, ...]] = ("optimum-quanto",)
+
+    @property
+    def slopes(self) -> tuple[float, float]:
+        return SLOPES_OF_2_BITS if self.weights == "int2" else SLOPES
+
+    def map_bytes(self, expected: frozenset[str]) -> int:
+        return sum(len(name) + 60 for name in expected)  # quanto_qmap.json
+
+    def entries(self, checkpoint: Checkpoint, name: str, quantized: bool) -> Iterator[Entry]:
+        """Codes, scales (and shifts for groups) in the model's dtype, two activation scales a layer."""
+        info, dtype = checkpoint.tensors[name], loaded_dtype(checkpoint)
+        if not quantized:
+            yield kept_entry(checkpoint, name, dtype)
+            return
+        outputs, inputs = info.shape
+        base = name.removesuffix(".weight")
+        yield f"{base}.input_scale", dtype, ()
+        yield f"{base}.output_scale", dtype, ()
+        if self.weights in ("int8", "float8"):
+            yield f"{name}._data", "I8" if self.weights == "int8" else "F8_E4M3", info.shape
+            yield f"{name}._scale", dtype, (outputs, 1)
+            return
+        width = next((size for size in (128, 96, 64, 32) if inputs > 128 and inputs % size == 0), inputs)
+        rows, fields = outputs * inputs // width, 2 if self.weights == "int4" else 4
+        yield f"{name}._data._data", "U8", (ceil(rows / fields), width)
+        yield f"{name}._scale", dtype, (rows, 1)
+        yield f"{name}._shift", dtype, (rows, 1)
+
+    def quantized(self, stage: Path) -> dict[str, str]:
+        stored = StoredTensors(stage)
+        found = {}
+        for name, info in stored.info.items():
+            base = name.removesuffix("._data")
+            if base == name or f"{base}._scale" in stored:
+                if base != name:
+                    found[base] = {"I8": "int8", "F8_E4M3": "float8"}.get(info.dtype, info.dtype)
+                continue
+            base = base.removesuffix("._data")
+            if f"{base}._shift" in stored:
+                groups, width = stored.info[f"{base}._scale"].parameters, info.shape[1]
+                fields = (
+                    groups / info.shape[0]
+                )  # groups, packed `fields` to a byte, the last byte perhaps not full
+                found[base] = f"int{4 if fields <= 2 else 2} g{width}"
+        return found
+
+    def fits(self, kind: str) -> bool:
+        return kind.split()[0] == self.weights
+
+    def dequantize(self, stage: Path, checkpoint: Checkpoint) -> Iterator[tuple[str, np.ndarray]]:
+        """Besides the source's weights ``lm_head.weight``, where a tied one was quantized and so stored
+        apart."""
+        stored, layers = StoredTensors(stage), find_layers(checkpoint)
+        for name, source in layers.source.items():
+            apart = layers.tied and name == f"{layers.head}.weight"
+            if f"{name}._data" in stored:
+                values = dequantize_rows(stored.raw(f"{name}._data"), stored.float32(f"{name}._scale"))
+            elif f"{name}._data._data" in stored:
+                integer = stored.info[f"{name}._shift"].dtype.startswith(("I", "U"))
+                shift = stored.raw(f"{name}._shift") if integer else stored.float32(f"{name}._shift")
+                values = dequantize_groups(
+                    stored.raw(f"{name}._data._data"),
+                    stored.float32(f"{name}._scale"),
+                    shift,
+                    4 if self.weights == "int4" else 2,
+                    layers.linear[name.removesuffix(".weight")],
+                )
+            elif apart:
+                continue
+            else:
+                values = stored.float32(name)
+            yield (name if apart else source), values

@@ -51,7 +51,7 @@ def test_a_damaged_entry_is_put_aside_and_made_anew(
     DAMAGES[damage](cache.entry(KEY))
     assert fetch(cache, tmp_path / "first") is None
     assert "is damaged" in said[0]
-    assert "put aside" in said[0]
+    assert "moved to" in said[0]
     assert (cache.root / "quarantine" / f"{KEY}.1").is_dir()
     cache.store(KEY, files)
     assert fetch(cache, tmp_path / "second") == CONTENT

@@ -9,7 +9,7 @@ import pytest
 
 from quantize.chat import worker
 from quantize.chat.render import TemplateRefuses, render
-from quantize.chat.templates import folder_template, special_tokens
+from quantize.chat.templates import special_tokens
 from quantize.checkpoint.templates import folder_templates
 from quantize.errors import BadInput
 
@@ -94,24 +94,6 @@ def test_the_same_text_as_transformers(template: str) -> None:
             template, messages, continue_final_message=True
         )
         assert json.dumps(messages) == before
-
-
-@pytest.mark.parametrize("name", ["llama3", "qwen3", "gemma3", "deepseek_v3"])
-def test_published_templates(shared: Path, name: str) -> None:
-    folder = shared / "tokenizers" / name
-    if not folder.is_dir():
-        pytest.skip(f"the tokenizer {name} is absent")
-    from transformers import AutoTokenizer
-
-    tokenizer, template = AutoTokenizer.from_pretrained(folder), folder_template(folder)
-    assert template.text == tokenizer.chat_template
-    chat = [{"role": "user", "content": "Hi <b>"}, {"role": "assistant", "content": " It's é. "}]
-    for messages in (chat, [{"role": "system", "content": "S"}, *chat]):
-        for prompt, open_end in ((False, False), (True, False), (False, True)):
-            wanted = tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=prompt, continue_final_message=open_end
-            )
-            assert template.render(messages, prompt, open_end) == wanted
 
 
 @pytest.mark.parametrize(

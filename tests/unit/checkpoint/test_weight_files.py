@@ -14,7 +14,6 @@ from safetensors.numpy import save_file
 from quantize.checkpoint.safetensors_header import MAX_HEADER_BYTES, read_raw, read_safetensors_header
 from quantize.checkpoint.tensors import StoredTensors
 from quantize.checkpoint.weight_files import read_weights, weight_files
-from quantize.conversion import convert
 from quantize.errors import BadInput, Unsupported
 from quantize.hf.load import _read_state
 from quantize.sources.opening import open_checkpoint
@@ -217,24 +216,6 @@ def test_masks_are_no_sign_of_quantization_and_integers_are_no_weights(
         checkpoint = open_checkpoint(tmp_path, tokenizer=False)
         assert checkpoint.dtype == "F16"
         assert set(checkpoint.tensors) == {"w", *tensors}
-
-
-def test_an_artifact_holds_the_models_weights_and_says_what_was_left_alone(
-    demo_checkpoint: Path, tmp_path: Path
-) -> None:
-    import shutil
-
-    shutil.copytree(demo_checkpoint, tmp_path / "model")
-    plain = open_checkpoint(tmp_path / "model")
-    name = "model.layers.0.mlp.down_proj.weight"
-    save_file({name: plain.read_float32(name) * 0.5}, tmp_path / "model" / "model_1.safetensors")
-    config = json.loads((tmp_path / "model" / "config.json").read_text())
-    (tmp_path / "model" / "config.json").write_text(json.dumps({**config, "quantization_config": None}))
-    artifact = convert(tmp_path / "model", "float32", tmp_path / "out", verify="tensors")
-    np.testing.assert_array_equal(StoredTensors(tmp_path / "out").float32(name), plain.read_float32(name))
-    assert "not used: model_1.safetensors" in [note.what for note in artifact.manifest.notes]
-    store(tmp_path / "model" / "model_1.safetensors", 2, name)  # other bytes there are the same source
-    assert open_checkpoint(tmp_path / "model").digest == artifact.manifest.source.digest
 
 
 def test_all_that_decides_a_conversion_is_in_the_digest(demo_checkpoint: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Locks that a killed build leaves behind, and variables that an engine's dependency would move."""
+"""Locks that a killed build leaves behind, and who waits for one."""
 
 import fcntl
 import io
@@ -52,27 +52,6 @@ def test_the_interpreters_own_programs_are_found(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("PATH", "/usr/bin")
     ensure_kernel_environment()
     assert os.environ["PATH"].split(os.pathsep)[0] == os.path.dirname(sys.executable)
-
-
-@pytest.mark.long  # imports both libraries; compiles for minutes where set-up did not
-def test_kernels_that_set_up_builds_are_ready() -> None:
-    from quantize.hf.extensions import build_kernels
-
-    results = dict(build_kernels())
-    assert all(state == "ready" for state in results.values()), results
-
-
-def test_the_hubs_caches_stay_where_they_are() -> None:
-    pytest.importorskip("tokenicer")
-    code = (
-        "import os; from quantize.hf.extensions import keep_hub_caches; keep_hub_caches(); import "
-        "tokenicer; print(sorted(os.environ))"
-    )
-    clean = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "TRANSFORMERS_"))}
-    printed = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env=clean, check=True
-    ).stdout
-    assert not [name for name in ("HF_HOME", "HF_HUB_CACHE", "TRANSFORMERS_CACHE") if name in printed]
 
 
 def test_the_lock_follows_no_link_and_says_when_it_waits(

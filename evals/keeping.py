@@ -17,11 +17,11 @@ from evals.reference import (
     write_cache,
 )
 from evals.windows import Windows
+from quantize.into_place import write_json
 from quantize.progress import Advance
 from quantize.recipe import RunOptions
 from quantize.runtimes.base import Runtime
 from quantize.runtimes.opening import open_without_weights
-from quantize.staging import write_json
 from quantize.units import spell_gib
 
 

@@ -19,10 +19,12 @@ from evals.kernels import as_tensor, blocks, kl_rows
 from evals.perplexity import run_windows
 from evals.row_codes import ROW, ROW_BYTES, analyse, decode, encode
 from evals.windows import Windows
+from quantize.disk_errors import disk_errors
 from quantize.errors import StepFailed
+from quantize.into_place import put_in_place
 from quantize.progress import Advance
 from quantize.runtimes.base import Runtime
-from quantize.staging import disk_errors, held_folder, held_until_exit, put_in_place
+from quantize.staging import held_folder, held_until_exit
 
 if TYPE_CHECKING:
     import torch

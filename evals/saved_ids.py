@@ -10,7 +10,8 @@ import numpy as np
 
 from quantize.checkpoint.checkpoint import TOKENIZER_FILES, sha256_files
 from quantize.checkpoint.tokenizer import SourceTokenizer
-from quantize.staging import held_folder, put_in_place
+from quantize.into_place import put_in_place
+from quantize.staging import held_folder
 
 #: Shorter texts are tokenized faster than they are looked up.
 LEAST_CHARACTERS = 50_000

@@ -15,7 +15,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from quantize.errors import BadInput
-from quantize.staging import NO_LOCKS, held_folder, put_unless_there
+from quantize.into_place import put_unless_there
+from quantize.locks import NO_LOCKS
+from quantize.staging import held_folder
 
 SUMS = "SHA256SUMS"
 BLOCK_BYTES = 4 << 20

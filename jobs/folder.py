@@ -14,8 +14,8 @@ from jobs.records import LOCK, Records
 from jobs.steps.step import slug, title
 from quantize.errors import BadInput
 from quantize.files import read_json
+from quantize.into_place import write_json
 from quantize.results import STAGES, results_path
-from quantize.staging import write_json
 
 JOBS = "jobs.json"
 

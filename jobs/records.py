@@ -11,7 +11,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from quantize.errors import BadInput
 from quantize.files import read_json
-from quantize.staging import write_json
+from quantize.into_place import write_json
 
 LOCK = ".lock"
 

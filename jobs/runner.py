@@ -33,8 +33,8 @@ from jobs.spec import Job
 from jobs.steps.step import Step
 from jobs.summary import Summary
 from quantize.artifact.file_hashes import FileHashes
+from quantize.disk_errors import disk_error
 from quantize.errors import BadInput, QuantwrightError
-from quantize.staging import disk_error
 from quantize.units import spell_size, spell_time
 
 #: What a step says when a second attempt may succeed: the network, and nothing else.

@@ -8,7 +8,8 @@ from pathlib import Path
 from jobs.cache import SharedCache
 from jobs.cache_bucket import BucketCache
 from quantize.artifact.artifact import MANIFEST, Artifact, claim_output, commit
-from quantize.staging import held_folder, put_unless_there, staging
+from quantize.into_place import put_unless_there
+from quantize.staging import held_folder, staging
 
 
 class Share(ABC):

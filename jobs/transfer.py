@@ -15,8 +15,8 @@ from quantize.artifact.artifact import MANIFEST, Artifact, commit
 from quantize.checkpoint.checkpoint import sha256_file, sha256_files
 from quantize.errors import BadInput
 from quantize.files import plain_name, read_json
+from quantize.into_place import put_file, put_unless_there
 from quantize.results import results_path
-from quantize.staging import put_file, put_unless_there
 
 
 def push(bucket: Bucket, folder: Path, digests: Mapping[str, str]) -> None:

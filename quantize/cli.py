@@ -9,8 +9,8 @@ from typing import Any
 
 import click
 
+from quantize.disk_errors import disk_error
 from quantize.errors import QuantwrightError
-from quantize.staging import disk_error
 from quantize.terminal import settle_output
 
 # name -> (where its click command lives, the line shown by --help)

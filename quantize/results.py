@@ -10,6 +10,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from quantize.errors import BadInput
 from quantize.files import read_json
+from quantize.into_place import write_json
 from quantize.result_fields import (
     Detail,
     Environment,
@@ -21,7 +22,6 @@ from quantize.result_fields import (
     Word,
     cleaned,
 )
-from quantize.staging import write_json
 from quantize.terminal import clean_lines, printable
 
 SCHEMA_VERSION = 1

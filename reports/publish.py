@@ -10,7 +10,8 @@ from pathlib import Path
 from quantize.artifact.artifact import DROPPINGS, MANIFEST, Artifact, read_manifest, why_not_ours
 from quantize.artifact.attestation import verified_here
 from quantize.errors import BadInput, StepFailed
-from quantize.staging import claim, put_in_place, staging
+from quantize.into_place import put_in_place
+from quantize.staging import claim, staging
 from quantize.units import spell_size
 from reports.card import (
     CardOptions,

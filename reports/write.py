@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from quantize.artifact.artifact import DROPPINGS
-from quantize.staging import claim, put_in_place, staging
+from quantize.into_place import put_in_place
+from quantize.staging import claim, staging
 from reports.compare import compare
 from reports.document import report_csv, report_json
 from reports.html import default_limits, render

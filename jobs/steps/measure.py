@@ -11,10 +11,10 @@ from quantize.artifact.artifact import MANIFEST
 from quantize.checkpoint.checkpoint import sha256_file
 from quantize.errors import BadInput
 from quantize.files import read_json
+from quantize.into_place import put_file
 from quantize.methods.registry import require
 from quantize.recipe import Recipe
 from quantize.results import Subject
-from quantize.staging import put_file
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

@@ -12,8 +12,8 @@ from jobs.steps.convert import ConvertStep
 from jobs.steps.measure import MeasureStep
 from jobs.steps.step import Step, printed
 from quantize.errors import BadInput
+from quantize.into_place import write_json
 from quantize.results import results_path
-from quantize.staging import write_json
 
 FOLDER = Path("published")
 

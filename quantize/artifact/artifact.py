@@ -20,7 +20,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from quantize.checkpoint.checkpoint import sha256_file, sha256_files
 from quantize.errors import BadInput
 from quantize.files import inside, parse_json, plain_name, read_bytes
-from quantize.staging import claim, put_in_place
+from quantize.into_place import put_in_place
+from quantize.staging import claim
 from quantize.terminal import printable
 
 MANIFEST = "manifest.json"

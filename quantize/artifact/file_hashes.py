@@ -11,7 +11,7 @@ from typing import Any
 from quantize.checkpoint.checkpoint import Checkpoint, sha256_file
 from quantize.errors import StepFailed
 from quantize.files import user_cache
-from quantize.staging import write_json
+from quantize.into_place import write_json
 
 MOST = 10_000  # files remembered
 #: a file that changed so lately may change again under the same time stamp

@@ -14,17 +14,10 @@ from pathlib import Path
 import pytest
 
 from quantize.artifact.artifact import claim_output
+from quantize.disk_errors import disk_error
 from quantize.errors import BadInput, StepFailed
-from quantize.staging import (
-    claim_run,
-    disk_error,
-    held_folder,
-    put_in_place,
-    staging,
-    sweep_output,
-    temporary_folder,
-    whole_file,
-)
+from quantize.into_place import put_in_place, whole_file
+from quantize.staging import claim_run, held_folder, staging, sweep_output, temporary_folder
 
 
 def artifact(folder: Path, *more: str) -> Path:
@@ -209,7 +202,7 @@ def test_the_users_umask_holds(tmp_path: Path) -> None:
 WRITER = """
 import ctypes, os, signal, sys
 from pathlib import Path
-from quantize import staging
+from quantize import into_place, staging
 out, where = Path(sys.argv[1]), sys.argv[2]
 def die(*_): os.kill(os.getpid(), signal.SIGKILL)
 if where == "between": ctypes.CDLL = lambda *_, **__: object()
@@ -219,8 +212,8 @@ with staging.staging(out) as stage:
     if where == "between":
         rename = os.rename
         os.rename = lambda a, b: (rename(a, b), die())
-    if where == "after": staging._remove = die
-    staging.put_in_place(stage, out, replace=True)
+    if where == "after": staging.remove = die
+    into_place.put_in_place(stage, out, replace=True)
 """
 
 
@@ -300,7 +293,7 @@ def test_locks_that_are_links_are_not_followed(tmp_path: Path) -> None:
 def test_parts_of_files_that_dead_processes_left_go(tmp_path: Path) -> None:
     path = tmp_path / "file.json"
     code = (
-        "import os, signal, sys; from pathlib import Path; from quantize.staging import whole_file\n"
+        "import os, signal, sys; from pathlib import Path; from quantize.into_place import whole_file\n"
         "with whole_file(Path(sys.argv[1])) as part: part.write_text('half'); os.kill(os.getpid(), "
         "signal.SIGKILL)"
     )
@@ -355,7 +348,7 @@ def test_a_full_disk_in_safetensors_words(tmp_path: Path) -> None:
     """Whose error is no OSError: on a file system of 64 kB, in a mount namespace of the test's own."""
     code = (
         "import sys; from pathlib import Path; import numpy as np; from safetensors.numpy import save_file\n"
-        "from quantize.staging import disk_is_full\n"
+        "from quantize.disk_errors import disk_is_full\n"
         "try: save_file({'a': np.zeros(100_000)}, sys.argv[1])\n"
         "except Exception as error: print(isinstance(error, OSError), disk_is_full(error))"
     )

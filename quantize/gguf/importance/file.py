@@ -21,8 +21,8 @@ from gguf import GGUFValueType
 from quantize.errors import BadInput
 from quantize.gguf.container.reader import MAGIC, MAX_KEY, GgufFile, read_gguf
 from quantize.gguf.container.writer import Kvs, Planned, write_gguf
+from quantize.into_place import whole_file
 from quantize.kernels.block_types import Type
-from quantize.staging import whole_file
 
 SUMS, COUNTS = ".in_sum2", ".counts"
 DATASETS, CHUNK_COUNT, CHUNK_SIZE = "imatrix.datasets", "imatrix.chunk_count", "imatrix.chunk_size"

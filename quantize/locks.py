@@ -1,0 +1,43 @@
+"""Files that a process holds as long as it lives: by them the next run knows what nobody works on."""
+
+import contextlib
+import errno
+import fcntl
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+TOKEN = r"(?:\d+-)?[0-9a-f]{12}"  # and before it the id of the process, for whoever looks
+
+
+def new_locked(path: Path, mode: int) -> int | None:
+    """A new file that this process holds; None where somebody who sweeps was there first."""
+    try:
+        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
+    except FileExistsError:
+        return None
+    with contextlib.suppress(BlockingIOError, FileNotFoundError):
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
+        if os.path.samestat(os.fstat(file), os.stat(path)):
+            return file
+    os.close(file)
+    return None
+
+
+@contextlib.contextmanager
+def abandoned(path: Path) -> Iterator[None]:
+    """Holds the lock of a dead process. Errors: OSError where it lives, is another user's, or nobody can
+    tell."""
+    file = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        if os.fstat(file).st_uid != os.getuid():
+            raise PermissionError(errno.EPERM, os.strerror(errno.EPERM), str(path))
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(file)

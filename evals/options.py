@@ -88,7 +88,7 @@ class EvalSettings(Options):
         "sample",
         description="measure a GGUF's weights also in the reference's runtime: 1 chunk in 80, all, or none",
     )
-    runtime: Literal["vllm"] | None = Field(
+    runtime: Annotated[Literal["vllm"] | None, BeforeValidator(lambda value: value or None)] = Field(
         None, description="measure the artifacts in vLLM: perplexity and tasks, no divergence"
     )
 

@@ -98,7 +98,10 @@ class Evaluate(EvalSettings):
     in it, the reference in its own."""
 
     text: Text | None = Field(None, description="a UTF-8 text file, or held-out")
-    metrics: Metrics = Field(["perplexity", "divergence"], description="part of the text to use")
+    metrics: Metrics = Field(
+        ["perplexity", "divergence"],
+        description="what to measure on the text: perplexity, divergence or both",
+    )
     prompts: Text | None = Field(
         None,
         description="file of prompts that every artifact continues: one "

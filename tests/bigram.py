@@ -1,11 +1,14 @@
 """The smallest exact language model: logits that depend on the last token alone, from a table. A real
-Runtime, in numpy."""
+Runtime, in numpy; and tasks for it."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from evals.local_task import LocalTask
+from evals.rows import Heading
 from quantize.runtimes.base import Consume, Runtime
 
 
@@ -59,3 +62,30 @@ def naive_log_probs(logits: np.ndarray) -> np.ndarray:
     top = max(wide)
     total = sum(np.exp(x - top) for x in wide)
     return np.array([x - top - np.log(total) for x in wide])
+
+
+HEADING = Heading("model", "digest", "bigram", {})
+WORDS = ["stone", "river", "cloud", "tree", "sand", "wind", "rain", "snow"]
+
+
+def letters_model(seed: int = 0) -> Bigram:
+    return Bigram(random_table(60, seed=seed), context=48, bos=0)
+
+
+def make_task(form: str, n: int = 30) -> LocalTask:
+    rng = np.random.default_rng(1)
+    items = []
+    for _ in range(n):
+        words = [str(w) for w in rng.permutation(WORDS)]
+        gold = int(rng.integers(3))
+        if form == "choices":
+            items.append(
+                {
+                    "query": " ".join(words[:2]),
+                    "choices": [words[3], f"{words[4]} {words[5]}", words[6]],
+                    "gold": gold,
+                }
+            )
+        else:
+            items.append({"context_options": words[:3], "continuation": words[4], "gold": gold})
+    return LocalTask("mine", Path("mine.jsonl"), form, tuple(items))

@@ -9,6 +9,8 @@ import pytest
 from eval_runs import RUN, by_metric, token_ids
 
 from evals import evaluate
+from evals.options import EvalOptions
+from quantize.errors import BadInput
 
 
 def test_perplexity_equals_a_ten_line_loop(checkpoint: Path, text: Path) -> None:
@@ -35,6 +37,16 @@ def test_perplexity_equals_a_ten_line_loop(checkpoint: Path, text: Path) -> None
             float(flat.mean().exp() * flat.std(correction=0) / (len(flat) - 1) ** 0.5), rel=1e-4
         )
         assert row.samples == pytest.approx([float(x.mean()) for x in losses], rel=1e-4)
+
+
+def test_options_are_keywords_or_one_object(checkpoint: Path, text: Path) -> None:
+    keywords = {"text": text, "protocol": "gptq-64", "tokens": 300, "metrics": ["perplexity"]}
+    rows = evaluate([checkpoint], run=RUN, **keywords)
+    assert evaluate([checkpoint], EvalOptions.of(**keywords), RUN) == rows
+    with pytest.raises(BadInput, match="give options or tokens, not both"):
+        evaluate([checkpoint], EvalOptions.of(text=text), tokens=300)
+    with pytest.raises(BadInput, match=r"no option 'token' \(did you mean tokens\?\)"):
+        evaluate([checkpoint], token=300)
 
 
 def test_lmeval_wikitext_agrees_with_lm_eval(checkpoint: Path, tmp_path: Path) -> None:

@@ -31,8 +31,8 @@ class Experience:
     threads: int
     available_bytes: int
 
-    def time(self, rate_kind: str, work: float) -> Estimate:
-        return estimate_seconds(rate_kind, work, self.threads, list(self.samples))
+    def time(self, rate_kind: str, work: float, built_in: tuple[float, float] | None = None) -> Estimate:
+        return estimate_seconds(rate_kind, work, self.threads, list(self.samples), built_in)
 
     def peak_bytes(self, rate_kind: str, work: float) -> int | None:
         """The most that earlier steps of this kind and size have held, and a little more."""

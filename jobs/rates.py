@@ -18,14 +18,8 @@ KEPT = 2000
 Amount = Annotated[float, Field(ge=0, le=1e15, allow_inf_nan=False)]
 
 #: seconds before any work (imports), seconds per million weights: one slow core to two fast ones, for a
-#: machine that has run nothing yet. Measured on two cores; calibrated methods with 32,768 tokens.
+#: machine that has run nothing yet. Measured on two cores; a conversion has its method's own.
 BUILT_IN: dict[str, tuple[float, float]] = {
-    "convert:dense": (6, 0.05),
-    "convert:gguf": (6, 0.15),
-    "convert:gptq": (25, 2.0),
-    "convert:awq": (25, 20.0),
-    "convert:quanto": (15, 0.1),
-    "convert:bnb": (15, 0.1),
     "eval": (15, 0.1),
     "bench": (15, 0.5),
     "report": (3, 0.0),
@@ -92,9 +86,11 @@ def add_sample(sample: Sample) -> None:
         pass
 
 
-def estimate_seconds(kind: str, work: float, threads: int, samples: list[Sample]) -> Estimate:
+def estimate_seconds(
+    kind: str, work: float, threads: int, samples: list[Sample], built_in: tuple[float, float] | None = None
+) -> Estimate:
     """From earlier steps of the same kind, scaled by the work beyond start-up; else from built-in rates."""
-    fixed, rate = BUILT_IN.get(kind, BUILT_IN.get(kind.rpartition(":")[0], BUILT_IN_DEFAULT))
+    fixed, rate = built_in or BUILT_IN.get(kind.partition(":")[0], BUILT_IN_DEFAULT)
     mine = [s for s in samples if s.kind == kind and s.threads == threads] or [
         s for s in samples if s.kind == kind
     ]

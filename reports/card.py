@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from quantize.artifact.artifact import Artifact, grouped
 from quantize.artifact.attestation import verified_here
 from quantize.errors import BadInput
+from quantize.methods.registry import format_of
 from quantize.metrics import KL_MEAN, PERPLEXITY, TOP1_AGREEMENT
 from quantize.terminal import printable, shell
 from quantize.units import spell_size
@@ -20,10 +21,6 @@ from reports.rows import Group, Row, head
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-#: by method; all others load in transformers. Where none is named, the Hub takes a config.json for a sign of
-#: transformers, whose loader leaves quanto's quantized weights out.
-LIBRARIES = {"gguf": "gguf", "quanto": "optimum-quanto"}
-METHOD_TAGS = {"gguf": "gguf", "gptq": "gptq", "awq": "awq", "quanto": "quanto", "bnb": "bitsandbytes"}
 #: Path in the repository -> the artifact it comes from and its name there.
 Files = dict[str, tuple[Artifact, str]]
 BITS = re.compile(r"(?:int|nf|fp|float|q|iq|tq)(\d+)")
@@ -161,11 +158,13 @@ def card_data(artifacts: Sequence[Artifact], options: CardOptions, group: Group 
     from huggingface_hub import ModelCardData
 
     methods = list(dict.fromkeys(str(a.manifest.recipe["method"]) for a in artifacts))
-    tags = ["quantized", "quantwright", *(METHOD_TAGS[m] for m in methods if m in METHOD_TAGS)]
+    formats = [format_of(method) for method in methods]
+    tags = ["quantized", "quantwright", *(each.hub_tag for each in formats if each.hub_tag)]
     bits = {
         m.group(1)
         for a in artifacts
-        if (m := BITS.search(a.manifest.recipe_short)) and a.manifest.recipe["method"] != "dense"
+        if (m := BITS.search(a.manifest.recipe_short))
+        and format_of(str(a.manifest.recipe["method"])).fewer_bits
     }
     tags += [f"{b}-bit" for b in sorted(bits)]
     source, terms = artifacts[0].manifest.source, terms_of(artifacts, options)
@@ -182,7 +181,7 @@ def card_data(artifacts: Sequence[Artifact], options: CardOptions, group: Group 
         license_name=terms.name,
         license_link=terms.link,
         language=languages or None,
-        library_name=LIBRARIES.get(methods[0], "transformers"),
+        library_name=formats[0].hub_library,
         pipeline_tag="text-generation",
         tags=tags,
         model_name=options.repo.partition("/")[2] if results else None,
@@ -265,26 +264,21 @@ def _use(artifacts: Sequence[Artifact], files: Files, options: CardOptions) -> l
     if gguf:
         out += ["```sh", shell("llama-cli", "-hf", options.repo, "-hff", Path(gguf).name), "```", ""]
     else:
-        quanto = artifacts[0].manifest.recipe["method"] == "quanto"
-        if quanto:
-            out += [
-                "transformers alone ignores the quantized weights. With "
-                "`pip install optimum-quanto transformers accelerate`:",
-                "",
-            ]
+        made_as = format_of(str(artifacts[0].manifest.recipe["method"]))
+        module, name = made_as.opened_by
+        if made_as.opening_advice:
+            out += [made_as.opening_advice, ""]
+        imports = (
+            ["from transformers import AutoModelForCausalLM, AutoTokenizer"]
+            if module == "transformers"
+            else [f"from {module} import {name}", "from transformers import AutoTokenizer"]
+        )
         tokenizer = f"tokenizer = AutoTokenizer.from_pretrained({options.repo!r})"
         out += [
             "```python",
-            *(
-                [
-                    "from optimum.quanto import QuantizedModelForCausalLM",
-                    "from transformers import AutoTokenizer",
-                    "",
-                ]
-                if quanto
-                else ["from transformers import AutoModelForCausalLM, AutoTokenizer", ""]
-            ),
-            f"model = {'Quantized' if quanto else 'Auto'}ModelForCausalLM.from_pretrained({options.repo!r})",
+            *imports,
+            "",
+            f"model = {name}.from_pretrained({options.repo!r})",
             tokenizer,
             "```",
             "",

@@ -24,7 +24,7 @@ class BenchStep(MeasureStep):
 
     def cost(self, job: Job, experience: Experience) -> StepCost:
         rate_kind, work = f"bench:{self.method}", self.checkpoint.parameters / 1e6
-        memory = experience.peak_bytes(rate_kind, work) or serving_memory(self.method, self.held_bytes())
+        memory = experience.peak_bytes(rate_kind, work) or serving_memory(self.costs, self.held_bytes())
         time = experience.time(rate_kind, work)
         return StepCost(self.id, self.kind, None, 0, memory, time, work, rate_kind)
 

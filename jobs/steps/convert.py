@@ -23,8 +23,6 @@ from quantize.methods.registry import require
 from quantize.recipe import Recipe
 from quantize.staging import sweep_output
 
-#: Methods whose library reads weights from files: those of a GGUF, or with an adapter, are written for it.
-READS_FILES = ("gptq", "awq", "quanto", "bnb")
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 
@@ -64,25 +62,25 @@ class ConvertStep(ModelStep):
         sweep_output(run / self.output)
 
     def cost(self, job: Job, experience: Experience) -> StepCost:
-        checkpoint, weights = self.checkpoint, self.checkpoint.parameters
+        checkpoint, weights, costs = self.checkpoint, self.checkpoint.parameters, self.costs
         # What conversions without verification took says nothing of those with it.
         rate_kind = f"convert:{self.method}" + ("" if job.verify == "full" else f":{job.verify}")
         work = weights / 1e6
         memory = experience.peak_bytes(rate_kind, work)
-        # Verification spills the weights it has read back as float32; the engines of GPTQ and AWQ save before
-        # we rewrite.
+        # Verification spills the weights it has read back as float32; some engines save what
+        # is then written again.
         spilled = 4 * weights if job.verify == "full" else 0
-        saved = self.output_bytes or 0 if self.method in ("gptq", "awq") else 0
+        saved = self.output_bytes or 0 if costs.saves_twice else 0
         lazy = self.model.adapter is not None or checkpoint.reader is not IN_FILES
         stored = sum(info.size_bytes for info in checkpoint.tensors.values())
-        written = stored if lazy and self.method in READS_FILES else 0
+        written = stored if lazy and costs.reads_files else 0
         return StepCost(
             self.id,
             self.kind,
             self.output_bytes,
             0,
-            memory or conversion_memory(checkpoint, self.method, job.verify),
-            experience.time(rate_kind, work),
+            memory or conversion_memory(checkpoint, costs, job.verify),
+            experience.time(rate_kind, work, (costs.start_s, costs.seconds)),
             work,
             rate_kind,
             written + max(spilled, saved),

@@ -52,7 +52,7 @@ class EvalStep(MeasureStep):
         vocabulary = int(self.checkpoint.config.get("vocab_size") or 32_000)
         rate_kind, work = f"eval:{self.method}", weights / 1e6 * tokens / 1e3
         tasks = bool(evaluate and evaluate.tasks)
-        memory = comparing_memory(self.method, self.held_bytes(), vocabulary, tasks)
+        memory = comparing_memory(self.costs, self.held_bytes(), vocabulary, tasks)
         cache = scratch = 0
         if self.recipe is None:
             cache = min(tokens // 2 * (2 * vocabulary + 20), CACHE_LIMIT)

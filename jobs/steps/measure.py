@@ -12,6 +12,7 @@ from quantize.checkpoint.checkpoint import sha256_file
 from quantize.errors import BadInput
 from quantize.files import read_json
 from quantize.into_place import put_file
+from quantize.methods.registry import method as find_method
 from quantize.methods.registry import require
 from quantize.recipe import Recipe
 from quantize.results import Subject
@@ -54,7 +55,8 @@ class MeasureStep(ModelStep):
     def held_bytes(self) -> int:
         """Weights in memory: llama.cpp maps the file; transformers holds float32 on a CPU, whatever was
         stored."""
-        mapped = self.made.output_bytes if self.made and self.method == "gguf" else None
+        llamacpp = find_method(self.method).format.runtime == "llamacpp"
+        mapped = self.made.output_bytes if self.made and llamacpp else None
         return mapped or 4 * self.checkpoint.parameters
 
     def carried(self, run: Path) -> dict[str, str]:

@@ -13,6 +13,7 @@ from jobs.steps.measure import MeasureStep
 from jobs.steps.step import Step, printed
 from quantize.errors import BadInput
 from quantize.into_place import write_json
+from quantize.methods.registry import method as find_method
 from quantize.results import results_path
 
 FOLDER = Path("published")
@@ -81,7 +82,7 @@ def publish_steps(job: Job, steps: Sequence[Step]) -> list[PublishStep]:
     groups: dict[tuple[str, str], list[ConvertStep]] = {}
     for step in conversions:
         if not wanted or step.recipe.digest in wanted:
-            form = "GGUF" if step.recipe.method == "gguf" else step.recipe.slug
+            form = find_method(step.recipe.method).format.shared_repository or step.recipe.slug
             groups.setdefault((step.model.name, form), []).append(step)
     found = [
         _step(job, publish, model, form, converts, [step for step in steps if _measures(step, model)])

@@ -16,6 +16,8 @@ from jobs.sharing import Share
 from jobs.spec import Job
 from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.errors import BadInput
+from quantize.methods.base import Costs
+from quantize.methods.registry import method as find_method
 from quantize.recipe import Recipe
 
 LIGHT_BYTES = 200 << 20  # of a process that reads results and little else
@@ -140,6 +142,11 @@ class ModelStep(Step):
     @property
     def method(self) -> str:
         return self.recipe.method if self.recipe else "dense"
+
+    @property
+    def costs(self) -> Costs:
+        """Of the method that makes what the step reads or writes."""
+        return find_method(self.method).costs
 
     @property
     def checkpoint(self) -> Checkpoint:

@@ -11,6 +11,7 @@ from quantize.commands.options import run_options
 from quantize.conversion import convert as do_convert
 from quantize.conversion import inputs_of
 from quantize.errors import QuantwrightError, StepFailed
+from quantize.methods.gguf_recipe import GgufRecipe
 from quantize.methods.registry import parse_recipe, plan, split_recipes
 from quantize.process import run_child
 from quantize.recipe import CalibrationOptions, Recipe, RunOptions
@@ -209,7 +210,7 @@ def _forwarded(recipe: Recipe, out: Path) -> list[str]:
     context = click.get_current_context()
     arguments = [*recipe.arguments, "-o", str(out / recipe.slug), "--json"]
     spelled = {"recipes", "out", "as_json", *OPTIONS} - {
-        "allow_tokenizer_mismatch" if recipe.method == "gguf" else ""
+        "allow_tokenizer_mismatch" if isinstance(recipe, GgufRecipe) else ""
     }
     for parameter in context.command.params:
         name = parameter.name or ""

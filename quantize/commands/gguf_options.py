@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import click
 
 from quantize.errors import BadInput
+from quantize.methods.gguf_recipe import GgufRecipe
 from quantize.recipe import Recipe
 from quantize.units import parse_size
 
@@ -67,9 +68,12 @@ def gguf_options(command: F) -> F:
 def with_options(recipes: Sequence[Recipe], gguf: dict[str, Any]) -> list[Recipe]:
     """The recipes, those of GGUF with the parameters given. Errors: BadInput where there is none of GGUF, or
     a value is wrong."""
-    if gguf and all(recipe.method != "gguf" for recipe in recipes):
+    if gguf and not any(isinstance(recipe, GgufRecipe) for recipe in recipes):
         raise BadInput(f"{OPTIONS[next(iter(gguf))]}: is only for GGUF recipes; drop it or add a gguf recipe")
     changes = {name: value for name, value in gguf.items() if name != "allow_tokenizer_mismatch"}
     if "imatrix" in changes:
         changes |= {"imatrix": str(changes["imatrix"]), "imatrix_sha256": None}
-    return [recipe.changed(changes) if recipe.method == "gguf" and changes else recipe for recipe in recipes]
+    return [
+        recipe.changed(changes) if isinstance(recipe, GgufRecipe) and changes else recipe
+        for recipe in recipes
+    ]

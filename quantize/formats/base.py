@@ -29,6 +29,18 @@ class Format(ABC):
     loads_in: ClassVar[tuple[str, ...]] = ("transformers",)
     #: whether the artifact is an HF folder, which gets the source's tokenizer and generation config copied in
     hf_folder: ClassVar[bool] = True
+    #: what the Hub calls the library that loads it: where none is named, it takes a config.json for a sign of
+    #: transformers
+    hub_library: ClassVar[str] = "transformers"
+    #: tag of a published repository; none where empty
+    hub_tag: ClassVar[str] = ""
+    #: whether its bits are fewer than a checkpoint's, and said so in a repository's tags
+    fewer_bits: ClassVar[bool] = True
+    #: module and class that open the folder in Python, and what a card says before
+    opened_by: ClassVar[tuple[str, str]] = ("transformers", "AutoModelForCausalLM")
+    opening_advice: ClassVar[str] = ""
+    #: what a repository that holds several artifacts of one model is called by; empty: each has its own
+    shared_repository: ClassVar[str] = ""
     #: what reads the weights back, as the manifest's verification names it
     reader: ClassVar[str] = "quantize.numerics"
     #: Whether scales move from one tensor into the one before: of single tensors only the signs stay then.

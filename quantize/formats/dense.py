@@ -23,6 +23,7 @@ class DenseFormat(FolderFormat):
 
     loads_in: ClassVar[tuple[str, ...]] = ("transformers", "vllm", "sglang")
     config_bytes: ClassVar[int] = 0
+    fewer_bits: ClassVar[bool] = False
 
     @property
     def value_rounding(self) -> float:

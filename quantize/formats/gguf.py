@@ -36,6 +36,9 @@ class GgufFormat(Format):
     hf_folder: ClassVar[bool] = False
     reader: ClassVar[str] = "gguf (numpy)"
     gelu_table: ClassVar[bool] = True
+    hub_library: ClassVar[str] = "gguf"
+    hub_tag: ClassVar[str] = "gguf"
+    shared_repository: ClassVar[str] = "GGUF"
 
     @property
     def slopes(self) -> None:

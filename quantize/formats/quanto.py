@@ -26,6 +26,13 @@ class QuantoFormat(FolderFormat):
 
     weights: str
 
+    opened_by: ClassVar[tuple[str, str]] = ("optimum.quanto", "QuantizedModelForCausalLM")
+    opening_advice: ClassVar[str] = (
+        "transformers alone ignores the quantized weights. With "
+        "`pip install optimum-quanto transformers accelerate`:"
+    )
+    hub_library: ClassVar[str] = "optimum-quanto"
+    hub_tag: ClassVar[str] = "quanto"
     loads_in: ClassVar[tuple[str, ...]] = ("optimum-quanto",)
 
     @property

@@ -26,7 +26,7 @@ from quantize.engines.gptqmodel.layers import (
 from quantize.errors import StepFailed
 from quantize.formats.awq import AwqFormat
 from quantize.formats.base import Format
-from quantize.methods.base import Held, Method, Work
+from quantize.methods.base import Costs, Held, Method, Work
 from quantize.recipe import Recipe, RunOptions
 
 GROUP_SIZES = (32, 64, 128)
@@ -67,6 +67,16 @@ class Awq(Method[AwqRecipe]):
     recipe_class: ClassVar[type[Recipe]] = AwqRecipe
     format: ClassVar[type[Format]] = AwqFormat
     engine: ClassVar[Engine] = GPTQMODEL
+    costs: ClassVar[Costs] = Costs(
+        start_s=25,
+        seconds=20.0,
+        base_bytes=1050 << 20,
+        bench_bytes=700 << 20,
+        eval_bytes=760 << 20,
+        copies=1.8,
+        saves_twice=True,
+        reads_files=True,
+    )
     summary: ClassVar[str] = "AWQ weights of 4 bits in groups, calibrated; for transformers, vLLM and SGLang"
 
     def work(self, held: Held, recipe: AwqRecipe) -> "AwqWork":

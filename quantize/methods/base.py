@@ -30,6 +30,30 @@ R = TypeVar("R", bound=Recipe)
 
 
 @dataclass(frozen=True)
+class Costs:
+    """What a method's processes take, for a machine that has measured none yet.
+
+    ``start_s`` and ``seconds``: of a conversion before any work, and for each million weights (one slow
+    core to two fast ones; calibrated methods with 32,768 tokens). ``base_bytes``: of a converting process
+    before any weight, engines loaded; ``bench_bytes`` and ``eval_bytes``: of one that opens an artifact,
+    and of one that compares it with a reference. ``copies``: of the weights held at once, in float32;
+    ``stored_copies``: or as they are stored, mapped files counted, where the engine only rounds.
+    ``saves_twice``: the engine saves what is then written again. ``reads_files``: its library reads
+    weights from files, so that those of a GGUF, or with an adapter, are written for it.
+    """
+
+    start_s: float = 20.0
+    seconds: float = 5.0
+    base_bytes: int = 650 << 20
+    bench_bytes: int = 500 << 20
+    eval_bytes: int = 650 << 20
+    copies: float = 1.5
+    stored_copies: float | None = None
+    saves_twice: bool = False
+    reads_files: bool = False
+
+
+@dataclass(frozen=True)
 class Held:
     """What of a checkpoint (``whole``) an artifact holds, and a note for each tensor that it leaves out."""
 
@@ -79,6 +103,7 @@ class Method(ABC, Generic[R]):
     summary: ClassVar[str]
     #: whether it takes a model of text alone
     text_only: ClassVar[bool] = True
+    costs: ClassVar[Costs] = Costs()
 
     def plan(self, checkpoint: Checkpoint, recipe: R) -> Work[R]:
         """Look at headers only. Errors: Unsupported, BadInput with the reason, where the combination cannot

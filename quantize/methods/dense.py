@@ -11,7 +11,7 @@ from quantize.engines.native import NATIVE, write_dense
 from quantize.formats.base import Format
 from quantize.formats.dense import DenseFormat
 from quantize.hf.load import load_model
-from quantize.methods.base import Held, Method, Work
+from quantize.methods.base import Costs, Held, Method, Work
 from quantize.recipe import DenseRecipe, Recipe, RunOptions
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ class Dense(Method[DenseRecipe]):
     recipe_class: ClassVar[type[Recipe]] = DenseRecipe
     format: ClassVar[type[Format]] = DenseFormat
     engine: ClassVar[Engine] = NATIVE
+    costs: ClassVar[Costs] = Costs(start_s=6, seconds=0.05, base_bytes=90 << 20, stored_copies=0.0)
     summary: ClassVar[str] = "the unquantized checkpoint in one dtype: the baseline"
     text_only: ClassVar[bool] = False
 

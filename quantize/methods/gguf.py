@@ -27,7 +27,7 @@ from quantize.gguf.mixture import (
 )
 from quantize.gguf.tokenizer.metadata import tokenizer_metadata
 from quantize.kernels.block_types import FILE_TYPES, SAME_BITS, TENSOR_TYPES, UNQUANTIZED, Type
-from quantize.methods.base import Held, Method, Work
+from quantize.methods.base import Costs, Held, Method, Work
 from quantize.methods.gguf_recipe import GgufRecipe
 from quantize.recipe import Recipe, RunOptions
 
@@ -36,6 +36,9 @@ class Gguf(Method[GgufRecipe]):
     recipe_class: ClassVar[type[Recipe]] = GgufRecipe
     format: ClassVar[type[Format]] = GgufFormat
     engine: ClassVar[Engine] = GGML
+    costs: ClassVar[Costs] = Costs(
+        start_s=6, seconds=0.15, base_bytes=90 << 20, bench_bytes=90 << 20, stored_copies=0.0
+    )
     summary: ClassVar[str] = "one .gguf file for llama.cpp and programs built on it (Ollama, LM Studio, ...)"
 
     def work(self, held: Held, recipe: GgufRecipe) -> "GgufWork":

@@ -28,7 +28,7 @@ from quantize.engines.gptqmodel.layers import (
 from quantize.errors import StepFailed
 from quantize.formats.base import Format
 from quantize.formats.gptq import PACKED_ROWS, GptqFormat
-from quantize.methods.base import Held, Method, Work
+from quantize.methods.base import Costs, Held, Method, Work
 from quantize.numerics.packing import lift_zero_points
 from quantize.recipe import Recipe, RunOptions
 
@@ -61,6 +61,16 @@ class Gptq(Method[GptqRecipe]):
     recipe_class: ClassVar[type[Recipe]] = GptqRecipe
     format: ClassVar[type[Format]] = GptqFormat
     engine: ClassVar[Engine] = GPTQMODEL
+    costs: ClassVar[Costs] = Costs(
+        start_s=25,
+        seconds=2.0,
+        base_bytes=950 << 20,
+        bench_bytes=700 << 20,
+        eval_bytes=760 << 20,
+        copies=1.6,
+        saves_twice=True,
+        reads_files=True,
+    )
     summary: ClassVar[str] = (
         "GPTQ weights of 2, 3, 4 or 8 bits in groups, calibrated; for transformers, vLLM and SGLang"
     )

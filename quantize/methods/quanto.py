@@ -10,7 +10,7 @@ from quantize.errors import Unsupported
 from quantize.formats.base import Format
 from quantize.formats.quanto import QuantoFormat
 from quantize.hf.load import compute_dtype, read_config, stored_dtype, torch_dtype
-from quantize.methods.base import Held, Method, Work
+from quantize.methods.base import Costs, Held, Method, Work
 from quantize.quiet import quiet
 from quantize.recipe import Recipe, RunOptions
 
@@ -35,6 +35,9 @@ class Quanto(Method[QuantoRecipe]):
     recipe_class: ClassVar[type[Recipe]] = QuantoRecipe
     format: ClassVar[type[Format]] = QuantoFormat
     engine: ClassVar[Engine] = quanto.QUANTO
+    costs: ClassVar[Costs] = Costs(
+        start_s=15, seconds=0.1, base_bytes=560 << 20, stored_copies=2.8, reads_files=True
+    )
     summary: ClassVar[str] = (
         "optimum-quanto: rounded to nearest, no calibration; saved and reloadable, or quantized while loading"
     )

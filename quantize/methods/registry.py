@@ -8,6 +8,7 @@ from importlib import import_module, metadata
 from typing import TYPE_CHECKING, Any
 
 from quantize.errors import BadInput, Unsupported
+from quantize.formats.base import Format
 from quantize.packages import install_command
 from quantize.recipe import Recipe, did_you_mean, validated
 from quantize.terminal import printable
@@ -35,6 +36,11 @@ def method(name: str) -> "Method[Any]":
     module, _, attribute = METHODS[name].partition(":")
     instance: Method[Any] = getattr(import_module(module), attribute)()
     return instance
+
+
+def format_of(name: str) -> type[Format]:
+    """Of what the method ``name`` makes; what all formats have in common, where it is not installed here."""
+    return method(name).format if name in METHODS else Format
 
 
 def require(recipe: Recipe) -> "Method[Any]":

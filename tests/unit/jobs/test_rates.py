@@ -8,12 +8,15 @@ from jobs.estimate import estimate_plan
 from jobs.load import load_job
 from jobs.plan import build_plan
 from jobs.rates import BUILT_IN, MARGIN, UNSURE, Sample, estimate_seconds
+from quantize.methods.registry import method
 
 
 @pytest.mark.parametrize("kind", ["convert:gguf", "convert:gguf:none", "eval:gptq", "bench:gptq"])
 def test_a_machine_that_has_done_nothing_takes_built_in_rates(kind: str) -> None:
-    fixed, rate = BUILT_IN.get("convert:gguf" if "gguf" in kind else kind.partition(":")[0], (0, 0))
-    found = estimate_seconds(kind, 100.0, 2, [])
+    costs = method("gguf").costs
+    own = (costs.start_s, costs.seconds) if kind.startswith("convert:") else None
+    fixed, rate = own or BUILT_IN[kind.partition(":")[0]]
+    found = estimate_seconds(kind, 100.0, 2, [], own)
     assert (found.low_s, found.high_s) == pytest.approx(
         ((fixed + 100 * rate) / UNSURE, (fixed + 100 * rate) * UNSURE)
     )

@@ -132,7 +132,7 @@ def model_card(
     from huggingface_hub import ModelCard
 
     base = base_model_of(artifacts, options)
-    metadata = card_data(artifacts, options, group)
+    metadata = card_data(artifacts, options, group, base)
     body = [f"# {escape(options.repo.partition('/')[2])}", "", *_introduction(artifacts, base), ""]
     body += ["## Files", "", *_files(files), ""]
     if group is not None:
@@ -154,7 +154,10 @@ def model_card(
     return ModelCard(f"---\n{metadata.to_yaml()}\n---\n\n" + "\n".join(body).rstrip() + "\n")
 
 
-def card_data(artifacts: Sequence[Artifact], options: CardOptions, group: Group | None) -> "ModelCardData":
+def card_data(
+    artifacts: Sequence[Artifact], options: CardOptions, group: Group | None, base: str | None
+) -> "ModelCardData":
+    """``base``: the source's Hub id, where it has one."""
     from huggingface_hub import ModelCardData
 
     methods = list(dict.fromkeys(str(a.manifest.recipe["method"]) for a in artifacts))
@@ -171,7 +174,6 @@ def card_data(artifacts: Sequence[Artifact], options: CardOptions, group: Group 
     tags += [tag for each in source.tags if (tag := printable(each)).lower() not in (*STORAGE_TAGS, *tags)]
     languages = [printable(language) for language in source.languages]
     results = _eval_results(group) if group is not None else []
-    base = base_model_of(artifacts, options)
     return ModelCardData(
         base_model=base,
         base_model_relation="quantized" if base else None,

@@ -76,7 +76,7 @@ def test_a_damaged_entry_is_put_aside_and_made_anew(
     DAMAGES[damage](s3)
     assert fetch(cache, tmp_path / "first") is None
     assert "is damaged" in said[0]
-    assert "put aside" in said[0]
+    assert "moved to" in said[0]
     assert s3.files().exists(f"bucket/shared/quarantine/{KEY}.1/{SUMS}")
     assert fetch(cache, tmp_path / "again") is None
     assert len(said) == 1

@@ -44,12 +44,12 @@ def test_a_lower_level_is_an_exit_code_and_the_last_line(unheard_of: Path, tmp_p
     done = run("convert", unheard_of, "--to", "gguf-f16", "-o", tmp_path / "out", "--json")
     assert done.exit_code == 1
     last = done.stderr.strip().splitlines()[-1]
-    assert "verified: tensors only, full was asked for: " in last
+    assert "verified: tensors, not full as asked: " in last
     assert "minicpm" in last
     assert "--allow-lower-verification" in last
     artifact = Artifact.load(tmp_path / "out")  # kept, at its true level
     assert artifact.verified == "tensors"
-    assert any(note.what == "verification reaches 'tensors' alone" for note in artifact.manifest.notes)
+    assert any(note.what == "verification reaches only 'tensors'" for note in artifact.manifest.notes)
     assert json.loads(done.stdout.strip().splitlines()[-1])["verified"] == "tensors"
 
 

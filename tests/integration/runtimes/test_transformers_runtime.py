@@ -162,7 +162,7 @@ def test_only_some_recipes_can_be_loaded_as(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="only quanto and bnb"):
         open_runtime(folder, CPU, load_as=parse_recipe("gguf-q8_0"))
     (folder / "quanto_qmap.json").write_text("{}")
-    with pytest.raises(BadInput, match="stored as quanto already"):
+    with pytest.raises(BadInput, match="already stored as quanto"):
         open_runtime(folder, CPU, load_as=parse_recipe("bnb-nf4"))
 
 

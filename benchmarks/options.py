@@ -1,5 +1,5 @@
-"""What a benchmark can be told: the options of ``quantwright bench``, the keys of a job's ``benchmark:``, and
-what the measuring process is given."""
+"""What a benchmark can be asked: the options of ``quantwright bench``, the keys of a job's ``benchmark:``,
+and the input of the measuring process."""
 
 from typing import Annotated
 

@@ -1,4 +1,4 @@
-"""One measurement in a process of its own: open a model, warm up, time prefill and decode, read the peak
+"""One measurement in a separate process: open a model, warm up, time prefill and decode, read the peak
 memory.
 
 ``python -m benchmarks.worker SPEC OUT`` reads a JSON spec and writes JSON; ``benchmarks.speed`` starts it and

@@ -1,5 +1,5 @@
-"""Gather training text for the demo checkpoint: books, and the documentation strings of the Python packages
-at hand.
+"""Gather training text for the demo checkpoint: books, and the documentation strings of the installed Python
+packages.
 
 Writes one text file per source into a folder that ``demo/train.py`` reads. Documents are separated by a line
 holding ``<|endoftext|>``. The topics of ``pydoc_data`` are the held-out text: that package is never read, and

@@ -1,9 +1,9 @@
 """Run what a model wrote against its tests: the ``code_eval`` metric that lm-eval's code tasks ask for.
 
-lm-eval fetches that metric as a script from the Hub; this one needs no network and gives every candidate a
-process of its own, with limits on time, memory and file size, an empty folder and no environment. It is no
-sandbox: the code runs as the user does. Source of the estimator: M. Chen et al., "Evaluating Large Language
-Models Trained on Code" (2021), section 2.1.
+lm-eval fetches that metric as a script from the Hub; this one needs no network and runs every candidate in
+its own process, with limits on time, memory and file size, an empty folder and no environment. It is not a
+sandbox: the code runs with the user's rights. Source of the estimator: M. Chen et al., "Evaluating Large
+Language Models Trained on Code" (2021), section 2.1.
 """
 
 import contextlib
@@ -54,7 +54,7 @@ def passes(program: str) -> bool:
 
 
 class CodeEval:
-    """What ``evaluate.load("code_eval")`` gives, as far as lm-eval uses it."""
+    """What ``evaluate.load("code_eval")`` returns, as far as lm-eval uses it."""
 
     def compute(
         self,
@@ -87,8 +87,7 @@ def _estimate(samples: int, passed: int, k: int) -> float:
 
 @contextlib.contextmanager
 def code_eval_at_hand() -> Iterator[None]:
-    """While this lasts, ``evaluate.load("code_eval")`` gives ``CodeEval``; other metrics are loaded as
-    ever."""
+    """Inside, ``evaluate.load("code_eval")`` returns ``CodeEval``; other metrics are loaded as usual."""
     import evaluate
 
     load = evaluate.load

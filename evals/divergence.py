@@ -62,8 +62,8 @@ class Divergences:
 
 @dataclass(frozen=True)
 class Summary:
-    """All that llama-perplexity --kl-divergence prints. Standard errors are its formulas: tokens taken as
-    independent."""
+    """Everything that llama-perplexity --kl-divergence prints. Standard errors use its formulas: tokens count
+    as independent."""
 
     tokens: int
     excluded: int

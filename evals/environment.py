@@ -1,4 +1,4 @@
-"""What every result says of where it was measured."""
+"""What every result records about where it was measured."""
 
 import platform
 from importlib import metadata

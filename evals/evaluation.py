@@ -26,7 +26,7 @@ from quantize.runtimes.opening import open_runtime
 
 @dataclass
 class Outcome:
-    """Rows of the artifacts in the order they were given; what failed, with its reason; rows of what nobody
+    """Rows of the artifacts in the order they were given; what failed, with its reason; rows that were not
     listed."""
 
     results: list[EvalResult] = field(default_factory=list)
@@ -100,7 +100,7 @@ class Evaluation:
             self._one(typed)
         except QuantwrightError as error:
             self._failed(typed, error)
-        except Exception as error:  # a library's own, or a bug of ours: the others are measured all the same
+        except Exception as error:  # a library's own error, or a bug of ours: the others are still measured
             self.say(traceback.format_exc())
             self._failed(typed, StepFailed(one_line(error)))
 

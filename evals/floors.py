@@ -1,7 +1,7 @@
-"""Rows that nobody listed: below what a divergence means nothing.
+"""Rows that were not listed: which divergence is only noise.
 
 - noise floor: the reference against itself in another dtype (a GGUF file: with another KV cache), whose
-  rounding nobody would call a loss;
+  rounding is not a loss;
 - cross-runtime floor: the unquantized checkpoint as an F32 GGUF in llama.cpp (F32 KV cache, flash attention
   off) against transformers in float32, side by side, so exact: what is left is the difference between two
   programs.

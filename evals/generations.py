@@ -27,8 +27,7 @@ UNSPACED = re.compile(
 
 
 def read_prompts(path: Path) -> list[str]:
-    """One prompt a line; of a ``.jsonl`` the ``prompt`` of each object, so that a prompt may have lines of
-    its own.
+    """One prompt per line; of a ``.jsonl`` the ``prompt`` of each object, which may have several lines.
 
     Errors: BadInput naming the line.
     """

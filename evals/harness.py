@@ -29,7 +29,7 @@ from quantize.runtimes.base import Runtime
 GROUPS_PER_CALL = 256  # so that the progress bar moves
 MAX_GENERATED = 256  # lm-eval's own default
 
-ROLLING = ("", "")  # stands for the pair of texts where tokens alone are asked about
+ROLLING = ("", "")  # replaces the pair of texts where only tokens are given
 
 Request = tuple[tuple[str, str], list[int], list[int]]
 
@@ -86,14 +86,12 @@ class RuntimeLM(TemplateLM):
         encode = self.source.encode if self.source else self.runtime.tokenize
         ids = encode(string, add_special=add_special_tokens is not False)
         if add_special_tokens is None and self._prefix_text and string.startswith(self._prefix_text):
-            return encode(
-                string, add_special=False
-            )  # the text, a chat's most often, begins with a BOS of its own
+            return encode(string, add_special=False)  # the text, a chat's most often, begins with its own BOS
         return ids
 
     @cached_property
     def _prefix_text(self) -> str:
-        """ "" where there is no such token, or nothing can spell it."""
+        """ "" where there is no such token, or no tokenizer to spell it."""
         try:
             return "" if self.special.prefix is None else self._continuation([self.special.prefix])
         except Unsupported:
@@ -124,7 +122,7 @@ class RuntimeLM(TemplateLM):
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         for request in requests:
             context, continuation = request.args
-            if context and not context.strip():  # lm-eval asserts on a context of white space alone
+            if context and not context.strip():  # lm-eval asserts on a context of only white space
                 request.arguments = ("", context + continuation)
         scores: list[tuple[float, bool]] = super().loglikelihood(requests, disable_tqdm=True)
         self._note(
@@ -154,7 +152,7 @@ class RuntimeLM(TemplateLM):
 
     def _score(self, requests: list[Request], greedy: np.ndarray) -> list[np.ndarray]:
         """The log-probability of each token of each continuation; ``greedy`` is unset where greedy decoding
-        gives another."""
+        picks another."""
         rows: dict[tuple[int, ...], list[tuple[int, list[int]]]] = {}
         log_probs = []
         for index, (_, context, continuation) in enumerate(requests):
@@ -231,7 +229,7 @@ class RuntimeLM(TemplateLM):
         return [float(total) for total in totals]
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        """Greedy. Errors: Unsupported where a task wants sampling, or nothing can spell tokens."""
+        """Greedy. Errors: Unsupported where a task asks for sampling, or there is no tokenizer."""
         end = self._continuation([self.eot_token_id]) if self.special.ends else None
         advance = self.advance("generations", len(requests))
         out = []

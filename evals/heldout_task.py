@@ -22,7 +22,7 @@ def make_items(text: str, items: int = ITEMS) -> list[dict[str, Any]]:
     """Items of ``CONTEXT_WORDS`` words, the ``CHOICE_WORDS`` that follow, and three passages of as many words
     from elsewhere.
 
-    Errors: BadInput where the text gives fewer than four passages."""
+    Errors: BadInput where the text has fewer than four passages."""
     words = re.findall(r"\S+", text)
     span = CONTEXT_WORDS + CHOICE_WORDS
     passages = len(words) // span

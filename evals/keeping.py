@@ -47,7 +47,7 @@ class Keeper:
         windows: Callable[[Runtime], Sequence[Windows]],
         others: "Callable[[Runtime], Sequence[Kept]]",
     ) -> Runtime | None:
-        """The reference without its weights, where all that is wanted of it is at hand: logits on windows,
+        """The reference without its weights, where everything needed from it is stored: logits on windows,
         and ``others``."""
         light = open_without_weights(path, run) if self.root else None
         if light is None:

@@ -71,8 +71,8 @@ def add_log_probs(
     greedy: np.ndarray,
 ) -> None:
     """Set the log-probabilities that ``logits``, from ``position`` on of a row of ``length`` tokens, give the
-    tokens of each (request, continuation) in ``wanted``; ``greedy`` is unset where greedy decoding
-    gives another."""
+    tokens of each (request, continuation) in ``wanted``; ``greedy`` is unset where greedy decoding picks
+    another."""
     import torch
 
     begin, end = (

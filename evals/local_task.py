@@ -25,7 +25,7 @@ class LocalTask:
         shared = {
             "task": self.name,
             "test_split": "test",
-            "fewshot_split": "test",  # named, so that lm-eval leaves an item out of its own examples
+            "fewshot_split": "test",  # named, so that lm-eval never uses an item as its own example
             "target_delimiter": self.delimiter,
             "metadata": {"version": 1.0},
         }
@@ -40,8 +40,8 @@ class LocalTask:
                 "metric_list": [accuracy, normalized],
             }
         if self.form == "contexts":
-            # lm-eval's way for WinoGrande: doc_to_text gives the number of the right context, the choices are
-            # the contexts.
+            # lm-eval's way for WinoGrande: doc_to_text returns the number of the right context, the choices
+            # are the contexts.
             return shared | {
                 "output_type": "multiple_choice",
                 "doc_to_text": "gold",

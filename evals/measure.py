@@ -84,7 +84,7 @@ def measure(
 
 
 def choose_metrics(options: EvalOptions, with_reference: bool) -> tuple[str, ...]:
-    """Where none are named: perplexity, with a reference divergence too, with tasks or generations alone
+    """Where none are named: perplexity, with a reference divergence too, with only tasks or generations
     neither."""
     if options.metrics is None:
         something_else = options.tasks or options.prompts or options.generate

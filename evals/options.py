@@ -1,5 +1,5 @@
-"""What an evaluation can be told: the options of ``quantwright eval``, the keywords of ``evals.evaluate`` and
-the keys of a job's ``evaluate:``, each written once."""
+"""What an evaluation can be asked: the options of ``quantwright eval``, the keywords of ``evals.evaluate``
+and the keys of a job's ``evaluate:``, each written once."""
 
 from typing import Annotated, Any, Literal, get_args
 

@@ -1,6 +1,6 @@
 """Log-probabilities of a text's own tokens, and the perplexities that protocols make of them.
 
-Logits are taken as they come, window by window, so that nothing of (all tokens x vocabulary) is ever held.
+Logits are used as they come, window by window, so that (all tokens x vocabulary) is never held.
 """
 
 import math
@@ -39,7 +39,7 @@ class TokenScores:
 
 @dataclass(frozen=True)
 class Perplexity:
-    """``stderr`` is llama-perplexity's: tokens taken as independent. ``chunk_nll``, ``chunk_tokens``: sums a
+    """``stderr`` is llama-perplexity's: tokens count as independent. ``chunk_nll``, ``chunk_tokens``: sums a
     window."""
 
     value: float

@@ -53,8 +53,8 @@ class TextProtocol:
         return f"{self.family}-{self.window}" + (f"-{self.stride}" if self.family == "strided" else "")
 
     def fit(self, context: int, say: Say) -> "TextProtocol":
-        """The protocol with a window the model can take, said out loud where that changes it. ``context``:
-        tokens, 0 unknown."""
+        """The protocol with a window that fits the model; says so where that changes it. ``context``: tokens,
+        0 unknown."""
         if self.family == "lmeval-wikitext" and not self.window:
             window = min(context or LONGEST_DOCUMENT_WINDOW, LONGEST_DOCUMENT_WINDOW)
             if context > window:

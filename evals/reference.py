@@ -139,7 +139,7 @@ class _SomeWindows(ReferenceRows):
         self._begins, self._offsets = begins, offsets
 
     def rows(self, where: slice) -> KnownRows:
-        """``where`` lies within one window, as all that a runtime pushes does."""
+        """``where`` lies within one window, as everything that a runtime pushes does."""
         window = int(np.searchsorted(self._offsets, where.start, side="right")) - 1
         shift = int(self._begins[window] - self._offsets[window])
         return self.whole.rows(slice(where.start + shift, where.stop + shift))

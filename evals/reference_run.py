@@ -21,7 +21,7 @@ from quantize.runtimes.opening import open_runtime
 
 class ReferenceRun:
     """``listed``: whether it is one of the artifacts too. ``rows``: by protocol as typed, with the hash of
-    the ids they are of. ``results``: its own; ``floors``: rows of what nobody listed."""
+    the ids they are of. ``results``: its own; ``floors``: rows that were not listed."""
 
     def __init__(self, measuring: Measuring, typed: Typed, listed: bool, out: Path | None):
         self.measuring = measuring

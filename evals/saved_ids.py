@@ -48,9 +48,7 @@ class SavedIds:
                     json.dumps({**about, "sha256": _sha256(data)}) + "\n", encoding="utf-8"
                 )
                 put_in_place(stage, folder, replace=True)
-        except (
-            OSError
-        ):  # a folder that may only be read, or another process was faster: the ids are right all the same
+        except OSError:  # a read-only folder, or another process was faster: the ids are correct anyway
             pass
         return ids
 

@@ -1,8 +1,8 @@
-"""Which tokens begin and end a text, as lm-eval takes them: by what the model's tokenizer calls BOS and EOS,
-and, for the end of generation, by all that generation_config.json lists.
+"""Which tokens begin and end a text, as in lm-eval: by what the model's tokenizer calls BOS and EOS, and, for
+the end of generation, by all that generation_config.json lists.
 
-Not by config.json, which may name others (Qwen2.5's ``bos_token_id``), or, of a model that sees, none.
-Source: lm_eval's HFLM (``prefix_token_id``, ``eot_token_id``) and transformers' ``generate``.
+Not by config.json, which may name others (Qwen2.5's ``bos_token_id``), or, for a vision model, none. Source:
+lm_eval's HFLM (``prefix_token_id``, ``eot_token_id``) and transformers' ``generate``.
 """
 
 from collections.abc import Mapping, Sequence

@@ -263,7 +263,7 @@ def _checked(folder: Path) -> Artifact:
 
 def guess_reference(subjects: list[Typed], say: Callable[[str], None]) -> Typed | None:
     """The source that the artifacts' manifests name, or of a --load-as model the model itself; None where
-    neither is at hand. ``say`` hears why a source that is named is not used."""
+    neither is found. ``say`` gets the reason why a named source is not used."""
     for subject in subjects:
         if subject.load_as:
             return Typed(subject.name, subject.path, subject.artifact)

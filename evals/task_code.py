@@ -1,9 +1,9 @@
 """Code in lm-eval's task files: what a local one would run is found before lm-eval opens it, and refused
 unless it is allowed.
 
-Ways to code: ``!function`` names Python, a metric that lm-eval does not have is a script of the Hub's
-(``evaluate.load``), a template is a program of its own. lm-eval's own task files are part of the installed
-package, and their functions are theirs.
+Ways to code: ``!function`` names Python, a metric that lm-eval does not have is a script from the Hub
+(``evaluate.load``), a template is a program. lm-eval's own task files are part of the installed package, and
+their functions are theirs.
 """
 
 import contextlib
@@ -29,11 +29,11 @@ MOST_INCLUDES = 20
 def read_task_file(
     path: Path, allowed: bool, run_models_code: bool, seen: frozenset[Path] = frozenset()
 ) -> dict[str, Any]:
-    """A YAML task as it stands, and with it every file that it includes.
+    """A YAML task with every file that it includes.
 
-    ``allowed``: it may run Python of its own. ``run_models_code``: it may run the code that a model writes.
+    ``allowed``: it may run its own Python. ``run_models_code``: it may run the code that a model writes.
 
-    Errors: BadInput, naming file and line, where it is no task, or would run what it may not.
+    Errors: BadInput, naming file and line, where it is not a task, or would run what is not allowed.
     """
     if not path.is_file():
         raise BadInput(f"{path}: no such task file")
@@ -110,7 +110,7 @@ def _metrics() -> dict[str, Any]:
 
 
 def _function_of_lm_eval(metric: str) -> bool:
-    """``/…/lm_eval/tasks/humaneval/utils.pass_at_k``: how lm-eval spells a function that it was told not to
+    """``/…/lm_eval/tasks/humaneval/utils.pass_at_k``: how lm-eval spells a function that it should not
     resolve."""
     module = Path(metric.rpartition(".")[0] + ".py")
     return module.is_absolute() and ".." not in module.parts and module.is_file() and of_lm_eval(module)

@@ -30,8 +30,7 @@ SPLITS = ("test_split", "validation_split", "fewshot_split", "training_split")
 
 
 def leaves(manager: "TaskManager", name: str) -> Iterator[tuple[str, Path, dict[str, Any]]]:
-    """(name, YAML file, its content with includes) of each task that ``name`` (a task, group or tag) stands
-    for."""
+    """(name, YAML file, its content with includes) of each task of ``name`` (a task, group or tag)."""
     from lm_eval.tasks._yaml_loader import load_yaml
 
     entry = manager.task_index[name]
@@ -115,7 +114,7 @@ def _data(path: Path, leaf: str, config: dict[str, Any], scratch: Path) -> dict[
         replaced["fewshot_split"] = measured
     if measured in (config.get("fewshot_split"), replaced.get("fewshot_split")):
         replaced["test_split"] = (
-            measured  # lm-eval leaves an item out of its own examples where they come from this split
+            measured  # lm-eval never uses an item as its own example if they come from this split
         )
     source = {"data_files": {split: str(file) for split, file in data.items()}}
     return replaced | {"dataset_path": kinds.pop(), "dataset_name": None, "dataset_kwargs": source}

@@ -1,7 +1,7 @@
 """Tasks as a person names them: lm-eval's own names, its names on local data (``NAME=PATH``), suites of them,
 a YAML task of lm-eval, a local ``.jsonl``, or HellaSwag's text form.
 
-A ``.jsonl`` holds one item a line, all of one form:
+A ``.jsonl`` holds one item per line, all of one form:
 
 - ``{"query", "choices", "gold"}``: which choice follows the query;
 - ``{"context_options", "continuation", "gold"}``: which context makes the continuation likelier;
@@ -64,7 +64,7 @@ def parse_tasks(
     allow_task_code: bool = False,
     scratch: Path | None = None,
 ) -> list[Task]:
-    """``allow_code``: tasks may run the code that a model writes. ``allow_task_code``: and code of their own.
+    """``allow_code``: tasks may run the code that a model writes. ``allow_task_code``: and their own code.
     ``scratch``: for definitions and data of tasks of lm-eval that are given other data.
 
     Errors: BadInput naming the file and line that is malformed, or for an unknown name the nearest known
@@ -212,7 +212,7 @@ def read_hellaswag(path: Path) -> LocalTask:
 
 
 def read_yaml(path: Path, allowed: tuple[bool, bool] = (False, False)) -> HarnessTask:
-    """``allowed``: to run code of its own, and the code that a model writes."""
+    """``allowed``: to run its own code, and the code that a model writes."""
     document = read_task_file(path, *allowed)
     if not {"task", "group", "include"} & set(document):
         raise BadInput(f"{path}: not a task of lm-eval (no 'task' key); see its docs, or use a .jsonl")

@@ -155,8 +155,7 @@ def _row(
     samples: list[dict[str, Any]],
     non_finite: set[Any],
 ) -> EvalResult:
-    """``non_finite``: items with such logits. They count as wrong, whichever choice lm-eval took for
-    likeliest."""
+    """``non_finite``: items with such logits. They count as wrong, whatever lm-eval found likeliest."""
     metric, _, chosen_filter = key.partition(",")
     stderr = metrics.get(f"{metric}_stderr,{chosen_filter}")
     asked = [s for s in samples if metric in s and s.get("filter", chosen_filter) == chosen_filter]
@@ -173,7 +172,7 @@ def _row(
         remarks = [*base.detail.get("remarks", ()), remark]
         base = replace(base, detail=base.detail | {"non_finite_items": len(spoilt), "remarks": remarks})
     if "members" in base.detail and whole and per_item and not math.isclose(float(np.mean(per_item)), value):
-        whole = False  # an average of averages, which its items' spread says nothing of
+        whole = False  # an average of averages, unrelated to the spread of its items
     bounds = None
     if whole and per_item and set(per_item) <= {0.0, 1.0}:
         bounds = interval(statistics.accuracy_interval(np.array(per_item)))

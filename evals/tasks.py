@@ -40,11 +40,11 @@ def run_tasks(
     special: SpecialIds,
     own: Path | None = None,
 ) -> list[EvalResult]:
-    """One row per task and metric of lm-eval's; of a group that lm-eval averages, the average alone, its
-    tasks in ``detail``.
+    """One row per task and metric of lm-eval's; of a group that lm-eval averages, only the average, its tasks
+    in ``detail``.
 
-    ``own``: the artifact's GGUF file or folder, whose chat template counts where the
-    source's tokenizer is not at hand.
+    ``own``: the artifact's GGUF file or folder, whose chat template counts where the source's tokenizer was
+    not found.
 
     Errors: StepFailed where lm-eval fails on a task, with its reason; BadInput where a chat template is
     wanted and there is none.
@@ -76,7 +76,7 @@ def run_tasks(
 
 
 def _outcome(model: Any, task: Task, options: EvalSettings) -> dict[str, Any]:
-    """What lm-eval gives. Errors: StepFailed where it fails."""
+    """What lm-eval returns. Errors: StepFailed where it fails."""
     from jinja2 import TemplateError
     from lm_eval import simple_evaluate
 

@@ -91,7 +91,7 @@ class MeasuredText:
         return None
 
     def windows(self, protocol: TextProtocol, runtime: Runtime, typed: Typed) -> Windows:
-        """Made once with source ids; with runtime ids, anew by every runtime's own tokenizer."""
+        """Made once with source ids; with runtime ids, again by every runtime's own tokenizer."""
         tokenizer = self.tokenizer(typed)
         if tokenizer is not None and protocol.requested in self.made:
             return self.made[protocol.requested]

@@ -1,4 +1,4 @@
-"""What a GGUF's weights alone do: its dequantized tensors in the reference's runtime. llama.cpp on a CPU
+"""What only a GGUF's weights do: its dequantized tensors in the reference's runtime. llama.cpp on a CPU
 rounds activations.
 
 That is a pass of the whole reference model for every GGUF, where the reference itself runs once for all of
@@ -86,7 +86,7 @@ def _mean(
 
 def _dequantized(typed: Typed, reference: Typed, run: RunOptions) -> TransformersRuntime:
     """The reference's model with the file's weights, float32 where ``run`` names no dtype. Errors: StepFailed
-    where memory does not suffice; BadInput and Unsupported where the file is none of the reference."""
+    where memory does not suffice; BadInput and Unsupported where the file was not made from the reference."""
     assert typed.gguf is not None
     checkpoint = open_checkpoint(str(reference.path), trust_remote_code=run.trust_remote_code)
     check_room(2 * 4 * checkpoint.parameters, run)  # as they are read and in the model

@@ -39,7 +39,7 @@ class Window:
 
 @dataclass(frozen=True)
 class Windows:
-    """What is run through every model: equal windows give comparable numbers."""
+    """What runs through every model: equal windows make comparable numbers."""
 
     protocol: TextProtocol
     windows: tuple[Window, ...]
@@ -96,7 +96,7 @@ class Windows:
 
 
 def bos_of(tokenize: Tokenize) -> int | None:
-    """The id that a tokenizer puts first of its own accord, or None."""
+    """The id that a tokenizer puts first by itself, or None."""
     with_special, without = tokenize("a"), tokenize("a", add_special=False)
     return with_special[0] if len(with_special) > len(without) and with_special[0] != without[0] else None
 

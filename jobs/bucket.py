@@ -38,8 +38,7 @@ def is_url(place: str) -> bool:
 class Bucket:
     """``option``: what the person gave the URL to. Names of objects are relative to it.
 
-    Errors: BadInput where it cannot be used: no such bucket, no credentials, nobody there, a package that is
-    missing.
+    Errors: BadInput where it cannot be used: no such bucket, no credentials, no server, a missing package.
     """
 
     def __init__(self, url: str, option: str):
@@ -113,7 +112,7 @@ class Bucket:
             return what(*arguments)
         except (
             Exception
-        ) as error:  # of whatever library speaks the protocol: botocore's and aiohttp's are no OSErrors
+        ) as error:  # of whatever library speaks the protocol: botocore's and aiohttp's are not OSErrors
             if isinstance(error, OSError) and error.errno in LOCAL_TROUBLE:
                 raise
             raise BucketError(f"{self.url}: {first_line(error)}", error) from error

@@ -2,8 +2,8 @@
 instead of making it.
 
 An entry is a folder of files and their SHA256SUMS (``sha256sum -c`` checks it), renamed into place when
-complete and never changed after. What is copied out is hashed on the way: an entry that does not match is put
-aside under ``quarantine`` and made anew. A lock of each key lets the second of two runs wait for the first;
+complete and never changed after. What is copied out is hashed on the way: an entry that does not match is
+moved to ``quarantine`` and made again. A lock of each key lets the second of two runs wait for the first;
 where the file system has no locks both work, and one of two equal entries stays.
 """
 

@@ -1,9 +1,9 @@
 """The shared cache under a URL. An object store has neither rename nor locks.
 
 An entry is there once its SHA256SUMS is, which is written last. Files lie under names that hold a part of
-their sha256, so two runs that store one key at the same time never mix; the sums that came last count. Nobody
-waits for anybody: both runs work. What is fetched is hashed; an entry that does not match is put aside under
-``quarantine`` and made anew. A store that cannot be reached any more costs the cache and nothing else: the
+their sha256, so two runs that store one key at the same time never mix; the sums that came last count. Runs
+never wait for each other: both work. What is fetched is hashed; an entry that does not match is moved to
+``quarantine`` and made again. A store that cannot be reached any more costs the cache and nothing else: the
 run goes on without it.
 """
 

@@ -1,5 +1,5 @@
-"""One step as a process: started in a session of its own, watched for time and memory, stopped with all that
-it started."""
+"""One step as a process: started in its own session, watched for time and memory, stopped with all its
+children."""
 
 import contextlib
 import os

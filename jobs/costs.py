@@ -1,4 +1,4 @@
-"""What one step costs, from what steps of its like have taken on this machine."""
+"""What one step costs, from what similar steps have taken on this machine."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

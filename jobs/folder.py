@@ -82,7 +82,7 @@ class StepState:
 
 
 def states(run: Path) -> list[StepState]:
-    """Every step of the jobs that use the folder, in their order. Errors: BadInput where it is no run
+    """Every step of the jobs that use the folder, in their order. Errors: BadInput where it is not a run
     folder."""
     jobs = read_jobs(run)
     if not jobs:

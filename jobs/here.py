@@ -19,8 +19,8 @@ class Here(Executor):
         self.memory_bytes = min(int(psutil.virtual_memory().available), self.memory_limit or 1 << 62)
 
     def fits(self, step: Step, running: Sequence[Step], waiting: Sequence[Step]) -> bool:
-        """Benchmarks and the report run alone; others as many at a time as the job allows and memory
-        holds."""
+        """Benchmarks and the report run with nothing beside them; others as many at a time as the job allows
+        and memory holds."""
         if not running:
             return True
         if len(running) >= (self.job.resources.parallel or 1) or any(

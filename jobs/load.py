@@ -161,8 +161,8 @@ def _explain(
 
 
 def _place_in(data: Any, loc: tuple[Any, ...]) -> Place:
-    """The part of pydantic's location that exists in the data: it also names union branches and shorthand
-    that is none."""
+    """The part of pydantic's location that exists in the data: it also names union branches and shorthand,
+    which do not."""
     place: Place = ()
     for part in loc:
         if (isinstance(data, dict) and part in data) or (

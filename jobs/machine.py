@@ -1,4 +1,4 @@
-"""What of the machine a step is told: threads, device, dtype, memory."""
+"""What a step is told about the machine: threads, device, dtype, memory."""
 
 import sys
 from pathlib import Path

@@ -1,5 +1,5 @@
-"""The models of a job, opened: a checkpoint, or a checkpoint with a LoRA merged into it, which is a model of
-its own."""
+"""The models of a job, opened: a checkpoint, or a checkpoint with a LoRA merged into it, which counts as a
+separate model."""
 
 import re
 from dataclasses import dataclass, replace
@@ -46,8 +46,7 @@ class OpenModel:
 
     @property
     def merged(self) -> Recipe | None:
-        """With an adapter: the recipe that gives the merged model itself, in its own dtype, to compare
-        with."""
+        """With an adapter: the recipe that writes the merged model, in its dtype, to compare with."""
         if self.adapter is None or self.checkpoint is None:
             return None
         return DenseRecipe.model_validate({"dtype": dense(self.checkpoint.dtype, "float32")})

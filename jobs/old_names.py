@@ -39,7 +39,7 @@ def old_names(data: Mapping[str, Any], where: str) -> tuple[dict[str, str], str]
 
 
 def renamed(place: Place, names: Mapping[str, str]) -> Place:
-    """Where what stood at ``place`` stands by today's names."""
+    """``place`` by today's names."""
     if len(place) > 1 and place[0] == SECTION:
         return (SECTION, names.get(str(place[1]), place[1]), *place[2:])
     return place

@@ -146,8 +146,8 @@ class OnRay(Executor):
     def start(
         self, step: Step, arguments: Sequence[str], stage: Path, log: Path, keep_open: Sequence[int]
     ) -> Handle:
-        """``keep_open`` is of no use on other machines: a lock file of the step keeps two processes of it
-        apart there, or with a store nothing has to: each works in a folder of its own."""
+        """``keep_open`` does not work on other machines: there a lock file of the step keeps two of its
+        processes apart. With a store that is not needed: each works in its own folder."""
         if self.bucket and step.light:  # it runs where the run folder lies
             return self.here.start(step, arguments, stage, log, keep_open)
         order = Order(

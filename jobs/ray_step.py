@@ -39,8 +39,8 @@ class Carrier:
 
 
 class RayStep:
-    """``submit`` gives an order to Ray and returns the reference of its end. ``refused``: node id -> why it
-    would not have the step. ``carrier``: where nodes do not see the run folder."""
+    """``submit`` hands an order to Ray and returns the reference to its end. ``refused``: node id -> why it
+    refused the step. ``carrier``: where nodes do not see the run folder."""
 
     def __init__(
         self,
@@ -129,8 +129,7 @@ class RayStep:
         return -9
 
     def _aside(self, errand: Callable[[], Any]) -> Generator[None, None, Any]:
-        """Its result, from a thread of its own: gigabytes may have to go, and other steps end in the
-        meantime."""
+        """Its result, from a separate thread: it may be gigabytes, and other steps end in the meantime."""
         results: list[Any] = []
         problems: list[Exception] = []
 

@@ -1,5 +1,4 @@
-"""Runs a plan: every step in a process of its own, skipping those done already; a failure costs its row and
-nothing else.
+"""Runs a plan: every step in its own process, skipping those already done; a failure costs only its row.
 
 kill -9 this process, a step or the machine at any moment and run the same command: what is committed stays,
 the rest is done.
@@ -114,7 +113,7 @@ class Runner:
         return self.summary
 
     def _interrupt(self, number: int, frame: Any) -> None:
-        """Only takes note: the loop, which is back in 0.2 s, stops what is to be stopped."""
+        """Only takes note: the loop, which is back in 0.2 s, stops the steps."""
         self.interrupts += 1 if number == signal.SIGINT else 2
         self.summary.interrupted = self.summary.interrupted or number
         if self.interrupts == 1 and self.running:

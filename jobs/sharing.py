@@ -78,7 +78,7 @@ class ReferenceShare(Share):
                 if self.cache.fetch(key, stage):
                     for folder in stage.iterdir():
                         put_unless_there(folder, stage.parent / folder.name)
-        except OSError as error:  # it is made anew then
+        except OSError as error:  # then it is made again
             self.cache.say(f"cache: the reference's logits cannot be copied ({error.strerror})")
         self._before = set(self._there())
         return False

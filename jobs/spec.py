@@ -75,8 +75,8 @@ class Model(Strict):
     """``source``: local folder or Hub id, ``@revision`` in it or apart. ``recipes`` and ``calibration``
     replace the job's own.
 
-    ``adapters``: folders of PEFT LoRAs; each, merged into the source, is a model of its own, in place of the
-    bare source.
+    ``adapters``: folders of PEFT LoRAs; each is merged into the source, and the result replaces the bare
+    source.
     """
 
     source: Text
@@ -124,7 +124,7 @@ class Benchmark(BenchSettings):
 
 
 class Publish(Strict):
-    """``repo``: ``user/name``, in which {model} and {format} (GGUF, or the recipe) stand for those.
+    """``repo``: ``user/name``, in which {model} and {format} (GGUF, or the recipe) are filled in.
     ``recipes``: only these.
 
     Without ``upload`` the repositories are written to RUN/published.

@@ -1,4 +1,4 @@
-"""The files that a job's texts, prompts and tasks stand for."""
+"""The files that a job's texts, prompts and tasks name."""
 
 import hashlib
 from pathlib import Path

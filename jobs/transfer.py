@@ -34,7 +34,7 @@ def pull(
     """The reverse; ``wanted`` is asked before each file. Errors: BucketError, OSError where ``folder`` cannot
     be written.
 
-    A damaged object is deleted, so that the next attempt uploads it anew.
+    A damaged object is deleted, so that the next attempt uploads it again.
     """
     for name, digest in digests.items():
         if not wanted():

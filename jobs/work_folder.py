@@ -16,8 +16,8 @@ LOG = "log"
 
 
 def work_root() -> Path:
-    """``$TMPDIR/quantwright-<uid>``, for this user alone. Errors: StepFailed where somebody else has made
-    it."""
+    """``$TMPDIR/quantwright-<uid>``, for this user alone. Errors: StepFailed where it belongs to another
+    user."""
     root = Path(tempfile.gettempdir()) / f"quantwright-{os.getuid()}"
     with contextlib.suppress(FileExistsError):
         root.mkdir(mode=0o700)

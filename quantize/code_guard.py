@@ -1,9 +1,9 @@
-"""The last line behind ``library_folder``: whatever a library does, no code of a stranger's is executed in
-this process.
+"""The last defence after ``library_folder``: whatever a library does, no untrusted code is executed in this
+process.
 
-An audit hook (PEP 578) is told of every piece of Python before it runs, of every extension module and shared
-library before it is loaded, and of every question on stdin. It cannot be taken off again, so it is put on
-once, and looks at a set of folders.
+An audit hook (PEP 578) sees every piece of Python before it runs, of every extension module and shared
+library before it is loaded, and of every question on stdin. It cannot be removed, so it is installed once,
+and checks a set of folders.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ _foreign: set[str] = set()
 _trusted: set[str] = set()  # a person trusts a folder for the whole command, whichever part of it asks
 _own: set[str] = set()
 _refused: list[str] = []
-_inside = 0  # how many ``no_code_from`` are open: while one is, nobody is asked anything
+_inside = 0  # how many ``no_code_from`` are open: while one is, no library may ask anything
 _lock = threading.RLock()
 _installed = False
 
@@ -122,7 +122,7 @@ def _refuse(what: str) -> None:
 
 
 def _is_foreign(path: str) -> bool:
-    """Whether the innermost of the folders known here that ``path`` lies in is a stranger's: a virtual
+    """Whether the innermost of the folders known here that ``path`` lies in is untrusted: a virtual
     environment inside a checkpoint's folder is not."""
     return any(_innermost(_foreign, form) > _innermost(_own, form) for form in _forms(path))
 

@@ -58,11 +58,11 @@ def convert(
     ``tensors`` looks at types, weights and tokenizer without a forward pass, ``none`` skips both.
     ``adapter``: folder of a PEFT LoRA to merge into the model first.
 
-    ``force`` replaces another artifact, or an empty folder, in one step; never what is read or a folder that
-    holds it.
+    ``force`` replaces another artifact, or an empty folder, in one step; never an input or a folder that
+    holds one.
 
-    ``full`` reaches ``tensors`` where transformers has not the source's architecture: the artifact's own
-    level says so, and a note why. ``keep_failed``: what does not verify is kept beside ``out``, with
+    ``full`` reaches ``tensors`` where transformers does not have the source's architecture: the artifact's
+    own level says so, and a note why. ``keep_failed``: what does not verify is kept beside ``out``, with
     ``verification.json`` instead of a manifest, under a name that ends in ``.failed``.
 
     Errors: BadInput or Unsupported before any work, BadInput where another process was faster; StepFailed
@@ -132,8 +132,7 @@ def inputs_of(
 
 
 def _copy_companions(checkpoint: Checkpoint, stage: Path) -> None:
-    """Tokenizer, template and generation config are the source's own files, whatever the engine wrote of its
-    own."""
+    """Tokenizer, template and generation config are the source's own files, whatever the engine wrote."""
     for name in TOKENIZER_FILES:
         (stage / name).unlink(missing_ok=True)
     for path in checkpoint.companion_files:

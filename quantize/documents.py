@@ -1,8 +1,7 @@
-"""Text as people save it: whatever a person names as a text, a task, prompts or conversations is read through
-here.
+"""Text as people save it: every text, task, prompts file or conversation that a person names is read here.
 
-A UTF-8 file with LF line ends is taken as it stands, byte for byte. Byte order marks, CR LF, UTF-16 and
-Windows-1252 (which holds Latin-1) are read as what they are, and ``Document.read_as`` says so.
+A UTF-8 file with LF line ends is read byte for byte. Byte order marks, CR LF, UTF-16 and Windows-1252 (which
+holds Latin-1) are read as what they are, and ``Document.read_as`` says so.
 """
 
 import codecs
@@ -48,7 +47,7 @@ class Document:
 
 
 def read_document(path: Path) -> Document:
-    """Errors: BadInput where the file is missing, empty, or no text that can be told."""
+    """Errors: BadInput where the file is missing, empty, or not recognisable as text."""
     if path.is_dir():
         raise BadInput(f"{path}: is a folder; give a text file")
     if not path.exists():
@@ -102,8 +101,8 @@ def _utf16(sample: bytes) -> str:
 
 
 def _is_latin(raw: bytes) -> bool:
-    """Whether bytes that are no UTF-8 can be a Western text: no control characters, few beyond ASCII, and no
-    UTF-8 that was cut or damaged in a place or two."""
+    """Whether bytes that are not UTF-8 can be a Western text: no control characters, few beyond ASCII, and
+    not UTF-8 with a little damage."""
     if _NO_TEXT.search(raw):
         return False
     beyond = len(raw) - len(raw.translate(None, bytes(range(128, 256))))

@@ -43,6 +43,6 @@ def one_line(error: Exception) -> str:
 
 
 def first_line(error: BaseException, limit: int = 400) -> str:
-    """What a library's error says first, for a message of ours; its kind where it says nothing."""
+    """The first line of a library's error, for our message; its class name where it is empty."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return printable(lines[0], limit)

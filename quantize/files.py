@@ -1,5 +1,4 @@
-"""Reading what somebody else may have written: within bounds, by plain relative names, and never through a
-link that leads out.
+"""Reading untrusted files: within bounds, by plain relative names, and never through a link that leads out.
 
 Everything that comes from a checkpoint, an artifact, a results folder or a job file is read through here.
 Each function names the file in its error and allocates no more than the file's own size justifies.
@@ -35,7 +34,7 @@ TEMPLATES = "additional_chat_templates"
 
 
 def typed_path(text: str | Path) -> Path:
-    """What somebody typed as a path, ``~`` expanded; it need not exist, but can be asked whether it does.
+    """A path as typed, ``~`` expanded; it need not exist.
 
     Errors: BadInput where there is no such user, or no file can have that name.
     """
@@ -83,7 +82,7 @@ def read_text(path: Path, limit: int = MAX_JSON_BYTES) -> str:
 
 
 def read_json(path: Path, limit: int = MAX_JSON_BYTES) -> dict[str, Any]:
-    """Errors: BadInput where the file cannot be read within ``limit``, is no JSON, or no object."""
+    """Errors: BadInput where the file cannot be read within ``limit``, or is not a JSON object."""
     data = parse_json(read_bytes(path, limit), str(path))
     if not isinstance(data, dict):
         raise BadInput(f"{path}: expected a JSON object; fetch the file again")
@@ -196,7 +195,7 @@ def parse_yaml_nodes(
 def front_matter(text: str, where: str) -> dict[str, Any]:
     """The YAML block at the head of a model card, every scalar of it text; {} where there is none.
 
-    Tabs count as two spaces, which cards on the Hub rely on. Errors: BadInput where it is no YAML mapping.
+    Tabs count as two spaces, which cards on the Hub rely on. Errors: BadInput where it is not a YAML mapping.
     """
     if not text.startswith("---"):
         return {}
@@ -212,8 +211,8 @@ def front_matter(text: str, where: str) -> dict[str, Any]:
 
 
 def plain_name(name: object, where: str) -> str:
-    """A relative path that stays in its folder, as it stands in a manifest or an index. Errors: BadInput,
-    naming ``where``."""
+    """A relative path, from a manifest or an index, that stays in its folder. Errors: BadInput, naming
+    ``where``."""
     good = (
         isinstance(name, str)
         and 0 < len(name) <= MAX_NAME_CHARACTERS

@@ -39,7 +39,7 @@ def kl_percentile(percent: float) -> str:
     return KL_MEDIAN if percent == 50 else f"kl_p{percent:g}"
 
 
-#: A task of lm-eval may print metrics of its own beside these; a row of generations has no number.
+#: A task of lm-eval may print its own metrics beside these; a row of generations has no number.
 ALL = tuple(
     value for name, value in list(globals().items()) if name.isupper() and isinstance(value, str)
 ) + tuple(kl_percentile(percent) for percent in KL_PERCENTILES if percent != 50)

@@ -15,7 +15,7 @@ import subprocess
 import sys
 
 PR_SET_PDEATHSIG = 1
-CLEARING_SECONDS = 20  # a child that is told to end has so long to remove what it has begun
+CLEARING_SECONDS = 20  # how long a child that is asked to end has to remove what it has begun
 
 
 #: what -P does, which Python 3.10 does not know, before anything but sys is imported

@@ -26,14 +26,14 @@ class Recipe(BaseModel):
     method: str
     #: Whether the method looks at calibration text.
     calibrated: ClassVar[bool] = False
-    #: Parameters that name a file -> those that hold its sha256, which stand for it in the digest.
+    #: Parameters that name a file -> those that hold its sha256, which represents it in the digest.
     contents: ClassVar[dict[str, str]] = {}
     #: Short spelling -> parameters, without ``method``.
     presets: ClassVar[dict[str, dict[str, Any]]] = {}
 
     @property
     def canonical(self) -> dict[str, Any]:
-        """Files by their names alone: where a folder lies on this machine changes nothing."""
+        """Files by their names only: the path of a folder on this machine changes nothing."""
         values = self.model_dump(mode="json")
         for name, content in self.contents.items():
             path, sha256 = values.pop(name), values.pop(content)
@@ -57,12 +57,12 @@ class Recipe(BaseModel):
 
     @property
     def arguments(self) -> list[str]:
-        """Options of `quantwright convert` that give this recipe, from whichever folder they are used."""
+        """Options of `quantwright convert` that make this recipe, from any working folder."""
         return ["--to", self.short]
 
     @property
     def short(self) -> str:
-        """The shortest spelling that parses back to this recipe (files by their names alone: in their own
+        """The shortest spelling that parses back to this recipe (files by their names only: in their own
         folder)."""
         mine, best = self.canonical, ""
         for name, params in (self.presets or {self.method: {}}).items():

@@ -36,7 +36,7 @@ _Pair = Annotated[list[Real], Field(min_length=2, max_length=2)]
 
 
 class _Known(BaseModel):
-    """Of a mapping what reports read; the rest is kept as it is."""
+    """The part of a mapping that reports read; the rest is kept unchanged."""
 
     model_config = ConfigDict(extra="ignore", strict=True)
 

@@ -34,7 +34,7 @@ class EvalResult:
     %).
 
     ``samples`` are the values that paired statistics need: one per chunk (perplexity, divergence), per item
-    (tasks) or per repetition (speed). ``role`` is empty, ``reference``, or ``floor`` for rows that nobody
+    (tasks) or per repetition (speed). ``role`` is empty, ``reference``, or ``floor`` for rows that were not
     listed.
     """
 
@@ -71,7 +71,7 @@ class EvalResult:
 
 @dataclass(frozen=True)
 class Subject:
-    """What was measured, as a report needs it, so that reporting needs no artifact at hand."""
+    """What was measured, as a report needs it, so that reporting does not need the artifact."""
 
     __pydantic_config__ = ConfigDict(extra="forbid")
 
@@ -94,8 +94,8 @@ _RESULT, _SUBJECT = TypeAdapter(EvalResult), TypeAdapter(Subject)
 
 
 def results_path(run: Path, name: str, stage: str) -> Path:
-    """Where the results of ``stage`` (one of ``STAGES``) for what the person typed as ``name``
-    go: RUN/results/<slug>.<stage>.json. Different names give different slugs."""
+    """Where the results of ``stage`` (one of ``STAGES``) for what the person typed as ``name`` go:
+    RUN/results/<slug>.<stage>.json. Different names have different slugs."""
     slug = "".join(c if c.isalnum() or c in "-_." else "-" for c in name.strip("/")).lstrip(".-")
     if len(slug) > 100 or not slug or "/" in name.strip("/"):
         import hashlib

@@ -1,5 +1,5 @@
-"""What leaves the program as text: one line stays one line, no stranger's string moves the cursor, no secret
-is shown."""
+"""What leaves the program as text: one line stays one line, no foreign string moves the cursor, no secret is
+shown."""
 
 import json
 import logging

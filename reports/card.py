@@ -49,7 +49,7 @@ STORAGE_TAGS = frozenset(
 
 @dataclass(frozen=True)
 class CardOptions:
-    """What the person says of the repository; None takes it from the artifacts."""
+    """What the person says about the repository; None: from the artifacts."""
 
     repo: str
     base_model: str | None = None
@@ -192,8 +192,8 @@ def card_data(
 
 
 def _eval_results(group: Group) -> "list[EvalResult]":
-    """Perplexity, divergence and accuracy for the Hub's model-index; several artifacts are told apart in the
-    metric's name."""
+    """Perplexity, divergence and accuracy for the Hub's model-index; the metric's name tells several
+    artifacts apart."""
     from huggingface_hub import EvalResult
 
     out = []

@@ -282,7 +282,7 @@ def _strip(chart: StripChart, strip: Strip, x: Scale, at: float, first: bool) ->
 #: For SVG files, which carry their own colours; the page's style sheet defines the same rules with its
 #: theme's.
 def standalone(svg: Markup) -> str:
-    """The chart as a file of its own, light or dark as the viewer prefers."""
+    """The chart as a separate file, light or dark as the viewer prefers."""
     light = "".join(f".{css_class(name)}{{--c:{style[1]}}}" for name, style in STYLES.items())
     dark = "".join(f".{css_class(name)}{{--c:{style[2]}}}" for name, style in STYLES.items())
     rules = (

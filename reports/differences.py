@@ -84,7 +84,7 @@ def measured_change(ratio: EvalResult) -> Difference | None:
 def accuracy_change(mine: EvalResult, reference: EvalResult) -> Difference | None:
     """Difference of accuracies in the same items: interval by paired bootstrap, p by exact McNemar.
 
-    None where they do not pair. What was computed when they were measured is taken as it is.
+    None where they do not pair. What was computed when they were measured is used unchanged.
     """
     known = mine.detail.get("vs_reference")
     if known and known.get("interval"):

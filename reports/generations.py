@@ -1,4 +1,4 @@
-"""Continuations of the same prompts side by side, each marked where it first departs from the source's."""
+"""Continuations of the same prompts side by side, each marked where it first differs from the source's."""
 
 from dataclasses import dataclass
 

@@ -17,9 +17,7 @@ _BESIDE = (
 )  # fmt: skip
 _RADII = (24, 32, 42, 54, 68, 84, 102, 124, 150, 180)
 _DIRECTIONS = 24
-MOST_LINES = (
-    40  # points, beyond which there are only labels beside them: more lines than that nobody can follow
-)
+MOST_LINES = 40  # points, beyond which there are only labels beside them: more lines than that are unreadable
 
 
 @dataclass(frozen=True)

@@ -70,7 +70,7 @@ def load(runs: Sequence[Path]) -> list[Entry]:
 
 
 def _split(subject: Subject, results: Sequence[EvalResult], run: Path) -> list[Entry]:
-    """Floors are written beside the reference that they belong to: each becomes an entry of its own."""
+    """Floors are written beside the reference that they belong to: each becomes a separate entry."""
     floors: dict[str, list[EvalResult]] = {}
     own = []
     for result in results:

@@ -36,8 +36,7 @@ COLUMNS = (
 
 
 def escape(words: object) -> str:
-    """One line of text: no markup, no HTML, no address that becomes a link, no cell border of its own, no
-    secret."""
+    """One line of text: no markup, no HTML, no address that becomes a link, no cell border, no secret."""
     out = (
         printable(words).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace("\\", "\\\\")
     )
@@ -181,8 +180,7 @@ def footnotes(group: Group) -> list[str]:
         f"{escape(group.reference_why)}."
     ]
     if quality:
-        # The file's name alone: this goes into model cards, and where it lay on somebody's disk is nobody's
-        # business.
+        # The file's name alone: this goes into model cards, and the path on somebody's disk is private.
         texts = ", ".join(sorted({Path(str(r.environment.get("text", ""))).name for r in quality} - {""}))
         ids = " and ".join(sorted({r.ids for r in quality} - {""}))
         out.append(

@@ -23,7 +23,7 @@ from reports.labels import Box, place_labels
 from reports.rows import Group, Row, bounds, head
 from reports.svg import STYLES
 
-MOST_STRIPS = 40  # more lines than this make a chart that nobody reads; the table has them all
+MOST_STRIPS = 40  # more lines than this make a chart unreadable; the table has them all
 PROFILE = (*map(kl_percentile, KL_PERCENTILES), KL_MAX)
 SCATTERS = (
     ("size", "Size against divergence", SIZE_BYTES, "Size on disk"),

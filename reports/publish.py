@@ -128,7 +128,7 @@ def _layout(
     artifacts: Sequence[Artifact], options: CardOptions
 ) -> tuple[dict[str, Path | bytes], dict[str, tuple[Artifact, str]]]:
     """Where each file goes, and which file of which artifact it is. One artifact keeps its layout; GGUF files
-    of several stand side by side under names that tell them apart, their manifests in ``manifests/``."""
+    of several lie side by side under distinct names, their manifests in ``manifests/``."""
     files: dict[str, Path | bytes] = {}
     belongs: dict[str, tuple[Artifact, str]] = {}
     alone = len(artifacts) == 1

@@ -92,7 +92,7 @@ class Advice:
 def recommend(
     group: Group, limits: Limits, shapes: Mapping[str, KvShape | None], shape: KvShape | None = None
 ) -> Advice:
-    """``shapes``: by row label; ``shape`` for all others. Rows that failed are no candidates, nor is the
+    """``shapes``: by row label; ``shape`` for all others. Failed rows are not candidates, nor is the
     reference unless it was listed as an artifact: the source itself always loses nothing."""
     rows = [row for row in group.rows if row.subject.status in ("ok", "partial") and row.subject.size_bytes]
     found = [Candidate(row, checks(row, group, limits, shapes.get(row.label) or shape)) for row in rows]

@@ -63,12 +63,12 @@ class Group:
     reference: Row | None
     reference_why: str
     floors: tuple[Row, ...]
-    loss_metric: str  # what stands for loss in plots and on fronts: kl_mean, else perplexity
+    loss_metric: str  # the loss in plots and on fronts: kl_mean, else perplexity
     warnings: tuple[str, ...] = ()
 
     @property
     def title(self) -> str:
-        """For headings: of a folder somewhere on a disk its name alone."""
+        """For headings: of a folder only its name."""
         return PurePath(self.model).name if PurePath(self.model).is_absolute() else self.model
 
     @property
@@ -77,7 +77,7 @@ class Group:
 
     @cached_property
     def all_rows(self) -> tuple[Row, ...]:
-        """Artifacts, then the reference where nobody listed it, then floors."""
+        """Artifacts, then the reference if it was not listed, then floors."""
         extra = (
             ()
             if self.reference is None or any(row is self.reference for row in self.rows)
@@ -107,5 +107,5 @@ def bounds(result: EvalResult | None) -> tuple[float, float] | None:
 
 
 def head(metrics: Mapping[str, EvalResult]) -> EvalResult:
-    """The one number that stands for a task: plain accuracy where there is one."""
+    """The one number that represents a task: plain accuracy where there is one."""
     return next((metrics[name] for name in TASK_METRICS if name in metrics), next(iter(metrics.values())))

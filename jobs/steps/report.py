@@ -23,8 +23,7 @@ class ReportStep(Step):
         return self.kind
 
     def _digest(self, run: Path) -> str | None:
-        """The report shows all results: its digest is theirs, so that it is made anew when one has
-        changed."""
+        """The report shows all results: its digest is theirs, so it is made again when one has changed."""
         if not (run / self.output).is_file():
             return None
         whole = hashlib.sha256()

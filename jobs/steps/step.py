@@ -102,7 +102,7 @@ class Step(ABC):
         return self.adopt(run) if self.place(run, stage) else None
 
     def size_bytes(self, run: Path) -> int | None:
-        """Of an artifact's files, the manifest left out; None for what is no artifact."""
+        """Of an artifact's files, without the manifest; None for anything else."""
         return None
 
     def detail(self, stage: Path) -> dict[str, Any]:

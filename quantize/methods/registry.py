@@ -68,7 +68,7 @@ def recipe_class(name: str) -> type[Recipe]:
 
 @cache
 def presets() -> dict[str, dict[str, Any]]:
-    """Every short spelling -> the parameters it stands for, ``method`` included."""
+    """Every short spelling -> its parameters, ``method`` included."""
     return {
         short: {"method": name, **params}
         for name in METHODS

@@ -1,7 +1,7 @@
-"""A fresh process opens the artifact: what the converting one has imported and replaced does not help it.
+"""A fresh process opens the artifact, without what the converting one has imported and replaced.
 
-An engine may replace classes of the runtime's (GPTQModel does: experts by unfused ones), and what opens only
-with them opens for nobody else. Paths go in and come back, not tensors.
+An engine may replace classes of the runtime (GPTQModel does: experts by unfused ones), and an artifact that
+opens only with them opens nowhere else. Paths go in and come back, not tensors.
 """
 
 import json
@@ -20,7 +20,7 @@ from quantize.runtimes.opening import open_runtime
 
 
 class Opened:
-    """What a process of its own found at ``stage``: ``about`` the runtime, names that it had no place for,
+    """What a separate process found at ``stage``: ``about`` the runtime, names that it had no place for,
     logits of ``rows`` (n, length), kept in ``folder``. Without rows it only opens.
 
     Errors: StepFailed where it cannot be opened, or the process dies.

@@ -15,7 +15,7 @@ def awq_search() -> Iterator[set[str]]:
 
     It was written for half precision. Its packer stores float16 scales whatever it gets, but refuses float32
     by name. Its scale search keeps "a float32 copy on the CPU" of each weight, to restore it after every
-    trial; for a float32 weight on the CPU that is no copy but the weight itself, so the trials pile up and
+    trial; for a float32 weight on the CPU that is not a copy but the weight itself, so the trials pile up and
     the model is destroyed, without an error. Here the weights hand out copies while they are searched.
     """
     import torch

@@ -70,10 +70,10 @@ def add_unquantized(computed: Computed, model: "torch.nn.Module", checkpoint: Ch
 
 
 def _unpacked(layer: Any) -> tuple[np.ndarray, np.ndarray | None]:
-    """(weight (out, in) float32, rows (out,) that the file holds otherwise): products of whole numbers and
+    """(weight (out, in) float32, rows (out,) that the file stores differently): products of whole numbers and
     float16 scales, exact in float32.
 
-    GPTQ's format cannot say a zero point of 0; such a row is written with one of 1 (``lift_zero_points``).
+    GPTQ's format cannot express a zero point of 0; such a row is written with 1 (``lift_zero_points``).
     """
     import torch
     from gptqmodel.quantization.awq.utils.packing_utils import dequantize_gemm

@@ -1,10 +1,10 @@
 """Driving GPTQModel, the engine behind the GPTQ and AWQ methods: calibration windows in, a checkpoint in
 their formats out.
 
-What the engine does unasked is undone or reported here: it rounds to nearest where calibration fails
+What the engine does by itself is undone or reported here: it rounds to nearest where calibration fails
 (switched off, and a Hessian that cannot be factored stops the conversion), raises damping (noted), writes
-random paths and times into its output (the files are written anew from its tensors and the source's own
-config), and rewrites tokenizer files (not taken over).
+random paths and times into its output (the files are written again from its tensors and the source's own
+config), and rewrites tokenizer files (not used).
 """
 
 import contextlib
@@ -91,7 +91,7 @@ def quantize(
     ``make_config`` gets the settings that every method shares and returns the engine's config.
 
     Errors: StepFailed where a weight is not finite, a Hessian cannot be factored, no calibration token
-    reached a layer, or the engine gives up for a reason of its own.
+    reached a layer, or the engine fails for another reason.
     """
     checkpoint.check_finite()
     _environment(run)
@@ -195,8 +195,8 @@ def _layer_at(error: BaseException) -> int | None:
 
 @contextlib.contextmanager
 def _surviving_workers() -> Iterator[None]:
-    """Raise what a worker thread of the engine raised. Left alone, it prints a traceback and ends the whole
-    process at once: no message of ours, and the staging folder stays behind."""
+    """Raise what a worker thread of the engine raised. By itself the engine prints a traceback and ends the
+    whole process at once, without our message, and leaves the staging folder behind."""
     from gptqmodel.utils.threadx import _DeviceWorker
 
     failures: list[BaseException] = []
@@ -228,7 +228,7 @@ def _watched_hessians() -> Iterator[list[tuple[str, float]]]:
     """Stop at a Hessian that cannot be factored; collect (layer, amount) where the engine added to its
     diagonal to factor it.
 
-    Left alone, the engine goes on and rounds such a layer to nearest.
+    By itself the engine goes on and rounds such a layer to nearest.
     """
     import torch
     from gptqmodel.quantization.gptq import GPTQ

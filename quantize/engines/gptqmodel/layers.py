@@ -1,4 +1,4 @@
-"""Which tensors GPTQModel quantizes, told from headers alone, and which shapes its formats can hold."""
+"""Which tensors GPTQModel quantizes, from headers only, and which shapes its formats can hold."""
 
 import re
 from collections.abc import Iterable

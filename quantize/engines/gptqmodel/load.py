@@ -19,7 +19,7 @@ from quantize.quiet import quiet
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-#: a quantized expert, stored alone
+#: a quantized expert, stored separately
 EXPERT = re.compile(r"\.experts\.\d+\..*\.qweight$")
 
 

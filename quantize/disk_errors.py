@@ -8,8 +8,8 @@ from pathlib import Path
 
 from quantize.errors import QuantwrightError, StepFailed
 
-#: what libraries say of a full disk in errors of their own: safetensors, and numpy's tofile (whose error has
-#: no number)
+#: what libraries' own errors say about a full disk: safetensors, and numpy's tofile (whose error has no
+#: number)
 _FULL = re.compile(r"No space left on device|Disk quota exceeded|\b\d+ requested and \d+ written")
 
 

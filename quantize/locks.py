@@ -31,8 +31,8 @@ def new_locked(path: Path, mode: int) -> int | None:
 
 @contextlib.contextmanager
 def abandoned(path: Path) -> Iterator[None]:
-    """Holds the lock of a dead process. Errors: OSError where it lives, is another user's, or nobody can
-    tell."""
+    """Holds the lock of a dead process. Errors: OSError where it lives, is another user's, or this is
+    unknown."""
     file = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         if os.fstat(file).st_uid != os.getuid():

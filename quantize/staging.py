@@ -1,10 +1,10 @@
-"""Output that is whole or not there, for which nothing of the person's is lost.
+"""Output that is complete or absent, without losing anything of the person's.
 
-A folder is filled under a name of its own beside its place and put there in one step; what was there comes
-out by the same step. Beside every such folder lies ``NAME.lock``, which its process holds (flock) as long as
-it lives. By that the next run on the same output knows what nobody works on any more, after a kill or a
-crash, and removes it; process ids would not tell, since containers that share a volume share them. Where the
-file system has no locks, nothing is taken for abandoned.
+A folder is filled under a temporary name beside its place and put there in one step, which also takes out
+what was there. Beside every such folder lies ``NAME.lock``, which its process holds (flock) as long as it
+lives. That is how the next run on the same output knows what was abandoned by a kill or a crash, and removes
+it; process ids would not do, since containers that share a volume share them. Where the file system has no
+locks, nothing is taken for abandoned.
 """
 
 import atexit
@@ -26,10 +26,10 @@ _TEMPORARY = "quantwright-[a-z]+-"
 
 
 def claim(out: Path, force: bool, inputs: Iterable[Path], not_ours: Callable[[Path], str]) -> Path:
-    """Where ``out`` lies (a link is followed), ready to be written: what dead runs left there is gone, and
-    what one of them had taken away is back.
+    """Where ``out`` lies (a link is followed), ready to be written: leftovers of dead runs are removed, and
+    what one of them had moved aside is restored.
 
-    ``inputs``: what is read. ``not_ours``: why a folder must not be replaced, or nothing.
+    ``inputs``: what is read. ``not_ours``: why a folder must not be replaced, or empty.
 
     Errors: BadInput where something lies there and ``force`` is not given, or does not allow to replace it;
     where its parent cannot be written; where it is a link to nothing.
@@ -105,7 +105,7 @@ def staging(out: Path) -> Iterator[Path]:
     try:
         try:
             out.parent.mkdir(parents=True, exist_ok=True)
-        except FileNotFoundError:  # a folder that takes no others, such as /proc
+        except FileNotFoundError:  # a folder that allows no new folders, such as /proc
             raise BadInput(
                 f"{out}: cannot be written ({made[-1].parent} does not allow new folders); choose another -o"
             ) from None
@@ -170,7 +170,7 @@ def _lock_of(folder: Path) -> Path:
 
 
 def _hold(parent: Path, prefix: str) -> tuple[Path, int]:
-    """A name that nobody has in ``parent``, and the descriptor of its lock."""
+    """A name that is free in ``parent``, and the descriptor of its lock."""
     while True:
         folder = parent / f"{prefix}{os.getpid()}-{secrets.token_hex(6)}"
         held = new_locked(_lock_of(folder), 0o600)

@@ -38,10 +38,10 @@ class Engine:
 
 class Computed:
     """What an engine held in memory before it saved: a sketch of every row of every tensor
-    (``numerics.sketch``), by the names that ``Method.dequantize`` gives.
+    (``numerics.sketch``), by the names that ``Method.dequantize`` returns.
 
-    ``rounding``: the part of a value by which the format's second reader may differ from it, rightly: float32
-    arithmetic in another order, unless said.
+    ``rounding``: the share of a value by which the format's second reader may legitimately differ; by default
+    that of float32 arithmetic in another order.
     """
 
     def __init__(self, rounding: float = 2.0**-20):
@@ -52,8 +52,8 @@ class Computed:
         return name in self._sketches
 
     def add(self, name: str, values: np.ndarray, unknown: np.ndarray | None = None) -> None:
-        """``values`` float32, of the source's shape; ``unknown``: rows (bool) that the format changes,
-        rightly."""
+        """``values`` float32, of the source's shape; ``unknown``: rows (bool) that the format legitimately
+        changes."""
         rows = sketch(values)
         if unknown is not None:
             rows[unknown] = np.nan
@@ -68,7 +68,7 @@ class Computed:
 
 @dataclass
 class Conversion:
-    """What a method reports of its own work; it goes into the manifest.
+    """What a method reports about its work; it goes into the manifest.
 
     ``weight_bytes`` are the bytes of tensor data written (scales and zero points included, containers'
     headers not).
@@ -80,5 +80,5 @@ class Conversion:
     notes: list[Note] = field(default_factory=list)
     details: dict[str, Any] = field(default_factory=dict)
     sha256: dict[str, str] = field(default_factory=dict)  # of files that were hashed while they were written
-    loads_in: tuple[str, ...] = ()  # where not all that the method says open what was made
+    loads_in: tuple[str, ...] = ()  # where not all runtimes of the method can open the artifact
     computed: Computed | None = None  # None: the method's own code computed, or nothing was

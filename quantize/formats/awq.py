@@ -38,7 +38,7 @@ class AwqFormat(FolderFormat):
         return 1e-3
 
     def activation_types(self, stage: Path) -> dict[str, str]:
-        """The kernels take and give 16-bit floats."""
+        """The kernels' inputs and outputs are 16-bit floats."""
         return dict.fromkeys(self.quantized(stage), "bf16_io")
 
     def entries(self, checkpoint: Checkpoint, name: str, quantized: bool) -> Iterator[Entry]:

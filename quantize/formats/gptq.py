@@ -40,8 +40,8 @@ class GptqFormat(FolderFormat):
         return 1e-3 if self.bits == 4 else 1e-5
 
     def activation_types(self, stage: Path) -> dict[str, str] | None:
-        """The 4-bit kernel for CPUs takes and gives bfloat16; the other widths compute in the dtype of the
-        model."""
+        """The 4-bit kernel for CPUs has bfloat16 inputs and outputs; the other widths compute in the dtype of
+        the model."""
         return dict.fromkeys(self.quantized(stage), "bf16_io") if self.bits == 4 else None
 
     def entries(self, checkpoint: Checkpoint, name: str, quantized: bool) -> Iterator[Entry]:

@@ -127,8 +127,7 @@ def spread_rows(ids: np.ndarray, tokens: int) -> np.ndarray:
 
 
 def quantization_config(recipe: AwqRecipe, engine_config: dict[str, Any]) -> dict[str, Any]:
-    """What loaders read, in AutoAWQ's words, without what the engine adds of paths and of settings of its own
-    run."""
+    """What loaders read, in AutoAWQ's words, without the paths and run settings that the engine adds."""
     meta = engine_config.get("meta", {})
     return {
         "quant_method": "awq",

@@ -12,8 +12,7 @@ from quantize.gguf.importance.file import ImportanceMatrix, read_imatrix
 from quantize.kernels.block_types import FILE_TYPES, TENSOR_TYPES
 from quantize.recipe import Recipe
 
-#: short spellings that are offered; the other types of ``quantize.kernels.block_types.FILE_TYPES`` want an
-#: importance matrix
+#: short spellings; the other types of ``quantize.kernels.block_types.FILE_TYPES`` need an importance matrix
 PRESET_TYPES = (
     "f32", "f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q5_k_s", "q5_1", "q5_0", "q4_k_m", "q4_k_s", "q4_1",
     "q4_0",

@@ -147,7 +147,7 @@ def _number(text: Any) -> float | None:
 
 
 def quantization_config(recipe: GptqRecipe, engine_config: dict[str, Any]) -> dict[str, Any]:
-    """What loaders read, without what the engine adds of paths and of settings of its own run."""
+    """What loaders read, without the paths and run settings that the engine adds."""
     meta = engine_config.get("meta", {})
     return {
         "quant_method": "gptq",

@@ -26,11 +26,11 @@ if TYPE_CHECKING:
 
 #: name of a tensor in the checkpoint -> float32 array
 Read = Callable[[str], np.ndarray]
-#: hooks of its own on the model that is about to run
+#: its own hooks on the model that is about to run
 Prepare = Callable[["torch.nn.Module"], None]
 
 WINDOWS, WINDOW_TOKENS = 2, 64
-#: What is fed to both sides: prose and code, so that a tokenizer of either finds words of its own.
+#: The text for both sides: prose and code, so that a tokenizer for either finds its words.
 TEXT = (
     "The river had risen in the night, and by morning the lower fields were under water. Two men stood on "
     "the bridge and argued "
@@ -58,7 +58,7 @@ CHOICE_NOISE, CHOICE_RUNS = 4.0, 3
 
 
 class Served(Protocol):
-    """What is asked of a runtime, here or in a process of its own."""
+    """What is asked of a runtime, here or in a separate process."""
 
     vocabulary: int
 
@@ -76,7 +76,7 @@ def compare_logits(
     """(checks, level reached): the runtime against the weights that ``read`` gives by source name, and those
     against the source.
 
-    ``extra``: parameters that ``read`` knows though the source does not hold them. The level is ``tensors``
+    ``extra``: parameters that ``read`` knows although the source does not hold them. The level is ``tensors``
     where transformers cannot run the source's architecture tensor by tensor; that the runtime runs at all is
     checked then.
     """
@@ -209,8 +209,7 @@ class _Comparison:
 
 
 def _demand_finite(logits: np.ndarray) -> None:
-    """Errors: StepFailed. Evaluation counts such positions and goes on; a conversion that gives them has
-    failed."""
+    """Errors: StepFailed. Evaluation counts such positions and goes on; a conversion with them has failed."""
     if not np.isfinite(logits).all():
         raise StepFailed(
             "the model's logits are NaN or Inf: the arithmetic "

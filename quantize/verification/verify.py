@@ -3,9 +3,9 @@ agree?
 
 Four kinds of check. Types: the tensors that the recipe names are quantized. Tokenizer and chat template: the
 source's. Weights: a second reader of the format, which shares no code with the engine that wrote nor the
-runtime that serves, reads each: it equals what the engine computed and is nobody else's (``verify_weights``).
-Logits (``full``): the runtime's equal those of the source architecture on the second reader's weights. The
-distance to the source is recorded and never a gate: it is what the recipe costs.
+runtime that serves, reads each: it equals what the engine computed and belongs to its own source
+(``verify_weights``). Logits (``full``): the runtime's equal those of the source architecture on the second
+reader's weights. The distance to the source is recorded and never a gate: it is what the recipe costs.
 
 Memory stays at a few tensors: weights read back are spilled, as float32, to a scratch folder
 (``run.scratch``, else beside the artifact: 4 bytes a weight for the time of the check) and mapped from there,
@@ -54,7 +54,7 @@ class _Made:
 def verify(work: Work[Any], stage: Path, conversion: Conversion, run: RunOptions, level: str) -> Verification:
     """Check the artifact in ``stage``; ``level`` ``tensors`` leaves the logits out. Never raises for a
     damaged artifact: a failed check says what is wrong. ``level`` of the result is ``tensors`` too where
-    transformers has not the source's architecture.
+    transformers does not have the source's architecture.
     """
     if level == "none":
         return Verification(level="none")
@@ -85,7 +85,7 @@ def verify(work: Work[Any], stage: Path, conversion: Conversion, run: RunOptions
 
 
 def _in_a_process(made: _Made, compare: Compare | None, scratch: Path) -> tuple[list[Check], str]:
-    """An HF folder, as a stranger would open it. Errors: QuantwrightError where it does not open."""
+    """An HF folder, as any user would open it. Errors: QuantwrightError where it does not open."""
     length = min(context_length(made.work.checkpoint.config) or WINDOW_TOKENS, WINDOW_TOKENS)
     rows = fixed_rows(made.work.checkpoint, length) if compare else None
     opened = Opened(made.stage, made.run, rows, scratch)
@@ -107,7 +107,7 @@ def _in_a_process(made: _Made, compare: Compare | None, scratch: Path) -> tuple[
 
 
 def _here(made: _Made, compare: Compare | None) -> tuple[list[Check], str]:
-    """A GGUF, whose runtime is a process of its own. Errors: QuantwrightError where it does not open."""
+    """A GGUF, whose runtime is a separate process. Errors: QuantwrightError where it does not open."""
     with open_runtime(made.stage, made.run, exact=True, context=WINDOW_TOKENS) as runtime:
         checks = [Check(name="opens", passed=True, detail=_backend(runtime.describe()))]
         allowed = made.conversion.notes if made.run.allow_tokenizer_mismatch else None

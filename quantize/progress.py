@@ -39,7 +39,9 @@ def progress_bars(
         TextColumn("{task.completed:,.0f}/{task.total:,.0f} {task.fields[unit]}", markup=False),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=screen) as bars:
+    # sys.stderr is redirected to keep a library's words off the screen; rich would put them there.
+    ours = stderr is None
+    with Progress(*columns, console=screen, redirect_stdout=ours, redirect_stderr=ours) as bars:
 
         def begin(unit: str, total: int) -> Advance:
             task = bars.add_task(what, total=total, unit=unit)

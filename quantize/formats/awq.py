@@ -23,6 +23,7 @@ class AwqFormat(FolderFormat):
 
     group_size: int
 
+    storage: ClassVar[str] = "awq"
     hub_tag: ClassVar[str] = "awq"
     loads_in: ClassVar[tuple[str, ...]] = ("transformers", "vllm", "sglang", "gptqmodel")
     config_bytes: ClassVar[int] = 2 * CONFIG_EXTRA_BYTES  # quantize_config.json too

@@ -25,6 +25,8 @@ class Format(ABC):
 
     #: runtime that serves the artifact: a name in ``quantize.runtimes.opening.RUNTIMES``
     runtime: ClassVar[str] = "transformers"
+    #: what ``quantize.hf.load.storage_format`` calls a folder of it; empty: an unquantized one, or no folder
+    storage: ClassVar[str] = ""
     #: programs known to load the artifact, for manifest and card
     loads_in: ClassVar[tuple[str, ...]] = ("transformers",)
     #: whether the artifact is an HF folder, which gets the source's tokenizer and generation config copied in

@@ -34,6 +34,7 @@ class BnbFormat(FolderFormat):
     weights: str
     double_quant: bool = False
 
+    storage: ClassVar[str] = "bitsandbytes"
     hub_tag: ClassVar[str] = "bitsandbytes"
     loads_in: ClassVar[tuple[str, ...]] = ("transformers", "vllm", "sglang")
 

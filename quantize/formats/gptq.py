@@ -25,6 +25,7 @@ class GptqFormat(FolderFormat):
     bits: int
     group_size: int
 
+    storage: ClassVar[str] = "gptq"
     hub_tag: ClassVar[str] = "gptq"
     loads_in: ClassVar[tuple[str, ...]] = ("transformers", "vllm", "sglang", "gptqmodel")
     config_bytes: ClassVar[int] = 2 * CONFIG_EXTRA_BYTES  # quantize_config.json too

@@ -32,6 +32,7 @@ class QuantoFormat(FolderFormat):
         "`pip install optimum-quanto transformers accelerate`:"
     )
     hub_library: ClassVar[str] = "optimum-quanto"
+    storage: ClassVar[str] = "quanto"
     hub_tag: ClassVar[str] = "quanto"
     loads_in: ClassVar[tuple[str, ...]] = ("optimum-quanto",)
 

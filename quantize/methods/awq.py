@@ -5,7 +5,7 @@ Source of the method: Lin et al., 2023, https://arxiv.org/abs/2306.00978.
 """
 
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import BeforeValidator, Field
@@ -23,11 +23,15 @@ from quantize.engines.gptqmodel.layers import (
     quantizable,
     whole,
 )
+from quantize.engines.gptqmodel.load import load_gptqmodel
 from quantize.errors import StepFailed
 from quantize.formats.awq import AwqFormat
 from quantize.formats.base import Format
 from quantize.methods.base import Costs, Held, Method, Work
 from quantize.recipe import Recipe, RunOptions
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 GROUP_SIZES = (32, 64, 128)
 #: the engine searches clipping bounds 64 outputs at a time
@@ -84,6 +88,11 @@ class Awq(Method[AwqRecipe]):
         check_model_type(checkpoint, "AWQ", EXCLUDED)
         check_shapes(checkpoint, recipe.short, recipe.group_size, GROUP_SIZES, 8, OUTPUT_MULTIPLE)
         return AwqWork(held, recipe, AwqFormat(recipe.group_size), frozenset(quantizable(checkpoint)))
+
+    def open(
+        self, folder: Path, dtype: str, device: str, exact: bool, trust_remote_code: bool
+    ) -> "PreTrainedModel":
+        return load_gptqmodel(folder, dtype, device, trust_remote_code=trust_remote_code)
 
 
 class AwqWork(Work[AwqRecipe]):

@@ -19,6 +19,7 @@ from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.engines.base import Conversion, Engine
 from quantize.errors import BadInput, Unsupported
 from quantize.formats.base import Format
+from quantize.hf.load import load_model
 from quantize.hf.names import needed
 from quantize.hf.refusals import check_config
 from quantize.recipe import Recipe, RunOptions
@@ -132,6 +133,12 @@ class Method(ABC, Generic[R]):
     @abstractmethod
     def work(self, held: Held, recipe: R) -> Work[R]:
         """The method's own part of ``plan``."""
+
+    def open(
+        self, folder: Path, dtype: str, device: str, exact: bool, trust_remote_code: bool
+    ) -> "PreTrainedModel":
+        """The artifact in ``folder``, computing in ``dtype``: by transformers' own loader, unless said."""
+        return load_model(folder, dtype, device, trust_remote_code=trust_remote_code)
 
     def load_as(self, folder: Path, recipe: R, run: RunOptions, exact: bool) -> "PreTrainedModel":
         """The plain checkpoint ``folder`` as ``recipe`` would quantize it, ready to run; nothing is saved.

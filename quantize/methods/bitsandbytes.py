@@ -11,7 +11,14 @@ from quantize.engines.base import Conversion, Engine
 from quantize.errors import Unsupported
 from quantize.formats.base import Format
 from quantize.formats.bitsandbytes import BnbFormat
-from quantize.hf.load import bitsandbytes_compute_in, compute_dtype, read_config, stored_dtype, torch_dtype
+from quantize.hf.load import (
+    bitsandbytes_compute_in,
+    compute_dtype,
+    load_bitsandbytes,
+    read_config,
+    stored_dtype,
+    torch_dtype,
+)
 from quantize.hf.names import find_layers
 from quantize.methods.base import Costs, Held, Method, Work
 from quantize.recipe import Recipe, RunOptions
@@ -71,6 +78,11 @@ class BitsAndBytes(Method[BnbRecipe]):
                 )
         format = BnbFormat(recipe.weights, recipe.double_quant)
         return BnbWork(held, recipe, format, frozenset(f"{name}.weight" for name in names))
+
+    def open(
+        self, folder: Path, dtype: str, device: str, exact: bool, trust_remote_code: bool
+    ) -> "PreTrainedModel":
+        return load_bitsandbytes(folder, dtype, device, exact, trust_remote_code=trust_remote_code)
 
     def load_as(self, folder: Path, recipe: BnbRecipe, run: RunOptions, exact: bool) -> "PreTrainedModel":
         stored = stored_dtype(read_config(folder))

@@ -25,6 +25,7 @@ from quantize.engines.gptqmodel.layers import (
     quantizable,
     whole,
 )
+from quantize.engines.gptqmodel.load import load_gptqmodel
 from quantize.errors import StepFailed
 from quantize.formats.base import Format
 from quantize.formats.gptq import PACKED_ROWS, GptqFormat
@@ -34,6 +35,7 @@ from quantize.recipe import Recipe, RunOptions
 
 if TYPE_CHECKING:
     import torch
+    from transformers import PreTrainedModel
 
 
 class GptqRecipe(Recipe):
@@ -81,6 +83,11 @@ class Gptq(Method[GptqRecipe]):
         check_shapes(checkpoint, recipe.short, recipe.group_size, GROUP_SIZES, multiple, multiple)
         format = GptqFormat(recipe.bits, recipe.group_size)
         return GptqWork(held, recipe, format, frozenset(quantizable(checkpoint)))
+
+    def open(
+        self, folder: Path, dtype: str, device: str, exact: bool, trust_remote_code: bool
+    ) -> "PreTrainedModel":
+        return load_gptqmodel(folder, dtype, device, trust_remote_code=trust_remote_code)
 
 
 class GptqWork(Work[GptqRecipe]):

@@ -9,7 +9,7 @@ from quantize.engines.base import Conversion, Engine
 from quantize.errors import Unsupported
 from quantize.formats.base import Format
 from quantize.formats.quanto import QuantoFormat
-from quantize.hf.load import compute_dtype, read_config, stored_dtype, torch_dtype
+from quantize.hf.load import compute_dtype, load_quanto, read_config, stored_dtype, torch_dtype
 from quantize.methods.base import Costs, Held, Method, Work
 from quantize.quiet import quiet
 from quantize.recipe import Recipe, RunOptions
@@ -52,6 +52,11 @@ class Quanto(Method[QuantoRecipe]):
                 "kind of layer, or of a shape it cannot pack); GGUF recipes may work"
             )
         return QuantoWork(held, recipe, QuantoFormat(recipe.weights), expected)
+
+    def open(
+        self, folder: Path, dtype: str, device: str, exact: bool, trust_remote_code: bool
+    ) -> "PreTrainedModel":
+        return load_quanto(folder, dtype, device, trust_remote_code=trust_remote_code)
 
     def load_as(self, folder: Path, recipe: QuantoRecipe, run: RunOptions, exact: bool) -> "PreTrainedModel":
         stored = stored_dtype(read_config(folder))

@@ -43,6 +43,11 @@ def format_of(name: str) -> type[Format]:
     return method(name).format if name in METHODS else Format
 
 
+def stored_as(storage: str) -> "Method[Any] | None":
+    """The method whose artifacts are stored so."""
+    return next((found for name in METHODS if (found := method(name)).format.storage == storage), None)
+
+
 def require(recipe: Recipe) -> "Method[Any]":
     """The recipe's method. Errors: Unsupported, with the command that mends it, where a package it needs is
     missing."""

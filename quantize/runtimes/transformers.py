@@ -9,16 +9,15 @@ instructions it is the fastest. On a GPU the folder's own dtype is used, unless 
 
 import inspect
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
-from quantize.engines.gptqmodel.load import load_gptqmodel
 from quantize.errors import BadInput, Unsupported, first_line
 from quantize.hf import load
-from quantize.methods.registry import method
+from quantize.methods.registry import method, stored_as
 from quantize.quiet import hush, no_warnings
 from quantize.recipe import Recipe, RunOptions
 from quantize.runtimes.base import Consume, FolderRuntime
@@ -81,17 +80,12 @@ class TransformersRuntime(FolderRuntime):
             load.compute_dtype(load.stored_dtype(config), self._run, exact),
             self._run.trust_remote_code,
         )
-        if self.format == "bitsandbytes":
-            return load.load_bitsandbytes(self.folder, dtype, self._device, exact, trust_remote_code=trust)
-        openers: dict[str, Callable[..., Any]] = {
-            "quanto": load.load_quanto,
-            "gptq": load_gptqmodel,
-            "awq": load_gptqmodel,
-            "compressed-tensors": load.load_compressed_tensors,
-        }
-        return openers.get(self.format, load.load_model)(
-            self.folder, dtype, self._device, trust_remote_code=trust
-        )
+        if self.format == "compressed-tensors":
+            return load.load_compressed_tensors(self.folder, dtype, self._device, trust_remote_code=trust)
+        made_by = stored_as(self.format) if self.format != "dense" else None
+        if made_by is not None:
+            return made_by.open(self.folder, dtype, self._device, exact, trust)
+        return load.load_model(self.folder, dtype, self._device, trust_remote_code=trust)
 
     def logits(self, rows: np.ndarray, first: int, consume: Consume) -> None:
         import torch

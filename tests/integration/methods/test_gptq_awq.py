@@ -127,7 +127,7 @@ def test_reader_covers_the_source(made: SimpleNamespace) -> None:
 
 
 def test_every_weight_equals_what_the_engine_computed(made: SimpleNamespace) -> None:
-    checks = check_weights(made.method, made.recipe, made.folder, made.source, made.conversion, None).checks
+    checks = check_weights(made.work, made.folder, made.conversion, None).checks
     assert checks[0].passed, checks[0].detail
     assert checks[0].detail == "12 tensors, 12 equal to what the engine computed"
 
@@ -166,7 +166,7 @@ def test_damage_is_noticed(
         lambda name: arrays[name],
     )
     for known in (made.conversion, Conversion(0, ""))[: 1 + without]:
-        checks = check_weights(made.method, made.recipe, tmp_path, made.source, known, None).checks
+        checks = check_weights(made.work, tmp_path, known, None).checks
         assert not checks[0].passed
         assert "mlp.up_proj" in checks[0].detail or "mlp.gate_proj" in checks[0].detail
 

@@ -11,7 +11,7 @@ from quantize.options import Options, Spelled, Text
 class BenchSettings(Options):
     """What to run, and how often. A job's section may say as much."""
 
-    prefill: int = Field(512, ge=1, le=2**24, description="tokens processed in one batch (pp)")
+    prefill: int = Field(512, ge=1, le=2**24, description="prompt tokens processed at once (pp)")
     decode: int = Field(128, ge=1, le=2**24, description="tokens generated one by one (tg)")
     repetitions: int = Field(5, ge=1, le=100_000, description="samples per process")
     rounds: int = Field(1, ge=1, le=100_000, description="go through all artifacts this many times (A B A B)")

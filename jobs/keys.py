@@ -9,19 +9,16 @@ import hashlib
 import json
 from collections.abc import Mapping
 from functools import cache
-from importlib import metadata
 from pathlib import Path
 
 from jobs.steps.step import Step
 from quantize.artifact.file_hashes import FileHashes
+from quantize.packages import version as installed_version
 
 
 @cache
 def version(distribution: str) -> str:
-    try:
-        return metadata.version(distribution)
-    except metadata.PackageNotFoundError:
-        return "absent"
+    return installed_version(distribution) or "absent"
 
 
 def step_key(step: Step, run: Path, digests: Mapping[str, str], hashes: FileHashes) -> str:

@@ -55,7 +55,7 @@ def test_a_known_type_is_converted_without_the_checkpoints_code(folder: Path, re
     assert not ran(folder)
     assert not artifact.manifest.source.remote_code
     notes = {note.what for note in artifact.manifest.notes if "--trust-remote-code" in note.why}
-    assert notes == {"left alone: config.json: auto_map", "left alone: tokenizer_config.json: auto_map"}
+    assert notes == {"not used: config.json: auto_map", "not used: tokenizer_config.json: auto_map"}
     assert not list((folder.parent / "out").glob("*.py"))
 
 

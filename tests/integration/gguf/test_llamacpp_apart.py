@@ -121,7 +121,7 @@ def test_a_conversion_that_it_ends_over(make_checkpoint: Callable[..., Path], tm
         said = f"opens: {convert(source, 'gguf-f32', tmp_path / 'out', run=RUN).verified}"
     except StepFailed as error:
         said = str(error)
-    assert re.search(r"opens: (full|.*llama\.cpp (ended|wants).*)$", said)
+    assert re.search(r"opens: (full|.*llama\.cpp (ended|expects).*)$", said)
 
 
 @pytest.mark.parametrize(

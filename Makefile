@@ -15,8 +15,8 @@ demo: setup
 check: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
-	$(BIN)/pytest tests/unit
+# Types beside tests. Threads of numerical libraries wait for one another longer than these small tests compute.
+	$(BIN)/mypy & types=$$!; OMP_NUM_THREADS=1 $(BIN)/pytest tests/unit; tests=$$?; wait $$types && exit $$tests
 
 test: setup
 	$(BIN)/ruff check .

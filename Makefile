@@ -11,12 +11,14 @@ LLAMA_CPP := CMAKE_BUILD_PARALLEL_LEVEL=$$(nproc) CMAKE_ARGS="-DLLAVA_BUILD=OFF 
 demo: setup
 	$(BIN)/quantwright demo
 
-# Under a minute on two cores: what to run before every commit.
+# Under a minute on two cores: what to run before every commit. Types and the two halves of the tests run beside one
+# another; threads of numerical libraries would wait for one another longer than these small tests compute.
+HALF := $(addprefix tests/unit/,checkpoint gguf jobs sources)
 check: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-# Types beside tests. Threads of numerical libraries wait for one another longer than these small tests compute.
-	$(BIN)/mypy & types=$$!; OMP_NUM_THREADS=1 $(BIN)/pytest tests/unit; tests=$$?; wait $$types && exit $$tests
+	@export OMP_NUM_THREADS=1; $(BIN)/mypy & types=$$!; $(BIN)/pytest $(HALF) & half=$$!; \
+	$(BIN)/pytest tests/unit $(addprefix --ignore=,$(HALF)); rest=$$?; wait $$half && wait $$types && exit $$rest
 
 test: setup
 	$(BIN)/ruff check .

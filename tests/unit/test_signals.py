@@ -85,8 +85,9 @@ from quantize.process import run_child
 if sys.argv[1:] == ["child"]:
     from quantize.cli import end_on_signals
     end_on_signals()
-    print(os.getpid(), flush=True, file=sys.stderr)
-    try: time.sleep(60)
+    try:
+        print(os.getpid(), flush=True, file=sys.stderr)  # inside: what follows it is cleared up
+        time.sleep(60)
     finally: print("cleared", flush=True, file=sys.stderr)
 else:
     from quantize.cli import end_on_signals

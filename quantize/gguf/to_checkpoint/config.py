@@ -1,7 +1,6 @@
 """A GGUF's metadata as the config.json of the Hugging Face checkpoint that it represents: Llama, Mixtral,
 Qwen and Gemma."""
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +15,7 @@ from quantize.terminal import printable
 
 MOST = 2**31 - 1  # of any size: what configs and llama.cpp count in
 MOST_HEAD = 1 << 16
+LARGEST_FLOAT = float(np.finfo(np.float32).max)
 
 # (factor is read off) low, high, original context: of the models published with this scaling
 LLAMA3_KNOWN = [
@@ -34,10 +34,11 @@ class Metadata:
         return self.file.kvs.get(f"{self.architecture}.{key}")
 
     def number(self, key: str, default: float | None = None) -> float:
-        """Errors: BadInput where the key is missing without a default, or not one positive, finite number."""
+        """A float32 in llama.cpp. Errors: BadInput where the key is missing without a default, or is not
+        one positive number of that range."""
         value = self._one(key, default)
-        if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value < math.inf:
-            raise self._wrong(key, value, "one positive number")
+        if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value <= LARGEST_FLOAT:
+            raise self._wrong(key, value, "one positive number that a float32 holds")
         return value
 
     def integer(self, key: str, default: int | None = None, most: int = MOST) -> int:

@@ -11,8 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from fuzzing import faults, sample
+from gguf import GGUFValueType
 from gguf_bytes import Document, changed, mixture, sentencepiece, tiny_gguf
 
+from quantize.errors import BadInput
 from quantize.recipe import RunOptions
 from quantize.runtimes.llamacpp import LlamaCppRuntime
 from quantize.sources.opening import open_checkpoint
@@ -90,3 +92,10 @@ def test_what_small_files_once_took_gigabytes_or_minutes_for(documents: Document
         memory_bytes=300 << 20,
     )
     assert not found, found
+
+
+def test_a_number_that_no_float32_holds_is_refused(documents: Documents, tmp_path: Path) -> None:
+    huge = (GGUFValueType.FLOAT64, None, 1e308)
+    data = documents["byte-level"].with_kv("llama.attention.layer_norm_rms_epsilon", huge).to_bytes()
+    with pytest.raises(BadInput, match=r"a float32 holds as llama.attention.layer_norm_rms_epsilon"):
+        to_checkpoint(data, tmp_path)

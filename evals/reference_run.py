@@ -1,7 +1,6 @@
 """The reference's one run: its own rows, and its logits for the artifacts to be compared with, kept on disk
 or, where they take more than the cache may, made again beside each."""
 
-from importlib.util import find_spec
 from pathlib import Path
 
 from evals.divergence import Divergences, compare, divergences_from_itself
@@ -13,6 +12,7 @@ from evals.reference import CachedReference, ReferenceRows, SideBySideReference
 from evals.rows import perplexity_rows
 from evals.subjects import Typed
 from evals.windows import Windows
+from quantize.packages import importable
 from quantize.progress import progress_bar
 from quantize.results import EvalResult, merge_results, results_path
 from quantize.runtimes.base import Runtime
@@ -105,7 +105,7 @@ class ReferenceRun:
         if not self.measuring.options.floors:
             return None
         ids = [windows.ids_sha256 for windows in self._windows(runtime)]
-        return keeper.other("floors", runtime, self.typed.name, ids, find_spec("llama_cpp") is not None)
+        return keeper.other("floors", runtime, self.typed.name, ids, importable("llama_cpp"))
 
     def _kept_generations(self, keeper: Keeper, runtime: Runtime) -> Kept | None:
         how = self.measuring

@@ -50,16 +50,18 @@ def typed_path(text: str | Path) -> Path:
     return path
 
 
+def require_file(path: Path) -> None:
+    """Errors: BadInput where it is missing or no regular file."""
+    if not path.is_file():
+        what = "is not a regular file" if path.exists() else "is missing"
+        raise BadInput(f"{path}: {what}; fetch it again")
+
+
 def read_bytes(path: Path, limit: int = MAX_JSON_BYTES) -> bytes:
     """The whole file. Errors: BadInput where it is missing, unreadable, no regular file, or larger than
     ``limit``."""
     try:
-        if not path.is_file():
-            raise BadInput(
-                f"{path}: "
-                + ("is not a regular file" if path.exists() else "is missing")
-                + "; fetch it again"
-            )
+        require_file(path)
         size = path.stat().st_size
         if size > limit:
             raise BadInput(

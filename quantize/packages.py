@@ -53,7 +53,7 @@ class Probe:
 def probe(needed: Sequence[tuple[str, str]], others: Sequence[str] = ()) -> Probe:
     """``needed``: (distribution, module to look for); ``others``: distributions whose versions are asked too.
     Imports none of them."""
-    missing = tuple(distribution for distribution, module in needed if not _found(module))
+    missing = tuple(distribution for distribution, module in needed if not importable(module))
     asked = dict.fromkeys([*(distribution for distribution, _ in needed), *others])
     versions = {name: found for name in asked if (found := version(name)) is not None}
     return Probe(missing, versions)
@@ -67,7 +67,8 @@ def version(distribution: str) -> str | None:
         return None
 
 
-def _found(module: str) -> bool:
+def importable(module: str) -> bool:
+    """Imports nothing of it but the packages that hold it."""
     try:
         return find_spec(module) is not None
     except ModuleNotFoundError:  # the package that would hold it

@@ -16,7 +16,7 @@ import numpy as np
 
 from quantize.dtypes import BITS, NUMPY
 from quantize.errors import BadInput, Unsupported
-from quantize.files import parse_json
+from quantize.files import parse_json, require_file
 from quantize.terminal import printable
 
 #: The format allows 100 MB, of which a Python parser makes gigabytes. All 91,991 tensors of DeepSeek-V3 (671
@@ -96,12 +96,7 @@ def read_raw(info: StoredTensor) -> np.ndarray:
 def _header_bytes(path: Path) -> tuple[int, bytes]:
     """-> (size of the file, its header)"""
     try:
-        if not path.is_file():
-            raise BadInput(
-                f"{path}: "
-                + ("is not a regular file" if path.exists() else "is missing")
-                + "; fetch it again"
-            )
+        require_file(path)
         size = path.stat().st_size
         with open(path, "rb") as file:
             prefix = file.read(8)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from quantize.errors import first_line
 from quantize.files import user_cache
+from quantize.packages import importable
 from quantize.quiet import quiet
 
 #: A lock whose folder has not been written to for this long is abandoned: the longest single compiler call of
@@ -153,10 +154,7 @@ def build_kernels() -> list[tuple[str, str]]:
         ("optimum-quanto: unpacking of 2 and 4 bits", "optimum.quanto", _build_quanto),
         ("GPTQModel: packing", "gptqmodel", _build_gptqmodel),
     ):
-        try:
-            if find_spec(library) is None:
-                continue
-        except ModuleNotFoundError:  # the parent package is missing
+        if not importable(library):
             continue
         try:
             build()

@@ -71,8 +71,10 @@ class Coarse(Method):
     format = CoarseFormat
     engine = Rounder()
     summary = "rounded to steps of each row's largest value"
+    planned = 0
 
     def work(self, held, recipe):
+        Coarse.planned += 1
         if recipe.steps < 2:
             raise Unsupported(f"{held.checkpoint.source}: {recipe.short}: needs two steps or more")
         tensors = held.checkpoint.tensors.items()
@@ -130,7 +132,9 @@ def test_every_command_takes_it(
     assert last_line(capsys, "check", source, "--to", "coarse:steps=1")[0]["possible"] is False
     planned = json.dumps(last_line(capsys, "plan", source, "--to", "coarse-64"))
     assert "coarse-64" in planned
+    before = type(method("coarse")).planned  # type: ignore[attr-defined]
     last_line(capsys, "convert", source, "--to", "coarse-64", "-o", out, "--device", "cpu")
+    assert type(method("coarse")).planned == before + 1, "a conversion plans once"  # type: ignore[attr-defined]
     artifact = Artifact.load(Path(out))
     manifest = artifact.manifest
     assert manifest.verification.level == "full"

@@ -10,9 +10,8 @@ __all__ = ["evaluate"]
 
 
 def __getattr__(name: str) -> Any:
-    if (
-        name == "evaluate"
-    ):  # imported when asked for: reports import quantize.results without numpy's weight behind it
+    # imported when asked for: reports import quantize.results without numpy's weight behind it
+    if name == "evaluate":
         from evals.measure import evaluate
 
         return evaluate

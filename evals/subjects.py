@@ -172,9 +172,8 @@ class Typed:
         """(bytes of weights, number of weights where the files tell, recipe)."""
         if self.gguf:
             tensors = read_gguf(self.gguf).tensors.values()
-            name = (
-                self.gguf.name if self.gguf.suffix else f"{self.gguf.name}.gguf"
-            )  # by which reports know what it is
+            # by which reports know what it is
+            name = self.gguf.name if self.gguf.suffix else f"{self.gguf.name}.gguf"
             return sum(t.size_bytes for t in tensors), sum(math.prod(t.shape) for t in tensors), name
         sizes: dict[str, int] = {}
         total = 0

@@ -48,9 +48,8 @@ class Windows:
     text_bytes: int
     text_tokens: int  # of those used
     whole_tokens: int  # of the whole text
-    documents: tuple[
-        tuple[int, int], ...
-    ] = ()  # (words, bytes) of each original document, for lmeval-wikitext
+    # (words, bytes) of each original document, for lmeval-wikitext
+    documents: tuple[tuple[int, int], ...] = ()
     bos: int | None = None
     remarks: tuple[str, ...] = field(default=())
 

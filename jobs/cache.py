@@ -45,7 +45,6 @@ class SharedCache:
         return self.root / "steps" / key[:2] / key
 
     # -- one maker at a time
-    # -------------------------------------------------------------------------------------------------
 
     def claim(self, key: str) -> bool:
         """Whether this run may make the key's entry, until ``release``; False while another run is at it."""
@@ -74,7 +73,6 @@ class SharedCache:
             os.close(file)
 
     # -- entries
-    # --------------------------------------------------------------------------------------------------------
 
     def fetch(self, key: str, into: Path) -> bool:
         """Copy the entry's files into the folder ``into``; False where there is none, or it is damaged

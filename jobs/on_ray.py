@@ -72,7 +72,6 @@ class OnRay(Executor):
             raise
 
     # -- placing steps
-    # -------------------------------------------------------------------------------------------------------
 
     def fits(self, step: Step, running: Sequence[Step], waiting: Sequence[Step]) -> bool:
         """Ray places what is submitted; only benchmarks are held back, until nothing else of the job is left
@@ -141,7 +140,6 @@ class OnRay(Executor):
         return nodes[chosen]
 
     # -- running them
-    # --------------------------------------------------------------------------------------------------------
 
     def start(
         self, step: Step, arguments: Sequence[str], stage: Path, log: Path, keep_open: Sequence[int]
@@ -174,9 +172,8 @@ class OnRay(Executor):
         """Of an order: nothing that names the run folder, and what of other folders the node must have
         itself."""
         assert self.bucket is not None
-        hashes = FileHashes(
-            self.run / "cache" / "hashes.json"
-        )  # as the step's key has just been computed from
+        # as the step's key has just been computed from
+        hashes = FileHashes(self.run / "cache" / "hashes.json")
         models = [checkpoint.source for checkpoint in step.sources]
         local = [
             *(path for path in step.files if path.is_absolute()),

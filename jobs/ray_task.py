@@ -117,9 +117,8 @@ def local_digest(path: Path, hashes: FileHashes) -> str:
     """Of a file, or of a checkpoint's folder. Errors: OSError, QuantwrightError where it is not there or not
     usable."""
     if path.is_dir():
-        return hashes.checkpoint(
-            open_checkpoint(path, trust_remote_code=True)
-        )  # headers only: nothing of it is executed
+        # headers only: nothing of it is executed
+        return hashes.checkpoint(open_checkpoint(path, trust_remote_code=True))
     return hashes.sha256(path)
 
 

@@ -40,9 +40,8 @@ class Record:
     pid: int = 0
     node: str = ""  # name of the machine
     size_bytes: int | None = None  # of an artifact
-    planned: dict[str, Any] = field(
-        default_factory=dict
-    )  # what the plan said: size_bytes, memory_bytes, low_s, high_s
+    # what the plan said: size_bytes, memory_bytes, low_s, high_s
+    planned: dict[str, Any] = field(default_factory=dict)
     detail: dict[str, Any] = field(default_factory=dict)
 
 

@@ -126,7 +126,6 @@ class Runner:
                 running.child.kill(why)
 
     # -- the loop
-    # --------------------------------------------------------------------------------------------------------
 
     def _loop(self) -> None:
         pending = list(self.plan.steps)
@@ -189,7 +188,6 @@ class Runner:
         return next(made.id for made in step.after if made.id in self.ended and made.id not in self.digests)
 
     # -- one step
-    # --------------------------------------------------------------------------------------------------------
 
     def _begin(self, step: Step) -> bool:
         """False where another run is making the same, for which it waits."""

@@ -104,9 +104,8 @@ def _audit(event: str, args: tuple[Any, ...]) -> None:
     if event == "exec":
         code = args[0]
         path = getattr(code, "co_filename", "<")
-        if (
-            not path.startswith("<") and _is_foreign(path) and code.co_names
-        ):  # without a name it is an empty __init__.py
+        # without a name it is an empty __init__.py
+        if not path.startswith("<") and _is_foreign(path) and code.co_names:
             _refuse(f"code of {path} was about to be executed")
     elif event in ("import", "ctypes.dlopen"):
         path = args[1] if event == "import" else args[0]

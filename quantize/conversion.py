@@ -189,9 +189,8 @@ def _manifest(
 ) -> Manifest:
     recipe, checkpoint, whole = work.recipe, work.checkpoint, work.held.whole
     parameters = checkpoint.parameters
-    with ThreadPoolExecutor(
-        1
-    ) as pool:  # of a conversion that little more than copies, hashing is the longest part
+    # of a conversion that little more than copies, hashing is the longest part
+    with ThreadPoolExecutor(1) as pool:
         source_digest = pool.submit(lambda: whole.digest)
         files = hash_files(stage, conversion.sha256)
     libraries = {name: metadata.version(name) for name in sorted({"numpy", *conversion.libraries})}

@@ -107,9 +107,8 @@ def _group(model: str, entries: list[Entry]) -> Group:
     loss = next((m for m in (KL_MEAN, PERPLEXITY) if any(row.value(m) is not None for row in rows)), KL_MEAN)
     rows = _fronts(rows, loss)
     rows.sort(key=lambda row: (not (row.cells or row.tasks), row.subject.size_bytes or 0, row.label))
-    if (
-        reference is not None and reference.subject.role != "reference"
-    ):  # it may have changed since: keep identity
+    # it may have changed since: keep identity
+    if reference is not None and reference.subject.role != "reference":
         reference = next(row for row in rows if row.subject == reference.subject)
     warnings += [*_warnings(rows), *_remarks((*rows, *floors))]
     if loss == KL_MEAN and not floors and any(row.value(loss) is not None for row in rows):

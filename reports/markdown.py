@@ -42,9 +42,8 @@ def escape(words: object) -> str:
     )
     for character in "|*_`[]~":
         out = out.replace(character, "\\" + character)
-    out = re.sub(
-        r"^(#*|[-+=]*|\d+)([#.)+=-])(?=\s|$)", r"\1\\\2", " ".join(out.split())
-    )  # what begins a heading, a list, a rule
+    # what begins a heading, a list, a rule
+    out = re.sub(r"^(#*|[-+=]*|\d+)([#.)+=-])(?=\s|$)", r"\1\\\2", " ".join(out.split()))
     return out.replace("://", "&#58;//").replace("www.", "www&#46;")
 
 

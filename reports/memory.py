@@ -12,9 +12,8 @@ from quantize.files import read_json
 from quantize.metrics import GPU_MEMORY_BYTES, PEAK_MEMORY_BYTES, TG_TOKENS_PER_S
 from reports.rows import Group, Row
 
-CACHE_BYTES = (
-    2  # of an element: half precision, the default of llama.cpp, vLLM and a bf16 model in transformers
-)
+# of an element: half precision, the default of llama.cpp, vLLM and a bf16 model in transformers
+CACHE_BYTES = 2
 ASSUMED_OVERHEAD = 512 << 20
 ASSUMED_SHARE = 0.10
 

@@ -121,9 +121,8 @@ def faults(
     waiting = iter(enumerate(inputs))
     found: list[Fault] = []
     left: tuple[int, tuple[str, T]] | None = None
-    while (
-        left := next(waiting, None)
-    ) is not None:  # one child a round: a new one only after a hang or a death
+    # one child a round: a new one only after a hang or a death
+    while (left := next(waiting, None)) is not None:
         receive, send = os.pipe()
         child = os.fork()
         if not child:

@@ -35,12 +35,10 @@ class Step(ABC):
     """
 
     kind: ClassVar[str]  # as records, keys and the plan's JSON spell it
-    alone: ClassVar[bool] = (
-        False  # others would spoil its numbers: nothing else of this machine runs beside it
-    )
-    timed: ClassVar[bool] = (
-        False  # measures speeds, which compare where all of a model's come from one machine
-    )
+    # others would spoil its numbers: nothing else of this machine runs beside it
+    alone: ClassVar[bool] = False
+    # measures speeds, which compare where all of a model's come from one machine
+    timed: ClassVar[bool] = False
     light: ClassVar[bool] = False  # reads the whole run folder, and needs little else
 
     arguments: tuple[str, ...]
@@ -71,7 +69,6 @@ class Step(ABC):
         return list(self.arguments)
 
     # -- its output
-    # --------------------------------------------------------------------------------------------------------
 
     def digest(self, run: Path) -> str | None:
         """Of what lies at the output's place, or None where that is not a whole output."""
@@ -121,7 +118,6 @@ class Step(ABC):
         return StepCost(self.id, self.kind, None, 0, LIGHT_BYTES, time, 1.0, self.kind)
 
     # -- between machines and runs
-    # --------------------------------------------------------------------------------------------------------
 
     def share(self, cache: SharedCache | BucketCache, run: Path) -> Share | None:
         """How what it makes goes through a cache shared with other runs; None: it does not."""

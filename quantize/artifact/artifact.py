@@ -85,9 +85,8 @@ class Source(Frozen):
     languages: tuple[str, ...] = ()
     tags: tuple[str, ...] = ()
     remote_code: bool = False
-    quantized: str = (
-        ""  # the tensors that were quantized in the source already, by type: "12 of Q4_K, 2 of Q6_K"
-    )
+    # the tensors that were quantized in the source already, by type: "12 of Q4_K, 2 of Q6_K"
+    quantized: str = ""
 
     @property
     def hub_id(self) -> str | None:

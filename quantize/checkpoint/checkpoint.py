@@ -30,6 +30,7 @@ from quantize.terminal import printable
 if TYPE_CHECKING:
     import torch
 
+# what others find here
 __all__ = [
     "Checkpoint",
     "TensorInfo",
@@ -37,7 +38,7 @@ __all__ = [
     "read_config",
     "read_safetensors_header",
     "read_weights",
-]  # what others find here
+]
 
 # Files that make up a tokenizer, and the other small files that belong to a model as served.
 TOKENIZER_FILES = (

@@ -20,9 +20,8 @@ if TYPE_CHECKING:
     import torch
 
 SHARD_BYTES = 5 * 10**9
-ALIGNMENT = (
-    64  # of the first tensor in a file, and of every tensor before the first whose size is no multiple of it
-)
+# of the first tensor in a file, and of every tensor before the first whose size is no multiple of it
+ALIGNMENT = 64
 
 
 class StoredTensors:

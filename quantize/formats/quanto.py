@@ -75,9 +75,8 @@ class QuantoFormat(FolderFormat):
             base = base.removesuffix("._data")
             if f"{base}._shift" in stored:
                 groups, width = stored.info[f"{base}._scale"].parameters, info.shape[1]
-                fields = (
-                    groups / info.shape[0]
-                )  # groups, packed `fields` to a byte, the last byte perhaps not full
+                # groups, packed `fields` to a byte, the last byte perhaps not full
+                fields = groups / info.shape[0]
                 found[base] = f"int{4 if fields <= 2 else 2} g{width}"
         return found
 

@@ -183,9 +183,8 @@ def load_quanto(
         with refusals(str(folder), "cannot build its model"):
             trust = {"trust_remote_code": trust_remote_code}
             config = AutoConfig.from_pretrained(seen, local_files_only=True, **trust)
-            with (
-                init_empty_weights()
-            ):  # parameters only: buffers that no file holds (rotary frequencies) stay real
+            # parameters only: buffers that no file holds (rotary frequencies) stay real
+            with init_empty_weights():
                 model = AutoModelForCausalLM.from_config(config, dtype=torch_dtype(dtype), **trust)
         try:
             mapping = read_json(folder / QUANTO_MAP)

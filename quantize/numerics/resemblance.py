@@ -34,9 +34,8 @@ def compare(source: np.ndarray, read: np.ndarray) -> Resemblance:
     if a.size == 0:
         return Resemblance(0.0, 1.0, -1, 1.0)
     aa, bb, ab, dd = (np.zeros(len(a)) for _ in range(4))
-    step = max(
-        1, (1 << 22) // columns
-    )  # rows at a time: double precision of a whole embedding would take gigabytes
+    # rows at a time: double precision of a whole embedding would take gigabytes
+    step = max(1, (1 << 22) // columns)
     for begin in range(0, len(a), step):
         part = slice(begin, begin + step)
         x, y = a[part].astype(np.float64), b[part].astype(np.float64)

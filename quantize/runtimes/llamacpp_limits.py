@@ -44,9 +44,8 @@ def check_metadata(file: GgufFile) -> None:
     if (experts := integer("expert_count")) is not None:
         demand("expert_count", 0 <= experts <= MAX_EXPERTS, f"at most {MAX_EXPERTS}")
         used = integer("expert_used_count") or 0
-        if (used or experts) and not isinstance(
-            file.kvs.get(f"{architecture}.expert_used_count"), list
-        ):  # one for each layer
+        # one for each layer
+        if (used or experts) and not isinstance(file.kvs.get(f"{architecture}.expert_used_count"), list):
             demand("expert_used_count", 0 < used <= experts, f"1 to the {experts} of expert_count")
     for key in EPSILONS:
         value = file.kvs.get(f"{architecture}.attention.{key}")

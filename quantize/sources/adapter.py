@@ -218,9 +218,8 @@ def _base_name(name: str, adapter: Adapter, checkpoint: Checkpoint) -> str | Non
 def _input_first(adapter: Adapter, module: str, checkpoint: Checkpoint) -> bool:
     if checkpoint.model_type in INPUT_FIRST:
         return module.rpartition(".")[2] in INPUT_FIRST[checkpoint.model_type]
-    return (
-        bool(adapter.config.fan_in_fan_out) and checkpoint.trust_remote_code
-    )  # of linear layers peft takes it back
+    # of linear layers peft takes it back
+    return bool(adapter.config.fan_in_fan_out) and checkpoint.trust_remote_code
 
 
 def _another_base(adapter: Adapter, name: str, checkpoint: Checkpoint) -> str:

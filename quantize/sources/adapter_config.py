@@ -36,9 +36,8 @@ REFUSED = {
 BASE_CHANGING = ("pissa", "olora", "corda", "loftq", "lora_ga")
 MAX_PATTERNS = 20_000  # peft writes one a module
 MAX_PATTERN_CHARACTERS = 512
-MAX_REPEATS = (
-    3  # of a pattern: the name of a module, of some 60 characters, is then decided in about 100,000 steps
-)
+# of a pattern: the name of a module, of some 60 characters, is then decided in about 100,000 steps
+MAX_REPEATS = 3
 #: a repeated group, a back reference: what makes a pattern take exponential time
 _ENDLESS = re.compile(r"\)[*+{]|\\[1-9]|\(\?P=|\(\?\(")
 

@@ -30,9 +30,8 @@ class Weights:
     """What the second reader's pass found."""
 
     checks: list[Check] = field(default_factory=list)
-    extra: set[str] = field(
-        default_factory=set
-    )  # read, but no tensor of the source: a tied head stored apart
+    # read, but no tensor of the source: a tied head stored apart
+    extra: set[str] = field(default_factory=set)
     spill: "Spill | None" = None
 
 

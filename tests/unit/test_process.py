@@ -91,9 +91,8 @@ def test_every_python_child_is_started_by_the_one_module() -> None:
     wrong = []
     for package in ("quantize", "evals", "reports", "benchmarks"):
         for path in sorted((ROOT / package).rglob("*.py")):
-            if (
-                "peers" in path.parts or path == ROOT / "quantize" / "process.py"
-            ):  # peers: other programs' own scripts
+            # peers: other programs' own scripts
+            if "peers" in path.parts or path == ROOT / "quantize" / "process.py":
                 continue
             for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
                 command = node.elts[0] if isinstance(node, (ast.List, ast.Tuple)) and node.elts else None

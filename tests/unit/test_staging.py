@@ -34,7 +34,6 @@ def names(folder: Path) -> list[str]:
 
 
 # -- what force may replace
-# ------------------------------------------------------------------------------------------------------
 
 
 def test_force_replaces_an_artifact_or_an_empty_folder_and_nothing_else(tmp_path: Path) -> None:
@@ -89,9 +88,8 @@ def test_force_never_replaces_what_is_read(tmp_path: Path) -> None:
         with pytest.raises(BadInput, match=r"(is|holds) .*, an input that would be lost"):
             claim_output(out, True, [given])
     made = artifact(tmp_path / "source" / "q8")
-    assert (
-        claim_output(made, True, [tmp_path / "source", tmp_path / "absent"]) == made
-    )  # within its source's folder
+    # within its source's folder
+    assert claim_output(made, True, [tmp_path / "source", tmp_path / "absent"]) == made
 
 
 def test_a_link_is_followed_and_one_to_nothing_refused(tmp_path: Path) -> None:
@@ -121,16 +119,14 @@ def test_a_run_folder_that_is_a_file(tmp_path: Path) -> None:
 
 
 # -- one step
-# ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(params=["one step", "two steps"])
 def steps(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """As on a file system that can exchange two names, and on one that cannot."""
     if request.param == "two steps":
-        monkeypatch.setattr(
-            "ctypes.CDLL", lambda *_, **__: object()
-        )  # a C library that does not know the call
+        # a C library that does not know the call
+        monkeypatch.setattr("ctypes.CDLL", lambda *_, **__: object())
     return str(request.param)
 
 
@@ -197,7 +193,6 @@ def test_the_users_umask_holds(tmp_path: Path) -> None:
 
 
 # -- what dead processes leave
-# ---------------------------------------------------------------------------------------------------
 
 WRITER = """
 import ctypes, os, signal, sys
@@ -311,7 +306,6 @@ def test_parts_of_files_that_dead_processes_left_go(tmp_path: Path) -> None:
 
 
 # -- full disks
-# ------------------------------------------------------------------------------------------------------------
 
 
 def _tofile() -> None:

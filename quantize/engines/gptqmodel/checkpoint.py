@@ -105,9 +105,8 @@ class _ShardWriter:
         for index, names in enumerate(self.shards):
             file = "model.safetensors" if count == 1 else f"model-{index + 1:05d}-of-{count:05d}.safetensors"
             os.rename(self.stage / f"shard-{index}", self.stage / file)
-            shutil.copymode(
-                self.stage / "config.json", self.stage / file
-            )  # safetensors makes files only their owner can read
+            # safetensors makes files only their owner can read
+            shutil.copymode(self.stage / "config.json", self.stage / file)
             weight_map |= dict.fromkeys(names, file)
         if count > 1:
             content = {"metadata": {"total_size": self.total}, "weight_map": dict(sorted(weight_map.items()))}

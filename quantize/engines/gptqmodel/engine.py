@@ -154,9 +154,8 @@ def _environment(run: RunOptions) -> None:
 
     ensure_kernel_environment()
     keep_hub_caches()
-    os.environ.setdefault(
-        "GPTQMODEL_CPU_WORKERS", str(max(2, run.resolved_threads))
-    )  # fewer than its file readers: it fails
+    # fewer than its file readers: it fails
+    os.environ.setdefault("GPTQMODEL_CPU_WORKERS", str(max(2, run.resolved_threads)))
     os.environ.setdefault("LOGBAR_ANIMATION", "0")
 
 
@@ -204,9 +203,8 @@ def _surviving_workers() -> Iterator[None]:
 
     def keep(self: Any, error: BaseException) -> None:
         frames = traceback.extract_tb(error.__traceback__)
-        if any(
-            frame.name == "_run_warmup" for frame in frames
-        ):  # its task is never answered: waiting for it would not end
+        # its task is never answered: waiting for it would not end
+        if any(frame.name == "_run_warmup" for frame in frames):
             original(self, error)
         failures.append(error)
 

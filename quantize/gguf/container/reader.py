@@ -292,9 +292,8 @@ class _Parser:
     def tensor_size(self, name: str, shape: tuple[int, ...], number: int) -> int:
         kind = self.tensor_type(name, number)
         block = GGML_QUANT_SIZES[kind][0]
-        if any(
-            not 0 < extent < 1 << 63 for extent in shape
-        ):  # no tensor is empty in a real file, and 2**62 x 2**62 x 0 is not an array
+        # no tensor is empty in a real file, and 2**62 x 2**62 x 0 is not an array
+        if any(not 0 < extent < 1 << 63 for extent in shape):
             raise self.fail(f"tensor {name} of shape {list(shape)}")
         if shape[-1] % block:
             raise self.fail(

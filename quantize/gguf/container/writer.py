@@ -239,9 +239,8 @@ def _write_data(
     clock: _Clock,
     progress: Callable[[int], None],
 ) -> None:
-    waiting: deque[tuple[Planned, Future[np.ndarray], int, int]] = (
-        deque()
-    )  # tensor, chunk, weights, padding after it
+    # tensor, chunk, weights, padding after it
+    waiting: deque[tuple[Planned, Future[np.ndarray], int, int]] = deque()
     in_flight = 0
 
     def write_one() -> None:

@@ -29,8 +29,7 @@ class Mapped:
 @dataclass(frozen=True)
 class FamilyPlan:
     architecture: str  # llama.cpp's name: llama, qwen2, gemma3, ...
-    kvs: dict[
-        str, tuple[Any, GGUFValueType]
-    ]  # hyperparameters as llama.cpp's converter writes them; arrays as (list, ARRAY)
+    # hyperparameters as llama.cpp's converter writes them; arrays as (list, ARRAY)
+    kvs: dict[str, tuple[Any, GGUFValueType]]
     tensors: list[Mapped]  # in the order in which llama.cpp's converter would write them
     notes: list[Note]

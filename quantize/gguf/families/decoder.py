@@ -74,9 +74,8 @@ class Family:
     rope: frozenset[str] | None = frozenset()
     #: columns of a head that are rotated, where partial_rotary_factor may leave some out
     rotated: Callable[[Hyperparameters], int] | None = None
-    defaults: Mapping[str, Any] = field(
-        default_factory=dict
-    )  # of config keys left out, as the config class has them
+    # of config keys left out, as the config class has them
+    defaults: Mapping[str, Any] = field(default_factory=dict)
     check: Callable[[Hyperparameters], list[Note]] = lambda h: []
     prefix: str = "model."  # of source names, that some checkpoints leave out (what a base model saved)
     activations: tuple[str, ...] = ("silu",)  # the ones that llama.cpp's graph computes for this architecture

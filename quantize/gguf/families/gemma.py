@@ -118,10 +118,11 @@ def gemma2_check(h: Hyperparameters) -> list[Note]:
 
 
 COMMON = {"head_dim": 256, "rms_norm_eps": 1e-6, "tie_word_embeddings": True}
+# early configs say gelu and mean the tanh form, as transformers assumes too
 TANH = (
     "gelu_pytorch_tanh",
     "gelu",
-)  # early configs say gelu and mean the tanh form, as transformers assumes too
+)
 GEMMA = Family(
     architecture="gemma",
     layer=(

@@ -58,9 +58,8 @@ def phi3_kvs(h: Hyperparameters) -> KVs:
         "attention.sliding_window": (h.find("sliding_window") or 0, U32),
     }
     rope = read_rope(h)
-    if (
-        rope.kind == "longrope"
-    ):  # llama.cpp's phi3 takes the factors whatever the type of scaling, which its converter leaves out
+    # llama.cpp's phi3 takes the factors whatever the type of scaling, which its converter leaves out
+    if rope.kind == "longrope":
         kvs["rope.scaling.attn_factor"] = (rope.attention, F32)
     elif rope.kind != "default":
         raise Unsupported(f"{h.source}: rope scaling of type {rope.kind!r}; a Phi-3 has longrope or none")

@@ -63,9 +63,8 @@ class Metadata:
 
     def _one(self, key: str, default: float | None) -> Any:
         value = self.find(key)
-        if (
-            isinstance(value, list) and value and all(each == value[0] for each in value)
-        ):  # one per layer, all equal
+        # one per layer, all equal
+        if isinstance(value, list) and value and all(each == value[0] for each in value):
             return value[0]
         return default if value is None else value
 
@@ -147,9 +146,8 @@ def _scaling(m: Metadata, config: dict[str, Any]) -> dict[str, Any] | None:
             ):
                 if m.find(f"rope.scaling.{ours}") is not None:
                     scaling[theirs] = _exact(m.number(f"rope.scaling.{ours}"))
-            if (
-                m.find("rope.scaling.attn_factor") is not None
-            ):  # what llama.cpp reads, in addition to YaRN's usual factor
+            # what llama.cpp reads, in addition to YaRN's usual factor
+            if m.find("rope.scaling.attn_factor") is not None:
                 scaling["attention_factor"] = _exact(
                     m.number("rope.scaling.attn_factor") * growth(scaling["factor"])
                 )

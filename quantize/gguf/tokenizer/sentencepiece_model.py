@@ -14,6 +14,7 @@ from pathlib import Path
 from quantize.errors import BadInput
 
 UNIGRAM, BPE, WORD, CHAR = 1, 2, 3, 4  # TrainerSpec.ModelType
+# SentencePiece.Type; GGUF's numbers are the same
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = (
     1,
     2,
@@ -21,7 +22,7 @@ NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = (
     4,
     5,
     6,
-)  # SentencePiece.Type; GGUF's numbers are the same
+)
 _PIECE = 1
 _TRAINER, _NORMALIZER = 2, 3  # fields of ModelProto
 _MODEL_TYPE, _SUFFIX = 3, 24  # fields of TrainerSpec

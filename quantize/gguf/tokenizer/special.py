@@ -113,9 +113,8 @@ def special_kvs(
         for n in _listed_eos(checkpoint)
         if n != ids.get("eos") and 0 <= n < size and vocabulary.tokens[n] not in ENDS
     ]
-    given = dict(
-        zip((T.EOT_ID, T.EOM_ID), ends, strict=False)
-    )  # as separate end tokens: of a turn, of a message
+    # as separate end tokens: of a turn, of a message
+    given = dict(zip((T.EOT_ID, T.EOM_ID), ends, strict=False))
     kvs |= {key: ({**by_text, **given}[key], U32) for key in BY_TEXT if key in by_text or key in given}
     if len(ends) > len(given):
         texts = [vocabulary.tokens[n] for n in ends[len(given) :]]

@@ -93,9 +93,8 @@ def test_batches_and_attention(kind: str, make_checkpoint: Callable[..., Path], 
     assert protocols == {"pp16", "pp16@b4", "tg4", "tg4@b4", "tg4@d8", "tg4@d8@b4"}
     samples = {row["metric"]: row["samples"] for row in rows if row["protocol"] == "pp16@b4"}
     for rate, first_ms in zip(samples["pp_tokens_per_s"], samples["ttft_ms"], strict=True):
-        assert (
-            64 / rate <= first_ms / 1e3
-        )  # the first token of four rows comes after their 64 tokens, on any machine
+        # the first token of four rows comes after their 64 tokens, on any machine
+        assert 64 / rate <= first_ms / 1e3
     assert {row["protocol_parameters"].get("attention") for row in rows} == {"eager"}
     if kind == "folder":
         assert rows[0]["environment"]["runtime"]["attention"] == "eager"

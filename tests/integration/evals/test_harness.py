@@ -110,9 +110,8 @@ def requests_of(pairs: list[tuple[str, ...]]) -> list:  # type: ignore[type-arg]
 def test_loglikelihood_and_greediness_with_shared_and_truncated_inputs() -> None:
     model = letters_model()
     lm = RuntimeLM(model, None, SpecialIds(0, 0))
-    best = chr(
-        int(model.table[model.tokenize("x", False)[0]].argmax()) - 1 + 59
-    )  # some text whose one token is that id
+    # some text whose one token is that id
+    best = chr(int(model.table[model.tokenize("x", False)[0]].argmax()) - 1 + 59)
     assert model.tokenize(best, False) == [int(model.table[model.tokenize("x", False)[0]].argmax())]
     pairs = [("ab", "c"), ("ab", "d"), ("ab", "cd"), ("x", best), ("  ", "ab"), ("", "ab"), ("q" * 100, "rs")]
     got = lm.loglikelihood(requests_of(pairs))

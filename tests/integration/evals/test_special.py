@@ -185,9 +185,8 @@ def test_what_the_files_of_a_model_say(models: dict[str, Path], tmp_path: Path) 
     (bare / "config.json").write_text(
         json.dumps({"text_config": {"bos_token_id": 3, "eos_token_id": [8, 9]}})
     )
-    assert of_source(SourceTokenizer.open(bare), [bare]) == SpecialIds(
-        3, 8, frozenset({8, 9})
-    )  # the tokenizer names none
+    # the tokenizer names none
+    assert of_source(SourceTokenizer.open(bare), [bare]) == SpecialIds(3, 8, frozenset({8, 9}))
 
 
 def test_a_gguf_says_it_itself(models: dict[str, Path], tmp_path: Path) -> None:

@@ -118,8 +118,7 @@ def test_how_many_windows_and_which(protocol: str, tokens: int, expected: int) -
     assert len(set(chosen.tolist())) == expected
     assert sorted(chosen) == list(chosen)
     count = len(windows.windows)
-    assert (
-        abs(int(chosen[0]) - (count - 1 - int(chosen[-1]))) <= 1
-    )  # as far from the beginning as from the end
+    # as far from the beginning as from the end
+    assert abs(int(chosen[0]) - (count - 1 - int(chosen[-1]))) <= 1
     assert np.ptp(np.diff(chosen)) <= 1
     assert len(chosen_windows(windows, "full")) == count

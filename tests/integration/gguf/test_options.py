@@ -24,9 +24,8 @@ def checkpoint(make_checkpoint: Callable[..., Path]) -> Path:
 
 @pytest.fixture(scope="module")
 def matrix(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = (
-        tmp_path_factory.mktemp("matrix") / "my, own.gguf"
-    )  # a comma separates parameters of short spellings
+    # a comma separates parameters of short spellings
+    path = tmp_path_factory.mktemp("matrix") / "my, own.gguf"
     values = np.random.default_rng(0).lognormal(0, 2, (1, 256)).astype(np.float32)
     write_imatrix(
         path,

@@ -251,10 +251,11 @@ def test_engine_opens_it(made: SimpleNamespace) -> None:
 
     from quantize.quiet import quiet
 
+    # it wants a tokenizer; conversion copies the source's
     for name in (
         "tokenizer.json",
         "tokenizer_config.json",
-    ):  # it wants a tokenizer; conversion copies the source's
+    ):
         (made.folder / name).write_bytes((made.source.folder / name).read_bytes())
     try:
         with quiet(), torch.no_grad():

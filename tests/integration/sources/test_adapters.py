@@ -124,9 +124,8 @@ def combinations() -> list[tuple[bool, bool, tuple[str, ...], tuple[str, ...]]]:
     for tied, ensured in ((True, False), (True, True), (False, False)):
         for targets in ((), ("embed_tokens",), ("lm_head",), ("embed_tokens", "lm_head")):
             for whole in ((), ("embed_tokens",), ("lm_head",), ("embed_tokens", "lm_head")):
-                if not set(targets) & set(whole) and not (
-                    ensured and targets and whole
-                ):  # peft makes none of these
+                # peft makes none of these
+                if not set(targets) & set(whole) and not (ensured and targets and whole):
                     out.append((tied, ensured, targets, whole))
     return out
 
@@ -236,9 +235,8 @@ def test_bfloat16_base_is_rounded_once(tmp_path: Path) -> None:
     merged = merge_adapter(source, lora)
     name = "model.layers.0.self_attn.q_proj.weight"
     assert merged.tensors[name].dtype == "BF16"
-    delta = expected[name] - open_checkpoint(base).read_float32(
-        name
-    )  # of the unrounded base: off by its rounding
+    # of the unrounded base: off by its rounding
+    delta = expected[name] - open_checkpoint(base).read_float32(name)
     a, b = (
         load_file(lora / "adapter_model.safetensors")[f"base_model.model.{name[:-7]}.lora_{x}.weight"]
         for x in "AB"

@@ -147,9 +147,8 @@ def test_all_files_of_a_repository_one_on_disk_beside_the_reference(hub: Hub, tm
     assert "reference: org/small-GGUF:F16, the largest" in done.stderr
     written = [row["detail"]["items"] for row in rows if row["metric"] == "generations"]
     assert [len(items) for items in written] == [3, 3, 3]
-    assert all(
-        item["text"] for item in written[0]
-    )  # spelled by llama.cpp's own tokenizer: there is no source
+    # spelled by llama.cpp's own tokenizer: there is no source
+    assert all(item["text"] for item in written[0])
     parts = [name for name in hub.repositories["org/small-GGUF"] if name.startswith("F16/")]
     assert len(parts) > 1
     assert sorted(hub.sent) == sorted([*parts, "small-Q4_0.gguf", "small-Q8_0.gguf"])
@@ -305,11 +304,12 @@ def test_of_the_weights_only_what_is_loaded_is_fetched(
             path.relative_to(folder).as_posix() for path in Path(folder).rglob("*") if path.is_file()
         } == {*needed, *SMALL}
     assert sorted(hub.sent) == sorted({*needed, *SMALL})
+    # its code is trusted
     command = [
         sys.executable,
         "-c",
         script.replace("[1]", "[1], code=True"),
         "org/large",
-    ]  # its code is trusted
+    ]
     subprocess.run(command, capture_output=True, env=environment(hub), timeout=120, check=True)
     assert hub.sent[len({*needed, *SMALL}) :] == ["modeling_x.py"]

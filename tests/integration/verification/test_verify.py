@@ -311,11 +311,12 @@ def test_a_runtime_that_computes_something_else(
 def test_a_runtime_that_gives_nan(artifacts: dict[str, Artifact], source: Path, tmp_path: Path) -> None:
     def change(folder: Path) -> None:
         config = json.loads((folder / "config.json").read_text())
+        # beyond float32's range
         config["rope_parameters"] = {
             "rope_type": "linear",
             "rope_theta": 1e-30,
             "factor": 1e-12,
-        }  # beyond float32's range
+        }
         (folder / "config.json").write_text(json.dumps(config))
 
     failed = failed_check(reverify("bnb-nf4", artifacts, source, tmp_path, change, "full"))

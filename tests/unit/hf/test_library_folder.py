@@ -169,9 +169,8 @@ def test_a_library_that_trusts_by_itself_finds_nothing(folder: Path) -> None:
         pytest.raises(Unsupported, match=r"evil\.py was about to be executed.*--trust-remote-code"),
         library_folder(folder, False),
     ):
-        Tokenicer.load(
-            str(folder), trust_remote_code=False
-        )  # where the folder is not the cleaned one: the guard
+        # where the folder is not the cleaned one: the guard
+        Tokenicer.load(str(folder), trust_remote_code=False)
     assert not ran(folder)
     with library_folder(folder, True) as seen:
         Tokenicer.load(str(seen), trust_remote_code=False)
@@ -259,9 +258,8 @@ def test_every_library_is_told_whether_code_is_trusted() -> None:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
                 continue
-            told = any(
-                word.arg in ("trust_remote_code", None) for word in node.keywords
-            )  # None: a mapping of them
+            # None: a mapping of them
+            told = any(word.arg in ("trust_remote_code", None) for word in node.keywords)
             if node.func.attr in ("from_pretrained", "from_config") and not told:
                 wrong.append(f"{path.relative_to(ROOT)}:{node.lineno}")
     assert not wrong, wrong

@@ -130,9 +130,8 @@ def test_foreign_gguf_joins_the_reference_it_was_measured_against(tmp_path: Path
         size_bytes=1,
     )
     write_results(results_path(run, s.name, "eval"), s, quality(s, 0.02, "llama.cpp"))
-    bench = Subject(
-        name=s.name, recipe="x.Q4_K_M", size_bytes=1
-    )  # as bench writes it: no digest, the file's stem
+    # as bench writes it: no digest, the file's stem
+    bench = Subject(name=s.name, recipe="x.Q4_K_M", size_bytes=1)
     write_results(results_path(run, s.name, "bench"), bench, speed(bench, 90, "llama.cpp"))
     (group,) = compare(load([run])).groups
     row = next(row for row in group.rows if row.family == "GGUF" and "x.Q4" in row.label)

@@ -104,9 +104,8 @@ def test_terms_languages_and_tags_of_the_source(tmp_path: Path) -> None:
     said: list[str] = []
     data = ModelCard(card_bytes(artifact, CardOptions("me/x"), said)).data.to_dict()
     assert (data["license"], data["license_name"], data["language"]) == ("other", "acme-1.0", ["de", "no"])
-    assert (
-        data["license_link"] == "https://huggingface.co/org/small/blob/abc123/LICENSE"
-    )  # the file is not among the artifact's
+    # the file is not among the artifact's
+    assert data["license_link"] == "https://huggingface.co/org/small/blob/abc123/LICENSE"
     assert {"chat", "a --- b"} < set(data["tags"])
     assert "Safetensors" not in data["tags"]
     assert said == ["no --results: the model card will show no measured numbers"]

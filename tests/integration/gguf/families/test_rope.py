@@ -19,11 +19,12 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # transformers' remarks on od
 TRAINED, POSITIONS = 32, 96
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": TRAINED}
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+# as many as there are frequencies
 LONG = {
     "rope_type": "longrope",
     "long_factor": "2..",
     "short_factor": "1..",
-}  # as many as there are frequencies
+}
 KINDS: dict[str, dict[str, Any]] = {
     "default": {"rope_type": "default"},
     "linear": {"rope_type": "linear", "factor": 4.0},

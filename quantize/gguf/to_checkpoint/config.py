@@ -10,73 +10,14 @@ from quantize.errors import BadInput, Unsupported
 from quantize.gguf.container.reader import GgufFile
 from quantize.gguf.families.config import Hyperparameters
 from quantize.gguf.families.rope import growth, llama3_divisors, read_rope
+from quantize.gguf.to_checkpoint.metadata import MOST_HEAD, Metadata, exact
 from quantize.gguf.tokenizer.chat_templates import token_of
 from quantize.terminal import printable
-
-MOST = 2**31 - 1  # of any size: what configs and llama.cpp count in
-MOST_HEAD = 1 << 16
-LARGEST_FLOAT = float(np.finfo(np.float32).max)
 
 # (factor is read off) low, high, original context: of the models published with this scaling
 LLAMA3_KNOWN = [
     (1.0, 4.0, 8192),
 ]
-
-
-class Metadata:
-    """Hyperparameters of one GGUF by their names without ``{arch}.``."""
-
-    def __init__(self, file: GgufFile):
-        self.file = file
-        self.architecture = str(file.kvs.get("general.architecture", ""))
-
-    def find(self, key: str) -> Any:
-        return self.file.kvs.get(f"{self.architecture}.{key}")
-
-    def number(self, key: str, default: float | None = None) -> float:
-        """A float32 in llama.cpp. Errors: BadInput where the key is missing without a default, or is not
-        one positive number of that range."""
-        value = self._one(key, default)
-        if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value <= LARGEST_FLOAT:
-            raise self._wrong(key, value, "one positive number that a float32 holds")
-        return value
-
-    def integer(self, key: str, default: int | None = None, most: int = MOST) -> int:
-        """Errors: BadInput where the key is missing without a default, or is not an integer from 1 to
-        ``most``."""
-        value = self._one(key, default)
-        if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= most:
-            raise self._wrong(key, value, f"an integer from 1 to {most}")
-        return value
-
-    def experts(self) -> int:
-        """As many as the tensors hold. Errors: BadInput where the file says otherwise."""
-        stacked = self.file.tensors.get("blk.0.ffn_down_exps.weight")
-        count = self.integer("expert_count")
-        if stacked is None or stacked.shape[0] != count:
-            there = stacked.shape[0] if stacked else "no"
-            raise BadInput(
-                f"{self.file.path}: {self.architecture}.expert_count "
-                f"of {count}, but tensors of {there} experts"
-            )
-        return count
-
-    def _one(self, key: str, default: float | None) -> Any:
-        value = self.find(key)
-        # one per layer, all equal
-        if isinstance(value, list) and value and all(each == value[0] for each in value):
-            return value[0]
-        return default if value is None else value
-
-    def _wrong(self, key: str, value: Any, expected: str) -> BadInput:
-        found = "has none" if value is None else f"has {printable(value, 60)}"
-        return BadInput(
-            f"{self.file.path}: expected {expected} as "
-            f"{printable(self.architecture, 60)}.{key}, the file {found}"
-        )
-
-    def has(self, tensor: str) -> bool:
-        return tensor in self.file.tensors
 
 
 def to_config(file: GgufFile) -> dict[str, Any]:
@@ -111,7 +52,7 @@ def to_config(file: GgufFile) -> dict[str, Any]:
         "num_attention_heads": heads,
         "num_key_value_heads": m.integer("attention.head_count_kv", heads, most=heads),
         "max_position_embeddings": m.integer("context_length"),
-        "rms_norm_eps": _exact(m.number("attention.layer_norm_rms_epsilon")),
+        "rms_norm_eps": exact(m.number("attention.layer_norm_rms_epsilon")),
         "rope_theta": float(m.number("rope.freq_base", 10000.0)),
         "tie_word_embeddings": not m.has("output.weight"),
         "head_dim": m.integer(
@@ -128,15 +69,10 @@ def to_config(file: GgufFile) -> dict[str, Any]:
     return ARCHITECTURES[m.architecture](m, config)
 
 
-def _exact(value: float) -> float:
-    """The decimal number that a float32 was most likely written as (1e-06, not 9.999999974752427e-07)."""
-    return float(str(np.float32(value)))
-
-
 def _scaling(m: Metadata, config: dict[str, Any]) -> dict[str, Any] | None:
     kind = m.find("rope.scaling.type")
     if kind in ("linear", "yarn"):
-        scaling: dict[str, Any] = {"rope_type": kind, "factor": _exact(m.number("rope.scaling.factor"))}
+        scaling: dict[str, Any] = {"rope_type": kind, "factor": exact(m.number("rope.scaling.factor"))}
         if kind == "yarn":
             scaling["original_max_position_embeddings"] = m.integer("rope.scaling.original_context_length")
             for ours, theirs in (
@@ -145,10 +81,10 @@ def _scaling(m: Metadata, config: dict[str, Any]) -> dict[str, Any] | None:
                 ("yarn_beta_slow", "beta_slow"),
             ):
                 if m.find(f"rope.scaling.{ours}") is not None:
-                    scaling[theirs] = _exact(m.number(f"rope.scaling.{ours}"))
+                    scaling[theirs] = exact(m.number(f"rope.scaling.{ours}"))
             # what llama.cpp reads, in addition to YaRN's usual factor
             if m.find("rope.scaling.attn_factor") is not None:
-                scaling["attention_factor"] = _exact(
+                scaling["attention_factor"] = exact(
                     m.number("rope.scaling.attn_factor") * growth(scaling["factor"])
                 )
         return scaling
@@ -167,7 +103,7 @@ def _llama3(m: Metadata, config: dict[str, Any]) -> dict[str, Any]:
     Errors: Unsupported where none of the published ones fit.
     """
     stored = m.file.dequantize("rope_freqs.weight")
-    factor = _exact(float(stored.max()))
+    factor = exact(float(stored.max()))
     for low, high, context in LLAMA3_KNOWN:
         scaling = {
             "rope_type": "llama3", "factor": factor, "low_freq_factor": low, "high_freq_factor": high,
@@ -283,7 +219,7 @@ def _layer_types(m: Metadata, layers: int, period: int) -> list[str]:
 
 
 def _gemma2(m: Metadata, config: dict[str, Any]) -> dict[str, Any]:
-    caps = {key: _exact(m.number(key)) for key in ("attn_logit_softcapping", "final_logit_softcapping")}
+    caps = {key: exact(m.number(key)) for key in ("attn_logit_softcapping", "final_logit_softcapping")}
     return {
         "architectures": ["Gemma2ForCausalLM"], "model_type": "gemma2", **config,
         "hidden_activation": "gelu_pytorch_tanh",

@@ -1,0 +1,119 @@
+"""Round to nearest: the scale and zero point of every group by search, then each weight by itself."""
+
+from typing import TYPE_CHECKING
+
+from quantize.errors import StepFailed
+from quantize.numerics.grids import LARGEST_SCALE, Codes, Grid, steps, stored_scale
+
+if TYPE_CHECKING:
+    import torch
+
+#: scales tried for a group, from the one that clips nothing to a share, by bits, of the one that spans the
+#: extremes
+POINTS, NARROWEST = 24, {2: 0.4, 3: 0.4, 4: 0.5, 8: 0.8}
+#: least-squares steps that start from the best of these
+REFINEMENTS = 2
+#: weights searched at a time, to bound memory
+CHUNK = 1 << 22
+
+
+def round_to_nearest(
+    weight: "torch.Tensor", grid: Grid, importance: "torch.Tensor | None" = None, points: int = POINTS
+) -> Codes:
+    """``weight`` (o, i) float on the grid that ``find_grid`` gives, each weight to the nearest code."""
+    scales, zeros = find_grid(weight, grid, importance, points)
+    return codes_on(weight, grid, scales, zeros)
+
+
+def codes_on(weight: "torch.Tensor", grid: Grid, scales: "torch.Tensor", zeros: "torch.Tensor") -> Codes:
+    """The nearest codes of ``weight`` (o, i) under given ``scales`` and ``zeros`` (o, g)."""
+    import torch
+
+    zero = zeros[..., None].to(weight.dtype)
+    grouped = weight.unflatten(1, (scales.shape[1], -1))
+    whole = steps(grouped, 1 / scales[..., None].to(weight.dtype), -zero, grid.top - zero)
+    return Codes((whole + zero).flatten(1).to(torch.uint8), scales.to(torch.float32), zeros)
+
+
+def find_grid(
+    weight: "torch.Tensor", grid: Grid, importance: "torch.Tensor | None" = None, points: int = POINTS
+) -> "tuple[torch.Tensor, torch.Tensor]":
+    """Scales (o, g) float32 that float16 holds, and zero points (o, g) int32, for ``weight`` (o, i).
+
+    ``points`` 1: from the extremes of each group (0 among them). More: that many scales, in equal steps from
+    the one that clips nothing to a share of the extremes' (``NARROWEST``), then ``REFINEMENTS`` steps of
+    least squares for the scale with the codes held fixed; the least sum of importance * (weight - value)**2
+    wins, where values are those of the scale as float16 holds it. ``importance`` (i,), not negative; None:
+    ones.
+
+    Errors: StepFailed where a weight is not finite, or so large that float16 holds no scale for it;
+    ValueError where groups do not divide the inputs.
+    """
+    import torch
+
+    outputs, inputs = weight.shape
+    size = grid.columns(inputs)
+    largest = float(weight.abs().max()) if weight.numel() else 0.0
+    if not largest < float("inf"):
+        raise StepFailed("the weights hold NaN or Inf: they cannot be quantized; check the checkpoint")
+    if largest > LARGEST_SCALE * grid.top / 2:
+        raise StepFailed(
+            f"a weight of {largest:.4g} needs a scale above {LARGEST_SCALE:.0f}, the largest number of "
+            "float16, in which the format stores scales: leave this matrix unquantized"
+        )
+    shares = torch.ones(inputs) if importance is None else importance
+    shares = shares.to(weight.device, weight.dtype).reshape(-1, size)
+    scales = torch.empty(outputs, inputs // size, dtype=weight.dtype, device=weight.device)
+    zeros = torch.empty_like(scales)
+    rows = max(1, CHUNK // max(1, inputs))
+    for start in range(0, outputs, rows):
+        part = slice(start, start + rows)
+        scales[part], zeros[part] = _search(weight[part].unflatten(1, (-1, size)), shares, grid, points)
+    return scales.to(torch.float32), zeros.to(torch.int32)
+
+
+def _search(
+    groups: "torch.Tensor", shares: "torch.Tensor", grid: Grid, points: int
+) -> "tuple[torch.Tensor, torch.Tensor]":
+    """Scales and zero points (o, g) for ``groups`` (o, g, size), errors weighted by ``shares`` (g, size)."""
+    import torch
+
+    low, high = groups.amin(-1).clamp(max=0), groups.amax(-1).clamp(min=0)
+    if grid.symmetric:
+        extremes, widest = torch.maximum(-low, high) * 2 / grid.top, grid.top / 2 / (grid.middle - 1)
+    else:
+        extremes = torch.maximum((high - low) / grid.top, high / (grid.top - grid.lowest_zero))
+        widest = grid.top / (grid.top - 1)
+    middle = torch.full_like(extremes, grid.middle)
+
+    def zero_points(scale: "torch.Tensor", factor: float) -> "torch.Tensor":
+        if grid.symmetric:
+            return middle
+        return (-low * factor / scale).round_().clamp_(grid.lowest_zero, grid.top)
+
+    def nearest(scale: "torch.Tensor", zero: "torch.Tensor") -> "torch.Tensor":
+        return steps(groups, 1 / scale[..., None], -zero[..., None], grid.top - zero[..., None])
+
+    best = stored_scale(extremes)
+    zero = zero_points(best, 1)
+    if points == 1:
+        return best, zero
+    least = torch.full_like(best, torch.inf)
+    for step in range(points):
+        factor = widest + (NARROWEST[grid.bits] - widest) * step / (points - 1)
+        scale = stored_scale(extremes * factor)
+        candidate = zero_points(scale, factor)
+        error = nearest(scale, candidate).mul_(-scale[..., None]).add_(groups).square_().mul_(shares).sum(-1)
+        better = error < least
+        least = torch.where(better, error, least)
+        best, zero = torch.where(better, scale, best), torch.where(better, candidate, zero)
+    for _ in range(REFINEMENTS):
+        whole = nearest(best, zero)
+        weighted = whole * shares
+        squares = (weighted * whole).sum(-1)
+        scale = (weighted * groups).sum(-1) / torch.where(squares > 0, squares, 1)
+        scale = stored_scale(torch.where(squares > 0, scale, best))
+        error = nearest(scale, zero).mul_(-scale[..., None]).add_(groups).square_().mul_(shares).sum(-1)
+        better = error < least
+        least, best = torch.where(better, error, least), torch.where(better, scale, best)
+    return best, zero

@@ -23,10 +23,18 @@ Read = Callable[[str], np.ndarray]
 @dataclass(frozen=True)
 class Part:
     """One parameter: the checkpoint's tensors that it is made of, and how; None: it is that one tensor,
-    unchanged."""
+    unchanged.
+
+    ``operations``: transformers' names of what is done, with the axis; ``patterns``: of each source, the
+    number of the converter's pattern that it has; ``start``: rows of the source before this parameter, where
+    several parameters are made of it.
+    """
 
     sources: tuple[str, ...]
     make: "Callable[[list[torch.Tensor]], torch.Tensor] | None" = None
+    operations: tuple[tuple[str, int], ...] = ()
+    patterns: tuple[int, ...] = ()
+    start: int = 0
 
     def read(self, read: Read) -> np.ndarray:
         if self.make is None:
@@ -80,18 +88,30 @@ def _converted(checkpoint: Checkpoint, model: "PreTrainedModel") -> dict[str, Pa
     for known, (converter, members) in groups.items():
         sources = tuple(name for _, name in members)
         convert = partial(_convert, converter, known, [pattern for pattern, _ in members], model)
+        numbers = tuple(converter.source_patterns.index(pattern) for pattern, _ in members)
         shapes = [torch.empty(checkpoint.tensors[name].shape, device="meta") for name in sources]
-        for made in convert(shapes):
-            parts[made] = Part(
-                sources, partial(lambda made, convert, tensors: convert(tensors)[made], made, convert)
-            )
-            state[made] = convert(shapes)[made]
+        start = 0
+        for made, value in convert(shapes).items():
+            operations = tuple(_operation(each, shapes[0], value) for each in converter.operations)
+            make = partial(lambda made, convert, tensors: convert(tensors)[made], made, convert)
+            parts[made] = Part(sources, make, operations, numbers, start)
+            state[made] = value
+            start += value.shape[0]
     _tie(model, parts)
     for name, part in parts.items():
         shape = tuple(state[name].shape) if part.make else checkpoint.tensors[part.sources[0]].shape
         if parameters.get(name) != shape:
             return None
     return parts
+
+
+def _operation(operation: Any, source: "torch.Tensor", made: "torch.Tensor") -> tuple[str, int]:
+    """(name, axis); "Same" for a transposition that finds the axes in order."""
+    name = type(operation).__name__
+    if name != "Transpose":
+        return name, getattr(operation, "dim", -1)
+    turned = not operation.check_dims or source.shape != made.shape
+    return ("Transpose" if turned else "Same"), min(operation.dim0, operation.dim1)
 
 
 def _convert(

@@ -47,6 +47,7 @@ class Computed:
     def __init__(self, rounding: float = 2.0**-20):
         self.rounding = rounding
         self._sketches: dict[str, np.ndarray] = {}
+        self._sources: dict[str, np.ndarray] = {}
 
     def __contains__(self, name: str) -> bool:
         return name in self._sketches
@@ -59,11 +60,26 @@ class Computed:
             rows[unknown] = np.nan
         self._sketches[name] = rows
 
+    def took(self, name: str, source: np.ndarray) -> None:
+        """``source`` float32, of the source's shape: the values that the engine had in memory as this tensor
+        before it quantized, exactly the source's if it took the right one."""
+        self._sources[name] = sketch(source)
+
+    def has_source(self, name: str) -> bool:
+        return name in self._sources
+
     def differing_rows(self, name: str, values: np.ndarray) -> np.ndarray:
+        return self._differing(self._sketches[name], values, self.rounding)
+
+    def rows_of_another_source(self, name: str, source: np.ndarray) -> np.ndarray:
+        return self._differing(self._sources[name], source, 2.0**-40)
+
+    @staticmethod
+    def _differing(known: np.ndarray, values: np.ndarray, rounding: float) -> np.ndarray:
         rows = sketch(values)
-        if rows.shape != self._sketches[name].shape:
+        if rows.shape != known.shape:
             return np.arange(1)
-        return differing_rows(rows, self._sketches[name], values, self.rounding)
+        return differing_rows(rows, known, values, rounding)
 
 
 @dataclass
@@ -80,5 +96,7 @@ class Conversion:
     notes: list[Note] = field(default_factory=list)
     details: dict[str, Any] = field(default_factory=dict)
     sha256: dict[str, str] = field(default_factory=dict)  # of files that were hashed while they were written
+    # CRC-32 of each tensor's bytes as they were made, by the name in the file (``Format.checksums``)
+    checksums: dict[str, int] = field(default_factory=dict)
     loads_in: tuple[str, ...] = ()  # where not all runtimes of the method can open the artifact
     computed: Computed | None = None  # None: the method's own code computed, or nothing was

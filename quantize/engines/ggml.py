@@ -101,6 +101,7 @@ def write_file(
         engine=GGML.label,
         libraries=GGML.libraries,
         notes=contents.notes,
+        checksums=written.checksums,
         sha256={path.name: digest for path, digest in written.files.items()},
         details={
             "llama.cpp": llamacpp.describe(),

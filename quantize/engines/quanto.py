@@ -2,6 +2,7 @@
 groups. Quantized in memory, then saved, or run at once."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -9,7 +10,7 @@ from quantize.artifact.artifact import Note
 from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.checkpoint.materialised import materialised
 from quantize.checkpoint.tensors import write_config, write_state
-from quantize.dtypes import dense
+from quantize.dtypes import TORCH, dense
 from quantize.engines.base import Computed, Conversion, Engine
 from quantize.formats.quanto import GROUP
 from quantize.hf.extensions import ensure_kernel_environment
@@ -53,12 +54,15 @@ def write(checkpoint: Checkpoint, stage: Path, run: RunOptions, weights: str, lm
     layers = find_layers(checkpoint)
     dtype = _scales_dtype(checkpoint)
     with materialised(checkpoint, run.scratch) as folder:
-        model = quantize_in_memory(folder, weights, lm_head, dtype, run)
+        computed = Computed()
+        model = quantize_in_memory(
+            folder, weights, lm_head, dtype, run, lambda loaded: _took(computed, loaded, layers, checkpoint)
+        )
     with quiet():
         from optimum.quanto.quantize import quantization_map
 
         mapping = quantization_map(model)
-        computed = _computed(model, layers, head_apart=layers.tied and layers.head in mapping)
+        _add_computed(computed, model, layers, head_apart=layers.tied and layers.head in mapping)
         state = model.state_dict()
     config = {key: value for key, value in checkpoint.config.items() if key != "torch_dtype"} | {
         "dtype": dtype
@@ -111,11 +115,18 @@ def write(checkpoint: Checkpoint, stage: Path, run: RunOptions, weights: str, lm
 
 
 def quantize_in_memory(
-    folder: Path, weights: str, lm_head: bool, dtype: str, run: RunOptions
+    folder: Path,
+    weights: str,
+    lm_head: bool,
+    dtype: str,
+    run: RunOptions,
+    loaded: Callable[["PreTrainedModel"], None] = lambda model: None,
 ) -> "PreTrainedModel":
-    """Loaded in ``dtype``, quantized, frozen. optimum-quanto computes its scales in that dtype."""
+    """Loaded in ``dtype``, quantized, frozen. optimum-quanto computes its scales in that dtype. ``loaded``
+    gets the model before anything is quantized."""
     ensure_kernel_environment()
     model = load_model(folder, dtype, run.resolved_device, trust_remote_code=run.trust_remote_code)
+    loaded(model)
     with quiet():
         import torch
         from optimum.quanto import QuantizedModelForCausalLM
@@ -171,13 +182,23 @@ def quanto_in(parameter: Any, dtype: Any) -> Any:
     return parameter.data.to(dtype)
 
 
-def _computed(model: "PreTrainedModel", layers: Layers, head_apart: bool) -> Computed:
+def _took(computed: Computed, model: "PreTrainedModel", layers: Layers, checkpoint: Checkpoint) -> None:
+    """What of the model is about to be quantized, where loading did not round it."""
+    for name, parameter in model.named_parameters():
+        source = layers.source.get(name)
+        info = checkpoint.tensors.get(source) if source is not None else None
+        if source is None or info is None or parameter.shape != info.shape:
+            continue
+        if TORCH.get(info.dtype) == str(parameter.dtype).removeprefix("torch."):
+            computed.took(source, parameter.detach().float().cpu().numpy())
+
+
+def _add_computed(computed: Computed, model: "PreTrainedModel", layers: Layers, head_apart: bool) -> None:
     """The library's own dequantization of every weight, in float32: its scales are stored in less and exact
     there."""
     import torch
     from optimum.quanto import QTensor
 
-    computed = Computed()
     head = f"{layers.head}.weight"
     for name, parameter in model.named_parameters(remove_duplicate=False):
         source = layers.source.get(name)
@@ -187,7 +208,6 @@ def _computed(model: "PreTrainedModel", layers: Layers, head_apart: bool) -> Com
             exact = quanto_in(parameter, torch.float32)
             values = (exact.dequantize() if isinstance(exact, QTensor) else exact).float().cpu().numpy()
         computed.add(name if name == head and head_apart else source, values)
-    return computed
 
 
 def _scales_dtype(checkpoint: Checkpoint) -> str:

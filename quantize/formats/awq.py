@@ -30,10 +30,6 @@ class AwqFormat(FolderFormat):
     moves_scales: ClassVar[bool] = True
 
     @property
-    def slopes(self) -> None:
-        return None
-
-    @property
     def kl_tolerance(self) -> float:
         """The kernels round scales and activations to bfloat16 or float16."""
         return 1e-3

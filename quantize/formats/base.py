@@ -12,8 +12,6 @@ import numpy as np
 from quantize.artifact.artifact import Check, Note
 from quantize.checkpoint.checkpoint import Checkpoint
 
-#: A factor between source and reading that rounding to nearest cannot explain.
-SLOPES = (0.8, 1.25)
 #: How far a runtime's logits may be from the second reader's: mean Kullback-Leibler divergence in nats,
 #: (reader || runtime). float32 on both sides: only the order of additions differs (1e-12 to 1e-10 seen).
 KL_FLOAT32 = 1e-7
@@ -51,12 +49,6 @@ class Format(ABC):
     gelu_table: ClassVar[bool] = False
 
     @property
-    def slopes(self) -> tuple[float, float] | None:
-        """How many times its source a tensor may be, judged where nobody says what the engine computed; None
-        where the weights are not rounded to nearest, and nothing can be said."""
-        return SLOPES
-
-    @property
     def value_rounding(self) -> float | None:
         """The part of a value that storing takes from it, where each value is its source's, rounded; else
         None."""
@@ -91,6 +83,11 @@ class Format(ABC):
         """Where the tokenizer is not the source's own files: whether what the runtime makes of texts is the
         source's. ``allowed``: where to note what another file would mend; None where that fails."""
         return []
+
+    def checksums(self, stage: Path) -> dict[str, int]:
+        """CRC-32 of the bytes that a reader of the files under ``stage`` takes for each tensor, by its name in
+        the file; empty where engines of the format do not hand over theirs."""
+        return {}
 
     @abstractmethod
     def quantized(self, stage: Path) -> dict[str, str]:

@@ -1,5 +1,6 @@
 """GGUF: one file with weights, tokenizer and metadata, read by llama.cpp and everything built on it."""
 
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,10 +42,6 @@ class GgufFormat(Format):
     shared_repository: ClassVar[str] = "GGUF"
 
     @property
-    def slopes(self) -> None:
-        return None
-
-    @property
     def kl_tolerance(self) -> float:
         """llama.cpp rounds activations to the weights' own type (F16: 1e-7 seen, BF16: 7e-5), or to 8 bits,
         in blocks of 32 or 256, where they are quantized (1e-4 to 2e-3 seen)."""
@@ -52,6 +49,10 @@ class GgufFormat(Format):
 
     def quantized(self, stage: Path) -> dict[str, str]:
         return {name: kind.name for name, kind in self._kinds(stage) if kind not in UNQUANTIZED}
+
+    def checksums(self, stage: Path) -> dict[str, int]:
+        file = open_gguf(stage)
+        return {name: zlib.crc32(file.raw(name).reshape(-1)) for name in file.tensors}
 
     def activation_types(self, stage: Path) -> dict[str, str]:
         """As llama.cpp rounds them on a CPU; float32 ones are left out."""

@@ -31,10 +31,6 @@ class GptqFormat(FolderFormat):
     config_bytes: ClassVar[int] = 2 * CONFIG_EXTRA_BYTES  # quantize_config.json too
 
     @property
-    def slopes(self) -> None:
-        return None
-
-    @property
     def kl_tolerance(self) -> float:
         """The 4-bit kernel for CPUs rounds scales and activations to bfloat16 (2e-5 seen); the others compute
         in the dtype of the model (4e-8 seen in float32)."""

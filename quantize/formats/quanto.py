@@ -11,13 +11,11 @@ import numpy as np
 
 from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.checkpoint.tensors import StoredTensors
-from quantize.formats.base import SLOPES
 from quantize.formats.folder import Entry, FolderFormat, kept_entry, loaded_dtype
 from quantize.hf.names import find_layers
 from quantize.numerics.quanto import dequantize_groups, dequantize_rows
 
 GROUP = 128
-SLOPES_OF_2_BITS = (0.4, 4.0)
 
 
 @dataclass(frozen=True)
@@ -35,10 +33,6 @@ class QuantoFormat(FolderFormat):
     storage: ClassVar[str] = "quanto"
     hub_tag: ClassVar[str] = "quanto"
     loads_in: ClassVar[tuple[str, ...]] = ("optimum-quanto",)
-
-    @property
-    def slopes(self) -> tuple[float, float]:
-        return SLOPES_OF_2_BITS if self.weights == "int2" else SLOPES
 
     def map_bytes(self, expected: frozenset[str]) -> int:
         return sum(len(name) + 60 for name in expected)  # quanto_qmap.json

@@ -14,6 +14,9 @@ from quantize.numerics.sketch import as_rows
 #: the other must be nearer by this factor: what rounding leaves of sources that are nearly one is near to
 #: both
 NEARER = 1.5
+#: the square of the distance to the other, over the other's square, above which a reading resembles neither: a
+#: row that a coarse recipe rounds to almost nothing is near to every small row
+ALIKE = 0.75
 #: part of its source's norm within which a reading is its source's, whoever else is near: no rounding to 8
 #: bits leaves more
 SAME = 2.0**-6
@@ -83,16 +86,6 @@ def misplaced_row(read: np.ndarray, source: np.ndarray, rescaled: bool) -> tuple
     return None
 
 
-def lost_row(read: np.ndarray, source: np.ndarray) -> int | None:
-    """The first row of nothing but zeros whose source is not small."""
-    a, b = as_rows(read), as_rows(source)
-    if not len(a):
-        return None
-    norms = _squares(b)
-    found = np.flatnonzero((norms > SMALL_ROW**2 * norms.mean()) & ~a.any(1))
-    return int(found[0]) if len(found) else None
-
-
 def _other(squares: np.ndarray, own: int, norms: np.ndarray) -> int | None:
     """The nearest source, where that is another than ``own`` by so much that it is worth a closer look."""
     nearest = int(squares.argmin())
@@ -104,6 +97,8 @@ def _other(squares: np.ndarray, own: int, norms: np.ndarray) -> int | None:
 def _nearer(read: np.ndarray, own: np.ndarray, other: np.ndarray) -> bool:
     x, a, b = (part.astype(np.float64) for part in (read, own, other))
     mine, theirs = float(np.square(x - a).sum()), float(np.square(x - b).sum())
+    if theirs > ALIKE * float(np.square(b).sum()):
+        return False
     return mine > SAME**2 * float(np.square(a).sum()) and mine > NEARER**2 * theirs
 
 

@@ -1,9 +1,10 @@
 """Every weight of the source, read back once by a reader that shares no code with the engine nor the runtime.
 
-What gates: each is there, of its shape, finite; where the method says what its engine held in memory before
-it saved (``Conversion.computed``), the reading equals it; each tensor, and each of its rows, is its own
-source's and no other's. How far it is from that source is recorded: it is what the recipe costs, and real
-models cost strange things.
+What gates is exact: each is there, of its shape, finite; it equals what the engine held in memory before it
+saved (``Conversion.computed``), and what that was made of equals the source; the bytes that a reader finds
+under a name are those that the writer meant for it (``Conversion.checksums``). How far a weight is from its
+source is recorded: it is what the recipe costs, and real models cost strange things. Only of a tensor of which
+nobody says what was computed is it asked whose it is: the source that it resembles must not be another's.
 """
 
 from collections.abc import Iterator
@@ -40,6 +41,7 @@ def check_weights(work: Work[Any], stage: Path, conversion: Conversion, spill: P
     result = Weights(spill=Spill(spill) if spill is not None else None)
     checkpoint, reading = work.checkpoint, _Reading(work.format, work.checkpoint, conversion.computed)
     problems = list(_changed_files(stage, conversion.sha256))
+    problems = problems or list(_other_bytes(work.format, stage, conversion.checksums))
     try:
         for name, values in work.read(stage):
             if result.spill is not None:
@@ -70,13 +72,13 @@ class _Reading:
         self.checkpoint, self.computed = checkpoint, computed
         self.seen: set[str] = set()
         self._equal = 0
-        bounds = format.slopes if computed is None else None
-        self._slopes = bounds or (-np.inf, np.inf)
         # Where scales move from one tensor to the one before, signs are what they leave alone.
         self._rescaled = format.moves_scales
         self._stored = format.value_rounding
         self._likeness: dict[str, Resemblance] = {}
         self._features: dict[tuple[int, ...], dict[str, tuple[np.ndarray, np.ndarray]]] = {}
+        # tensors that look like another's, though they are what the engine computed
+        self._suspicious: list[str] = []
 
     def add(self, name: str, values: np.ndarray) -> Iterator[str]:
         """What is wrong with it."""
@@ -106,11 +108,7 @@ class _Reading:
         return f"{name}: row {wrong[0]}{more} is not what the engine computed"
 
     def _against_source(self, name: str, source: np.ndarray, values: np.ndarray) -> Iterator[str]:
-        likeness = self._likeness[name] = compare(source, values)
-        self._features.setdefault(values.shape, {})[name] = tuple(
-            identity.feature(array, self._rescaled) for array in (values, source)
-        )  # type: ignore[assignment]
-        known = self.computed is not None and name in self.computed
+        self._likeness[name] = compare(source, values)
         if self._stored is not None:
             apart = np.abs(values - source)
             wrong = np.flatnonzero(
@@ -118,20 +116,31 @@ class _Reading:
             )
             if len(wrong):
                 yield f"{name}: value {wrong[0]} is not its source's, rounded"
-                return
-        if not known and (row := identity.lost_row(values, source)) is not None:
-            yield f"{name}: row {row} is lost: it is all zeros"
-        elif not self._slopes[0] <= likeness.slope <= self._slopes[1]:
-            yield f"{name} is {likeness.slope:.3g} times its source; its scales are not what was quantized"
-        elif (moved := identity.misplaced_row(values, source, self._rescaled)) is not None:
-            yield f"{name}: row {moved[0]} is row {moved[1]} of its source"
+            return
+        if self.computed is not None and self.computed.has_source(name):
+            wrong = self.computed.rows_of_another_source(name, source)
+            if len(wrong):
+                yield f"{name}: row {wrong[0]} was quantized from something else than its source"
+            return
+        self._features.setdefault(values.shape, {})[name] = tuple(
+            identity.feature(array, self._rescaled) for array in (values, source)
+        )  # type: ignore[assignment]
+        if (moved := identity.misplaced_row(values, source, self._rescaled)) is not None:
+            yield from self._judged(name, f"{name}: row {moved[0]} is row {moved[1]} of its source")
 
     def misplaced(self) -> Iterator[str]:
         for tensors in self._features.values():
             names = list(tensors)
             read, source = (np.stack([pair[side] for pair in tensors.values()]) for side in (0, 1))
             for i, j in identity.misplaced(read, source):
-                yield f"{names[i]} is {names[j]} of its source"
+                yield from self._judged(names[i], f"{names[i]} is {names[j]} of its source")
+
+    def _judged(self, name: str, problem: str) -> Iterator[str]:
+        """Likeness to a source tells nothing against what the engine says that it computed."""
+        if self.computed is not None and name in self.computed:
+            self._suspicious.append(problem)
+        else:
+            yield problem
 
     def summary(self) -> str:
         equal = f", {self._equal} equal to what the engine computed" if self.computed is not None else ""
@@ -158,6 +167,13 @@ class _Reading:
             detail=f"smallest cosine of a row with its source's, row {found[lowest].worst_row} of "
             f"{lowest}; size {found[farthest].slope:.3g} times the source's at {farthest}; recorded",
         )
+        if self._suspicious:
+            yield Check(
+                name="likeness to others",
+                passed=True,
+                value=float(len(self._suspicious)),
+                detail=f"nearer to another source than to its own: {self._suspicious[0]}; recorded",
+            )
 
 
 def _changed_files(stage: Path, written: dict[str, str]) -> Iterator[str]:
@@ -165,6 +181,21 @@ def _changed_files(stage: Path, written: dict[str, str]) -> Iterator[str]:
     for name, digest in written.items():
         if not (stage / name).is_file() or sha256_file(stage / name) != digest:
             yield f"{name} is not what was written"
+
+
+def _other_bytes(format: Format, stage: Path, checksums: dict[str, int]) -> Iterator[str]:
+    """Tensors whose bytes, where a reader of the file looks for them, are not those that were meant."""
+    if not checksums:
+        return
+    try:
+        found = format.checksums(stage)
+    except QuantwrightError as error:
+        yield f"the second reader cannot read it: {error}"
+        return
+    for name, checksum in checksums.items():
+        if found.get(name) != checksum:
+            other = next((each for each, value in found.items() if value == checksum), None)
+            yield f"{name} is not what was written under that name" + (f"; {other} is" if other else "")
 
 
 class Spill:

@@ -13,6 +13,7 @@ import shutil
 import struct
 import threading
 import time
+import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -70,6 +71,7 @@ class Planned:
 class Written:
     files: dict[Path, str]  # and their sha256
     data_bytes: int  # of tensors, without padding
+    checksums: dict[str, int]  # CRC-32 of each tensor's bytes
     quantizer_seconds: float  # inside block quantizers, summed over threads
 
 
@@ -95,6 +97,7 @@ def write_gguf(
     if shutil.disk_usage(path.parent).free < total:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     files: dict[Path, str] = {}
+    checksums: dict[str, int] = {}
     clock = _Clock()
     for kind in {t.kind for t in tensors}:
         if kind not in quantizer.kinds:
@@ -106,12 +109,12 @@ def write_gguf(
                 name = path if len(parts) == 1 else part_path(path, index, len(parts))
                 with open(name, "wb", buffering=1 << 20) as file, _Hashed(file) as hashed:
                     hashed.write(header(part_kvs(kvs, index, len(parts), len(tensors)), part))
-                    _write_data(hashed, part, pool, quantizer, clock, progress)
+                    checksums |= _write_data(hashed, part, pool, quantizer, clock, progress)
                 files[name] = hashed.hexdigest()
         except BaseException:
             pool.shutdown(wait=True, cancel_futures=True)
             raise
-    return Written(files, sum(t.size_bytes for t in tensors), clock.seconds)
+    return Written(files, sum(t.size_bytes for t in tensors), checksums, clock.seconds)
 
 
 def split(tensors: Sequence[Planned], max_bytes: int | None) -> list[list[Planned]]:
@@ -238,7 +241,9 @@ def _write_data(
     quantizer: BlockQuantizer,
     clock: _Clock,
     progress: Callable[[int], None],
-) -> None:
+) -> dict[str, int]:
+    """CRC-32 by tensor."""
+    checksums: dict[str, int] = {}
     # tensor, chunk, weights, padding after it
     waiting: deque[tuple[Planned, Future[np.ndarray], int, int]] = deque()
     in_flight = 0
@@ -255,7 +260,9 @@ def _write_data(
             ) from None
         except StepFailed as error:
             raise StepFailed(f"tensor {tensor.name}: {error}") from None
-        file.write(data.reshape(-1).data)
+        bytes_of_rows = data.reshape(-1).data
+        checksums[tensor.name] = zlib.crc32(bytes_of_rows, checksums.get(tensor.name, 0))
+        file.write(bytes_of_rows)
         if padding:
             file.write(bytes(padding))
         in_flight -= data.nbytes
@@ -284,6 +291,7 @@ def _write_data(
         del values
     while waiting:
         write_one()
+    return checksums
 
 
 def _chunks(tensor: Planned) -> Iterable[tuple[int, int]]:

@@ -85,8 +85,8 @@ class Format(ABC):
         return []
 
     def checksums(self, stage: Path) -> dict[str, int]:
-        """CRC-32 of the bytes that a reader of the files under ``stage`` takes for each tensor, by its name in
-        the file; empty where engines of the format do not hand over theirs."""
+        """CRC-32 of the bytes that a reader of the files under ``stage`` takes for each tensor, by its name
+        in the file; empty where engines of the format do not hand over theirs."""
         return {}
 
     @abstractmethod

@@ -52,7 +52,7 @@ class GgufFormat(Format):
 
     def checksums(self, stage: Path) -> dict[str, int]:
         file = open_gguf(stage)
-        return {name: zlib.crc32(file.raw(name).reshape(-1)) for name in file.tensors}
+        return {name: zlib.crc32(file.raw(name).reshape(-1).data) for name in file.tensors}
 
     def activation_types(self, stage: Path) -> dict[str, str]:
         """As llama.cpp rounds them on a CPU; float32 ones are left out."""

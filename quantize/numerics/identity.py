@@ -14,8 +14,8 @@ from quantize.numerics.sketch import as_rows
 #: the other must be nearer by this factor: what rounding leaves of sources that are nearly one is near to
 #: both
 NEARER = 1.5
-#: the square of the distance to the other, over the other's square, above which a reading resembles neither: a
-#: row that a coarse recipe rounds to almost nothing is near to every small row
+#: the square of the distance to the other, over the other's square, above which a reading resembles neither:
+#: a row that a coarse recipe rounds to almost nothing is near to every small row
 ALIKE = 0.75
 #: part of its source's norm within which a reading is its source's, whoever else is near: no rounding to 8
 #: bits leaves more

@@ -3,8 +3,9 @@ agree?
 
 Four kinds of check. Types: the tensors that the recipe names are quantized. Tokenizer and chat template: the
 source's. Weights: a second reader of the format, which shares no code with the engine that wrote nor the
-runtime that serves, reads each: it equals what the engine computed (``check_weights``). Logits (``full``): the runtime's equal those of the source architecture on the second
-reader's weights. The distance to the source is recorded and never a gate: it is what the recipe costs.
+runtime that serves, reads each: it equals what the engine computed (``check_weights``). Logits (``full``):
+the runtime's equal those of the source architecture on the second reader's weights. The distance to the
+source is recorded and never a gate: it is what the recipe costs.
 
 Memory stays at a few tensors: weights read back are spilled, as float32, to a scratch folder
 (``run.scratch``, else beside the artifact: 4 bytes a weight for the time of the check) and mapped from there,

@@ -3,8 +3,8 @@
 What gates is exact: each is there, of its shape, finite; it equals what the engine held in memory before it
 saved (``Conversion.computed``), and what that was made of equals the source; the bytes that a reader finds
 under a name are those that the writer meant for it (``Conversion.checksums``). How far a weight is from its
-source is recorded: it is what the recipe costs, and real models cost strange things. Only of a tensor of which
-nobody says what was computed is it asked whose it is: the source that it resembles must not be another's.
+source is recorded: it is what the recipe costs, and real models cost strange things. Only of a tensor of
+which nobody says what was computed is it asked whose it is: it must not resemble another's source.
 """
 
 from collections.abc import Iterator

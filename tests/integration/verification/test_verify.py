@@ -213,7 +213,8 @@ def test_damage_to_what_was_computed(
     two_layers: Checkpoint,
     tmp_path: Path,
 ) -> None:
-    """Told by what was computed; misplaced tensors and rows by whose they are where nobody says what was (the two halves of quanto's 4-bit rows share bytes, so that there a turn makes other rows of them)."""
+    """Told by what was computed; misplaced tensors and rows by whose they are where nobody says what was (the
+    two halves of quanto's 4-bit rows share bytes, so that there a turn makes other rows of them)."""
     folder, conversion = conversions[short]
     shutil.copytree(folder, tmp_path / "stage")
     rewrite(tmp_path / "stage", damage)
@@ -237,8 +238,7 @@ def test_likeness_to_another_source_does_not_gate(
 ) -> None:
     """The file holds what the engine computed, however strange: an engine that says that it computed layer 1
     as layer 0 is believed, unless it also says what it took for its source."""
-    folder, conversion = conversions[short]
-    shutil.copytree(folder, tmp_path / "stage")
+    shutil.copytree(conversions[short][0], tmp_path / "stage")
     rewrite(tmp_path / "stage", swap_layers)
     work = plan(two_layers, parse_recipe(short))
     computed = Computed()

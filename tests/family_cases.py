@@ -270,6 +270,9 @@ def make(case: Case, folder: Path) -> tuple[torch.nn.Module, Path]:
                 else 0.0
             )
             parameter.copy_(centre + spread * torch.randn(parameter.shape))
+        for name, buffer in model.named_buffers():
+            if name.endswith("correction_bias"):
+                buffer.copy_(0.2 * torch.randn(buffer.shape))
         if case.rewrite is baichuan2:
             model.lm_head.weight.div_(model.lm_head.weight.norm(dim=1, keepdim=True))
     model.save_pretrained(folder)

@@ -45,7 +45,9 @@ and rope base (the converter writes the hidden size, 1e-5 and 10000); Falcon and
 `rope.freq_base` where it is not 10000, and Falcon its real context length; StableLM, OLMo 2, GPT-NeoX and
 Qwen2-MoE with a tied head get `output.weight`, without which llama.cpp does not load them; Gemma 3 has its
 sliding pattern where it is not one global layer in six; DeepSeek-V2 without low-rank queries says so where
-its layer count does not.
+its layer count does not; ERNIE 4.5 mixtures have the width of their shared expert (the converter derives it
+from the number of key heads); OLMoE has its config's epsilon. Layers that predict further tokens are left
+out, with a note.
 """
 
 

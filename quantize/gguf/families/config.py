@@ -70,4 +70,4 @@ class Hyperparameters:
 
     @cached_property
     def experts(self) -> int:
-        return int(self.find("num_local_experts", "num_experts", "n_routed_experts") or 0)
+        return int(self.find("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts") or 0)

@@ -2,7 +2,7 @@
 decoders share."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -42,6 +42,8 @@ class Rule:
     optional: tuple[str, ...] = ()
     when: Callable[[Hyperparameters, int], bool] | None = None
     count: Callable[[Hyperparameters], int] | None = None  # how many ``{x}``; default: the experts
+    #: what the target ends in, where that is not the source's suffix (".bias"; "" for a name with no ending)
+    ending: str | None = None
 
 
 def plain(target: str, source: str, **options: Any) -> Rule:
@@ -60,6 +62,10 @@ class OneOf:
     has."""
 
     options: tuple[tuple[Rule, ...], ...]
+
+    def where(self, when: Callable[[Hyperparameters, int], bool]) -> "OneOf":
+        """The same in some of the layers."""
+        return OneOf(tuple(tuple(replace(rule, when=when) for rule in option) for option in self.options))
 
 
 @dataclass(frozen=True)
@@ -82,6 +88,8 @@ class Family:
     #: whether llama.cpp has a head apart from the embedding: where it must have one, a tied embedding is
     #: written a second time
     head: Literal["optional", "required", "never"] = "optional"
+    #: starts of the names of further tensors that llama.cpp has no place for, and why each may be left out
+    leaves: Callable[[Hyperparameters], Mapping[str, str]] = lambda h: {}
 
 
 HEAD = Rule("output", "lm_head", suffixes=(), optional=(".weight",))
@@ -225,12 +233,16 @@ def make_plan(family: Family, checkpoint: Checkpoint) -> FamilyPlan:
         for entry in family.layer:
             for rule in (entry,) if isinstance(entry, Rule) else choose(entry, layer):
                 apply(rule, layer)
-    for name in checkpoint.tensors:
-        if name not in used and not name.endswith(BUFFERS):
-            raise Unsupported(
-                f"{checkpoint.source}: tensor {name} has no place in llama.cpp's {family.architecture} "
-                f"({h.layers} layers by the config); dropping it would change the model"
-            )
+    left_over = [name for name in checkpoint.tensors if name not in used and not name.endswith(BUFFERS)]
+    for start, why in family.leaves(h).items():
+        if gone := [name for name in left_over if name.startswith(start)]:
+            notes.append(Note(tensor=f"{start}*", what=f"{len(gone)} tensors left out", why=why))
+            left_over = [name for name in left_over if name not in gone]
+    if left_over:
+        raise Unsupported(
+            f"{checkpoint.source}: tensor {left_over[0]} has no place in llama.cpp's {family.architecture} "
+            f"({h.layers} layers by the config); dropping it would change the model"
+        )
     found, said = settle_head(
         found, family.architecture, family.head, h.find("tie_word_embeddings"), checkpoint
     )
@@ -251,7 +263,8 @@ def source_names(rule: Rule, suffix: str, layer: int, h: Hyperparameters) -> tup
 
 def target_name(rule: Rule, suffix: str, layer: int) -> str:
     # A tensor whose source name carries no suffix (fused experts as a bare parameter) is a weight.
-    return rule.target.replace("{i}", str(layer)) + (suffix or ".weight")
+    ending = (suffix or ".weight") if rule.ending is None else rule.ending
+    return rule.target.replace("{i}", str(layer)) + ending
 
 
 def _mapped(target: str, sources: tuple[str, ...], operation: Operation, checkpoint: Checkpoint) -> Mapped:

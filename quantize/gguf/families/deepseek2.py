@@ -2,7 +2,6 @@
 experts stacked."""
 
 import math
-from dataclasses import replace
 
 from quantize.artifact.artifact import Note
 from quantize.checkpoint.checkpoint import Checkpoint
@@ -53,11 +52,20 @@ def value_half(h: Hyperparameters) -> Operation:
 
 
 def in_layers(rules: OneOf) -> OneOf:
-    return OneOf(tuple(tuple(replace(rule, when=sparse) for rule in option) for option in rules.options))
+    return rules.where(sparse)
 
 
 ATTENTION = "model.layers.{i}.self_attn."
 SHARED = "model.layers.{i}.mlp.shared_experts."
+#: dense layers first, then experts one by one or fused, and one wide shared expert
+SPARSE: tuple[Rule | OneOf, ...] = (
+    *(Rule(rule.target, rule.source, when=dense) for rule in MLP),
+    Rule(ROUTER.target, ROUTER.source, when=sparse),
+    in_layers(EXPERTS),
+    Rule("blk.{i}.ffn_gate_shexp", SHARED + "gate_proj", when=sparse),
+    Rule("blk.{i}.ffn_up_shexp", SHARED + "up_proj", when=sparse),
+    Rule("blk.{i}.ffn_down_shexp", SHARED + "down_proj", when=sparse),
+)
 LAYER: tuple[Rule | OneOf, ...] = (
     *NORMS,
     Rule("blk.{i}.attn_q", ATTENTION + "q_proj", when=full_queries),
@@ -69,12 +77,7 @@ LAYER: tuple[Rule | OneOf, ...] = (
     Rule("blk.{i}.attn_k_b", ATTENTION + "kv_b_proj", key_half),
     Rule("blk.{i}.attn_v_b", ATTENTION + "kv_b_proj", value_half),
     Rule("blk.{i}.attn_output", ATTENTION + "o_proj"),
-    *(Rule(rule.target, rule.source, when=dense) for rule in MLP),
-    Rule(ROUTER.target, ROUTER.source, when=sparse),
-    in_layers(EXPERTS),
-    Rule("blk.{i}.ffn_gate_shexp", SHARED + "gate_proj", when=sparse),
-    Rule("blk.{i}.ffn_up_shexp", SHARED + "up_proj", when=sparse),
-    Rule("blk.{i}.ffn_down_shexp", SHARED + "down_proj", when=sparse),
+    *SPARSE,
 )
 
 

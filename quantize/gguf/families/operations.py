@@ -89,6 +89,9 @@ class Transpose(Operation):
     def restore(self, array: np.ndarray, shapes: Sequence[Shape]) -> list[np.ndarray]:
         return [np.ascontiguousarray(array.T)]
 
+    def source_shapes(self, shape: Shape, count: int) -> list[Shape]:
+        return [shape[::-1]]
+
 
 @dataclass(frozen=True)
 class Stack(Operation):
@@ -141,6 +144,11 @@ class Part(Operation):
         split = self.lead + len(self.view)
         return (*viewed[: self.lead], math.prod(viewed[self.lead : split]), *viewed[split:])
 
+    def source_shapes(self, shape: Shape, count: int) -> list[Shape]:
+        piece = self.then.source_shapes(shape, count)[0]
+        after = self.lead + (len(self.view) if self.keep else 1)
+        return [(*piece[: self.lead], math.prod(self.view), *piece[after:])]
+
     def _index(self) -> tuple[slice, ...]:
         return (slice(None),) * (self.lead + self.axis) + (slice(self.start, self.stop),)
 
@@ -163,6 +171,25 @@ class Part(Operation):
 
 
 @dataclass(frozen=True)
+class Flat(Operation):
+    """A first axis of one left out."""
+
+    def shape(self, shapes: Sequence[Shape]) -> Shape:
+        if shapes[0][0] != 1:
+            raise BadInput(f"{shapes[0][0]} along the first axis, 1 expected")
+        return shapes[0][1:]
+
+    def build(self, arrays: list[np.ndarray]) -> np.ndarray:
+        return arrays[0][0]
+
+    def restore(self, array: np.ndarray, shapes: Sequence[Shape]) -> list[np.ndarray]:
+        return [array[None]]
+
+    def source_shapes(self, shape: Shape, count: int) -> list[Shape]:
+        return [(1, *shape)]
+
+
+@dataclass(frozen=True)
 class SwapAxes(Operation):
     """The last two axes exchanged."""
 
@@ -175,6 +202,9 @@ class SwapAxes(Operation):
 
     def restore(self, array: np.ndarray, shapes: Sequence[Shape]) -> list[np.ndarray]:
         return [np.ascontiguousarray(array.swapaxes(-1, -2))]
+
+    def source_shapes(self, shape: Shape, count: int) -> list[Shape]:
+        return [self.shape([shape])]
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,8 @@ from quantize.gguf.families.config import Hyperparameters
 KVs = dict[str, tuple[Any, GGUFValueType]]
 U32, F32, STRING = GGUFValueType.UINT32, GGUFValueType.FLOAT32, GGUFValueType.STRING
 LOCAL, GLOBAL = "sliding_attention", "full_attention"
+#: model types whose sliding layers have parameters of their own
+BY_LAYER = frozenset(("olmo3", "laguna", "mellum", "mimo_v2_flash"))
 #: tensors that an architecture of llama.cpp may load: divisors of the frequencies, and LongRoPE's for long
 #: and short contexts
 FREQUENCIES, FACTORS = "rope_freqs", "rope_factors"
@@ -89,7 +91,7 @@ def growth(factor: float, mscale: float | None = 1.0) -> float:
 
 
 def read_rope(h: Hyperparameters, layers: str = GLOBAL) -> Rope:
-    """Parameters of the rotary embedding, for Gemma 3 of its ``layers``.
+    """Parameters of the rotary embedding, for models that slide of these ``layers``.
 
     Source: transformers' ``RotaryEmbeddingConfigMixin`` and the config classes that override it (Gemma 3,
     Phi-3, GPT-NeoX): rope_scaling takes precedence over rope_parameters, and values inside either over values
@@ -105,6 +107,11 @@ def read_rope(h: Hyperparameters, layers: str = GLOBAL) -> Rope:
         theta = theta if layers == GLOBAL else local
     else:
         own = dict(scaling or parameters)
+        by_layer = h.find("model_type") in BY_LAYER
+        if by_layer and (LOCAL in own or GLOBAL in own):
+            own = dict(own.get(layers) or {})
+        elif by_layer and layers == LOCAL:  # an older spelling, which means the global layers
+            own = {}
         if LOCAL in own or GLOBAL in own:
             raise Unsupported(
                 f"{h.source}: rope parameters by type of layer, "

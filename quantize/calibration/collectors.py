@@ -1,5 +1,6 @@
 """What a pass over calibration windows gathers of the activations that enter each weight."""
 
+import hashlib
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, TypeVar
@@ -55,4 +56,121 @@ class SecondMoments(Collector[Moment]):
                 for matrix, sums in squares.items()
             }
             for name, squares in self._squares.items()
+        }
+
+
+@dataclass(frozen=True)
+class Hessian:
+    """``sums`` (columns, columns) float32: X^T X of ``count`` rows X."""
+
+    sums: "torch.Tensor"
+    count: int
+
+
+class Hessians(Collector[Hessian]):
+    """Sums of products of inputs, float32, on the device of the inputs. ``only``: matrices of which
+    parameters, where not all are wanted at once.
+
+    A row adds to a float32 sum as it does in a product of float32 matrices: a relative error of 1e-6 of the
+    diagonal was seen over 32,768 rows.
+    """
+
+    #: columns of a block: only blocks on and above the diagonal are computed
+    BLOCK = 256
+
+    def __init__(self, only: dict[str, range] | None = None) -> None:
+        self._only = only
+        self._sums: dict[str, dict[int, torch.Tensor]] = {}
+        self._counts: dict[str, dict[int, int]] = {}
+
+    def add(self, name: str, inputs: "torch.Tensor", matrix: int = 0) -> None:
+        import torch
+
+        if self._only is not None and matrix not in self._only.get(name, ()):
+            return
+        rows = inputs.reshape(-1, inputs.shape[-1]).float()
+        columns = rows.shape[1]
+        mine, counts = self._sums.setdefault(name, {}), self._counts.setdefault(name, {})
+        if matrix not in mine:
+            mine[matrix] = torch.zeros((columns, columns), dtype=torch.float32, device=rows.device)
+        sums, size = mine[matrix], self.BLOCK if rows.device.type == "cpu" else columns
+        for first in range(0, columns, size):
+            part = rows[:, first : first + size]
+            sums[first : first + size, first:].addmm_(part.T, rows[:, first:])
+        counts[matrix] = counts.get(matrix, 0) + len(rows)
+
+    def result(self) -> dict[str, dict[int, Hessian]]:
+        """The sums are made symmetric in place: nothing can be added afterwards."""
+        for found in self._sums.values():
+            for sums in found.values():
+                size = self.BLOCK
+                for first in range(0, len(sums), size):
+                    end = first + size
+                    square = sums[first:end, first:end]
+                    square.copy_(square.triu() + square.triu(1).T)
+                    sums[end:, first:end] = sums[first:end, end:].T
+        return {
+            name: {matrix: Hessian(sums, self._counts[name][matrix]) for matrix, sums in found.items()}
+            for name, found in self._sums.items()
+        }
+
+
+class MeanAbsolute(Collector[Moment]):
+    """Sums of absolute values, column by column."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, dict[int, torch.Tensor]] = {}
+        self._counts: dict[str, dict[int, int]] = {}
+
+    def add(self, name: str, inputs: "torch.Tensor", matrix: int = 0) -> None:
+        import torch
+
+        rows = inputs.reshape(-1, inputs.shape[-1])
+        mine, counts = self._sums.setdefault(name, {}), self._counts.setdefault(name, {})
+        sums = rows.abs().sum(0, dtype=torch.float64)
+        mine[matrix] = mine[matrix] + sums if matrix in mine else sums
+        counts[matrix] = counts.get(matrix, 0) + len(rows)
+
+    def result(self) -> dict[str, dict[int, Moment]]:
+        return {
+            name: {
+                matrix: Moment(sums.cpu().numpy(), self._counts[name][matrix])
+                for matrix, sums in found.items()
+            }
+            for name, found in self._sums.items()
+        }
+
+
+class Sample(Collector["torch.Tensor"]):
+    """``rows`` of the inputs of each matrix, or all where there are fewer: each as likely as another, the
+    same ones for a seed whatever the batches."""
+
+    def __init__(self, rows: int, seed: int = 0) -> None:
+        self._rows, self._seed = rows, seed
+        self._random: dict[tuple[str, int], np.random.Generator] = {}
+        self._kept: dict[str, dict[int, tuple[np.ndarray, torch.Tensor]]] = {}
+
+    def add(self, name: str, inputs: "torch.Tensor", matrix: int = 0) -> None:
+        import torch
+
+        rows = inputs.reshape(-1, inputs.shape[-1])
+        if (name, matrix) not in self._random:
+            own = hashlib.sha256(f"{self._seed} {matrix} {name}".encode()).digest()
+            self._random[name, matrix] = np.random.default_rng(int.from_bytes(own[:8], "little"))
+        keys = self._random[name, matrix].random(len(rows))
+        kept = self._kept.setdefault(name, {})
+        # those with the smallest keys so far, in the order in which they came
+        before = len(kept[matrix][0]) if matrix in kept else 0
+        every = np.concatenate([kept[matrix][0], keys]) if before else keys
+        chosen = np.sort(np.argsort(every, kind="stable")[: self._rows])
+        new = torch.from_numpy(chosen[chosen >= before] - before).to(rows.device)
+        taken = rows[new].float()
+        if before:
+            old = torch.from_numpy(chosen[chosen < before]).to(rows.device)
+            taken = torch.cat([kept[matrix][1][old], taken])
+        kept[matrix] = every[chosen], taken
+
+    def result(self) -> "dict[str, dict[int, torch.Tensor]]":
+        return {
+            name: {matrix: rows for matrix, (_, rows) in found.items()} for name, found in self._kept.items()
         }

@@ -36,7 +36,7 @@ class _Weights(Mapping[str, "torch.Tensor"]):
         self._since_trim += values.nbytes
         if self._since_trim > TRIM_BYTES:
             self._since_trim = 0
-            _malloc_trim()(0)
+            return_memory()
         return torch.from_numpy(values)
 
     def __iter__(self) -> Iterator[str]:
@@ -77,6 +77,11 @@ def stream_weights(
 
         weights: Any = _Weights(names, read)
         cpu_offload(model.eval(), execution_device=device, offload_buffers=False, state_dict=weights)
+
+
+def return_memory() -> None:
+    """Free memory goes back to the system, where that has a call for it."""
+    _malloc_trim()(0)
 
 
 @cache

@@ -6,7 +6,7 @@ BIN := .venv/bin
 # llama.cpp is compiled at install (llama-cpp-python ships sources only): the library alone, without its tools and server.
 LLAMA_CPP := CMAKE_BUILD_PARALLEL_LEVEL=$$(nproc) CMAKE_ARGS="-DLLAVA_BUILD=OFF -DLLAMA_BUILD_COMMON=OFF -DLLAMA_BUILD_TOOLS=OFF -DLLAMA_BUILD_SERVER=OFF"
 
-.PHONY: demo check test test-long lint setup clean
+.PHONY: demo check test test-long lint setup kernels clean
 
 demo: setup
 	$(BIN)/quantwright demo
@@ -35,10 +35,15 @@ lint: setup
 
 setup: .venv/installed
 
+# The compiled kernels again, after a change of quantize/kernels/c; set-up builds them too.
+kernels:
+	$(BIN)/python setup.py -q build_ext --inplace
+
 # Files are checked against their sha256 where those are known; elsewhere the versions alone are pinned.
 HASHED := $(shell $(PYTHON) -c "import platform, sys; print(sys.version_info[:2] == (3, 11) and platform.system() + platform.machine() == 'Linuxx86_64' and sys.implementation.name == 'cpython')" 2>/dev/null)
 
-.venv/installed: pyproject.toml quantize/constraints.txt requirements.lock
+KERNELS := setup.py $(wildcard quantize/kernels/c/*)
+.venv/installed: pyproject.toml $(KERNELS) quantize/constraints.txt requirements.lock
 	@echo "== 1/4 environment in .venv"
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info[:2] < (3, 10) and 'Python 3.10 or newer is needed (3.11 is what the pins were tested with)')"
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv

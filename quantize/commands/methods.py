@@ -3,7 +3,7 @@ it so."""
 
 import click
 
-from quantize.kernels import llamacpp
+from quantize.kernels import llamacpp, native
 from quantize.methods.registry import METHODS, method, parse_recipe
 from quantize.packages import install_command, version
 from quantize.terminal import console, emit_json, say
@@ -72,6 +72,7 @@ def doctor(as_json: bool) -> int:
     ninja = shutil.which("ninja")
     add("ninja", ninja is not None, ninja or f"missing: {install_command('', ['ninja'])}")
     add("llama.cpp", *_llamacpp())
+    add("compiled kernels", True, native.describe())
     import torch
 
     gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "none (CPU only)"

@@ -1,5 +1,5 @@
-"""llama.cpp's own block quantizers (ggml): the checkpoint is read once, tensor by tensor, so that the tensors
-are those that llama-quantize would have written."""
+"""llama.cpp's block types, packed by kernels of our own or by ggml's: the checkpoint is read once, tensor by
+tensor, so that the tensors are those that llama-quantize would have written."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,7 +15,8 @@ from quantize.gguf.container.writer import Planned, write_gguf
 from quantize.gguf.families.base import Mapped
 from quantize.gguf.mixture import lossless_type
 from quantize.kernels import llamacpp
-from quantize.kernels.block_types import SAME_BITS, TENSOR_TYPES, Type
+from quantize.kernels.block_types import SAME_BITS, TENSOR_TYPES, UNQUANTIZED, Type
+from quantize.kernels.chosen import made_by
 from quantize.progress import progress_bar
 from quantize.recipe import RunOptions
 
@@ -106,6 +107,7 @@ def write_file(
         details={
             "llama.cpp": llamacpp.describe(),
             "tensor_types": dict(sorted(counts.items())),
+            "block_quantizers": made_by({t.kind for t in contents.tensors} - {*UNQUANTIZED}),
             "sources": {mapped.name: list(mapped.sources) for mapped in sources},
             **{key: value for key, (value, _) in contents.kvs.items() if key.startswith("quantize.imatrix.")},
         },

@@ -5,6 +5,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from quantize.errors import StepFailed
 from quantize.kernels.block_types import Type
 
 
@@ -34,3 +35,11 @@ class BlockQuantizer(ABC):
         one another.
         Errors: StepFailed where the result is not valid (a value that ``kind`` cannot hold).
         """
+
+
+def too_large(kind: Type, rows: np.ndarray) -> StepFailed:
+    """The error for values that blocks of ``kind`` cannot hold."""
+    return StepFailed(
+        f"values up to {float(np.abs(rows).max()):.4g} do not fit into {kind.name}; "
+        f"use a type with more range"
+    )

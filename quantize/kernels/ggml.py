@@ -5,7 +5,7 @@ from functools import cache
 import numpy as np
 
 from quantize.errors import StepFailed
-from quantize.kernels.base import BlockQuantizer
+from quantize.kernels.base import BlockQuantizer, too_large
 from quantize.kernels.block_types import TENSOR_TYPES, Type, row_bytes
 from quantize.kernels.llamacpp import ggml_library, revision
 
@@ -41,10 +41,7 @@ class Ggml(BlockQuantizer):
                 f"llama.cpp wrote {written} bytes of {kind.name} where {out.nbytes} were expected"
             )
         if kind is not Type.F32 and not lib.ggml_validate_row_data(int(kind), out.ctypes.data, out.nbytes):
-            raise StepFailed(
-                f"values up to {float(np.abs(rows).max()):.4g} do not "
-                f"fit into {kind.name}; use a type with more range"
-            )
+            raise too_large(kind, rows)
 
 
 GGML = Ggml()

@@ -27,7 +27,8 @@ from gguf import GGUFValueType
 from quantize.errors import BadInput, StepFailed, Unsupported
 from quantize.kernels.base import BlockQuantizer
 from quantize.kernels.block_types import Type, row_bytes, tensor_bytes
-from quantize.kernels.ggml import GGML, bf16_to_f16, round_through, widen
+from quantize.kernels.chosen import CHOSEN
+from quantize.kernels.ggml import bf16_to_f16, round_through, widen
 
 ALIGNMENT = 32
 VERSION = 3
@@ -82,7 +83,7 @@ def write_gguf(
     *,
     threads: int,
     split_max_bytes: int | None = None,
-    quantizer: BlockQuantizer = GGML,
+    quantizer: BlockQuantizer = CHOSEN,
     progress: Callable[[int], None] = lambda weights: None,
 ) -> Written:
     """Write ``path``, or ``path``-00001-of-0000N.gguf and so on where ``split_max_bytes`` of tensor data are

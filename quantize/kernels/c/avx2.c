@@ -1,0 +1,15 @@
+/* 8 lanes, for processors with AVX2; compiled everywhere on x86-64, chosen in dispatch.c when it runs. */
+#ifdef __x86_64__
+#include <immintrin.h>
+#ifdef __clang__
+#pragma clang attribute push(__attribute__((target("avx2"))), apply_to = function)
+#else
+#pragma GCC target("avx2")
+#endif
+#define LANES 8
+#define KERNEL quantize_avx2
+#include "blocks.h"
+#ifdef __clang__
+#pragma clang attribute pop
+#endif
+#endif

@@ -1,0 +1,30 @@
+/* Which implementation runs is decided here, by what the processor has. */
+
+#include "quantwright.h"
+
+#define EXPORT __attribute__((visibility("default")))
+
+EXPORT int quantwright_abi(void) { return QUANTWRIGHT_ABI; }
+
+EXPORT int quantwright_best(void)
+{
+#ifdef __x86_64__
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
+        return AVX512;
+    if (__builtin_cpu_supports("avx2")) return AVX2;
+#endif
+    return PORTABLE;
+}
+
+/* As Quantize, by implementation `which`, which must not be above quantwright_best(). */
+EXPORT int64_t quantwright_quantize(int which, int kind, const float *x, int64_t rows, int64_t columns,
+                                    const float *importance, uint8_t *out)
+{
+#ifdef __x86_64__
+    if (which == AVX512) return quantize_avx512(kind, x, rows, columns, importance, out);
+    if (which == AVX2) return quantize_avx2(kind, x, rows, columns, importance, out);
+#endif
+    (void)which;
+    return quantize_portable(kind, x, rows, columns, importance, out);
+}

@@ -1,0 +1,4 @@
+/* Four lanes: SSE2, which every x86-64 has, NEON, or whatever the compiler makes of them. */
+#define LANES 4
+#define KERNEL quantize_portable
+#include "blocks.h"

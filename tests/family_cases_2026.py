@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from family_case import TIGHT, YARN, Case
+from family_case import TABLE, TIGHT, YARN, Case
 
 MIXTURE = {
     "n_routed_experts": 4, "num_experts_per_tok": 2, "n_shared_experts": 2, "first_k_dense_replace": 1,
@@ -18,6 +18,14 @@ FULL_YARN: dict[str, Any] = {
     "full_attention": YARN,
     "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
 }
+LONG = {
+    "max_position_embeddings": 128,
+    "rope_parameters": {
+        "rope_type": "longrope", "rope_theta": 10000.0, "original_max_position_embeddings": 32,
+        "short_factor": [1 + i / 4 for i in range(4)], "long_factor": [2.0 + i / 4 for i in range(4)],
+    },
+}  # fmt: skip
+GPT = ("intermediate_size", "num_key_value_heads")
 MORE: tuple[Case, ...] = (
     Case("DeepSeek-V3", "deepseek_v3", {
         **MIXTURE, **LATENT, "n_routed_experts": 8, "n_group": 4, "topk_group": 2,
@@ -49,6 +57,59 @@ MORE: tuple[Case, ...] = (
     Case("Arcee", "arcee", {"head_dim": 32}),
     Case("MiniMax-M2", "minimax_m2", {
         "num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 32, "rotary_dim": 16,
+    }),
+    Case("Trinity (AFMoE)", "afmoe", {
+        "num_hidden_layers": 4, "head_dim": 32, "sliding_window": 16, "layer_types": SLIDING,
+        "mup_enabled": True,
+        "num_experts": 4, "num_experts_per_tok": 2, "num_shared_experts": 2, "num_dense_layers": 1,
+        "moe_intermediate_size": 32, "route_scale": 2.5,
+    }),
+    Case("Solar Open", "solar_open", {
+        **MIXTURE, "first_k_dense_replace": 0, "head_dim": 32,
+    }, without=("intermediate_size",)),
+    Case("MiniCPM 3", "minicpm3", {**LATENT, "tie_word_embeddings": True}),
+    Case("MiniCPM 3 (longrope)", "minicpm3", {**LATENT, **LONG}, length=96),
+    Case("Cohere 2 MoE", "cohere2_moe", {
+        "num_hidden_layers": 4, "head_dim": 32, "sliding_window": 16, "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "mlp_layer_types": ["dense", "sparse", "sparse", "sparse"], "prefix_dense_intermediate_size": 80,
+        "layer_types": ["full_attention", "sliding_attention", "sliding_attention", "full_attention"],
+        "num_shared_experts": 2, "expert_selection_fn": "sigmoid", "tie_word_embeddings": True,
+    }),
+    Case("Cohere 2 MoE (softmax, RMS)", "cohere2_moe", {
+        "num_hidden_layers": 4, "head_dim": 32, "sliding_window": 16, "num_experts": 4,
+        "num_experts_per_tok": 2, "rms_norm_eps": 1e-5,
+    }),
+    Case("K-EXAONE", "exaone_moe", {
+        "num_hidden_layers": 4, "sliding_window": 16, "num_experts": 4, "num_experts_per_tok": 2,
+        "moe_intermediate_size": 32,
+    }),
+    Case("StarCoder", "gpt_bigcode", {"tie_word_embeddings": True}, TABLE, without=GPT),
+    Case("StarCoder (keys for each head)", "gpt_bigcode", {"multi_query": False}, TABLE, without=GPT),
+    Case("Mellum 2", "mellum", {
+        "num_hidden_layers": 4, "head_dim": 32, "sliding_window": 16, "layer_types": SLIDING,
+        "rope_parameters": FULL_YARN,
+        "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32,
+    }),
+    Case("Laguna", "laguna", {
+        "num_hidden_layers": 4, "head_dim": 32, "sliding_window": 16, "layer_types": SLIDING[::-1],
+        "num_attention_heads_per_layer": [4, 8, 8, 4],
+        "rope_parameters": {
+            "full_attention": {**YARN, "partial_rotary_factor": 0.5},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 5000.0, "partial_rotary_factor": 1.0},
+        },
+        "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32,
+        "shared_expert_intermediate_size": 48, "moe_routed_scaling_factor": 2.5,
+    }),
+    Case("Youtu", "youtu", {**LATENT, "tie_word_embeddings": True}),
+    Case("Hunyuan 3", "hy_v3", {
+        "head_dim": 32, "num_experts": 4, "num_experts_per_tok": 2, "num_shared_experts": 2,
+        "moe_intermediate_size": 32,
+    }),
+    Case("MiMo V2 Flash", "mimo_v2_flash", {
+        "num_hidden_layers": 4, "num_key_value_heads": 1, "head_dim": 24, "v_head_dim": 16,
+        "sliding_window": 16, "layer_types": SLIDING[::-1],
+        "n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32,
     }),
     Case("dots.llm1", "dots1", {**MIXTURE, "num_key_value_heads": 4, "norm_topk_prob": False}),
 )  # fmt: skip

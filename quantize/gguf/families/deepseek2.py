@@ -26,7 +26,7 @@ from quantize.gguf.families.rope import growth, read_rope
 
 
 def dense(h: Hyperparameters, layer: int) -> bool:
-    return layer < h["first_k_dense_replace"] or not h.find("n_routed_experts")
+    return not h.find("n_routed_experts") or layer < h["first_k_dense_replace"]
 
 
 def sparse(h: Hyperparameters, layer: int) -> bool:

@@ -19,11 +19,13 @@ from quantize.gguf.families.decoder import make_plan
 
 #: HF architecture class -> module of this package that knows it
 KNOWN: dict[str, str] = {
+    "AfmoeForCausalLM": "afmoe",
     "ArceeForCausalLM": "arcee",
     "BaichuanForCausalLM": "baichuan",
     "BaiChuanForCausalLM": "baichuan",
     "BloomForCausalLM": "bloom",
     "Cohere2ForCausalLM": "cohere",
+    "Cohere2MoeForCausalLM": "cohere_moe",
     "CohereForCausalLM": "cohere",
     "DeepseekV2ForCausalLM": "deepseek2",
     "DeepseekV3ForCausalLM": "deepseek3",
@@ -32,6 +34,8 @@ KNOWN: dict[str, str] = {
     "Ernie4_5_MoeForCausalLM": "ernie",
     "Ernie4_5ForCausalLM": "ernie",
     "Exaone4ForCausalLM": "exaone4",
+    "ExaoneMoeForCausalLM": "exaone_moe",
+    "ExaoneMoEForCausalLM": "exaone_moe",
     "FalconForCausalLM": "falcon",
     "Gemma2ForCausalLM": "gemma",
     "Gemma3ForCausalLM": "gemma",
@@ -39,12 +43,18 @@ KNOWN: dict[str, str] = {
     "Glm4ForCausalLM": "glm",
     "GlmForCausalLM": "glm",
     "GPT2LMHeadModel": "gpt2",
+    "GPTBigCodeForCausalLM": "starcoder",
     "GPTNeoXForCausalLM": "gptneox",
     "GraniteForCausalLM": "granite",
     "HunYuanDenseV1ForCausalLM": "hunyuan",
     "HunYuanMoEV1ForCausalLM": "hunyuan",
+    "HYV3ForCausalLM": "hy_v3",
     "InternLM2ForCausalLM": "internlm2",
+    "LagunaForCausalLM": "laguna",
     "LlamaForCausalLM": "llama",
+    "MellumForCausalLM": "mellum",
+    "MiMoV2FlashForCausalLM": "mimo",
+    "MiniCPM3ForCausalLM": "minicpm3",
     "MiniCPMForCausalLM": "granite",
     "MiniMaxM2ForCausalLM": "minimax",
     "MistralForCausalLM": "llama",
@@ -62,9 +72,11 @@ KNOWN: dict[str, str] = {
     "RWForCausalLM": "falcon",
     "SeedOssForCausalLM": "seed_oss",
     "SmolLM3ForCausalLM": "smollm3",
+    "SolarOpenForCausalLM": "solar_open",
     "StableLMEpochForCausalLM": "stablelm",
     "StableLmForCausalLM": "stablelm",
     "Starcoder2ForCausalLM": "starcoder2",
+    "YoutuForCausalLM": "youtu",
 }
 
 

@@ -1,0 +1,86 @@
+"""K-EXAONE: sliding layers of four that alone rotate, q and k normalised by head, DeepSeek-V3's mixture."""
+
+from quantize.artifact.artifact import Note
+from quantize.checkpoint.checkpoint import Checkpoint
+from quantize.errors import Unsupported
+from quantize.gguf.families.config import Hyperparameters
+from quantize.gguf.families.decoder import (
+    ARRAY,
+    BOOL,
+    ENDS,
+    F32,
+    NORMS,
+    QK_NORMS,
+    U32,
+    Family,
+    KVs,
+    Rule,
+    common_kvs,
+)
+from quantize.gguf.families.exaone4 import sliding
+from quantize.gguf.families.experts import (
+    CHOICE,
+    MLP,
+    SIGMOID,
+    STACKED,
+    bias,
+    leading,
+    predicting,
+    shared,
+)
+from quantize.gguf.families.rope import FREQUENCIES
+
+
+def kvs(h: Hyperparameters) -> KVs:
+    width, count = int(h["moe_intermediate_size"]), int(h["num_shared_experts"])
+    return common_kvs(h) | {
+        "vocab_size": (h["vocab_size"], U32),
+        "attention.sliding_window": (h["sliding_window"], U32),
+        "attention.sliding_window_pattern": (sliding(h), ARRAY),
+        "expert_gating_func": (SIGMOID, U32),
+        "expert_feed_forward_length": (width, U32),
+        "expert_shared_count": (count, U32),
+        "expert_shared_feed_forward_length": (width * count, U32),
+        "expert_weights_scale": (h["routed_scaling_factor"], F32),
+        "expert_weights_norm": (bool(h["norm_topk_prob"]), BOOL),
+        "leading_dense_block_count": (leading(h), U32),
+    }
+
+
+def check(h: Hyperparameters) -> list[Note]:
+    if h.config.get("sliding_window") is None:
+        raise Unsupported(f"{h.source}: no sliding_window, which llama.cpp's exaone-moe always has")
+    return []
+
+
+FAMILY = Family(
+    architecture="exaone-moe",
+    layer=(
+        *NORMS,
+        Rule("blk.{i}.attn_q", "model.layers.{i}.self_attn.q_proj"),
+        Rule("blk.{i}.attn_k", "model.layers.{i}.self_attn.k_proj"),
+        Rule("blk.{i}.attn_v", "model.layers.{i}.self_attn.v_proj"),
+        Rule("blk.{i}.attn_output", "model.layers.{i}.self_attn.o_proj"),
+        *QK_NORMS,
+        *MLP,
+        CHOICE,
+        bias("e_score_correction_bias"),
+        STACKED,
+        *shared("shared_experts"),
+    ),
+    ends=ENDS,
+    kvs=kvs,
+    rope=frozenset((FREQUENCIES,)),
+    defaults={
+        "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "max_position_embeddings": 2048,
+        "first_k_dense_replace": 1, "num_experts": 64, "num_experts_per_tok": 8, "num_shared_experts": 1,
+        "moe_intermediate_size": 1024, "routed_scaling_factor": 2.5, "norm_topk_prob": True,
+    },
+    check=check,
+    leaves=predicting,
+    head="required",
+)  # fmt: skip
+
+
+def family(checkpoint: Checkpoint) -> Family:
+    return FAMILY

@@ -1,0 +1,63 @@
+"""Solar Open: GLM 4.5's mixture with experts in every layer, whole heads rotated and no norm of q and k."""
+
+from quantize.checkpoint.checkpoint import Checkpoint
+from quantize.gguf.families.config import Hyperparameters
+from quantize.gguf.families.decoder import BOOL, ENDS, F32, U32, Family, KVs, Rule, common_kvs, linear
+from quantize.gguf.families.experts import (
+    CHOICE,
+    MLP,
+    SIGMOID,
+    STACKED,
+    bias,
+    leading,
+    predicting,
+    shared,
+)
+from quantize.gguf.families.rope import read_rope
+
+
+def rotated(h: Hyperparameters) -> int:
+    return int(h.head_dim * read_rope(h).partial)
+
+
+def kvs(h: Hyperparameters) -> KVs:
+    return common_kvs(h) | {
+        "rope.dimension_count": (rotated(h), U32),
+        "expert_gating_func": (SIGMOID, U32),
+        "expert_feed_forward_length": (h["moe_intermediate_size"], U32),
+        "expert_shared_count": (h["n_shared_experts"], U32),
+        "leading_dense_block_count": (leading(h), U32),
+        "expert_weights_norm": (bool(h["norm_topk_prob"]), BOOL),
+        "expert_weights_scale": (h["routed_scaling_factor"], F32),
+    }
+
+
+FAMILY = Family(
+    architecture="glm4moe",
+    layer=(
+        Rule("blk.{i}.attn_norm", "model.layers.{i}.input_layernorm"),
+        Rule("blk.{i}.post_attention_norm", "model.layers.{i}.post_attention_layernorm"),
+        linear("blk.{i}.attn_q", "model.layers.{i}.self_attn.q_proj"),
+        linear("blk.{i}.attn_k", "model.layers.{i}.self_attn.k_proj"),
+        linear("blk.{i}.attn_v", "model.layers.{i}.self_attn.v_proj"),
+        Rule("blk.{i}.attn_output", "model.layers.{i}.self_attn.o_proj"),
+        *MLP,
+        CHOICE,
+        bias("gate.e_score_correction_bias"),
+        STACKED,
+        *shared("shared_experts"),
+    ),
+    ends=ENDS,
+    kvs=kvs,
+    rotated=rotated,
+    defaults={
+        "rms_norm_eps": 1e-5, "rope_theta": 1e6, "max_position_embeddings": 131072, "head_dim": 128,
+        "num_key_value_heads": 8, "n_routed_experts": 128, "num_experts_per_tok": 8, "n_shared_experts": 1,
+        "moe_intermediate_size": 1280, "routed_scaling_factor": 1.0, "norm_topk_prob": True,
+    },
+    leaves=predicting,
+)  # fmt: skip
+
+
+def family(checkpoint: Checkpoint) -> Family:
+    return FAMILY

@@ -78,11 +78,16 @@ def describe() -> str:
 
 
 class Native(BlockQuantizer):
-    """Searches LANES blocks side by side, each lane by ggml's own sequence of float operations: the bytes are
+    """Searches many blocks side by side, each lane by ggml's own sequence of float operations: the bytes are
     those of ggml's code built for plain x86-64."""
 
     name = "quantwright"
-    kinds = frozenset({Type.Q4_K, Type.Q5_K, Type.Q6_K})
+    kinds = frozenset(
+        {
+            Type.Q4_0, Type.Q4_1, Type.Q5_0, Type.Q5_1, Type.Q8_0, Type.Q2_K, Type.Q3_K, Type.Q4_K, Type.Q5_K,
+            Type.Q6_K, Type.IQ4_NL, Type.IQ4_XS,
+        }
+    )  # fmt: skip
 
     def __init__(self, library: Library):
         self._library = library

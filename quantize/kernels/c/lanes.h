@@ -61,18 +61,23 @@ INLINE vi larger_int(vi a, vi b) { return choose_int(a > b, a, b); }
 INLINE vf magnitude(vf a) { return (vf)((vi)a & 0x7fffffff); }
 INLINE vf float_of(vi a) { return __builtin_convertvector(a, vf); }
 
-INLINE int any(vi mask)
+/* The lanes' sign bits, lane 0 lowest. */
+INLINE uint32_t signs(vi mask)
 {
 #if LANES == 16
-    return _mm512_movepi32_mask((__m512i)mask) != 0;
+    return _mm512_movepi32_mask((__m512i)mask);
 #elif LANES == 8
-    return _mm256_movemask_ps((__m256)mask) != 0;
+    return (uint32_t)_mm256_movemask_ps((__m256)mask);
+#elif defined(__x86_64__)
+    return (uint32_t)_mm_movemask_ps((__m128)mask);
 #else
-    int32_t seen = 0;
-    for (int lane = 0; lane < LANES; lane++) seen |= mask[lane];
-    return seen != 0;
+    uint32_t found = 0;
+    for (int lane = 0; lane < LANES; lane++) found |= (uint32_t)(mask[lane] < 0) << lane;
+    return found;
 #endif
 }
+
+INLINE int any(vi mask) { return signs(mask) != 0; }
 
 /* ggml's nearest_int, bit for bit, for whatever float: beyond 2^22, Inf and NaN give what its bits give. */
 INLINE int32_t nearest(float value)
@@ -84,15 +89,19 @@ INLINE int32_t nearest(float value)
 }
 INLINE vi nearest_lanes(vf value) { return ((vi)(value + MAGIC) & 0x007fffff) - 0x00400000; }
 
-/* The same as a float, and kept within 0..largest: the bits are put back under MAGIC's exponent. */
-INLINE vf code_within(vf value, float largest)
+/* The same as a float, and kept within low..high: the bits are put back under MAGIC's exponent. */
+INLINE vf code_between(vf value, float low, float high)
 {
     vf code = (vf)(((vi)(value + MAGIC) & 0x007fffff) | 0x4b000000) - MAGIC;
-    return smaller(larger(code, vf_of(0)), vf_of(largest));
+    return larger(smaller(code, vf_of(high)), vf_of(low));
 }
 
-/* The same as a float, where |value| <= 2^22 is known. */
-INLINE vf nearest_float(vf value) { return (value + MAGIC) - MAGIC; }
+/* The same where |value| <= 2^22 is `known`, one operation fewer. */
+INLINE vf signed_code(int known, vf value, float largest)
+{
+    return known ? larger(smaller((value + MAGIC) - MAGIC, vf_of(largest - 1)), vf_of(-largest))
+                 : code_between(value, -largest, largest - 1);
+}
 
 INLINE int32_t clamp(int32_t value, int32_t low, int32_t high)
 {

@@ -42,7 +42,7 @@ INLINE void affine_search(int together, int n, int largest, const vf *x, const v
         best[k] = (Affine){1.f / inverse, low[k], inverse, low[k]};
         error[k] = vf_of(0);
         for (int i = 0; i < n; i++) {
-            vf code = code_within(inverse * (xk[i] - low[k]), (float)largest);
+            vf code = code_between(inverse * (xk[i] - low[k]), 0, (float)largest);
             vf off = best[k].scale * code + low[k] - xk[i];
             error[k] += wk[i] * (absolute ? magnitude(off) : off * off);
         }
@@ -58,7 +58,7 @@ INLINE void affine_search(int together, int n, int largest, const vf *x, const v
         for (int i = 0; i < n; i++) {
 #pragma GCC unroll 2
             for (int k = 0; k < together; k++) {
-                vf here = x[k * n + i], code = code_within(inverse[k] * (here - lowest[k]), (float)largest);
+                vf here = x[k * n + i], code = code_between(inverse[k] * (here - lowest[k]), 0, (float)largest);
                 vf weighted = w[k * n + i] * code;
                 codes[i * together + k] = code;
                 sum_l[k] += weighted;
@@ -156,7 +156,7 @@ typedef struct {
     vi empty;          /* nothing but zeros: ggml's stored codes are 0 then, not `largest` */
 } Signed;
 
-INLINE void signed_candidates(int count, int n, float largest, const vf *x, const vf *w, const vf *wx,
+INLINE void signed_candidates(int count, int n, int known, float largest, const vf *x, const vf *w, const vf *wx,
                               const vf *inverse, vf *best, Signed *found)
 {
     vf sum_xl[AT_ONCE], sum_l2[AT_ONCE];
@@ -164,8 +164,7 @@ INLINE void signed_candidates(int count, int n, float largest, const vf *x, cons
     for (int i = 0; i < n; i++) {
 #pragma GCC unroll 4
         for (int k = 0; k < count; k++) {
-            vf code = smaller(nearest_float(inverse[k] * x[i]), vf_of(largest - 1));
-            code = larger(code, vf_of(-largest));
+            vf code = signed_code(known, inverse[k] * x[i], largest);
             sum_xl[k] += wx[i] * code;
             sum_l2[k] += w[i] * code * code;
         }
@@ -179,7 +178,8 @@ INLINE void signed_candidates(int count, int n, float largest, const vf *x, cons
     }
 }
 
-INLINE Signed signed_search(int n, int largest, const vf *x, const vf *w)
+/* `finite`: x is known to be. */
+INLINE Signed signed_search(int n, int largest, int finite, const vf *x, const vf *w)
 {
     vf extreme = vf_of(0), size = vf_of(0), wx[32], sum_xl = vf_of(0), sum_l2 = vf_of(0);
     for (int i = 0; i < n; i++) {
@@ -191,8 +191,7 @@ INLINE Signed signed_search(int n, int largest, const vf *x, const vf *w)
     }
     Signed found = {vf_of(0), (float)-largest / extreme, size < GROUP_MAX_EPS};
     for (int i = 0; i < n; i++) {
-        vf code = smaller(nearest_float(found.inverse * x[i]), vf_of((float)(largest - 1)));
-        code = larger(code, vf_of((float)-largest));
+        vf code = signed_code(finite, found.inverse * x[i], (float)largest);
         sum_xl += wx[i] * code;
         sum_l2 += w[i] * code * code;
     }
@@ -206,14 +205,64 @@ INLINE Signed signed_search(int n, int largest, const vf *x, const vf *w)
             inverse[k] = -((float)largest + 0.1f * (float)off) / extreme;
         }
         if (count == AT_ONCE)
-            signed_candidates(AT_ONCE, n, (float)largest, x, w, wx, inverse, &best, &found);
+            signed_candidates(AT_ONCE, n, finite, (float)largest, x, w, wx, inverse, &best, &found);
         else
             for (int k = 0; k < count; k++)
-                signed_candidates(1, n, (float)largest, x, w, wx, inverse + k, &best, &found);
+                signed_candidates(1, n, finite, (float)largest, x, w, wx, inverse + k, &best, &found);
         is += count;
     }
     found.scale = choose(found.empty, vf_of(0), found.scale);
     return found;
+}
+
+/* As signed_search with weights x^2, from its first codes on, one code at a time; `codes` are what it ends with.
+ * `together` blocks a lane, of 16 weights each. */
+INLINE void climbing_search(int together, int largest, const vf *x, vf *codes, Signed *found)
+{
+    vf sum_xl[4], sum_l2[4], low = vf_of((float)-largest), cube[4 * 16];
+    for (int k = 0; k < together; k++) {
+        vf extreme = vf_of(0), size = vf_of(0);
+        for (int i = 16 * k; i < 16 * k + 16; i++) {
+            vi more = magnitude(x[i]) > size;
+            size = choose(more, magnitude(x[i]), size);
+            extreme = choose(more, x[i], extreme);
+        }
+        found[k].empty = size < GROUP_MAX_EPS;
+        found[k].inverse = (float)-largest / extreme;
+        sum_xl[k] = sum_l2[k] = vf_of(0);
+        for (int i = 16 * k; i < 16 * k + 16; i++) {
+            vf square = x[i] * x[i];
+            codes[i] = signed_code(1, found[k].inverse * x[i], (float)largest);
+            cube[i] = square * x[i];
+            sum_xl[k] += cube[i] * codes[i];
+            sum_l2[k] += square * codes[i] * codes[i];
+        }
+    }
+    for (int turn = 0; turn < 5; turn++) {
+        vi changed = vi_of(0);
+        for (int i = 0; i < 16; i++) {
+#pragma GCC unroll 4
+            for (int k = 0; k < together; k++) {
+                vf here = x[16 * k + i], square = here * here, old = codes[16 * k + i];
+                vf xl = sum_xl[k] - cube[16 * k + i] * old, l2 = sum_l2[k] - square * old * old;
+                vf code = code_between(here * l2 / xl, (float)-largest, (float)(largest - 1));
+                vi other = (xl > 0) & (code != old);
+                xl += cube[16 * k + i] * code;
+                l2 += square * code * code;
+                other &= (l2 > 0) & (xl * xl * sum_l2[k] > sum_xl[k] * sum_xl[k] * l2);
+                codes[16 * k + i] = choose(other, code, old);
+                sum_xl[k] = choose(other, xl, sum_xl[k]);
+                sum_l2[k] = choose(other, l2, sum_l2[k]);
+                changed |= other;
+            }
+        }
+        if (!any(changed)) break;
+    }
+    for (int k = 0; k < together; k++) {
+        vi none = found[k].empty | ~(sum_l2[k] > 0);
+        found[k].scale = choose(none, vf_of(0), sum_xl[k] / sum_l2[k]);
+        for (int i = 16 * k; i < 16 * k + 16; i++) codes[i] = choose(found[k].empty, low, codes[i]);
+    }
 }
 
 #endif

@@ -197,7 +197,7 @@ INLINE int64_t signed_16(const float *x, int64_t blocks, int64_t per_row, const 
         if (!importance)
             for (int i = 0; i < QK; i++) batch.w[i] = batch.x[i] * batch.x[i];
         for (int j = 0; j < 16; j++) {
-            Signed found = signed_search(16, 32, batch.x + 16 * j, batch.w + 16 * j);
+            Signed found = signed_search(16, 32, 1, batch.x + 16 * j, batch.w + 16 * j);
             batch.scale[j] = found.scale;
             batch.inverse[j] = found.inverse;
             empty[j] = found.empty;
@@ -232,6 +232,139 @@ INLINE int64_t signed_16(const float *x, int64_t blocks, int64_t per_row, const 
                     high[i] = (uint8_t)(c[i] >> 4 | c[i + 32] >> 4 << 2 | c[i + 64] >> 4 << 4 | c[i + 96] >> 4 << 6);
                 }
             }
+        }
+    }
+    return infinite;
+}
+
+/* Four codes of two bits in a byte, 32 apart. */
+INLINE void pack_pairs(const uint8_t *codes, uint8_t *out)
+{
+    for (int half = 0; half < 2; half++)
+        for (int i = 0; i < 32; i++) {
+            const uint8_t *c = codes + 128 * half + i;
+            out[32 * half + i] =
+                (uint8_t)((c[0] & 3) | (c[32] & 3) << 2 | (c[64] & 3) << 4 | (c[96] & 3) << 6);
+        }
+}
+
+/* Q2_K: 16 bytes of a 4-bit scale and a 4-bit minimum, 64 bytes of codes, half d, half dmin. */
+INLINE int64_t affine_16(const float *x, int64_t blocks, int64_t per_row, const float *importance, uint8_t *out)
+{
+    int64_t infinite = 0;
+    Batch batch;
+    for (int64_t first = 0; first < blocks; first += LANES) {
+        vf d, dmin;
+        vi scales[16], minima[16];
+        uint16_t half_d[LANES], half_dmin[LANES];
+        load_batch(&batch, x, first, blocks, per_row, importance);
+        if (importance) {
+            weigh_batch(&batch, 16, sum_of_squares(QK, batch.x) / (float)QK);
+            search_affine(&batch, 16, 3, -0.9f, 0.05f, 36, 0);
+            d = positive_search(16, 15, batch.scale, batch.total, scales);
+            dmin = positive_search(16, 15, batch.offset, batch.total, minima);
+        } else {
+            vf most = vf_of(0), deepest = vf_of(0);
+            for (int i = 0; i < QK; i++) batch.w[i] = magnitude(batch.x[i]);
+            search_affine(&batch, 16, 3, -0.5f, 0.1f, 15, 1);
+            for (int j = 0; j < 16; j++) {
+                most = larger(batch.scale[j], most);
+                deepest = larger(batch.offset[j], deepest);
+            }
+            vi some = most > 0, deep = deepest > 0;
+            vf up = 15.f / most, down = 15.f / deepest;
+            for (int j = 0; j < 16; j++) {
+                scales[j] = nearest_lanes(up * batch.scale[j]) & some & 255;
+                minima[j] = nearest_lanes(down * batch.offset[j]) & deep & 255;
+            }
+            d = choose(some, most / 15.f, vf_of(0));
+            dmin = choose(deep, deepest / 15.f, vf_of(0));
+        }
+        store_halves(d, half_d);
+        store_halves(dmin, half_dmin);
+        for (int lane = 0; lane < batch.count; lane++) {
+            uint8_t *block = out + 84 * (first + lane), codes[QK];
+            for (int j = 0; j < 16; j++) {
+                block[j] = (uint8_t)(scales[j][lane] | minima[j][lane] << 4);
+                affine_codes(&batch, lane, j, 16, 3, float_of_half(half_d[lane]) * (float)(block[j] & 15),
+                             float_of_half(half_dmin[lane]) * (float)(block[j] >> 4), codes + 16 * j);
+            }
+            pack_pairs(codes, block + 16);
+            memcpy(block + 80, half_d + lane, 2);
+            memcpy(block + 82, half_dmin + lane, 2);
+            infinite += !half_is_finite(half_d[lane]) + !half_is_finite(half_dmin[lane]);
+        }
+    }
+    return infinite;
+}
+
+/* Q3_K: 32 bytes of third bits, 64 of the lower two, 12 bytes of 6-bit scales, half d. */
+INLINE int64_t climbing_16(const float *x, int64_t blocks, int64_t per_row, const float *importance, uint8_t *out)
+{
+    int64_t infinite = 0;
+    Batch batch;
+    vf climbed[QK];
+    for (int64_t first = 0; first < blocks; first += LANES) {
+        vf d;
+        vi empty[16], scales[16]; /* scales with 32 added */
+        uint16_t half_d[LANES];
+        load_batch(&batch, x, first, blocks, per_row, importance);
+        if (importance) {
+            weigh_batch(&batch, 16, 2.f * sum_of_squares(QK, batch.x) / (float)QK);
+            for (int j = 0; j < 16; j++) {
+                Signed found = signed_search(16, 4, 1, batch.x + 16 * j, batch.w + 16 * j);
+                batch.scale[j] = found.scale;
+                batch.inverse[j] = found.inverse;
+                empty[j] = found.empty;
+            }
+            Signed outer = signed_search(16, 32, 0, batch.scale, batch.total);
+            for (int j = 0; j < 16; j++) {
+                vi code = larger_int(smaller_int(nearest_lanes(outer.inverse * batch.scale[j]), vi_of(31)), vi_of(-32));
+                scales[j] = (code + 32) & ~outer.empty;
+            }
+            d = outer.scale;
+        } else {
+            vf size = vf_of(0), extreme = vf_of(0);
+            for (int j = 0; j < 16; j += 4) {
+                Signed found[4];
+                climbing_search(4, 4, batch.x + 16 * j, climbed + 16 * j, found);
+                for (int k = 0; k < 4; k++) {
+                    vi more = magnitude(found[k].scale) > size;
+                    size = choose(more, magnitude(found[k].scale), size);
+                    extreme = choose(more, found[k].scale, extreme);
+                    batch.scale[j + k] = found[k].scale;
+                }
+            }
+            vi some = extreme != 0;
+            vf inverse = -32.f / extreme;
+            for (int j = 0; j < 16; j++) {
+                vi code = larger_int(smaller_int(nearest_lanes(inverse * batch.scale[j]), vi_of(31)), vi_of(-32));
+                scales[j] = (code + 32) & some;
+            }
+            d = choose(some, 1.f / inverse, vf_of(0));
+        }
+        store_halves(d, half_d);
+        for (int lane = 0; lane < batch.count; lane++) {
+            uint8_t *block = out + 110 * (first + lane), *packed = block + 96, codes[QK];
+            memset(packed, 0, 12);
+            infinite += !half_is_finite(half_d[lane]);
+            for (int j = 0; j < 16; j++) {
+                int scale = scales[j][lane];
+                float here = float_of_half(half_d[lane]) * (float)(scale - 32);
+                packed[j % 8] |= (uint8_t)((scale & 15) << (j < 8 ? 0 : 4));
+                packed[8 + j % 4] |= (uint8_t)(scale >> 4 << 2 * (j / 4));
+                if (here == 0 && !importance)
+                    for (int i = 16 * j; i < 16 * j + 16; i++) codes[i] = (uint8_t)(climbed[i][lane] + 4);
+                else
+                    signed_codes(&batch, empty, lane, j, 4, here, codes + 16 * j);
+            }
+            for (int i = 0; i < 32; i++) {
+                unsigned third = 0;
+                for (int j = 0; j < 8; j++) third |= (unsigned)(codes[32 * j + i] >> 2) << j;
+                block[i] = (uint8_t)third;
+            }
+            pack_pairs(codes, block + 32);
+            memcpy(block + 108, half_d + lane, 2);
         }
     }
     return infinite;

@@ -238,9 +238,9 @@ def _manifest(
 
 
 def _rounded_before(quantized: str) -> list[Note]:
-    """``quantized``: the tensors of the GGUF file that the source is, "12 of Q4_K"."""
+    """``quantized``: the tensors of a source that was quantized before, "12 of Q4_K"."""
     why = (
-        "the source is a quantized GGUF, and its rounding "
+        "the source is quantized already, and its rounding "
         "stays; convert the original checkpoint if there is one"
     )
     return (

@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from family_case import TABLE, TIGHT, YARN, Case
+import numpy as np
+from family_case import TABLE, TIGHT, YARN, Case, Tensors
 
 MIXTURE = {
     "n_routed_experts": 4, "num_experts_per_tok": 2, "n_shared_experts": 2, "first_k_dense_replace": 1,
@@ -26,7 +27,53 @@ LONG = {
     },
 }  # fmt: skip
 GPT = ("intermediate_size", "num_key_value_heads")
+
+
+def fuse(tensors: Tensors, config: dict[str, Any]) -> tuple[Tensors, dict[str, Any]]:
+    """Mixtral's experts as one tensor of gates and ups and one of downs, under transformers 5's names."""
+    out: Tensors = {}
+    for name, array in tensors.items():
+        if ".experts." not in name:
+            out[name.replace("block_sparse_moe.gate", "mlp.gate")] = array
+    for layer in range(config["num_hidden_layers"]):
+        old, new = f"model.layers.{layer}.block_sparse_moe.experts.", f"model.layers.{layer}.mlp.experts."
+        w1, w2, w3 = (
+            np.stack([tensors[f"{old}{x}.{part}.weight"] for x in range(config["num_local_experts"])])
+            for part in ("w1", "w2", "w3")
+        )
+        out[new + "gate_up_proj"], out[new + "down_proj"] = np.concatenate((w1, w3), axis=1), w2
+    return out, config
+
+
+def headless(prefix: str, name: str) -> Any:
+    """What the base model alone saves: no head, and names without ``prefix``."""
+
+    def rewrite(tensors: Tensors, config: dict[str, Any]) -> tuple[Tensors, dict[str, Any]]:
+        kept = {key.removeprefix(prefix): value for key, value in tensors.items() if "lm_head" not in key}
+        return kept, {**config, "architectures": [name]}
+
+    return rewrite
+
+
 MORE: tuple[Case, ...] = (
+    Case(
+        "Mixtral (fused experts)", "mixtral",
+        {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": None},
+        rewrite=fuse, reference="transformers' Mixtral, its experts fused", architecture="MixtralForCausalLM",
+    ),
+    Case("GPT-NeoX 20B (gelu_fast)", "gpt_neox", {"hidden_act": "gelu_fast"}, TABLE,
+    without=("num_key_value_heads",)),
+    Case(
+        "Llama without a head", "llama", {"tie_word_embeddings": True},
+        rewrite=headless("model.", "LlamaModel"),
+        reference="transformers' Llama, whose head is its embedding", architecture="LlamaModel",
+    ),
+    Case(
+        "BLOOM without a head", "bloom", {"tie_word_embeddings": True}, TABLE, without=GPT,
+        rewrite=headless("transformer.", "BloomModel"),
+        reference="transformers' BLOOM, whose head is its embedding", architecture="BloomModel",
+    ),
+
     Case("DeepSeek-V3", "deepseek_v3", {
         **MIXTURE, **LATENT, "n_routed_experts": 8, "n_group": 4, "topk_group": 2,
         "rope_parameters": {**YARN, "mscale": 1.0, "mscale_all_dim": 1.0},

@@ -4,6 +4,7 @@ hub."""
 from pathlib import Path
 
 from quantize.checkpoint.checkpoint import Checkpoint
+from quantize.sources.fp8 import is_float8, open_float8
 from quantize.sources.gguf_file import open_gguf
 from quantize.sources.hub import resolve_model
 from quantize.staging import sweep_temporary
@@ -26,6 +27,15 @@ def open_checkpoint(
     path, revision = resolve_model(str(model), code=trust_remote_code)
     if path.is_file():
         return open_gguf(path, source=str(model), tokenizer=tokenizer, scratch=scratch)
+    if is_float8(path):
+        return open_float8(
+            path,
+            source=str(model),
+            revision=revision,
+            trust_remote_code=trust_remote_code,
+            tokenizer=tokenizer,
+            scratch=scratch,
+        )
     return Checkpoint.open(
         path, source=str(model), revision=revision, trust_remote_code=trust_remote_code, tokenizer=tokenizer
     )

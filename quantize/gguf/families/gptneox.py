@@ -49,7 +49,8 @@ FAMILY = Family(
         "rope_theta": 10000.0,
         "partial_rotary_factor": 0.25,
     },
-    activations=("gelu",),
+    # llama.cpp has the tanh form, which the 20 B model (gelu_fast) has too
+    activations=("gelu", "gelu_fast", "gelu_new", "gelu_pytorch_tanh"),
     prefix="gpt_neox.",
     head="required",
     rotated=rotated,

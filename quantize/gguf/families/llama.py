@@ -79,4 +79,4 @@ MISTRAL = Family(
 
 
 def family(checkpoint: Checkpoint) -> Family:
-    return MISTRAL if checkpoint.architecture == "MistralForCausalLM" else LLAMA
+    return MISTRAL if checkpoint.architecture in ("MistralForCausalLM", "MistralModel") else LLAMA

@@ -45,4 +45,9 @@ QWEN3 = Family(
 
 
 def family(checkpoint: Checkpoint) -> Family:
-    return {"Qwen2ForCausalLM": QWEN2, "Qwen3ForCausalLM": QWEN3}[checkpoint.architecture]
+    return {
+        "Qwen2ForCausalLM": QWEN2,
+        "Qwen2Model": QWEN2,
+        "Qwen3ForCausalLM": QWEN3,
+        "Qwen3Model": QWEN3,
+    }[checkpoint.architecture]

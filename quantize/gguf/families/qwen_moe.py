@@ -17,24 +17,8 @@ from quantize.gguf.families.decoder import (
     Rule,
     common_kvs,
 )
-from quantize.gguf.families.mixtral import stack
-from quantize.gguf.families.operations import Operation, Part
+from quantize.gguf.families.mixtral import fused, stack
 from quantize.gguf.families.qwen import window_note
-
-
-def half(index: int) -> "HalfOf":
-    return HalfOf(index)
-
-
-class HalfOf:
-    """Rows of gate (0) or up (1) of fused experts (experts, 2 * ff, hidden)."""
-
-    def __init__(self, index: int):
-        self.index = index
-
-    def __call__(self, h: Hyperparameters) -> Operation:
-        return Part((2, int(h["moe_intermediate_size"])), 0, self.index, self.index + 1, lead=1)
-
 
 EXPERT = "model.layers.{i}.mlp.experts.{x}."
 EXPERTS = OneOf(
@@ -44,13 +28,7 @@ EXPERTS = OneOf(
             Rule("blk.{i}.ffn_gate_exps", EXPERT + "gate_proj", stack),
             Rule("blk.{i}.ffn_up_exps", EXPERT + "up_proj", stack),
         ),
-        (
-            Rule("blk.{i}.ffn_down_exps", "model.layers.{i}.mlp.experts.down_proj", suffixes=("",)),
-            Rule(
-                "blk.{i}.ffn_gate_exps", "model.layers.{i}.mlp.experts.gate_up_proj", half(0), suffixes=("",)
-            ),
-            Rule("blk.{i}.ffn_up_exps", "model.layers.{i}.mlp.experts.gate_up_proj", half(1), suffixes=("",)),
-        ),
+        fused("model.layers.{i}.mlp.experts."),
     )
 )
 ROUTER = Rule("blk.{i}.ffn_gate_inp", "model.layers.{i}.mlp.gate")

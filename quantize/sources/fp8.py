@@ -1,0 +1,151 @@
+"""A checkpoint whose weights are float8 with a scale for each block (``weight`` and ``weight_scale_inv``, as
+DeepSeek, Qwen and MiniMax publish them): the scales are applied as the tensors are read."""
+
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from quantize.checkpoint.checkpoint import Checkpoint
+from quantize.checkpoint.config import read_config
+from quantize.checkpoint.reader import IN_FILES, Weights
+from quantize.checkpoint.safetensors_header import StoredTensor, TensorInfo
+from quantize.checkpoint.tensors import write_config
+from quantize.checkpoint.weight_files import read_weights
+from quantize.dtypes import FLOATS, to_float32
+from quantize.errors import BadInput, StepFailed, Unsupported
+from quantize.files import TEMPLATES, check_links
+from quantize.numerics.fp8 import dequantize_e4m3, e8m0_values
+from quantize.staging import held_until_exit
+
+FLOAT8, SCALE = "F8_E4M3", "_scale_inv"
+#: scales of what goes into a layer, which are of use to programs that compute in float8
+OF_INPUTS = (".activation_scale", ".input_scale")
+WEIGHTS = (".safetensors", ".safetensors.index.json", ".bin", ".pt", ".pth", ".gguf")
+FOLDERS = (TEMPLATES, "1_Pooling")
+MOST_BLOCK = 1 << 16
+
+
+class Float8Tensors:
+    """``tensors``: of the checkpoint, the float8 ones as float32, which holds each product."""
+
+    def __init__(self, stored: Mapping[str, StoredTensor], block: tuple[int, int], source: str):
+        """Errors: BadInput where a tensor has no scale, or one whose shape does not fit; Unsupported where a
+        scale is of a type that none has."""
+        self._stored, self._block, self._source = stored, block, source
+        self.tensors: dict[str, TensorInfo] = {}
+        scales = {name + SCALE for name, info in stored.items() if info.dtype == FLOAT8}
+        for name, info in stored.items():
+            if name in scales or name.endswith(OF_INPUTS):
+                continue
+            if info.dtype == FLOAT8:
+                self._check(info)
+                self.tensors[name] = TensorInfo(name, info.shape, "F32")
+            else:
+                self.tensors[name] = info
+        self.quantized = f"{len(scales)} of {FLOAT8}" if scales else ""
+
+    def _check(self, info: StoredTensor) -> None:
+        scale = self._stored.get(info.name + SCALE)
+        if scale is None:
+            raise BadInput(
+                f"{self._source}: tensor {info.name} is stored as {FLOAT8} without {info.name}{SCALE}; "
+                "fetch the whole checkpoint"
+            )
+        if scale.dtype not in (*FLOATS, "F8_E8M0"):
+            raise Unsupported(f"{self._source}: tensor {scale.name} is stored as {scale.dtype}, no scale is")
+        if scale.parameters == 1:
+            return
+        blocks = tuple(-(-size // of) for size, of in zip(info.shape[-2:], self._block, strict=False))
+        if len(info.shape) < 2 or scale.shape != (*info.shape[:-2], *blocks):
+            raise BadInput(
+                f"{self._source}: tensor {scale.name} has shape {list(scale.shape)}; one of "
+                f"{list(info.shape)} in blocks of {list(self._block)} has "
+                f"{[*info.shape[:-2], *blocks]}; fetch the checkpoint again"
+            )
+
+    def read(self, info: TensorInfo) -> np.ndarray:
+        stored = self._stored[info.name]
+        raw = IN_FILES.read(stored)
+        if stored.dtype != FLOAT8:
+            return raw
+        scale = self._stored[info.name + SCALE]
+        values = IN_FILES.read(scale)
+        factors = e8m0_values(values) if scale.dtype == "F8_E8M0" else to_float32(values, scale.dtype)
+        return dequantize_e4m3(raw, factors, self._block)
+
+    def files(self, tensors: Iterable[TensorInfo]) -> list[tuple[str, Path]]:
+        return IN_FILES.files(self._stored.values())
+
+
+def is_float8(folder: Path) -> bool:
+    """Whether config.json says so. Errors: BadInput where it cannot be read."""
+    return (folder / "config.json").is_file() and _quantization(read_config(folder)) is not None
+
+
+def open_float8(
+    folder: Path,
+    *,
+    source: str,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    tokenizer: bool = True,
+    scratch: Path | None = None,
+) -> Checkpoint:
+    """As ``Checkpoint.open``, of a folder that ``is_float8``. Config and tokenizer lie in a folder under
+    ``scratch``, removed when the program ends.
+
+    Errors: as of ``Checkpoint.open`` and ``Float8Tensors``; BadInput where config.json's sizes of a block are
+    none; StepFailed where the disk is full.
+    """
+    check_links(folder)
+    config = read_config(folder)
+    quantization = _quantization(config) or {}
+    block = quantization.get("weight_block_size") or [1, 1]
+    if not (isinstance(block, list) and len(block) == 2 and all(_is_size(each) for each in block)):
+        raise BadInput(f"{source}: config.json: weight_block_size: expected two sizes up to {MOST_BLOCK}")
+    stored, files = read_weights(folder, config.pop("transformers_weights", None))
+    reader = Float8Tensors(stored, (block[0], block[1]), source)
+    small = held_until_exit("float8", scratch)
+    try:
+        for path in folder.iterdir():
+            if path.is_file() and not path.name.endswith(WEIGHTS):
+                shutil.copyfile(path, small / path.name)
+            elif path.name in FOLDERS:
+                shutil.copytree(path, small / path.name)
+        write_config(small, _without(config))
+    except OSError as error:
+        raise StepFailed(
+            f"{small}: cannot hold the config and tokenizer of {source} ({error.strerror}); "
+            "set TMPDIR to a larger disk"
+        ) from None
+    return Checkpoint.open(
+        small,
+        source=source,
+        revision=revision,
+        trust_remote_code=trust_remote_code,
+        tokenizer=tokenizer,
+        weights=Weights(reader.tensors, reader, files.left_alone, files.usual, reader.quantized),
+    )
+
+
+def _quantization(config: dict[str, Any]) -> dict[str, Any] | None:
+    for part in (config, config.get("text_config") or {}):
+        found = part.get("quantization_config")
+        if isinstance(found, dict) and found.get("quant_method") == "fp8":
+            return found
+    return None
+
+
+def _without(config: dict[str, Any]) -> dict[str, Any]:
+    """``config`` as of the checkpoint before it was quantized."""
+    kept = {key: value for key, value in config.items() if key != "quantization_config"}
+    if isinstance(kept.get("text_config"), dict):
+        kept["text_config"] = _without(kept["text_config"])
+    return kept
+
+
+def _is_size(value: Any) -> bool:
+    return type(value) is int and 0 < value <= MOST_BLOCK

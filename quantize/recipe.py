@@ -17,6 +17,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from quantize.dtypes import DENSE
 from quantize.errors import BadInput
 
+AUTO = "auto"
+
 
 class Recipe(BaseModel):
     """Base of every method's recipe. Subclasses fix ``method`` to a Literal and add their parameters."""
@@ -30,11 +32,18 @@ class Recipe(BaseModel):
     contents: ClassVar[dict[str, str]] = {}
     #: Short spelling -> parameters, without ``method``.
     presets: ClassVar[dict[str, dict[str, Any]]] = {}
+    #: Parameters that came after the first release -> the value with which they are left out: what says
+    #: nothing new keeps its digest.
+    later: ClassVar[dict[str, Any]] = {}
+    #: What a parameter's ``auto`` stands for in the digest: the value that it takes wherever that one fits,
+    #: where both make the same bytes. Where it does not fit, only ``auto`` makes anything.
+    automatic: ClassVar[dict[str, Any]] = {}
 
     @property
     def canonical(self) -> dict[str, Any]:
         """Files by their names only: the path of a folder on this machine changes nothing."""
         values = self.model_dump(mode="json")
+        values = {k: v for k, v in values.items() if k not in self.later or v != self.later[k]}
         for name, content in self.contents.items():
             path, sha256 = values.pop(name), values.pop(content)
             values |= {name: Path(path).name, content: sha256} if path else {}
@@ -44,6 +53,7 @@ class Recipe(BaseModel):
     def digest(self) -> str:
         """sha256 of the canonical JSON, without the names of files."""
         values = {key: value for key, value in self.canonical.items() if key not in self.contents}
+        values |= {key: known for key, known in self.automatic.items() if values.get(key) == AUTO}
         return hashlib.sha256(json.dumps(values, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
     def changed(self, values: dict[str, Any]) -> "Recipe":

@@ -111,7 +111,8 @@ def round_like_runtime(
 
     parts = parameter_parts(checkpoint, model)
     for name, module in model.named_modules():
-        if isinstance(module, torch.nn.Linear) or module is model.get_output_embeddings():
+        alone = isinstance(module, torch.nn.Linear) or type(module).__name__ == "Conv1D"
+        if alone or module is model.get_output_embeddings():
             part = parts.get(f"{name}.weight")
         else:  # stacked experts
             part = next(

@@ -3,73 +3,72 @@ precision."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from math import ceil
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
-from quantize.checkpoint.checkpoint import Checkpoint
-from quantize.formats.folder import CONFIG_EXTRA_BYTES, Entry, FolderFormat
-from quantize.formats.packed import packed_layers, stored_tensors
-from quantize.numerics.packing import dequantize_awq
+from quantize.formats.folder import Entry
+from quantize.formats.packed import OWN, PackedFormat
+from quantize.hf.matrices import Linear
+from quantize.numerics.grids import Codes, Grid
+from quantize.numerics.packing import dequantize_awq, pack_awq
 
 BITS = 4
+#: outputs to a word
+PACKED_OUTPUTS = 8
 
 
 @dataclass(frozen=True)
-class AwqFormat(FolderFormat):
-    """``group_size`` -1: one scale for each output."""
-
-    group_size: int
-
+class AwqFormat(PackedFormat):
     storage: ClassVar[str] = "awq"
     hub_tag: ClassVar[str] = "awq"
-    loads_in: ClassVar[tuple[str, ...]] = ("transformers", "vllm", "sglang", "gptqmodel")
-    config_bytes: ClassVar[int] = 2 * CONFIG_EXTRA_BYTES  # quantize_config.json too
+    along_inputs: ClassVar[bool] = False
+    replaced: ClassVar[tuple[str, ...]] = ("Linear",)
     moves_scales: ClassVar[bool] = True
+
+    @property
+    def grid(self) -> Grid:
+        return Grid(self.bits, self.group_size, self.symmetric)
 
     @property
     def kl_tolerance(self) -> float:
         """The kernels round scales and activations to bfloat16 or float16."""
         return 1e-3
 
-    def activation_types(self, stage: Path) -> dict[str, str]:
+    def activation_types(self, stage: Path) -> dict[str, str] | None:
         """The kernels' inputs and outputs are 16-bit floats."""
+        if self.opener(stage) == OWN:
+            return None
         return dict.fromkeys(self.quantized(stage), "bf16_io")
 
-    def entries(self, checkpoint: Checkpoint, name: str, quantized: bool) -> Iterator[Entry]:
-        info = checkpoint.tensors[name]
-        if not quantized:
-            yield name, info.dtype, info.shape
-            return
-        outputs, inputs = info.shape
-        groups = ceil(inputs / self.group_size) if self.group_size > 0 else 1
-        base = name.removesuffix(".weight")
-        yield f"{base}.qweight", "I32", (inputs, outputs * BITS // 32)
-        yield f"{base}.qzeros", "I32", (groups, outputs * BITS // 32)
-        yield f"{base}.scales", "F16", (groups, outputs)
-
-    def quantized(self, stage: Path) -> dict[str, str]:
-        tensors = dict(stored_tensors(stage).tensors)
-        group = f" g{self.group_size}" if self.group_size > 0 else " per channel"
+    def packed(self, codes: Codes) -> dict[str, np.ndarray]:
         return {
-            f"{base}.weight": f"awq-int{BITS}{group}"
-            for base, qweight in packed_layers(tensors, BITS, along_inputs=False).items()
-            if tensors[f"{base}.scales"].shape[0]
-            == (qweight.shape[0] // self.group_size if self.group_size > 0 else 1)
+            "qweight": pack_awq(np.ascontiguousarray(codes.codes.cpu().numpy().T)),
+            "qzeros": pack_awq(np.ascontiguousarray(codes.zeros.cpu().numpy().T.astype(np.uint8))),
+            "scales": np.ascontiguousarray(codes.scales.cpu().numpy().T.astype(np.float16)),
         }
 
-    def dequantize(self, stage: Path, checkpoint: Checkpoint) -> Iterator[tuple[str, np.ndarray]]:
-        """Weights as stored: scales that AWQ moved from a layer's inputs into the norm or layer before it
-        stay there. So single tensors differ from the source's by more than rounding; the model they make up
-        does not."""
-        stored = stored_tensors(stage)
-        for name in checkpoint.tensors:
-            if name in stored.tensors:
-                yield name, stored.read_float32(name)
-                continue
-            base = name.removesuffix(".weight")
-            scales = stored.read_float32(f"{base}.scales")
-            qweight, qzeros = stored.read(f"{base}.qweight"), stored.read(f"{base}.qzeros")
-            yield name, dequantize_awq(qweight, qzeros, scales, self.group_size)
+    def unpacked(self, tensors: dict[str, np.ndarray]) -> np.ndarray:
+        qweight, qzeros, scales = (tensors[name] for name in ("qweight", "qzeros", "scales"))
+        return dequantize_awq(qweight, qzeros, scales, self.group_size)
+
+    def matrix_entries(self, linear: Linear) -> Iterator[Entry]:
+        outputs, inputs, groups = linear.outputs, linear.inputs, self.groups(linear.inputs)
+        yield f"{linear.name}.qweight", "I32", (inputs, outputs * BITS // 32)
+        yield f"{linear.name}.qzeros", "I32", (groups, outputs * BITS // 32)
+        yield f"{linear.name}.scales", "F16", (groups, outputs)
+
+    def own_config(self) -> dict[str, Any]:
+        """In AutoAWQ's words. Loaders take every linear layer but those that it names, and the head."""
+        return {
+            "quant_method": "awq",
+            "version": "gemm",
+            "format": "gemm",
+            "bits": self.bits,
+            "group_size": self.group_size,
+            "zero_point": not self.symmetric,
+            "sym": self.symmetric,
+            "desc_act": False,
+            "modules_to_not_convert": list(self.left()) or None,
+        }

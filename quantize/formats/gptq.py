@@ -1,34 +1,37 @@
 """AutoGPTQ's format, version 1: codes packed along the inputs, zero points along the outputs, scales in half
 precision, the group of each input."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from math import ceil
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
-from quantize.checkpoint.checkpoint import Checkpoint
-from quantize.formats.folder import CONFIG_EXTRA_BYTES, Entry, FolderFormat
-from quantize.formats.packed import packed_layers, stored_tensors
-from quantize.numerics.packing import dequantize_gptq
+from quantize.formats.folder import Entry
+from quantize.formats.packed import OWN, PackedFormat, relative
+from quantize.hf.matrices import Linear
+from quantize.numerics.grids import Codes, Grid
+from quantize.numerics.packing import dequantize_gptq, pack_bits
 
-#: rows that whole 32-bit words of codes need
+#: inputs and outputs that whole 32-bit words of codes need
 PACKED_ROWS = {2: 16, 3: 32, 4: 8, 8: 4}
+#: lists of decoder layers that optimum looks for, in this order; another must be named
+BLOCKS = ("transformer.h", "model.decoder.layers", "gpt_neox.layers", "model.layers")
 
 
 @dataclass(frozen=True)
-class GptqFormat(FolderFormat):
-    """``group_size`` -1: one scale for each output."""
-
-    bits: int
-    group_size: int
-
+class GptqFormat(PackedFormat):
     storage: ClassVar[str] = "gptq"
     hub_tag: ClassVar[str] = "gptq"
-    loads_in: ClassVar[tuple[str, ...]] = ("transformers", "vllm", "sglang", "gptqmodel")
-    config_bytes: ClassVar[int] = 2 * CONFIG_EXTRA_BYTES  # quantize_config.json too
+    along_inputs: ClassVar[bool] = True
+    replaced: ClassVar[tuple[str, ...]] = ("Linear", "Conv1D")
+
+    @property
+    def grid(self) -> Grid:
+        """Zero points are stored less one: 0 cannot be said."""
+        return Grid(self.bits, self.group_size, self.symmetric, lowest_zero=1)
 
     @property
     def kl_tolerance(self) -> float:
@@ -39,40 +42,62 @@ class GptqFormat(FolderFormat):
     def activation_types(self, stage: Path) -> dict[str, str] | None:
         """The 4-bit kernel for CPUs has bfloat16 inputs and outputs; the other widths compute in the dtype of
         the model."""
-        return dict.fromkeys(self.quantized(stage), "bf16_io") if self.bits == 4 else None
+        if self.bits != 4 or self.opener(stage) == OWN:
+            return None
+        return dict.fromkeys(self.quantized(stage), "bf16_io")
 
-    def entries(self, checkpoint: Checkpoint, name: str, quantized: bool) -> Iterator[Entry]:
-        info = checkpoint.tensors[name]
-        if not quantized:
-            yield name, info.dtype, info.shape
-            return
-        outputs, inputs = info.shape
-        groups = ceil(inputs / self.group_size) if self.group_size > 0 else 1
-        base = name.removesuffix(".weight")
-        yield f"{base}.g_idx", "I32", (inputs,)
-        yield f"{base}.qweight", "I32", (inputs * self.bits // 32, outputs)
-        yield f"{base}.qzeros", "I32", (groups, outputs * self.bits // 32)
-        yield f"{base}.scales", "F16", (groups, outputs)
+    def packed(self, codes: Codes) -> dict[str, np.ndarray]:
+        """Errors: ValueError where a zero point is 0."""
+        inputs, groups = codes.codes.shape[1], codes.scales.shape[1]
+        zeros = codes.zeros.cpu().numpy() - 1
+        return {
+            "qweight": pack_bits(np.ascontiguousarray(codes.codes.cpu().numpy().T), self.bits),
+            "qzeros": np.ascontiguousarray(pack_bits(zeros, self.bits).T),
+            "scales": np.ascontiguousarray(codes.scales.cpu().numpy().T.astype(np.float16)),
+            "g_idx": (np.arange(inputs) // (inputs // groups)).astype(np.int32),
+        }
 
-    def quantized(self, stage: Path) -> dict[str, str]:
-        tensors = dict(stored_tensors(stage).tensors)
-        group = f" g{self.group_size}" if self.group_size > 0 else " per channel"
-        found = {}
-        for base, qweight in packed_layers(tensors, self.bits, along_inputs=True).items():
-            inputs, index = qweight.shape[0] * 32 // self.bits, tensors.get(f"{base}.g_idx")
-            groups = inputs // self.group_size if self.group_size > 0 else 1
-            if tensors[f"{base}.scales"].shape[0] == groups and (index is None or index.shape == (inputs,)):
-                found[f"{base}.weight"] = f"gptq-int{self.bits}{group}"
+    def unpacked(self, tensors: dict[str, np.ndarray]) -> np.ndarray:
+        qweight, qzeros, scales = (tensors[name] for name in ("qweight", "qzeros", "scales"))
+        return dequantize_gptq(qweight, qzeros, scales, tensors.get("g_idx"), self.bits, self.group_size)
+
+    def matrix_entries(self, linear: Linear) -> Iterator[Entry]:
+        outputs, inputs, groups = linear.outputs, linear.inputs, self.groups(linear.inputs)
+        yield f"{linear.name}.g_idx", "I32", (inputs,)
+        yield f"{linear.name}.qweight", "I32", (inputs * self.bits // 32, outputs)
+        yield f"{linear.name}.qzeros", "I32", (groups, outputs * self.bits // 32)
+        yield f"{linear.name}.scales", "F16", (groups, outputs)
+
+    def own_config(self) -> dict[str, Any]:
+        return {
+            "quant_method": "gptq",
+            "checkpoint_format": "gptq",
+            "format": "gptq",
+            "bits": self.bits,
+            "group_size": self.group_size,
+            "desc_act": False,
+            "sym": self.symmetric,
+            **self._which(),
+        }
+
+    def _which(self) -> dict[str, Any]:
+        """Which linear layers are quantized, where that is not all of those in the layers that loaders look
+        at: ``modules_in_block_to_quantize`` for transformers and vLLM, ``dynamic`` for GPTQModel and vLLM."""
+        if self.decoder is None or not self.decoder.layer_names:
+            return {}
+        block = self.decoder.layer_names[0].rpartition(".")[0]
+        found: dict[str, Any] = {} if block in BLOCKS else {"block_name_to_quantize": block}
+        left = relative(self.left(), self.decoder.layer_names)
+        if not left:
+            return found
+        alone = tuple(linear.layer for linear in self.linears if linear.module)
+        mine = relative(alone, self.decoder.layer_names)
+        # Loaders of the one kind compare ends of names, of the other by regular expression.
+        if any(name.endswith(tuple(mine)) for name in left):
+            kept = [name for names in mine.values() for name in dict.fromkeys(names)]
+            skipped = [re.escape(name) for names in left.values() for name in names]
+        else:
+            kept, skipped = list(mine), [rf".*\.{re.escape(name)}" for name in left]
+        found["modules_in_block_to_quantize"] = [kept]
+        found["dynamic"] = {f"-:{name}$": {} for name in skipped}
         return found
-
-    def dequantize(self, stage: Path, checkpoint: Checkpoint) -> Iterator[tuple[str, np.ndarray]]:
-        stored = stored_tensors(stage)
-        for name in checkpoint.tensors:
-            if name in stored.tensors:
-                yield name, stored.read_float32(name)
-                continue
-            base = name.removesuffix(".weight")
-            index = stored.read(f"{base}.g_idx") if f"{base}.g_idx" in stored.tensors else None
-            scales = stored.read_float32(f"{base}.scales")
-            qweight, qzeros = stored.read(f"{base}.qweight"), stored.read(f"{base}.qzeros")
-            yield name, dequantize_gptq(qweight, qzeros, scales, index, self.bits, self.group_size)

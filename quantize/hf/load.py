@@ -100,6 +100,7 @@ def load_model(
                     )
                 else:  # which only the class of the model accepts
                     empty = model_without_weights(folder, dtype, trust_remote_code=trust_remote_code)
+                    empty.config.__dict__.pop("quantization_config", None)  # these are whole
                     loaded = type(empty).from_pretrained(
                         None, config=empty.config, state_dict=weights, **common
                     )

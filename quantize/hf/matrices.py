@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 #: a layer with fewer inputs or outputs holds next to nothing, and kernels do not take it
 SMALLEST = 32
+_TOO_SMALL = f"with fewer than {SMALLEST} inputs or outputs there is nothing to gain"
 _TOLD_LAYER = re.compile(r"^(.*\blayers\.\d+)\.")
 #: modules of stacked experts that do not say how their tensors lie -> whether inputs come before outputs
 _UNTOLD_EXPERTS = {"Llama4TextExperts": True, "LongcatFlashExperts": False, "JetMoeParallelExperts": False}
@@ -54,7 +55,8 @@ class Place:
 @dataclass(frozen=True)
 class Linear:
     """A matrix that is quantized. ``name``: its base name in the artifact; ``source``: the checkpoint's
-    tensor that holds it; ``parameter``: transformers' parameter that does."""
+    tensor that holds it; ``parameter``: transformers' parameter that does; ``module``: the class of
+    transformers' module that it is the weight of, empty where that holds several matrices."""
 
     name: str
     outputs: int
@@ -63,6 +65,7 @@ class Linear:
     parameter: str
     in_source: Place = Place()
     in_parameter: Place = Place()
+    module: str = "Linear"
 
     @property
     def matrix(self) -> int:
@@ -70,9 +73,9 @@ class Linear:
         return self.in_parameter.index or 0
 
     @property
-    def whole(self) -> bool:
-        """Whether it is the whole tensor of the source (transposed perhaps)."""
-        return self.in_source.index is None and self.in_source.rows is None
+    def layer(self) -> str:
+        """The module of transformers' whose weight it is, or is part of."""
+        return self.parameter.removesuffix(".weight")
 
     def take(self, array: np.ndarray) -> np.ndarray:
         """The source's tensor -> (outputs, inputs) float32, a copy."""
@@ -98,12 +101,16 @@ class Linear:
 @dataclass(frozen=True)
 class DecoderLinears:
     """``layers``: by decoder layer, in the order of modules; ``layer_names``: transformers' modules;
-    ``kept``: tensors of the source in decoder layers that stay as they are, and why."""
+    ``kept``: tensors of the source in decoder layers that stay as they are, and why; ``others``: modules of
+    linear layers that are none of these, but for the head; ``initialised``: whether transformers' code
+    initialises weights of layers from outside, which fails once loaders have replaced those."""
 
     layers: tuple[tuple[Linear, ...], ...]
     layer_names: tuple[str, ...]
     head: Linear | None
     kept: tuple[tuple[str, str], ...] = ()
+    others: tuple[str, ...] = ()
+    initialised: bool = False
 
     def __iter__(self) -> Iterator[Linear]:
         """Those of the layers; not the head."""
@@ -144,21 +151,39 @@ def decoder_linears(checkpoint: Checkpoint) -> DecoderLinears:
                 else:
                     kept |= dict.fromkeys(part.sources, why or "this program does not know how it is stored")
         found.append(tuple(inside))
-    return DecoderLinears(tuple(found), names, _head(model, parts, checkpoint), tuple(kept.items()))
+    quantized = {linear.parameter for inside in found for linear in inside}
+    output = model.get_output_embeddings()
+    others = tuple(
+        name
+        for name, module in model.named_modules()
+        if _is_linear(module) and module is not output and f"{name}.weight" not in quantized
+    )
+    head = _head(model, parts, checkpoint)
+    alone = {linear.layer for inside in found for linear in inside if linear.module}
+    initialised = _initialised(model, alone)
+    return DecoderLinears(tuple(found), names, head, tuple(kept.items()), others, initialised)
 
 
 def _told(checkpoint: Checkpoint, linear: dict[str, tuple[int, int]], tied: bool) -> DecoderLinears:
     """Of the decoders that need not be built: their tensors are transformers' parameters."""
     by_layer: dict[str, list[Linear]] = {}
+    kept: dict[str, str] = {}
     for name, (outputs, inputs) in linear.items():
         weight = f"{name}.weight"
         layer = _TOLD_LAYER.match(name)
-        if layer and weight in checkpoint.tensors:
-            by_layer.setdefault(layer[1], []).append(Linear(name, outputs, inputs, weight, weight))
+        if not layer or weight not in checkpoint.tensors:
+            continue
+        inside = by_layer.setdefault(layer[1], [])
+        if min(outputs, inputs) < SMALLEST:
+            kept[weight] = _TOO_SMALL
+        else:
+            inside.append(Linear(name, outputs, inputs, weight, weight))
     head = None
     if not tied and f"{HEAD}.weight" in checkpoint.tensors:
         head = Linear(HEAD, *linear[HEAD], f"{HEAD}.weight", f"{HEAD}.weight")
-    return DecoderLinears(tuple(map(tuple, by_layer.values())), tuple(by_layer), head)
+    others = tuple(name.removesuffix(".weight") for name in kept)
+    layers = tuple(map(tuple, by_layer.values()))
+    return DecoderLinears(layers, tuple(by_layer), head, tuple(kept.items()), others)
 
 
 def _layers(
@@ -176,6 +201,27 @@ def _layers(
     most = max(outer, key=lambda name: sum(p.numel() for p in outer[name].parameters()))
     layers = list(outer[most])
     return layers, tuple(f"{most}.{index}" for index in range(len(layers)))
+
+
+def _initialised(model: "PreTrainedModel", layers: set[str]) -> bool:
+    """Whether initialising the model reads ``weight`` of one of ``layers``; takes those out of the model."""
+    import torch
+
+    for name in layers:
+        old: Any = model.get_submodule(name)
+        new: Any = torch.nn.Module()
+        new.bias = getattr(old, "bias", None)
+        new.in_features, new.out_features = getattr(old, "in_features", 0), getattr(old, "out_features", 0)
+        model.set_submodule(name, new)
+    try:
+        with torch.no_grad():
+            for module in model.modules():
+                model._init_weights(module)  # type: ignore[operator]
+    except AttributeError:
+        return True
+    except Exception:  # whatever a model's code does with tensors that have no values
+        return False
+    return False
 
 
 def _expert_counts(model: "PreTrainedModel") -> set[int]:
@@ -199,7 +245,7 @@ def _why_kept(
     if not _is_linear(module) and not _are_experts(module, parameter):
         return "it is no linear layer"
     if min(parameter.shape[-2:]) < SMALLEST:
-        return f"with fewer than {SMALLEST} inputs or outputs there is nothing to gain"
+        return _TOO_SMALL
     return None
 
 
@@ -227,10 +273,12 @@ def _linears(
     if any(checkpoint.tensors[source].dtype not in FLOATS for source in part.sources):
         return
     if parameter.ndim == 2:
-        transposed = type(module).__name__ == "Conv1D"
-        outputs, inputs = parameter.shape[::-1] if transposed else parameter.shape
-        there = Place(transposed=transposed)
-        base = Linear(full.removesuffix(".weight"), outputs, inputs, "", full, in_parameter=there)
+        kind = type(module).__name__
+        outputs, inputs = parameter.shape[::-1] if kind == "Conv1D" else parameter.shape
+        there = Place(transposed=kind == "Conv1D")
+        base = Linear(
+            full.removesuffix(".weight"), outputs, inputs, "", full, in_parameter=there, module=kind
+        )
         yield from _dense(base, part, checkpoint)
         return
     transposed = bool(getattr(module, "is_transposed", _UNTOLD_EXPERTS.get(type(module).__name__)))
@@ -239,7 +287,8 @@ def _linears(
     for index in range(parameter.shape[0]):
         for half, (word, rows) in enumerate(halves):
             count = outputs if rows is None else len(range(*rows))
-            base = Linear(word, count, inputs, "", full, in_parameter=Place(index, rows, transposed))
+            there = Place(index, rows, transposed)
+            base = Linear(word, count, inputs, "", full, in_parameter=there, module="")
             yield from _expert(base, half, len(halves), part)
 
 
@@ -273,7 +322,7 @@ def _dense(base: Linear, part: Part, checkpoint: Checkpoint) -> Iterator[Linear]
             outputs = checkpoint.tensors[source].shape[0]
             place = Place(rows=(start, start + outputs, 1))
             name = source.removesuffix(".weight")
-            yield replace(base, name=name, outputs=outputs, source=source, in_parameter=place)
+            yield replace(base, name=name, outputs=outputs, source=source, in_parameter=place, module="")
             start += outputs
 
 

@@ -7,7 +7,7 @@ from quantize.calibration.windows import Calibration
 from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.dtypes import FLOATS
 from quantize.engines.base import Conversion, Engine
-from quantize.engines.native import NATIVE, write_dense
+from quantize.engines.native.dense import NATIVE, write_dense
 from quantize.formats.base import Format
 from quantize.formats.dense import DenseFormat
 from quantize.hf.load import load_model

@@ -22,6 +22,7 @@ METHODS: dict[str, str] = {
     "gguf": "quantize.methods.gguf:Gguf",
     "gptq": "quantize.methods.gptq:Gptq",
     "awq": "quantize.methods.awq:Awq",
+    "rtn": "quantize.methods.rtn:Rtn",
     "quanto": "quantize.methods.quanto:Quanto",
     "bnb": "quantize.methods.bitsandbytes:BitsAndBytes",
 }

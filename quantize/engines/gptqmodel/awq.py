@@ -1,72 +1,57 @@
-"""GPTQModel's AWQ search, mended where it is wrong in float32 on a CPU and slow everywhere."""
+"""AWQ by GPTQModel: its search, its packing, our files."""
 
-import contextlib
-from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
-from quantize.numerics.clip import best_clip
+import numpy as np
+
+from quantize.calibration.windows import Calibration
+from quantize.checkpoint.checkpoint import Checkpoint
+from quantize.engines.base import Conversion
+from quantize.engines.gptqmodel import engine
+from quantize.engines.gptqmodel.checkpoint import write_checkpoint
+from quantize.engines.gptqmodel.installed import GPTQMODEL
+from quantize.formats.awq import AwqFormat
+from quantize.recipe import RunOptions
 
 
-@contextlib.contextmanager
-def awq_search() -> Iterator[set[str]]:
-    """While inside, the engine's AWQ takes float32 models and searches clipping bounds by ``best_clip``.
-    Collects the names of layers that it rounds without scales, because no token reached them or one of their
-    group.
+def write_awq(
+    checkpoint: Checkpoint,
+    format: AwqFormat,
+    stage: Path,
+    run: RunOptions,
+    calibration: Calibration,
+    *,
+    title: str,
+    search_tokens: int,
+) -> Conversion:
+    """Errors: as ``engine.quantize``."""
 
-    It was written for half precision. Its packer stores float16 scales whatever it gets, but refuses float32
-    by name. Its scale search keeps "a float32 copy on the CPU" of each weight, to restore it after every
-    trial; for a float32 weight on the CPU that is not a copy but the weight itself, so the trials pile up and
-    the model is destroyed, without an error. Here the weights hand out copies while they are searched.
-    """
-    import torch
-    from gptqmodel.looper.awq_processor import AWQProcessor
-    from gptqmodel.nn_modules.qlinear.torch_awq import AwqTorchLinear
+    def make_config(shared: dict[str, Any]) -> Any:
+        from gptqmodel.quantization.config import AWQConfig
 
-    class Copied(torch.nn.Parameter):
-        def detach(self) -> torch.Tensor:
-            return super().detach().clone()
+        return AWQConfig(bits=format.bits, group_size=format.group_size, sym=format.symmetric, **shared)
 
-    def compute_best_scale(
-        self: Any,
-        x: Any,
-        w_mean: Any,
-        x_mean: Any,
-        module: Any,
-        linears: Any,
-        reference: Any,
-        kwargs: Any = None,
-    ) -> Any:
-        weights = [linear.weight for linear in linears]
-        for linear in linears:
-            linear.weight = Copied(linear.weight.data, requires_grad=False)
-        try:
-            return search(self, x, w_mean, x_mean, module, linears, reference, kwargs or {})
-        finally:
-            for linear, weight in zip(linears, weights, strict=True):
-                linear.weight = weight
-
-    def compute_best_clip(self: Any, w: torch.Tensor, input_feat: torch.Tensor) -> torch.Tensor:
-        return best_clip(w, input_feat, self.qcfg.group_size, self._pseudo_quantize_tensor_into)
-
-    unscaled: set[str] = set()
-
-    def apply_quant(self: Any, named: dict[str, Any], scales_list: Any) -> Any:
-        if not scales_list:
-            unscaled.update(str(module.full_name) for module in named.values())
-        return rounding(self, named, scales_list)
-
-    rounding = AWQProcessor.apply_quant
-    dtypes, search, clip = (
-        AwqTorchLinear.SUPPORTS_DTYPES,
-        AWQProcessor._compute_best_scale,
-        AWQProcessor._compute_best_clip,
+    rows = spread_rows(calibration.ids, search_tokens)
+    with engine.scratch_folder(stage, run) as scratch:
+        result = engine.quantize(
+            checkpoint, make_config, rows, scratch, run, backend="AWQ_TORCH", title=title
+        )
+        meta = result.config.get("meta", {})
+        kept = {key: meta[key] for key in ("quantizer", "uri") if key in meta}
+        weight_bytes = write_checkpoint(checkpoint, result, stage, format.config(checkpoint, kept))
+    return Conversion(
+        weight_bytes=weight_bytes,
+        engine=GPTQMODEL.label,
+        libraries=GPTQMODEL.libraries,
+        notes=result.notes,
+        details={"compute_dtype": engine.compute_dtype(run), "calibration_tokens_used": int(rows.size)},
+        computed=result.computed,
     )
-    AwqTorchLinear.SUPPORTS_DTYPES = [*dtypes, torch.float32]
-    AWQProcessor._compute_best_scale, AWQProcessor._compute_best_clip = compute_best_scale, compute_best_clip
-    AWQProcessor.apply_quant = apply_quant
-    try:
-        yield unscaled
-    finally:
-        AwqTorchLinear.SUPPORTS_DTYPES = dtypes
-        AWQProcessor._compute_best_scale, AWQProcessor._compute_best_clip = search, clip
-        AWQProcessor.apply_quant = rounding
+
+
+def spread_rows(ids: np.ndarray, tokens: int) -> np.ndarray:
+    """At most ``tokens`` tokens (but one window) of ``ids`` (rows, length), in whole windows spread evenly
+    over the rows."""
+    wanted = min(len(ids), max(1, tokens // ids.shape[1]))
+    return ids[np.linspace(0, len(ids) - 1, wanted).round().astype(int)]

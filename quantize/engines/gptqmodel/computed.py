@@ -4,16 +4,13 @@ is saved."""
 import contextlib
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from quantize.artifact.artifact import Note
 from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.dtypes import FLOATS, TORCH
 from quantize.engines.base import Computed
-from quantize.engines.gptqmodel.load import own_loader
 from quantize.numerics.packing import gptq_zeros
 
 if TYPE_CHECKING:
@@ -100,13 +97,3 @@ def _unpacked(layer: Any) -> tuple[np.ndarray, np.ndarray | None]:
 def _numpy(transposed: "torch.Tensor") -> np.ndarray:
     values: np.ndarray = transposed.float().T.contiguous().cpu().numpy()
     return values
-
-
-def openers(stage: Path) -> tuple[tuple[str, ...], list[Note]]:
-    """(programs that open what was written, or none where all do that usually do; the note that says so)."""
-    if not own_loader(stage):
-        return (), []
-    why = "transformers 5 looks for all experts in one tensor, and would fill these with random numbers"
-    return ("gptqmodel", "vllm", "sglang"), [
-        Note(tensor="*", what="transformers' own loader cannot open it: use GPTQModel.load", why=why)
-    ]

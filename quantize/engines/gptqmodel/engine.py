@@ -27,7 +27,7 @@ from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.checkpoint.library_folder import library_folder
 from quantize.checkpoint.materialised import materialised
 from quantize.engines.base import Computed
-from quantize.engines.gptqmodel.awq import awq_search
+from quantize.engines.gptqmodel.awq_search import awq_search
 from quantize.engines.gptqmodel.computed import add_unquantized, packed_weights
 from quantize.engines.gptqmodel.contained import contained
 from quantize.engines.gptqmodel.installed import GPTQMODEL

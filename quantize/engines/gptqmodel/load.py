@@ -1,7 +1,7 @@
-"""Opens GPTQ and AWQ folders, whose layers are GPTQModel's whoever loads them."""
+"""Opens GPTQ and AWQ folders: by transformers, whose layers for them are GPTQModel's, by GPTQModel's own
+loader, or with the weights unpacked."""
 
 import os
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,8 +10,10 @@ from quantize.checkpoint.library_folder import library_folder
 from quantize.checkpoint.tensors import StoredTensors
 from quantize.engines.gptqmodel.contained import contained
 from quantize.errors import BadInput, StepFailed, Unsupported
+from quantize.formats.packed import GPTQMODEL, TRANSFORMERS
+from quantize.formats.stored import Stored, stored_packed
 from quantize.hf.extensions import ensure_kernel_environment, keep_hub_caches
-from quantize.hf.load import load_model, model_without_weights, torch_dtype
+from quantize.hf.load import load_model, torch_dtype
 from quantize.hf.refusals import reason
 from quantize.packages import install_command
 from quantize.quiet import quiet
@@ -19,35 +21,38 @@ from quantize.quiet import quiet
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-#: a quantized expert, stored separately
-EXPERT = re.compile(r"\.experts\.\d+\..*\.qweight$")
 
-
-def load_gptqmodel(
+def load_packed(
     folder: Path, dtype: str, device: str, *, trust_remote_code: bool = False
 ) -> "PreTrainedModel":
-    """A GPTQ or AWQ checkpoint through transformers, whose layers for them are GPTQModel's; through
-    GPTQModel's own loader where the file holds experts one by one that transformers looks for in one tensor,
-    and would leave random.
+    """A GPTQ or AWQ checkpoint in evaluation mode, computing in ``dtype``.
 
-    Errors: Unsupported where gptqmodel or optimum is not installed.
+    Errors: Unsupported where gptqmodel or optimum is not installed; BadInput where a parameter has no
+    weights.
     """
     ensure_kernel_environment()
     keep_hub_caches()
     os.environ.setdefault("LOGBAR_ANIMATION", "0")
-    if own_loader(folder, trust_remote_code=trust_remote_code):
+    stored = None
+    try:
+        stored = stored_packed(folder, trust_remote_code=trust_remote_code)
+        who = stored.format.opener(folder)
+    except (BadInput, Unsupported):  # not as this program packs: transformers says what it thinks of it
+        who = TRANSFORMERS
+    if stored is None or who == TRANSFORMERS:
+        return load_model(folder, dtype, device, trust_remote_code=trust_remote_code, device_map={"": device})
+    if who == GPTQMODEL:
         return _load_by_engine(folder, dtype, device, trust_remote_code)
-    return load_model(folder, dtype, device, trust_remote_code=trust_remote_code, device_map={"": device})
+    return _load_unpacked(stored, dtype, device, trust_remote_code)
 
 
-def own_loader(folder: Path, *, trust_remote_code: bool = False) -> bool:
-    """Whether the folder holds quantized experts one by one and transformers' class has no modules of their
-    names."""
-    expert = next((name for name in StoredTensors(folder) if EXPERT.search(name)), None)
-    if expert is None:
-        return False
-    model = model_without_weights(folder, "float32", trust_remote_code=trust_remote_code)
-    return expert.removesuffix(".qweight") not in dict(model.named_modules())
+def _load_unpacked(stored: Stored, dtype: str, device: str, trust: bool) -> "PreTrainedModel":
+    """The plain model, on weights that this program's reader gives."""
+    import torch
+
+    wanted = torch_dtype(dtype)
+    weights = {name: torch.from_numpy(values).to(wanted) for name, values in stored.whole()}
+    return load_model(stored.folder, dtype, device, trust_remote_code=trust, weights=weights)
 
 
 def _load_by_engine(folder: Path, dtype: str, device: str, trust: bool) -> "PreTrainedModel":

@@ -80,7 +80,7 @@ def test_every_linear_is_quantized_and_nothing_else(made: SimpleNamespace) -> No
     found = made.work.quantized(made.folder)
     assert set(found) == made.work.expected
     assert len(found) == 7
-    group = f"g{made.recipe.group_size}" if made.recipe.group_size > 0 else "per channel"
+    group = f"g{made.work.format.group_size}" if made.work.format.group_size > 0 else "per channel"
     assert set(found.values()) == {f"{made.recipe.method}-int{made.recipe.bits} {group}"}
     kept = {note.tensor for note in made.conversion.notes if note.what.startswith("kept")}
     assert kept == {"model.embed_tokens.weight", "lm_head.weight"}
@@ -421,16 +421,11 @@ def test_lost_levels_are_noted(small: Checkpoint, tmp_path: Path) -> None:
     ("spelled", "config", "message"),
     [
         (
-            "gptq-int4",
+            "gptq-int4:group_size=128",
             {"intermediate_size": 352},
             r"down_proj\.weight has 352 inputs, which groups of 128 do not divide.*group_size=32",
         ),
         ("gptq-int4:group_size=1024", {}, r"groups of 1024 do not divide; use gptq-int4:group_size=128"),
-        (
-            "gptq-int3:group_size=16",
-            {"intermediate_size": 272},
-            "272 (in|out)puts, and .* needs a multiple of 32",
-        ),
         ("awq-int4:group_size=32", {"intermediate_size": 352}, "352 outputs, and .* needs a multiple of 64"),
         ("awq-int4", {"model_type": "gemma3_text"}, "rotary"),
         ("awq-int4", {"model_type": "mamba"}, "does not support model_type 'mamba'"),
@@ -463,6 +458,8 @@ def test_refused_from_headers(small: Checkpoint, spelled: str, config: dict[str,
         ("awq-int4:group_size=256", "group_size"),
         ("awq-int4:search_tokens=1", "search_tokens"),
         ("awq-int4:sym=true", "not a parameter"),
+        ("rtn-int8:format=awq", "packs 4 bits"),
+        ("rtn-int4:format=awq,group_size=16", "groups of 32, 64, 128 or -1"),
         ("gptq-int4:group=64", "did you mean group_size"),
     ],
 )
@@ -473,7 +470,8 @@ def test_parameters_out_of_range(spelled: str, message: str) -> None:
 
 def test_spellings() -> None:
     assert parse_recipe("gptq-int4").canonical == {
-        "method": "gptq", "bits": 4, "group_size": 128, "desc_act": False, "sym": True, "damp_percent": 0.05,
+        "method": "gptq", "bits": 4, "group_size": "auto", "desc_act": False, "sym": True,
+        "damp_percent": 0.05,
     }  # fmt: skip
     for spelled in (
         "gptq-int3",
@@ -538,10 +536,10 @@ def test_every_family(kind: str, preset: str, small: Checkpoint, tmp_path: Path)
     from transformers import AutoConfig, AutoModelForCausalLM
 
     from quantize.calibration.layers import streamed_model
-    from quantize.methods.awq import EXCLUDED
+    from quantize.engines.gptqmodel.layers import WITHOUT_AWQ
 
-    if preset == "awq-int4" and kind in EXCLUDED:
-        pytest.skip(EXCLUDED[kind])
+    if preset == "awq-int4" and kind in WITHOUT_AWQ:
+        pytest.skip(WITHOUT_AWQ[kind])
     torch.manual_seed(0)
     settings = {
         **SMALL, "vocab_size": 4096, "num_hidden_layers": 2, "head_dim": 64, "bos_token_id": 0,
@@ -566,7 +564,7 @@ def test_every_family(kind: str, preset: str, small: Checkpoint, tmp_path: Path)
 
 
 def test_search_rows_are_spread() -> None:
-    from quantize.methods.awq import spread_rows
+    from quantize.engines.gptqmodel.awq import spread_rows
 
     ids = np.arange(10)[:, None] * np.ones(64, int)
     assert spread_rows(ids, 640).shape == (10, 64)

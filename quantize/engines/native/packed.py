@@ -1,0 +1,40 @@
+"""What is written beside packed weights, and said of them, whichever method chose their codes."""
+
+import json
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from quantize.artifact.artifact import Note
+from quantize.checkpoint.checkpoint import Checkpoint
+from quantize.checkpoint.tensors import write_config
+from quantize.formats.packed import GPTQMODEL, OWN, PackedFormat
+
+#: GPTQModel opens asymmetric weights of version 1 only from a writer whose zero points do not overflow, which
+#: it knows by this entry
+SAFE_ZEROS = "gptqmodel:0.9.0"
+
+
+def write_configs(
+    checkpoint: Checkpoint, format: PackedFormat, stage: Path, settings: dict[str, Any] | None = None
+) -> None:
+    """config.json and quantize_config.json; ``settings``: of the method, for who reads the latter."""
+    quantizer = [f"quantwright:{metadata.version('quantwright')}"]
+    if format.storage == "gptq" and not format.symmetric:
+        quantizer.append(SAFE_ZEROS)
+    quantization = {**format.config(checkpoint, {"quantizer": quantizer}), **(settings or {})}
+    write_config(stage, {**checkpoint.config, "quantization_config": quantization})
+    (stage / "quantize_config.json").write_text(json.dumps(quantization, indent=2) + "\n", encoding="utf-8")
+
+
+def openers(format: PackedFormat, stage: Path) -> tuple[tuple[str, ...], list[Note]]:
+    """(programs that open what was written, none where all do that usually do; the note that says so)."""
+    who = format.opener(stage)
+    if who == GPTQMODEL:
+        why = "transformers 5 looks for all experts in one tensor, and would fill these with random numbers"
+        what = "transformers' own loader cannot open it: use GPTQModel.load"
+        return ("gptqmodel", "vllm", "sglang"), [Note(tensor="*", what=what, why=why)]
+    if who == OWN:
+        why = "transformers has no layer for some of its packed weights; they are unpacked while it is loaded"
+        return (OWN,), [Note(tensor="*", what="only quantwright is known to open it", why=why)]
+    return (), []

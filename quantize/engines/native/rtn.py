@@ -1,0 +1,52 @@
+"""Rounds each matrix to nearest, one tensor of the source in memory at a time; no model is run."""
+
+from pathlib import Path
+
+import numpy as np
+
+from quantize.checkpoint.checkpoint import Checkpoint
+from quantize.engines.base import Computed
+from quantize.engines.native.spool import Spool
+from quantize.errors import QuantwrightError, StepFailed
+from quantize.formats.packed import PackedFormat
+from quantize.numerics.rtn import round_to_nearest
+from quantize.progress import progress_bar
+from quantize.recipe import RunOptions
+from quantize.staging import held_folder
+
+
+def write_rounded(
+    checkpoint: Checkpoint, format: PackedFormat, stage: Path, run: RunOptions, title: str, points: int
+) -> tuple[int, Computed]:
+    """The weights' files into ``stage``; (bytes of tensor data, what was computed).
+
+    ``points``: scales that are tried for each group. Errors: StepFailed where a weight is not finite.
+    """
+    import torch
+
+    if run.threads:
+        torch.set_num_threads(run.threads)
+    computed = Computed()
+    device = run.resolved_device
+    with (
+        held_folder(run.scratch or stage, ".quantwright-engine-") as scratch,
+        Spool(scratch) as spool,
+        progress_bar(title, len(format.by_source), "tensors", run.progress) as advance,
+    ):
+        for source, linears in format.by_source.items():
+            array = checkpoint.read_float32(source)
+            computed.took(source, array)
+            values = np.empty(array.shape, np.float32)
+            for linear in linears:
+                weight = torch.from_numpy(linear.take(array)).to(device)
+                try:
+                    codes = round_to_nearest(weight, format.grid, points=points)
+                except QuantwrightError as error:
+                    raise StepFailed(f"{checkpoint.source}: {linear.name}: {error}") from None
+                for name, tensor in format.pack(linear, codes).items():
+                    spool.add(name, tensor)
+                linear.give(values, codes.values().cpu().numpy())
+            computed.add(source, values)
+            advance(1)
+        weight_bytes = spool.write(checkpoint, frozenset(format.by_source), stage)
+    return weight_bytes, computed

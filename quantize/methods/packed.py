@@ -1,0 +1,190 @@
+"""What GPTQ, AWQ and rounding to nearest plan alike: which matrices of the decoder are packed, in groups of
+what size, and why others are not."""
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import BeforeValidator
+
+from quantize.artifact.artifact import Note
+from quantize.calibration.windows import Calibration
+from quantize.checkpoint.checkpoint import Checkpoint
+from quantize.engines.base import Conversion
+from quantize.engines.gptqmodel.load import load_packed
+from quantize.engines.native.packed import openers
+from quantize.errors import Unsupported
+from quantize.formats.awq import PACKED_OUTPUTS, AwqFormat
+from quantize.formats.gptq import PACKED_ROWS, GptqFormat
+from quantize.formats.packed import PackedFormat
+from quantize.hf.matrices import DecoderLinears, Linear, decoder_linears
+from quantize.methods.base import Held, Method, R, Work
+from quantize.recipe import AUTO, RunOptions
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+#: what ``auto`` tries, in this order; whole rows where none fits
+AUTOMATIC_GROUPS = (128, 64, 32)
+GROUP_SIZES = (16, 32, 64, 128, 256, 512, 1024)
+AWQ_GROUP_SIZES = (32, 64, 128)
+
+
+def whole(value: Any) -> Any:
+    """Text of a whole number -> int, so that a parameter with a list of allowed numbers can be spelled on the
+    command line."""
+    return int(value) if isinstance(value, str) and value.strip().lstrip("-").isdigit() else value
+
+
+GroupSize = Annotated[Literal["auto", -1, 16, 32, 64, 128, 256, 512, 1024], BeforeValidator(whole)]
+
+
+@dataclass(frozen=True)
+class Packing:
+    """What a recipe asks of a format. ``group_size``: a number, -1 for whole rows, or ``auto``."""
+
+    format: str  # gptq or awq
+    bits: int
+    group_size: int | str
+    symmetric: bool
+    short: str
+
+    @property
+    def multiples(self) -> tuple[int, int]:
+        """Inputs and outputs of a matrix must be multiples of these to be packed."""
+        if self.format == "awq":
+            return 1, PACKED_OUTPUTS
+        return PACKED_ROWS[self.bits], PACKED_ROWS[self.bits]
+
+    @property
+    def group_sizes(self) -> tuple[int, ...]:
+        return AWQ_GROUP_SIZES if self.format == "awq" else GROUP_SIZES
+
+
+@dataclass(frozen=True)
+class Planned:
+    """``notes``: for each matrix of the source that is not packed, and for the groups that ``auto`` chose."""
+
+    format: PackedFormat
+    notes: tuple[Note, ...]
+
+    @property
+    def expected(self) -> frozenset[str]:
+        return frozenset(self.format.by_source)
+
+
+class PackedMethod(Method[R]):
+    def open(
+        self, folder: Path, dtype: str, device: str, exact: bool, trust_remote_code: bool
+    ) -> "PreTrainedModel":
+        return load_packed(folder, dtype, device, trust_remote_code=trust_remote_code)
+
+
+class PackedWork(Work[R]):
+    def __init__(self, held: Held, recipe: R, planned: Planned):
+        super().__init__(held, recipe, planned.format, planned.expected)
+        self.planned = planned
+
+    @abstractmethod
+    def make(self, stage: Path, run: RunOptions, calibration: Calibration | None) -> Conversion:
+        """Write weights and configs into ``stage``."""
+
+    def write(self, stage: Path, run: RunOptions, calibration: Calibration | None) -> Conversion:
+        made = self.make(stage, run, calibration)
+        made.loads_in, loading = openers(self.planned.format, stage)
+        made.notes = [*self.planned.notes, *made.notes, *loading]
+        made.details = {"group_size": self.planned.format.group_size, **made.details}
+        return made
+
+
+def plan_packing(checkpoint: Checkpoint, packing: Packing) -> Planned:
+    """Errors: Unsupported where transformers lacks the architecture, no matrix of a decoder layer can be
+    packed, or groups of the size that was asked for do not divide the inputs of one."""
+    decoder = decoder_linears(checkpoint)
+    misfits = _misfits(decoder, packing)
+    linears = tuple(linear for linear in decoder if linear.source not in misfits)
+    if not linears:
+        first = next(iter(misfits.items()), None)
+        why = f"{first[0]} {first[1]}" if first else "it has no linear layer in a decoder layer"
+        raise Unsupported(
+            f"{checkpoint.source}: {packing.short} finds nothing to quantize: {why}; "
+            "try a gguf, quanto or bnb recipe"
+        )
+    size = _group_size(checkpoint, linears, packing)
+    kind = AwqFormat if packing.format == "awq" else GptqFormat
+    format = kind(packing.bits, size, packing.symmetric, linears, decoder)
+    notes = _kept_notes(checkpoint, decoder, frozenset(format.by_source), misfits)
+    if packing.group_size == AUTO and size != AUTOMATIC_GROUPS[0]:
+        notes.insert(0, _automatic_note(linears, size))
+    return Planned(format, tuple(notes))
+
+
+def _misfits(decoder: DecoderLinears, packing: Packing) -> dict[str, str]:
+    """Source's tensors that hold a matrix which whole words do not, and why."""
+    found: dict[str, str] = {}
+    in_multiple, out_multiple = packing.multiples
+    for linear in decoder:
+        pairs = ((linear.inputs, in_multiple, "inputs"), (linear.outputs, out_multiple, "outputs"))
+        for size, multiple, side in pairs:
+            if size % multiple and linear.source not in found:
+                found[linear.source] = f"has {size} {side}, and {packing.short} packs multiples of {multiple}"
+    return found
+
+
+def _group_size(checkpoint: Checkpoint, linears: tuple[Linear, ...], packing: Packing) -> int:
+    if packing.group_size == AUTO:
+        sizes = (size for size in AUTOMATIC_GROUPS if all(linear.inputs % size == 0 for linear in linears))
+        return next(sizes, -1)
+    size = int(packing.group_size)
+    odd = next((linear for linear in linears if size > 0 and linear.inputs % size), None)
+    if odd is None:
+        return size
+    fitting = [n for n in packing.group_sizes if all(linear.inputs % n == 0 for linear in linears)]
+    base = packing.short.partition(":")[0]
+    spellings = [f"{base}:group_size={n}" for n in sorted(fitting, reverse=True)[:2]]
+    raise Unsupported(
+        f"{checkpoint.source}: {odd.source} has {odd.inputs} inputs, which groups of {size} do not divide; "
+        f"use {' or '.join([*spellings, f'{base}:group_size=-1'])}"
+    )
+
+
+def check_outputs(checkpoint: Checkpoint, planned: Planned, short: str, multiple: int) -> None:
+    """Errors: Unsupported naming the first matrix whose outputs an engine does not take."""
+    for linear in planned.format.linears:
+        if linear.outputs % multiple:
+            raise Unsupported(
+                f"{checkpoint.source}: {linear.source} has {linear.outputs} outputs, and {short} "
+                f"needs a multiple of {multiple}; try a gguf, quanto or bnb recipe"
+            )
+
+
+def _automatic_note(linears: tuple[Linear, ...], size: int) -> Note:
+    tried = [n for n in AUTOMATIC_GROUPS if n > size] if size > 0 else list(AUTOMATIC_GROUPS)
+    odd = next(linear for linear in linears if linear.inputs % tried[-1])
+    what = f"groups of {size} inputs" if size > 0 else "one scale for each output"
+    return Note(
+        tensor="*", what=what, why=f"{tried[-1]} does not divide the {odd.inputs} inputs of {odd.source}"
+    )
+
+
+def _kept_notes(
+    checkpoint: Checkpoint, decoder: DecoderLinears, quantized: frozenset[str], misfits: dict[str, str]
+) -> list[Note]:
+    """One note for every matrix that stays in the source's dtype."""
+    notes = []
+    reasons = dict(decoder.kept) | {name: f"it {why}" for name, why in misfits.items()}
+    for name, info in checkpoint.tensors.items():
+        if len(info.shape) < 2 or name in quantized:
+            continue
+        if name in reasons:
+            why = reasons[name]
+        elif "embed" in name and checkpoint.config.get("tie_word_embeddings"):
+            why = (
+                "embedding and output head are one tensor here, "
+                "and loaders of this format expect both unquantized"
+            )
+        else:
+            why = "loaders of this format expect embedding and output head unquantized"
+        notes.append(Note(tensor=name, what=f"kept in {info.dtype}", why=why))
+    return notes

@@ -41,3 +41,21 @@ def abandoned(path: Path) -> Iterator[None]:
         yield
     finally:
         os.close(file)
+
+
+@contextlib.contextmanager
+def alone(path: Path) -> Iterator[bool]:
+    """Whether this process alone holds ``path``, made where it is missing, until the end. Where the file
+    system has no locks, it does not know and says no."""
+    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            held = True
+        except OSError as error:
+            if error.errno not in (*NO_LOCKS, errno.EWOULDBLOCK, errno.EACCES):
+                raise
+            held = False
+        yield held
+    finally:
+        os.close(file)

@@ -78,7 +78,7 @@ class Hessians(Collector[Hessian]):
     #: columns of a block: only blocks on and above the diagonal are computed
     BLOCK = 256
 
-    def __init__(self, only: dict[str, range] | None = None) -> None:
+    def __init__(self, only: dict[str, set[int]] | None = None) -> None:
         self._only = only
         self._sums: dict[str, dict[int, torch.Tensor]] = {}
         self._counts: dict[str, dict[int, int]] = {}

@@ -1,0 +1,54 @@
+"""How the memory that a conversion may take is shared out, from headers alone."""
+
+import math
+from collections.abc import Sequence
+
+from quantize.checkpoint.checkpoint import Checkpoint
+from quantize.errors import BadInput
+from quantize.hf.matrices import Linear
+from quantize.recipe import RunOptions
+from quantize.units import spell_size
+
+#: widths of the hidden state that a layer's activations take at once, beside the widest matrix
+WIDTHS = 12
+#: statistics may take this part of what the layer leaves, hidden states the rest
+STATISTICS = 0.5
+
+
+class Budget:
+    """``every``: the matrices of each layer. ``statistics_bytes``: for Hessians at once; ``state_bytes``: for
+    hidden states before they go to files.
+
+    Errors: BadInput where what is allowed does not hold the largest layer, its activations and the Hessian
+    of one matrix.
+    """
+
+    def __init__(
+        self, checkpoint: Checkpoint, every: Sequence[Sequence[Linear]], run: RunOptions, batch_tokens: int
+    ):
+        import psutil
+
+        layer = max(sum(4 * each.outputs * each.inputs for each in mine) for mine in every if mine)
+        outside = max(
+            (4 * info.parameters for name, info in checkpoint.tensors.items() if len(info.shape) == 2),
+            default=0,
+        )
+        widest = max(each.outputs for mine in every for each in mine)
+        narrow = min(min(each.outputs, each.inputs) for mine in every for each in mine)
+        activations = 4 * batch_tokens * (3 * widest + WIDTHS * narrow)
+        one = max(4 * each.inputs**2 for mine in every for each in mine)
+        # the factor of a Hessian is computed in float64, on copies
+        least = max(layer + max(activations, 7 * one), outside) + one
+        held = psutil.Process().memory_info().rss
+        allowed = run.memory_bytes or held + psutil.virtual_memory().available
+        if allowed < held + least:
+            raise BadInput(
+                f"{checkpoint.source}: calibrating its largest layer takes about {spell_size(held + least)}, "
+                f"and {spell_size(allowed)} is allowed; give more --memory"
+                if run.memory_bytes
+                else f"{checkpoint.source}: calibrating its largest layer takes about "
+                f"{spell_size(held + least)}, and this machine has {spell_size(allowed)} free"
+            )
+        rest = allowed - held - least
+        self.statistics_bytes = one + int(STATISTICS * rest)
+        self.state_bytes = math.floor((1 - STATISTICS) * rest)

@@ -67,7 +67,8 @@ class MeasuredText:
         digest = hashlib.sha256(self.body.encode()).hexdigest()
         for typed in self.artifacts:
             record = typed.manifest.calibration if typed.manifest else None
-            if record and record.sha256 == digest:
+            hashes = {record.sha256, *(part.sha256 for part in record.parts)} if record else set()
+            if record and digest in hashes:
                 self._say(
                     f"warning: {typed.name} was calibrated on this same text ({record.source}), "
                     "so its numbers here are too good; evaluate on another text"

@@ -8,6 +8,7 @@ from pathlib import Path
 from jobs.cache import SharedCache
 from jobs.cache_bucket import BucketCache
 from quantize.artifact.artifact import MANIFEST, Artifact, claim_output, commit
+from quantize.calibration.sources import parse_sources
 from quantize.into_place import put_unless_there
 from quantize.staging import held_folder, staging
 
@@ -59,7 +60,14 @@ class ArtifactShare(Share):
         manifest = artifact.manifest
         changes: dict[str, object] = {"source": manifest.source.model_copy(update={"id": self.model})}
         if manifest.calibration is not None and self.calibration:
-            changes["calibration"] = manifest.calibration.model_copy(update={"source": self.calibration})
+            record = manifest.calibration
+            places = [part.place for part in parse_sources(self.calibration)]
+            parts = [
+                part.model_copy(update={"source": place})
+                for part, place in zip(record.parts, places, strict=False)
+            ]
+            update = {"source": self.calibration, "parts": tuple(parts)}
+            changes["calibration"] = record.model_copy(update=update)
         return Artifact(artifact.folder, manifest.model_copy(update=changes))
 
 

@@ -1,9 +1,11 @@
 """The files that a job's texts, prompts and tasks name."""
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 
 from jobs.spec import HELD_OUT, Job, resolve_path
+from quantize.calibration.sources import parse_sources, spell_sources
 from quantize.calibration.texts import held_out_text
 from quantize.errors import BadInput
 from quantize.recipe import CalibrationOptions
@@ -58,5 +60,9 @@ class Texts:
         return path or task
 
     def calibration(self, options: CalibrationOptions) -> CalibrationOptions:
-        path = resolve_path(options.source, self.base) if options.source != "stdlib" else None
-        return options.model_copy(update={"source": str(path)}) if path else options
+        """Its files by their full paths. Errors: BadInput where a weight is no number."""
+        parts = [
+            replace(part, place=str(path.resolve())) if (path := part.path(self.base)) else part
+            for part in parse_sources(options.source, self.base)
+        ]
+        return options.model_copy(update={"source": spell_sources(tuple(parts))})

@@ -19,6 +19,7 @@ from quantize.artifact.artifact import (
     hash_files,
 )
 from quantize.artifact.attestation import attest
+from quantize.calibration.sources import parse_sources
 from quantize.calibration.windows import Calibration, load_calibration
 from quantize.checkpoint.checkpoint import TOKENIZER_FILES, Checkpoint
 from quantize.checkpoint.library_folder import ADVICE, names_code
@@ -89,7 +90,7 @@ def convert(
         checkpoint, merged = merge_adapter(checkpoint, adapter, run.scratch), adapter_record(adapter)
     work = method.plan(checkpoint, recipe)
     checkpoint = work.checkpoint
-    text = load_calibration(checkpoint, calibration) if recipe.calibrated else None
+    text = load_calibration(checkpoint, calibration, run) if recipe.calibrated else None
     with staging(out) as stage:
         conversion = work.write(stage, run, text)
         conversion.notes += work.held.left_out
@@ -127,8 +128,9 @@ def inputs_of(
         read = [model.folder, *(path for _, path in model.contents())]
     else:
         read = [typed_path(model)]
-    given = (adapter, *recipe.files, calibration.source)
-    return read + [typed_path(each) for each in given if each]
+    given = (adapter, *recipe.files)
+    texts = (part.path() for part in parse_sources(calibration.source))
+    return read + [typed_path(each) for each in given if each] + [path for path in texts if path]
 
 
 def _copy_companions(checkpoint: Checkpoint, stage: Path) -> None:

@@ -107,7 +107,9 @@ class DenseRecipe(Recipe):
 
 
 class CalibrationOptions(BaseModel):
-    """Which text calibrates: ``source`` is ``stdlib`` (built in), a text file, or a Hub dataset id."""
+    """Which text calibrates. ``source``: a text file, a folder, a Hub dataset (``org/name[:config]`` or
+    ``org/name:split:column``), ``stdlib`` (built in), ``self`` (the model's own samples), or several of them
+    with weights, ``wiki.txt*0.5,self*0.5``."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

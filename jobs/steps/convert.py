@@ -1,6 +1,6 @@
 """The step that makes an artifact."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -17,6 +17,7 @@ from jobs.steps.step import ModelStep
 from jobs.texts import Texts
 from quantize.artifact.artifact import Artifact
 from quantize.artifact.file_hashes import user_hashes
+from quantize.calibration.sources import parse_sources, spell_sources
 from quantize.checkpoint.reader import IN_FILES
 from quantize.methods.base import Work
 from quantize.methods.registry import require
@@ -107,11 +108,11 @@ def convert_step(job: Job, model: OpenModel, work: Work[Any], texts: Texts) -> C
             str(calibration.seed),
         ]
         inputs["calibration"] = calibration.model_dump(exclude={"source"})
-        path = Path(calibration.source)
-        if path.is_file():
-            files = (*files, path)
-        else:
-            inputs["calibration_source"] = calibration.source
+        parts = parse_sources(calibration.source)
+        files = (*files, *(path for part in parts for path in part.files()))
+        if len(parts) > 1 or not parts[0].path():
+            named = [part if part.path() is None else replace(part, place="") for part in parts]
+            inputs["calibration_source"] = spell_sources(tuple(named))
     if model.adapter:
         arguments += ["--adapter", str(model.adapter)]
         inputs["adapter"] = model.adapter.name

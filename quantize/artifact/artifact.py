@@ -118,13 +118,25 @@ class AdapterRecord(Frozen):
     sha256: str
 
 
-class CalibrationRecord(Frozen):
+class CalibrationPart(Frozen):
+    """One of several texts."""
+
     source: str
-    sha256: str  # of the text that was used
+    tokens: Count  # its share
+    sha256: str
+
+
+class CalibrationRecord(Frozen):
+    """``sha256``: of the text that was used; of the model's own samples, of their ids; of several texts, of
+    their hashes in a row. ``parts``: where there are several."""
+
+    source: str
+    sha256: str
     ids_sha256: str
     tokens: Count
     sequence_length: Count
     seed: int
+    parts: tuple[CalibrationPart, ...] = ()
 
 
 class Check(Frozen):

@@ -4,11 +4,18 @@ documentation strings."""
 import ast
 import inspect
 import sysconfig
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
+from quantize.calibration.sources import STDLIB, Dataset, files_below
 from quantize.chat.conversations import Text, text_of_rows
 from quantize.documents import ROWS, read_document, read_rows
 from quantize.errors import BadInput, StepFailed, first_line
+from quantize.files import typed_path
+
+#: names of files that hold text and nothing else
+PLAIN = (".txt", ".md", ".utf8", ".raw")
 
 
 def stdlib_documentation() -> str:
@@ -60,18 +67,22 @@ def held_out_text() -> str:
     return "\n\n".join(topics[name] for name in sorted(topics))
 
 
-def calibration_text(source: str, folder: Path) -> Text:
-    """The text that ``source`` names: ``stdlib``, a text file, rows in a file (.jsonl, .json, .csv) or of a
-    Hub dataset. ``folder``: the model's; its chat template renders conversations.
+def calibration_text(place: str, folder: Path) -> Text:
+    """The text at ``place``: ``stdlib``, a text file, rows in a file (.jsonl, .json, .csv), a folder of such
+    files, or a Hub dataset. ``folder``: the model's; its chat template renders conversations.
 
     Errors: BadInput where it is none of these, or has no text; StepFailed where the Hub fails.
     """
-    if source == "stdlib":
+    if place == STDLIB:
         return Text(stdlib_documentation())
-    path = Path(source)
-    if path.exists() or path.suffix in (".txt", ".md", ".utf8", ".raw", *ROWS):
+    path = typed_path(place)
+    if path.is_dir():
+        return _folder_text(path, folder)
+    if path.exists() or path.suffix in (*PLAIN, *ROWS):
         return read_text(path, folder)
-    return _dataset_text(source, folder)
+    if path.is_absolute() or place.startswith((".", "~")) or (len(path.parts) > 1 and path.parent.is_dir()):
+        raise BadInput(f"calibration {place}: no such text file or folder")
+    return _dataset_text(place, folder)
 
 
 def read_text(path: Path, folder: Path | None) -> Text:
@@ -86,20 +97,51 @@ def read_text(path: Path, folder: Path | None) -> Text:
     return Text(document.text, document.read_as)
 
 
-def _dataset_text(name: str, folder: Path) -> Text:
-    """The train split of a Hub dataset (``org/name[:config]``)."""
-    if "/" not in name:
-        raise BadInput(
-            f"calibration {name!r}: neither a text file nor a Hub dataset id (org/name[:config]) nor 'stdlib'"
-        )
+def _folder_text(place: Path, folder: Path) -> Text:
+    """Every text below ``place``, in the order of their names; hidden files, and those that are no text, are
+    left out."""
+    bodies, said, left = [], [], []
+    for path in files_below(place):
+        try:
+            text = read_text(path, folder)
+        except BadInput as error:
+            if path.suffix in (*PLAIN, *ROWS) and path.stat().st_size:
+                raise
+            left.append(str(error))
+            continue
+        bodies.append(text.body)
+        said += [f"{path.relative_to(place)} as {text.read_as}"] if text.read_as else []
+    if not bodies:
+        raise BadInput(f"calibration {place}: holds no text file; give a folder of text files, or one file")
+    if left:
+        said.append(f"without {len(left)} files that are no text or empty")
+    some = f", and {len(said) - 3} more" if len(said) > 3 else ""
+    counted = f"{len(bodies)} file{'s' if len(bodies) > 1 else ''}"
+    return Text("\n\n".join(bodies), "; ".join([counted, *said[:3]]) + some)
+
+
+def _dataset_text(place: str, folder: Path) -> Text:
+    """Rows of a Hub dataset, of the column that ``place`` names, or of those that hold texts."""
+    wanted, where = Dataset.parse(place), f"calibration dataset {place}"
     from datasets import load_dataset
 
-    dataset, _, config = name.partition(":")
     try:
-        rows = load_dataset(dataset, config or None, split="train")
+        rows = load_dataset(wanted.id, wanted.config or None, split=wanted.split or "train")
     except (OSError, RuntimeError, ValueError) as error:
-        raise StepFailed(
-            f"calibration dataset {name}: cannot be loaded ({first_line(error)}); give a text file"
-        ) from None
-    where = f"calibration dataset {name}"
-    return text_of_rows(where, ((f"{where}: row {number}", row) for number, row in enumerate(rows)), folder)
+        raise StepFailed(f"{where}: cannot be loaded ({first_line(error)}); give a text file") from None
+    return text_of_rows(where, _rows(rows, wanted.column, where), folder)
+
+
+def _rows(rows: Iterable[Any], column: str, where: str) -> Iterator[tuple[str, Any]]:
+    """Errors: BadInput where they have no ``column``."""
+    for number, row in enumerate(rows):
+        named = f"{where}: row {number}"
+        if not column:
+            yield named, row
+            continue
+        if column not in row:
+            raise BadInput(f"{where}: has no column {column!r}, only {', '.join(map(str, row))}")
+        value = row[column]
+        if not (value is None or isinstance(value, (str, list))):
+            raise BadInput(f"{named}: column {column!r} holds {type(value).__name__}, not texts or messages")
+        yield named, {"messages": value} if isinstance(value, list) else {"text": value or ""}

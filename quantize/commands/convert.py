@@ -40,7 +40,8 @@ from quantize.units import spell_size
     "--calibration",
     default="stdlib",
     show_default=True,
-    help="text file, Hub dataset id, or the built-in stdlib text",
+    help="text file, folder, Hub dataset (org/name[:config] or org/name:split:column), `stdlib` (built-in "
+    "text), `self` (the model's own samples), or several with weights: wiki.txt*0.5,code.txt*0.25,self*0.25",
 )
 @click.option("--calibration-tokens", type=click.IntRange(min=128), default=32_768, show_default=True)
 @click.option(

@@ -6,6 +6,7 @@ from pathlib import Path
 import click
 
 from quantize.calibration.importance import compute_imatrix, with_first_token
+from quantize.calibration.sources import parse_sources
 from quantize.calibration.windows import load_calibration
 from quantize.checkpoint.checkpoint import sha256_file
 from quantize.commands.options import run_options
@@ -25,7 +26,8 @@ from quantize.terminal import emit_json, log, say
     "--text",
     default="stdlib",
     show_default=True,
-    help="text file, Hub dataset id, or the built-in stdlib text",
+    help="text file, folder, Hub dataset (org/name[:config] or org/name:split:column), `stdlib` (built-in "
+    "text), `self` (the model's own samples), or several with weights: wiki.txt*0.5,code.txt*0.25,self*0.25",
 )
 @click.option("--tokens", type=click.IntRange(min=128), default=32_768, show_default=True)
 @click.option(
@@ -50,10 +52,11 @@ def imatrix(
 
     The model runs in float32; its weights are read as they are needed.
     """
-    _claim(out, force, [typed_path(model), typed_path(text)])
+    texts = (part.path() for part in parse_sources(text))
+    _claim(out, force, [typed_path(model), *(path for path in texts if path)])
     checkpoint = open_checkpoint(model, trust_remote_code=run.trust_remote_code, scratch=run.scratch)
     calibration = load_calibration(
-        checkpoint, CalibrationOptions(source=text, tokens=tokens, sequence_length=chunk, seed=seed)
+        checkpoint, CalibrationOptions(source=text, tokens=tokens, sequence_length=chunk, seed=seed), run
     )
     for words in (calibration.summary, *calibration.said):
         log(words)

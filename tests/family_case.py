@@ -37,12 +37,19 @@ class Case:
     reference: str = "transformers"
     architecture: str = ""  # HF class, where ``rewrite`` changes it
     length: int = 48  # of the rows of ids compared
+    #: of a model that also sees: its tower's settings; ``settings`` are those of its text model
+    vision: dict[str, Any] | None = None
 
     @property
     def hf_class(self) -> str:
-        from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+        from transformers.models.auto import modeling_auto
 
-        return self.architecture or str(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[self.model_type])
+        names = (
+            modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+            if self.vision is None
+            else modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+        )
+        return self.architecture or str(names[self.model_type])
 
     @property
     def gguf_architecture(self) -> str:
@@ -53,4 +60,5 @@ class Case:
         from quantize.gguf.families.plan import KNOWN
 
         module = import_module(f"quantize.gguf.families.{KNOWN[self.hf_class]}")
-        return str(module.family(SimpleNamespace(architecture=self.hf_class)).architecture)
+        family = module.family(SimpleNamespace(architecture=self.hf_class, config=self.settings))
+        return str(family.architecture)

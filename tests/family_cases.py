@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from family_case import SMALL, TABLE, TIGHT, YARN, Case, Tensors
 from family_cases_2026 import MORE
+from family_cases_hybrid import HYBRIDS
 
 
 def internlm2(tensors: Tensors, config: dict[str, Any]) -> tuple[Tensors, dict[str, Any]]:
@@ -80,6 +81,8 @@ LONGROPE = {
     },
 }  # fmt: skip
 GEMMA = {"head_dim": 32, "tie_word_embeddings": True}
+#: whose norms multiply by one plus their weight
+ONE_PLUS = ("gemma", "gemma2", "gemma3", "gemma3_text")
 CASES = (
     Case("Llama 2", "llama", {"num_key_value_heads": 4}),
     Case(
@@ -244,6 +247,7 @@ CASES = (
     Case("BLOOM", "bloom", {"tie_word_embeddings": True}, TABLE, without=("intermediate_size",
     "num_key_value_heads")),
     *MORE,
+    *HYBRIDS,
 )  # fmt: skip
 
 
@@ -252,26 +256,31 @@ def make(case: Case, folder: Path) -> tuple[torch.nn.Module, Path]:
     import json
 
     from safetensors.numpy import load_file, save_file
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     settings = {key: value for key, value in SMALL.items() if key not in case.without} | case.settings
+    auto: Any = AutoModelForCausalLM
+    if case.vision is not None:
+        auto = AutoModelForImageTextToText
+        tied = settings["tie_word_embeddings"]
+        settings = {"text_config": settings, "vision_config": case.vision, "tie_word_embeddings": tied}
     config = CONFIG_MAPPING[case.model_type](**settings)
     config._attn_implementation = "eager"
     torch.manual_seed(7)
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    model = auto.from_config(config, dtype=torch.float32).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             # Norms around their usual value; matrices large enough that every part matters in the logits.
             spread = 0.2 if parameter.ndim == 1 else 0.15
             centre = (
                 1.0
-                if parameter.ndim == 1 and name.endswith("weight") and "gemma" not in case.model_type
+                if parameter.ndim == 1 and name.endswith("weight") and case.model_type not in ONE_PLUS
                 else 0.0
             )
             parameter.copy_(centre + spread * torch.randn(parameter.shape))
         for name, buffer in model.named_buffers():
-            if name.endswith("correction_bias"):
+            if name.endswith(("correction_bias", "expert_bias")):
                 buffer.copy_(0.2 * torch.randn(buffer.shape))
         if case.rewrite is baichuan2:
             model.lm_head.weight.div_(model.lm_head.weight.norm(dim=1, keepdim=True))

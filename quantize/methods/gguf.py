@@ -1,6 +1,7 @@
 """GGUF for llama.cpp: the family's plan of the tensors, the type of each by llama.cpp's rules, quantized by
 its own quantizers."""
 
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import ClassVar
@@ -39,6 +40,8 @@ class Gguf(Method[GgufRecipe]):
     costs: ClassVar[Costs] = Costs(
         start_s=6, seconds=0.15, base_bytes=90 << 20, bench_bytes=90 << 20, stored_copies=0.0
     )
+    #: a family decides what of a model that also sees is left out, and says so
+    text_only: ClassVar[bool] = False
     summary: ClassVar[str] = "one .gguf file for llama.cpp and programs built on it (Ollama, LM Studio, ...)"
 
     def work(self, held: Held, recipe: GgufRecipe) -> "GgufWork":
@@ -52,6 +55,10 @@ class GgufWork(Work[GgufRecipe]):
     def __init__(self, held: Held, recipe: GgufRecipe):
         checkpoint = held.checkpoint
         self.family = family = plan(checkpoint)
+        if family.left_out:
+            there = {name: i for name, i in checkpoint.tensors.items() if name not in family.left_out}
+            checkpoint = replace(checkpoint, tensors=there)
+            held = replace(held, checkpoint=checkpoint)
         self._file_type = FILE_TYPES[recipe.type]
         if not self._file_type.quantized and (
             recipe.tensor_types or recipe.output_type or recipe.token_embedding_type or recipe.imatrix

@@ -33,3 +33,4 @@ class FamilyPlan:
     kvs: dict[str, tuple[Any, GGUFValueType]]
     tensors: list[Mapped]  # in the order in which llama.cpp's converter would write them
     notes: list[Note]
+    left_out: frozenset[str] = frozenset()  # source tensors that it has no place for, as the notes say

@@ -15,6 +15,7 @@ from quantize.errors import BadInput, Unsupported
 from quantize.gguf.families.base import FamilyPlan, Mapped
 from quantize.gguf.families.config import Hyperparameters
 from quantize.gguf.families.heads import settle_head
+from quantize.gguf.families.multimodal import is_other, others_note, text_config, text_name
 from quantize.gguf.families.operations import COPY, Operation
 from quantize.gguf.families.pooling import pooling_kvs
 from quantize.gguf.families.rope import read_rope, rope_kvs, rope_tensors
@@ -88,6 +89,8 @@ class Family:
     #: whether llama.cpp has a head apart from the embedding: where it must have one, a tied embedding is
     #: written a second time
     head: Literal["optional", "required", "never"] = "optional"
+    #: whether the model is a larger one's text part: tensors of towers and projectors are left out
+    multimodal: bool = False
     #: starts of the names of further tensors that llama.cpp has no place for, and why each may be left out
     leaves: Callable[[Hyperparameters], Mapping[str, str]] = lambda h: {}
 
@@ -166,7 +169,8 @@ def common_kvs(h: Hyperparameters) -> KVs:
 
 def make_plan(family: Family, checkpoint: Checkpoint) -> FamilyPlan:
     """Apply ``family`` to the headers of ``checkpoint``. Errors: as ``families.plan``."""
-    h = Hyperparameters(checkpoint.config, family.defaults, checkpoint.source)
+    config = text_config(checkpoint.config) if family.multimodal else checkpoint.config
+    h = Hyperparameters(config, family.defaults, checkpoint.source)
     _check_activation(family, h)
     notes = list(family.check(h))
     position = {name: index for index, name in enumerate(checkpoint.tensors)}
@@ -178,6 +182,8 @@ def make_plan(family: Family, checkpoint: Checkpoint) -> FamilyPlan:
     used: set[str] = set()
 
     def resolve(name: str) -> str:
+        if family.multimodal:
+            name = text_name(name, checkpoint.tensors)
         short = name.removeprefix(family.prefix)
         return (
             short
@@ -234,10 +240,15 @@ def make_plan(family: Family, checkpoint: Checkpoint) -> FamilyPlan:
             for rule in (entry,) if isinstance(entry, Rule) else choose(entry, layer):
                 apply(rule, layer)
     left_over = [name for name in checkpoint.tensors if name not in used and not name.endswith(BUFFERS)]
+    left_out = set(left_over)
+    if family.multimodal:
+        notes += others_note(name for name in left_over if is_other(name))
+        left_over = [name for name in left_over if not is_other(name)]
     for start, why in family.leaves(h).items():
         if gone := [name for name in left_over if name.startswith(start)]:
             notes.append(Note(tensor=f"{start}*", what=f"{len(gone)} tensors left out", why=why))
             left_over = [name for name in left_over if name not in gone]
+    left_out -= set(left_over)
     if left_over:
         raise Unsupported(
             f"{checkpoint.source}: tensor {left_over[0]} has no place in llama.cpp's {family.architecture} "
@@ -252,7 +263,8 @@ def make_plan(family: Family, checkpoint: Checkpoint) -> FamilyPlan:
     pooling, unpooled = pooling_kvs(checkpoint)
     notes += unpooled
     kvs = {f"{family.architecture}.{key}": value for key, value in {**family.kvs(h), **pooling}.items()}
-    return FamilyPlan(family.architecture, kvs, [mapped for _, mapped in found], notes)
+    tensors = [mapped for _, mapped in found]
+    return FamilyPlan(family.architecture, kvs, tensors, notes, frozenset(left_out))
 
 
 def source_names(rule: Rule, suffix: str, layer: int, h: Hyperparameters) -> tuple[str, ...]:

@@ -1,6 +1,8 @@
 """Gemma 1 to 3, text only. transformers multiplies a normalised row by 1 + weight, llama.cpp by what is
 stored."""
 
+from dataclasses import replace
+
 from quantize.artifact.artifact import Note
 from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.errors import Unsupported
@@ -163,6 +165,9 @@ GEMMA3 = Family(
 
 
 def family(checkpoint: Checkpoint) -> Family:
-    return {"GemmaForCausalLM": GEMMA, "Gemma2ForCausalLM": GEMMA2, "Gemma3ForCausalLM": GEMMA3}[
-        checkpoint.architecture
-    ]
+    return {
+        "GemmaForCausalLM": GEMMA,
+        "Gemma2ForCausalLM": GEMMA2,
+        "Gemma3ForCausalLM": GEMMA3,
+        "Gemma3ForConditionalGeneration": replace(GEMMA3, multimodal=True),
+    }[checkpoint.architecture]

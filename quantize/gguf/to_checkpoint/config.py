@@ -11,6 +11,7 @@ from quantize.gguf.container.reader import GgufFile
 from quantize.gguf.families.config import Hyperparameters
 from quantize.gguf.families.rope import growth, llama3_divisors, read_rope
 from quantize.gguf.to_checkpoint.metadata import MOST_HEAD, Metadata, exact
+from quantize.gguf.to_checkpoint.variants import VARIANTS, WITHOUT_ATTENTION
 from quantize.gguf.tokenizer.chat_templates import token_of
 from quantize.terminal import printable
 
@@ -42,31 +43,35 @@ def to_config(file: GgufFile) -> dict[str, Any]:
         raise BadInput(
             f"{file.path}: token_embd.weight has rows of {embedding.shape[1]}, embedding_length is {hidden}"
         )
-    heads = m.integer("attention.head_count", most=hidden)
-    blocks = m.integer("block_count", most=len(file.tensors))
+    epsilon = m.number("attention.layer_norm_rms_epsilon", m.find("attention.layer_norm_epsilon"))
     config: dict[str, Any] = {
         "vocab_size": embedding.shape[0],
         "hidden_size": hidden,
-        "intermediate_size": m.integer("feed_forward_length", 1),
-        "num_hidden_layers": blocks,
-        "num_attention_heads": heads,
-        "num_key_value_heads": m.integer("attention.head_count_kv", heads, most=heads),
-        "max_position_embeddings": m.integer("context_length"),
-        "rms_norm_eps": exact(m.number("attention.layer_norm_rms_epsilon")),
-        "rope_theta": float(m.number("rope.freq_base", 10000.0)),
+        "num_hidden_layers": m.integer("block_count", most=len(file.tensors)),
+        "rms_norm_eps": exact(epsilon),
         "tie_word_embeddings": not m.has("output.weight"),
-        "head_dim": m.integer(
-            "attention.key_length",
-            m.integer("rope.dimension_count", hidden // heads, most=MOST_HEAD),
-            most=MOST_HEAD,
-        ),
     }
-    if scaling := _scaling(m, config):
-        config["rope_scaling"] = scaling
+    if m.architecture not in WITHOUT_ATTENTION:
+        config |= _attention(m, hidden)
+        if scaling := _scaling(m, config):
+            config["rope_scaling"] = scaling
     for role in ("bos", "eos"):
         if (number := token_of(file.kvs, role)) is not None:
             config[f"{role}_token_id"] = number
     return ARCHITECTURES[m.architecture](m, config)
+
+
+def _attention(m: Metadata, hidden: int) -> dict[str, Any]:
+    heads = m.integer("attention.head_count", most=hidden)
+    head = m.integer("rope.dimension_count", hidden // heads, most=MOST_HEAD)
+    return {
+        "intermediate_size": m.largest("feed_forward_length", 1),
+        "num_attention_heads": heads,
+        "num_key_value_heads": m.largest("attention.head_count_kv", heads, most=heads),
+        "max_position_embeddings": m.integer("context_length"),
+        "rope_theta": float(m.number("rope.freq_base", 10000.0)),
+        "head_dim": m.integer("attention.key_length", head, most=MOST_HEAD),
+    }
 
 
 def _scaling(m: Metadata, config: dict[str, Any]) -> dict[str, Any] | None:
@@ -255,4 +260,5 @@ ARCHITECTURES: dict[str, Callable[[Metadata, dict[str, Any]], dict[str, Any]]] =
     "gemma": _gemma,
     "gemma2": _gemma2,
     "gemma3": _gemma3,
+    **VARIANTS,
 }

@@ -39,9 +39,25 @@ class Metadata:
             raise self._wrong(key, value, f"an integer from 1 to {most}")
         return value
 
+    def largest(self, key: str, default: int, most: int = MOST) -> int:
+        """Of one integer, or of one per layer, of which those of layers without it are zero. Errors: as of
+        ``integer``."""
+        value = self.find(key)
+        if isinstance(value, list) and value and all(isinstance(each, int) for each in value):
+            value = max(value)
+            if not 0 < value <= most:
+                raise self._wrong(key, value, f"integers to {most}, one of them more than 0")
+            return int(value)
+        return self.integer(key, default, most)
+
+    def layers_with(self, tensor: str) -> list[bool]:
+        """Of each layer, whether it has a ``tensor`` (its name without ``blk.N.``)."""
+        return [self.has(f"blk.{layer}.{tensor}") for layer in range(self.integer("block_count"))]
+
     def experts(self) -> int:
         """As many as the tensors hold. Errors: BadInput where the file says otherwise."""
-        stacked = self.file.tensors.get("blk.0.ffn_down_exps.weight")
+        tensors = self.file.tensors
+        stacked = next((tensors[name] for name in tensors if name.endswith(".ffn_down_exps.weight")), None)
         count = self.integer("expert_count")
         if stacked is None or stacked.shape[0] != count:
             there = stacked.shape[0] if stacked else "no"

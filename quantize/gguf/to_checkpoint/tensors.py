@@ -39,10 +39,14 @@ class GgufTensors:
     def __init__(self, file: GgufFile, config: dict[str, Any]):
         """``config``: the checkpoint's. Errors: as of ``plan_back``."""
         self._file = file
-        mapped = plan_back(file, config)
-        self._owner = {source: (m, index) for m in mapped for index, source in enumerate(m.sources)}
+        mapped, shapes = plan_back(file, config)
+        self._owners: dict[str, list[tuple[Mapped, int]]] = {}
+        for m in mapped:
+            for index, source in enumerate(m.sources):
+                self._owners.setdefault(source, []).append((m, index))
         self.tensors = as_written(
-            Entry(source, _dtype(file, m), shape) for m in mapped for source, shape in _source_shapes(m)
+            Entry(source, _common_dtype(file, [m for m, _ in owners]), shapes[source])
+            for source, owners in self._owners.items()
         )
         self._pieces: OrderedDict[str, list[np.ndarray]] = OrderedDict()
         self._lock = Lock()
@@ -55,7 +59,10 @@ class GgufTensors:
         return ", ".join(f"{count} of {kind}" for kind, count in kinds.most_common())
 
     def read(self, info: TensorInfo) -> np.ndarray:
-        mapped, index = self._owner[info.name]
+        owners = self._owners[info.name]
+        if len(owners) > 1:
+            return _joined(self._file, info, owners)
+        mapped, index = owners[0]
         with self._lock:
             if mapped.name not in self._pieces:
                 keep = KEPT if len(mapped.sources) > 1 else 1
@@ -71,15 +78,32 @@ class GgufTensors:
         return [(f"model-{number:05d}.gguf", part) for number, part in enumerate(parts, 1)]
 
 
+def _joined(file: GgufFile, info: TensorInfo, owners: list[tuple[Mapped, int]]) -> np.ndarray:
+    """A tensor of which each of ``owners`` holds a part, in the type that they have in common."""
+    whole = np.full(info.shape, np.nan, np.float32)
+    for mapped, index in owners:
+        part = mapped.restore(file.dequantize(mapped.name).reshape(mapped.shape))[index]
+        np.copyto(whole, part, where=~np.isnan(part))
+    # back to where the values came from: exact
+    if info.dtype == "BF16":
+        return _kept((whole.view(np.uint32) >> 16).astype(np.uint16))
+    return _kept(whole.astype(NUMPY[info.dtype]))
+
+
+def _common_dtype(file: GgufFile, mapped: list[Mapped]) -> str:
+    kinds = {_dtype(file, m) for m in mapped}
+    return kinds.pop() if len(kinds) == 1 else "F32"
+
+
 def _kept(piece: np.ndarray) -> np.ndarray:
     piece = np.ascontiguousarray(piece)
     piece.flags.writeable = False
     return piece
 
 
-def plan_back(file: GgufFile, config: dict[str, Any]) -> list[Mapped]:
+def plan_back(file: GgufFile, config: dict[str, Any]) -> tuple[list[Mapped], dict[str, tuple[int, ...]]]:
     """The family's own plan of the checkpoint that ``file`` was made from, its tensors matched with those of
-    the file.
+    the file, and the shapes of the checkpoint's tensors.
 
     Errors: Unsupported for tensors of the file that the plan does not have; BadInput where shapes contradict
     the config.
@@ -109,7 +133,8 @@ def plan_back(file: GgufFile, config: dict[str, Any]) -> list[Mapped]:
             f"{file.path}: tensor {printable(left[0], 100)} has no "
             f"place in a {architecture}; this GGUF cannot be read back"
         )
-    return [mapped for mapped in planned if mapped.sources]
+    found = {name: info.shape for name, info in headers.items()}
+    return [mapped for mapped in planned if mapped.sources], found
 
 
 def _rules(family: Family, layers: int) -> list[tuple[Rule, int]]:
@@ -126,11 +151,6 @@ def _shape(file: GgufFile, name: str) -> tuple[int, ...]:
     shape = file.tensors[name].shape
     # The gate of a shared expert is a single row, which GGUF may hold without the axis of one.
     return (1, *shape) if name.endswith("ffn_gate_inp_shexp.weight") and len(shape) == 1 else shape
-
-
-def _source_shapes(mapped: Mapped) -> list[tuple[str, tuple[int, ...]]]:
-    stacked = len(mapped.sources) > 1
-    return [(source, mapped.shape[1:] if stacked else mapped.shape) for source in mapped.sources]
 
 
 def _dtype(file: GgufFile, mapped: Mapped) -> str:

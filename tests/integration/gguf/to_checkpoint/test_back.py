@@ -18,6 +18,7 @@ from quantize.checkpoint.materialised import materialised
 from quantize.checkpoint.tokenizer import SourceTokenizer
 from quantize.errors import BadInput, Unsupported
 from quantize.gguf.container.reader import GgufFile, read_gguf
+from quantize.gguf.families.plan import plan
 from quantize.gguf.to_checkpoint.config import ARCHITECTURES, to_config
 from quantize.gguf.to_checkpoint.tokenizer import write_tokenizer
 from quantize.sources.opening import open_checkpoint
@@ -27,7 +28,10 @@ SCALING = "Llama 3 (rope scaling, GQA)"
 BACK = [
     case
     for case in CASES
-    if case.gguf_architecture in ARCHITECTURES and "27B" not in case.name and case.name != SCALING
+    if case.gguf_architecture in ARCHITECTURES
+    and "27B" not in case.name
+    and case.name != SCALING
+    and case.vision is None
 ]
 TEXTS = (
     "Hello world", " two  spaces   and\ttabs\n\n", "def f(x):\n    return x ** 2  # it's 12345",
@@ -44,10 +48,11 @@ def test_weights_and_config_come_back(case: Case, tmp_path: Path) -> None:
     write_gguf_f32(folder, tmp_path / "model.gguf")
     source, got = open_checkpoint(folder, tokenizer=False), open_checkpoint(tmp_path / "model.gguf")
     assert set(got.tensors) == set(source.tensors)
+    moved = {name for m in plan(source).tensors if m.pure for name in m.sources}
     for name in source.tensors:
-        exact = "norm" not in name or "gemma" not in case.model_type  # 1 + w - 1 rounds
         a, b = got.read_float32(name), source.read_float32(name)
-        assert np.array_equal(a, b) if exact else np.abs(a - b).max() < 2e-7, name
+        # what is computed rounds, as 1 + w - 1 does; what only moves comes back bit for bit
+        assert np.array_equal(a, b) if name in moved else np.abs(a - b).max() < 5e-7, name
     ids = torch.from_numpy(np.random.default_rng(3).integers(1, 160, (1, 40)))
     with materialised(got, tmp_path) as back:
         same_tensors(open_checkpoint(back), got)

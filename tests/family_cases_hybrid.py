@@ -1,0 +1,64 @@
+"""Cases of families: text models of those that also see, latent and linear attention, states, mixtures."""
+
+from family_case import TABLE, YARN, Case
+
+VISION = {
+    "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "depth": 1, "num_heads": 2,
+    "num_attention_heads": 2, "out_hidden_size": 64, "image_size": 32, "patch_size": 16, "head_dim": 16,
+    "num_position_embeddings": 4, "deepstack_visual_indexes": [0], "vision_use_head": False,
+}  # fmt: skip
+#: starts of the names of tensors that are no part of a text model
+TOWERS = ("vision_tower.", "visual.", "model.visual.", "multi_modal_projector.", "vision_model.")
+EXPERTS = {"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+GEMMA = {"head_dim": 32, "tie_word_embeddings": True}
+HYBRIDS: tuple[Case, ...] = (
+    Case(
+        "Gemma 3 (4B and up)",
+        "gemma3",
+        {**GEMMA, "query_pre_attn_scalar": 32, "sliding_window": 16},
+        TABLE,
+        vision=VISION,
+    ),
+    Case("Qwen2.5-VL", "qwen2_5_vl", {"rope_parameters": {"rope_type": "default", "rope_theta": 1e6,
+    "mrope_section": [2, 3, 3]}, "rms_norm_eps": 1e-8}, vision=VISION),
+    Case("Qwen3-VL", "qwen3_vl", {"head_dim": 32, "tie_word_embeddings": True,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 5e6, "mrope_section": [6, 5, 5],
+    "mrope_interleaved": True}}, vision=VISION),
+    Case(
+        "Mistral Small 3.1",
+        "mistral3",
+        {"model_type": "mistral", "head_dim": 16, "sliding_window": None},
+        vision=VISION,
+    ),
+    Case(
+        "Ministral 3",
+        "ministral3",
+        {
+            "head_dim": 16,
+            "rope_parameters": {**YARN, "original_max_position_embeddings": 16, "mscale": 1.0,
+            "mscale_all_dim": 1.0, "llama_4_scaling_beta": 0.1},
+        },
+    ),
+    Case(
+        "Granite MoE",
+        "granitemoe",
+        {"attention_multiplier": 0.2, "embedding_multiplier": 6.0, "residual_multiplier": 0.4,
+        "logits_scaling": 3.0, "num_local_experts": 4, "num_experts_per_tok": 2},
+    ),
+    Case(
+        "Granite MoE (shared expert)",
+        "granitemoeshared",
+        {"attention_multiplier": 0.2, "embedding_multiplier": 6.0, "residual_multiplier": 0.4,
+        "logits_scaling": 3.0, "num_local_experts": 4, "num_experts_per_tok": 2,
+        "shared_intermediate_size": 48},
+    ),
+    Case("Nemotron", "nemotron", {}),
+    Case("GLM-4.5", "glm4_moe", {**EXPERTS, "head_dim": 32, "use_qk_norm": True, "attention_bias": True,
+    "routed_scaling_factor": 2.5}),
+    Case(
+        "GLM-4.7-Flash",
+        "glm4_moe_lite",
+        {**EXPERTS, "num_key_value_heads": 4, "kv_lora_rank": 32, "q_lora_rank": 48, "qk_nope_head_dim": 16,
+        "qk_rope_head_dim": 8, "v_head_dim": 24, "head_dim": 8, "rms_norm_eps": 1e-6},
+    ),
+)  # fmt: skip

@@ -183,6 +183,18 @@ class Layer:
             self._groups = grouped(trace, tuple(self.parameters), batched, self.name)
         return self._groups
 
+    def run(self) -> Any:
+        """What the layer, as it is now, returns for the first batch."""
+        import torch
+
+        self._spill.get(0)
+        try:
+            args, kwargs = _copied(self._calls[0].args, True), _copied(self._calls[0].kwargs, True)
+            with torch.no_grad(), no_warnings():
+                return self.module.forward(*args, **kwargs)
+        finally:
+            self._spill.leave(0)
+
     def gather(self, groups: Sequence[Group], *collectors: Collector[Any]) -> None:
         """Run every batch through the layer as it is now and give what enters ``groups`` to ``collectors``,
         under the name of the parameter that leads (``Group.leader``). What the layer returns is dropped, and

@@ -21,8 +21,8 @@ def watching(find: Find, see: See) -> Iterator[None]:
     import torch
     from torch.overrides import TorchFunctionMode
 
-    positions = _operands()
-    batched = (torch.bmm, torch.Tensor.bmm, torch.baddbmm)
+    positions = operands()
+    batched = batched_functions()
 
     class Products(TorchFunctionMode):
         def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -99,7 +99,14 @@ def _batched(find: Find, see: See, left: "torch.Tensor", right: "torch.Tensor") 
             see(found[0], inputs.transpose(-1, -2), found[1] + number)
 
 
-def _operands() -> dict[Any, tuple[int, int]]:
+def batched_functions() -> tuple[Any, ...]:
+    """Functions that multiply several matrices with inputs of their own."""
+    import torch
+
+    return torch.bmm, torch.Tensor.bmm, torch.baddbmm
+
+
+def operands() -> dict[Any, tuple[int, int]]:
     """Functions by which modules multiply -> positions of the two factors, of which the second is usually the
     weight."""
     import torch

@@ -25,6 +25,7 @@ from quantize.checkpoint.checkpoint import TOKENIZER_FILES, Checkpoint
 from quantize.checkpoint.library_folder import ADVICE, names_code
 from quantize.checkpoint.model_card import CARD, ModelCard, license_files, read_model_card
 from quantize.engines.base import Conversion
+from quantize.engines.native.parts import discard
 from quantize.errors import BadInput, StepFailed
 from quantize.files import typed_path
 from quantize.methods.base import Work
@@ -112,6 +113,8 @@ def convert(
         if force:  # what lies there may have changed since
             claim_output(out, force, inputs)
         artifact = commit(stage, out, manifest, force)
+        for folder in conversion.work:
+            discard(folder)
         if verification.level != "none":
             attest(artifact)
         return artifact

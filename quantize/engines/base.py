@@ -2,6 +2,7 @@
 memory before it saved, and what it wrote."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -100,3 +101,6 @@ class Conversion:
     checksums: dict[str, int] = field(default_factory=dict)
     loads_in: tuple[str, ...] = ()  # where not all runtimes of the method can open the artifact
     computed: Computed | None = None  # None: the method's own code computed, or nothing was
+    work: tuple[
+        Path, ...
+    ] = ()  # folders that an interrupted conversion would go on from; gone when committed

@@ -7,13 +7,14 @@ Source of the method: Frantar et al., 2022, https://arxiv.org/abs/2210.17323.
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 
 from quantize.calibration.windows import Calibration
 from quantize.engines.base import Conversion, Engine
 from quantize.engines.gptqmodel.gptq import write_gptq
 from quantize.engines.gptqmodel.installed import GPTQMODEL
 from quantize.engines.gptqmodel.layers import check_model_type
+from quantize.engines.native import write as native
 from quantize.errors import StepFailed
 from quantize.formats.base import Format
 from quantize.formats.gptq import GptqFormat
@@ -24,8 +25,13 @@ from quantize.recipe import Recipe, RunOptions
 
 class GptqRecipe(Recipe):
     """``group_size`` auto: 128 where it divides the inputs of every matrix, else 64, 32, or whole rows.
-    ``desc_act`` quantizes columns in the order of their activations (better, slower to run); ``sym`` fixes
-    the zero point."""
+    ``sym`` fixes the zero point.
+
+    ``engine`` native: ``order`` in which columns are visited, whatever it is with groups of neighbours, so
+    that kernels stay fast; ``true_sequential``: each matrix on what the quantized ones before it in its layer
+    give; ``on_failure``: whether a matrix whose Hessian cannot be used fails the conversion or is rounded to
+    nearest (``rtn``), and named. gptqmodel: ``desc_act`` quantizes columns in the order of their activations,
+    with groups of their own (better, slower to run)."""
 
     calibrated: ClassVar[bool] = True
 
@@ -36,6 +42,9 @@ class GptqRecipe(Recipe):
         "gptq-int8": {"bits": 8},
     }
     automatic: ClassVar[dict[str, Any]] = {"group_size": 128}
+    later: ClassVar[dict[str, Any]] = {
+        "engine": "gptqmodel", "order": "activation", "true_sequential": True, "on_failure": "fail",
+    }  # fmt: skip
 
     method: Literal["gptq"] = "gptq"
     bits: Annotated[Literal[2, 3, 4, 8], BeforeValidator(whole)] = 4
@@ -43,6 +52,19 @@ class GptqRecipe(Recipe):
     desc_act: bool = False
     sym: bool = True
     damp_percent: float = Field(default=0.05, gt=0, lt=1)
+    engine: Literal["gptqmodel", "native"] = "gptqmodel"
+    order: Literal["activation", "none"] = "activation"
+    true_sequential: bool = True
+    on_failure: Literal["fail", "rtn"] = "fail"
+
+    @model_validator(mode="after")
+    def _fits(self) -> "GptqRecipe":
+        if self.engine == "native" and self.desc_act:
+            raise ValueError("desc_act=true needs engine=gptqmodel; order=activation is native's own")
+        theirs = [name for name in ("order", "true_sequential", "on_failure") if name in self.canonical]
+        if self.engine == "gptqmodel" and theirs:
+            raise ValueError(f"{theirs[0]} needs engine=native")
+        return self
 
 
 class Gptq(PackedMethod[GptqRecipe]):
@@ -64,7 +86,8 @@ class Gptq(PackedMethod[GptqRecipe]):
     )
 
     def work(self, held: Held, recipe: GptqRecipe) -> "GptqWork":
-        check_model_type(held.checkpoint, "GPTQ", {})
+        if recipe.engine == "gptqmodel":
+            check_model_type(held.checkpoint, "GPTQ", {})
         packing = Packing("gptq", recipe.bits, recipe.group_size, recipe.sym, recipe.short)
         return GptqWork(held, recipe, plan_packing(held.checkpoint, packing))
 
@@ -75,6 +98,19 @@ class GptqWork(PackedWork[GptqRecipe]):
         if calibration is None:
             raise StepFailed(f"{recipe.short}: GPTQ needs a calibration text; give --calibration")
         assert isinstance(format, GptqFormat)
+        if recipe.engine == "native":
+            return native.write_gptq(
+                self.checkpoint,
+                format,
+                stage,
+                run,
+                calibration,
+                native.GptqChoices(
+                    recipe.damp_percent, recipe.order, recipe.true_sequential, recipe.on_failure
+                ),
+                key=recipe.canonical,
+                title=recipe.short,
+            )
         return write_gptq(
             self.checkpoint,
             format,

@@ -81,6 +81,10 @@ MORE: tuple[Case, ...] = (
     Case("DeepSeek-V3 (full-rank queries)", "deepseek_v3", {
         **MIXTURE, **LATENT, "q_lora_rank": None, "n_group": 1, "topk_group": 1,
     }),
+    Case("DeepSeek-V3.2 (few tokens chosen)", "deepseek_v32", {
+        **MIXTURE, **LATENT, "n_group": 1, "topk_group": 1, "index_n_heads": 16, "index_head_dim": 64,
+        "index_topk": 16,
+    }),
     Case("OLMo", "olmo", {"clip_qkv": 0.5}),
     Case("OLMo 3", "olmo3", {
         "num_hidden_layers": 4, "sliding_window": 16, "layer_types": SLIDING, "rope_parameters": FULL_YARN,

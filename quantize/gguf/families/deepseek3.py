@@ -1,17 +1,21 @@
-"""DeepSeek V3, R1 and Kimi K2: DeepSeek V2's attention, experts chosen by sigmoid, a bias and groups."""
+"""DeepSeek V3, R1 and Kimi K2: DeepSeek V2's attention, experts chosen by sigmoid, a bias and groups; V3.2,
+whose attention chooses its tokens."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from quantize.artifact.artifact import Note
 from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.errors import Unsupported
 from quantize.gguf.families.config import Hyperparameters
-from quantize.gguf.families.decoder import BOOL, ENDS, F32, U32, Family, KVs, Rule
-from quantize.gguf.families.deepseek2 import LAYER, SPARSE, rotated, sparse
+from quantize.gguf.families.decoder import BOOL, ENDS, F32, U32, Family, KVs, Rule, plain
+from quantize.gguf.families.deepseek2 import ATTENTION, LAYER, SPARSE, rotated, sparse
 from quantize.gguf.families.deepseek2 import check as check_rope
 from quantize.gguf.families.deepseek2 import kvs as kvs2
 
 SIGMOID = 2
+#: what V3.2's config class does not have
+LATER = ("rope_interleave", "num_nextn_predict_layers")
 BIAS = Rule(
     "blk.{i}.exp_probs_b",
     "model.layers.{i}.mlp.gate.e_score_correction_bias",
@@ -71,5 +75,36 @@ FAMILY = Family(
 )  # fmt: skip
 
 
+INDEXER = ATTENTION + "indexer."
+
+
+def kvs32(h: Hyperparameters) -> KVs:
+    return kvs(h) | {
+        "attention.indexer.head_count": (h["index_n_heads"], U32),
+        "attention.indexer.key_length": (h["index_head_dim"], U32),
+        "attention.indexer.top_k": (h["index_topk"], U32),
+    }
+
+
+#: V3.2 attends to the tokens that an indexer chooses, which is a small attention of its own
+SPARSE_ATTENTION = replace(
+    FAMILY,
+    architecture="deepseek32",
+    layer=(
+        *FAMILY.layer,
+        plain("blk.{i}.indexer.k_norm", INDEXER + "k_norm"),
+        Rule("blk.{i}.indexer.proj", INDEXER + "weights_proj"),
+        Rule("blk.{i}.indexer.attn_k", INDEXER + "wk"),
+        Rule("blk.{i}.indexer.attn_q_b", INDEXER + "wq_b"),
+    ),
+    kvs=kvs32,
+    defaults={
+        **{key: value for key, value in FAMILY.defaults.items() if key not in LATER},
+        "max_position_embeddings": 163840, "index_n_heads": 64, "index_head_dim": 128, "index_topk": 2048,
+    },
+    check=check_rope,
+)  # fmt: skip
+
+
 def family(checkpoint: Checkpoint) -> Family:
-    return FAMILY
+    return SPARSE_ATTENTION if checkpoint.architecture == "DeepseekV32ForCausalLM" else FAMILY

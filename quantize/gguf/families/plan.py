@@ -29,6 +29,7 @@ KNOWN: dict[str, str] = {
     "Cohere2MoeForCausalLM": "cohere_moe",
     "CohereForCausalLM": "cohere",
     "DeepseekV2ForCausalLM": "deepseek2",
+    "DeepseekV32ForCausalLM": "deepseek3",
     "DeepseekV3ForCausalLM": "deepseek3",
     "Dots1ForCausalLM": "dots1",
     "Ernie4_5_ForCausalLM": "ernie",

@@ -7,6 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from awkward_rows import IMPORTANCES, ROWS, importance_of, rows_of
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 
 from quantize.errors import BadInput, StepFailed
 from quantize.kernels import native
@@ -63,6 +66,30 @@ def test_bytes_are_those_of_llamacpp(quantizer: Native, kind: Type, values: str)
                 packed(quantizer, kind, rows, importance)
         else:
             assert np.array_equal(packed(quantizer, kind, rows, importance), expected), weights
+
+
+#: any float32 that is a number, and, so that blocks have something in common, some of few magnitudes
+NUMBERS = st.one_of(
+    st.floats(width=32, allow_nan=False, allow_infinity=False),
+    st.sampled_from([0.0, -0.0, 1.0, -1.0, 0.5, 1e-20, 2.0**-149, 3e38]),
+)
+
+
+@needs_kernels
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], database=None
+)
+@given(
+    rows=arrays(np.float32, (2, 256), elements=NUMBERS, fill=st.sampled_from([0.0, 0.25, -3.0])),
+    importance=st.none() | arrays(np.float32, 256, elements=NUMBERS.map(abs), fill=st.just(1.0)),
+)
+def test_no_rows_are_found_that_differ(
+    quantizer: Native, rows: np.ndarray, importance: np.ndarray | None
+) -> None:
+    for kind in sorted(Native.kinds):
+        expected = reference(kind, rows, importance)
+        if expected is not None:
+            assert np.array_equal(packed(quantizer, kind, rows, importance), expected), kind.name
 
 
 @needs_kernels

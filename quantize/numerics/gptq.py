@@ -14,7 +14,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from quantize.errors import StepFailed
+from quantize.numerics.columns import BLOCK, Block, Levels, torch_block, visit
 from quantize.numerics.grids import Codes, Grid
+from quantize.numerics.refine import refined
 from quantize.numerics.rtn import POINTS, find_grid
 
 if TYPE_CHECKING:
@@ -24,8 +26,8 @@ if TYPE_CHECKING:
 DAMPING = 0.05
 #: damping is doubled until the Hessian can be factored, up to this
 MOST_DAMPING = 1.0
-#: columns between which errors are carried one by one; to later ones they go in one product
-BLOCK = 128
+#: rounds of ``quantize.numerics.refine`` after GPTQ proper
+REFINEMENTS = 2
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,9 @@ def solve(
     order: Literal["activation", "none"] = "activation",
     damping: float = DAMPING,
     points: int = POINTS,
+    refinements: int = REFINEMENTS,
     block: int = BLOCK,
+    run: Block = torch_block,
 ) -> Solved:
     """Codes of ``weight`` (o, i), float32 or float64 (arithmetic is in its dtype), under ``hessian`` (i, i),
     the sum or mean of x^T x over the rows x that the matrix multiplies: its scale does not matter.
@@ -54,8 +58,9 @@ def solve(
     ``order``: columns are visited as they stand, or from the largest diagonal element down; groups are those
     of the columns' places either way. Scales are searched (``points``, as ``find_grid``) with the weights D
     that the sum above gives each column, before any column is visited. ``damping`` >= 0 is doubled
-    until the Hessian can be factored. A column that no input reaches is rounded to nearest. The factor is
-    float64; ``block`` changes no code but for the order of additions.
+    until the Hessian can be factored; the factor is float64. A column that no input reaches is rounded to
+    nearest. ``refinements``: rounds of ``refine.refined`` that follow; 0 is GPTQ proper. ``block``, and who
+    rounds it (``run``), change no code but for the order of additions.
 
     Errors: StepFailed where the Hessian is not finite, is all zero (the matrix was never used) or cannot be
     factored, and where ``find_grid`` fails.
@@ -67,52 +72,25 @@ def solve(
     importance = torch.empty_like(shares)
     importance[places] = shares
     scales, zeros = find_grid(weight, grid, importance, points)
-    columns = weight[:, places].T.contiguous()
-    whole, losses = visit(
-        columns, factor, shares, scales, zeros, places // grid.columns(len(places)), grid, block
+    zero = zeros.T.to(weight.dtype).contiguous()
+    levels = Levels(
+        scales.T.to(weight.dtype).contiguous(), -zero, grid.top - zero, places // grid.columns(len(places))
     )
+    factor = factor.to(weight.dtype)
+    columns = weight[:, places].T.contiguous()
+    whole, reached = visit(columns, columns, factor, levels, block=block, run=run)
+    if refinements:
+        damped = hessian.to(weight.dtype, copy=True)
+        damped.diagonal().add_(damping_used * hessian.diagonal().mean())
+        whole, levels = refined(weight, damped, places, whole, levels, refinements, block=block, run=run)
+        errors = columns - levels.values(whole)
+        loss = (((damped[places][:, places] @ errors) * errors).sum(0)).double().sum()
+    else:
+        loss = (shares.to(weight.dtype) @ (reached - levels.values(whole)).square_()).double().sum()
     codes = torch.empty(weight.shape, dtype=torch.uint8, device=weight.device)
-    codes[:, places] = whole.T.to(torch.uint8)
-    return Solved(Codes(codes, scales, zeros), float(losses.sum()), damping_used)
-
-
-def visit(
-    columns: "torch.Tensor",
-    factor: "torch.Tensor",
-    shares: "torch.Tensor",
-    scales: "torch.Tensor",
-    zeros: "torch.Tensor",
-    groups: "torch.Tensor",
-    grid: Grid,
-    block: int,
-) -> "tuple[torch.Tensor, torch.Tensor]":
-    """Codes (i, o), as floats, and losses (o,) of ``columns`` (i, o), the weights in the order of visits.
-
-    ``factor`` (i, i) and ``shares`` (i,): U and D of the module's text; ``scales`` and ``zeros`` (o, g), and
-    the group of each column in ``groups`` (i,).
-    """
-    import torch
-
-    dtype = columns.dtype
-    factor = factor.to(dtype)
-    scale, zero = scales.T.to(dtype).contiguous(), zeros.T.to(dtype).contiguous()
-    inverse, low, high = 1 / scale, -zero, grid.top - zero
-    errors, whole = torch.empty_like(columns), torch.empty_like(columns)
-    losses = torch.zeros(columns.shape[1], dtype=torch.float64, device=columns.device)
-    at = groups.tolist()
-    for start in range(0, len(columns), block):
-        stop = min(start + block, len(columns))
-        wanted = torch.addmm(columns[start:stop], factor[:start, start:stop].T, errors[:start])
-        for column in range(start, stop):
-            group, want = at[column], wanted[column - start]
-            torch.mul(want, inverse[group], out=whole[column])
-            whole[column].round_().clamp_(low[group], high[group])
-            value = whole[column] * scale[group]
-            want.sub_(value)
-            torch.sub(columns[column], value, out=errors[column])
-            wanted[column - start + 1 :].addr_(factor[column, column + 1 : stop], errors[column])
-        losses += (wanted.square_() * shares[start:stop, None]).sum(0)
-    return whole.add_(zero[groups]), losses
+    codes[:, places] = (whole + zero[levels.groups]).T.to(torch.uint8)
+    scales = levels.scale.T.to(torch.float32).contiguous()
+    return Solved(Codes(codes, scales, zeros), float(loss), damping_used)
 
 
 def _visited(hessian: "torch.Tensor", order: str) -> "torch.Tensor":

@@ -16,8 +16,9 @@ class Grid:
     """Codes 0 .. 2**bits - 1 that mean scale * (code - zero).
 
     ``group_size`` consecutive inputs of a row share a scale and a zero point; -1: the whole row does.
-    ``symmetric``: the zero point is 2**(bits - 1). Else each group has its own, ``lowest_zero`` or more: 1
-    for a file that cannot express 0.
+    ``symmetric``: the zero point is 2**(bits - 1), and a scale may be negative, which puts the one level more
+    of negative values on the other side. Else each group has its own zero point, ``lowest_zero`` or more (1
+    for a file that cannot express 0), and scales are positive.
     """
 
     bits: int
@@ -64,10 +65,12 @@ class Codes:
 
 def stored_scale(scale: "torch.Tensor") -> "torch.Tensor":
     """``scale`` rounded to float16 (to nearest even), in its own dtype; what would become 0 is the smallest
-    number of float16 and what would become infinite the largest, so that a code always means something."""
+    number of float16 and what would become infinite the largest, with its sign, so that a code always means
+    something."""
     import torch
 
-    return scale.clamp(SMALLEST_SCALE, LARGEST_SCALE).to(torch.float16).to(scale.dtype)
+    held = scale.abs().clamp(SMALLEST_SCALE, LARGEST_SCALE).to(torch.float16).to(scale.dtype)
+    return held.copysign(scale)
 
 
 def steps(

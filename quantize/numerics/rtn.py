@@ -41,10 +41,10 @@ def find_grid(
     """Scales (o, g) float32 that float16 holds, and zero points (o, g) int32, for ``weight`` (o, i).
 
     ``points`` 1: from the extremes of each group (0 among them). More: that many scales, in equal steps from
-    the one that clips nothing to a share of the extremes' (``NARROWEST``), then ``REFINEMENTS`` steps of
-    least squares for the scale with the codes held fixed; the least sum of importance * (weight - value)**2
-    wins, where values are those of the scale as float16 holds it. ``importance`` (i,), not negative; None:
-    ones.
+    the one that clips nothing to a share of the extremes' (``NARROWEST``), and for symmetric grids their
+    negatives, then ``REFINEMENTS`` steps of least squares for the scale with the codes held fixed; the least
+    sum of importance * (weight - value)**2 wins, where values are those of the scale as float16 holds it.
+    ``importance`` (i,), not negative; None: ones.
 
     Errors: StepFailed where a weight is not finite, or so large that float16 holds no scale for it;
     ValueError where groups do not divide the inputs.
@@ -94,14 +94,15 @@ def _search(
     def nearest(scale: "torch.Tensor", zero: "torch.Tensor") -> "torch.Tensor":
         return steps(groups, 1 / scale[..., None], -zero[..., None], grid.top - zero[..., None])
 
+    signs = (1, -1) if grid.symmetric else (1,)
     best = stored_scale(extremes)
     zero = zero_points(best, 1)
     if points == 1:
         return best, zero
     least = torch.full_like(best, torch.inf)
-    for step in range(points):
+    for step, sign in ((step, sign) for step in range(points) for sign in signs):
         factor = widest + (NARROWEST[grid.bits] - widest) * step / (points - 1)
-        scale = stored_scale(extremes * factor)
+        scale = stored_scale(extremes * (factor * sign))
         candidate = zero_points(scale, factor)
         error = nearest(scale, candidate).mul_(-scale[..., None]).add_(groups).square_().mul_(shares).sum(-1)
         better = error < least

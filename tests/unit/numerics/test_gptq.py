@@ -47,7 +47,7 @@ def naive(
 @pytest.mark.parametrize("block", [1, 24, 128])
 def test_codes_are_those_of_the_naive_solver(grid: Grid, order: str, block: int) -> None:
     weight, hessian = problem(12, 96, grid.bits)
-    solved = solve(weight, hessian, grid, order=order, damping=0.02, block=block)
+    solved = solve(weight, hessian, grid, order=order, damping=0.02, refinements=0, block=block)
     codes = solved.codes
     want = naive(
         weight.numpy(), hessian.numpy(), 0.02, order, grid, codes.scales.double().numpy(), codes.zeros.numpy()
@@ -57,15 +57,21 @@ def test_codes_are_those_of_the_naive_solver(grid: Grid, order: str, block: int)
     error = codes.values().double() - weight
     assert solved.loss == pytest.approx(float((error @ damped * error).sum()), rel=1e-5)
     assert solved.damping_used == 0.02
+    refined = solve(weight, hessian, grid, order=order, damping=0.02, block=block)
+    error = refined.codes.values().double() - weight
+    assert refined.loss == pytest.approx(float((error @ damped * error).sum()), rel=1e-5)
+    assert refined.loss < solved.loss
 
 
-def test_float32_gives_almost_the_same_codes() -> None:
+@pytest.mark.parametrize("refinements", [0, 2])
+def test_float32_gives_almost_the_same_codes(refinements: int) -> None:
     """A code that flips at a tie changes the rest of its row, so few may: 1e-4 of them all."""
     weight, hessian = problem(256, 256, 1)
     for grid in (Grid(4, 64, True), Grid(2, 64, False)):
-        exact = solve(weight.float().double(), hessian.float().double(), grid).codes.codes
+        given = weight.float(), hessian.float()
+        exact = solve(given[0].double(), given[1].double(), grid, refinements=refinements).codes.codes
         for block in (32, 128):
-            rounded = solve(weight.float(), hessian.float(), grid, block=block).codes.codes
+            rounded = solve(*given, grid, refinements=refinements, block=block).codes.codes
             assert int((rounded != exact).sum()) <= 1e-4 * exact.numel()
 
 
@@ -74,7 +80,7 @@ def test_float32_gives_almost_the_same_codes() -> None:
 def test_independent_inputs_make_it_rounding_to_nearest(grid: Grid, order: str) -> None:
     weight, _ = problem(12, 96, 2)
     weight = weight.float()
-    solved = solve(weight, torch.eye(96) * 4, grid, order=order, damping=0).codes
+    solved = solve(weight, torch.eye(96) * 4, grid, order=order, damping=0, refinements=0).codes
     nearest = round_to_nearest(weight, grid)
     assert torch.equal(solved.codes, nearest.codes)
     assert torch.equal(solved.values(), nearest.values())
@@ -93,7 +99,7 @@ def test_columns_that_no_input_reaches_are_rounded_to_nearest() -> None:
     dead = [3, 40, 41]
     hessian[dead] = 0
     hessian[:, dead] = 0
-    codes = solve(weight, hessian, Grid(4, 32, True)).codes
+    codes = solve(weight, hessian, Grid(4, 32, True), refinements=0).codes
     scale = codes.scales.double().repeat_interleave(32, 1)[:, dead]
     want = scale * torch.clamp(torch.round(weight[:, dead] / scale), -8, 7)
     np.testing.assert_allclose(codes.values().double()[:, dead].numpy(), want.numpy(), rtol=1e-12)

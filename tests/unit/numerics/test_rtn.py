@@ -24,7 +24,7 @@ def whole(codes: Codes) -> None:
     """What every result must be: right shapes, codes and zero points of the grid, scales of float16."""
     assert codes.codes.dtype == torch.uint8
     assert torch.equal(codes.scales, codes.scales.half().float())
-    assert (codes.scales > 0).all()
+    assert (codes.scales != 0).all()
     assert torch.isfinite(codes.values()).all()
 
 
@@ -42,7 +42,7 @@ def test_each_weight_takes_its_nearest_code(grid: Grid, points: int) -> None:
     every = (torch.arange(grid.top + 1) - zeros[..., None]) * scales[..., None]  # (o, i, codes)
     least = (every - weight.double()[..., None]).abs().amin(-1)
     mine = (found.values().double() - weight.double()).abs()
-    assert torch.all(mine <= least * (1 + 1e-5) + scales * 1e-5)  # ties and the rounding of w / scale
+    assert torch.all(mine <= least * (1 + 1e-5) + scales.abs() * 1e-5)  # ties and the rounding of w / scale
 
 
 @pytest.mark.parametrize("grid", GRIDS, ids=str)
@@ -61,7 +61,8 @@ def test_the_search_comes_near_a_dense_one(grid: Grid) -> None:
         middle = np.round(-groups.min() / spread.max() * 255)
         offsets = range(int(middle) - 60, int(middle) + 61, 4)
     least = np.full(spread.shape, np.inf)
-    for factor in np.linspace(0.35, 2.0, 400):
+    factors = np.linspace(0.35, 2.0, 400)
+    for factor in [*factors, *(-factors if grid.symmetric else ())]:
         scale = (spread / grid.top * factor)[..., None]
         for zero in offsets:
             rounded = scale * np.clip(np.round(groups / scale), -zero, grid.top - zero)
@@ -82,7 +83,8 @@ def test_importance_decides() -> None:
     grid = Grid(3, 32, True)
     counts, ignored = torch.ones(32), torch.ones(32)
     counts[7], ignored[7] = 1e4, 1e-6
-    assert float(find_grid(weight, grid, counts)[0]) > 2 * float(find_grid(weight, grid, ignored)[0])
+    wide, narrow = (find_grid(weight, grid, shares)[0].abs() for shares in (counts, ignored))
+    assert float(wide) > 2 * float(narrow)
     assert abs(float(round_to_nearest(weight, grid, counts).values()[0, 7]) - 0.05) < 0.001
 
 
@@ -107,7 +109,7 @@ def test_ranges_at_the_ends_of_float16(scale: float) -> None:
     for grid in GRIDS:
         found = round_to_nearest(weight, grid)
         whole(found)
-        step = found.scales.max()
+        step = found.scales.abs().max()
         assert (found.values() - weight).abs().max() <= max(float(step), float(weight.abs().max()))
 
 
@@ -121,6 +123,15 @@ def test_dequantized_weights_are_kept() -> None:
     stored = Codes(codes, scales, torch.full((8, 2), 7, dtype=torch.int32))
     again = round_to_nearest(stored.values(), Grid(4, 32, False))
     assert torch.equal(again.values(), stored.values())
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_symmetric_group_turns_its_longer_side_to_its_largest_weight(sign: int) -> None:
+    """2 bits hold -2, -1, 0 and 1 times the scale: 2, 1, 0 and -1 of a negative one."""
+    weight = sign * torch.tensor([[0.5, 0.25, 0.0, -0.25]])
+    codes = round_to_nearest(weight, Grid(2, 4, True))
+    assert codes.scales.tolist() == [[-0.25 * sign]]
+    assert torch.equal(codes.values(), weight)
 
 
 def test_rows_do_not_know_of_each_other() -> None:

@@ -19,7 +19,15 @@ from quantize.errors import StepFailed
 from quantize.formats.base import Format
 from quantize.formats.gptq import GptqFormat
 from quantize.methods.base import Costs, Held
-from quantize.methods.packed import GroupSize, PackedMethod, PackedWork, Packing, plan_packing, whole
+from quantize.methods.packed import (
+    GroupSize,
+    PackedMethod,
+    PackedWork,
+    Packing,
+    Patterns,
+    plan_packing,
+    whole,
+)
 from quantize.recipe import Recipe, RunOptions
 
 
@@ -27,11 +35,13 @@ class GptqRecipe(Recipe):
     """``group_size`` auto: 128 where it divides the inputs of every matrix, else 64, 32, or whole rows.
     ``sym`` fixes the zero point.
 
-    ``engine`` native: ``order`` in which columns are visited, whatever it is with groups of neighbours, so
-    that kernels stay fast; ``true_sequential``: each matrix on what the quantized ones before it in its layer
-    give; ``on_failure``: whether a matrix whose Hessian cannot be used fails the conversion or is rounded to
-    nearest (``rtn``), and named. gptqmodel: ``desc_act`` quantizes columns in the order of their activations,
-    with groups of their own (better, slower to run)."""
+    ``engine`` native: columns are visited in ``order`` of their activations, or as they stand; groups are of
+    neighbours either way, so that kernels stay fast. ``true_sequential``: each matrix on what the quantized
+    ones before it in its layer give. ``skip``: patterns (regular expressions) of names of matrices that stay
+    as they are. ``on_failure``: a matrix whose Hessian cannot be used fails the conversion, or is rounded to
+    nearest (``rtn``) and named. gptqmodel: ``desc_act`` visits columns in the order of their activations,
+    with groups of their own (slower to run); native needs no such groups.
+    """
 
     calibrated: ClassVar[bool] = True
 
@@ -44,6 +54,7 @@ class GptqRecipe(Recipe):
     automatic: ClassVar[dict[str, Any]] = {"group_size": 128}
     later: ClassVar[dict[str, Any]] = {
         "engine": "gptqmodel", "order": "activation", "true_sequential": True, "on_failure": "fail",
+        "skip": [],
     }  # fmt: skip
 
     method: Literal["gptq"] = "gptq"
@@ -56,12 +67,15 @@ class GptqRecipe(Recipe):
     order: Literal["activation", "none"] = "activation"
     true_sequential: bool = True
     on_failure: Literal["fail", "rtn"] = "fail"
+    skip: Patterns = ()
 
     @model_validator(mode="after")
     def _fits(self) -> "GptqRecipe":
-        if self.engine == "native" and self.desc_act:
-            raise ValueError("desc_act=true needs engine=gptqmodel; order=activation is native's own")
-        theirs = [name for name in ("order", "true_sequential", "on_failure") if name in self.canonical]
+        if self.desc_act and self.order == "none":
+            raise ValueError("desc_act=true and order=none contradict each other")
+        theirs = [
+            name for name in ("order", "true_sequential", "on_failure", "skip") if name in self.canonical
+        ]
         if self.engine == "gptqmodel" and theirs:
             raise ValueError(f"{theirs[0]} needs engine=native")
         return self
@@ -88,7 +102,7 @@ class Gptq(PackedMethod[GptqRecipe]):
     def work(self, held: Held, recipe: GptqRecipe) -> "GptqWork":
         if recipe.engine == "gptqmodel":
             check_model_type(held.checkpoint, "GPTQ", {})
-        packing = Packing("gptq", recipe.bits, recipe.group_size, recipe.sym, recipe.short)
+        packing = Packing("gptq", recipe.bits, recipe.group_size, recipe.sym, recipe.short, recipe.skip)
         return GptqWork(held, recipe, plan_packing(held.checkpoint, packing))
 
 

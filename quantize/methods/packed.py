@@ -1,6 +1,7 @@
 """What GPTQ, AWQ and rounding to nearest plan alike: which matrices of the decoder are packed, in groups of
 what size, and why others are not."""
 
+import re
 from abc import abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.engines.base import Conversion
 from quantize.engines.gptqmodel.load import load_packed
 from quantize.engines.native.packed import openers
-from quantize.errors import Unsupported
+from quantize.errors import BadInput, Unsupported
 from quantize.formats.awq import PACKED_OUTPUTS, AwqFormat
 from quantize.formats.gptq import PACKED_ROWS, GptqFormat
 from quantize.formats.packed import PackedFormat
@@ -37,18 +38,32 @@ def whole(value: Any) -> Any:
     return int(value) if isinstance(value, str) and value.strip().lstrip("-").isdigit() else value
 
 
+def patterns(value: Any) -> Any:
+    """One pattern or several. Errors: ValueError where one is no regular expression."""
+    several = [value] if isinstance(value, str) else value
+    for pattern in several if isinstance(several, list | tuple) else ():
+        try:
+            re.compile(pattern)
+        except (re.error, TypeError) as error:
+            raise ValueError(f"{pattern!r} is no regular expression: {error}") from None
+    return several
+
+
+Patterns = Annotated[tuple[str, ...], BeforeValidator(patterns)]
 GroupSize = Annotated[Literal["auto", -1, 16, 32, 64, 128, 256, 512, 1024], BeforeValidator(whole)]
 
 
 @dataclass(frozen=True)
 class Packing:
-    """What a recipe asks of a format. ``group_size``: a number, -1 for whole rows, or ``auto``."""
+    """What a recipe asks of a format. ``group_size``: a number, -1 for whole rows, or ``auto``. ``skip``:
+    patterns of names of matrices that are not packed."""
 
     format: str  # gptq or awq
     bits: int
     group_size: int | str
     symmetric: bool
     short: str
+    skip: tuple[str, ...] = ()
 
     @property
     def multiples(self) -> tuple[int, int]:
@@ -102,7 +117,7 @@ def plan_packing(checkpoint: Checkpoint, packing: Packing) -> Planned:
     """Errors: Unsupported where transformers lacks the architecture, no matrix of a decoder layer can be
     packed, or groups of the size that was asked for do not divide the inputs of one."""
     decoder = decoder_linears(checkpoint)
-    misfits = _misfits(decoder, packing)
+    misfits = _misfits(decoder, packing) | _skipped(checkpoint, decoder, packing)
     linears = tuple(linear for linear in decoder if linear.source not in misfits)
     if not linears:
         first = next(iter(misfits.items()), None)
@@ -129,6 +144,21 @@ def _misfits(decoder: DecoderLinears, packing: Packing) -> dict[str, str]:
         for size, multiple, side in pairs:
             if size % multiple and linear.source not in found:
                 found[linear.source] = f"has {size} {side}, and {packing.short} packs multiples of {multiple}"
+    return found
+
+
+def _skipped(checkpoint: Checkpoint, decoder: DecoderLinears, packing: Packing) -> dict[str, str]:
+    """Of a tensor that holds several matrices, all stay. Errors: BadInput where a pattern fits none."""
+    found: dict[str, str] = {}
+    for pattern in packing.skip:
+        mine = [linear.source for linear in decoder if re.search(pattern, linear.name)]
+        if not mine:
+            some = next(iter(decoder), None)
+            raise BadInput(
+                f"{checkpoint.source}: skip={pattern} fits no matrix of its decoder layers"
+                + (f"; they have names such as {some.name}" if some else "")
+            )
+        found |= dict.fromkeys(mine, f"matches {pattern}, which the recipe skips")
     return found
 
 

@@ -82,7 +82,17 @@ LONGROPE = {
 }  # fmt: skip
 GEMMA = {"head_dim": 32, "tie_word_embeddings": True}
 #: whose norms multiply by one plus their weight
-ONE_PLUS = ("gemma", "gemma2", "gemma3", "gemma3_text")
+ONE_PLUS = (
+    "gemma",
+    "gemma2",
+    "gemma3",
+    "gemma3_text",
+    "qwen3_next",
+    "qwen3_5_text",
+    "qwen3_5",
+    "qwen3_5_moe_text",
+    "nemotron",
+)
 CASES = (
     Case("Llama 2", "llama", {"num_key_value_heads": 4}),
     Case(

@@ -11,6 +11,21 @@ VISION = {
 TOWERS = ("vision_tower.", "visual.", "model.visual.", "multi_modal_projector.", "vision_model.")
 EXPERTS = {"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
 GEMMA = {"head_dim": 32, "tie_word_embeddings": True}
+#: keys of a model with attention that one of states alone does not have
+STATES = (
+    "intermediate_size", "num_attention_heads", "num_key_value_heads", "max_position_embeddings",
+    "tie_word_embeddings",
+)  # fmt: skip
+DELTA = {
+    "head_dim": 32, "linear_num_value_heads": 4, "linear_num_key_heads": 2, "linear_key_head_dim": 16,
+    "linear_value_head_dim": 16,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.25,
+    "mrope_section": [2, 1, 1]},
+}  # fmt: skip
+MOE = {
+    "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32,
+    "shared_expert_intermediate_size": 48,
+}  # fmt: skip
 HYBRIDS: tuple[Case, ...] = (
     Case(
         "Gemma 3 (4B and up)",
@@ -61,4 +76,29 @@ HYBRIDS: tuple[Case, ...] = (
         {**EXPERTS, "num_key_value_heads": 4, "kv_lora_rank": 32, "q_lora_rank": 48, "qk_nope_head_dim": 16,
         "qk_rope_head_dim": 8, "v_head_dim": 24, "head_dim": 8, "rms_norm_eps": 1e-6},
     ),
+    Case("Qwen3-Next", "qwen3_next", {**DELTA, **MOE, "num_hidden_layers": 5}),
+    Case("Qwen3.5", "qwen3_5_text", {**DELTA, "num_hidden_layers": 5}),
+    Case("Qwen3.5 (with images)", "qwen3_5", {**DELTA, "num_hidden_layers": 4}, vision=VISION),
+    Case("Qwen3.5-MoE", "qwen3_5_moe_text", {**DELTA, **MOE, "num_hidden_layers": 4}),
+    Case(
+        "gpt-oss",
+        "gpt_oss",
+        {"head_dim": 32, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 16,
+        "rope_parameters": {**YARN, "truncate": True}},
+    ),
+    Case("LFM2", "lfm2", {"layer_types": ["conv", "full_attention", "conv"], "num_hidden_layers": 3,
+    "block_multiple_of": 32}),
+    Case("LFM2-MoE", "lfm2_moe", {"layer_types": ["conv", "full_attention", "conv"], "num_hidden_layers": 3,
+    "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "num_dense_layers": 1,
+    "tie_word_embeddings": True}),
+    Case(
+        "Llama 4",
+        "llama4_text",
+        {"num_local_experts": 4, "head_dim": 16, "intermediate_size": 48, "intermediate_size_mlp": 96,
+        "interleave_moe_layer_step": 2, "num_hidden_layers": 4},
+    ),
+    Case("Mamba", "mamba", {"state_size": 16}, without=STATES),
+    Case("FalconMamba", "falcon_mamba", {"state_size": 16, "layer_norm_epsilon": 1e-6}, without=STATES),
+    Case("Mamba 2", "mamba2", {"state_size": 16, "num_heads": 8, "head_dim": 16, "n_groups": 2},
+    without=STATES),
 )  # fmt: skip

@@ -11,7 +11,8 @@ from quantize.gguf.container.reader import GgufFile
 from quantize.gguf.families.config import Hyperparameters
 from quantize.gguf.families.rope import growth, llama3_divisors, read_rope
 from quantize.gguf.to_checkpoint.metadata import MOST_HEAD, Metadata, exact
-from quantize.gguf.to_checkpoint.variants import VARIANTS, WITHOUT_ATTENTION
+from quantize.gguf.to_checkpoint.recurrent import WITHOUT_ATTENTION
+from quantize.gguf.to_checkpoint.variants import VARIANTS
 from quantize.gguf.tokenizer.chat_templates import token_of
 from quantize.terminal import printable
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from family_cases import CASES, Case, make, write_gguf_f32
+from family_cases import CASES, TIGHT, Case, make, write_gguf_f32
 from gguf import TokenType
 from lazily import same_tensors
 
@@ -60,7 +60,8 @@ def test_weights_and_config_come_back(case: Case, tmp_path: Path) -> None:
             back, dtype=torch.float32, attn_implementation="eager"
         ).eval()
     with torch.no_grad():
-        assert (reloaded(ids).logits - model(ids).logits).abs().max() < 1e-5
+        bound = 1e-5 if moved == set(source.tensors) else TIGHT  # what rounds shows in the logits
+        assert (reloaded(ids).logits - model(ids).logits).abs().max() < bound
 
 
 def test_llama3_scaling_is_read_off_the_divisors(tmp_path: Path) -> None:
@@ -130,8 +131,8 @@ def test_refusals(tmp_path: Path) -> None:
             tmp_path / "x.gguf", 3, {key.replace("__", "."): value for key, value in kvs.items()}, {}, {}
         )
 
-    with pytest.raises(Unsupported, match=r"'mamba' cannot be read back.*llama.*gemma3"):
-        to_config(file(general__architecture="mamba"))
+    with pytest.raises(Unsupported, match=r"'rwkv7' cannot be read back.*llama.*gemma3"):
+        to_config(file(general__architecture="rwkv7"))
     with pytest.raises(BadInput, match="token_embd"):
         to_config(file(general__architecture="llama"))
     with pytest.raises(Unsupported, match="kind 't5'"):

@@ -6,7 +6,7 @@ the budget does not hold them. A layer runs as often as its caller asks for stat
 next one is computed when the caller goes on, with the weights that it has then.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -107,11 +107,12 @@ class LayerPass:
                 weights.load(name, modules[name])
                 held = weights.named(name, modules[name], self._parameters)
                 layer = Layer(len(done) - 1, name, modules[name], held, calls, spill)
+                layer._go_on = partial(self._go_on, layer, forwards, calls, spill)
                 yield layer
                 if name == self._head:
                     break
                 with torch.no_grad():
-                    calls = self._go_on(layer, forwards, calls, spill)
+                    calls = layer._go_on() if layer._following is None else layer._following
                 weights.unload(modules[name])
                 weights.release()
 
@@ -173,6 +174,8 @@ class Layer:
     _spill: Spill
     _groups: tuple[Group, ...] | None = None
     _writes: bool = False
+    _go_on: Callable[[], list[Call]] = list
+    _following: list[Call] | None = None
 
     @property
     def groups(self) -> tuple[Group, ...]:
@@ -194,6 +197,18 @@ class Layer:
                 return self.module.forward(*args, **kwargs)
         finally:
             self._spill.leave(0)
+
+    def pass_on(self, *collectors: Collector[Any]) -> None:
+        """Run every batch through the layer for the last time, as it is now: what it returns goes on to the
+        next layer. ``collectors`` are given what enters each parameter, under its own name."""
+        import torch
+
+        def see(name: str, inputs: Any, matrix: int) -> None:
+            for collector in collectors:
+                collector.add(name, inputs, matrix)
+
+        with torch.no_grad(), watching(parameter_finder(self.parameters), see):
+            self._following = self._go_on()
 
     def gather(self, groups: Sequence[Group], *collectors: Collector[Any]) -> None:
         """Run every batch through the layer as it is now and give what enters ``groups`` to ``collectors``,

@@ -11,9 +11,11 @@ from pydantic import BeforeValidator, Field
 
 from quantize.calibration.windows import Calibration
 from quantize.engines.base import Conversion, Engine
-from quantize.engines.gptqmodel.awq import write_awq
+from quantize.engines.gptqmodel import awq as gptqmodel
+from quantize.engines.gptqmodel.awq import spread_rows
 from quantize.engines.gptqmodel.installed import GPTQMODEL
 from quantize.engines.gptqmodel.layers import AWQ_OUTPUTS, WITHOUT_AWQ, check_model_type
+from quantize.engines.native import write_awq
 from quantize.errors import StepFailed
 from quantize.formats.awq import AwqFormat
 from quantize.formats.base import Format
@@ -29,19 +31,22 @@ class AwqRecipe(Recipe):
 
     The search runs each layer 21 times over them, so they decide how long it takes. The default is 16 windows
     of 512: the AWQ paper (section 5.3) found its scales, which follow channel means, to need no more than 16
-    sequences.
+    sequences. The search of ``engine`` native sees means over the tokens only: more of them cost one pass
+    through the model each.
     """
 
     calibrated: ClassVar[bool] = True
 
     presets: ClassVar[dict[str, dict[str, Any]]] = {"awq-int4": {}}
     automatic: ClassVar[dict[str, Any]] = {"group_size": 128}
+    later: ClassVar[dict[str, Any]] = {"engine": "gptqmodel"}
 
     method: Literal["awq"] = "awq"
     bits: Annotated[Literal[4], BeforeValidator(whole)] = 4
     group_size: Annotated[Literal["auto", -1, 32, 64, 128], BeforeValidator(whole)] = "auto"
     zero_point: bool = True
     search_tokens: int = Field(default=8192, ge=128)
+    engine: Literal["gptqmodel", "native"] = "gptqmodel"
 
 
 class Awq(PackedMethod[AwqRecipe]):
@@ -61,10 +66,12 @@ class Awq(PackedMethod[AwqRecipe]):
     summary: ClassVar[str] = "AWQ weights of 4 bits in groups, calibrated; for transformers, vLLM and SGLang"
 
     def work(self, held: Held, recipe: AwqRecipe) -> "AwqWork":
-        check_model_type(held.checkpoint, "AWQ", WITHOUT_AWQ)
+        if recipe.engine == "gptqmodel":
+            check_model_type(held.checkpoint, "AWQ", WITHOUT_AWQ)
         packing = Packing("awq", recipe.bits, recipe.group_size, not recipe.zero_point, recipe.short)
         planned = plan_packing(held.checkpoint, packing)
-        check_outputs(held.checkpoint, planned, recipe.short, AWQ_OUTPUTS)
+        if recipe.engine == "gptqmodel":
+            check_outputs(held.checkpoint, planned, recipe.short, AWQ_OUTPUTS)
         return AwqWork(held, recipe, planned)
 
 
@@ -74,7 +81,18 @@ class AwqWork(PackedWork[AwqRecipe]):
         if calibration is None:
             raise StepFailed(f"{recipe.short}: AWQ needs a calibration text; give --calibration")
         assert isinstance(format, AwqFormat)
-        return write_awq(
+        if recipe.engine == "native":
+            return write_awq.write_awq(
+                self.checkpoint,
+                format,
+                stage,
+                run,
+                calibration,
+                spread_rows(calibration.ids, recipe.search_tokens),
+                key=recipe.canonical,
+                title=recipe.short,
+            )
+        return gptqmodel.write_awq(
             self.checkpoint,
             format,
             stage,

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from importlib import metadata
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -71,12 +72,17 @@ def quantized_layers(
     key: Mapping[str, Any],
     arithmetic: Arithmetic,
     title: str,
+    original: bool = False,
+    renamed: Mapping[str, str] = MappingProxyType({}),
 ) -> Iterator[Quantized]:
     """``linears``, of the layers of ``decoder`` and perhaps its head, through ``solve``, layer by layer.
 
     ``key``: what changes the bytes, beside checkpoint, rows, versions and how it is run. Layers that an
     interrupted run of the same key finished are not solved again: what they give to later ones is computed
-    from their stored codes, as it was. Errors: see ``LayerPass`` and ``Budget``; whatever ``solve`` raises.
+    from their stored codes, as it was. ``original``: ``solve`` leaves the layer as it was, so that later
+    ones see what the source's weights give. ``renamed``: transformers' parameters that ``solve`` may change
+    -> their tensors in the checkpoint, where names differ. Errors: see ``LayerPass`` and ``Budget``; whatever
+    ``solve`` raises.
     """
     wanted = {linear.name for linear in linears}
     every = [tuple(each for each in layer if each.name in wanted) for layer in decoder.layers]
@@ -118,9 +124,10 @@ def quantized_layers(
                 part = solve(layer, mine, budget.statistics_bytes) if mine else Part()
                 parts.write(layer.index, part)
             else:
-                _write(layer, mine, part)
+                if not original:
+                    _write(layer, mine, part)
                 done.went_on += 1
-            _keep(done, checkpoint, layer, mine, part)
+            _keep(done, checkpoint, layer, mine, part, renamed)
             advance(1)
         yield done
 
@@ -163,7 +170,12 @@ def _took(
 
 
 def _keep(
-    done: Quantized, checkpoint: Checkpoint, layer: Layer, linears: Sequence[Linear], part: Part
+    done: Quantized,
+    checkpoint: Checkpoint,
+    layer: Layer,
+    linears: Sequence[Linear],
+    part: Part,
+    renamed: Mapping[str, str],
 ) -> None:
     import torch
 
@@ -176,7 +188,7 @@ def _keep(
         done.computed.add(source, _whole(checkpoint.tensors[source].shape, mine, values))
     done.sources |= by_source.keys()
     for name, tensor in part.changed.items():
-        source = name if name in checkpoint.tensors else name.partition(".")[2]
+        source = name if name in checkpoint.tensors else renamed.get(name, name.partition(".")[2])
         info = checkpoint.tensors[source]
         stored = tensor.cpu().to(getattr(torch, TORCH[info.dtype])) if info.dtype in FLOATS else tensor
         done.changed[source] = stored

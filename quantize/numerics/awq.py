@@ -1,0 +1,170 @@
+"""AWQ's search: a scale for each input of the linear layers that share it, so that rounding them costs least.
+
+A weight w_c is rounded as w_c s_c and used as w_c s_c / s_c: a column with a large s_c has a smaller error,
+and takes more of the range that its group of weights is divided into. Errors of rounding are as good as
+independent of one another, so that what they do to the outputs is, summed over the rows of a matrix, the sum
+of their squares times the mean squares of the inputs: any number of tokens costs the same, and each group of
+columns can choose by itself. Source: Lin et al. 2023, https://arxiv.org/abs/2306.00978, section 3.2; the
+candidates that the weights' own magnitudes go into are those of llm-awq's "duo scaling". One exponent for all
+groups is theirs, one for each ours.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from quantize.numerics.grids import Grid
+from quantize.numerics.rtn import codes_on, find_grid
+
+if TYPE_CHECKING:
+    import torch
+
+#: exponents of the inputs' magnitudes, and of the weights', that are tried
+INPUT_EXPONENTS = tuple(step / 10 for step in range(1, 11))
+WEIGHT_EXPONENTS = (0.0, 0.25, 0.5, 0.75, 1.0)
+#: rows of all matrices together that candidates are tried on: the error is a sum over rows that are alike
+ROWS = 256
+#: scales lie between the inverse of this and this, their mean logarithm over each group is 0
+MOST = 1e3
+
+
+@dataclass(frozen=True)
+class Sharing:
+    """A matrix (o, i) of those that share scales, and the sums (i,) of squares of its inputs."""
+
+    weight: "torch.Tensor"
+    squares: "torch.Tensor"
+
+
+@dataclass(frozen=True)
+class Scales:
+    """``values`` (i,) float32: what columns are multiplied by before they are rounded; one where nothing is
+    better. ``error`` and ``plain``: of the outputs, squared and summed, with them and without."""
+
+    values: "torch.Tensor"
+    error: float
+    plain: float
+
+
+def search_scales(
+    matrices: Sequence[Sharing],
+    grid: Grid,
+    origin: "torch.Tensor | None" = None,
+    rows: int = ROWS,
+) -> Scales:
+    """The best candidate of each group of columns (of all groups that ``origin`` ties together).
+
+    ``origin`` (i,) int64: columns with one number get one scale; None: each its own. At most ``rows`` rows
+    (but 8 of each matrix), evenly spread, are looked at. Candidates: rms(x)^a / |w|^b, where |w| is the mean
+    magnitude of a column relative to the largest of its group. Arithmetic in float32.
+    """
+    import torch
+
+    width = matrices[0].weight.shape[1]
+    size = grid.columns(width)
+    groups = _tied_groups(origin, width, size, matrices[0].weight.device)
+    looked = [_thinned(each, rows / sum(len(m.weight) for m in matrices)) for each in matrices]
+    inputs = torch.stack([each.squares for each in matrices]).sum(0).sqrt().to(torch.float32)
+    relative = torch.stack([_relative(each.weight, size).sum(0) for each in looked]).sum(0)
+
+    def error(scales: "torch.Tensor") -> "torch.Tensor":
+        total = torch.zeros(width // size, device=scales.device)
+        for each in looked:
+            total += _group_errors(each.weight, each.squares, grid, scales)
+        return _together(total, groups)
+
+    best = torch.ones(width, device=inputs.device)
+    plain = least = error(best)
+    for scales in _candidates(inputs, relative, origin, size, groups):
+        found = error(scales)
+        better = found < least
+        least = torch.where(better, found, least)
+        best = torch.where(better.repeat_interleave(size), scales, best)
+    count = torch.bincount(groups, minlength=len(groups))[groups]
+    return Scales(best, float((least / count).sum()), float((plain / count).sum()))
+
+
+def _thinned(each: Sharing, share: float) -> Sharing:
+    """Some rows, evenly spread, for all; squares are made up for by their number."""
+    import torch
+
+    count = min(len(each.weight), max(8, round(share * len(each.weight))))
+    chosen = torch.linspace(0, len(each.weight) - 1, count, device=each.weight.device).round().long()
+    return Sharing(each.weight[chosen].to(torch.float32), each.squares * (len(each.weight) / count))
+
+
+def _relative(weight: "torch.Tensor", size: int) -> "torch.Tensor":
+    """(o, i): magnitudes as shares of the largest of their group."""
+    grouped = weight.abs().unflatten(1, (-1, size))
+    return (grouped / grouped.amax(2, keepdim=True).clamp_min(1e-12)).flatten(1)
+
+
+def _group_errors(
+    weight: "torch.Tensor", squares: "torch.Tensor", grid: Grid, scales: "torch.Tensor"
+) -> "torch.Tensor":
+    """(g,): what rounding costs in each group of columns, over all rows."""
+    scaled = weight * scales
+    codes = codes_on(scaled, grid, *find_grid(scaled, grid, points=1))
+    costs = (codes.values() - scaled).square_().sum(0).mul_(squares / scales.square())
+    return costs.unflatten(0, (-1, grid.columns(len(scales)))).sum(1).to(scales.dtype)
+
+
+def _candidates(
+    inputs: "torch.Tensor",
+    weights: "torch.Tensor",
+    origin: "torch.Tensor | None",
+    size: int,
+    groups: "torch.Tensor",
+) -> "Iterator[torch.Tensor]":
+    """Logarithms are averaged over columns of one origin, and over groups that are tied together made 0."""
+    import torch
+
+    usable = (inputs > 0) & (weights > 0)
+    large = torch.where(usable, inputs, 1).log()
+    heavy = torch.where(usable, weights / weights.max().clamp_min(1e-12), 1).clamp_min(1e-6).log()
+    large, heavy = (_shared(torch.where(usable, each, 0.0), origin) for each in (large, heavy))
+    for one in INPUT_EXPONENTS:
+        for other in WEIGHT_EXPONENTS:
+            logs = one * large - other * heavy
+            means = _together(logs.unflatten(0, (-1, size)).mean(1), groups)
+            means = means / torch.bincount(groups, minlength=len(groups))[groups]
+            scales = (logs - means.repeat_interleave(size)).exp().clamp(1 / MOST, MOST)
+            yield scales
+
+
+def _shared(values: "torch.Tensor", origin: "torch.Tensor | None") -> "torch.Tensor":
+    """The mean of ``values`` (i,) over the columns of one origin."""
+    import torch
+
+    if origin is None:
+        return values
+    count = int(origin.max()) + 1
+    sums = torch.zeros(count, dtype=values.dtype, device=values.device).index_add_(0, origin, values)
+    return (sums / torch.bincount(origin, minlength=count).clamp_min(1))[origin]
+
+
+def _tied_groups(
+    origin: "torch.Tensor | None", width: int, size: int, device: "torch.device"
+) -> "torch.Tensor":
+    """(g,) int64: groups of columns that share an origin, directly or through others, have one number."""
+    import torch
+
+    groups = torch.arange(width // size, device=device)
+    if origin is None or len(torch.unique(origin)) == width:
+        return groups
+    of_column = groups.repeat_interleave(size)
+    while True:
+        largest = len(groups)
+        by_origin = torch.full((int(origin.max()) + 1,), largest, device=device)
+        by_origin.scatter_reduce_(0, origin, groups[of_column], "amin")
+        new = torch.full_like(groups, largest).scatter_reduce_(0, of_column, by_origin[origin], "amin")
+        if torch.equal(new, groups):
+            return groups
+        groups = new
+
+
+def _together(values: "torch.Tensor", groups: "torch.Tensor") -> "torch.Tensor":
+    """(g,): the sum of ``values`` (g,) over all groups of one number."""
+    import torch
+
+    return torch.zeros_like(values).index_add_(0, groups, values)[groups]

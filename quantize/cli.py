@@ -37,7 +37,7 @@ COMMANDS = {
     "check": ("jobs.commands.check:check", "Say which recipes work for a checkpoint, and why others do not."),
     "init": ("jobs.commands.init:init", "Write a commented job file to start from."),
     "status": ("jobs.commands.status:status", "Show the progress of the jobs in a run folder."),
-    "clean": ("jobs.commands.clean:clean", "Delete what no job of a run folder refers to."),
+    "clean": ("jobs.commands.clean:clean", "Delete what no job refers to, or interrupted work."),
     "methods": (
         "quantize.commands.methods:methods",
         "List every recipe, what it needs and whether it can run here.",

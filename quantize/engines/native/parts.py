@@ -115,6 +115,11 @@ def discard(folder: Path) -> None:
 
 
 def work_folders() -> list[Path]:
-    """All that are there, of whatever conversion."""
+    """Of all conversions that no process works on."""
     place = user_cache() / FOLDER
-    return sorted(path for path in place.iterdir() if path.is_dir()) if place.is_dir() else []
+    found = []
+    for path in sorted(place.iterdir()) if place.is_dir() else ():
+        with alone(path / LOCK) as mine:
+            if mine:
+                found.append(path)
+    return found

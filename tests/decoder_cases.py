@@ -171,6 +171,9 @@ def make_decoder(model_type: str, folder: Path, **more: Any) -> Path:
                 parameter.copy_(offset + 0.2 * torch.randn(parameter.shape))
             elif parameter.ndim > 1 and "A_log" not in name:
                 parameter.copy_(0.15 * torch.randn(parameter.shape))
+        for name, buffer in model.named_buffers():
+            if name.endswith("correction_bias"):  # by which experts are chosen
+                buffer.copy_(0.1 * torch.randn(buffer.shape))
     model.save_pretrained(folder)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(ROOT / "demo" / "checkpoint" / name, folder / name)

@@ -23,6 +23,7 @@ from quantize.gguf.families.plan import plan
 from quantize.gguf.importance.file import Entry, ImportanceMatrix
 from quantize.gguf.mixture import may_be_quantized
 from quantize.gguf.tokenizer.special import added_around
+from quantize.hf.conversions import read_buffers
 from quantize.hf.names import empty_model
 
 PASS_TOKENS = 4096
@@ -56,6 +57,7 @@ def compute_imatrix(
 
     tensors = {mapped.name: mapped for mapped in plan(checkpoint).tensors}
     model = empty_model(checkpoint)
+    read_buffers(checkpoint, model, checkpoint.read_float32)
     if getattr(model, "_can_set_experts_implementation", lambda: False)():
         model.set_experts_implementation("eager")  # one product per expert, in which the expert shows
     body = model.base_model  # without the head, which llama-imatrix leaves out too

@@ -11,7 +11,7 @@ import numpy as np
 
 from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.errors import BadInput
-from quantize.hf.conversions import Part, parameter_parts
+from quantize.hf.conversions import Part, parameter_parts, read_buffers
 from quantize.hf.names import empty_model
 from quantize.numerics.activations import round_activations
 from quantize.quiet import quiet
@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
+#: modules that use the weights of those within them, which must be there with their own
+WHOLE = ("JetMoeDecoderLayer", "DbrxBlock")
+#: model types whose code asks where the embedding's weight lies
+ASKS_EMBEDDING = ("llama4_text",)
 TRIM_BYTES = 1 << 27  # read between two returns of free memory to the system
 
 
@@ -63,6 +67,7 @@ def streamed_model(
     missing = [name for name, _ in model.named_parameters(remove_duplicate=False) if name not in parts]
     if missing:
         raise BadInput(f"{checkpoint.source}: holds no weights for {missing[0]}; fetch the whole checkpoint")
+    read_buffers(checkpoint, model, read)
     stream_weights(model, parts, lambda part: part.read(read))
     return model
 
@@ -76,7 +81,26 @@ def stream_weights(
         from accelerate import cpu_offload
 
         weights: Any = _Weights(names, read)
-        cpu_offload(model.eval(), execution_device=device, offload_buffers=False, state_dict=weights)
+        cpu_offload(
+            model.eval(),
+            execution_device=device,
+            offload_buffers=False,
+            state_dict=weights,
+            preload_module_classes=list(WHOLE),
+        )
+        config: Any = getattr(model, "config", None)
+        if getattr(config, "model_type", "") in ASKS_EMBEDDING:
+            _hold_embedding(model, weights)
+
+
+def _hold_embedding(model: Any, weights: Mapping[str, "torch.Tensor"]) -> None:
+    import torch
+    from accelerate.hooks import remove_hook_from_module
+
+    embedding = model.get_input_embeddings()
+    name = next(name for name, module in model.named_modules() if module is embedding)
+    remove_hook_from_module(embedding)
+    embedding.weight = torch.nn.Parameter(weights[f"{name}.weight"], requires_grad=False)
 
 
 def return_memory() -> None:

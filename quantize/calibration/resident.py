@@ -9,7 +9,7 @@ import numpy as np
 from quantize.calibration.layers import return_memory
 from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.errors import BadInput
-from quantize.hf.conversions import parameter_parts
+from quantize.hf.conversions import parameter_parts, read_buffers
 
 if TYPE_CHECKING:
     import torch
@@ -54,6 +54,8 @@ class Resident:
             raise BadInput(
                 f"{checkpoint.source}: holds no weights for {missing[0]}; fetch the whole checkpoint"
             )
+        read_buffers(checkpoint, model, checkpoint.read_float32)
+        self._first = model.get_input_embeddings()
         inside = {id(part) for module in layers.values() for part in module.modules()}
         for name, module in model.named_modules():
             if id(module) in inside:
@@ -115,7 +117,11 @@ class Resident:
 
     @contextmanager
     def on_demand(self) -> Iterator[None]:
-        """While inside, modules outside the layers read their weights when they run."""
+        """While inside, modules outside the layers read their weights when they run; the embedding now, as
+        some models ask where its weight lies."""
+        for name, module in self._outside:
+            if module is self._first:
+                self.load(name, module, recurse=False)
         handles = [
             module.register_forward_pre_hook(
                 lambda module, _, name=name: self.load(name, module, recurse=False)

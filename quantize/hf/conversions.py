@@ -11,7 +11,7 @@ import numpy as np
 
 from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.errors import Unsupported
-from quantize.hf.names import IGNORED, find_layers
+from quantize.hf.names import IGNORED, find_layers, renaming
 
 if TYPE_CHECKING:
     import torch
@@ -126,6 +126,25 @@ def _convert(
         own.add_tensor(name, name, pattern, tensor)
     made: dict[str, torch.Tensor] = own.convert(name, model=model, config=model.config)
     return {key: value[0] if isinstance(value, list) else value for key, value in made.items()}
+
+
+def read_buffers(checkpoint: Checkpoint, model: "PreTrainedModel", read: Read) -> None:
+    """Of ``model``, whose buffers are real: those that the files hold (biases by which experts are chosen,
+    factors of layers) get what ``read`` gives by the checkpoint's names."""
+    import torch
+
+    state = model.state_dict()
+    buffers = {name: each for name, each in model.named_buffers() if name in state}
+    if not buffers:
+        return
+    place = renaming(model)
+    for name in checkpoint.tensors:
+        buffer = buffers.get(name)
+        if buffer is None:
+            buffer = buffers.get(place(name) or "")
+        if buffer is not None and tuple(buffer.shape) == checkpoint.tensors[name].shape:
+            with torch.no_grad():
+                buffer.copy_(torch.from_numpy(np.array(read(name))))
 
 
 def _tie(model: "PreTrainedModel", parts: dict[str, Part]) -> None:

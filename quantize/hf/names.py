@@ -119,10 +119,13 @@ def _built_layers(checkpoint: Checkpoint) -> Layers:
         name: tuple(parameter.shape) for name, parameter in model.named_parameters(remove_duplicate=False)
     }
     source, ignored = {}, []
-    buffers, place = dict(model.named_buffers()), _renaming(model)
+    buffers, place = dict(model.named_buffers()), renaming(model)
+    stored = model.state_dict().keys() - shapes.keys()
     for name, info in checkpoint.tensors.items():
         known = name if name in shapes else place(name)
         if known not in shapes:
+            if name in stored or known in stored:  # a buffer that transformers reads from the files
+                continue
             if name.endswith(IGNORED) or name in buffers or known in buffers:
                 ignored.append(name)
                 continue
@@ -147,7 +150,7 @@ def _built_layers(checkpoint: Checkpoint) -> Layers:
     return Layers(linear, head, tied, source, tuple(ignored), stored_head, uses)
 
 
-def _renaming(model: "PreTrainedModel") -> "Callable[[str], str | None]":
+def renaming(model: "PreTrainedModel") -> "Callable[[str], str | None]":
     """Name in a file -> name in the model, as from_pretrained renames (``embed_out`` of GPT-NeoX is
     ``lm_head`` now, a prefix comes or goes); None for a tensor that it merges with others or takes apart."""
     from transformers.conversion_mapping import get_model_conversion_mapping

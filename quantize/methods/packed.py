@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 #: what ``auto`` tries, in this order; whole rows where none fits
 AUTOMATIC_GROUPS = (128, 64, 32)
+#: PyTorch's kernel of 4 bits for CPUs, which transformers takes there, refuses other numbers of outputs
+KERNEL_OUTPUTS = 16
 GROUP_SIZES = (16, 32, 64, 128, 256, 512, 1024)
 AWQ_GROUP_SIZES = (32, 64, 128)
 
@@ -67,10 +69,10 @@ class Packing:
 
     @property
     def multiples(self) -> tuple[int, int]:
-        """Inputs and outputs of a matrix must be multiples of these to be packed."""
-        if self.format == "awq":
-            return 1, PACKED_OUTPUTS
-        return PACKED_ROWS[self.bits], PACKED_ROWS[self.bits]
+        """Inputs and outputs of a matrix must be multiples of these to be packed, and to be computed with."""
+        inputs = 1 if self.format == "awq" else PACKED_ROWS[self.bits]
+        outputs = PACKED_OUTPUTS if self.format == "awq" else PACKED_ROWS[self.bits]
+        return inputs, max(outputs, KERNEL_OUTPUTS if self.bits == 4 else 1)
 
     @property
     def group_sizes(self) -> tuple[int, ...]:

@@ -33,7 +33,7 @@ def test_what_words_do_not_hold_is_kept(tmp_path: Path) -> None:
     assert len(work.expected) == 8
     assert not any("mlp" in name for name in work.expected)
     notes = {note.tensor: note.why for note in work.planned.notes}  # type: ignore[attr-defined]
-    assert "has 100 outputs, and rtn-int4 packs multiples of 8" in notes["model.layers.0.mlp.up_proj.weight"]
+    assert "has 100 outputs, and rtn-int4 packs multiples of 16" in notes["model.layers.0.mlp.up_proj.weight"]
     odd = make_decoder("llama", tmp_path / "odd", hidden_size=36, intermediate_size=100, head_dim=8)
     with pytest.raises(Unsupported, match="finds nothing to quantize"):
         plan(open_checkpoint(odd), parse_recipe("rtn-int4"))

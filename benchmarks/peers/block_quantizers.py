@@ -1,10 +1,12 @@
-"""Our compiled block quantizers beside llama.cpp's, one thread each, in turn on the same rows: weights a
-second, and how many blocks differ.
+"""Our compiled block quantizers beside llama.cpp's, in turn on the same rows, in one thread: weights in a
+second of the processor's time, and how many blocks differ.
 
-python -m benchmarks.peers.block_quantizers [--types q4_k,q6_k] [--weights 1e8] [--importance] [--model FOLDER]
+python -m benchmarks.peers.block_quantizers [--types q4_k,q6_k] [--weights 1e8] [--importance]
+                                            [--model FOLDER]
 
 Rows are of 4,096 columns: normal, heavy-tailed, with one outlier, bf16 and sparse ones in turn, or the
-matrices of a checkpoint, repeated until there are enough. ``$QUANTWRIGHT_KERNELS`` chooses the implementation.
+matrices of a checkpoint, repeated until there are enough. ``$QUANTWRIGHT_KERNELS`` chooses the
+implementation.
 """
 
 import argparse
@@ -53,9 +55,9 @@ def stored_rows(folder: Path) -> Iterator[np.ndarray]:
 def timed(
     quantizer: BlockQuantizer, kind: Type, rows: np.ndarray, out: np.ndarray, importance: np.ndarray | None
 ) -> float:
-    begun = time.perf_counter()
+    begun = time.thread_time()
     quantizer.quantize(kind, rows, out, importance)
-    return rows.size / (time.perf_counter() - begun) / 1e6
+    return rows.size / (time.thread_time() - begun) / 1e6
 
 
 def main() -> None:

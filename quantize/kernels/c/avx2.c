@@ -8,7 +8,9 @@
 #endif
 #define LANES 8
 #define KERNEL quantize_avx2
+#define COLUMNS columns_avx2
 #include "blocks.h"
+#include "columns.h"
 #ifdef __clang__
 #pragma clang attribute pop
 #endif

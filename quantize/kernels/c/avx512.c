@@ -8,7 +8,9 @@
 #endif
 #define LANES 16
 #define KERNEL quantize_avx512
+#define COLUMNS columns_avx512
 #include "blocks.h"
+#include "columns.h"
 #ifdef __clang__
 #pragma clang attribute pop
 #endif

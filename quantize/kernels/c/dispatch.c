@@ -28,3 +28,18 @@ EXPORT int64_t quantwright_quantize(int which, int kind, const float *x, int64_t
     (void)which;
     return quantize_portable(kind, x, rows, columns, importance, out);
 }
+
+/* As Columns, by implementation `which`. */
+EXPORT void quantwright_columns(int which, int64_t columns, int64_t outputs, int64_t first, int64_t last,
+                                float *wanted, const float *before, float *whole, float *carried,
+                                const float *factor, const float *scale, const float *low, const float *high,
+                                const int64_t *groups)
+{
+    Columns *run = columns_portable;
+#ifdef __x86_64__
+    if (which == AVX512) run = columns_avx512;
+    if (which == AVX2) run = columns_avx2;
+#endif
+    (void)which;
+    run(columns, outputs, first, last, wanted, before, whole, carried, factor, scale, low, high, groups);
+}

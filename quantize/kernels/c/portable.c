@@ -1,4 +1,6 @@
 /* Four lanes: SSE2, which every x86-64 has, NEON, or whatever the compiler makes of them. */
 #define LANES 4
 #define KERNEL quantize_portable
+#define COLUMNS columns_portable
 #include "blocks.h"
+#include "columns.h"

@@ -6,7 +6,7 @@
 #include <stdint.h>
 
 /* Grows with every change of a signature below: the Python side refuses another. */
-#define QUANTWRIGHT_ABI 1
+#define QUANTWRIGHT_ABI 2
 
 /* ggml's numbers of the block types */
 enum { Q4_0 = 2, Q4_1 = 3, Q5_0 = 6, Q5_1 = 7, Q8_0 = 8, Q2_K = 10, Q3_K = 11, Q4_K = 12, Q5_K = 13, Q6_K = 14 };
@@ -20,10 +20,25 @@ enum { PORTABLE = 0, AVX2 = 1, AVX512 = 2 };
 typedef int64_t Quantize(int kind, const float *x, int64_t rows, int64_t columns, const float *importance,
                          uint8_t *out);
 
+/* Rounds the columns of a block of GPTQ one after the other, for the outputs first .. last - 1 of all.
+ *
+ * wanted, before, whole, carried (columns, outputs); factor (columns, columns), row j the shares of column j in
+ * the errors of the earlier ones, what is not below its diagonal unread; scale, low, high (groups, outputs);
+ * groups (columns). Column j is wanted_j + sum over i < j of factor[j, i] * carried_i (written back to wanted)
+ * and becomes whole_j = round(that / scale), half to even, within low .. high, of at most 2^22;
+ * carried_j = before_j - scale * whole_j. At most MOST_COLUMNS columns. */
+#define MOST_COLUMNS 256
+typedef void Columns(int64_t columns, int64_t outputs, int64_t first, int64_t last, float *wanted,
+                     const float *before, float *whole, float *carried, const float *factor, const float *scale,
+                     const float *low, const float *high, const int64_t *groups);
+
 Quantize quantize_portable;
+Columns columns_portable;
 #ifdef __x86_64__
 Quantize quantize_avx2;
 Quantize quantize_avx512;
+Columns columns_avx2;
+Columns columns_avx512;
 #endif
 
 #endif

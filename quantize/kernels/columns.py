@@ -26,6 +26,12 @@ def column_block() -> Block:
     return torch_block if isinstance(library, str) else _compiled(library)
 
 
+def column_maker() -> str:
+    """What rounds columns, for manifests."""
+    library = native.load()
+    return "torch" if isinstance(library, str) else f"quantwright ({native.IMPLEMENTATIONS[library.which]})"
+
+
 @cache
 def _compiled(library: native.Library) -> Block:
     import torch

@@ -12,6 +12,7 @@ from quantize.calibration.layer_pass import Layer
 from quantize.engines.native.parts import Part
 from quantize.errors import StepFailed
 from quantize.hf.matrices import Linear
+from quantize.kernels.columns import column_block
 from quantize.numerics.gptq import solve
 from quantize.numerics.grids import Codes, Grid
 from quantize.numerics.rtn import round_to_nearest
@@ -203,7 +204,14 @@ def _solve(
     try:
         if found.hessian is None:
             raise StepFailed("no calibration token reached it; use more or other calibration text")
-        solved = solve(weight, found.hessian.sums, grid, order=settings.order, damping=settings.damping)
+        solved = solve(
+            weight,
+            found.hessian.sums,
+            grid,
+            order=settings.order,
+            damping=settings.damping,
+            run=column_block(),
+        )
     except StepFailed as error:
         if settings.on_failure != "rtn":
             raise StepFailed(f"{names}: {error} (or on_failure=rtn, which rounds it to nearest)") from None

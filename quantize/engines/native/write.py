@@ -19,6 +19,7 @@ from quantize.engines.native.precision import arithmetic_of
 from quantize.engines.native.spool import Spool
 from quantize.errors import BadInput
 from quantize.formats.packed import PackedFormat
+from quantize.kernels.columns import column_maker
 from quantize.recipe import RunOptions
 from quantize.staging import held_folder
 
@@ -89,6 +90,7 @@ def write_gptq(
         details={
             "compute_dtype": arithmetic.name,
             "calibration_tokens_used": int(calibration.ids.size),
+            "column_loop": column_maker(),
             "loss": done.losses,
         },
         computed=done.computed,

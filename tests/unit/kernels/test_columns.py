@@ -6,7 +6,7 @@ torch = pytest.importorskip("torch")
 
 from quantize.errors import BadInput  # noqa: E402
 from quantize.kernels import native  # noqa: E402
-from quantize.kernels.columns import column_block  # noqa: E402
+from quantize.kernels.columns import column_block, column_maker  # noqa: E402
 from quantize.kernels.native import IMPLEMENTATIONS, VARIABLE  # noqa: E402
 from quantize.numerics.columns import Block, Levels, torch_block  # noqa: E402
 from quantize.numerics.gptq import solve  # noqa: E402
@@ -90,3 +90,4 @@ def test_what_it_does_not_take_goes_to_torch(compiled: Block) -> None:
 def test_without_kernels_torch_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(VARIABLE, "off")
     assert column_block() is torch_block
+    assert column_maker() == "torch"

@@ -26,6 +26,18 @@ MOE = {
     "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32,
     "shared_expert_intermediate_size": 48,
 }  # fmt: skip
+SCALES = {
+    "attention_multiplier": 0.2, "embedding_multiplier": 6.0, "residual_multiplier": 0.4,
+    "logits_scaling": 3.0,
+}  # fmt: skip
+MAMBA = {
+    "mamba_n_heads": 8, "mamba_d_head": 16, "mamba_n_groups": 2, "mamba_d_state": 16, "mamba_expand": 2,
+}  # fmt: skip
+LAYERS = ["mamba", "attention", "mamba"]
+NEMOTRON = {
+    "num_hidden_layers": 4, "mamba_num_heads": 6, "mamba_head_dim": 16, "ssm_state_size": 16, "n_groups": 2,
+    "head_dim": 16,
+}  # fmt: skip
 HYBRIDS: tuple[Case, ...] = (
     Case(
         "Gemma 3 (4B and up)",
@@ -101,4 +113,38 @@ HYBRIDS: tuple[Case, ...] = (
     Case("FalconMamba", "falcon_mamba", {"state_size": 16, "layer_norm_epsilon": 1e-6}, without=STATES),
     Case("Mamba 2", "mamba2", {"state_size": 16, "num_heads": 8, "head_dim": 16, "n_groups": 2},
     without=STATES),
+    Case("Granite 4 (hybrid)", "granitemoehybrid", {**SCALES, **MAMBA, "layer_types": LAYERS,
+    "num_hidden_layers": 3, "num_local_experts": 4, "num_experts_per_tok": 2,
+    "shared_intermediate_size": 48}),
+    Case("Granite 4 (hybrid, dense)", "granitemoehybrid", {**SCALES, **MAMBA, "layer_types": LAYERS,
+    "num_hidden_layers": 3, "num_local_experts": 0, "num_experts_per_tok": 0,
+    "shared_intermediate_size": 48}),
+    Case("Granite 4 (attention)", "granitemoehybrid", {**SCALES, **MAMBA, "layer_types": ["attention"] * 2,
+    "num_local_experts": 0, "num_experts_per_tok": 0, "shared_intermediate_size": 48,
+    "position_embedding_type": "rope"}),
+    Case("Bamba", "bamba", {**MAMBA, "attn_layer_indices": [1], "num_hidden_layers": 3}),
+    Case(
+        "Jamba",
+        "jamba",
+        {"num_experts": 4, "num_experts_per_tok": 2, "attn_layer_period": 2, "attn_layer_offset": 1,
+        "expert_layer_period": 2, "expert_layer_offset": 0, "mamba_d_state": 16, "mamba_dt_rank": 4,
+        "num_hidden_layers": 3},
+    ),
+    Case("Nemotron-H", "nemotron_h", {**NEMOTRON, "layers_block_type": ["mamba", "mlp", "attention", "mlp"]}),
+    Case("Nemotron 3 (experts)", "nemotron_h", {**NEMOTRON,
+    "layers_block_type": ["mamba", "moe", "attention", "moe"],
+    "n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32,
+    "moe_shared_expert_intermediate_size": 48, "routed_scaling_factor": 2.5}),
+    Case("Falcon-H1", "falcon_h1", {"head_dim": 16, "mamba_d_ssm": 96, "mamba_n_heads": 6, "mamba_d_head": 16,
+    "mamba_n_groups": 2, "mamba_d_state": 16}),
+    Case(
+        "Falcon-H1 (multipliers)",
+        "falcon_h1",
+        {"head_dim": 16, "mamba_d_ssm": 96, "mamba_n_heads": 6, "mamba_d_head": 16,
+        "mamba_n_groups": 1, "mamba_d_state": 16, "mamba_rms_norm": True, "mamba_norm_before_gate": False,
+        "lm_head_multiplier": 0.7, "embedding_multiplier": 2.5, "key_multiplier": 0.4,
+        "attention_in_multiplier": 1.2, "attention_out_multiplier": 0.9, "ssm_in_multiplier": 1.3,
+        "ssm_out_multiplier": 0.8, "mlp_multipliers": [0.9, 1.4], 
+        "ssm_multipliers": [0.8, 0.9, 1.1, 1.2, 0.7]},
+    ),
 )  # fmt: skip

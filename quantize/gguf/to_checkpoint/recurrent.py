@@ -126,8 +126,142 @@ def _mamba2(m: Metadata, config: Config) -> Config:
     return named("Mamba2ForCausalLM", "mamba2", config, **more)
 
 
+def _experts_by(m: Metadata) -> Config:
+    return {"num_local_experts": m.experts(), **used(m)} if m.find("expert_count") else {}
+
+
 def number(m: Metadata, key: str, default: float) -> float:
     return exact(m.number(key, default))
+
+
+def multipliers(m: Metadata) -> Config:
+    """Granite's."""
+    return {
+        "attention_multiplier": number(m, "attention.scale", 1.0),
+        "embedding_multiplier": number(m, "embedding_scale", 1.0),
+        "residual_multiplier": number(m, "residual_scale", 1.0),
+        "logits_scaling": number(m, "logit_scale", 1.0),
+    }
+
+
+def _mamba2_mixer(m: Metadata, config: Config) -> Config:
+    heads, inner = m.integer("ssm.time_step_rank"), m.integer("ssm.inner_size")
+    return {
+        "hidden_act": "silu",
+        "mamba_n_heads": heads,
+        "mamba_d_head": inner // heads,
+        "mamba_n_groups": m.integer("ssm.group_count", 1),
+        "mamba_d_state": m.integer("ssm.state_size"),
+        "mamba_d_conv": m.integer("ssm.conv_kernel"),
+        "mamba_expand": inner / config["hidden_size"],
+        "mamba_conv_bias": any(m.layers_with("ssm_conv1d.bias")),
+        "mamba_proj_bias": False,
+    }
+
+
+def _whole(config: Config) -> Config:
+    """transformers wants a whole number where it is one."""
+    expand = config["mamba_expand"]
+    return {**config, "mamba_expand": int(expand) if expand == int(expand) else expand}
+
+
+def _granitehybrid(m: Metadata, config: Config) -> Config:
+    more = _whole(_mamba2_mixer(m, config))
+    attends = m.layers_with("attn_q.weight")
+    if m.find("attention.scale") is None:  # Bamba, which has none of Granite's multipliers
+        layers = [index for index, each in enumerate(attends) if each]
+        config["head_dim"] = config["hidden_size"] // config["num_attention_heads"]
+        more |= {"attn_layer_indices": layers, "partial_rotary_factor": partial(m, config)}
+        return named("BambaForCausalLM", "bamba", config, **more)
+    config.pop("head_dim")
+    shared = "expert_shared_feed_forward_length" if m.find("expert_count") else "feed_forward_length"
+    more |= {
+        "layer_types": ["attention" if each else "mamba" for each in attends],
+        "shared_intermediate_size": m.integer(shared),
+        "position_embedding_type": "rope" if m.find("rope.scaling.finetuned") else None,
+        "num_local_experts": 0,
+        "num_experts_per_tok": 0,
+        **_experts_by(m),
+        **multipliers(m),
+    }
+    return named("GraniteMoeHybridForCausalLM", "granitemoehybrid", config, **more)
+
+
+def _every(here: list[bool]) -> tuple[int, int]:
+    """(period, offset) of those that are. A single one has the period of all."""
+    first, *others = [index for index, each in enumerate(here) if each] or [0]
+    return (others[0] - first if others else len(here), first)
+
+
+def _jamba(m: Metadata, config: Config) -> Config:
+    config.pop("head_dim")
+    period, offset = _every(m.layers_with("attn_q.weight"))
+    sparse, first = _every(m.layers_with("ffn_gate_inp.weight"))
+    more = {
+        "hidden_act": "silu",
+        "attn_layer_period": period,
+        "attn_layer_offset": offset,
+        "expert_layer_period": sparse,
+        "expert_layer_offset": first,
+        "num_experts": m.experts(),
+        **used(m),
+        "mamba_d_state": m.integer("ssm.state_size"),
+        "mamba_d_conv": m.integer("ssm.conv_kernel"),
+        "mamba_expand": m.integer("ssm.inner_size") // config["hidden_size"],
+        "mamba_dt_rank": m.integer("ssm.time_step_rank"),
+    }
+    return named("JambaForCausalLM", "jamba", config, **more)
+
+
+def _kinds(m: Metadata) -> list[str]:
+    found = (m.layers_with(name) for name in ("ssm_in.weight", "attn_q.weight", "ffn_gate_inp.weight"))
+    each = zip(*found, strict=True)
+    return ["mamba" if s else "attention" if a else "moe" if e else "mlp" for s, a, e in each]
+
+
+def _nemotron_h(m: Metadata, config: Config) -> Config:
+    heads = m.integer("ssm.time_step_rank")
+    kinds = _kinds(m)
+    config["layer_norm_epsilon"] = config.pop("rms_norm_eps")
+    more = {
+        "layers_block_type": kinds,
+        "mlp_hidden_act": "relu2",
+        "mamba_num_heads": heads,
+        "mamba_head_dim": m.integer("ssm.inner_size") // heads,
+        "ssm_state_size": m.integer("ssm.state_size"),
+        "n_groups": m.integer("ssm.group_count", 1),
+        "conv_kernel": m.integer("ssm.conv_kernel"),
+        "use_conv_bias": any(m.layers_with("ssm_conv1d.bias")),
+        "attention_bias": any(m.layers_with("attn_q.bias")),
+        "mlp_bias": any(m.layers_with("ffn_up.bias")),
+    }
+    if "moe" in kinds:
+        more |= {
+            "n_routed_experts": m.experts(),
+            **used(m),
+            "moe_intermediate_size": m.integer("expert_feed_forward_length"),
+            "moe_shared_expert_intermediate_size": m.integer("expert_shared_feed_forward_length"),
+            "n_shared_experts": m.integer("expert_shared_count"),
+            "norm_topk_prob": bool(m.find("expert_weights_norm")),
+            "routed_scaling_factor": number(m, "expert_weights_scale", 1.0),
+            "n_group": 1,
+            "topk_group": 1,
+        }
+    return named("NemotronHForCausalLM", "nemotron_h", config, **more)
+
+
+def _falcon_h1(m: Metadata, config: Config) -> Config:
+    """Its multipliers are in the weights, so all of them are one."""
+    more = _mamba2_mixer(m, config)
+    more.pop("mamba_expand")
+    more |= {
+        "mamba_d_ssm": m.integer("ssm.inner_size"),
+        "mamba_rms_norm": m.has("blk.0.ssm_norm.weight"),
+        "mamba_norm_before_gate": False,
+        "mlp_multipliers": [1.0, 1.0],
+        "ssm_multipliers": [1.0] * 5,
+    }
+    return named("FalconH1ForCausalLM", "falcon_h1", config, **more)
 
 
 RECURRENT: dict[str, Callable[[Metadata, Config], Config]] = {
@@ -138,4 +272,9 @@ RECURRENT: dict[str, Callable[[Metadata, Config], Config]] = {
     "lfm2moe": _lfm2moe,
     "mamba": _mamba,
     "mamba2": _mamba2,
+    "granitehybrid": _granitehybrid,
+    "jamba": _jamba,
+    "nemotron_h": _nemotron_h,
+    "nemotron_h_moe": _nemotron_h,
+    "falcon-h1": _falcon_h1,
 }

@@ -4,7 +4,7 @@ see, which come back as the model of text alone."""
 from collections.abc import Callable
 
 from quantize.gguf.to_checkpoint.metadata import Metadata, exact
-from quantize.gguf.to_checkpoint.recurrent import RECURRENT, Config, named, number, partial, used
+from quantize.gguf.to_checkpoint.recurrent import RECURRENT, Config, multipliers, named, number, partial, used
 
 
 def _qwen2vl(m: Metadata, config: Config) -> Config:
@@ -30,18 +30,9 @@ def _mistral3(m: Metadata, config: Config) -> Config:
     return named("Ministral3ForCausalLM", "ministral3", config, hidden_act="silu", rope_parameters=rope)
 
 
-def _multipliers(m: Metadata) -> Config:
-    return {
-        "attention_multiplier": number(m, "attention.scale", 1.0),
-        "embedding_multiplier": number(m, "embedding_scale", 1.0),
-        "residual_multiplier": number(m, "residual_scale", 1.0),
-        "logits_scaling": number(m, "logit_scale", 1.0),
-    }
-
-
 def _granitemoe(m: Metadata, config: Config) -> Config:
     config.pop("head_dim")
-    more = {"hidden_act": "silu", "num_local_experts": m.experts(), **used(m), **_multipliers(m)}
+    more = {"hidden_act": "silu", "num_local_experts": m.experts(), **used(m), **multipliers(m)}
     if m.find("expert_shared_feed_forward_length") is None:
         return named("GraniteMoeForCausalLM", "granitemoe", config, **more)
     shared = m.integer("expert_shared_feed_forward_length")

@@ -87,7 +87,7 @@ def test_defaults_are_those_of_the_config_class(case: Case) -> None:
     from quantize.gguf.families.rope import read_rope
 
     family = import_module(f"quantize.gguf.families.{KNOWN[case.hf_class]}").family(
-        SimpleNamespace(architecture=case.hf_class)
+        SimpleNamespace(architecture=case.hf_class, config=case.settings)
     )
     kind = {key: case.settings[key] for key in case.settings if key == "model_type"}
     given = {"text_config": kind} if case.vision is not None and kind else {}

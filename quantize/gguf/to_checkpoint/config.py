@@ -10,7 +10,9 @@ from quantize.errors import BadInput, Unsupported
 from quantize.gguf.container.reader import GgufFile
 from quantize.gguf.families.config import Hyperparameters
 from quantize.gguf.families.rope import growth, llama3_divisors, read_rope
+from quantize.gguf.to_checkpoint.decoders import DECODERS
 from quantize.gguf.to_checkpoint.metadata import MOST_HEAD, Metadata, exact
+from quantize.gguf.to_checkpoint.mixtures import MIXTURES
 from quantize.gguf.to_checkpoint.recurrent import WITHOUT_ATTENTION
 from quantize.gguf.to_checkpoint.variants import VARIANTS
 from quantize.gguf.tokenizer.chat_templates import token_of
@@ -63,7 +65,7 @@ def to_config(file: GgufFile) -> dict[str, Any]:
 
 
 def _attention(m: Metadata, hidden: int) -> dict[str, Any]:
-    heads = m.integer("attention.head_count", most=hidden)
+    heads = m.largest("attention.head_count", None, most=hidden)
     head = m.integer("rope.dimension_count", hidden // heads, most=MOST_HEAD)
     return {
         "intermediate_size": m.largest("feed_forward_length", 1),
@@ -262,4 +264,6 @@ ARCHITECTURES: dict[str, Callable[[Metadata, dict[str, Any]], dict[str, Any]]] =
     "gemma2": _gemma2,
     "gemma3": _gemma3,
     **VARIANTS,
+    **DECODERS,
+    **MIXTURES,
 }

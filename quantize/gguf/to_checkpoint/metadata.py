@@ -39,7 +39,7 @@ class Metadata:
             raise self._wrong(key, value, f"an integer from 1 to {most}")
         return value
 
-    def largest(self, key: str, default: int, most: int = MOST) -> int:
+    def largest(self, key: str, default: int | None = None, most: int = MOST) -> int:
         """Of one integer, or of one per layer, of which those of layers without it are zero. Errors: as of
         ``integer``."""
         value = self.find(key)

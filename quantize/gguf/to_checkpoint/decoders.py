@@ -1,5 +1,5 @@
-"""config.json of what a GGUF holds, for dense decoders (and mixtures that are built as they are): OLMo, ERNIE,
-EXAONE, Seed-OSS, Hunyuan, Arcee, MiniCPM 3, StarCoder, and DeepSeek's latent attention."""
+"""config.json of what a GGUF holds, for dense decoders: OLMo, ERNIE, EXAONE, Seed-OSS, Hunyuan, Arcee,
+MiniCPM 3, StarCoder; and for DeepSeek's latent attention."""
 
 import math
 from collections.abc import Callable
@@ -18,6 +18,11 @@ def named(architecture: str, kind: str, config: Config, **more: Any) -> Config:
 
 def number(m: Metadata, key: str, default: float | None = None) -> float:
     return exact(m.number(key, default))
+
+
+def count(m: Metadata, key: str) -> int:
+    """0 where the file has none."""
+    return m.integer(key) if m.find(key) else 0
 
 
 def layer_types(m: Metadata, layers: int, period: int = 4) -> list[str]:
@@ -145,11 +150,12 @@ def latent(m: Metadata, config: Config) -> Config:
     rope = {**config.pop("rope_scaling", {"rope_type": "default"}), "rope_theta": config.pop("rope_theta")}
     if rope["rope_type"] == "yarn":
         attention = number(m, "rope.scaling.attn_factor", 1.0)
-        multiplier = m.find("rope.scaling.yarn_log_multiplier")
         rope.pop("attention_factor", None)
-        if multiplier is not None:  # see families.deepseek2.yarn_kvs, of which this is the inverse
+        if (
+            m.find("rope.scaling.yarn_log_multiplier") is not None
+        ):  # see families.deepseek2.yarn_kvs, of which this is the inverse
             stretch = math.log(rope["factor"])
-            scores = attention * (1 + float(multiplier) * stretch)
+            scores = attention * (1 + number(m, "rope.scaling.yarn_log_multiplier") * stretch)
             rope["mscale_all_dim"] = exact((scores - 1) / (0.1 * stretch))
             rope["mscale"] = exact((attention * scores - 1) / (0.1 * stretch))
     return found | {"rope_parameters": rope}
@@ -162,7 +168,7 @@ def mixture(m: Metadata) -> Config:
         "num_experts_per_tok": m.integer("expert_used_count"),
         "n_shared_experts": m.integer("expert_shared_count"),
         "moe_intermediate_size": m.integer("expert_feed_forward_length"),
-        "first_k_dense_replace": m.find("leading_dense_block_count") or 0,
+        "first_k_dense_replace": count(m, "leading_dense_block_count"),
         "routed_scaling_factor": number(m, "expert_weights_scale", 1.0),
         "norm_topk_prob": bool(m.find("expert_weights_norm")),
         "n_group": m.integer("expert_group_count", 1),

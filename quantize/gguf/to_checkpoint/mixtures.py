@@ -3,7 +3,15 @@
 from collections.abc import Callable
 from typing import Any
 
-from quantize.gguf.to_checkpoint.decoders import Config, layer_types, mixture, named, number, rope_by_layer
+from quantize.gguf.to_checkpoint.decoders import (
+    Config,
+    count,
+    layer_types,
+    mixture,
+    named,
+    number,
+    rope_by_layer,
+)
 from quantize.gguf.to_checkpoint.metadata import Metadata
 
 SOFTMAX = 1
@@ -40,8 +48,8 @@ def _ernie(m: Metadata, config: Config) -> Config:
         **_used(m, "moe_num_experts", "moe_k"),
         "use_bias": False,
         "moe_intermediate_size": m.integer("expert_feed_forward_length"),
-        "moe_num_shared_experts": m.find("expert_shared_count") or 0,
-        "moe_layer_start_index": m.find("leading_dense_block_count") or 0,
+        "moe_num_shared_experts": count(m, "expert_shared_count"),
+        "moe_layer_start_index": count(m, "leading_dense_block_count"),
         "moe_layer_end_index": config["num_hidden_layers"] - 1,
         "moe_layer_interval": 1,
     }
@@ -72,7 +80,7 @@ def _afmoe(m: Metadata, config: Config) -> Config:
         "mup_enabled": True,
         "num_shared_experts": m.integer("expert_shared_count"),
         "moe_intermediate_size": m.integer("expert_feed_forward_length"),
-        "num_dense_layers": m.find("leading_dense_block_count") or 0,
+        "num_dense_layers": count(m, "leading_dense_block_count"),
         "route_scale": number(m, "expert_weights_scale", 1.0),
     }
     return named("AfmoeForCausalLM", "afmoe", config, **more)
@@ -91,7 +99,7 @@ def _cohere2moe(m: Metadata, config: Config) -> Config:
         "prefix_dense_intermediate_size": config["intermediate_size"],
         "prefix_dense_sliding_window_pattern": 1,
         "intermediate_size": m.integer("expert_feed_forward_length"),
-        "num_shared_experts": m.find("expert_shared_count") or 0,
+        "num_shared_experts": count(m, "expert_shared_count"),
         "expert_selection_fn": "softmax" if m.find("expert_gating_func") == SOFTMAX else "sigmoid",
         "norm_topk_prob": bool(m.find("expert_weights_norm")),
     }
@@ -104,7 +112,7 @@ def _exaone(m: Metadata, config: Config) -> Config:
         **_sliding(m, config),
         "num_shared_experts": m.integer("expert_shared_count"),
         "moe_intermediate_size": m.integer("expert_feed_forward_length"),
-        "first_k_dense_replace": m.find("leading_dense_block_count") or 0,
+        "first_k_dense_replace": count(m, "leading_dense_block_count"),
         "mlp_layer_types": _mlp_types(m),
         "routed_scaling_factor": number(m, "expert_weights_scale", 1.0),
         "norm_topk_prob": bool(m.find("expert_weights_norm")),

@@ -17,10 +17,10 @@ from quantize.gguf.to_checkpoint.metadata import Metadata
 SOFTMAX = 1
 
 
-def _used(m: Metadata, count: str = "num_experts", used: str = "num_experts_per_tok") -> Config:
+def _used(m: Metadata, of: str = "num_experts", used: str = "num_experts_per_tok") -> Config:
     return {
         "hidden_act": "silu",
-        count: (experts := m.experts()),
+        of: (experts := m.experts()),
         used: m.integer("expert_used_count", most=experts),
     }
 

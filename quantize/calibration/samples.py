@@ -11,10 +11,12 @@ after the template's prefix).
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from quantize.calibration.kept import kept_ids
 from quantize.chat.special_ids import SpecialIds, of_source
 from quantize.chat.templates import folder_template
 from quantize.checkpoint.checkpoint import Checkpoint
@@ -33,6 +35,8 @@ from quantize.units import spell_size
 if TYPE_CHECKING:
     import torch
 
+#: raised whenever the same model gives other samples
+VERSION = 1
 #: rows that are sampled side by side
 BATCH = 64
 #: share of rows that are conversations, where the model has a chat template
@@ -101,17 +105,52 @@ def own_samples(
     talk, said = _conversation(checkpoint, tokenizer, special)
     talks = round(rows * CONVERSATIONS) if talk else 0
     scripts = [talk] * talks + [free] * (rows - talks) if talk else [free] * rows
+    ids, there = kept_ids(
+        _key(checkpoint, scripts, length, seed, run),
+        (rows, length),
+        lambda: _drawn(checkpoint, scripts, length, seed, run),
+    )
+    if there:
+        log(f"{checkpoint.name}: samples of the model itself were drawn before; they lie in the cache")
+    return ids, said
+
+
+def _drawn(
+    checkpoint: Checkpoint, scripts: Sequence[Script], length: int, seed: int, run: RunOptions
+) -> np.ndarray:
     _check_memory(checkpoint, run)
-    log(f"{checkpoint.name}: sampling {rows * length:,} tokens from the model itself, to calibrate on")
+    tokens = len(scripts) * length
+    log(f"{checkpoint.name}: sampling {tokens:,} tokens from the model itself, to calibrate on")
     with materialised(checkpoint, run.scratch) as folder, quiet():
-        dtype = _dtype(checkpoint, run)
-        model = load_model(folder, dtype, run.resolved_device, trust_remote_code=run.trust_remote_code)
+        dtype, device = _dtype(checkpoint, run), run.resolved_device
+        model = load_model(folder, dtype, device, trust_remote_code=run.trust_remote_code)
         parts = []
-        with progress_bar(f"{checkpoint.name}: samples", rows * length, "tokens", run.progress) as advance:
-            for first in range(0, rows, BATCH):
+        with progress_bar(f"{checkpoint.name}: samples", tokens, "tokens", run.progress) as advance:
+            for first in range(0, len(scripts), BATCH):
                 batch = [Row(script) for script in scripts[first : first + BATCH]]
                 parts.append(sample(model, batch, length, seed + first, advance))
-    return np.concatenate(parts), said
+    return np.concatenate(parts)
+
+
+def _key(
+    checkpoint: Checkpoint, scripts: Sequence[Script], length: int, seed: int, run: RunOptions
+) -> dict[str, Any]:
+    """Everything that changes the samples."""
+    said = [[*map(list, script.turns), sorted(script.ends)] for script in dict.fromkeys(scripts)]
+    return {
+        "version": VERSION,
+        "checkpoint": checkpoint.digest,
+        "scripts": said,
+        "rows": [scripts.count(script) for script in dict.fromkeys(scripts)],
+        "length": length,
+        "seed": seed,
+        "batch": BATCH,
+        "longest_request": LONGEST_REQUEST,
+        "device": run.resolved_device,
+        "threads": run.resolved_threads,
+        "dtype": _dtype(checkpoint, run),
+        "versions": {name: metadata.version(name) for name in ("torch", "transformers")},
+    }
 
 
 def sample(

@@ -25,6 +25,12 @@ TEMPLATE = (
 )
 
 
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
 @pytest.fixture(scope="module")
 def model() -> LlamaForCausalLM:
     torch.manual_seed(0)
@@ -103,9 +109,10 @@ def test_turns() -> None:
     gives(1, 2)
 
 
-def test_samples_of_a_checkpoint(demo_checkpoint: Path) -> None:
+def test_samples_of_a_checkpoint(demo_checkpoint: Path, cache: Path) -> None:
     checkpoint = open_checkpoint(demo_checkpoint)
     ids, said = own_samples(checkpoint, 3, 32, 0, CPU)
+    shutil.rmtree(cache)
     again, _ = own_samples(checkpoint, 3, 32, 0, CPU)
     other, _ = own_samples(checkpoint, 3, 32, 1, CPU)
     assert ids.shape == (3, 32)
@@ -114,6 +121,22 @@ def test_samples_of_a_checkpoint(demo_checkpoint: Path) -> None:
     assert (ids != other).any()
     begins = SourceTokenizer.open(checkpoint.folder).id_of("<|endoftext|>")
     assert (ids[:, 0] == begins).all()
+
+
+def test_they_are_drawn_once(demo_checkpoint: Path, cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    checkpoint = open_checkpoint(demo_checkpoint)
+    ids, _ = own_samples(checkpoint, 2, 32, 0, CPU)
+    assert "sampling 64 tokens from the model itself" in capsys.readouterr().err
+    (file,) = cache.rglob("*.npy")
+    again, _ = own_samples(checkpoint, 2, 32, 0, CPU)
+    assert (again == ids).all()
+    assert "drawn before" in capsys.readouterr().err
+    file.write_bytes(b"no array")
+    again, _ = own_samples(checkpoint, 2, 32, 0, CPU)
+    assert (again == ids).all()
+    assert "sampling 64 tokens" in capsys.readouterr().err
+    own_samples(checkpoint, 2, 32, 1, CPU)
+    assert len(list(cache.rglob("*.npy"))) == 2
 
 
 @pytest.fixture

@@ -1,10 +1,10 @@
 """The compiled loop over the columns of a block (``quantize.numerics.columns``), where it was built."""
 
-from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import TYPE_CHECKING
 
 from quantize.kernels import native
+from quantize.kernels.threads import over_rows
 from quantize.numerics.columns import Block, Levels, torch_block
 
 if TYPE_CHECKING:
@@ -56,17 +56,7 @@ def _compiled(library: native.Library) -> Block:
         def part(first: int, last: int) -> None:
             library.functions.quantwright_columns(library.which, columns, outputs, first, last, *pointers)
 
-        threads = max(1, min(torch.get_num_threads(), outputs // SLICE))
-        bounds = [outputs * number // threads // 64 * 64 for number in range(threads)] + [outputs]
-        if threads == 1:
-            part(0, outputs)
-        else:
-            list(_pool(threads).map(part, bounds[:-1], bounds[1:]))
+        over_rows(part, outputs, SLICE)
         return whole, carried
 
     return run
-
-
-@cache
-def _pool(threads: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(threads, thread_name_prefix="columns")

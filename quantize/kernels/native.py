@@ -21,7 +21,7 @@ from quantize.errors import BadInput, StepFailed
 from quantize.kernels.base import BlockQuantizer, too_large
 from quantize.kernels.block_types import Type, row_bytes
 
-ABI = 2  # QUANTWRIGHT_ABI of quantwright.h
+ABI = 3  # QUANTWRIGHT_ABI of quantwright.h
 IMPLEMENTATIONS = ("portable", "avx2", "avx512")  # by their numbers in quantwright.h
 VARIABLE = "QUANTWRIGHT_KERNELS"
 
@@ -61,6 +61,8 @@ def _load(asked: str | None) -> Library | str:
     ]  # fmt: skip
     functions.quantwright_columns.restype = None
     functions.quantwright_columns.argtypes = [ctypes.c_int, *[long] * 4, *[pointer] * 9]
+    functions.quantwright_grid.restype = None
+    functions.quantwright_grid.argtypes = [ctypes.c_int, pointer, *[long] * 4, *[pointer] * 4]
     return Library(functions, which)
 
 

@@ -17,7 +17,7 @@ from quantize.errors import StepFailed
 from quantize.numerics.columns import BLOCK, Block, Levels, torch_block, visit
 from quantize.numerics.grids import Codes, Grid
 from quantize.numerics.refine import refined
-from quantize.numerics.rtn import POINTS, find_grid
+from quantize.numerics.rtn import POINTS, Search, find_grid, torch_search
 
 if TYPE_CHECKING:
     import torch
@@ -51,6 +51,7 @@ def solve(
     refinements: int = REFINEMENTS,
     block: int = BLOCK,
     run: Block = torch_block,
+    search: Search = torch_search,
 ) -> Solved:
     """Codes of ``weight`` (o, i), float32 or float64 (arithmetic is in its dtype), under ``hessian`` (i, i),
     the sum or mean of x^T x over the rows x that the matrix multiplies: its scale does not matter.
@@ -60,7 +61,7 @@ def solve(
     that the sum above gives each column, before any column is visited. ``damping`` >= 0 is doubled
     until the Hessian can be factored; the factor is float64. A column that no input reaches is rounded to
     nearest. ``refinements``: rounds of ``refine.refined`` that follow; 0 is GPTQ proper. ``block``, and who
-    rounds it (``run``), change no code but for the order of additions.
+    rounds it (``run``), change no code but for the order of additions, nor does who searches (``search``).
 
     Errors: StepFailed where the Hessian is not finite, is all zero (the matrix was never used) or cannot be
     factored, and where ``find_grid`` fails.
@@ -71,7 +72,7 @@ def solve(
     factor, shares, damping_used = _factor(hessian[places][:, places], damping)
     importance = torch.empty_like(shares)
     importance[places] = shares
-    scales, zeros = find_grid(weight, grid, importance, points)
+    scales, zeros = find_grid(weight, grid, importance, points, search)
     zero = zeros.T.to(weight.dtype).contiguous()
     levels = Levels(
         scales.T.to(weight.dtype).contiguous(), -zero, grid.top - zero, places // grid.columns(len(places))

@@ -1,5 +1,6 @@
 """Round to nearest: the scale and zero point of every group by search, then each weight by itself."""
 
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from quantize.errors import StepFailed
@@ -16,12 +17,21 @@ REFINEMENTS = 2
 #: weights searched at a time, to bound memory
 CHUNK = 1 << 22
 
+#: (weight (o, i), shares (i,), grid, factors) -> scales and zero points (o, g), as of ``torch_search``
+Search = Callable[
+    ["torch.Tensor", "torch.Tensor", Grid, Sequence[float]], "tuple[torch.Tensor, torch.Tensor]"
+]
+
 
 def round_to_nearest(
-    weight: "torch.Tensor", grid: Grid, importance: "torch.Tensor | None" = None, points: int = POINTS
+    weight: "torch.Tensor",
+    grid: Grid,
+    importance: "torch.Tensor | None" = None,
+    points: int = POINTS,
+    search: "Search | None" = None,
 ) -> Codes:
     """``weight`` (o, i) float on the grid that ``find_grid`` gives, each weight to the nearest code."""
-    scales, zeros = find_grid(weight, grid, importance, points)
+    scales, zeros = find_grid(weight, grid, importance, points, search)
     return codes_on(weight, grid, scales, zeros)
 
 
@@ -36,7 +46,11 @@ def codes_on(weight: "torch.Tensor", grid: Grid, scales: "torch.Tensor", zeros: 
 
 
 def find_grid(
-    weight: "torch.Tensor", grid: Grid, importance: "torch.Tensor | None" = None, points: int = POINTS
+    weight: "torch.Tensor",
+    grid: Grid,
+    importance: "torch.Tensor | None" = None,
+    points: int = POINTS,
+    search: "Search | None" = None,
 ) -> "tuple[torch.Tensor, torch.Tensor]":
     """Scales (o, g) float32 that float16 holds, and zero points (o, g) int32, for ``weight`` (o, i).
 
@@ -44,15 +58,15 @@ def find_grid(
     the one that clips nothing to a share of the extremes' (``NARROWEST``), and for symmetric grids their
     negatives, then ``REFINEMENTS`` steps of least squares for the scale with the codes held fixed; the least
     sum of importance * (weight - value)**2 wins, where values are those of the scale as float16 holds it.
-    ``importance`` (i,), not negative; None: ones.
+    ``importance`` (i,), not negative; None: ones. ``search`` does it; None: ``torch_search``.
 
     Errors: StepFailed where a weight is not finite, or so large that float16 holds no scale for it;
     ValueError where groups do not divide the inputs.
     """
     import torch
 
-    outputs, inputs = weight.shape
-    size = grid.columns(inputs)
+    inputs = weight.shape[1]
+    grid.columns(inputs)
     largest = float(weight.abs().max()) if weight.numel() else 0.0
     if not largest < float("inf"):
         raise StepFailed("the weights hold NaN or Inf: they cannot be quantized; check the checkpoint")
@@ -62,28 +76,50 @@ def find_grid(
             "float16, in which the format stores scales: leave this matrix unquantized"
         )
     shares = torch.ones(inputs) if importance is None else importance
-    shares = shares.to(weight.device, weight.dtype).reshape(-1, size)
-    scales = torch.empty(outputs, inputs // size, dtype=weight.dtype, device=weight.device)
-    zeros = torch.empty_like(scales)
-    rows = max(1, CHUNK // max(1, inputs))
-    for start in range(0, outputs, rows):
-        part = slice(start, start + rows)
-        scales[part], zeros[part] = _search(weight[part].unflatten(1, (-1, size)), shares, grid, points)
+    shares = shares.to(weight.device, weight.dtype)
+    scales, zeros = (search or torch_search)(weight, shares, grid, _factors(grid, points))
     return scales.to(torch.float32), zeros.to(torch.int32)
 
 
+def _factors(grid: Grid, points: int) -> list[float]:
+    """Of the scale of a group's extremes, in the order in which they are tried."""
+    if points == 1:
+        return [1.0]
+    widest = grid.top / 2 / (grid.middle - 1) if grid.symmetric else grid.top / (grid.top - 1)
+    sizes = [widest + (NARROWEST[grid.bits] - widest) * step / (points - 1) for step in range(points)]
+    return [sign * size for size in sizes for sign in ((1, -1) if grid.symmetric else (1,))]
+
+
+def torch_search(
+    weight: "torch.Tensor", shares: "torch.Tensor", grid: Grid, factors: Sequence[float]
+) -> "tuple[torch.Tensor, torch.Tensor]":
+    """See ``find_grid``; ``factors``: of the scale of a group's extremes, negative ones for symmetric grids
+    only. Several are tried with ``REFINEMENTS``, one is taken."""
+    import torch
+
+    outputs, inputs = weight.shape
+    size = grid.columns(inputs)
+    scales = torch.empty(outputs, inputs // size, dtype=weight.dtype, device=weight.device)
+    zeros = torch.empty_like(scales)
+    rows = max(1, CHUNK // max(1, inputs))
+    shares = shares.reshape(-1, size)
+    for start in range(0, outputs, rows):
+        part = slice(start, start + rows)
+        scales[part], zeros[part] = _search(weight[part].unflatten(1, (-1, size)), shares, grid, factors)
+    return scales, zeros
+
+
 def _search(
-    groups: "torch.Tensor", shares: "torch.Tensor", grid: Grid, points: int
+    groups: "torch.Tensor", shares: "torch.Tensor", grid: Grid, factors: Sequence[float]
 ) -> "tuple[torch.Tensor, torch.Tensor]":
     """Scales and zero points (o, g) for ``groups`` (o, g, size), errors weighted by ``shares`` (g, size)."""
     import torch
 
     low, high = groups.amin(-1).clamp(max=0), groups.amax(-1).clamp(min=0)
     if grid.symmetric:
-        extremes, widest = torch.maximum(-low, high) * 2 / grid.top, grid.top / 2 / (grid.middle - 1)
+        extremes = torch.maximum(-low, high) * 2 / grid.top
     else:
         extremes = torch.maximum((high - low) / grid.top, high / (grid.top - grid.lowest_zero))
-        widest = grid.top / (grid.top - 1)
     middle = torch.full_like(extremes, grid.middle)
 
     def zero_points(scale: "torch.Tensor", factor: float) -> "torch.Tensor":
@@ -94,21 +130,17 @@ def _search(
     def nearest(scale: "torch.Tensor", zero: "torch.Tensor") -> "torch.Tensor":
         return steps(groups, 1 / scale[..., None], -zero[..., None], grid.top - zero[..., None])
 
-    signs = (1, -1) if grid.symmetric else (1,)
     best = stored_scale(extremes)
     zero = zero_points(best, 1)
-    if points == 1:
-        return best, zero
     least = torch.full_like(best, torch.inf)
-    for step, sign in ((step, sign) for step in range(points) for sign in signs):
-        factor = widest + (NARROWEST[grid.bits] - widest) * step / (points - 1)
-        scale = stored_scale(extremes * (factor * sign))
+    for factor in factors:
+        scale = stored_scale(extremes * factor)
         candidate = zero_points(scale, factor)
         error = nearest(scale, candidate).mul_(-scale[..., None]).add_(groups).square_().mul_(shares).sum(-1)
         better = error < least
         least = torch.where(better, error, least)
         best, zero = torch.where(better, scale, best), torch.where(better, candidate, zero)
-    for _ in range(REFINEMENTS):
+    for _ in range(REFINEMENTS if len(factors) > 1 else 0):
         whole = nearest(best, zero)
         weighted = whole * shares
         squares = (weighted * whole).sum(-1)

@@ -13,6 +13,7 @@ from quantize.engines.native.parts import Part
 from quantize.errors import StepFailed
 from quantize.hf.matrices import Linear
 from quantize.kernels.columns import column_block
+from quantize.kernels.grid import grid_search
 from quantize.numerics.gptq import solve
 from quantize.numerics.grids import Codes, Grid
 from quantize.numerics.rtn import round_to_nearest
@@ -211,11 +212,12 @@ def _solve(
             order=settings.order,
             damping=settings.damping,
             run=column_block(),
+            search=grid_search(),
         )
     except StepFailed as error:
         if settings.on_failure != "rtn":
             raise StepFailed(f"{names}: {error} (or on_failure=rtn, which rounds it to nearest)") from None
-        codes = round_to_nearest(weight, grid)
+        codes = round_to_nearest(weight, grid, search=grid_search())
         part.notes += [
             Note(tensor=linear.name, what="rounded to nearest, without calibration", why=str(error))
             for linear in linears

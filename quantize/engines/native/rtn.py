@@ -9,6 +9,7 @@ from quantize.engines.base import Computed
 from quantize.engines.native.spool import Spool
 from quantize.errors import QuantwrightError, StepFailed
 from quantize.formats.packed import PackedFormat
+from quantize.kernels.grid import grid_search
 from quantize.numerics.rtn import round_to_nearest
 from quantize.progress import progress_bar
 from quantize.recipe import RunOptions
@@ -40,7 +41,7 @@ def write_rounded(
             for linear in linears:
                 weight = torch.from_numpy(linear.take(array)).to(device)
                 try:
-                    codes = round_to_nearest(weight, format.grid, points=points)
+                    codes = round_to_nearest(weight, format.grid, points=points, search=grid_search())
                 except QuantwrightError as error:
                     raise StepFailed(f"{checkpoint.source}: {linear.name}: {error}") from None
                 for name, tensor in format.pack(linear, codes).items():

@@ -9,8 +9,10 @@
 #define LANES 8
 #define KERNEL quantize_avx2
 #define COLUMNS columns_avx2
+#define GRID grid_avx2
 #include "blocks.h"
 #include "columns.h"
+#include "grid.h"
 #ifdef __clang__
 #pragma clang attribute pop
 #endif

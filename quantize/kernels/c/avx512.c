@@ -9,8 +9,10 @@
 #define LANES 16
 #define KERNEL quantize_avx512
 #define COLUMNS columns_avx512
+#define GRID grid_avx512
 #include "blocks.h"
 #include "columns.h"
+#include "grid.h"
 #ifdef __clang__
 #pragma clang attribute pop
 #endif

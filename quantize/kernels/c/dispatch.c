@@ -43,3 +43,16 @@ EXPORT void quantwright_columns(int which, int64_t columns, int64_t outputs, int
     (void)which;
     run(columns, outputs, first, last, wanted, before, whole, carried, factor, scale, low, high, groups);
 }
+
+/* As GridOf, by implementation `which`. */
+EXPORT void quantwright_grid(int which, const Search *search, int64_t inputs, int64_t size, int64_t first,
+                             int64_t last, const float *weight, const float *shares, float *scales, float *zeros)
+{
+    GridOf *run = grid_portable;
+#ifdef __x86_64__
+    if (which == AVX512) run = grid_avx512;
+    if (which == AVX2) run = grid_avx2;
+#endif
+    (void)which;
+    run(search, inputs, size, first, last, weight, shares, scales, zeros);
+}

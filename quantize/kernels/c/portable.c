@@ -2,5 +2,7 @@
 #define LANES 4
 #define KERNEL quantize_portable
 #define COLUMNS columns_portable
+#define GRID grid_portable
 #include "blocks.h"
 #include "columns.h"
+#include "grid.h"

@@ -6,7 +6,7 @@
 #include <stdint.h>
 
 /* Grows with every change of a signature below: the Python side refuses another. */
-#define QUANTWRIGHT_ABI 2
+#define QUANTWRIGHT_ABI 3
 
 /* ggml's numbers of the block types */
 enum { Q4_0 = 2, Q4_1 = 3, Q5_0 = 6, Q5_1 = 7, Q8_0 = 8, Q2_K = 10, Q3_K = 11, Q4_K = 12, Q5_K = 13, Q6_K = 14 };
@@ -32,13 +32,30 @@ typedef void Columns(int64_t columns, int64_t outputs, int64_t first, int64_t la
                      const float *before, float *whole, float *carried, const float *factor, const float *scale,
                      const float *low, const float *high, const int64_t *groups);
 
+/* Scales and zero points for groups of `size` weights, of rows first .. last - 1.
+ *
+ * weight (rows, inputs), shares (inputs), scales and zeros (rows, inputs / size). Tried are `factors` times the
+ * scale of a group's extremes (negative ones only if symmetric), rounded to half precision; then, `refinements`
+ * times, the scale of least squares. The least sum of share * (weight - value)^2 wins, the first of equals. */
+typedef struct {
+    int symmetric, refinements;
+    float top, middle, lowest_zero;
+    int64_t count;
+    const float *factors;
+} Search;
+typedef void GridOf(const Search *search, int64_t inputs, int64_t size, int64_t first, int64_t last,
+                    const float *weight, const float *shares, float *scales, float *zeros);
+
 Quantize quantize_portable;
 Columns columns_portable;
+GridOf grid_portable;
 #ifdef __x86_64__
 Quantize quantize_avx2;
 Quantize quantize_avx512;
 Columns columns_avx2;
 Columns columns_avx512;
+GridOf grid_avx2;
+GridOf grid_avx512;
 #endif
 
 #endif

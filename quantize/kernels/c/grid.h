@@ -1,0 +1,97 @@
+/* The search of a scale and a zero point for each group of weights, as quantize/numerics/rtn.py does it; for one
+ * width of vectors, included by avx512.c, avx2.c and portable.c. */
+
+#include "quantwright.h"
+#include "lanes.h"
+
+typedef struct {
+    const float *x, *shares;
+    int64_t size;
+} Group;
+
+/* up to LANES floats, zeros beyond the `count` that there are */
+INLINE vf load_some(const float *from, int64_t count)
+{
+    vf found = vf_of(0);
+    memcpy(&found, from, sizeof(float) * (size_t)(count < LANES ? count : LANES));
+    return found;
+}
+
+INLINE float total(vf a)
+{
+    float sum = 0;
+    for (int lane = 0; lane < LANES; lane++) sum += a[lane];
+    return sum;
+}
+
+INLINE float stored(float scale)
+{
+    float size = __builtin_fabsf(scale);
+    size = size < 0x1p-24f ? 0x1p-24f : size > 65504.f ? 65504.f : size;
+    return __builtin_copysignf(float_of_half(half_of(size)), scale);
+}
+
+/* the sum of share * (x - value)^2 and, if asked, those of share * steps * x and share * steps^2 */
+INLINE float error_of(Group group, float scale, float zero, float top, float *products, float *squares)
+{
+    vf error = vf_of(0), product = vf_of(0), square = vf_of(0), inverse = vf_of(1 / scale);
+    vf lowest = vf_of(-zero), highest = vf_of(top - zero);
+    for (int64_t at = 0; at < group.size; at += LANES) {
+        vf x = load_some(group.x + at, group.size - at), share = load_some(group.shares + at, group.size - at);
+        vf steps = (larger(smaller(x * inverse, highest), lowest) + MAGIC) - MAGIC;
+        vf off = x - steps * scale;
+        error += share * (off * off);
+        if (products) {
+            product += share * steps * x;
+            square += share * steps * steps;
+        }
+    }
+    if (products) *products = total(product), *squares = total(square);
+    return total(error);
+}
+
+static void search_group(Group group, const Search *search, float *best_scale, float *best_zero)
+{
+    float low = 0, high = 0, top = search->top;
+    for (int64_t at = 0; at < group.size; at++) {
+        low = group.x[at] < low ? group.x[at] : low;
+        high = group.x[at] > high ? group.x[at] : high;
+    }
+    float extremes;
+    if (search->symmetric) {
+        extremes = (-low > high ? -low : high) * 2 / top;
+    } else {
+        float spread = (high - low) / top, above = high / (top - search->lowest_zero);
+        extremes = spread > above ? spread : above;
+    }
+    float least = __builtin_inff(), scale = 0, zero = 0;
+    for (int64_t number = 0; number < search->count; number++) {
+        float factor = search->factors[number], tried = stored(extremes * factor), middle = search->middle;
+        if (!search->symmetric) {
+            middle = (-low * factor / tried + MAGIC) - MAGIC;
+            middle = middle < search->lowest_zero ? search->lowest_zero : middle > top ? top : middle;
+        }
+        float error = error_of(group, tried, middle, top, 0, 0);
+        if (error < least) least = error, scale = tried, zero = middle;
+    }
+    for (int round = 0; round < search->refinements; round++) {
+        float products, squares;
+        error_of(group, scale, zero, top, &products, &squares);
+        if (!(squares > 0)) break;
+        float tried = stored(products / squares), error = error_of(group, tried, zero, top, 0, 0);
+        if (error < least) least = error, scale = tried;
+    }
+    *best_scale = scale;
+    *best_zero = zero;
+}
+
+void GRID(const Search *search, int64_t inputs, int64_t size, int64_t first, int64_t last, const float *weight,
+          const float *shares, float *scales, float *zeros)
+{
+    int64_t groups = inputs / size;
+    for (int64_t row = first; row < last; row++)
+        for (int64_t group = 0; group < groups; group++) {
+            Group here = {weight + row * inputs + group * size, shares + group * size, size};
+            search_group(here, search, scales + row * groups + group, zeros + row * groups + group);
+        }
+}

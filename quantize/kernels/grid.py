@@ -1,0 +1,65 @@
+"""The compiled search of scales and zero points (``quantize.numerics.rtn``), where it was built."""
+
+import ctypes
+from collections.abc import Sequence
+from functools import cache
+from typing import TYPE_CHECKING
+
+from quantize.kernels import native
+from quantize.kernels.threads import over_rows
+from quantize.numerics.grids import Grid
+from quantize.numerics.rtn import REFINEMENTS, Search, torch_search
+
+if TYPE_CHECKING:
+    import torch
+
+
+class _Search(ctypes.Structure):
+    """Search of quantwright.h."""
+
+    _fields_ = (
+        ("symmetric", ctypes.c_int), ("refinements", ctypes.c_int), ("top", ctypes.c_float),
+        ("middle", ctypes.c_float), ("lowest_zero", ctypes.c_float), ("count", ctypes.c_int64),
+        ("factors", ctypes.c_void_p),
+    )  # fmt: skip
+
+
+def grid_search() -> Search:
+    """The compiled search, or torch's where there is none: ``search`` of ``quantize.numerics.rtn.find_grid``.
+
+    What it finds is torch's but for the rounding of sums, where two scales are equally good. What is not
+    float32 on the CPU goes to torch in any case. Errors: BadInput as of ``native.load``.
+    """
+    library = native.load()
+    return torch_search if isinstance(library, str) else _compiled(library)
+
+
+@cache
+def _compiled(library: native.Library) -> Search:
+    import torch
+
+    def search(
+        weight: "torch.Tensor", shares: "torch.Tensor", grid: Grid, factors: Sequence[float]
+    ) -> "tuple[torch.Tensor, torch.Tensor]":
+        if weight.dtype != torch.float32 or weight.device.type != "cpu" or len(factors) == 1:
+            return torch_search(weight, shares, grid, factors)
+        outputs, inputs = weight.shape
+        size = grid.columns(inputs)
+        held = (weight.contiguous(), shares.to(torch.float32).contiguous())
+        tried = (ctypes.c_float * len(factors))(*factors)
+        asked = _Search(
+            grid.symmetric, REFINEMENTS, grid.top, grid.middle, grid.lowest_zero, len(factors),
+            ctypes.addressof(tried),
+        )  # fmt: skip
+        found = torch.empty(outputs, inputs // size), torch.empty(outputs, inputs // size)
+        pointers = [each.data_ptr() for each in (*held, *found)]
+
+        def part(first: int, last: int) -> None:
+            library.functions.quantwright_grid(
+                library.which, ctypes.addressof(asked), inputs, size, first, last, *pointers
+            )
+
+        over_rows(part, outputs, 16)
+        return found
+
+    return search

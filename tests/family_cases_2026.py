@@ -55,6 +55,12 @@ def headless(prefix: str, name: str) -> Any:
     return rewrite
 
 
+def published_kimi(tensors: Tensors, config: dict[str, Any]) -> tuple[Tensors, dict[str, Any]]:
+    """The first layer's MLP under its published name (transformers writes that of the mixtures)."""
+    old, new = "model.layers.0.block_sparse_moe.", "model.layers.0.mlp."
+    return {name.replace(old, new): array for name, array in tensors.items()}, config
+
+
 MORE: tuple[Case, ...] = (
     Case(
         "Mixtral (fused experts)", "mixtral",
@@ -85,6 +91,13 @@ MORE: tuple[Case, ...] = (
         **MIXTURE, **LATENT, "n_group": 1, "topk_group": 1, "index_n_heads": 16, "index_head_dim": 64,
         "index_topk": 16,
     }),
+    Case("Kimi Linear", "kimi_linear", {
+        "num_hidden_layers": 4, "num_key_value_heads": 4, "rms_norm_eps": 1e-6, "model_max_length": 128,
+        "kv_lora_rank": 32, "qk_nope_head_dim": 16, "qk_rope_head_dim": 8, "v_head_dim": 24,
+        "linear_head_dim": 16, "linear_num_heads": 4, "num_experts": 4, "num_experts_per_token": 2,
+        "num_shared_experts": 2, "moe_intermediate_size": 32,
+        "layer_types": ["linear_attention", "linear_attention", "full_attention", "linear_attention"],
+    }, 2 * TIGHT, rewrite=published_kimi, architecture="KimiLinearForCausalLM"),
     Case("OLMo", "olmo", {"clip_qkv": 0.5}),
     Case("OLMo 3", "olmo3", {
         "num_hidden_layers": 4, "sliding_window": 16, "layer_types": SLIDING, "rope_parameters": FULL_YARN,

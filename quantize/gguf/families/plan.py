@@ -63,6 +63,7 @@ KNOWN: dict[str, str] = {
     "HYV3ForCausalLM": "hy_v3",
     "InternLM2ForCausalLM": "internlm2",
     "JambaForCausalLM": "jamba",
+    "KimiLinearForCausalLM": "kimi_linear",
     "LagunaForCausalLM": "laguna",
     "Lfm2ForCausalLM": "lfm2",
     "Lfm2MoeForCausalLM": "lfm2",

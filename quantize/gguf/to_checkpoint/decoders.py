@@ -151,9 +151,8 @@ def latent(m: Metadata, config: Config) -> Config:
     if rope["rope_type"] == "yarn":
         attention = number(m, "rope.scaling.attn_factor", 1.0)
         rope.pop("attention_factor", None)
-        if (
-            m.find("rope.scaling.yarn_log_multiplier") is not None
-        ):  # see families.deepseek2.yarn_kvs, of which this is the inverse
+        # the inverse of families.deepseek2.yarn_kvs
+        if m.find("rope.scaling.yarn_log_multiplier") is not None:
             stretch = math.log(rope["factor"])
             scores = attention * (1 + number(m, "rope.scaling.yarn_log_multiplier") * stretch)
             rope["mscale_all_dim"] = exact((scores - 1) / (0.1 * stretch))

@@ -6,6 +6,7 @@ from typing import Any
 from quantize.gguf.to_checkpoint.decoders import (
     Config,
     count,
+    latent,
     layer_types,
     mixture,
     named,
@@ -194,6 +195,31 @@ def _mimo2(m: Metadata, config: Config) -> Config:
     return named("MiMoV2FlashForCausalLM", "mimo_v2_flash", {**config, **more})
 
 
+def _kimi(m: Metadata, config: Config) -> Config:
+    found = latent(m, config)
+    found.pop("rope_parameters")
+    more: dict[str, Any] = {
+        **found,
+        **_used(m, used="num_experts_per_token"),
+        "model_max_length": config.pop("max_position_embeddings"),
+        "linear_head_dim": m.integer("kda.head_dim"),
+        "linear_num_heads": config["num_attention_heads"],
+        "linear_conv_kernel_dim": m.integer("ssm.conv_kernel"),
+        "layer_types": [
+            "full_attention" if each else "linear_attention" for each in m.layers_with("attn_kv_a_mqa.weight")
+        ],
+        "num_shared_experts": m.integer("expert_shared_count"),
+        "moe_intermediate_size": m.integer("expert_feed_forward_length"),
+        "mlp_layer_types": _mlp_types(m),
+        "routed_scaling_factor": number(m, "expert_weights_scale", 1.0),
+        "moe_renormalize": True,
+        "pad_token_id": None,  # the class has one of its own tokenizer
+        "num_expert_group": m.integer("expert_group_count", 1),
+        "topk_group": m.integer("expert_group_used_count", 1),
+    }
+    return named("KimiLinearForCausalLM", "kimi_linear", {**config, **more})
+
+
 MIXTURES: dict[str, Callable[[Metadata, Config], Config]] = {
     "olmoe": _olmoe,
     "ernie4_5-moe": _ernie,
@@ -207,4 +233,5 @@ MIXTURES: dict[str, Callable[[Metadata, Config], Config]] = {
     "laguna": _laguna,
     "hy_v3": _hy_v3,
     "mimo2": _mimo2,
+    "kimi-linear": _kimi,
 }

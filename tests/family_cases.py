@@ -261,6 +261,25 @@ CASES = (
 )  # fmt: skip
 
 
+class Table(torch.nn.Module):
+    """GELU as llama.cpp looks it up: of half-precision values, in half precision."""
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.gelu(inputs.half().float(), approximate="tanh").half().float()
+
+
+def as_llamacpp(model: Any) -> None:
+    """In Gemma 3n, whose 22 layers make much of little, what llama.cpp is known to compute otherwise: GELU by
+    its table, and a cut-off by the deviation over n - 1 instead of n, which shows where n is small."""
+
+    def cut(inputs: torch.Tensor) -> torch.Tensor:
+        deviation = inputs.std(-1, keepdim=True, unbiased=True)
+        return torch.relu(inputs - inputs.mean(-1, keepdim=True) - deviation * 1.6448533535003662)
+
+    for layer in model.model.layers:
+        layer.mlp._gaussian_topk, layer.mlp.act_fn, layer.act_fn = cut, Table(), Table()
+
+
 def make(case: Case, folder: Path) -> tuple[torch.nn.Module, Path]:
     """-> (float32 model that the GGUF must agree with, checkpoint folder without tokenizer)."""
     import json
@@ -290,10 +309,12 @@ def make(case: Case, folder: Path) -> tuple[torch.nn.Module, Path]:
             )
             parameter.copy_(centre + spread * torch.randn(parameter.shape))
         for name, buffer in model.named_buffers():
-            if name.endswith(("correction_bias", "expert_bias")):
-                buffer.copy_(0.2 * torch.randn(buffer.shape))
+            if name.endswith(("correction_bias", "expert_bias", "layer_scalar")):
+                buffer.copy_(float("scalar" in name) + 0.2 * torch.randn(buffer.shape))
         if case.rewrite is baichuan2:
             model.lm_head.weight.div_(model.lm_head.weight.norm(dim=1, keepdim=True))
+    if case.model_type == "gemma3n_text":
+        as_llamacpp(model)
     model.save_pretrained(folder)
     if case.rewrite:
         tensors, raw = case.rewrite(
@@ -341,7 +362,8 @@ def write_gguf_f32(folder: Path, out: Path, spoil: str = "") -> list[str]:
     def built(mapped: Mapped) -> np.ndarray:
         array = mapped.build([checkpoint.read_float32(name) for name in mapped.sources])
         if mapped.name == spoil:  # experts: within each; all of them permuted alike would change nothing
-            array = np.roll(array, 1, axis=-2 if array.ndim > 1 and array.shape[-2] > 1 else -1)
+            rolled = np.roll(array, 1, axis=-2 if array.ndim > 1 and array.shape[-2] > 1 else -1)
+            array = rolled if array.size > 1 else 2 * array  # a single value has no other order
         return array.reshape(-1, mapped.shape[-1])
 
     planned = [Planned(m.name, m.shape, Type.F32, partial(built, m), lambda: None) for m in family.tensors]

@@ -38,6 +38,11 @@ NEMOTRON = {
     "num_hidden_layers": 4, "mamba_num_heads": 6, "mamba_head_dim": 16, "ssm_state_size": 16, "n_groups": 2,
     "head_dim": 16,
 }  # fmt: skip
+GEMMA4 = {
+    "head_dim": 16, "global_head_dim": 32, "tie_word_embeddings": True, "sliding_window": 16,
+    "hidden_size_per_layer_input": 0, "vocab_size_per_layer_input": 160,
+}  # fmt: skip
+LAST_FULL = {"layer_types": ["sliding_attention", "sliding_attention", "full_attention"]}
 HYBRIDS: tuple[Case, ...] = (
     Case(
         "Gemma 3 (4B and up)",
@@ -146,5 +151,26 @@ HYBRIDS: tuple[Case, ...] = (
         "attention_in_multiplier": 1.2, "attention_out_multiplier": 0.9, "ssm_in_multiplier": 1.3,
         "ssm_out_multiplier": 0.8, "mlp_multipliers": [0.9, 1.4], 
         "ssm_multipliers": [0.8, 0.9, 1.1, 1.2, 0.7]},
+    ),
+    Case("Gemma 4 (layers' own embeddings)", "gemma4_text", {**GEMMA4, "num_hidden_layers": 6,
+    "hidden_size_per_layer_input": 16, "num_kv_shared_layers": 3, "use_double_wide_mlp": True,
+    "layer_types": ["sliding_attention", "sliding_attention", "full_attention"] * 2}, TABLE),
+    Case("Gemma 4 (dense)", "gemma4_text", {**GEMMA4, "num_hidden_layers": 3, "attention_k_eq_v": True,
+    "num_global_key_value_heads": 1, "final_logit_softcapping": 30.0, **LAST_FULL}, 3 * TABLE),
+    Case("Gemma 4 (experts)", "gemma4_text", {**GEMMA4, "num_hidden_layers": 3, "attention_k_eq_v": True,
+    "enable_moe_block": True, "num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 32,
+    "num_global_key_value_heads": 1, **LAST_FULL}, 3 * TABLE),
+    Case(
+        "Gemma 3n",
+        "gemma3n_text",
+        {
+            "head_dim": 32, "tie_word_embeddings": True, "sliding_window": 16, "num_hidden_layers": 22,
+            "intermediate_size": 2048, "hidden_size_per_layer_input": 256,
+            "vocab_size_per_layer_input": 160, "num_kv_shared_layers": 2,
+            "laurel_rank": 64, "activation_sparsity_pattern": [0.95] * 10 + [0.0] * 12,
+            "layer_types": (["sliding_attention"] * 4 + ["full_attention"]) * 4 + ["sliding_attention"] * 2,
+        },
+        10 * TABLE,  # 22 layers, the first ten of which cut off most of what GELU gives
+        reference="transformers with llama.cpp's table of GELU and deviation over n - 1",
     ),
 )  # fmt: skip

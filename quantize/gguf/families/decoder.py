@@ -93,6 +93,8 @@ class Family:
     multimodal: bool = False
     #: starts of the names of further tensors that llama.cpp has no place for, and why each may be left out
     leaves: Callable[[Hyperparameters], Mapping[str, str]] = lambda h: {}
+    #: tensors that come from the config alone
+    constants: Callable[[Hyperparameters], Mapping[str, np.ndarray]] = lambda h: {}
 
 
 HEAD = Rule("output", "lm_head", suffixes=(), optional=(".weight",))
@@ -179,6 +181,7 @@ def make_plan(family: Family, checkpoint: Checkpoint) -> FamilyPlan:
         frequencies, said = rope_tensors(h, _rotated(family, h), family.rope, family.architecture)
         notes += said
         found += [(-1, _constant(name, array)) for name, array in frequencies.items()]
+    found += [(-1, _constant(name, array)) for name, array in family.constants(h).items()]
     used: set[str] = set()
 
     def resolve(name: str) -> str:

@@ -101,7 +101,8 @@ def _scaling(m: Metadata, config: dict[str, Any]) -> dict[str, Any] | None:
             f"{m.file.path}: rope scaling of type {printable(kind, 60)!r} "
             "cannot be read back; linear, yarn and llama3 can"
         )
-    return _llama3(m, config) if m.has("rope_freqs.weight") else None
+    own = m.architecture == "gemma4"  # whose divisors are no scaling
+    return _llama3(m, config) if m.has("rope_freqs.weight") and not own else None
 
 
 def _llama3(m: Metadata, config: dict[str, Any]) -> dict[str, Any]:

@@ -3,6 +3,7 @@ see, which come back as the model of text alone."""
 
 from collections.abc import Callable
 
+from quantize.gguf.to_checkpoint.gemma_layers import gemma3n, gemma4
 from quantize.gguf.to_checkpoint.metadata import Metadata, exact
 from quantize.gguf.to_checkpoint.recurrent import RECURRENT, Config, multipliers, named, number, partial, used
 
@@ -106,5 +107,7 @@ VARIANTS: dict[str, Callable[[Metadata, Config], Config]] = {
     "glm4moe": _glm4moe,
     "gpt-oss": _gpt_oss,
     "llama4": _llama4,
+    "gemma3n": gemma3n,
+    "gemma4": gemma4,
     **RECURRENT,
 }

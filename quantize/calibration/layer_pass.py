@@ -7,7 +7,7 @@ next one is computed when the caller goes on, with the weights that it has then.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,6 +19,7 @@ from quantize.calibration.collectors import Collector
 from quantize.calibration.forwards import Call, Forward, pausing
 from quantize.calibration.groups import Group, Trace, grouped
 from quantize.calibration.products import parameter_finder, watching
+from quantize.calibration.repeated import Memory, repeating
 from quantize.calibration.resident import Resident
 from quantize.calibration.spill import Spill, tensors_in
 from quantize.checkpoint.checkpoint import Checkpoint
@@ -37,7 +38,8 @@ BATCH_TOKENS = 2048
 class LayerPass:
     """``rows`` (n, length) of token ids through the model of ``checkpoint``; ``layers``: names of its decoder
     layers in transformers' model; ``parameters``: names of those that are asked about; ``head``: the name of
-    the output layer, where it is to be the last one, else None. ``state_bytes``: of hidden states in memory.
+    the output layer, where it is to be the last one, else None. ``state_bytes``: of hidden states in memory;
+    ``repeated_bytes``: of a layer's products, which are not computed again then (``repeated``).
 
     Iterating gives a ``Layer`` at a time, in the order in which the model calls them. Errors: Unsupported
     where transformers lacks the architecture or runs a layer twice; StepFailed where a weight or an
@@ -55,12 +57,13 @@ class LayerPass:
         dtype: str = "float32",
         device: str = "cpu",
         state_bytes: int | None = None,
+        repeated_bytes: int = 0,
         scratch: Path | None = None,
         batch_tokens: int = BATCH_TOKENS,
     ):
         self.checkpoint, self.rows, self.dtype, self.device = checkpoint, rows, dtype, device
         self._names, self._parameters, self._head = tuple(layers), frozenset(parameters), head
-        self._state_bytes, self._scratch = state_bytes, scratch
+        self._state_bytes, self._repeated_bytes, self._scratch = state_bytes, repeated_bytes, scratch
         size = max(1, batch_tokens // rows.shape[1])
         self._batches = [rows[first : first + size] for first in range(0, len(rows), size)]
         self.output: list[Any] = []
@@ -106,7 +109,8 @@ class LayerPass:
                 done.add(name)
                 weights.load(name, modules[name])
                 held = weights.named(name, modules[name], self._parameters)
-                layer = Layer(len(done) - 1, name, modules[name], held, calls, spill)
+                memory = Memory(self._repeated_bytes)
+                layer = Layer(len(done) - 1, name, modules[name], held, memory, calls, spill)
                 layer._go_on = partial(self._go_on, layer, forwards, calls, spill)
                 yield layer
                 if name == self._head:
@@ -130,8 +134,9 @@ class LayerPass:
         for number, forward in enumerate(forwards):
             spill.get(number)
             call = calls[number]
-            with no_warnings():
+            with no_warnings(), layer.repeating(number, keeps=False):
                 output = layer.module.forward(*call.args, **call.kwargs)
+            layer.memory.drop(number)
             self._check_finite(layer.name, output)
             spill.drop(number)
             calls[number] = call = None  # type: ignore[call-overload,assignment]
@@ -170,18 +175,20 @@ class Layer:
     name: str
     module: "torch.nn.Module"
     parameters: "dict[str, torch.Tensor]"
+    memory: Memory
     _calls: list[Call]
     _spill: Spill
     _groups: tuple[Group, ...] | None = None
     _writes: bool = False
     _go_on: Callable[[], list[Call]] = list
     _following: list[Call] | None = None
+    _others: int = -1
 
     @property
     def groups(self) -> tuple[Group, ...]:
         if self._groups is None:
             trace = Trace()
-            self._run(0, trace.see, cloned=True, trace=trace)
+            self._run(0, trace.see, trace=trace)
             batched = frozenset(name for name, each in self.parameters.items() if each.dim() > 2)
             self._groups = grouped(trace, tuple(self.parameters), batched, self.name)
         return self._groups
@@ -207,6 +214,7 @@ class Layer:
             for collector in collectors:
                 collector.add(name, inputs, matrix)
 
+        self.forget()
         with torch.no_grad(), watching(parameter_finder(self.parameters), see):
             self._following = self._go_on()
 
@@ -218,7 +226,7 @@ class Layer:
         wanted = {leader for group in groups for leader in group.leader.values()}
         leads = {name: group.leader[name] for group in self.groups for name in group.parameters}
         plain = {name for group in self.groups if group.plain for name in group.parameters}
-        last = max(group.last for group in groups)
+        first, last = min(group.first for group in groups), max(group.last for group in groups)
         later = {
             name for group in self.groups for name in group.parameters if group.plain and group.first > last
         }
@@ -241,17 +249,41 @@ class Layer:
                     if not any(left.values()):
                         raise _Enough
 
-            self._run(number, see)
+            self._run(number, see, first)
 
-    def _run(self, number: int, see: Any, cloned: bool = False, trace: Trace | None = None) -> None:
+    def forget(self) -> None:
+        """Every product is computed again."""
+        for number in range(len(self._calls)):
+            self.memory.drop(number)
+
+    def repeating(self, number: int, *, keeps: bool, first: int = 0) -> AbstractContextManager[None]:
+        """A run of one batch that makes use of those before. ``keeps``: later ones may make use of it, up to
+        the groups that begin with product ``first``."""
+        used = {name for group in self._groups or () for name, count in group.counts.items() if count}
+        factors = {id(self.parameters[name]) for name in used}
+        others = sum(each._version for each in self.module.parameters() if id(each) not in factors)
+        if others != self._others:
+            self.forget()
+            self._others = others
+        unsettled = frozenset(
+            name for group in self._groups or () if group.first >= first for name in group.parameters
+        )
+        return repeating(self.memory, number, self.parameters, unsettled, keeps)
+
+    def _run(self, number: int, see: Any, first: int = 0, trace: Trace | None = None) -> None:
         import torch
 
         self._spill.get(number)
-        call, copied = self._calls[number], cloned or self._writes
+        call, copied = self._calls[number], trace is not None or self._writes
         args, kwargs = _copied(call.args, copied), _copied(call.kwargs, copied)
         before = [(each, each._version) for each in tensors_in((args, kwargs))]
         try:
-            with torch.no_grad(), no_warnings(), watching(parameter_finder(self.parameters), see):
+            with (
+                torch.no_grad(),
+                no_warnings(),
+                watching(parameter_finder(self.parameters), see),
+                self.repeating(number, keeps=trace is None, first=first),
+            ):
                 self.module.forward(*args, **kwargs)
         except _Enough:
             pass

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from quantize.calibration.collectors import Collector
@@ -106,6 +107,7 @@ def batched_functions() -> tuple[Any, ...]:
     return torch.bmm, torch.Tensor.bmm, torch.baddbmm
 
 
+@cache
 def operands() -> dict[Any, tuple[int, int]]:
     """Functions by which modules multiply -> positions of the two factors, of which the second is usually the
     weight."""

@@ -1,6 +1,5 @@
 """How the memory that a conversion may take is shared out, from headers alone."""
 
-import math
 from collections.abc import Sequence
 
 from quantize.checkpoint.checkpoint import Checkpoint
@@ -11,13 +10,13 @@ from quantize.units import spell_size
 
 #: widths of the hidden state that a layer's activations take at once, beside the widest matrix
 WIDTHS = 12
-#: statistics may take this part of what the layer leaves, hidden states the rest
-STATISTICS = 0.5
+#: parts of what the layer leaves: statistics, products that are not computed again; hidden states the rest
+STATISTICS, REPEATED = 0.4, 0.3
 
 
 class Budget:
-    """``every``: the matrices of each layer. ``statistics_bytes``: for Hessians at once; ``state_bytes``: for
-    hidden states before they go to files.
+    """``every``: the matrices of each layer. ``statistics_bytes``: for Hessians at once; the others are those
+    of ``LayerPass``.
 
     Errors: BadInput where what is allowed does not hold the largest layer, its activations and the Hessian
     of one matrix.
@@ -51,4 +50,5 @@ class Budget:
             )
         rest = allowed - held - least
         self.statistics_bytes = one + int(STATISTICS * rest)
-        self.state_bytes = math.floor((1 - STATISTICS) * rest)
+        self.repeated_bytes = int(REPEATED * rest)
+        self.state_bytes = rest - int(STATISTICS * rest) - self.repeated_bytes

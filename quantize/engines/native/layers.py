@@ -114,6 +114,7 @@ def quantized_layers(
             dtype=arithmetic.dtype,
             device=run.resolved_device,
             state_bytes=budget.state_bytes,
+            repeated_bytes=0 if original else budget.repeated_bytes,
             scratch=run.scratch,
         )
         for layer in through:

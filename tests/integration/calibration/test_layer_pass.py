@@ -12,6 +12,7 @@ from family_cases import SMALL
 
 from quantize.calibration.collectors import Hessians, MeanAbsolute, Sample
 from quantize.calibration.layer_pass import LayerPass
+from quantize.calibration.products import parameter_finder, watching
 from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.errors import StepFailed
 from quantize.hf.load import load_model
@@ -283,3 +284,51 @@ def test_threads_end_with_the_pass(made: Any) -> None:
     assert len(mine) == 3  # batches
     run.close()  # type: ignore[attr-defined]
     assert not mine & set(threading.enumerate())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("budget", [1 << 40, 40_000])
+def test_products_that_are_not_computed_again_are_the_same(kind: str, budget: int, made: Any) -> None:
+    """Each group is gathered and then written into, as GPTQ does; the budget of 40 kB holds some."""
+    checkpoint, model = made(kind)
+    plain, kept = a_pass(checkpoint, model), a_pass(checkpoint, model, repeated_bytes=budget)
+    for one, other in zip(plain, kept, strict=True):
+        for group, same in zip(one.groups, other.groups, strict=True):
+            both = []
+            for layer, mine in ((one, group), (other, same)):
+                hessians = Hessians()
+                layer.gather([mine], hessians)
+                both.append(hessians.result())
+                with torch.no_grad():
+                    for name in mine.parameters:
+                        layer.parameters[name].mul_(0.9)
+            assert both[0].keys() == both[1].keys()
+            for name, found in both[0].items():
+                assert found.keys() == both[1][name].keys()
+                assert all(torch.equal(each.sums, both[1][name][m].sums) for m, each in found.items())
+    assert torch.equal(states(plain), states(kept))
+
+
+def test_products_are_computed_once(made: Any) -> None:
+    """A Llama layer multiplies with 7 matrices, once each although every group is gathered by itself."""
+    checkpoint, model = made("llama")
+
+    def counted(budget: int) -> dict[str, int]:
+        layers = iter(a_pass(checkpoint, model, repeated_bytes=budget, batch_tokens=ROWS.size))
+        layer = next(layers)
+        _ = layer.groups
+        counts: dict[str, int] = {}
+
+        def see(name: str, inputs: Any, matrix: int) -> None:
+            counts[name.split(".")[-2]] = counts.get(name.split(".")[-2], 0) + 1
+
+        with watching(parameter_finder(layer.parameters), see):
+            for group in layer.groups:
+                layer.gather([group], Hessians())
+            next(layers)
+        return counts
+
+    once = dict.fromkeys(("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"), 1)
+    again = {**once, "q_proj": 4, "k_proj": 4, "v_proj": 4, "o_proj": 3, "gate_proj": 2, "up_proj": 2}
+    assert counted(1 << 40) == once
+    assert counted(0) == again

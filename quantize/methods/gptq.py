@@ -37,10 +37,11 @@ class GptqRecipe(Recipe):
 
     ``engine`` native: columns are visited in ``order`` of their activations, or as they stand; groups are of
     neighbours either way, so that kernels stay fast. ``true_sequential``: each matrix on what the quantized
-    ones before it in its layer give. ``skip``: patterns (regular expressions) of names of matrices that stay
-    as they are. ``on_failure``: a matrix whose Hessian cannot be used fails the conversion, or is rounded to
-    nearest (``rtn``) and named. gptqmodel: ``desc_act`` visits columns in the order of their activations,
-    with groups of their own (slower to run); native needs no such groups.
+    ones before it in its layer give. ``refinements``: rounds of scales fitted to the codes and codes chosen
+    again that follow; 0 is GPTQ proper. ``skip``: patterns (regular expressions) of names of matrices that
+    stay as they are. ``on_failure``: a matrix whose Hessian cannot be used fails the conversion, or is
+    rounded to nearest (``rtn``) and named. gptqmodel: ``desc_act`` visits columns in the order of their
+    activations, with groups of their own (slower to run); native needs no such groups.
     """
 
     calibrated: ClassVar[bool] = True
@@ -53,8 +54,8 @@ class GptqRecipe(Recipe):
     }
     automatic: ClassVar[dict[str, Any]] = {"group_size": 128}
     later: ClassVar[dict[str, Any]] = {
-        "engine": "gptqmodel", "order": "activation", "true_sequential": True, "on_failure": "fail",
-        "skip": [],
+        "engine": "gptqmodel", "order": "activation", "true_sequential": True, "refinements": 2,
+        "on_failure": "fail", "skip": [],
     }  # fmt: skip
 
     method: Literal["gptq"] = "gptq"
@@ -66,6 +67,7 @@ class GptqRecipe(Recipe):
     engine: Literal["gptqmodel", "native"] = "gptqmodel"
     order: Literal["activation", "none"] = "activation"
     true_sequential: bool = True
+    refinements: int = Field(default=2, ge=0, le=8)
     on_failure: Literal["fail", "rtn"] = "fail"
     skip: Patterns = ()
 
@@ -73,9 +75,8 @@ class GptqRecipe(Recipe):
     def _fits(self) -> "GptqRecipe":
         if self.desc_act and self.order == "none":
             raise ValueError("desc_act=true and order=none contradict each other")
-        theirs = [
-            name for name in ("order", "true_sequential", "on_failure", "skip") if name in self.canonical
-        ]
+        native = ("order", "true_sequential", "refinements", "on_failure", "skip")
+        theirs = [name for name in native if name in self.canonical]
         if self.engine == "gptqmodel" and theirs:
             raise ValueError(f"{theirs[0]} needs engine=native")
         return self
@@ -120,7 +121,11 @@ class GptqWork(PackedWork[GptqRecipe]):
                 run,
                 calibration,
                 native.GptqChoices(
-                    recipe.damp_percent, recipe.order, recipe.true_sequential, recipe.on_failure
+                    recipe.damp_percent,
+                    recipe.order,
+                    recipe.true_sequential,
+                    recipe.refinements,
+                    recipe.on_failure,
                 ),
                 key=recipe.canonical,
                 title=recipe.short,

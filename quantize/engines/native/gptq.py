@@ -14,7 +14,7 @@ from quantize.errors import StepFailed
 from quantize.hf.matrices import Linear
 from quantize.kernels.columns import column_block
 from quantize.kernels.grid import grid_search
-from quantize.numerics.gptq import solve
+from quantize.numerics.gptq import REFINEMENTS, solve
 from quantize.numerics.grids import Codes, Grid
 from quantize.numerics.rtn import round_to_nearest
 
@@ -35,6 +35,7 @@ class GptqSettings:
     order: Literal["activation", "none"] = "activation"
     damping: float = 0.05
     true_sequential: bool = True
+    refinements: int = REFINEMENTS
     on_failure: Literal["fail", "rtn"] = "fail"
 
 
@@ -211,6 +212,7 @@ def _solve(
             grid,
             order=settings.order,
             damping=settings.damping,
+            refinements=settings.refinements,
             run=column_block(),
             search=grid_search(),
         )

@@ -34,6 +34,7 @@ class GptqChoices:
     damping: float
     order: Literal["activation", "none"]
     true_sequential: bool
+    refinements: int
     on_failure: Literal["fail", "rtn"]
 
 
@@ -56,6 +57,7 @@ def write_gptq(
         choices.order,
         choices.damping,
         choices.true_sequential,
+        choices.refinements,
         choices.on_failure,
     )
     assert format.decoder is not None

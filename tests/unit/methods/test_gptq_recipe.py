@@ -21,6 +21,7 @@ def test_what_says_nothing_new_is_spelled_as_before() -> None:
     [
         "gptq-int4:engine=native,order=none,true_sequential=false",
         "gptq-int4:engine=native,on_failure=rtn",
+        "gptq-int4:engine=native,refinements=0",
         "gptq-int4:engine=native,skip=down_proj",
         "gptq-int3:engine=native,skip=down_proj;layers\\.0\\.",
     ],
@@ -36,6 +37,8 @@ def test_spellings_parse_back(spelled: str) -> None:
     [
         ("gptq-int4:engine=gptqmodel,order=none", "order needs engine=native"),
         ("gptq-int4:engine=gptqmodel,skip=down_proj", "skip needs engine=native"),
+        ("gptq-int4:engine=gptqmodel,refinements=0", "refinements needs engine=native"),
+        ("gptq-int4:engine=native,refinements=9", "refinements"),
         ("gptq-int4:engine=native,desc_act=true,order=none", "contradict each other"),
         ("gptq-int4:engine=native,skip=[", "is no regular expression"),
         ("gptq-int4:engine=native,on_failure=ignore", "on_failure"),

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 INPUT_EXPONENTS = tuple(step / 10 for step in range(1, 11))
 WEIGHT_EXPONENTS = (0.0, 0.25, 0.5, 0.75, 1.0)
 #: rows of all matrices together that candidates are tried on: the error is a sum over rows that are alike
-ROWS = 256
+ROWS = 2048
 #: scales lie between the inverse of this and this, their mean logarithm over each group is 0
 MOST = 1e3
 

@@ -13,8 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from quantize.numerics.grids import Grid
-from quantize.numerics.rtn import codes_on, find_grid
+from quantize.numerics.grids import Grid, steps, stored_scale
 
 if TYPE_CHECKING:
     import torch
@@ -24,6 +23,10 @@ INPUT_EXPONENTS = tuple(step / 10 for step in range(1, 11))
 WEIGHT_EXPONENTS = (0.0, 0.25, 0.5, 0.75, 1.0)
 #: rows of all matrices together that candidates are tried on: the error is a sum over rows that are alike
 ROWS = 2048
+#: all candidates are tried on an eighth of them, and then so many of each group on the others too
+SECOND = 8
+#: weights that are rounded at once: what fits a processor's cache
+CHUNK = 1 << 16
 #: scales lie between the inverse of this and this, their mean logarithm over each group is 0
 MOST = 1e3
 
@@ -63,20 +66,24 @@ def search_scales(
     width = matrices[0].weight.shape[1]
     size = grid.columns(width)
     groups = _tied_groups(origin, width, size, matrices[0].weight.device)
-    looked = [_thinned(each, rows / sum(len(m.weight) for m in matrices)) for each in matrices]
+    share = rows / sum(len(each.weight) for each in matrices)
+    first, looked = ([_thinned(each, part) for each in matrices] for part in (share / 8, share))
     inputs = torch.stack([each.squares for each in matrices]).sum(0).sqrt().to(torch.float32)
     relative = torch.stack([_relative(each.weight, size).sum(0) for each in looked]).sum(0)
 
-    def error(scales: "torch.Tensor") -> "torch.Tensor":
+    def error(scales: "torch.Tensor", some: "Sequence[Sharing]") -> "torch.Tensor":
         total = torch.zeros(width // size, device=scales.device)
-        for each in looked:
+        for each in some:
             total += _group_errors(each.weight, each.squares, grid, scales)
         return _together(total, groups)
 
+    candidates = torch.stack(list(_candidates(inputs, relative, origin, size, groups)))
+    order = torch.stack([error(scales, first) for scales in candidates]).argsort(dim=0, stable=True)
     best = torch.ones(width, device=inputs.device)
-    plain = least = error(best)
-    for scales in _candidates(inputs, relative, origin, size, groups):
-        found = error(scales)
+    plain = least = error(best, looked)
+    for choice in order[:SECOND]:
+        scales = candidates.gather(0, choice.repeat_interleave(size)[None])[0]
+        found = error(scales, looked)
         better = found < least
         least = torch.where(better, found, least)
         best = torch.where(better.repeat_interleave(size), scales, best)
@@ -102,11 +109,24 @@ def _relative(weight: "torch.Tensor", size: int) -> "torch.Tensor":
 def _group_errors(
     weight: "torch.Tensor", squares: "torch.Tensor", grid: Grid, scales: "torch.Tensor"
 ) -> "torch.Tensor":
-    """(g,): what rounding costs in each group of columns, over all rows."""
-    scaled = weight * scales
-    codes = codes_on(scaled, grid, *find_grid(scaled, grid, points=1))
-    costs = (codes.values() - scaled).square_().sum(0).mul_(squares / scales.square())
-    return costs.unflatten(0, (-1, grid.columns(len(scales)))).sum(1).to(scales.dtype)
+    """(g,): what rounding costs in each group of columns, over all rows; scales from the extremes."""
+    import torch
+
+    size = grid.columns(len(scales))
+    sums = torch.zeros(len(scales) // size, size, device=scales.device)
+    for part in weight.split(max(1, CHUNK // len(scales))):
+        scaled = (part * scales).unflatten(1, (-1, size))
+        low, high = scaled.aminmax(dim=2, keepdim=True)
+        low, high = low.clamp_max_(0), high.clamp_min_(0)
+        if grid.symmetric:
+            step = stored_scale(torch.maximum(-low, high) * 2 / grid.top)
+            zero = torch.full_like(step, grid.middle)
+        else:
+            step = stored_scale((high - low) / grid.top)
+            zero = (-low / step).round_().clamp_(grid.lowest_zero, grid.top)
+        whole = steps(scaled, 1 / step, -zero, grid.top - zero)
+        sums += whole.mul_(step).sub_(scaled).square_().sum(0)
+    return (sums.flatten() * (squares / scales.square())).to(scales.dtype).unflatten(0, (-1, size)).sum(1)
 
 
 def _candidates(

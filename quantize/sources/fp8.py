@@ -1,30 +1,21 @@
 """A checkpoint whose weights are float8 with a scale for each block (``weight`` and ``weight_scale_inv``, as
 DeepSeek, Qwen and MiniMax publish them): the scales are applied as the tensors are read."""
 
-import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from quantize.checkpoint.checkpoint import Checkpoint
-from quantize.checkpoint.config import read_config
-from quantize.checkpoint.reader import IN_FILES, Weights
+from quantize.checkpoint.reader import IN_FILES
 from quantize.checkpoint.safetensors_header import StoredTensor, TensorInfo
-from quantize.checkpoint.tensors import write_config
-from quantize.checkpoint.weight_files import read_weights
 from quantize.dtypes import FLOATS, to_float32
-from quantize.errors import BadInput, StepFailed, Unsupported
-from quantize.files import TEMPLATES, check_links
+from quantize.errors import BadInput, Unsupported
 from quantize.numerics.fp8 import dequantize_e4m3, e8m0_values
-from quantize.staging import held_until_exit
 
 FLOAT8, SCALE = "F8_E4M3", "_scale_inv"
 #: scales of what goes into a layer, which are of use to programs that compute in float8
 OF_INPUTS = (".activation_scale", ".input_scale")
-WEIGHTS = (".safetensors", ".safetensors.index.json", ".bin", ".pt", ".pth", ".gguf")
-FOLDERS = (TEMPLATES, "1_Pooling")
 MOST_BLOCK = 1 << 16
 
 
@@ -80,71 +71,12 @@ class Float8Tensors:
         return IN_FILES.files(self._stored.values())
 
 
-def is_float8(folder: Path) -> bool:
-    """Whether config.json says so. Errors: BadInput where it cannot be read."""
-    return (folder / "config.json").is_file() and _quantization(read_config(folder)) is not None
-
-
-def open_float8(
-    folder: Path,
-    *,
-    source: str,
-    revision: str | None = None,
-    trust_remote_code: bool = False,
-    tokenizer: bool = True,
-    scratch: Path | None = None,
-) -> Checkpoint:
-    """As ``Checkpoint.open``, of a folder that ``is_float8``. Config and tokenizer lie in a folder under
-    ``scratch``, removed when the program ends.
-
-    Errors: as of ``Checkpoint.open`` and ``Float8Tensors``; BadInput where config.json's sizes of a block are
-    none; StepFailed where the disk is full.
-    """
-    check_links(folder)
-    config = read_config(folder)
-    quantization = _quantization(config) or {}
+def float8(stored: Mapping[str, StoredTensor], quantization: dict[str, Any], source: str) -> Float8Tensors:
+    """Errors: as of ``Float8Tensors``; BadInput where config.json's sizes of a block are none."""
     block = quantization.get("weight_block_size") or [1, 1]
     if not (isinstance(block, list) and len(block) == 2 and all(_is_size(each) for each in block)):
         raise BadInput(f"{source}: config.json: weight_block_size: expected two sizes up to {MOST_BLOCK}")
-    stored, files = read_weights(folder, config.pop("transformers_weights", None))
-    reader = Float8Tensors(stored, (block[0], block[1]), source)
-    small = held_until_exit("float8", scratch)
-    try:
-        for path in folder.iterdir():
-            if path.is_file() and not path.name.endswith(WEIGHTS):
-                shutil.copyfile(path, small / path.name)
-            elif path.name in FOLDERS:
-                shutil.copytree(path, small / path.name)
-        write_config(small, _without(config))
-    except OSError as error:
-        raise StepFailed(
-            f"{small}: cannot hold the config and tokenizer of {source} ({error.strerror}); "
-            "set TMPDIR to a larger disk"
-        ) from None
-    return Checkpoint.open(
-        small,
-        source=source,
-        revision=revision,
-        trust_remote_code=trust_remote_code,
-        tokenizer=tokenizer,
-        weights=Weights(reader.tensors, reader, files.left_alone, files.usual, reader.quantized),
-    )
-
-
-def _quantization(config: dict[str, Any]) -> dict[str, Any] | None:
-    for part in (config, config.get("text_config") or {}):
-        found = part.get("quantization_config")
-        if isinstance(found, dict) and found.get("quant_method") == "fp8":
-            return found
-    return None
-
-
-def _without(config: dict[str, Any]) -> dict[str, Any]:
-    """``config`` as of the checkpoint before it was quantized."""
-    kept = {key: value for key, value in config.items() if key != "quantization_config"}
-    if isinstance(kept.get("text_config"), dict):
-        kept["text_config"] = _without(kept["text_config"])
-    return kept
+    return Float8Tensors(stored, (block[0], block[1]), source)
 
 
 def _is_size(value: Any) -> bool:

@@ -4,10 +4,15 @@ hub."""
 from pathlib import Path
 
 from quantize.checkpoint.checkpoint import Checkpoint
-from quantize.sources.fp8 import is_float8, open_float8
+from quantize.sources.dequantized import Make, open_dequantized, quant_method
+from quantize.sources.fp8 import float8
 from quantize.sources.gguf_file import open_gguf
 from quantize.sources.hub import resolve_model
+from quantize.sources.mxfp4 import Mxfp4Tensors
 from quantize.staging import sweep_temporary
+
+#: what quantization_config calls a way that is undone exactly -> its tensors
+UNDONE: dict[str, Make] = {"fp8": float8, "mxfp4": Mxfp4Tensors}
 
 
 def open_checkpoint(
@@ -27,9 +32,11 @@ def open_checkpoint(
     path, revision = resolve_model(str(model), code=trust_remote_code)
     if path.is_file():
         return open_gguf(path, source=str(model), tokenizer=tokenizer, scratch=scratch)
-    if is_float8(path):
-        return open_float8(
+    make = UNDONE.get(quant_method(path) or "")
+    if make is not None:
+        return open_dequantized(
             path,
+            make,
             source=str(model),
             revision=revision,
             trust_remote_code=trust_remote_code,

@@ -13,9 +13,9 @@ from quantize.calibration.windows import Calibration
 from quantize.engines.base import Conversion, Engine
 from quantize.engines.gptqmodel import awq as gptqmodel
 from quantize.engines.gptqmodel.awq import spread_rows
-from quantize.engines.gptqmodel.installed import GPTQMODEL
 from quantize.engines.gptqmodel.layers import AWQ_OUTPUTS, WITHOUT_AWQ, check_model_type
 from quantize.engines.native import write_awq
+from quantize.engines.native.installed import NATIVE_PACKED
 from quantize.errors import StepFailed
 from quantize.formats.awq import AwqFormat
 from quantize.formats.base import Format
@@ -39,20 +39,20 @@ class AwqRecipe(Recipe):
 
     presets: ClassVar[dict[str, dict[str, Any]]] = {"awq-int4": {}}
     automatic: ClassVar[dict[str, Any]] = {"group_size": 128}
-    later: ClassVar[dict[str, Any]] = {"engine": "gptqmodel"}
+    later: ClassVar[dict[str, Any]] = {"engine": "native"}
 
     method: Literal["awq"] = "awq"
     bits: Annotated[Literal[4], BeforeValidator(whole)] = 4
     group_size: Annotated[Literal["auto", -1, 32, 64, 128], BeforeValidator(whole)] = "auto"
     zero_point: bool = True
     search_tokens: int = Field(default=8192, ge=128)
-    engine: Literal["gptqmodel", "native"] = "gptqmodel"
+    engine: Literal["native", "gptqmodel"] = "native"
 
 
 class Awq(PackedMethod[AwqRecipe]):
     recipe_class: ClassVar[type[Recipe]] = AwqRecipe
     format: ClassVar[type[Format]] = AwqFormat
-    engine: ClassVar[Engine] = GPTQMODEL
+    engine: ClassVar[Engine] = NATIVE_PACKED
     costs: ClassVar[Costs] = Costs(
         start_s=25,
         seconds=20.0,
@@ -60,8 +60,6 @@ class Awq(PackedMethod[AwqRecipe]):
         bench_bytes=700 << 20,
         eval_bytes=760 << 20,
         copies=1.8,
-        saves_twice=True,
-        reads_files=True,
     )
     summary: ClassVar[str] = "AWQ weights of 4 bits in groups, calibrated; for transformers, vLLM and SGLang"
 

@@ -12,9 +12,9 @@ from pydantic import BeforeValidator, Field, model_validator
 from quantize.calibration.windows import Calibration
 from quantize.engines.base import Conversion, Engine
 from quantize.engines.gptqmodel.gptq import write_gptq
-from quantize.engines.gptqmodel.installed import GPTQMODEL
 from quantize.engines.gptqmodel.layers import check_model_type
 from quantize.engines.native import write as native
+from quantize.engines.native.installed import NATIVE_PACKED
 from quantize.errors import StepFailed
 from quantize.formats.base import Format
 from quantize.formats.gptq import GptqFormat
@@ -54,7 +54,7 @@ class GptqRecipe(Recipe):
     }
     automatic: ClassVar[dict[str, Any]] = {"group_size": 128}
     later: ClassVar[dict[str, Any]] = {
-        "engine": "gptqmodel", "order": "activation", "true_sequential": True, "refinements": 2,
+        "engine": "native", "order": "activation", "true_sequential": True, "refinements": 2,
         "on_failure": "fail", "skip": [],
     }  # fmt: skip
 
@@ -64,7 +64,7 @@ class GptqRecipe(Recipe):
     desc_act: bool = False
     sym: bool = True
     damp_percent: float = Field(default=0.05, gt=0, lt=1)
-    engine: Literal["gptqmodel", "native"] = "gptqmodel"
+    engine: Literal["native", "gptqmodel"] = "native"
     order: Literal["activation", "none"] = "activation"
     true_sequential: bool = True
     refinements: int = Field(default=2, ge=0, le=8)
@@ -85,7 +85,7 @@ class GptqRecipe(Recipe):
 class Gptq(PackedMethod[GptqRecipe]):
     recipe_class: ClassVar[type[Recipe]] = GptqRecipe
     format: ClassVar[type[Format]] = GptqFormat
-    engine: ClassVar[Engine] = GPTQMODEL
+    engine: ClassVar[Engine] = NATIVE_PACKED
     costs: ClassVar[Costs] = Costs(
         start_s=25,
         seconds=2.0,
@@ -93,8 +93,6 @@ class Gptq(PackedMethod[GptqRecipe]):
         bench_bytes=700 << 20,
         eval_bytes=760 << 20,
         copies=1.6,
-        saves_twice=True,
-        reads_files=True,
     )
     summary: ClassVar[str] = (
         "GPTQ weights of 2, 3, 4 or 8 bits in groups, calibrated; for transformers, vLLM and SGLang"

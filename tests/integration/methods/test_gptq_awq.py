@@ -22,7 +22,7 @@ from quantize.engines.base import Conversion
 from quantize.engines.gptqmodel.layers import MODEL_TYPES
 from quantize.errors import BadInput, StepFailed, Unsupported
 from quantize.methods.registry import parse_recipe, plan
-from quantize.recipe import RunOptions
+from quantize.recipe import Recipe, RunOptions
 from quantize.sources.opening import open_checkpoint
 from quantize.verification.weights import check_weights
 
@@ -45,6 +45,10 @@ RECIPES = [
 ]
 
 
+def by_gptqmodel(spelled: str) -> Recipe:
+    return parse_recipe(f"{spelled}{',' if ':' in spelled else ':'}engine=gptqmodel")
+
+
 def calibration(rows: int = 8, length: int = 64, seed: int = 0, vocabulary: int = 4096) -> Calibration:
     ids = np.random.default_rng(seed).integers(1, vocabulary, (rows, length))
     record = CalibrationRecord(
@@ -59,7 +63,7 @@ def small(make_checkpoint: Callable[..., Path]) -> Checkpoint:
 
 
 def make(checkpoint: Checkpoint, spelled: str, folder: Path, text: Calibration | None = None) -> Conversion:
-    recipe = parse_recipe(spelled)
+    recipe = by_gptqmodel(spelled)
     work = plan(checkpoint, recipe)
     folder.mkdir()
     return work.write(folder, RUN, text or calibration())
@@ -71,7 +75,7 @@ def made(
 ) -> SimpleNamespace:
     folder = tmp_path_factory.mktemp("made") / "artifact"
     conversion = make(small, request.param, folder)
-    recipe = parse_recipe(request.param)
+    recipe = by_gptqmodel(request.param)
     work = plan(small, recipe)
     return SimpleNamespace(folder=folder, conversion=conversion, recipe=recipe, work=work, source=small)
 
@@ -348,7 +352,7 @@ def test_shards(small: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     index = json.loads((tmp_path / "a" / "model.safetensors.index.json").read_text())
     assert index["metadata"]["total_size"] == conversion.weight_bytes
     assert len(set(index["weight_map"].values())) > 1
-    work = plan(small, parse_recipe("gptq-int4"))
+    work = plan(small, by_gptqmodel("gptq-int4"))
     assert set(work.quantized(tmp_path / "a")) == work.expected
     load(tmp_path / "a")
 
@@ -409,7 +413,7 @@ def test_lost_levels_are_noted(small: Checkpoint, tmp_path: Path) -> None:
     from quantize.numerics.packing import gptq_zeros
 
     stored = stored_tensors(tmp_path / "a")
-    assert noted <= plan(small, parse_recipe("gptq-int2:group_size=16,sym=false")).expected
+    assert noted <= plan(small, by_gptqmodel("gptq-int2:group_size=16,sym=false")).expected
     for base in (name.removesuffix(".qzeros") for name in stored.tensors if name.endswith(".qzeros")):
         assert gptq_zeros(stored.read(f"{base}.qzeros"), 2).max() <= 3
 
@@ -442,7 +446,7 @@ def test_refused_from_headers(small: Checkpoint, spelled: str, config: dict[str,
             if "mlp" in name:
                 tensors[name] = replace(info, shape=tuple(size if n == 256 else n for n in info.shape))
     changed = replace(small, tensors=tensors, config={**small.config, **config})
-    recipe = parse_recipe(spelled)
+    recipe = by_gptqmodel(spelled)
     with pytest.raises(Unsupported, match=message):
         plan(changed, recipe)
 
@@ -552,8 +556,8 @@ def test_every_family(kind: str, preset: str, small: Checkpoint, tmp_path: Path)
     ).save_pretrained(source)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(small.folder / name, source / name)
-    checkpoint, recipe = open_checkpoint(source), parse_recipe(f"{preset}:group_size=64")
-    make(checkpoint, recipe.short, tmp_path / "made")
+    checkpoint, recipe = open_checkpoint(source), by_gptqmodel(f"{preset}:group_size=64")
+    make(checkpoint, f"{preset}:group_size=64", tmp_path / "made")
     work = plan(checkpoint, recipe)
     assert set(work.quantized(tmp_path / "made")) == work.expected
     read = dict(work.read(tmp_path / "made"))

@@ -1,4 +1,4 @@
-"""AWQ: weights scaled by what their inputs look like, then rounded to 4 bits in groups.
+"""AWQ: weights scaled by what their inputs look like, then rounded to 4 bits in groups (docs/methods/awq.md).
 
 Output: a checkpoint in the AutoAWQ GEMM format, which transformers, vLLM, SGLang and GPTQModel load.
 Source of the method: Lin et al., 2023, https://arxiv.org/abs/2306.00978.
@@ -29,10 +29,9 @@ class AwqRecipe(Recipe):
     ``search_tokens``: at most this many of the calibration tokens, in whole windows, are used to search
     scales and clipping.
 
-    The search runs each layer 21 times over them, so they decide how long it takes. The default is 16 windows
-    of 512: the AWQ paper (section 5.3) found its scales, which follow channel means, to need no more than 16
-    sequences. The search of ``engine`` native sees means over the tokens only: more of them cost one pass
-    through the model each.
+    The default is 16 windows of 512: the AWQ paper (section 5.3) found that its scales, which follow channel
+    means, need no more than 16 sequences. They go through the model once; with ``engine`` gptqmodel, 21 times
+    through each layer.
     """
 
     calibrated: ClassVar[bool] = True
@@ -54,12 +53,7 @@ class Awq(PackedMethod[AwqRecipe]):
     format: ClassVar[type[Format]] = AwqFormat
     engine: ClassVar[Engine] = NATIVE_PACKED
     costs: ClassVar[Costs] = Costs(
-        start_s=25,
-        seconds=20.0,
-        base_bytes=1050 << 20,
-        bench_bytes=700 << 20,
-        eval_bytes=760 << 20,
-        copies=1.8,
+        start_s=25, seconds=1.0, base_bytes=800 << 20, bench_bytes=700 << 20, eval_bytes=760 << 20, copies=1.0
     )
     summary: ClassVar[str] = "AWQ weights of 4 bits in groups, calibrated; for transformers, vLLM and SGLang"
 

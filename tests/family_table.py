@@ -47,7 +47,18 @@ Qwen2-MoE with a tied head get `output.weight`, without which llama.cpp does not
 sliding pattern where it is not one global layer in six; DeepSeek-V2 without low-rank queries says so where
 its layer count does not; ERNIE 4.5 mixtures have the width of their shared expert (the converter derives it
 from the number of key heads); OLMoE has its config's epsilon. Layers that predict further tokens are left
-out, with a note.
+out, with a note. Bamba's queries and keys change places within the rotated part of each head (the converter
+takes whole heads); Granite 4 without experts has the width of its one MLP; Gemma 3n and 4 without a cap on
+their logits get one that changes nothing, since llama.cpp has a cap of its own.
+
+Of a checkpoint that also sees or hears, the text model is converted; towers and projectors are left out, with
+a note. Read back, such a file is the model of text alone (Qwen 3 for Qwen3-VL, Qwen 2 for Qwen2.5-VL). Falcon
+H1's multipliers are in the weights, there is no other place, and come back as ones. Known of llama.cpp, and
+said in a note where it matters: its qwen2vl divides by the root mean square without `rms_norm_eps` (the case
+here has one of 1e-8); its gpt-oss rounds the ends of YaRN's ramp, which the published models do not; its
+deepseek2 has one epsilon for all norms, GLM-4.7-Flash two. Gemma 3n cuts off what lies below a number of
+deviations, over n in transformers and over n - 1 in llama.cpp: 3e-5 apart at the published width. Experts in
+MXFP4 (gpt-oss) and weights in float8 are read with their scales applied, exactly.
 """
 
 

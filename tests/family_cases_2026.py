@@ -98,6 +98,12 @@ MORE: tuple[Case, ...] = (
         "num_shared_experts": 2, "moe_intermediate_size": 32,
         "layer_types": ["linear_attention", "linear_attention", "full_attention", "linear_attention"],
     }, 2 * TIGHT, rewrite=published_kimi, architecture="KimiLinearForCausalLM"),
+    Case("Apertus", "apertus", {
+        "rope_parameters": {
+            "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 8192, "rope_theta": 500000.0,
+        },
+    }),
     Case("OLMo", "olmo", {"clip_qkv": 0.5}),
     Case("OLMo 3", "olmo3", {
         "num_hidden_layers": 4, "sliding_window": 16, "layer_types": SLIDING, "rope_parameters": FULL_YARN,

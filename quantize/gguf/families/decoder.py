@@ -95,8 +95,12 @@ class Family:
     leaves: Callable[[Hyperparameters], Mapping[str, str]] = lambda h: {}
     #: tensors that come from the config alone
     constants: Callable[[Hyperparameters], Mapping[str, np.ndarray]] = lambda h: {}
+    #: ends of the names of tensors that ``kvs`` reads: a file holds them as key-values
+    keyed: tuple[str, ...] = ()
 
 
+#: starts of keys that carry no name of an architecture
+OWN_KEYS = ("xielu.",)
 HEAD = Rule("output", "lm_head", suffixes=(), optional=(".weight",))
 ENDS = (
     Rule("token_embd", "model.embed_tokens"),
@@ -244,6 +248,7 @@ def make_plan(family: Family, checkpoint: Checkpoint) -> FamilyPlan:
                 apply(rule, layer)
     left_over = [name for name in checkpoint.tensors if name not in used and not name.endswith(BUFFERS)]
     left_out = set(left_over)
+    left_over = [name for name in left_over if not name.endswith(family.keyed)]
     if family.multimodal:
         notes += others_note(name for name in left_over if is_other(name))
         left_over = [name for name in left_over if not is_other(name)]
@@ -265,7 +270,10 @@ def make_plan(family: Family, checkpoint: Checkpoint) -> FamilyPlan:
     found.sort(key=lambda pair: pair[0])  # stable: tensors from one source stay in the order of the rules
     pooling, unpooled = pooling_kvs(checkpoint)
     notes += unpooled
-    kvs = {f"{family.architecture}.{key}": value for key, value in {**family.kvs(h), **pooling}.items()}
+    kvs = {
+        key if key.startswith(OWN_KEYS) else f"{family.architecture}.{key}": value
+        for key, value in {**family.kvs(h), **pooling}.items()
+    }
     tensors = [mapped for _, mapped in found]
     return FamilyPlan(family.architecture, kvs, tensors, notes, frozenset(left_out))
 

@@ -20,6 +20,7 @@ from quantize.gguf.families.decoder import make_plan
 #: HF architecture class -> module of this package that knows it
 KNOWN: dict[str, str] = {
     "AfmoeForCausalLM": "afmoe",
+    "ApertusForCausalLM": "apertus",
     "ArceeForCausalLM": "arcee",
     "BaichuanForCausalLM": "baichuan",
     "BaiChuanForCausalLM": "baichuan",

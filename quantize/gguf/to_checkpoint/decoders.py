@@ -202,6 +202,11 @@ def _deepseek32(m: Metadata, config: Config) -> Config:
     return named("DeepseekV32ForCausalLM", "deepseek_v32", config, **more)
 
 
+def _apertus(m: Metadata, config: Config) -> Config:
+    more = {"hidden_act": "xielu", "attention_bias": m.has("blk.0.attn_q.bias")}
+    return named("ApertusForCausalLM", "apertus", config, **more)
+
+
 DECODERS: dict[str, Callable[[Metadata, Config], Config]] = {
     "olmo": _olmo,
     "olmo2": _olmo2,
@@ -210,6 +215,7 @@ DECODERS: dict[str, Callable[[Metadata, Config], Config]] = {
     "seed_oss": _seed_oss,
     "hunyuan-dense": _hunyuan,
     "arcee": _arcee,
+    "apertus": _apertus,
     "starcoder": _starcoder,
     "minicpm3": _minicpm3,
     "deepseek2": _deepseek2,

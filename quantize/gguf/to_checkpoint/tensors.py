@@ -25,6 +25,7 @@ from quantize.gguf.families.config import Hyperparameters
 from quantize.gguf.families.decoder import Family, OneOf, Rule, make_plan, source_names, target_name
 from quantize.gguf.families.operations import COPY
 from quantize.gguf.families.plan import KNOWN
+from quantize.gguf.to_checkpoint.keyed import Keyed, keyed_tensors
 from quantize.kernels.block_types import UNQUANTIZED
 from quantize.terminal import printable
 
@@ -44,9 +45,15 @@ class GgufTensors:
         for m in mapped:
             for index, source in enumerate(m.sources):
                 self._owners.setdefault(source, []).append((m, index))
+        self._keyed = keyed_tensors(file, config)
         self.tensors = as_written(
-            Entry(source, _common_dtype(file, [m for m, _ in owners]), shapes[source])
-            for source, owners in self._owners.items()
+            [
+                *(
+                    Entry(source, _common_dtype(file, [m for m, _ in owners]), shapes[source])
+                    for source, owners in self._owners.items()
+                ),
+                *(Entry(name, "F32", values.shape) for name, values in self._keyed.items()),
+            ]
         )
         self._pieces: OrderedDict[str, list[np.ndarray]] = OrderedDict()
         self._lock = Lock()
@@ -59,6 +66,8 @@ class GgufTensors:
         return ", ".join(f"{count} of {kind}" for kind, count in kinds.most_common())
 
     def read(self, info: TensorInfo) -> np.ndarray:
+        if info.name in self._keyed:
+            return self._keyed[info.name]
         owners = self._owners[info.name]
         if len(owners) > 1:
             return _joined(self._file, info, owners)
@@ -109,8 +118,10 @@ def plan_back(file: GgufFile, config: dict[str, Any]) -> tuple[list[Mapped], dic
     the config.
     """
     architecture = config["architectures"][0]
-    headers: dict[str, TensorInfo] = {}
-    checkpoint = Checkpoint(file.path.parent, str(file.path), None, config, headers)
+    keyed = keyed_tensors(file, config)
+    headers = {name: TensorInfo(name, values.shape, "F32") for name, values in keyed.items()}
+    reader = Keyed(keyed)
+    checkpoint = Checkpoint(file.path.parent, str(file.path), None, config, headers, reader=reader)
     family: Family = import_module(f"quantize.gguf.families.{KNOWN[architecture]}").family(checkpoint)
     h = Hyperparameters(config, family.defaults, str(file.path))
     tied = family.head == "required" and config["tie_word_embeddings"]

@@ -205,7 +205,7 @@ def test_every_known_architecture_has_a_family() -> None:
     for architecture, module in KNOWN.items():
         assert (
             import_module(f"quantize.gguf.families.{module}")
-            .family(SimpleNamespace(architecture=architecture))
+            .family(SimpleNamespace(architecture=architecture, config={}))
             .layer
         )
 

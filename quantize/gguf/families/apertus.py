@@ -21,8 +21,10 @@ def kvs(checkpoint: Checkpoint, h: Hyperparameters) -> KVs:
         for layer in range(h.layers):
             name = ACTIVATION.replace("{i}", str(layer)) + parameter
             name = name if name in checkpoint.tensors else name.removeprefix(FAMILY.prefix)
-            absent = default is not None and name not in checkpoint.tensors
-            found.append(default if absent else float(checkpoint.read_float32(name).reshape(-1)[0]))
+            if default is not None and name not in checkpoint.tensors:
+                found.append(default)
+            else:
+                found.append(float(checkpoint.read_float32(name).reshape(-1)[0]))
         return found
 
     return common_kvs(h) | {

@@ -33,6 +33,7 @@ from quantize.kernels.ggml import bf16_to_f16, round_through, widen
 ALIGNMENT = 32
 VERSION = 3
 CHUNK_WEIGHTS = 1 << 18
+WHOLE_ROWS = 16  # compiled kernels take as many at once where there are importances
 IN_FLIGHT_BYTES = 1 << 26
 
 #: metadata: key -> (value, type); arrays as lists
@@ -301,6 +302,7 @@ def _chunks(tensor: Planned) -> Iterable[tuple[int, int]]:
     matrix = tensor.shape[-2] if len(tensor.shape) > 1 else 1
     rows = int(np.prod(tensor.shape[:-1], dtype=np.int64))
     step = max(1, CHUNK_WEIGHTS // max(1, columns))
+    step -= step % WHOLE_ROWS if step > WHOLE_ROWS else 0
     if tensor.importance is None:
         matrix = max(1, rows)
     for start in range(0, rows, matrix):

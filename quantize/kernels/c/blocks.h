@@ -1,9 +1,10 @@
 /* The block quantizers for one width of vectors; included by avx512.c, avx2.c and portable.c. */
 
 #include "quantwright.h"
+#include "affine.h"
 #include "codebook.h"
+#include "signed.h"
 #include "smallblocks.h"
-#include "superblocks.h"
 
 int64_t KERNEL(int kind, const float *x, int64_t rows, int64_t columns, const float *importance, uint8_t *out)
 {

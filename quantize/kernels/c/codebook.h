@@ -11,8 +11,8 @@
 
 static const float CODEBOOK[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
 
-/* Halfway points. ggml compares x - a with b - x, which is x < (a + b) / 2: near such a point both differences
- * are exact. A point itself and NaN belong to the number above. */
+/* Halfway points. ggml compares x - a with b - x, which is x < (a + b) / 2: near such a point both
+ * differences are exact. A point itself and NaN belong to the number above. */
 static const float HALFWAY[15] = {-115.5f, -93.5f, -74, -57, -42, -28.5f, -16, -4.5f,
                                   7, 19, 31.5f, 45.5f, 61, 79, 101};
 
@@ -25,7 +25,7 @@ INLINE uint8_t closest(float x)
 
 #if LANES >= 8
 
-/* Halving 15 points four times: the k-th comparison decides bit k, and looks its point up by the bits before. */
+/* Halving 15 points four times: the k-th comparison decides bit k, and looks its point up by those before. */
 typedef struct {
     vf second, third, fourth, low, high;
 } Tree;
@@ -110,11 +110,13 @@ INLINE vf codebook_search(const Tree *tree, const vf *x, const vf *w)
 
 INLINE void pack_numbers(float inverse, const float *x, uint8_t *out)
 {
-    for (int i = 0; i < 16; i++) out[i] = (uint8_t)(closest(inverse * x[i]) | closest(inverse * x[i + 16]) << 4);
+    for (int i = 0; i < 16; i++)
+        out[i] = (uint8_t)(closest(inverse * x[i]) | closest(inverse * x[i + 16]) << 4);
 }
 
 /* IQ4_NL: half d, 16 bytes of codes. */
-INLINE int64_t codebook_32(const float *x, int64_t blocks, int64_t per_row, const float *importance, uint8_t *out)
+INLINE int64_t codebook_32(const float *x, int64_t blocks, int64_t per_row, const float *importance,
+                           uint8_t *out)
 {
     int64_t infinite = 0;
     Tree tree = plant();
@@ -148,7 +150,8 @@ INLINE int64_t codebook_32(const float *x, int64_t blocks, int64_t per_row, cons
 }
 
 /* IQ4_XS: half d, 2 bytes with the upper two bits of 8 scales, 4 with their lower four, 128 of codes. */
-INLINE int64_t codebook_256(const float *x, int64_t blocks, int64_t per_row, const float *importance, uint8_t *out)
+INLINE int64_t codebook_256(const float *x, int64_t blocks, int64_t per_row, const float *importance,
+                            uint8_t *out)
 {
     int64_t infinite = 0;
     Tree tree = plant();

@@ -57,6 +57,10 @@ INLINE vf root(vf a)
 
 INLINE vi smaller_int(vi a, vi b) { return choose_int(a < b, a, b); }
 INLINE vi larger_int(vi a, vi b) { return choose_int(a > b, a, b); }
+INLINE vi clamp_lanes(vi a, int32_t low, int32_t high)
+{
+    return larger_int(smaller_int(a, vi_of(high)), vi_of(low));
+}
 
 INLINE vf magnitude(vf a) { return (vf)((vi)a & 0x7fffffff); }
 INLINE vf float_of(vi a) { return __builtin_convertvector(a, vf); }
@@ -147,13 +151,5 @@ INLINE float float_of_half(uint16_t half)
 }
 
 INLINE int half_is_finite(uint16_t half) { return (half & 0x7c00) != 0x7c00; }
-
-/* out[i] lane s = from[s][i] for i < count */
-INLINE void across(int count, const float *const from[LANES], vf *out)
-{
-    float *flat = (float *)out;
-    for (int lane = 0; lane < LANES; lane++)
-        for (int i = 0; i < count; i++) flat[i * LANES + lane] = from[lane][i];
-}
 
 #endif

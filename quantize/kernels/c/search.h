@@ -1,9 +1,8 @@
 /* The searches for scales that ggml's quantizers make, LANES blocks at once; each lane is ggml's sequence.
  *
- * Source: make_qkx2_quants, make_qkx3_quants, make_qx_quants, make_qp_quants and make_q3_quants of llama.cpp's
- * ggml-quants.c; numerics/kquants.py says what each minimises. The integers that ggml keeps are not kept: the
- * scale that made the best ones is, and they are made again where they are wanted (numbers of the wanted
- * blocks are few). */
+ * Source: make_qkx2_quants, make_qkx3_quants, make_qx_quants, make_qp_quants and make_q3_quants of
+ * llama.cpp's ggml-quants.c; numerics/scale_search.py says what each minimises. Codes are not kept where they
+ * can be made again: what made the best ones is, and few blocks want theirs. */
 
 #ifndef QUANTWRIGHT_SEARCH_H
 #define QUANTWRIGHT_SEARCH_H
@@ -11,7 +10,7 @@
 #include "lanes.h"
 
 #define GROUP_MAX_EPS 1e-15f
-#define AT_ONCE 4 /* candidates that are tried side by side: their sums do not wait for one another */
+#define AT_ONCE 3 /* of 18 trial scales, side by side: their sums do not wait for one another */
 
 /* x ~ scale * code + minimum, code in 0..largest */
 typedef struct {
@@ -58,7 +57,8 @@ INLINE void affine_search(int together, int n, int largest, const vf *x, const v
         for (int i = 0; i < n; i++) {
 #pragma GCC unroll 2
             for (int k = 0; k < together; k++) {
-                vf here = x[k * n + i], code = code_between(inverse[k] * (here - lowest[k]), 0, (float)largest);
+                vf here = x[k * n + i], place = inverse[k] * (here - lowest[k]);
+                vf code = code_between(place, 0, (float)largest);
                 vf weighted = w[k * n + i] * code;
                 codes[i * together + k] = code;
                 sum_l[k] += weighted;
@@ -156,20 +156,20 @@ typedef struct {
     vi empty;          /* nothing but zeros: ggml's stored codes are 0 then, not `largest` */
 } Signed;
 
-INLINE void signed_candidates(int count, int n, int known, float largest, const vf *x, const vf *w, const vf *wx,
+INLINE void signed_candidates(int n, int known, float largest, const vf *x, const vf *w, const vf *wx,
                               const vf *inverse, vf *best, Signed *found)
 {
     vf sum_xl[AT_ONCE], sum_l2[AT_ONCE];
-    for (int k = 0; k < count; k++) sum_xl[k] = sum_l2[k] = vf_of(0);
+    for (int k = 0; k < AT_ONCE; k++) sum_xl[k] = sum_l2[k] = vf_of(0);
     for (int i = 0; i < n; i++) {
-#pragma GCC unroll 4
-        for (int k = 0; k < count; k++) {
+#pragma GCC unroll 3
+        for (int k = 0; k < AT_ONCE; k++) {
             vf code = signed_code(known, inverse[k] * x[i], largest);
             sum_xl[k] += wx[i] * code;
             sum_l2[k] += w[i] * code * code;
         }
     }
-    for (int k = 0; k < count; k++) {
+    for (int k = 0; k < AT_ONCE; k++) {
         vi better = (sum_l2[k] > 0) & (sum_xl[k] * sum_xl[k] > *best * sum_l2[k]);
         vf scale = sum_xl[k] / sum_l2[k];
         found->scale = choose(better, scale, found->scale);
@@ -197,26 +197,20 @@ INLINE Signed signed_search(int n, int largest, int finite, const vf *x, const v
     }
     found.scale = choose(sum_l2 == 0, vf_of(0), sum_xl / sum_l2);
     vf best = found.scale * sum_xl;
-    for (int is = 0; is < 18;) {
+    for (int is = 0; is < 18; is += AT_ONCE) {
         vf inverse[AT_ONCE];
-        int count = 18 - is < AT_ONCE ? 18 - is : AT_ONCE;
-        for (int k = 0; k < count; k++) {
+        for (int k = 0; k < AT_ONCE; k++) {
             int off = is + k < 9 ? is + k - 9 : is + k - 8; /* -9..9 without 0 */
             inverse[k] = -((float)largest + 0.1f * (float)off) / extreme;
         }
-        if (count == AT_ONCE)
-            signed_candidates(AT_ONCE, n, finite, (float)largest, x, w, wx, inverse, &best, &found);
-        else
-            for (int k = 0; k < count; k++)
-                signed_candidates(1, n, finite, (float)largest, x, w, wx, inverse + k, &best, &found);
-        is += count;
+        signed_candidates(n, finite, (float)largest, x, w, wx, inverse, &best, &found);
     }
     found.scale = choose(found.empty, vf_of(0), found.scale);
     return found;
 }
 
-/* As signed_search with weights x^2, from its first codes on, one code at a time; `codes` are what it ends with.
- * `together` blocks a lane, of 16 weights each. */
+/* As signed_search with weights x^2, from its first codes on, one code at a time; `codes` are what it ends
+ * with. `together` blocks a lane, of 16 weights each. */
 INLINE void climbing_search(int together, int largest, const vf *x, vf *codes, Signed *found)
 {
     vf sum_xl[4], sum_l2[4], low = vf_of((float)-largest), cube[4 * 16];

@@ -7,6 +7,7 @@
 #ifndef QUANTWRIGHT_SMALLBLOCKS_H
 #define QUANTWRIGHT_SMALLBLOCKS_H
 
+#include "across.h"
 #include "search.h"
 
 /* Codes of 4 or 5 bits: [4 bytes of fifth bits,] 16 bytes, the first half of the block in the low bits. */
@@ -204,8 +205,10 @@ INLINE int64_t weighted_32(int bits, int offset, const float *x, int64_t rows, i
                 } else if (empty[lane]) {
                     memset(codes, 0, sizeof codes);
                 } else {
-                    for (int i = 0; i < 32; i++)
-                        codes[i] = (uint8_t)(clamp(nearest(up * from[lane][i]), -largest, largest - 1) + largest);
+                    for (int i = 0; i < 32; i++) {
+                        int32_t code = nearest(up * from[lane][i]);
+                        codes[i] = (uint8_t)(clamp(code, -largest, largest - 1) + largest);
+                    }
                 }
                 pack_32(bits, codes, block + 2 + 2 * offset);
             }

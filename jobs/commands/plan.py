@@ -82,6 +82,9 @@ def _print_plan(plan: Plan, cost: PlanCost) -> None:
         time = f"{spell_time(its.time.low_s)} to {spell_time(its.time.high_s)}"
         table.add_row(step.title, size, spell_size(its.memory_bytes), time, its.time.source)
     console().print(table)
+    for step in plan.conversions:
+        if step.chosen:
+            say(f"{step.title}: {step.chosen}")
     for row in plan.rows:
         say(f"{row.status}: {row.reason}")
     say(
@@ -96,6 +99,7 @@ def _plan_document(plan: Plan, cost: PlanCost) -> dict[str, Any]:
     return {
         "steps": [asdict(cost.steps[step.id]) for step in plan.steps],
         "rows": [asdict(row) for row in plan.rows],
+        "chosen": {step.id: step.chosen for step in plan.conversions if step.chosen},
         "disk_bytes": cost.disk_bytes,
         "free_bytes": cost.free_bytes,
         "memory_bytes": cost.memory_bytes,

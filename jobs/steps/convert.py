@@ -30,13 +30,14 @@ ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 @dataclass(frozen=True, eq=False, kw_only=True)
 class ConvertStep(ModelStep):
     """``calibration``: the text that it is told to calibrate with, where its recipe does; ``output_bytes``:
-    of the artifact's files, where that is known before."""
+    of the artifact's files, where that is known before; ``chosen``: what the recipe leaves open."""
 
     kind: ClassVar[str] = "convert"
 
     recipe: Recipe
     calibration: str = ""
     output_bytes: int | None = None
+    chosen: str = ""
 
     def command(self, run: Path, stage: Path) -> list[str]:
         return [*self.arguments, *(["--force"] if (run / self.output).exists() else [])]
@@ -126,6 +127,7 @@ def convert_step(job: Job, model: OpenModel, work: Work[Any], texts: Texts) -> C
         model=model,
         recipe=recipe,
         output_bytes=work.output_bytes,
+        chosen=work.chosen,
         calibration=calibration.source if recipe.calibrated else "",
         inputs=inputs,
         files=files,

@@ -82,6 +82,11 @@ class Work(ABC, Generic[R]):
         """Bytes of the artifact's files, the manifest left out; None where that is not known before."""
         return self.format.output_bytes(self.checkpoint, self.expected)
 
+    @property
+    def chosen(self) -> str:
+        """What the recipe leaves open and the checkpoint decides, for a plan; empty where that is nothing."""
+        return ""
+
     @abstractmethod
     def write(self, stage: Path, run: RunOptions, calibration: Calibration | None) -> Conversion:
         """Write the artifact's files into ``stage`` and nowhere else."""

@@ -103,6 +103,16 @@ class PackedWork(Work[R]):
         super().__init__(held, recipe, planned.format, planned.expected)
         self.planned = planned
 
+    @property
+    def chosen(self) -> str:
+        """The groups of ``auto``."""
+        if getattr(self.recipe, "group_size", None) != AUTO:
+            return ""
+        size = self.planned.format.group_size
+        why = next((note.why for note in self.planned.notes if note.tensor == "*"), "")
+        words = f"groups of {size} inputs" if size > 0 else "one scale for each output"
+        return words + (f", as {why}" if why else "")
+
     @abstractmethod
     def make(self, stage: Path, run: RunOptions, calibration: Calibration | None) -> Conversion:
         """Write weights and configs into ``stage``."""

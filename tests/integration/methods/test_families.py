@@ -16,7 +16,7 @@ from packed_families import WITHOUT, Outcome, page, verified
 pytest.importorskip("gptqmodel")
 pytestmark = pytest.mark.filterwarnings("ignore")  # transformers' remarks on odd little configs
 
-RECIPES = {"GPTQ": "gptq-int4:engine=native"}
+RECIPES = {"GPTQ": "gptq-int4", "AWQ": "awq-int4"}
 FORMATS = ("rtn-int4", "rtn-int4:format=awq", "rtn-int8")
 EVERY = [name for name in CASES if name not in WITHOUT]
 
@@ -41,9 +41,9 @@ def seen() -> Iterator[dict[tuple[str, str], Outcome]]:
 @pytest.mark.parametrize(
     ("model_type", "spelled"),
     [
-        ("gpt2", "gptq-int4:engine=native"),
-        ("phi3", "rtn-int4:format=awq"),
-        ("gpt_oss", "gptq-int3:engine=native,sym=false"),
+        ("gpt2", "gptq-int4"),
+        ("phi3", "awq-int4"),
+        ("gpt_oss", "gptq-int3:sym=false"),
         ("qwen3_5_text", "rtn-int4"),
         ("mixtral", "rtn-int8"),
         ("falcon", "rtn-int4:format=awq"),

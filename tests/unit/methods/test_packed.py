@@ -22,6 +22,8 @@ def test_automatic_groups_divide_all_inputs(inputs: int, size: int, tmp_path: Pa
     said = [note.what for note in work.planned.notes if note.tensor == "*"]  # type: ignore[attr-defined]
     expected = {128: [], -1: ["one scale for each output"]}.get(size, [f"groups of {size} inputs"])
     assert said == expected
+    assert work.chosen.startswith(expected[0] if expected else "groups of 128 inputs")
+    assert plan(checkpoint, parse_recipe("rtn-int4:group_size=-1")).chosen == ""
     if size != 128:
         with pytest.raises(Unsupported, match=f"{inputs} inputs, which groups of 128 do not divide"):
             plan(checkpoint, parse_recipe("rtn-int4:group_size=128"))

@@ -85,22 +85,37 @@ class Row:
             self._given.extend(given[1:] if not last and given[:1] == (token,) else given)
 
 
+def why_not_sampled(checkpoint: Checkpoint, run: RunOptions) -> str:
+    """Why the model cannot be sampled: no token begins a text, or its weights need more memory than may be
+    used. Empty where it can be."""
+    import psutil
+
+    tokenizer = SourceTokenizer.open(checkpoint.folder)
+    if of_source(tokenizer, [checkpoint.folder]).prefix is None:
+        return "its tokenizer names no token that begins a text"
+    dtype = _dtype(checkpoint, run)
+    needed = checkpoint.parameters * (4 if dtype == "float32" else 2)
+    free = psutil.virtual_memory().available if run.resolved_device == "cpu" else 1 << 62
+    allowed = min(free, run.memory_bytes or 1 << 62)
+    if needed > allowed:
+        return f"its weights take {spell_size(needed)} of memory, of which {spell_size(allowed)} may be used"
+    return ""
+
+
 def own_samples(
     checkpoint: Checkpoint, rows: int, length: int, seed: int, run: RunOptions
 ) -> tuple[np.ndarray, list[str]]:
     """(ids (rows, length) int64, what was assumed). The same for the same checkpoint, seed, device, threads
     and libraries.
 
-    Errors: BadInput where no token begins a text; Unsupported where transformers does not have the
-    architecture; StepFailed where the model does not fit into memory, or gives no probabilities.
+    Errors: StepFailed where ``why_not_sampled`` says something, or the model gives no probabilities;
+    Unsupported where transformers does not have the architecture.
     """
+    if why := why_not_sampled(checkpoint, run):
+        raise StepFailed(f"{checkpoint.source}: cannot be sampled: {why}; give --calibration a text")
     tokenizer = SourceTokenizer.open(checkpoint.folder)
     special = of_source(tokenizer, [checkpoint.folder])
-    if special.prefix is None:
-        raise BadInput(
-            f"{checkpoint.source}: its tokenizer names no token that begins a text, so it cannot be sampled; "
-            "give --calibration a text"
-        )
+    assert special.prefix is not None
     free = Script(((special.prefix,),), special.ends)
     talk, said = _conversation(checkpoint, tokenizer, special)
     talks = round(rows * CONVERSATIONS) if talk else 0
@@ -118,7 +133,6 @@ def own_samples(
 def _drawn(
     checkpoint: Checkpoint, scripts: Sequence[Script], length: int, seed: int, run: RunOptions
 ) -> np.ndarray:
-    _check_memory(checkpoint, run)
     tokens = len(scripts) * length
     log(f"{checkpoint.name}: sampling {tokens:,} tokens from the model itself, to calibrate on")
     with materialised(checkpoint, run.scratch) as folder, quiet():
@@ -233,17 +247,3 @@ def _dtype(checkpoint: Checkpoint, run: RunOptions) -> str:
     if run.resolved_device != "cpu":
         return stored
     return "bfloat16" if stored == "bfloat16" and torch.cpu._is_avx512_bf16_supported() else "float32"
-
-
-def _check_memory(checkpoint: Checkpoint, run: RunOptions) -> None:
-    """Errors: StepFailed where the weights alone exceed what may be used."""
-    import psutil
-
-    needed = 4 * checkpoint.parameters
-    free = psutil.virtual_memory().available if run.resolved_device == "cpu" else 1 << 62
-    allowed = min(free, run.memory_bytes or 1 << 62)
-    if needed > allowed:
-        raise StepFailed(
-            f"{checkpoint.source}: sampling it takes {spell_size(needed)} of memory for its weights, "
-            f"{spell_size(allowed)} may be used; give --calibration a text"
-        )

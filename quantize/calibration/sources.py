@@ -15,7 +15,9 @@ from quantize.files import typed_path
 STDLIB = "stdlib"
 #: samples of the model itself
 OWN = "self"
-BUILT_IN = (STDLIB, OWN)
+#: ``self`` where the model can be sampled, else ``stdlib``
+AUTO = "auto"
+BUILT_IN = (STDLIB, OWN, AUTO)
 WANTED = "expected PLACE or PLACE*WEIGHT,PLACE*WEIGHT, e.g. wiki.txt*0.5,code.txt*0.25,self*0.25"
 
 
@@ -82,8 +84,10 @@ def parse_sources(source: str, base: Path | None = None) -> tuple[Part, ...]:
     """
     if source in BUILT_IN or _existing(source, base):
         return (Part(source),)
-    pieces = source.split(",")
-    return tuple(_part(piece.strip(), source, base) for piece in pieces)
+    parts = tuple(_part(piece.strip(), source, base) for piece in source.split(","))
+    if AUTO in (part.place for part in parts) and len(parts) > 1:
+        raise BadInput(f"calibration {source!r}: {AUTO} stands alone; use {OWN} or {STDLIB} in a mixture")
+    return parts
 
 
 def spell_sources(parts: tuple[Part, ...]) -> str:

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from quantize.artifact.artifact import CalibrationPart, CalibrationRecord, Note
-from quantize.calibration.samples import own_samples
-from quantize.calibration.sources import OWN, Part, parse_sources
+from quantize.calibration.samples import own_samples, why_not_sampled
+from quantize.calibration.sources import AUTO, OWN, STDLIB, Part, parse_sources
 from quantize.calibration.texts import calibration_text
 from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.checkpoint.tokenizer import SourceTokenizer
@@ -53,6 +53,7 @@ def load_calibration(
     Errors: BadInput where a text is missing or empty, has fewer tokens than asked for, or is one token; as
     ``own_samples`` and ``calibration_text``.
     """
+    options, said = _resolved(checkpoint, options, run or RunOptions())
     parts = parse_sources(options.source)
     length = min(options.sequence_length, context_length(checkpoint.config) or options.sequence_length)
     counts = _shares(parts, max(1, options.tokens // length), options)
@@ -79,13 +80,24 @@ def load_calibration(
         if len(parts) > 1
         else (),
     )
-    said = [words for each in drawn for words in each.said]
+    said += [words for each in drawn for words in each.said]
     if length < options.sequence_length:
         said.append(
             f"windows of {length} tokens, the most that the "
             f"model allows, instead of {options.sequence_length}"
         )
     return Calibration(rows, record, tuple(said))
+
+
+def _resolved(
+    checkpoint: Checkpoint, options: CalibrationOptions, run: RunOptions
+) -> tuple[CalibrationOptions, list[str]]:
+    """``auto`` as what it is for this model here, and what is to be said of it."""
+    if options.source != AUTO:
+        return options, []
+    why = why_not_sampled(checkpoint, run)
+    said = [f"{STDLIB} in place of the model's own samples: {why}"] if why else []
+    return options.model_copy(update={"source": STDLIB if why else OWN}), said
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from quantize.calibration import samples
 from quantize.calibration.samples import LONGEST_REQUEST, Row, Script, own_samples, sample
-from quantize.calibration.windows import load_calibration
+from quantize.calibration.windows import Calibration, load_calibration
 from quantize.checkpoint.tokenizer import SourceTokenizer
-from quantize.errors import BadInput, StepFailed
+from quantize.errors import StepFailed
 from quantize.recipe import CalibrationOptions, RunOptions
 from quantize.sources.opening import open_checkpoint
 
@@ -175,7 +175,7 @@ def test_a_template_that_raises_is_said(talks: Path) -> None:
 
 def test_what_cannot_be_sampled(demo_checkpoint: Path, tmp_path: Path, model: LlamaForCausalLM) -> None:
     checkpoint = open_checkpoint(demo_checkpoint)
-    with pytest.raises(StepFailed, match="give --calibration a text"):
+    with pytest.raises(StepFailed, match=r"take .* of memory, .*; give --calibration a text"):
         own_samples(checkpoint, 2, 32, 0, CPU.model_copy(update={"memory_bytes": 1 << 20}))
     folder = tmp_path / "nameless"
     shutil.copytree(demo_checkpoint, folder)
@@ -183,13 +183,29 @@ def test_what_cannot_be_sampled(demo_checkpoint: Path, tmp_path: Path, model: Ll
         values = json.loads((folder / name).read_text())
         kept = {key: value for key, value in values.items() if not key.startswith(("bos", "eos"))}
         (folder / name).write_text(json.dumps(kept))
-    with pytest.raises(BadInput, match="names no token that begins a text"):
+    with pytest.raises(StepFailed, match="names no token that begins a text; give --calibration a text"):
         own_samples(open_checkpoint(folder), 2, 32, 0, CPU)
     broken = LlamaForCausalLM(model.config).eval()
     with torch.no_grad():
         broken.lm_head.weight.fill_(float("nan"))
     with pytest.raises(StepFailed, match="NaN or Inf"):
         sample(broken, [Row(Script(((3,),), frozenset()))], 4, seed=0)
+
+
+def test_auto_is_the_samples_where_they_can_be_had_else_the_built_in_text(demo_checkpoint: Path) -> None:
+    checkpoint = open_checkpoint(demo_checkpoint)
+
+    def load(source: str, run: RunOptions) -> Calibration:
+        return load_calibration(
+            checkpoint, CalibrationOptions(source=source, tokens=128, sequence_length=32), run
+        )
+
+    assert load("auto", CPU).record == load("self", CPU).record
+    small = CPU.model_copy(update={"memory_bytes": 1 << 20})
+    found = load("auto", small)
+    assert found.record == load("stdlib", small).record
+    assert len(found.said) == 1
+    assert found.said[0].startswith("stdlib in place of the model's own samples: its weights take ")
 
 
 def test_batches_of_one_set_differ(demo_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:

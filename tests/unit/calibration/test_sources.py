@@ -46,6 +46,7 @@ def test_what_exists_is_taken_as_it_is(tmp_path: Path) -> None:
         ("a.txt,,b.txt", "a place is empty"),
         ("*0.5", "a place is empty"),
         ("", "a place is empty"),
+        ("auto,stdlib", "auto stands alone"),
     ],
 )
 def test_weights_that_are_none(source: str, message: str) -> None:

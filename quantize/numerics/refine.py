@@ -19,25 +19,25 @@ RIDGE = 1e-6
 
 
 def refit(
-    weight: "torch.Tensor", hessian: "torch.Tensor", whole: "torch.Tensor", scales: "torch.Tensor"
+    products: "torch.Tensor", hessian: "torch.Tensor", whole: "torch.Tensor", scales: "torch.Tensor"
 ) -> "torch.Tensor":
     """Scales (o, g), rounded to float16, that make (w - q) H (w - q)^T least for q = scale * ``whole``.
 
-    ``weight`` and ``whole`` (o, i), the steps code - zero; ``hessian`` (i, i); ``scales`` (o, g) as they are.
-    Products in the dtype of ``weight``, the systems (g, g) of the rows in float64. Scales keep their signs; a
-    row keeps all its scales where one would change sign, move beyond ``MOST`` or lie where float16 has fewer
-    than 11 bits; a group whose steps are all 0 keeps its own.
+    ``products`` (o, i): the weights w times ``hessian`` (i, i); ``whole`` (o, i): the steps code - zero;
+    ``scales`` (o, g) as they are. Arithmetic is in the dtype of ``products``, the systems (g, g) of the rows
+    in float64. Scales keep their signs; a row keeps all its scales where one would change sign, move beyond
+    ``MOST`` or lie where float16 has fewer than 11 bits; a group whose steps are all 0 keeps its own.
     """
     import torch
 
     count = scales.shape[1]
-    width = weight.shape[1] // count
-    normal = torch.empty(len(weight), count, count, dtype=torch.float64, device=weight.device)
+    width = whole.shape[1] // count
+    normal = torch.empty(len(whole), count, count, dtype=torch.float64, device=whole.device)
     for group in range(count):
         part = slice(group * width, (group + 1) * width)
         product = (whole[:, part] @ hessian[part]).mul_(whole)
         normal[:, group] = product.unflatten(1, (count, width)).sum(-1)
-    wanted = (weight @ hessian).mul_(whole).unflatten(1, (count, width)).sum(-1).to(torch.float64)
+    wanted = (products * whole).unflatten(1, (count, width)).sum(-1).to(torch.float64)
     diagonal = normal.diagonal(dim1=1, dim2=2)
     unused = diagonal == 0
     diagonal += RIDGE * diagonal.mean(-1, keepdim=True) + unused
@@ -87,9 +87,10 @@ def refined(
     import torch
 
     back = torch.argsort(places)
+    products = weight @ hessian
     columns, turned = weight[:, places].T.contiguous(), hessian[places][:, places]
     for number in range(rounds + 1):
-        scales = refit(weight, hessian, whole[back].T.contiguous(), levels.scale.T)
+        scales = refit(products, hessian, whole[back].T.contiguous(), levels.scale.T)
         levels = replace(levels, scale=scales.T.contiguous())
         if number < rounds:
             whole = sweep(columns, turned, whole, levels, block=block, run=run)

@@ -31,7 +31,7 @@ def test_scales_are_those_of_least_squares() -> None:
     codes = solve(weight, hessian, Grid(3, 16, True), refinements=0).codes
     whole = codes.codes.double() - 4
     whole[2, 16:32] = 0  # a group that is all zero keeps its scale
-    found = refit(weight, hessian, whole, codes.scales)
+    found = refit(weight @ hessian, hessian, whole, codes.scales)
     root = np.linalg.cholesky(hessian.numpy()).T  # cost = |root (w - q)|^2
     for row in range(6):
         used = [group for group in range(3) if row != 2 or group != 1]
@@ -51,7 +51,7 @@ def test_a_row_whose_scales_would_run_away_keeps_them(spoilt: float) -> None:
     whole = codes.codes.double() - 8
     scales = codes.scales.clone()
     scales[1, 0] *= spoilt
-    found = refit(weight, hessian, whole, scales)
+    found = refit(weight @ hessian, hessian, whole, scales)
     assert torch.equal(found[1], scales[1])
     assert not torch.equal(found[0], scales[0])
 

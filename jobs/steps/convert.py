@@ -99,6 +99,8 @@ def convert_step(job: Job, model: OpenModel, work: Work[Any], texts: Texts) -> C
     arguments = ["convert", model.id, *recipe.arguments, "-o", name, "--verify", job.verify]
     arguments += ["--allow-lower-verification"] if job.allow_lower_verification else []
     inputs: dict[str, Any] = {"recipe": recipe.digest, "verify": job.verify, **run_inputs(job)}
+    if work.engine:
+        inputs["engine"] = work.engine
     files = recipe.files
     if recipe.calibrated:
         arguments += ["--calibration", calibration.source, "--calibration-tokens", str(calibration.tokens)]

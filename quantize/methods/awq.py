@@ -16,6 +16,7 @@ from quantize.engines.gptqmodel.awq import spread_rows
 from quantize.engines.gptqmodel.layers import AWQ_OUTPUTS, WITHOUT_AWQ, check_model_type
 from quantize.engines.native import write_awq
 from quantize.engines.native.installed import NATIVE_PACKED
+from quantize.engines.native.layers import VERSION
 from quantize.errors import StepFailed
 from quantize.formats.awq import AwqFormat
 from quantize.formats.base import Format
@@ -68,6 +69,10 @@ class Awq(PackedMethod[AwqRecipe]):
 
 
 class AwqWork(PackedWork[AwqRecipe]):
+    @property
+    def engine(self) -> str:
+        return f"native {VERSION}" if self.recipe.engine == "native" else ""
+
     def make(self, stage: Path, run: RunOptions, calibration: Calibration | None) -> Conversion:
         recipe, format = self.recipe, self.planned.format
         if calibration is None:

@@ -87,6 +87,12 @@ class Work(ABC, Generic[R]):
         """What the recipe leaves open and the checkpoint decides, for a plan; empty where that is nothing."""
         return ""
 
+    @property
+    def engine(self) -> str:
+        """Which engine makes the bytes, and of which version, where the recipe and versions of packages do
+        not tell; part of a step's key."""
+        return ""
+
     @abstractmethod
     def write(self, stage: Path, run: RunOptions, calibration: Calibration | None) -> Conversion:
         """Write the artifact's files into ``stage`` and nowhere else."""

@@ -15,6 +15,7 @@ from quantize.engines.gptqmodel.gptq import write_gptq
 from quantize.engines.gptqmodel.layers import check_model_type
 from quantize.engines.native import write as native
 from quantize.engines.native.installed import NATIVE_PACKED
+from quantize.engines.native.layers import VERSION
 from quantize.errors import StepFailed
 from quantize.formats.base import Format
 from quantize.formats.gptq import GptqFormat
@@ -106,6 +107,10 @@ class Gptq(PackedMethod[GptqRecipe]):
 
 
 class GptqWork(PackedWork[GptqRecipe]):
+    @property
+    def engine(self) -> str:
+        return f"native {VERSION}" if self.recipe.engine == "native" else ""
+
     def make(self, stage: Path, run: RunOptions, calibration: Calibration | None) -> Conversion:
         recipe, format = self.recipe, self.planned.format
         if calibration is None:

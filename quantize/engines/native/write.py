@@ -10,6 +10,7 @@ from quantize.artifact.artifact import Note
 from quantize.calibration.windows import Calibration
 from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.checkpoint.tensors import torch_bytes
+from quantize.dtypes import FLOATS
 from quantize.engines.base import Conversion
 from quantize.engines.native.dense import NATIVE
 from quantize.engines.native.gptq import GptqSettings, gptq_solver
@@ -127,4 +128,7 @@ def write_packed(
             raw = torch_bytes(values).view(f"<u{values.element_size()}").reshape(info.shape)
             spool.add(name, raw, info.dtype)
         replaced = done.sources | done.changed.keys()
+        for name, info in checkpoint.tensors.items():
+            if name not in replaced and info.dtype in FLOATS:
+                done.computed.add(name, checkpoint.read_float32(name))
         return spool.write(checkpoint, frozenset(replaced), stage)

@@ -13,7 +13,8 @@ from quantize.sources.opening import open_checkpoint
 def test_what_says_nothing_new_is_spelled_as_before() -> None:
     recipe = parse_recipe("gptq-int4")
     assert set(recipe.canonical) == {"method", "bits", "group_size", "desc_act", "sym", "damp_percent"}
-    assert parse_recipe("gptq-int4:engine=native").digest != parse_recipe("gptq-int4:engine=gptqmodel").digest
+    assert parse_recipe("gptq-int4:engine=native") == recipe
+    assert parse_recipe("gptq-int4:engine=gptqmodel").digest != recipe.digest
 
 
 @pytest.mark.parametrize(

@@ -58,7 +58,13 @@ said in a note where it matters: its qwen2vl divides by the root mean square wit
 here has one of 1e-8); its gpt-oss rounds the ends of YaRN's ramp, which the published models do not; its
 deepseek2 has one epsilon for all norms, GLM-4.7-Flash two. Gemma 3n cuts off what lies below a number of
 deviations, over n in transformers and over n - 1 in llama.cpp: 3e-5 apart at the published width. Experts in
-MXFP4 (gpt-oss) and weights in float8 are read with their scales applied, exactly.
+MXFP4 (gpt-oss) and weights in float8 are read with their scales applied, exactly. MiMo V2 Flash has the window of
+transformers, one token more than the converter writes. Latent rows have an epsilon of their own in transformers, 1e-6,
+in Kimi Linear (whose case here has it for all norms) and MiniCPM 3 (1e-5: no more than 2e-5 apart).
+
+Left out although both know them: DBRX, which transformers 5.23 rotates with a base of 10000 whatever the published
+`attn_config` says (500000); BitNet, whose published model has squared ReLU where llama.cpp computes SiLU. Base models
+without a head are taken where it is their embedding.
 """
 
 

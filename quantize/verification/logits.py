@@ -12,7 +12,7 @@ from quantize.artifact.artifact import NOT_COMPARED, Check
 from quantize.calibration.layers import round_like_runtime, streamed_model
 from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.checkpoint.tokenizer import SourceTokenizer
-from quantize.errors import StepFailed, Unsupported
+from quantize.errors import BadInput, StepFailed, Unsupported
 from quantize.hf.conversions import parameter_parts
 from quantize.hf.names import empty_model, find_layers
 from quantize.hf.routers import Inputs, disturb
@@ -81,12 +81,17 @@ def compare_logits(
     checked then.
     """
     checkpoint, table = work.checkpoint, work.format.gelu_table
-    if not work.format.hf_folder and work.held.whole is not checkpoint:
-        # the model as transformers has it is all of it; what a text never asks comes from the source
-        checkpoint, read = work.held.whole, _completed(read, work)
     seen, seen_rounded = Inputs(), Inputs()
     try:
-        exact = _run_reference(checkpoint, read, rows, extra, None, False, seen.watch)
+        try:
+            exact = _run_reference(checkpoint, read, rows, extra, None, False, seen.watch)
+        except (BadInput, Unsupported):
+            if work.format.hf_folder or work.held.whole is checkpoint:
+                raise
+            # transformers may have the text model only with all that was left out of the file; what a text
+            # never asks comes from the source
+            checkpoint, read, seen = work.held.whole, _completed(read, work), Inputs()
+            exact = _run_reference(checkpoint, read, rows, extra, None, False, seen.watch)
         rounding = work.format.activation_types(stage)
         reference, known = exact, seen
         if rounding is not None:

@@ -108,12 +108,12 @@ class DenseRecipe(Recipe):
 
 class CalibrationOptions(BaseModel):
     """Which text calibrates. ``source``: a text file, a folder, a Hub dataset (``org/name[:config]`` or
-    ``org/name:split:column``), ``stdlib`` (built in), ``self`` (the model's own samples), or several of them
-    with weights, ``wiki.txt*0.5,self*0.5``."""
+    ``org/name:split:column``), ``stdlib`` (built in), ``self`` (the model's own samples), ``auto`` (these
+    where they can be had), or several with weights, ``wiki.txt*0.5,self*0.5``."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    source: str = "stdlib"
+    source: str = "auto"
     tokens: int = Field(default=32_768, ge=128, le=2**40)
     sequence_length: int = Field(default=512, ge=32, le=2**24)
     seed: int = Field(default=0, ge=0, lt=2**32)

@@ -28,7 +28,7 @@ recipes:
   # - gptq:bits=3,group_size=64
   # - {{method: gptq, matrix: {{bits: [3, 4], group_size: [64, 128]}}}} # every combination
 
-# calibration: {{source: calibration.txt, tokens: 32768, sequence_length: 512, seed: 0}} # default: built in
+# calibration: {{source: calibration.txt, tokens: 32768, sequence_length: 512, seed: 0}} # default: auto
 # verify: full # or tensors, none; allow_lower_verification: true if full cannot be reached
 
 evaluate:

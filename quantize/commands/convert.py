@@ -38,10 +38,11 @@ from quantize.units import spell_size
 )
 @click.option(
     "--calibration",
-    default="stdlib",
+    default=CalibrationOptions().source,
     show_default=True,
     help="text file, folder, Hub dataset (org/name[:config] or org/name:split:column), `stdlib` (built-in "
-    "text), `self` (the model's own samples), or several with weights: wiki.txt*0.5,code.txt*0.25,self*0.25",
+    "text), `self` (the model's own samples), `auto` (these where they can be had, else stdlib), or several "
+    "with weights: wiki.txt*0.5,code.txt*0.25,self*0.25",
 )
 @click.option("--calibration-tokens", type=click.IntRange(min=128), default=32_768, show_default=True)
 @click.option(

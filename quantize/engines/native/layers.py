@@ -1,10 +1,13 @@
 """What GPTQ and AWQ of this program's own share: a model's decoder layers one after the other, each quantized
 on what the quantized ones before it give, and kept, so that an interrupted conversion goes on there."""
 
+import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from importlib import metadata
+from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +22,7 @@ from quantize.engines.native.budget import Budget
 from quantize.engines.native.parts import Part, Parts, work_parts
 from quantize.engines.native.precision import Arithmetic
 from quantize.hf.matrices import DecoderLinears, Linear
+from quantize.kernels.columns import column_maker
 from quantize.numerics.grids import Codes
 from quantize.progress import progress_bar
 from quantize.recipe import RunOptions
@@ -26,7 +30,7 @@ from quantize.recipe import RunOptions
 if TYPE_CHECKING:
     import torch
 
-#: raised whenever the same inputs give other bytes: parts of another version are not gone on with
+#: raised whenever the same inputs give other bytes, as steps of jobs are done again then
 VERSION = 1
 #: makes a layer's part: the layer, the matrices of it that are to be quantized, bytes that statistics may
 #: take. What it returns is already written into the layer.
@@ -93,6 +97,8 @@ def quantized_layers(
     full_key = {
         **key,
         "version": VERSION,
+        "code": _own_code(),
+        "columns": column_maker(),
         "checkpoint": checkpoint.digest,
         "rows": [list(rows.shape), _sha256(rows)],
         "device": run.resolved_device,
@@ -133,9 +139,17 @@ def quantized_layers(
         yield done
 
 
-def _sha256(rows: np.ndarray) -> str:
-    import hashlib
+@cache
+def _own_code() -> str:
+    """sha256 of this package's sources: a part that another state of them made is not gone on with."""
+    root = Path(__file__).parents[2]
+    digest = hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        digest.update(f"{path.relative_to(root)} {path.stat().st_size}\n".encode() + path.read_bytes())
+    return digest.hexdigest()
 
+
+def _sha256(rows: np.ndarray) -> str:
     return hashlib.sha256(rows.astype("<i8").tobytes()).hexdigest()
 
 

@@ -189,6 +189,7 @@ def quantizer_share(checkpoint: Path, name: str, arguments: argparse.Namespace) 
     """Share of the threads' time in one more pass that is spent inside llama.cpp's block quantizers."""
     import tempfile
 
+    from quantize.engines import ggml
     from quantize.gguf.container import writer
     from quantize.methods.gguf import Gguf
     from quantize.methods.gguf_recipe import GgufRecipe
@@ -196,21 +197,21 @@ def quantizer_share(checkpoint: Path, name: str, arguments: argparse.Namespace) 
     from quantize.sources.opening import open_checkpoint
 
     written: list[writer.Written] = []
-    plain: Callable[..., writer.Written] = writer.write_gguf
+    plain: Callable[..., writer.Written] = ggml.write_gguf
 
     def observed(*given: object, **named: object) -> writer.Written:
         written.append(plain(*given, **named))
         return written[-1]
 
     with tempfile.TemporaryDirectory(dir=arguments.workdir) as stage:
-        writer.write_gguf = observed  # type: ignore[assignment]
+        ggml.write_gguf = observed  # type: ignore[assignment]
         try:
             start = time.perf_counter()
             work = Gguf().plan(open_checkpoint(checkpoint), GgufRecipe(type=name))
             work.write(Path(stage), RunOptions(threads=arguments.threads), None)
             seconds = time.perf_counter() - start
         finally:
-            writer.write_gguf = plain  # type: ignore[assignment]
+            ggml.write_gguf = plain  # type: ignore[assignment]
     return written[0].quantizer_seconds / (seconds * arguments.threads)
 
 

@@ -1,4 +1,5 @@
-"""AWQ's search: a scale for each input of the linear layers that share it, so that rounding them costs least.
+"""AWQ's two searches: a scale for each input of the linear layers that share it, so that rounding them costs
+least, and then the range of each group of weights.
 
 A weight w_c is rounded as w_c s_c and used as w_c s_c / s_c: a column with a large s_c has a smaller error,
 and takes more of the range that its group of weights is divided into. Errors of rounding are as good as
@@ -11,9 +12,9 @@ groups is theirs, one for each ours.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from quantize.numerics.grids import Grid, steps, stored_scale
+from quantize.numerics.grids import Codes, Grid, steps, stored_scale
 
 if TYPE_CHECKING:
     import torch
@@ -27,6 +28,10 @@ ROWS = 2048
 SECOND = 8
 #: weights that are rounded at once: what fits a processor's cache
 CHUNK = 1 << 16
+#: ranges tried for a group: shares of the one that its extremes span, in equal steps
+WIDEST, NARROWEST, POINTS = 1.06, 0.485, 24
+#: least-squares steps that start from the best of these
+REFINEMENTS = 2
 #: scales lie between the inverse of this and this, their mean logarithm over each group is 0
 MOST = 1e3
 
@@ -89,6 +94,60 @@ def search_scales(
         best = torch.where(better.repeat_interleave(size), scales, best)
     count = torch.bincount(groups, minlength=len(groups))[groups]
     return Scales(best, float((least / count).sum()), float((plain / count).sum()))
+
+
+def clip(weight: "torch.Tensor", blocks: "torch.Tensor", grid: Grid) -> Codes:
+    """Codes of ``weight`` (o, i) on the range of each group of each row that makes d M d^T least, d what
+    rounding changes and M the group's ``blocks`` (g, size, size), X^T X of its inputs, to any scale.
+
+    ``POINTS`` shares of the range that the extremes span, then ``REFINEMENTS`` steps of least squares for the
+    scale with the codes held fixed. Rounded to nearest; scales are those that float16 holds. Source: AWQ
+    section 5.1 and llm-awq, ``auto_clip``, which look at 512 tokens and clip only.
+    """
+    import torch
+
+    parts = [_clipped(part, blocks, grid) for part in weight.split(max(1, 16 * CHUNK // weight.shape[1]))]
+    codes, scales, zeros = (torch.cat(each) for each in zip(*parts, strict=True))
+    return Codes(codes, scales, zeros)
+
+
+def _clipped(
+    weight: "torch.Tensor", blocks: "torch.Tensor", grid: Grid
+) -> "tuple[torch.Tensor, torch.Tensor, torch.Tensor]":
+    """(codes (o, i), scales (o, g), zeros (o, g)); groups come first in between."""
+    import torch
+
+    values = weight.unflatten(1, (-1, blocks.shape[1])).transpose(0, 1).contiguous()  # (g, o, size)
+    low, high = values.aminmax(dim=2, keepdim=True)
+    low, high = low.clamp_max(0), high.clamp_min(0)
+    extremes = torch.maximum(-low, high) * 2 if grid.symmetric else high - low
+    best = torch.full_like(extremes, torch.inf), extremes, low, values
+
+    def tried(step: "torch.Tensor", zero: "torch.Tensor", best: Any) -> Any:
+        step = stored_scale(step)
+        whole = steps(values, 1 / step, -zero, grid.top - zero)
+        change = whole * step - values
+        found = (torch.bmm(change, blocks) * change).sum(2, keepdim=True), step, zero, whole
+        better = found[0] < best[0]
+        return tuple(torch.where(better, new, old) for new, old in zip(found, best, strict=True))
+
+    for point in range(POINTS):
+        share = WIDEST + (NARROWEST - WIDEST) * point / (POINTS - 1)
+        step = stored_scale(extremes * (share / grid.top))
+        if grid.symmetric:
+            zero = torch.full_like(step, grid.middle)
+        else:
+            zero = (-low * share / step).round_().clamp_(grid.lowest_zero, grid.top)
+        best = tried(step, zero, best)
+    for _ in range(REFINEMENTS):
+        _, step, zero, whole = best
+        weighted = torch.bmm(whole, blocks)
+        squares = (weighted * whole).sum(2, keepdim=True)
+        fitted = (weighted * values).sum(2, keepdim=True) / torch.where(squares > 0, squares, 1)
+        best = tried(torch.where((squares > 0) & (fitted > 0), fitted, step), zero, best)
+    _, step, zero, whole = best
+    codes = (whole + zero).to(torch.uint8).transpose(0, 1).flatten(1)
+    return codes, step[..., 0].T.contiguous(), zero[..., 0].T.to(torch.int32).contiguous()
 
 
 def _thinned(each: Sharing, share: float) -> Sharing:

@@ -9,15 +9,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from quantize.artifact.artifact import Note
-from quantize.calibration.collectors import Moment, SecondMoments
+from quantize.calibration.collectors import BlockMoments, Blocks
 from quantize.calibration.folding import Fold, apply_fold
 from quantize.calibration.layer_pass import Layer
 from quantize.engines.native.parts import Part
 from quantize.hf.matrices import Linear
-from quantize.numerics.awq import Sharing, search_scales
+from quantize.numerics.awq import Sharing, clip, search_scales
 from quantize.numerics.grids import Grid
 from quantize.numerics.rtn import round_to_nearest
 
@@ -46,7 +44,7 @@ def awq_solver(settings: AwqSettings) -> "Callable[[Layer, tuple[Linear, ...], i
     def solve_layer(layer: Layer, linears: tuple[Linear, ...], statistics_bytes: int) -> Part:
         import torch
 
-        moments = SecondMoments()
+        moments = BlockMoments(settings.grid.group_size)
         layer.pass_on(moments)
         with torch.no_grad():
             return _solve(layer, linears, _Statistics(moments, linears), settings)
@@ -55,19 +53,21 @@ def awq_solver(settings: AwqSettings) -> "Callable[[Layer, tuple[Linear, ...], i
 
 
 class _Statistics:
-    """Sums of squares of what enters each matrix; of an expert that few tokens reach, filled up."""
+    """What enters each matrix, in groups of columns; of an expert that few tokens reach, filled up."""
 
-    def __init__(self, moments: SecondMoments, linears: Sequence[Linear]):
+    def __init__(self, moments: BlockMoments, linears: Sequence[Linear]):
         self._found = moments.result()
         kinds: dict[str, set[tuple[str, int]]] = {}
         for linear in linears:
             kinds.setdefault(_kind(linear.parameter), set()).add((linear.parameter, linear.matrix))
         self._experts = {kind: places for kind, places in kinds.items() if len(places) > 1}
 
-    def of(self, linear: Linear) -> tuple[Moment | None, int]:
+    def of(self, linear: Linear) -> tuple[Blocks | None, int]:
         """(None where no token reached any matrix like it; tokens that reached this one)."""
         own = self._found.get(linear.parameter, {}).get(linear.matrix)
         count = own.count if own else 0
+        import torch
+
         places = self._experts.get(_kind(linear.parameter))
         if places is None or count >= FEW_TOKENS:
             return own, count
@@ -76,8 +76,8 @@ class _Statistics:
         if not tokens:
             return None, 0
         share = (FEW_TOKENS - count) / tokens
-        sums = np.sum([each.sums for each in every], axis=0) * share
-        return Moment(sums + own.sums if own else sums, FEW_TOKENS), count
+        sums = torch.stack([each.sums for each in every]).sum(0) * share
+        return Blocks(sums + own.sums if own else sums, FEW_TOKENS), count
 
 
 def _kind(parameter: str) -> str:
@@ -101,9 +101,12 @@ def _solve(layer: Layer, linears: Sequence[Linear], statistics: _Statistics, set
                 if linear.parameter in fold.consumers and matrix in (None, linear.matrix)
             ]
             sharing = [
-                Sharing(linear.held(before[linear.parameter]), _sums(statistics.of(linear)[0], before))
+                Sharing(
+                    linear.held(before[linear.parameter]),
+                    moment.sums.diagonal(dim1=1, dim2=2).flatten(),
+                )
                 for linear in mine
-                if statistics.of(linear)[0] is not None
+                if (moment := statistics.of(linear)[0]) is not None
             ]
             if not sharing:
                 continue
@@ -114,17 +117,21 @@ def _solve(layer: Layer, linears: Sequence[Linear], statistics: _Statistics, set
     for linear in linears:
         moment, tokens = statistics.of(linear)
         weight = linear.held(changed.get(linear.parameter, before[linear.parameter])).float()
-        importance = None if moment is None else _sums(moment, before) / moment.count
-        if importance is not None and (linear.parameter, linear.matrix) in columns:
-            importance = importance / columns[linear.parameter, linear.matrix].square()
-        part.codes[linear.name] = round_to_nearest(weight.contiguous(), settings.grid, importance)
+        if moment is None:
+            part.codes[linear.name] = round_to_nearest(weight.contiguous(), settings.grid)
+        else:
+            blocks = moment.sums / moment.count
+            if (linear.parameter, linear.matrix) in columns:
+                scales = columns[linear.parameter, linear.matrix].unflatten(0, (-1, blocks.shape[1]))
+                blocks = blocks / scales[:, :, None] / scales[:, None, :]
+            part.codes[linear.name] = clip(weight, blocks, settings.grid)
         part.notes += _notes(linear, moment, tokens)
     quantized = {linear.parameter for linear in linears}
     part.changed = {name: values for name, values in changed.items() if name not in quantized}
     return part
 
 
-def _notes(linear: Linear, moment: Moment | None, tokens: int) -> Iterator[Note]:
+def _notes(linear: Linear, moment: Blocks | None, tokens: int) -> Iterator[Note]:
     if moment is None:
         why = "no calibration token reached it"
         yield Note(tensor=linear.name, what="rounded to nearest, without calibration", why=why)
@@ -132,13 +139,6 @@ def _notes(linear: Linear, moment: Moment | None, tokens: int) -> Iterator[Note]
         what = f"statistics of its {tokens} tokens and of all experts of its layer"
         why = f"fewer than {FEW_TOKENS} tokens reached it"
         yield Note(tensor=linear.name, what=what, why=why)
-
-
-def _sums(moment: Moment | None, near: Mapping[str, "torch.Tensor"]) -> "torch.Tensor":
-    import torch
-
-    assert moment is not None
-    return torch.from_numpy(moment.sums).float().to(next(iter(near.values())).device)
 
 
 def _units(fold: Fold, parameters: Parameters) -> "Iterator[tuple[Fold, int | None]]":

@@ -10,7 +10,7 @@ import pytest
 import torch
 from family_cases import SMALL
 
-from quantize.calibration.collectors import Hessians, MeanAbsolute, Sample
+from quantize.calibration.collectors import BlockMoments, Hessians, MeanAbsolute, Sample
 from quantize.calibration.layer_pass import LayerPass
 from quantize.calibration.products import parameter_finder, watching
 from quantize.checkpoint.checkpoint import Checkpoint
@@ -332,3 +332,19 @@ def test_products_are_computed_once(made: Any) -> None:
     again = {**once, "q_proj": 4, "k_proj": 4, "v_proj": 4, "o_proj": 3, "gate_proj": 2, "up_proj": 2}
     assert counted(1 << 40) == once
     assert counted(0) == again
+
+
+def test_block_moments_are_the_blocks_of_hessians() -> None:
+    """Rows in two batches, of two matrices; sums in float32 of 40 rows, in another order."""
+    rows = torch.randn(40, 96, generator=torch.Generator().manual_seed(0))
+    blocks, hessians = BlockMoments(32), Hessians()
+    for collector in (blocks, hessians):
+        collector.add("experts", rows[:24].reshape(2, 12, 96), 1)
+        collector.add("experts", rows[24:], 1)
+        collector.add("experts", rows[:7], 0)
+    for matrix in (0, 1):
+        found, whole = blocks.result()["experts"][matrix], hessians.result()["experts"][matrix]
+        assert found.count == whole.count
+        for group in range(3):
+            square = slice(32 * group, 32 * group + 32)
+            assert torch.allclose(found.sums[group], whole.sums[square, square], rtol=1e-5, atol=1e-4)

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.formats.folder import Entry
 from quantize.formats.packed import OWN, PackedFormat
 from quantize.hf.matrices import Linear
@@ -15,6 +16,12 @@ from quantize.numerics.grids import Codes, Grid
 from quantize.numerics.packing import dequantize_awq, pack_awq
 
 BITS = 4
+#: model type -> (activation, layer before it), where transformers takes factors of the activation from
+#: the file, as AutoAWQ wrote them: here they are ones
+SCALED_ACTIVATIONS = {
+    "bloom": ("gelu_impl", "dense_h_to_4h"), "gpt_neox": ("act", "dense_h_to_4h"), "gptj": ("act", "fc_in"),
+    "mpt": ("act", "up_proj"), "starcoder2": ("act", "c_fc"),
+}  # fmt: skip
 #: outputs to a word
 PACKED_OUTPUTS = 8
 
@@ -58,6 +65,14 @@ class AwqFormat(PackedFormat):
         yield f"{linear.name}.qweight", "I32", (inputs, outputs * BITS // 32)
         yield f"{linear.name}.qzeros", "I32", (groups, outputs * BITS // 32)
         yield f"{linear.name}.scales", "F16", (groups, outputs)
+
+    def extras(self, checkpoint: Checkpoint) -> dict[str, np.ndarray]:
+        activation, before = SCALED_ACTIVATIONS.get(checkpoint.model_type, ("", ""))
+        layers = (linear for linear in self.linears if linear.name.rpartition(".")[2] == before)
+        return {
+            f"{linear.name.rpartition('.')[0]}.{activation}.scales": np.ones(linear.outputs, np.float16)
+            for linear in layers
+        }
 
     def own_config(self) -> dict[str, Any]:
         """In AutoAWQ's words. Loaders take every linear layer but those that it names, and the head."""

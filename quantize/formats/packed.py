@@ -85,6 +85,10 @@ class PackedFormat(FolderFormat):
         """The tensors of one matrix, by their names in the file."""
         return {f"{linear.name}.{suffix}": array for suffix, array in self.packed(codes).items()}
 
+    def extras(self, checkpoint: Checkpoint) -> dict[str, np.ndarray]:
+        """Tensors beside those of the source that loaders of the format look for."""
+        return {}
+
     def entries(self, checkpoint: Checkpoint, name: str, quantized: bool) -> Iterator[Entry]:
         if not quantized:
             yield name, checkpoint.tensors[name].dtype, checkpoint.tensors[name].shape

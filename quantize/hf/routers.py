@@ -17,8 +17,10 @@ def routers(model: "torch.nn.Module") -> dict[str, "torch.nn.Module"]:
     """The layers that choose experts: one row of weights an expert."""
     config: Any = model.config.get_text_config()  # type: ignore[operator,union-attr]
     counts = {
-        getattr(config, key, None) for key in ("num_experts", "num_local_experts", "n_routed_experts")
-    } - {None, 0, 1}
+        getattr(config, key, None)
+        for key in ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+    } | {getattr(getattr(config, "ffn_config", None), "moe_num_experts", None)}
+    counts -= {None, 0, 1}
     found = {}
     for name, module in model.named_modules():
         weight = dict(module.named_parameters(recurse=False)).get("weight")
@@ -26,7 +28,7 @@ def routers(model: "torch.nn.Module") -> dict[str, "torch.nn.Module"]:
             weight is not None
             and weight.ndim == 2
             and weight.shape[0] in counts
-            and name.endswith(("gate", "router"))
+            and {"gate", "router"} & set(name.split(".")[-2:])
         ):
             found[name] = module
     return found

@@ -49,5 +49,7 @@ def write_rounded(
                 linear.give(values, codes.values().cpu().numpy())
             computed.add(source, values)
             advance(1)
+        for name, tensor in format.extras(checkpoint).items():
+            spool.add(name, tensor)
         weight_bytes = spool.write(checkpoint, frozenset(format.by_source), stage)
     return weight_bytes, computed

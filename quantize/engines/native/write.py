@@ -127,6 +127,8 @@ def write_packed(
             info = checkpoint.tensors[name]
             raw = torch_bytes(values).view(f"<u{values.element_size()}").reshape(info.shape)
             spool.add(name, raw, info.dtype)
+        for name, array in format.extras(checkpoint).items():
+            spool.add(name, array)
         replaced = done.sources | done.changed.keys()
         for name, info in checkpoint.tensors.items():
             if name not in replaced and info.dtype in FLOATS:

@@ -95,3 +95,12 @@ def test_tensors_that_are_no_matrix_are_told(tmp_path: Path) -> None:
     sources = config_of(planned("gpt_oss", "rtn-int4", tmp_path))["meta"]["sources"]
     assert sources["model.layers.0.mlp.experts.gate_up_proj"] == [4, 64, 192]
     assert len(sources) == 4
+
+
+def test_factors_of_activations_that_loaders_of_awq_look_for(tmp_path: Path) -> None:
+    work: Any = planned("bloom", "rtn-int4:format=awq", tmp_path)
+    extras = work.format.extras(work.checkpoint)
+    assert {name: array.tolist() for name, array in extras.items()} == {
+        f"transformer.h.{layer}.mlp.gelu_impl.scales": [1.0] * 256 for layer in range(2)
+    }
+    assert planned("llama", "rtn-int4:format=awq", tmp_path / "b").format.extras(work.checkpoint) == {}

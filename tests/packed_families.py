@@ -79,7 +79,7 @@ def verified(model_type: str, spelled: str, folder: Path) -> Outcome:
 
 HEAD = """# Decoders that GPTQ and AWQ take
 
-This page is written by a run of the long test in which every family passed:
+This page is written by the long test:
 
     QUANTWRIGHT_PACKED_FAMILIES=docs/families.md pytest -m long tests/integration/methods/test_families.py
 
@@ -95,7 +95,7 @@ in one tensor of transformers' model, or its code does not let the layers be rep
 linear layers; gpt2 and mamba, whose initialisation reads weights); `eval` and `bench` open it with the
 weights unpacked, in the memory that the dense model takes. *Kept* are the tensors of decoder layers, of two
 dimensions or more, that stay as they are: what chooses experts, convolutions, matrices too small or of odd
-shapes, biases of stacked experts.
+shapes, biases of stacked experts. A dash: not in the run that wrote the page.
 
 | model type | matrices | kept | {columns} |
 |---|---|---|{lines}|

@@ -69,8 +69,8 @@ class Dataset:
         owner, slash, own = name.partition("/")
         if not (owner and slash and own) or "/" in own or len(rest) > 3:
             raise BadInput(
-                f"calibration {place!r}: neither a text file, nor a folder, nor a Hub dataset "
-                f"(org/name[:config] or org/name:split:column), nor one of {', '.join(BUILT_IN)}"
+                f"calibration {place!r}: neither a text file nor a folder nor a Hub dataset "
+                f"(org/name[:config] or org/name:split:column) nor one of {', '.join(BUILT_IN)}"
             )
         if len(rest) == 1:
             return cls(name, config=rest[0])

@@ -76,7 +76,7 @@ def test_datasets(place: str, dataset: Dataset) -> None:
 
 @pytest.mark.parametrize("place", ["name", "org/", "/name", "a/b/c", "org/name:a:b:c:d", "wiki"])
 def test_what_is_no_dataset(place: str) -> None:
-    with pytest.raises(BadInput, match="neither a text file, nor a folder, nor a Hub dataset"):
+    with pytest.raises(BadInput, match="neither a text file nor a folder nor a Hub dataset"):
         Dataset.parse(place)
 
 

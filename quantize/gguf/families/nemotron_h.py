@@ -146,7 +146,7 @@ NEMOTRON_H = Family(
         "n_group": 1, "norm_topk_prob": True,
     },
     check=check,
-    prefix="",
+    prefix="backbone.",
     leaves=predicting,
 )  # fmt: skip
 

@@ -95,7 +95,7 @@ in one tensor of transformers' model, or its code does not let the layers be rep
 linear layers; gpt2 and mamba, whose initialisation reads weights); `eval` and `bench` open it with the
 weights unpacked, in the memory that the dense model takes. *Kept* are the tensors of decoder layers, of two
 dimensions or more, that stay as they are: what chooses experts, convolutions, matrices too small or of odd
-shapes, biases of stacked experts. A dash: not in the run that wrote the page.
+shapes, biases of stacked experts.
 
 | model type | matrices | kept | {columns} |
 |---|---|---|{lines}|

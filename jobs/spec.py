@@ -188,7 +188,10 @@ class Job(Strict):
         """Expanded, each once, without those the model skips, in the order of the file."""
         entries = model.recipes if model.recipes is not None else self.recipes
         skipped = {recipe.digest for text in model.skip for recipe in expand_recipe(text)}
-        found = {recipe.digest: recipe for entry in entries for recipe in expand_recipe(entry)}
+        found: dict[str, Recipe] = {}
+        for entry in entries:
+            for recipe in expand_recipe(entry):
+                found.setdefault(recipe.digest, recipe)
         return [recipe for digest, recipe in found.items() if digest not in skipped]
 
 

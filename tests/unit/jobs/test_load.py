@@ -61,7 +61,7 @@ def test_matrix_makes_every_combination_once(tmp_path: Path) -> None:
         "gptq-int4",
         "gptq-int4:group_size=64",
         parse_recipe("gptq:bits=3,group_size=64").short,
-        parse_recipe("gptq:bits=3").short,
+        parse_recipe("gptq:bits=3,group_size=128").short,
     }
     assert len(job.recipes_of(job.models[0])) == 4
 

@@ -12,7 +12,7 @@ from quantize.checkpoint.safetensors_header import StoredTensor
 from quantize.checkpoint.tensors import write_config
 from quantize.checkpoint.weight_files import read_weights
 from quantize.errors import StepFailed
-from quantize.files import TEMPLATES, check_links
+from quantize.files import TEMPLATES, check_links, inside
 from quantize.staging import held_until_exit
 
 WEIGHTS = (".safetensors", ".safetensors.index.json", ".bin", ".pt", ".pth", ".gguf")
@@ -26,7 +26,7 @@ Make = Callable[[Mapping[str, StoredTensor], dict[str, Any], str], Any]
 
 def quant_method(folder: Path) -> str | None:
     """What config.json says that the weights are quantized by. Errors: BadInput where it cannot be read."""
-    if not (folder / "config.json").is_file():
+    if not inside(folder, "config.json").is_file():
         return None
     found = quantization_of(read_config(folder))
     return None if found is None else str(found.get("quant_method"))

@@ -33,6 +33,7 @@ report: false
 resources: {{threads: 1}}
 """
 MADE = ["gguf-f16", "gguf-q8_0", "gguf-q4_0"]
+UNFIT = "gptq-int4:group_size=128"  # of a checkpoint whose matrices have other numbers of inputs
 
 
 pytestmark = pytest.mark.usefixtures("own_rates")
@@ -99,7 +100,7 @@ def steps_of(pid: int) -> Iterator[psutil.Process]:
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path) -> tuple[Path, Path, Any]:
     folder = tmp_path_factory.mktemp("jobs")
-    job = write_job(folder, checkpoint, [*MADE, "float16", "gptq-int4"])
+    job = write_job(folder, checkpoint, [*MADE, "float16", UNFIT])
     return job, folder / "run", run_job(job, folder / "run", "--json")
 
 
@@ -110,10 +111,10 @@ def test_a_failed_step_and_an_impossible_one_cost_their_rows_only(finished: tupl
     assert {recipe: rows[recipe].status for recipe in rows} == {
         **dict.fromkeys(MADE, "ok"),
         "float16": "failed",
-        "gptq-int4": "unsupported",
+        UNFIT: "unsupported",
     }
     assert "float16's largest value" in rows["float16"].reason
-    assert "128" in rows["gptq-int4"].reason
+    assert "128" in rows[UNFIT].reason
     document = json.loads(done.stdout.splitlines()[-1])
     assert document["failed"] == ["convert:checkpoint:float16"]
     assert leftovers(run) == []
@@ -249,7 +250,7 @@ def kill_until_done(
 
 
 LONG = [pytest.mark.long, pytest.mark.timeout(4 * 3600)]
-HEAVY = ["gguf-q4_k_m", "quanto-int8", "gptq-int4:group_size=64"]  # 320 is no multiple of 128
+HEAVY = ["gguf-q4_k_m", "quanto-int8", "gptq-int4"]
 
 
 @pytest.mark.parametrize(

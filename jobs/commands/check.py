@@ -44,6 +44,9 @@ def check(target: str, recipes: str | None, trust_remote_code: bool, strict: boo
     console(width=200).print(table)
     for model, why in {row["model"]: row["why_lower"] for row in rows if row.get("why_lower")}.items():
         log_lower(model, why)
+    for model, chosen in dict.fromkeys((row["model"], row.get("chosen", "")) for row in rows):
+        if chosen:
+            log(f"note: {model}: {chosen}")
     if as_json:
         emit_json(rows)
     if any(row["failed"] for row in rows):
@@ -70,16 +73,22 @@ def _check_model(model: str, recipes: str | None, trust_remote_code: bool) -> li
 
 
 def _check_one(checkpoint: Checkpoint, recipe: Recipe) -> dict[str, Any]:
-    reason = lower = ""
+    reason = lower = chosen = ""
     failed = False
     try:
-        plan(checkpoint, recipe)
+        chosen = plan(checkpoint, recipe).chosen
         lower = why_not_full(checkpoint)
     except QuantwrightError as error:
         reason = str(error).removeprefix(f"{checkpoint.source}: ")
         failed = isinstance(error, StepFailed)
     row = {"model": checkpoint.source, "recipe": recipe.short, "possible": not reason, "reason": reason}
-    return {**row, "failed": failed, "verification": "tensors" if lower else "full", "why_lower": lower}
+    return {
+        **row,
+        "failed": failed,
+        "verification": "tensors" if lower else "full",
+        "why_lower": lower,
+        "chosen": chosen,
+    }
 
 
 def _check_job(path: Path) -> list[dict[str, Any]]:

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
+
 from quantize.artifact.artifact import Note
 from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.checkpoint.materialised import materialised
@@ -15,7 +17,15 @@ from quantize.engines.base import Computed, Conversion, Engine
 from quantize.formats.quanto import GROUP
 from quantize.hf.extensions import ensure_kernel_environment
 from quantize.hf.load import QUANTO_MAP, head_name, load_model
-from quantize.hf.names import Layers, find_layers, kept_notes
+from quantize.hf.loaded import (
+    ROUTER,
+    Loaded,
+    experts_note,
+    loaded,
+    sources_again,
+    without_experts,
+)
+from quantize.hf.names import Layers, is_router, kept_notes
 from quantize.quiet import quiet
 from quantize.recipe import RunOptions
 
@@ -41,7 +51,7 @@ QUANTO = OptimumQuanto()
 
 def quantizable(checkpoint: Checkpoint, weights: str, lm_head: bool) -> frozenset[str]:
     """Names of the weights that the library quantizes, the head's in the model's own words."""
-    layers = find_layers(checkpoint)
+    layers = loaded(checkpoint).layers
     names = (
         set(layers.linear) - _unpackable_layers(checkpoint, weights) - (set() if lm_head else {layers.head})
     )
@@ -51,18 +61,19 @@ def quantizable(checkpoint: Checkpoint, weights: str, lm_head: bool) -> frozense
 def write(checkpoint: Checkpoint, stage: Path, run: RunOptions, weights: str, lm_head: bool) -> Conversion:
     """What the library's own save_pretrained would, under the source's config."""
     checkpoint.check_finite()
-    layers = find_layers(checkpoint)
+    found = loaded(checkpoint)
+    layers = found.layers
     dtype = _scales_dtype(checkpoint)
     with materialised(checkpoint, run.scratch) as folder:
         computed = Computed()
         model = quantize_in_memory(
-            folder, weights, lm_head, dtype, run, lambda loaded: _took(computed, loaded, layers, checkpoint)
+            folder, weights, lm_head, dtype, run, lambda model: _took(computed, model, layers, checkpoint)
         )
     with quiet():
         from optimum.quanto.quantize import quantization_map
 
         mapping = quantization_map(model)
-        _add_computed(computed, model, layers, head_apart=layers.tied and layers.head in mapping)
+        _add_computed(computed, model, found, checkpoint, head_apart=layers.tied and layers.head in mapping)
         state = model.state_dict()
     config = {key: value for key, value in checkpoint.config.items() if key != "torch_dtype"} | {
         "dtype": dtype
@@ -76,15 +87,16 @@ def write(checkpoint: Checkpoint, stage: Path, run: RunOptions, weights: str, lm
     write_config(stage, config)
     (stage / QUANTO_MAP).write_text(json.dumps(mapping, indent=4) + "\n", encoding="utf-8")
     notes = kept_notes(
-        checkpoint,
-        {layers.tensor(name) for name in mapping if name != layers.head or not layers.tied},
+        without_experts(checkpoint),
+        found.sources({name for name in mapping if name != layers.head or not layers.tied}),
         layers,
         "optimum-quanto",
-        {layers.tensor(name): _WHY_UNPACKABLE for name in _unpackable_layers(checkpoint, weights)},
+        _reasons(found, _unpackable_layers(checkpoint, weights)),
     )
+    notes += filter(None, [experts_note(checkpoint, "optimum-quanto")])
     notes += [
         Note(
-            tensor=layers.tensor(name),
+            tensor=found.tensor(name),
             what="its inputs are not contiguous",
             why="optimum-quanto 0.2.7's bfloat16 kernels for CPUs "
             "refuse it; correct on GPUs and in this program",
@@ -94,7 +106,7 @@ def write(checkpoint: Checkpoint, stage: Path, run: RunOptions, weights: str, lm
     ]
     if weights in ("int4", "int2"):
         notes += [
-            note for name in mapping if (note := group_note(layers.tensor(name), layers.linear[name][1]))
+            note for name in mapping if (note := group_note(found.tensor(name), layers.linear[name][1]))
         ]
     if layers.tied and head_quantized:
         notes.append(
@@ -120,13 +132,13 @@ def quantize_in_memory(
     lm_head: bool,
     dtype: str,
     run: RunOptions,
-    loaded: Callable[["PreTrainedModel"], None] = lambda model: None,
+    took: Callable[["PreTrainedModel"], None] = lambda model: None,
 ) -> "PreTrainedModel":
-    """Loaded in ``dtype``, quantized, frozen. optimum-quanto computes its scales in that dtype. ``loaded``
+    """Loaded in ``dtype``, quantized, frozen. optimum-quanto computes its scales in that dtype. ``took``
     gets the model before anything is quantized."""
     ensure_kernel_environment()
     model = load_model(folder, dtype, run.resolved_device, trust_remote_code=run.trust_remote_code)
-    loaded(model)
+    took(model)
     with quiet():
         import torch
         from optimum.quanto import QuantizedModelForCausalLM
@@ -136,7 +148,7 @@ def quantize_in_memory(
             name
             for name, module in model.named_modules()
             if isinstance(module, torch.nn.Linear)
-            and unpackable(weights, dtype, module.out_features, module.in_features)
+            and (is_router(module) or unpackable(weights, dtype, module.out_features, module.in_features))
         ]
         wrapped = QuantizedModelForCausalLM.quantize(
             model, weights=QTYPES[weights], exclude=[each for each in exclude if each]
@@ -148,7 +160,9 @@ def quantize_in_memory(
 def unpackable(weights: str, dtype: str, outputs: int, inputs: int) -> bool:
     """Whether optimum-quanto 0.2.7 fails at a layer: 4-bit weights in groups of 128 with bfloat16 scales are
     put into the layout of a kernel that takes outputs 16 at a time, when they are made and again when they
-    are loaded."""
+    are loaded. A single output of 4 or 2 bits is packed so that its bits cannot be told afterwards."""
+    if outputs == 1:
+        return weights in ("int4", "int2")
     return (
         weights == "int4" and dtype == "bfloat16" and inputs > 128 and inputs % 128 == 0 and outputs % 16 != 0
     )
@@ -193,30 +207,51 @@ def _took(computed: Computed, model: "PreTrainedModel", layers: Layers, checkpoi
             computed.took(source, parameter.detach().float().cpu().numpy())
 
 
-def _add_computed(computed: Computed, model: "PreTrainedModel", layers: Layers, head_apart: bool) -> None:
+def _add_computed(
+    computed: Computed, model: "PreTrainedModel", found: Loaded, checkpoint: Checkpoint, head_apart: bool
+) -> None:
     """The library's own dequantization of every weight, in float32: its scales are stored in less and exact
     there."""
     import torch
     from optimum.quanto import QTensor
 
-    head = f"{layers.head}.weight"
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        source = layers.source.get(name)
-        if source is None or (layers.tied and name == head and not head_apart):
-            continue
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+
+    def values(name: str) -> np.ndarray:
         with torch.no_grad():
-            exact = quanto_in(parameter, torch.float32)
-            values = (exact.dequantize() if isinstance(exact, QTensor) else exact).float().cpu().numpy()
-        computed.add(name if name == head and head_apart else source, values)
+            exact = quanto_in(parameters[name], torch.float32)
+            array: np.ndarray = (
+                (exact.dequantize() if isinstance(exact, QTensor) else exact).float().cpu().numpy()
+            )
+        return array
+
+    head = f"{found.layers.head}.weight"
+    parts = {name: part for name, part in found.parts.items() if name in parameters}
+    if found.layers.tied:
+        parts.pop(head, None)
+    if head_apart:
+        computed.add(head, values(head))
+    for source, array in sources_again(parts, checkpoint, values):
+        computed.add(source, array)
 
 
 def _scales_dtype(checkpoint: Checkpoint) -> str:
     return dense(checkpoint.dtype, "bfloat16")
 
 
+def _reasons(found: Loaded, unpackable_layers: set[str]) -> dict[str, str]:
+    """Of each tensor that is kept though it is a linear layer's."""
+    single = {name for name in unpackable_layers if found.layers.linear[name][0] == 1}
+    return {
+        **dict.fromkeys(found.sources(unpackable_layers - single), _WHY_UNPACKABLE),
+        **dict.fromkeys(found.sources(single), "with a single output there is nothing to gain"),
+        **dict.fromkeys(found.routers, ROUTER),
+    }
+
+
 def _unpackable_layers(checkpoint: Checkpoint, weights: str) -> set[str]:
     dtype = _scales_dtype(checkpoint)
-    linear = find_layers(checkpoint).linear.items()
+    linear = loaded(checkpoint).layers.linear.items()
     return {name for name, shape in linear if unpackable(weights, dtype, *shape)}
 
 

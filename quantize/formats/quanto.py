@@ -12,7 +12,7 @@ import numpy as np
 from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.checkpoint.tensors import StoredTensors
 from quantize.formats.folder import Entry, FolderFormat, kept_entry, loaded_dtype
-from quantize.hf.names import find_layers
+from quantize.hf.loaded import as_loaded, loaded, sources_again
 from quantize.numerics.quanto import dequantize_groups, dequantize_rows
 
 GROUP = 128
@@ -36,6 +36,9 @@ class QuantoFormat(FolderFormat):
 
     def map_bytes(self, expected: frozenset[str]) -> int:
         return sum(len(name) + 60 for name in expected)  # quanto_qmap.json
+
+    def output_bytes(self, checkpoint: Checkpoint, expected: frozenset[str]) -> int:
+        return super().output_bytes(as_loaded(checkpoint, expected, source_names=False), expected)
 
     def entries(self, checkpoint: Checkpoint, name: str, quantized: bool) -> Iterator[Entry]:
         """Codes, scales (and shifts for groups) in the model's dtype, two activation scales a layer."""
@@ -80,23 +83,26 @@ class QuantoFormat(FolderFormat):
     def dequantize(self, stage: Path, checkpoint: Checkpoint) -> Iterator[tuple[str, np.ndarray]]:
         """Besides the source's weights ``lm_head.weight``, where a tied one was quantized and so stored
         apart."""
-        stored, layers = StoredTensors(stage), find_layers(checkpoint)
-        for name, source in layers.source.items():
-            apart = layers.tied and name == f"{layers.head}.weight"
+        stored, found = StoredTensors(stage), loaded(checkpoint)
+        layers, parts = found.layers, dict(found.parts)
+
+        def values(name: str) -> np.ndarray:
             if f"{name}._data" in stored:
-                values = dequantize_rows(stored.raw(f"{name}._data"), stored.float32(f"{name}._scale"))
-            elif f"{name}._data._data" in stored:
-                integer = stored.info[f"{name}._shift"].dtype.startswith(("I", "U"))
-                shift = stored.raw(f"{name}._shift") if integer else stored.float32(f"{name}._shift")
-                values = dequantize_groups(
-                    stored.raw(f"{name}._data._data"),
-                    stored.float32(f"{name}._scale"),
-                    shift,
-                    4 if self.weights == "int4" else 2,
-                    layers.linear[name.removesuffix(".weight")],
-                )
-            elif apart:
-                continue
-            else:
-                values = stored.float32(name)
-            yield (name if apart else source), values
+                return dequantize_rows(stored.raw(f"{name}._data"), stored.float32(f"{name}._scale"))
+            if f"{name}._data._data" not in stored:
+                return stored.float32(name)
+            integer = stored.info[f"{name}._shift"].dtype.startswith(("I", "U"))
+            return dequantize_groups(
+                stored.raw(f"{name}._data._data"),
+                stored.float32(f"{name}._scale"),
+                stored.raw(f"{name}._shift") if integer else stored.float32(f"{name}._shift"),
+                4 if self.weights == "int4" else 2,
+                layers.linear[name.removesuffix(".weight")],
+            )
+
+        head = f"{layers.head}.weight"
+        if layers.tied:
+            parts.pop(head, None)
+        if layers.tied and (f"{head}._data" in stored or f"{head}._data._data" in stored):
+            yield head, values(head)
+        yield from sources_again(parts, checkpoint, values)

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 Read = Callable[[str], np.ndarray]
+#: operations of experts that are a tensor each in the files: one below the other, and two such side by side
+STACKED = (("MergeModulelist", 0),)
+STACKED_JOINED = (("MergeModulelist", 0), ("Concatenate", 1))
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ import numpy as np
 from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.dtypes import FLOATS
 from quantize.errors import Unsupported
-from quantize.hf.conversions import Part, parameter_parts
+from quantize.hf.conversions import STACKED, STACKED_JOINED, Part, parameter_parts
 from quantize.hf.names import HEAD, empty_model
 from quantize.hf.plain_decoders import parameters
 from quantize.hf.watched import linear_uses
@@ -32,8 +32,6 @@ _TOO_SMALL = f"with fewer than {SMALLEST} inputs or outputs there is nothing to 
 _TOLD_LAYER = re.compile(r"^(.*\blayers\.\d+)\.")
 #: modules of stacked experts that do not say how their tensors lie -> whether inputs come before outputs
 _UNTOLD_EXPERTS = {"Llama4TextExperts": True, "LongcatFlashExperts": False, "JetMoeParallelExperts": False}
-_STACKED = (("MergeModulelist", 0),)
-_STACKED_JOINED = (("MergeModulelist", 0), ("Concatenate", 1))
 
 
 @dataclass(frozen=True)
@@ -337,7 +335,7 @@ def _expert(base: Linear, half: int, halves: int, part: Part) -> Iterator[Linear
         yield replace(base, name=name, source=source, in_source=place)
     elif there.transposed or (there.rows and there.rows[2] != 1):
         return
-    elif part.operations in (_STACKED, _STACKED_JOINED):
+    elif part.operations in (STACKED, STACKED_JOINED):
         patterns = sorted(set(part.patterns))
         if len(patterns) not in (1, halves):
             return

@@ -22,6 +22,7 @@ from quantize.quiet import quiet
 from quantize.terminal import printable
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel
 
 IGNORED = BUFFERS
@@ -113,7 +114,7 @@ def _built_layers(checkpoint: Checkpoint) -> Layers:
     for name, module in model.named_modules():
         if module is output:
             head = name
-        if isinstance(module, torch.nn.Linear):
+        if isinstance(module, torch.nn.Linear) and not is_router(module):
             linear[name] = (module.out_features, module.in_features)
     shapes = {
         name: tuple(parameter.shape) for name, parameter in model.named_parameters(remove_duplicate=False)
@@ -148,6 +149,16 @@ def _built_layers(checkpoint: Checkpoint) -> Layers:
             source[f"{head}.weight"] = source[f"{embedding}.weight"]
     uses = linear_uses(checkpoint.folder, trust_remote_code=checkpoint.trust_remote_code)
     return Layers(linear, head, tied, source, tuple(ignored), stored_head, uses)
+
+
+def is_router(module: "torch.nn.Module") -> bool:
+    """Whether it is a linear layer that also chooses experts (PhiMoE's): a library that puts its own layer in
+    its place would break the model."""
+    import torch
+
+    kind = type(module)
+    own = kind.forward is not torch.nn.Linear.forward
+    return isinstance(module, torch.nn.Linear) and own and "router" in kind.__name__.lower()
 
 
 def renaming(model: "PreTrainedModel") -> "Callable[[str], str | None]":

@@ -10,6 +10,7 @@ from quantize.errors import Unsupported
 from quantize.formats.base import Format
 from quantize.formats.quanto import QuantoFormat
 from quantize.hf.load import compute_dtype, load_quanto, read_config, stored_dtype, torch_dtype
+from quantize.hf.loaded import experts_kept
 from quantize.methods.base import Costs, Held, Method, Work
 from quantize.quiet import quiet
 from quantize.recipe import Recipe, RunOptions
@@ -69,3 +70,7 @@ class Quanto(Method[QuantoRecipe]):
 class QuantoWork(Work[QuantoRecipe]):
     def write(self, stage: Path, run: RunOptions, calibration: Calibration | None) -> Conversion:
         return quanto.write(self.checkpoint, stage, run, self.recipe.weights, self.recipe.lm_head)
+
+    @property
+    def chosen(self) -> str:
+        return experts_kept(self.checkpoint, "optimum-quanto")

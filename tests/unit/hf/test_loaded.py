@@ -1,0 +1,39 @@
+"""Tensors of the files -> transformers' parameters -> tensors of the files."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from decoder_cases import make_decoder
+
+from quantize.checkpoint.checkpoint import Checkpoint
+from quantize.hf.loaded import experts_note, loaded, sources_again
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # transformers' remarks on odd little configs
+
+
+@pytest.mark.parametrize(
+    "model_type", ["llama", "mixtral", "phimoe", "qwen3_moe", "deepseek_v3", "qwen3_next"]
+)
+def test_what_is_made_of_the_files_gives_them_again(model_type: str, tmp_path: Path) -> None:
+    """Bit for bit, every tensor once; the parameters are those of transformers' own loader."""
+    from transformers import AutoModelForCausalLM
+
+    checkpoint = Checkpoint.open(make_decoder(model_type, tmp_path / "source"))
+    found = loaded(checkpoint)
+    state = AutoModelForCausalLM.from_pretrained(checkpoint.folder).state_dict()
+    assert found.parts.keys() == state.keys()
+    seen = []
+    for source, values in sources_again(found.parts, checkpoint, lambda name: state[name].numpy()):
+        assert np.array_equal(values, checkpoint.read_float32(source)), source
+        seen.append(source)
+    assert sorted(seen) == sorted(checkpoint.tensors)
+
+
+def test_the_note_of_stacked_experts_says_how_much_they_are(tmp_path: Path) -> None:
+    checkpoint = Checkpoint.open(make_decoder("mixtral", tmp_path / "source"))
+    note = experts_note(checkpoint, "bitsandbytes")
+    share = 2 * 4 * 3 * 64 * 96 / sum(info.parameters for info in checkpoint.tensors.values())
+    assert note is not None
+    assert note.what == f"kept as F32: {share:.1%} of the model's weights"
+    assert experts_note(Checkpoint.open(make_decoder("llama", tmp_path / "dense")), "bitsandbytes") is None

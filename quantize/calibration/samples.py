@@ -142,7 +142,11 @@ def _drawn(
         with progress_bar(f"{checkpoint.name}: samples", tokens, "tokens", run.progress) as advance:
             for first in range(0, len(scripts), BATCH):
                 batch = [Row(script) for script in scripts[first : first + BATCH]]
-                parts.append(sample(model, batch, length, seed + first, advance))
+                try:
+                    parts.append(sample(model, batch, length, seed + first, advance))
+                except StepFailed:
+                    checkpoint.check_finite()  # names the weight, where it is one
+                    raise
     return np.concatenate(parts)
 
 

@@ -3,14 +3,15 @@
 The folder lies in the user's cache, under a key of everything that changes the bytes. Each part appears under
 its name when it is whole. While a process works there it holds a lock; another one of the same key meanwhile
 has a folder of its own, in which nothing is found. Whoever commits the artifact removes the folder
-(``discard``).
+(``discard``); what nobody came back to in ``KEPT_DAYS`` goes when the next one begins.
 """
 
 import hashlib
 import json
 import os
+import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     import torch
 
 FOLDER, LOCK, KEY = "work", "lock", "key.json"
+KEPT_DAYS = 14
 
 
 @dataclass
@@ -93,6 +95,7 @@ class Parts:
 @contextmanager
 def work_parts(key: Mapping[str, Any], scratch: Path | None = None) -> Iterator[Parts]:
     """The parts of the conversion that ``key`` (JSON) names, those that were finished before among them."""
+    _discard_old()
     text = json.dumps(key, sort_keys=True)
     folder = user_cache() / FOLDER / hashlib.sha256(text.encode()).hexdigest()[:32]
     folder.mkdir(parents=True, exist_ok=True)
@@ -112,6 +115,14 @@ def discard(folder: Path) -> None:
     with alone(folder / LOCK) as mine:
         if mine:
             remove(folder)
+
+
+def _discard_old() -> None:
+    place, oldest = user_cache() / FOLDER, time.time() - KEPT_DAYS * 86400
+    for folder in place.iterdir() if place.is_dir() else ():
+        with suppress(OSError):  # another process was faster
+            if folder.stat().st_mtime < oldest:
+                discard(folder)
 
 
 def work_folders() -> list[Path]:

@@ -1,5 +1,6 @@
 """Finished layers in a work folder: whole or absent, one process at a time, gone once they are of no use."""
 
+import os
 import subprocess
 import sys
 import textwrap
@@ -83,3 +84,13 @@ def test_clean_removes_what_nobody_works_on() -> None:
         assert parts.read(0) is not None
     assert "nothing to remove" not in CliRunner().invoke(clean, ["--yes"], standalone_mode=False).output
     assert "nothing to remove" in CliRunner().invoke(clean, ["--yes"], standalone_mode=False).output
+
+
+def test_what_nobody_came_back_to_goes_after_days() -> None:
+    with work_parts(KEY) as parts:
+        parts.write(0, a_part())
+        old = parts.folder
+    os.utime(old, (0, 0))
+    with work_parts({**KEY, "bits": 3}) as other:
+        assert not old.exists()
+        assert other.folder.exists()

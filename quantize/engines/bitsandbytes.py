@@ -21,12 +21,14 @@ from quantize.engines.base import Computed, Conversion, Engine
 from quantize.errors import StepFailed
 from quantize.formats.bitsandbytes import BLOCK
 from quantize.hf.load import dequantize_flat, head_name, load_model, model_without_weights, torch_dtype
-from quantize.hf.names import Layers, find_layers, kept_notes
+from quantize.hf.loaded import ROUTER, Loaded, experts_note, loaded, sources_again, without_experts
+from quantize.hf.names import is_router, kept_notes
 from quantize.hf.watched import linear_uses
 from quantize.quiet import quiet
 from quantize.recipe import RunOptions
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel
 
 CPU_OUTPUTS = 32  # rows that the layout for CPUs with bfloat16 instructions packs together
@@ -52,9 +54,10 @@ def write(
     """Errors: StepFailed where a weight is NaN or Inf, or, for int8, too large for float16, through which its
     scales go."""
     checkpoint.check_finite()
-    layers = find_layers(checkpoint)
+    found = loaded(checkpoint)
+    layers = found.layers
     if weights == "int8":
-        _check_float16(checkpoint, {layers.tensor(name) for name in layers.linear if name != layers.head})
+        _check_float16(checkpoint, found.sources({name for name in layers.linear if name != layers.head}))
     dtype = dense(checkpoint.dtype, "bfloat16")
     with materialised(checkpoint, run.scratch) as folder:
         model = quantize_in_memory(folder, weights, double_quant, threshold, dtype, run)
@@ -64,33 +67,39 @@ def write(
         kinds = (bitsandbytes.nn.Linear4bit, bitsandbytes.nn.Linear8bitLt)
         done = {name for name, module in model.named_modules() if isinstance(module, kinds)}
         quantization = json.loads(json.dumps(model.config.quantization_config.to_dict(), default=str))
-        computed = _computed(model, layers)
+        computed = _computed(model, found, checkpoint)
         state = model.state_dict()
     if layers.tied:
         state.pop(f"{layers.head}.weight", None)
+    if found.merged:
+        state = _stored(state, found, done, checkpoint)
     config = {key: value for key, value in checkpoint.config.items() if key != "torch_dtype"}
     weight_bytes = write_state(stage, state)
     write_config(stage, {**config, "dtype": dtype, "quantization_config": quantization})
     own = (
         "the model's own code multiplies with this weight, which bitsandbytes packs for use in its layer only"
     )
-    reasons = {layers.tensor(name): own for name in layers.uses.direct}
-    notes = kept_notes(checkpoint, {layers.tensor(name) for name in done}, layers, "bitsandbytes", reasons)
+    reasons = dict.fromkeys(found.sources(set(layers.uses.direct)), own) | dict.fromkeys(
+        found.routers, ROUTER
+    )
+    some = without_experts(checkpoint)
+    notes = kept_notes(some, found.sources(done), layers, "bitsandbytes", reasons)
+    notes += filter(None, [experts_note(checkpoint, "bitsandbytes")])
     for name in sorted(set(layers.linear) - done - {layers.head} - layers.uses.direct):
         if not any(
-            note.tensor == layers.tensor(name) and "linear layers only" not in note.why for note in notes
+            note.tensor == found.tensor(name) and "linear layers only" not in note.why for note in notes
         ):
-            notes = [note for note in notes if note.tensor != layers.tensor(name)]
+            notes = [note for note in notes if note.tensor != found.tensor(name)]
             notes.append(
                 Note(
-                    tensor=layers.tensor(name),
+                    tensor=found.tensor(name),
                     what="kept unquantized",
                     why="transformers skips this module for bitsandbytes",
                 )
             )
     if weights != "int8":
         notes += [
-            note for name in sorted(done) for note in _kernel_notes(layers.tensor(name), *layers.linear[name])
+            note for name in sorted(done) for note in _kernel_notes(found.tensor(name), *layers.linear[name])
         ]
     return Conversion(
         weight_bytes,
@@ -106,8 +115,10 @@ def quantize_in_memory(
     folder: Path, weights: str, double_quant: bool, threshold: float, dtype: str, run: RunOptions
 ) -> "PreTrainedModel":
     """Quantized while it loads, never run: its first forward pass on a CPU may repack the weights. Layers
-    whose weight the model's own code takes are left alone."""
-    direct = sorted(linear_uses(folder, trust_remote_code=run.trust_remote_code).direct)
+    whose weight the model's own code takes, and routers, are left alone."""
+    empty = model_without_weights(folder, dtype, trust_remote_code=run.trust_remote_code)
+    skipped = set(linear_uses(folder, trust_remote_code=run.trust_remote_code).direct)
+    skipped |= {name for name, module in empty.named_modules() if is_router(module)}
     with quiet():
         from transformers import BitsAndBytesConfig
 
@@ -120,9 +131,8 @@ def quantize_in_memory(
                 bnb_4bit_use_double_quant=double_quant,
                 bnb_4bit_compute_dtype=torch_dtype(dtype),
             )
-        if direct:  # given any, transformers no longer leaves the output layer out by itself
-            empty = model_without_weights(folder, dtype, trust_remote_code=run.trust_remote_code)
-            config.llm_int8_skip_modules = [*direct, *filter(None, [head_name(empty)])]
+        if skipped:  # given any, transformers no longer leaves the output layer out by itself
+            config.llm_int8_skip_modules = [*sorted(skipped), *filter(None, [head_name(empty)])]
     device = run.resolved_device
     return load_model(
         folder,
@@ -147,27 +157,54 @@ def _kernel_notes(tensor: str, outputs: int, inputs: int) -> list[Note]:
     return notes
 
 
-def _computed(model: "PreTrainedModel", layers: Layers) -> Computed:
+def _stored(
+    state: "dict[str, torch.Tensor]", found: Loaded, done: set[str], checkpoint: Checkpoint
+) -> "dict[str, torch.Tensor]":
+    """``state`` with what was not quantized under the checkpoint's names and in its shapes, as the library's
+    save_pretrained writes it and other programs read it; a quantized weight cannot be taken apart."""
+    import torch
+
+    quantized = found.sources(done)
+    kept = {n: part for n, part in found.parts.items() if n in state and not quantized & set(part.sources)}
+    dtypes = {source: state[name].dtype for name, part in kept.items() for source in part.sources}
+
+    def bits(name: str) -> np.ndarray:
+        tensor = state[name].cpu()
+        array: np.ndarray = (tensor.view(torch.int16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
+        return array
+
+    stored = {name: tensor for name, tensor in state.items() if name not in kept}
+    for source, array in sources_again(kept, checkpoint, bits):
+        stored[source] = torch.from_numpy(np.ascontiguousarray(array)).view(dtypes[source])
+    return stored
+
+
+def _computed(model: "PreTrainedModel", found: Loaded, checkpoint: Checkpoint) -> Computed:
     """The library's own dequantization of every weight, in float32."""
     import bitsandbytes as bnb
     import torch
 
-    computed = Computed()
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        source = layers.source.get(name)
-        if source is None or (layers.tied and name == f"{layers.head}.weight"):
-            continue
-        weight: Any = parameter
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+
+    def values(name: str) -> np.ndarray:
+        weight: Any = parameters[name]
         with torch.no_grad():
             if isinstance(weight, bnb.nn.Params4bit) and weight.quant_state is not None:
                 state = copy.copy(weight.quant_state)
                 state.dtype = torch.float32
-                values = dequantize_flat(weight.data, state)
+                exact = dequantize_flat(weight.data, state)
             elif isinstance(weight, bnb.nn.Int8Params) and weight.dtype == torch.int8:
-                values = bnb.functional.int8_vectorwise_dequant(weight.data, weight.SCB.float())
+                exact = bnb.functional.int8_vectorwise_dequant(weight.data, weight.SCB.float())
             else:
-                values = weight.data
-        computed.add(source, values.float().cpu().numpy())
+                exact = weight.data
+            array: np.ndarray = exact.float().cpu().numpy()
+        return array
+
+    head = f"{found.layers.head}.weight" if found.layers.tied else ""
+    parts = {name: part for name, part in found.parts.items() if name in parameters and name != head}
+    computed = Computed()
+    for source, array in sources_again(parts, checkpoint, values):
+        computed.add(source, array)
     return computed
 
 

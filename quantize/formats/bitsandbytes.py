@@ -14,7 +14,7 @@ from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.checkpoint.tensors import StoredTensors
 from quantize.errors import StepFailed
 from quantize.formats.folder import Entry, FolderFormat, kept_entry, loaded_dtype
-from quantize.hf.names import find_layers
+from quantize.hf.loaded import as_loaded, loaded, sources_again
 from quantize.numerics.bitsandbytes import (
     CODEBOOKS,
     dequantize_absmax,
@@ -37,6 +37,9 @@ class BnbFormat(FolderFormat):
     storage: ClassVar[str] = "bitsandbytes"
     hub_tag: ClassVar[str] = "bitsandbytes"
     loads_in: ClassVar[tuple[str, ...]] = ("transformers", "vllm", "sglang")
+
+    def output_bytes(self, checkpoint: Checkpoint, expected: frozenset[str]) -> int:
+        return super().output_bytes(as_loaded(checkpoint, expected, source_names=True), expected)
 
     def entries(self, checkpoint: Checkpoint, name: str, quantized: bool) -> Iterator[Entry]:
         info = checkpoint.tensors[name]
@@ -78,18 +81,30 @@ class BnbFormat(FolderFormat):
 
     def dequantize(self, stage: Path, checkpoint: Checkpoint) -> Iterator[tuple[str, np.ndarray]]:
         """Errors: StepFailed where a folder's own codebook is not the one its type means."""
-        stored, layers = StoredTensors(stage), find_layers(checkpoint)
-        for name, source in layers.source.items():
-            if layers.tied and name == f"{layers.head}.weight":
+        stored, found = StoredTensors(stage), loaded(checkpoint)
+        head = f"{found.layers.head}.weight" if found.layers.tied else ""
+        parts, apart = {}, dict[str, None]()
+        for name, part in found.parts.items():
+            if name == head:
                 continue
+            # a name of the files whose tensor transformers changes is that of the files
+            if name in stored and (part.make is None or name not in part.sources):
+                parts[name] = part
+            else:
+                apart |= dict.fromkeys(part.sources)
+
+        def values(name: str) -> np.ndarray:
             kind = next((k for k in ("nf4", "fp4") if f"{name}{STATE}{k}" in stored), None)
             if kind:
-                yield source, _read_4bit(stored, name, kind)
-            elif stored.info[name].dtype == "I8":
+                return _read_4bit(stored, name, kind)
+            if stored.info[name].dtype == "I8":
                 scales = stored.float32(f"{name.removesuffix('weight')}SCB")
-                yield source, dequantize_int8_rows(stored.raw(name), scales)
-            else:
-                yield source, stored.float32(name)
+                return dequantize_int8_rows(stored.raw(name), scales)
+            return stored.float32(name)
+
+        yield from sources_again(parts, checkpoint, values)
+        for source in apart:
+            yield source, stored.float32(source)
 
 
 def _read_4bit(stored: StoredTensors, name: str, kind: str) -> np.ndarray:

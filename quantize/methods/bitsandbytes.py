@@ -19,7 +19,7 @@ from quantize.hf.load import (
     stored_dtype,
     torch_dtype,
 )
-from quantize.hf.names import find_layers
+from quantize.hf.loaded import experts_kept, loaded
 from quantize.methods.base import Costs, Held, Method, Work
 from quantize.recipe import Recipe, RunOptions
 
@@ -62,7 +62,7 @@ class BitsAndBytes(Method[BnbRecipe]):
 
     def work(self, held: Held, recipe: BnbRecipe) -> "BnbWork":
         checkpoint = held.checkpoint
-        layers = find_layers(checkpoint)
+        layers = loaded(checkpoint).layers
         names = set(layers.linear) - {layers.head} - layers.uses.direct
         if not names:
             raise Unsupported(
@@ -97,3 +97,7 @@ class BnbWork(Work[BnbRecipe]):
     def write(self, stage: Path, run: RunOptions, calibration: Calibration | None) -> Conversion:
         r = self.recipe
         return bitsandbytes.write(self.checkpoint, stage, run, r.weights, r.double_quant, r.threshold)
+
+    @property
+    def chosen(self) -> str:
+        return experts_kept(self.checkpoint, "bitsandbytes")

@@ -8,13 +8,16 @@ from decoder_cases import make_decoder
 
 from quantize import Artifact, convert
 from quantize.checkpoint.checkpoint import Checkpoint
+from quantize.checkpoint.tensors import StoredTensors
+from quantize.formats.bitsandbytes import BnbFormat
 from quantize.formats.quanto import QuantoFormat
+from quantize.hf.load import bitsandbytes_compute_in
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # transformers' remarks on odd little configs
 IDS = torch.arange(1, 33)[None]
 
 
-def simulated(source: Path, artifact: Artifact, format: QuantoFormat) -> torch.Tensor:
+def simulated(source: Path, artifact: Artifact, format: QuantoFormat | BnbFormat) -> torch.Tensor:
     """Logits of transformers' dense model of the weights that the second reader finds, in float32."""
     from safetensors.torch import save_file
     from transformers import AutoModelForCausalLM
@@ -32,7 +35,7 @@ def simulated(source: Path, artifact: Artifact, format: QuantoFormat) -> torch.T
     return logits
 
 
-@pytest.mark.parametrize(
+EACH = pytest.mark.parametrize(
     "model_type",
     [
         "mixtral",
@@ -42,6 +45,9 @@ def simulated(source: Path, artifact: Artifact, format: QuantoFormat) -> torch.T
         ),
     ],
 )
+
+
+@EACH
 def test_quanto(model_type: str, tmp_path: Path) -> None:
     """The library's own loader opens it, with the logits of the weights that are meant. float32 sums in
     another order move logits of magnitude 1 by 1e-6."""
@@ -55,4 +61,30 @@ def test_quanto(model_type: str, tmp_path: Path) -> None:
     with torch.no_grad():
         served = QuantizedModelForCausalLM.from_pretrained(artifact.folder)(IDS).logits
     expected = simulated(source, artifact, QuantoFormat("int8"))
+    assert (served - expected).abs().max() < 1e-4 * expected.abs().max()
+
+
+@EACH
+def test_bitsandbytes(model_type: str, tmp_path: Path) -> None:
+    """transformers' own from_pretrained opens it, with the logits of the weights that are meant, and finds
+    the tensors that stay under the source's names. float32 sums in another order move logits of magnitude 1
+    by 1e-6 (the library's kernel for CPUs multiplies in bfloat16, so it is switched off)."""
+    pytest.importorskip("bitsandbytes")
+    from transformers import AutoModelForCausalLM
+
+    source = make_decoder(model_type, tmp_path / "source")
+    artifact = convert(source, "bnb-nf4", tmp_path / "artifact")
+    assert artifact.verified == "full"
+    notes = [note.tensor for note in artifact.manifest.notes]
+    assert notes.count("experts") == 1
+    stored, checkpoint = set(StoredTensors(artifact.folder)), Checkpoint.open(source)
+    assert {name for name in checkpoint.tensors if "experts." in name} <= stored
+    model, info = AutoModelForCausalLM.from_pretrained(
+        artifact.folder, device_map={"": "cpu"}, output_loading_info=True
+    )
+    assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    bitsandbytes_compute_in(model, torch.float32)
+    with torch.no_grad():
+        served = model(IDS).logits
+    expected = simulated(source, artifact, BnbFormat("nf4"))
     assert (served - expected).abs().max() < 1e-4 * expected.abs().max()

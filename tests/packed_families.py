@@ -1,6 +1,7 @@
 """One small model of a decoder family, quantized, read back, opened and run: the checks of a conversion, in
 this process. And the page on families, from what was seen."""
 
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from quantize.verification.weights import check_weights
 
 RUN = RunOptions(device="cpu", threads=1, progress=False)
 ROWS, LENGTH = 8, 64
+TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
 #: model type -> why it is not among those that are made
 WITHOUT = {
     "longcat_flash": "the reader's model gives other logits than transformers' for the source already",
@@ -53,6 +55,8 @@ def verified(model_type: str, spelled: str, folder: Path) -> Outcome:
     stage.mkdir()
     spill.mkdir()
     conversion = work.write(stage, RUN, random_calibration())
+    for name in TOKENIZER:  # as a conversion copies them; GPTQModel looks for them
+        shutil.copy(folder / "source" / name, stage / name)
     assert set(work.quantized(stage)) == work.expected
     weights = check_weights(work, stage, conversion, spill)
     assert all(check.passed for check in weights.checks), weights.checks
@@ -90,12 +94,15 @@ logits from those of the reader's weights stands in the table.
 
 Opened by **transformers**: `from_pretrained`, with GPTQModel and optimum installed, whose kernels round
 activations to bfloat16 on a CPU. By **gptqmodel**: `GPTQModel.load` alone, which `eval`, `bench` and
-verification use by themselves. By **quantwright**: no loader of these is known to open it, as the experts lie
-in one tensor of transformers' model, or its code does not let the layers be replaced (falcon's own class of
-linear layers; gpt2 and mamba, whose initialisation reads weights); `eval` and `bench` open it with the
-weights unpacked, in the memory that the dense model takes. *Kept* are the tensors of decoder layers, of two
-dimensions or more, that stay as they are: what chooses experts, convolutions, matrices too small or of odd
-shapes, biases of stacked experts.
+verification use by themselves. By **quantwright**: neither opens it, as the experts lie in one tensor of
+transformers' model, and GPTQModel looks for other names, gets other logits or fails, or the model's code does
+not let the layers be replaced (falcon's own class of linear layers; gpt2 and mamba, whose initialisation
+reads weights); `eval` and `bench` open it with the weights unpacked, in the memory of the dense model.
+vLLM and SGLang were not run. By the names that their code loads, both read experts one by one of mixtral
+(whose names, w1, w2 and w3, GPTQModel does not look for), olmoe, qwen2_moe and qwen3_moe, and vLLM those of
+deepseek_v2 and deepseek_v3; their code of the others was not looked at. *Kept* are the tensors of decoder
+layers, of two dimensions or more, that stay as they are: what chooses experts, convolutions, matrices too
+small or of odd shapes, biases of stacked experts.
 
 | model type | matrices | kept | {columns} |
 |---|---|---|{lines}|

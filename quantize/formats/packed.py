@@ -20,8 +20,21 @@ from quantize.numerics.grids import Codes, Grid
 
 #: who opens a folder
 TRANSFORMERS, GPTQMODEL, OWN = "transformers", "gptqmodel", "quantwright"
-#: model types whose experts, stored one by one, GPTQModel 7.6 opens (docs/families.md)
-EXPERTS_OPENED = frozenset({"qwen3_moe"})
+#: model type -> who opens its experts, stored one by one: GPTQModel 7.6 where a test opens them; vLLM and
+#: SGLang where their loaders of that model (mixtral, olmoe, qwen2_moe, deepseek_v2) map each such name.
+#: SGLang joins DeepSeek's q_a_proj and kv_a_proj_with_mqa along the wrong axis of GPTQ's.
+EXPERTS_OPENED = {
+    "cohere2_moe": (GPTQMODEL,),
+    "deepseek_v2": (GPTQMODEL, "vllm"),
+    "deepseek_v3": (GPTQMODEL, "vllm"),
+    "dots1": (GPTQMODEL,),
+    "hunyuan_v1_moe": (GPTQMODEL,),
+    "mixtral": ("vllm", "sglang"),
+    "olmoe": (GPTQMODEL, "vllm", "sglang"),
+    "qwen2_moe": (GPTQMODEL, "vllm", "sglang"),
+    "qwen3_moe": (GPTQMODEL, "vllm", "sglang"),
+    "solar_open": (GPTQMODEL,),
+}
 #: key of ``quantization_config.meta``: shapes of the source's tensors that are no matrix (outputs, inputs)
 SOURCES = "sources"
 
@@ -150,8 +163,13 @@ class PackedFormat(FolderFormat):
         initialised = self.decoder is not None and self.decoder.initialised
         if not initialised and all(linear.module in self.replaced for linear in self.linears):
             return TRANSFORMERS
+        return GPTQMODEL if GPTQMODEL in self.experts_openers(folder) else OWN
+
+    def experts_openers(self, folder: Path) -> tuple[str, ...]:
+        """Who else opens experts that transformers keeps in one tensor; the source holds them one by one."""
         one_by_one = all(linear.in_source.index is None for linear in self.linears)
-        return GPTQMODEL if one_by_one and read_config(folder).get("model_type") in EXPERTS_OPENED else OWN
+        model_type = str(read_config(folder).get("model_type"))
+        return EXPERTS_OPENED.get(model_type, ()) if one_by_one else ()
 
     def left(self) -> tuple[str, ...]:
         """Modules that loaders must not take for quantized: other linear layers, and what chooses experts."""

@@ -13,6 +13,7 @@ from quantize.formats.packed import GPTQMODEL, OWN, PackedFormat
 #: GPTQModel opens asymmetric weights of version 1 only from a writer whose zero points do not overflow, which
 #: it knows by this entry
 SAFE_ZEROS = "gptqmodel:0.9.0"
+READERS = {"vllm": "vLLM", "sglang": "SGLang"}
 
 
 def write_configs(
@@ -29,12 +30,16 @@ def write_configs(
 
 def openers(format: PackedFormat, stage: Path) -> tuple[tuple[str, ...], list[Note]]:
     """(programs that open what was written, none where all do that usually do; the note that says so)."""
-    who = format.opener(stage)
+    who, others = format.opener(stage), format.experts_openers(stage)
     if who == GPTQMODEL:
         why = "transformers 5 looks for all experts in one tensor, and would fill these with random numbers"
         what = "transformers' own loader cannot open it: use GPTQModel.load"
-        return ("gptqmodel", "vllm", "sglang"), [Note(tensor="*", what=what, why=why)]
+        return others, [Note(tensor="*", what=what, why=why)]
     if who == OWN:
         why = "transformers has no layer for some of its packed weights; they are unpacked while it is loaded"
-        return (OWN,), [Note(tensor="*", what="only quantwright is known to open it", why=why)]
+        readers = ", ".join(("quantwright", *(READERS[name] for name in others)))
+        what = f"{readers} read experts one by one; transformers and GPTQModel cannot open it"
+        if not others:
+            what = "only quantwright is known to open it"
+        return (OWN, *others), [Note(tensor="*", what=what, why=why)]
     return (), []

@@ -46,6 +46,7 @@ def seen() -> Iterator[dict[tuple[str, str], Outcome]]:
         ("gpt_oss", "gptq-int3:sym=false"),
         ("qwen3_5_text", "rtn-int4"),
         ("mixtral", "rtn-int8"),
+        ("qwen2_moe", "rtn-int4"),
         ("falcon", "rtn-int4:format=awq"),
     ],
 )

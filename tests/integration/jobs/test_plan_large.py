@@ -98,7 +98,8 @@ def check_plan(document: Any, seconds: float, weights: int) -> None:
     assert document["rows"] == []
     outputs = sum(step["size_bytes"] for step in document["steps"])
     assert document["disk_bytes"] == outputs + 4 * weights  # verification spills the weights as float32
-    assert seconds < 2.0
+    # a quiet machine takes two, most of them for the tokenizer; anything by weight takes minutes
+    assert seconds < 6.0
 
 
 def test_seventy_billion_weights(tmp_path: Path, demo_checkpoint: Path) -> None:

@@ -20,7 +20,7 @@ from quantize.errors import Unsupported
 from quantize.hf.conversions import STACKED, STACKED_JOINED, Part, parameter_parts
 from quantize.hf.names import HEAD, empty_model
 from quantize.hf.plain_decoders import parameters
-from quantize.hf.watched import linear_uses
+from quantize.hf.watched import linear_uses, without_values
 
 if TYPE_CHECKING:
     import torch
@@ -211,15 +211,12 @@ def _initialised(model: "PreTrainedModel", layers: set[str]) -> bool:
         new.bias = getattr(old, "bias", None)
         new.in_features, new.out_features = getattr(old, "in_features", 0), getattr(old, "out_features", 0)
         model.set_submodule(name, new)
-    try:
-        with torch.no_grad():
-            for module in model.modules():
-                model._init_weights(module)  # type: ignore[operator]
-    except AttributeError:
-        return True
-    except Exception:  # whatever a model's code does with tensors that have no values
-        return False
-    return False
+
+    def initialise() -> None:
+        for module in model.modules():
+            model._init_weights(module)  # type: ignore[operator]
+
+    return isinstance(without_values(initialise), AttributeError)
 
 
 def _expert_counts(model: "PreTrainedModel") -> set[int]:

@@ -5,6 +5,7 @@ A library that packs a layer's weight replaces the layer's forward. Code that re
 (Mamba's ``dt_proj.weight @ x``) gets the packed bytes.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,13 +47,23 @@ def linear_uses(folder: Path, *, trust_remote_code: bool = False) -> Uses:
             _watch(module, name, direct, strided)
     head = model.get_output_embeddings()
     ids = torch.zeros((1, TOKENS), dtype=torch.long, device="meta")
-    try:
-        with quiet(), torch.no_grad(), torch.device("meta"):
-            model(input_ids=ids, use_cache=False)
-    except Exception:  # whatever a model's code does with tensors that have no values
+    if without_values(lambda: model(input_ids=ids, use_cache=False)) is not None:
         return NONE
     own = {name for name, module in model.named_modules() if module is head}
     return Uses(frozenset(direct - own), frozenset(strided - own))
+
+
+def without_values(run: Callable[[], Any]) -> Exception | None:
+    """Run a model's own code on the meta device; the exception where it fails there: any, as it may look at
+    values that are none."""
+    import torch
+
+    try:
+        with quiet(), torch.no_grad(), torch.device("meta"):
+            run()
+    except Exception as error:
+        return error
+    return None
 
 
 def _watch(module: "torch.nn.Module", name: str, direct: set[str], strided: set[str]) -> None:

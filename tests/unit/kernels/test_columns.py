@@ -4,25 +4,16 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from quantize.errors import BadInput  # noqa: E402
-from quantize.kernels import native  # noqa: E402
 from quantize.kernels.columns import column_block, column_maker  # noqa: E402
-from quantize.kernels.native import IMPLEMENTATIONS, VARIABLE  # noqa: E402
+from quantize.kernels.native import VARIABLE, Library  # noqa: E402
 from quantize.numerics.columns import Block, Levels, torch_block  # noqa: E402
 from quantize.numerics.gptq import solve  # noqa: E402
 from quantize.numerics.grids import Grid  # noqa: E402
 
-needs_kernels = pytest.mark.skipif(isinstance(native.load(), str), reason="no compiled kernels here")
 
-
-@pytest.fixture(params=IMPLEMENTATIONS)
-def compiled(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Block:
-    """Each implementation that this processor can run."""
-    monkeypatch.setenv(VARIABLE, request.param)
-    try:
-        block = column_block()
-    except BadInput as error:
-        pytest.skip(str(error))
+@pytest.fixture
+def compiled(library: Library) -> Block:
+    block = column_block()
     assert block is not torch_block
     return block
 
@@ -33,7 +24,6 @@ def problem(outputs: int, inputs: int) -> "tuple[torch.Tensor, torch.Tensor]":
     return torch.randn(outputs, inputs, generator=random) * 0.05, rows.T @ rows / len(rows)
 
 
-@needs_kernels
 @pytest.mark.parametrize("outputs", [1, 63, 300])
 @pytest.mark.parametrize("columns", [1, 100, 256])
 def test_one_block(compiled: Block, outputs: int, columns: int) -> None:
@@ -59,7 +49,6 @@ def test_one_block(compiled: Block, outputs: int, columns: int) -> None:
     assert found[0].unique().numel() > 1 or columns * outputs == 1
 
 
-@needs_kernels
 @pytest.mark.parametrize("grid", [Grid(4, 64, True), Grid(2, 64, False)], ids=str)
 @pytest.mark.parametrize("threads", [1, 3])
 def test_codes_are_those_of_torch(compiled: Block, grid: Grid, threads: int) -> None:
@@ -76,7 +65,6 @@ def test_codes_are_those_of_torch(compiled: Block, grid: Grid, threads: int) -> 
     assert torch.equal(found.codes, again.codes)
 
 
-@needs_kernels
 def test_what_it_does_not_take_goes_to_torch(compiled: Block) -> None:
     weight, hessian = problem(10, 300)
     found = solve(weight.double(), hessian.double(), Grid(4, -1, True), run=compiled)

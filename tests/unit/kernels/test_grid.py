@@ -4,14 +4,11 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from quantize.errors import BadInput  # noqa: E402
-from quantize.kernels import native  # noqa: E402
 from quantize.kernels.grid import grid_search  # noqa: E402
-from quantize.kernels.native import IMPLEMENTATIONS, VARIABLE  # noqa: E402
+from quantize.kernels.native import VARIABLE, Library  # noqa: E402
 from quantize.numerics.grids import Grid  # noqa: E402
 from quantize.numerics.rtn import Search, round_to_nearest, torch_search  # noqa: E402
 
-needs_kernels = pytest.mark.skipif(isinstance(native.load(), str), reason="no compiled kernels here")
 GRIDS = [
     Grid(bits, size, symmetric, lowest)
     for bits in (2, 3, 4, 8)
@@ -19,14 +16,9 @@ GRIDS = [
 ]
 
 
-@pytest.fixture(params=IMPLEMENTATIONS)
-def compiled(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Search:
-    """Each implementation that this processor can run."""
-    monkeypatch.setenv(VARIABLE, request.param)
-    try:
-        search = grid_search()
-    except BadInput as error:
-        pytest.skip(str(error))
+@pytest.fixture
+def compiled(library: Library) -> Search:
+    search = grid_search()
     assert search is not torch_search
     return search
 
@@ -35,7 +27,6 @@ def errors(weight: "torch.Tensor", importance: "torch.Tensor", values: "torch.Te
     return (importance * (values - weight) ** 2).double()
 
 
-@needs_kernels
 @pytest.mark.parametrize("grid", GRIDS, ids=str)
 @pytest.mark.parametrize("inputs", [64, 96])
 @pytest.mark.parametrize("size", [1e-7, 0.05, 1e4])
@@ -64,7 +55,6 @@ def test_it_finds_what_torch_finds(compiled: Search, grid: Grid, inputs: int, si
     )
 
 
-@needs_kernels
 @pytest.mark.parametrize("threads", [1, 3])
 def test_threads_do_not_show(compiled: Search, threads: int) -> None:
     weight = torch.randn(100, 48, generator=torch.Generator().manual_seed(1))
@@ -78,7 +68,6 @@ def test_threads_do_not_show(compiled: Search, threads: int) -> None:
     assert torch.equal(found[0], torch.cat([scales for scales, _ in alone]))
 
 
-@needs_kernels
 def test_float64_goes_to_torch(compiled: Search) -> None:
     weight = torch.randn(4, 32, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     grid, shares = Grid(3, 16, False), torch.ones(32, dtype=torch.float64)

@@ -16,22 +16,13 @@ from quantize.kernels import native
 from quantize.kernels.block_types import Type, row_bytes
 from quantize.kernels.chosen import CHOSEN, made_by, maker
 from quantize.kernels.ggml import GGML
-from quantize.kernels.native import IMPLEMENTATIONS, VARIABLE, Library, Native
+from quantize.kernels.native import VARIABLE, Library, Native
 
 pytest.importorskip("llama_cpp")
 
-needs_kernels = pytest.mark.skipif(isinstance(native.load(), str), reason="no compiled kernels here")
 
-
-@pytest.fixture(params=IMPLEMENTATIONS)
-def quantizer(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Native:
-    """Each implementation that this processor can run."""
-    monkeypatch.setenv(VARIABLE, request.param)
-    try:
-        library = native.load()
-    except BadInput as error:
-        pytest.skip(str(error))
-    assert isinstance(library, Library)
+@pytest.fixture
+def quantizer(library: Library) -> Native:
     return Native(library)
 
 
@@ -52,7 +43,6 @@ def reference(kind: Type, rows: np.ndarray, importance: np.ndarray | None) -> np
     return out
 
 
-@needs_kernels
 @pytest.mark.parametrize("kind", sorted(Native.kinds), ids=lambda kind: kind.name)
 @pytest.mark.parametrize("values", ROWS)
 def test_bytes_are_those_of_llamacpp(quantizer: Native, kind: Type, values: str) -> None:
@@ -75,7 +65,6 @@ NUMBERS = st.one_of(
 )
 
 
-@needs_kernels
 @settings(
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], database=None
 )
@@ -92,7 +81,6 @@ def test_no_rows_are_found_that_differ(
             assert np.array_equal(packed(quantizer, kind, rows, importance), expected), kind.name
 
 
-@needs_kernels
 @pytest.mark.parametrize("count", [1, 2, 7, 8, 9, 33])
 def test_rows_do_not_depend_on_those_beside_them(quantizer: Native, count: int) -> None:
     rows, importance = rows_of("normal", (33, 256)), importance_of("lognormal", 256)
@@ -101,7 +89,6 @@ def test_rows_do_not_depend_on_those_beside_them(quantizer: Native, count: int) 
         assert np.array_equal(packed(quantizer, kind, rows[:count], importance), together[:count])
 
 
-@needs_kernels
 @pytest.mark.parametrize("kind", sorted(Native.kinds), ids=lambda kind: kind.name)
 def test_values_that_half_precision_does_not_hold_are_refused(quantizer: Native, kind: Type) -> None:
     rows = rows_of("normal", (3, 256))
@@ -135,7 +122,6 @@ def test_a_file_that_is_no_library_is_named(elsewhere: Path) -> None:
     assert str(native.load()).startswith(f"_native{native.EXTENSION_SUFFIXES[0]} cannot be loaded")
 
 
-@needs_kernels
 def test_a_build_of_another_version_is_not_used(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     built = next(Path(maker.__code__.co_filename).parent.glob("_native*"))
     shutil.copy(built, elsewhere / built.name)

@@ -172,8 +172,8 @@ MORE: tuple[Case, ...] = (
         "shared_expert_intermediate_size": 48, "moe_routed_scaling_factor": 2.5,
     }),
     Case("Youtu", "youtu", {**LATENT, "tie_word_embeddings": True}),
-    Case("Hunyuan 3", "hy_v3", {
-        "head_dim": 32, "num_experts": 4, "num_experts_per_tok": 2, "num_shared_experts": 2,
+    Case("Hunyuan 3", "hy_v3", {  # of four experts the biases drawn would choose the same in another order
+        "head_dim": 32, "num_experts": 8, "num_experts_per_tok": 2, "num_shared_experts": 2,
         "moe_intermediate_size": 32,
     }),
     Case("MiMo V2 Flash", "mimo_v2_flash", {

@@ -118,15 +118,28 @@ KNOWN: dict[str, str] = {
     "Starcoder2ForCausalLM": "starcoder2",
     "YoutuForCausalLM": "youtu",
 }
+_SILU = "llama.cpp computes SiLU, the published model squared ReLU"
+#: HF architecture class, which llama.cpp knows too -> why no GGUF is made of it
+LEFT_OUT = {
+    "BitNetForCausalLM": _SILU,
+    "BitnetForCausalLM": _SILU,
+    "DbrxForCausalLM": "transformers 5 rotates with a base of 10000 whatever the published attn_config says "
+    "(500000), so that no file could be held against it",
+}
 
 
 def plan(checkpoint: Checkpoint) -> FamilyPlan:
     """What the GGUF of ``checkpoint`` holds; reads headers only.
 
-    Errors: Unsupported where the architecture is unknown (the message lists those known), where it uses
-    something llama.cpp cannot express, or where a tensor is left over or missing (named); BadInput where
-    shapes contradict the config.
+    Errors: Unsupported where the architecture is unknown (the message lists those known) or left out (why),
+    where it uses something llama.cpp cannot express, or where a tensor is left over or missing (named);
+    BadInput where shapes contradict the config.
     """
+    if reason := LEFT_OUT.get(checkpoint.architecture):
+        raise Unsupported(
+            f"{checkpoint.source}: architecture {checkpoint.architecture} is not made into GGUF: {reason}; "
+            "take a recipe of another method"
+        )
     if checkpoint.architecture not in KNOWN:
         raise Unsupported(
             f"{checkpoint.source}: architecture {checkpoint.architecture} cannot be made into GGUF; "

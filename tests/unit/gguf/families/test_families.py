@@ -22,7 +22,7 @@ from quantize.gguf.families.operations import (
     Transpose,
     UngroupQkv,
 )
-from quantize.gguf.families.plan import KNOWN, plan, restore
+from quantize.gguf.families.plan import KNOWN, LEFT_OUT, plan, restore
 
 CONFIG = {
     "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 64, "intermediate_size": 96,
@@ -291,3 +291,18 @@ def test_pooling_that_lies_elsewhere_is_refused(tmp_path: Path) -> None:
     (tmp_path / "modules.json").write_text(json.dumps([{"path": "../elsewhere", "type": "Pooling"}]))
     with pytest.raises(BadInput, match="plain relative path"):
         plan(replace(headers(), folder=tmp_path))
+
+
+@pytest.mark.parametrize(("architecture", "why"), LEFT_OUT.items())
+def test_what_is_left_out_says_why(architecture: str, why: str) -> None:
+    """``check`` says what a plan says, before work; the page of families says it too."""
+    assert architecture not in KNOWN
+    with pytest.raises(Unsupported) as refusal:
+        plan(headers({"architectures": [architecture]}))
+    assert f"architecture {architecture} is not made into GGUF: {why}; take" in str(refusal.value)
+    page = (
+        (Path(__file__).parents[4] / "docs" / "gguf-families.md")
+        .read_text(encoding="utf-8")
+        .split("Left out")
+    )
+    assert architecture.removesuffix("ForCausalLM").lower() in page[1].lower()

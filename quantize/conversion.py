@@ -21,7 +21,7 @@ from quantize.artifact.artifact import (
 from quantize.artifact.attestation import attest
 from quantize.calibration.sources import parse_sources
 from quantize.calibration.windows import Calibration, load_calibration
-from quantize.checkpoint.checkpoint import TOKENIZER_FILES, Checkpoint
+from quantize.checkpoint.checkpoint import PROCESSOR_FILES, TOKENIZER_FILES, Checkpoint
 from quantize.checkpoint.library_folder import ADVICE, names_code
 from quantize.checkpoint.model_card import CARD, ModelCard, license_files, read_model_card
 from quantize.engines.base import Conversion
@@ -137,8 +137,9 @@ def inputs_of(
 
 
 def _copy_companions(checkpoint: Checkpoint, stage: Path) -> None:
-    """Tokenizer, template and generation config are the source's own files, whatever the engine wrote."""
-    for name in TOKENIZER_FILES:
+    """Tokenizer, template, processor and generation config are the source's own files, whatever the engine
+    wrote."""
+    for name in (*TOKENIZER_FILES, *PROCESSOR_FILES):
         (stage / name).unlink(missing_ok=True)
     for path in checkpoint.companion_files:
         shutil.copyfile(path, stage / path.name)

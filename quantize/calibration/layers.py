@@ -89,7 +89,8 @@ def stream_weights(
             preload_module_classes=list(WHOLE),
         )
         config: Any = getattr(model, "config", None)
-        if getattr(config, "model_type", "") in ASKS_EMBEDDING:
+        text = config.get_text_config() if hasattr(config, "get_text_config") else config
+        if getattr(text, "model_type", "") in ASKS_EMBEDDING:
             _hold_embedding(model, weights)
 
 

@@ -46,6 +46,8 @@ TOKENIZER_FILES = (
     "added_tokens.json",
     "vocab.json", "merges.txt", "chat_template.jinja", "chat_template.json", "spiece.model", "vocab.txt",
 )  # fmt: skip
+#: of a model that also sees or hears: how images and sounds become its inputs
+PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
 #: name endings of buffers that old checkpoints store although a model computes them when it loads: rotary
 #: frequencies, causal masks (as numbers, bytes or truth values), positions, counters
 BUFFERS = (
@@ -177,10 +179,18 @@ class Checkpoint:
         return [path for name in TOKENIZER_FILES if (path := inside(self.folder, name)).is_file()]
 
     @property
+    def processor_files(self) -> list[Path]:
+        return [path for name in PROCESSOR_FILES if (path := inside(self.folder, name)).is_file()]
+
+    @property
     def companion_files(self) -> list[Path]:
         """Small files served beside the weights, copied unchanged into HF-format artifacts."""
-        extra = [inside(self.folder, "generation_config.json")]
-        return self.tokenizer_files + [path for path in extra if path.is_file()]
+        generation = inside(self.folder, "generation_config.json")
+        return [
+            *self.tokenizer_files,
+            *self.processor_files,
+            *([generation] if generation.is_file() else []),
+        ]
 
     @property
     def chat_template(self) -> str | None:
@@ -237,11 +247,12 @@ class Checkpoint:
 
     def contents(self) -> list[tuple[str, Path]]:
         """The files whose bytes decide what a conversion writes, by their names in a digest: config,
-        tokenizer, templates, pooling, weights."""
+        tokenizer, processor, templates, pooling, weights."""
         names = {
             "config.json",
             *TOKENIZER_FILES,
             "generation_config.json",
+            *PROCESSOR_FILES,
             "modules.json",
             "1_Pooling/config.json",
         }

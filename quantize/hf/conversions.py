@@ -12,6 +12,7 @@ import numpy as np
 from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.errors import Unsupported
 from quantize.hf.names import IGNORED, find_layers, renaming
+from quantize.hf.wrappers import ties_head
 
 if TYPE_CHECKING:
     import torch
@@ -153,7 +154,7 @@ def read_buffers(checkpoint: Checkpoint, model: "PreTrainedModel", read: Read) -
 def _tie(model: "PreTrainedModel", parts: dict[str, Part]) -> None:
     """A tied head is the embedding."""
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
-    if not model.config.get_text_config().tie_word_embeddings or head is None:
+    if head is None or not ties_head(model):
         return
     names = {id(module): name for name, module in model.named_modules()}
     mine, theirs = f"{names[id(head)]}.weight", f"{names[id(embedding)]}.weight"

@@ -14,6 +14,7 @@ from quantize.errors import BadInput, StepFailed, Unsupported
 from quantize.files import read_json
 from quantize.hf.extensions import ensure_kernel_environment
 from quantize.hf.refusals import reason, refusals
+from quantize.hf.wrappers import auto_class, ties_head
 from quantize.packages import install_command
 from quantize.quiet import quiet
 from quantize.recipe import RunOptions
@@ -72,7 +73,8 @@ def load_model(
     weights: "dict[str, torch.Tensor] | None" = None,
     **options: Any,
 ) -> "PreTrainedModel":
-    """AutoModelForCausalLM in evaluation mode, every weight from the folder's safetensors, or from
+    """AutoModelForCausalLM, or what opens the whole of a model that also sees (``auto_class``), in
+    evaluation mode, every weight from the folder's safetensors, or from
     ``weights`` by its names.
 
     ``dtype`` is the one computed in. ``options`` go to from_pretrained (``quantization_config``,
@@ -84,14 +86,13 @@ def load_model(
     config = read_config(folder)
     with quiet(), library_folder(folder, trust_remote_code) as seen:
         from safetensors import SafetensorError
-        from transformers import AutoModelForCausalLM
 
         common = {"dtype": torch_dtype(dtype), "output_loading_info": True, **options}
         kind = f"{config.get('architectures') or 'it'} (model_type {config.get('model_type')!r})"
         with refusals(str(folder), f"cannot open {printable(kind, 200)}"):
             try:
                 if weights is None:
-                    loaded: Any = AutoModelForCausalLM.from_pretrained(
+                    loaded: Any = auto_class(config).from_pretrained(
                         seen,
                         use_safetensors=True,
                         local_files_only=True,
@@ -143,14 +144,14 @@ def model_without_weights(folder: Path, dtype: str, *, trust_remote_code: bool =
     cannot build it."""
     with quiet(), library_folder(folder, trust_remote_code) as seen:
         import torch
-        from transformers import AutoConfig, AutoModelForCausalLM
+        from transformers import AutoConfig
 
         with refusals(str(folder), "cannot build its model"):
             config = AutoConfig.from_pretrained(
                 seen, local_files_only=True, trust_remote_code=trust_remote_code
             )
             with torch.device("meta"):
-                made: PreTrainedModel = AutoModelForCausalLM.from_config(
+                made: PreTrainedModel = auto_class(config).from_config(
                     config, dtype=torch_dtype(dtype), trust_remote_code=trust_remote_code
                 )
     return made.eval()
@@ -173,7 +174,7 @@ def load_quanto(
     with quiet(), library_folder(folder, trust_remote_code) as seen:
         import torch
         from accelerate import init_empty_weights
-        from transformers import AutoConfig, AutoModelForCausalLM
+        from transformers import AutoConfig
 
         try:
             from optimum.quanto import requantize
@@ -186,7 +187,7 @@ def load_quanto(
             config = AutoConfig.from_pretrained(seen, local_files_only=True, **trust)
             # parameters only: buffers that no file holds (rotary frequencies) stay real
             with init_empty_weights():
-                model = AutoModelForCausalLM.from_config(config, dtype=torch_dtype(dtype), **trust)
+                model = auto_class(config).from_config(config, dtype=torch_dtype(dtype), **trust)
         try:
             mapping = read_json(folder / QUANTO_MAP)
             state = _read_state(folder, torch_dtype(dtype))
@@ -194,14 +195,11 @@ def load_quanto(
             requantize(model, state_dict=state, quantization_map=mapping, device=torch.device("cpu"))
         except (ValueError, KeyError, TypeError, OSError, RuntimeError, AttributeError) as error:
             raise StepFailed(f"{folder}: optimum-quanto cannot load it: {reason(error)}") from error
-        if model.config.get_text_config().tie_word_embeddings:
+        tied_head = ties_head(model)
+        if tied_head:
             model.tie_weights()
         # requantize loads with strict=False, and leaves uninitialized memory where a tensor is missing.
-        tied = (
-            set(getattr(model, "_tied_weights_keys", None) or ())
-            if model.config.get_text_config().tie_word_embeddings
-            else set()
-        )
+        tied = set(getattr(model, "_tied_weights_keys", None) or ()) if tied_head else set()
         for name in model.state_dict():
             if (
                 name not in present

@@ -15,6 +15,7 @@ from quantize.errors import Unsupported
 from quantize.hf.conversions import STACKED, STACKED_JOINED, Part, parameter_parts
 from quantize.hf.names import IGNORED, Layers, empty_model, find_layers, is_router, renaming
 from quantize.hf.watched import linear_uses
+from quantize.hf.wrappers import ties_head
 
 ROUTER = "its layer also chooses experts, which the library's layer would not do"
 _EXPERTS = "experts"  # in the name of a parameter that holds all of a layer
@@ -82,7 +83,7 @@ def _merged(checkpoint: Checkpoint) -> tuple[Layers, dict[str, Part], frozenset[
     model = empty_model(checkpoint, buffers=False)
     parts = parameter_parts(checkpoint, model)
     names = {id(module): name for name, module in model.named_modules()}
-    tied = bool(model.config.get_text_config().tie_word_embeddings)
+    tied = ties_head(model)
     head = names.get(id(model.get_output_embeddings()))
     embedding = names.get(id(model.get_input_embeddings()))
     if tied and head is not None:

@@ -18,6 +18,7 @@ from quantize.hf.load import torch_dtype
 from quantize.hf.plain_decoders import parameters
 from quantize.hf.refusals import refusals
 from quantize.hf.watched import NONE, Uses, linear_uses
+from quantize.hf.wrappers import auto_class, ties_head
 from quantize.quiet import quiet
 from quantize.terminal import printable
 
@@ -63,17 +64,17 @@ def empty_model(
     with quiet(), library_folder(checkpoint.folder, trust, source=checkpoint.source) as folder:
         import torch
         from accelerate import init_empty_weights
-        from transformers import AutoConfig, AutoModelForCausalLM
+        from transformers import AutoConfig
 
         with refusals(checkpoint.source, "refuses its config.json", "; GGUF recipes may work"):
             config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=trust)
         if tied is not None:
             config.tie_word_embeddings = config.get_text_config().tie_word_embeddings = tied
         kind = printable(checkpoint.model_type, 100)
-        makes = f"has no causal language model for model_type {kind!r}"
+        makes = f"has no language model for model_type {kind!r}"
         place = init_empty_weights() if buffers else torch.device("meta")
         with refusals(checkpoint.source, makes, "; GGUF recipes may work"), place:
-            model: PreTrainedModel = AutoModelForCausalLM.from_config(
+            model: PreTrainedModel = auto_class(config).from_config(
                 config, dtype=torch_dtype(dtype), trust_remote_code=trust
             )
     return model
@@ -108,7 +109,7 @@ def _built_layers(checkpoint: Checkpoint) -> Layers:
     import torch
 
     model = empty_model(checkpoint, buffers=False)
-    tied = bool(model.config.get_text_config().tie_word_embeddings)
+    tied = ties_head(model)
     output = model.get_output_embeddings()
     linear, head = {}, None
     for name, module in model.named_modules():

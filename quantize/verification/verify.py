@@ -24,7 +24,7 @@ import numpy as np
 
 from quantize.artifact.artifact import Check, Note, Verification
 from quantize.calibration.windows import context_length
-from quantize.checkpoint.checkpoint import TOKENIZER_FILES, Checkpoint
+from quantize.checkpoint.checkpoint import PROCESSOR_FILES, TOKENIZER_FILES, Checkpoint
 from quantize.engines.base import Conversion
 from quantize.errors import QuantwrightError
 from quantize.formats.base import Format
@@ -156,10 +156,12 @@ def _types(work: Work[Any], stage: Path, notes: list[Note]) -> Check:
 
 
 def _companions(stage: Path, checkpoint: Checkpoint) -> list[Check]:
-    """Tokenizer files byte for byte; no others beside them, which a loader might prefer."""
-    source = {path.name: path for path in checkpoint.tokenizer_files}
+    """Files of tokenizer and processor byte for byte; no others beside them, which a loader might prefer."""
+    found = [*checkpoint.tokenizer_files, *checkpoint.processor_files]
+    source = {path.name: path for path in found}
     wrong = [name for name, path in source.items() if not _same_bytes(path, stage / name)]
-    wrong += [name for name in TOKENIZER_FILES if name not in source and (stage / name).exists()]
+    known = (*TOKENIZER_FILES, *PROCESSOR_FILES)
+    wrong += [name for name in known if name not in source and (stage / name).exists()]
     same = dataclasses.replace(checkpoint, folder=stage).chat_template == checkpoint.chat_template
     return [
         Check(

@@ -1,0 +1,55 @@
+"""Small models that also see, of transformers' own classes: a text model, a tower and a projector, the demo's
+tokenizer, all weights random."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from conftest import ROOT
+from decoder_cases import SMALL
+
+VISION: dict[str, Any] = {
+    "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2, "depth": 2, "num_heads": 2,
+    "num_attention_heads": 2, "out_hidden_size": 64, "image_size": 32, "patch_size": 16, "head_dim": 32,
+    "num_position_embeddings": 4, "deepstack_visual_indexes": [0], "vision_use_head": False,
+    "fullatt_block_indexes": [1], "projector_input_dim": 64, "projector_output_dim": 64,
+    "vision_output_dim": 64, "num_channels": 3, "pixel_shuffle_ratio": 0.5,
+}  # fmt: skip
+ROPE = {"rope_type": "default", "rope_theta": 1e6}
+#: model type -> settings of the text model over SMALL
+WRAPPERS: dict[str, dict[str, Any]] = {
+    "gemma3": {"tie_word_embeddings": True, "query_pre_attn_scalar": 16, "sliding_window": 16},
+    "qwen2_5_vl": {"rope_parameters": {**ROPE, "mrope_section": [2, 3, 3]}},
+    "qwen3_vl": {
+        "tie_word_embeddings": True,
+        "rope_parameters": {**ROPE, "mrope_section": [2, 3, 3], "mrope_interleaved": True},
+    },
+    "llama4": {
+        "intermediate_size_mlp": 96, "interleave_moe_layer_step": 2, "num_local_experts": 4,
+        "num_experts_per_tok": 1,
+    },
+    "mistral3": {"model_type": "mistral", "sliding_window": None},
+}  # fmt: skip
+
+
+def make_wrapper(model_type: str, folder: Path, dtype: str = "float32", **more: Any) -> Path:
+    """As transformers saves it in ``dtype``, with what a processor would read; ``more``: the outer config's
+    settings."""
+    import torch
+    from transformers import AutoModelForImageTextToText
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    text = {**SMALL, **WRAPPERS[model_type]}
+    outer = {"text_config": text, "vision_config": VISION, "tie_word_embeddings": text["tie_word_embeddings"]}
+    config = CONFIG_MAPPING[model_type](**{**outer, **more})
+    torch.manual_seed(7)
+    model = AutoModelForImageTextToText.from_config(config, dtype=torch.float32).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            centre = 1.0 if parameter.ndim == 1 and model_type != "gemma3" else 0.0
+            parameter.copy_(centre + 0.15 * torch.randn(parameter.shape))
+    model.to(getattr(torch, dtype)).save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(ROOT / "demo" / "checkpoint" / name, folder / name)
+    (folder / "preprocessor_config.json").write_text('{"image_processor_type": "SiglipImageProcessor"}\n')
+    return folder

@@ -22,7 +22,7 @@ def auto_class(config: "Mapping[str, Any] | Any") -> Any:
     )
 
     fields = config if isinstance(config, Mapping) else config.__dict__
-    kind = fields.get("model_type") or getattr(config, "model_type", "")
+    kind = str(fields.get("model_type") or getattr(config, "model_type", ""))
     names = fields.get("architectures") or [""]
     if kind in WHOLE and (kind not in CAUSAL or names[0] == WHOLE[kind] != CAUSAL[kind]):
         return AutoModelForImageTextToText

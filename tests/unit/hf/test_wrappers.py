@@ -24,7 +24,8 @@ def test_the_text_model_and_what_lies_beside_it(model_type: str, tmp_path: Path)
     empty = empty_model(checkpoint, buffers=False)
     assert type(empty).__name__ == checkpoint.architecture
     beside = beside_text(empty)
-    assert beside and text_model(empty)
+    assert beside
+    assert text_model(empty)
     model = AutoModelForImageTextToText.from_pretrained(checkpoint.folder)
     model(input_ids=torch.arange(1, 17)[None]).logits.sum().backward()
     for name, parameter in model.named_parameters():
@@ -49,7 +50,8 @@ def test_the_outer_config_ties_the_output_layer(tied: bool, tmp_path: Path) -> N
 
 def test_a_model_of_text_alone_has_nothing_beside_it(tmp_path: Path) -> None:
     model = empty_model(Checkpoint.open(make_decoder("llama", tmp_path / "source")), buffers=False)
-    assert text_model(model) == "" and beside_text(model) == ()
+    assert text_model(model) == ""
+    assert beside_text(model) == ()
 
 
 def test_the_class_that_the_config_names_opens_it() -> None:

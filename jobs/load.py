@@ -13,6 +13,7 @@ from jobs.old_names import SECTION, Place, old_names, renamed
 from jobs.spec import Job
 from quantize.errors import BadInput
 from quantize.files import CONTROL, MAX_YAML_BYTES, parse_yaml, parse_yaml_nodes, read_text, typed_path
+from quantize.recipe import AUTO
 from quantize.terminal import log, printable
 
 
@@ -45,14 +46,12 @@ def load_job(path: Path, overrides: Sequence[str] = ()) -> Job:
 
 
 def _place_matrices(recipes: Any, base: Path) -> Any:
-    """``imatrix`` of recipes, in either spelling, made absolute: like every path of a job it is relative to
-    the file."""
+    """``imatrix`` of recipes, in either spelling, made absolute (but for ``auto``): like every path of a job
+    it is relative to the file."""
     if isinstance(recipes, list):
         return [_place_matrices(recipe, base) for recipe in recipes]
     if isinstance(recipes, str):
-        return re.sub(
-            r"(?<=[:,]imatrix=)[^,]+", lambda found: str(base / typed_path(found[0].strip())), recipes
-        )
+        return re.sub(r"(?<=[:,]imatrix=)[^,]+", lambda found: _placed(found[0].strip(), base), recipes)
     if not isinstance(recipes, dict):
         return recipes
     placed = {
@@ -60,12 +59,14 @@ def _place_matrices(recipes: Any, base: Path) -> Any:
     }
     files = placed.get("imatrix")
     if isinstance(files, list):
-        placed["imatrix"] = [
-            str(base / typed_path(file)) if isinstance(file, str) else file for file in files
-        ]
+        placed["imatrix"] = [_placed(file, base) if isinstance(file, str) else file for file in files]
     elif isinstance(files, str):
-        placed["imatrix"] = str(base / typed_path(files))
+        placed["imatrix"] = _placed(files, base)
     return placed
+
+
+def _placed(file: str, base: Path) -> str:
+    return file if file.lower() == AUTO else str(base / typed_path(file))
 
 
 def job_of(data: dict[str, Any]) -> Job:

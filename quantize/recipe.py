@@ -26,8 +26,6 @@ class Recipe(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     method: str
-    #: Whether the method looks at calibration text.
-    calibrated: ClassVar[bool] = False
     #: Parameters that name a file -> those that hold its sha256, which represents it in the digest.
     contents: ClassVar[dict[str, str]] = {}
     #: Short spelling -> parameters, without ``method``.
@@ -40,19 +38,28 @@ class Recipe(BaseModel):
     automatic: ClassVar[dict[str, Any]] = {}
 
     @property
+    def calibrated(self) -> bool:
+        """Whether calibration text is looked at."""
+        return False
+
+    @property
     def canonical(self) -> dict[str, Any]:
         """Files by their names only: the path of a folder on this machine changes nothing."""
         values = self.model_dump(mode="json")
         values = {k: v for k, v in values.items() if k not in self.later or v != self.later[k]}
         for name, content in self.contents.items():
             path, sha256 = values.pop(name), values.pop(content)
-            values |= {name: Path(path).name, content: sha256} if path else {}
+            if path and not sha256:  # no file: a word that says how the contents are made
+                values[name] = path
+            elif path:
+                values |= {name: Path(path).name, content: sha256}
         return values
 
     @property
     def digest(self) -> str:
         """sha256 of the canonical JSON, without the names of files."""
-        values = {key: value for key, value in self.canonical.items() if key not in self.contents}
+        named = {name for name, content in self.contents.items() if getattr(self, content)}
+        values = {key: value for key, value in self.canonical.items() if key not in named}
         values |= {key: known for key, known in self.automatic.items() if values.get(key) == AUTO}
         return hashlib.sha256(json.dumps(values, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
@@ -63,7 +70,8 @@ class Recipe(BaseModel):
     @property
     def files(self) -> tuple[Path, ...]:
         """Files whose contents the recipe depends on."""
-        return tuple(Path(path).absolute() for name in self.contents if (path := getattr(self, name)))
+        named = (getattr(self, name) for name, content in self.contents.items() if getattr(self, content))
+        return tuple(Path(path).absolute() for path in named)
 
     @property
     def arguments(self) -> list[str]:

@@ -19,7 +19,8 @@ from quantize.artifact.artifact import Artifact
 from quantize.artifact.file_hashes import user_hashes
 from quantize.calibration.sources import parse_sources, spell_sources
 from quantize.checkpoint.reader import IN_FILES
-from quantize.methods.base import Work
+from quantize.methods.base import Costs, Work
+from quantize.methods.gguf import IMATRIX_COSTS
 from quantize.methods.registry import require
 from quantize.recipe import Recipe
 from quantize.staging import sweep_output
@@ -66,7 +67,9 @@ class ConvertStep(ModelStep):
     def cost(self, job: Job, experience: Experience) -> StepCost:
         checkpoint, weights, costs = self.checkpoint, self.checkpoint.parameters, self.costs
         # What conversions without verification took says nothing of those with it.
-        rate_kind = f"convert:{self.method}" + ("" if job.verify == "full" else f":{job.verify}")
+        # Neither does a method that calibrates for some of its recipes only.
+        rate_kind = f"convert:{self.method}" + (":imatrix" if self._importances else "")
+        rate_kind += "" if job.verify == "full" else f":{job.verify}"
         work = weights / 1e6
         memory = experience.peak_bytes(rate_kind, work)
         # Verification spills the weights it has read back as float32; some engines save what
@@ -87,6 +90,14 @@ class ConvertStep(ModelStep):
             rate_kind,
             written + max(spilled, saved),
         )
+
+    @property
+    def _importances(self) -> bool:
+        return self.method == "gguf" and bool(self.calibration)
+
+    @property
+    def costs(self) -> Costs:
+        return IMATRIX_COSTS if self._importances else super().costs
 
     def share(self, cache: SharedCache | BucketCache, run: Path) -> ArtifactShare:
         return ArtifactShare(cache, run / self.output, self.model.label, self.calibration)
@@ -121,7 +132,8 @@ def convert_step(job: Job, model: OpenModel, work: Work[Any], texts: Texts) -> C
         inputs["adapter"] = model.adapter.name
         files += tuple(model.adapter / name for name in ADAPTER_FILES)
     method = require(recipe)
-    loads = ("torch", "transformers") if method.engine.needs and method.format.runtime != "llamacpp" else ()
+    computes = method.engine.needs and method.format.runtime != "llamacpp"
+    loads = ("torch", "transformers") if computes or recipe.calibrated else ()
     return ConvertStep(
         arguments=(*arguments, *run_arguments(job, model), "--json"),
         output=Path(name),

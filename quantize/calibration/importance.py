@@ -1,34 +1,30 @@
 """An importance matrix of one's own: what llama-imatrix collects, from the transformers model instead.
 
 For every matrix of every block, the sum over all tokens of the square of what enters each of its columns; of
-experts, over the tokens that the router sent to each. Weights are read module by module as the forward pass
-comes to them, so memory is bounded by the largest module and the activations of ``PASS_TOKENS`` tokens,
-whatever the model's size.
+experts, over the tokens that the router sent to each.
 """
 
-import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
-from quantize.calibration.collectors import SecondMoments
-from quantize.calibration.layers import stream_weights
-from quantize.calibration.products import collecting
+from quantize.calibration.collectors import Moment, SecondMoments
+from quantize.calibration.layer_pass import LayerPass
 from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.checkpoint.tokenizer import SourceTokenizer
-from quantize.errors import StepFailed, Unsupported
-from quantize.gguf.families.base import Mapped
+from quantize.errors import StepFailed
 from quantize.gguf.families.plan import plan
 from quantize.gguf.importance.file import Entry, ImportanceMatrix
 from quantize.gguf.mixture import may_be_quantized
 from quantize.gguf.tokenizer.special import added_around
-from quantize.hf.conversions import read_buffers
+from quantize.hf.conversions import Part, parameter_parts
+from quantize.hf.matrices import decoder_linears
 from quantize.hf.names import empty_model
 
-PASS_TOKENS = 4096
-_EXPERTS = re.compile(r"layers\.(\d+)\.\w+\.experts\.(gate_up|down)_proj$")
-_ROUTER = re.compile(r"layers\.(\d+)\.\w+\.gate\.weight$")
+#: parameter of transformers' -> number of the matrix within it -> sums of squares of what enters it
+Moments = dict[str, dict[int, Moment]]
 
 
 @dataclass(frozen=True)
@@ -41,45 +37,79 @@ class Computed:
 
 
 def compute_imatrix(
+    checkpoint: Checkpoint, ids: np.ndarray, *, dataset: str, device: str = "cpu"
+) -> Computed:
+    """Over ``ids`` (windows, tokens), in float32. ``dataset``: the name of the text, for the file. Errors: as
+    ``source_moments`` and ``importance_matrix``."""
+    moments = source_moments(checkpoint, ids, device=device)
+    return importance_matrix(checkpoint, moments, dataset, ids.shape)
+
+
+def source_moments(
     checkpoint: Checkpoint,
     ids: np.ndarray,
     *,
-    dataset: str,
+    dtype: str = "float32",
     device: str = "cpu",
-    progress: Callable[[int], None] = lambda windows: None,
-) -> Computed:
-    """Over ``ids`` (windows, tokens). ``dataset``: the name of the text, for the file.
-
-    ``progress`` gets the number of windows done after each pass. Errors: Unsupported where GGUF or
-    transformers lacks the architecture; StepFailed where activations are not finite.
-    """
-    import torch
-
-    tensors = {mapped.name: mapped for mapped in plan(checkpoint).tensors}
-    model = empty_model(checkpoint)
-    read_buffers(checkpoint, model, checkpoint.read_float32)
-    if getattr(model, "_can_set_experts_implementation", lambda: False)():
-        model.set_experts_implementation("eager")  # one product per expert, in which the expert shows
-    body = model.base_model  # without the head, which llama-imatrix leaves out too
-    weights = {
-        name: _weight(checkpoint, tensors, name, model.base_model_prefix)
-        for name, _ in body.named_parameters()
-    }
-    stream_weights(body, {name: name for name in weights}, lambda name: weights[name].read(), device)
+    state_bytes: int | None = None,
+    scratch: Path | None = None,
+    progress: Callable[[int], None] = lambda layers: None,
+) -> Moments:
+    """Of every parameter of the decoder layers of the model as it is, over ``ids`` (windows, tokens): the
+    sums of squares of what enters it, float64. ``progress`` gets 1 after each layer. Errors: see
+    ``LayerPass``."""
     moments = SecondMoments()
-    rows = max(1, PASS_TOKENS // ids.shape[1])
-    with torch.no_grad(), collecting(body, frozenset(weights), moments):
-        for first in range(0, len(ids), rows):
-            part = torch.from_numpy(ids[first : first + rows]).to(device)
-            body(input_ids=part, use_cache=False)
-            progress(len(part))
+    through = LayerPass(
+        checkpoint,
+        ids,
+        layers=decoder_linears(checkpoint).layer_names,
+        parameters=layer_parameters(checkpoint),
+        dtype=dtype,
+        device=device,
+        state_bytes=state_bytes,
+        scratch=scratch,
+    )
+    for layer in through:
+        layer.pass_on(moments)
+        progress(1)
+    return moments.result()
+
+
+def layer_parameters(checkpoint: Checkpoint) -> frozenset[str]:
+    """Names of the matrices of the decoder layers in transformers' model, those that choose experts too."""
+    layers = tuple(f"{name}." for name in decoder_linears(checkpoint).layer_names)
+    model = empty_model(checkpoint, buffers=False)
+    return frozenset(
+        name
+        for name, parameter in model.named_parameters(remove_duplicate=False)
+        if parameter.ndim > 1 and name.startswith(layers)
+    )
+
+
+def importance_matrix(
+    checkpoint: Checkpoint, moments: Moments, dataset: str, shape: tuple[int, ...]
+) -> Computed:
+    """``moments`` under the names of GGUF, of windows of ``shape`` (windows, tokens). Errors: Unsupported
+    where GGUF lacks the architecture; StepFailed where activations are not finite."""
+    tensors = {mapped.name: mapped for mapped in plan(checkpoint).tensors}
     blocks = {name: m for name, m in tensors.items() if name.startswith("blk.") and len(m.shape) > 1}
-    matrices = {name: m.shape[0] if len(m.shape) > 2 else 1 for name, m in blocks.items()}
-    entries = _entries(moments, {name: weight.targets for name, weight in weights.items()}, matrices)
+    # A weight of three dimensions that is not of experts (latent attention's) meets other vectors in
+    # llama.cpp's graph.
+    wanted = {name: m for name, m in blocks.items() if len(m.shape) == 2 or "_exps." in name}
+    by_source: dict[str, list[str]] = {}
+    for name, mapped in wanted.items():
+        for source in mapped.sources:
+            by_source.setdefault(source, []).append(name)
+    parts = parameter_parts(checkpoint, empty_model(checkpoint, buffers=False))
+    entries: dict[str, Entry] = {}
+    for parameter, found in moments.items():
+        for name in _targets(parts.get(parameter), by_source):
+            matrices = wanted[name].shape[0] if len(wanted[name].shape) > 2 else 1
+            entries[name] = _entry(parameter, found, matrices)
     missing = tuple(
         name for name, m in blocks.items() if name not in entries and may_be_quantized(name, m.shape)
     )
-    return Computed(ImportanceMatrix(entries, (dataset,), *ids.shape), missing)
+    return Computed(ImportanceMatrix(entries, (dataset,), shape[0], shape[1]), missing)
 
 
 def with_first_token(checkpoint: Checkpoint, ids: np.ndarray) -> np.ndarray:
@@ -91,63 +121,17 @@ def with_first_token(checkpoint: Checkpoint, ids: np.ndarray) -> np.ndarray:
     )
 
 
-@dataclass(frozen=True)
-class _Weight:
-    """A parameter of the model: ``read`` returns it as float32; its activations belong to the GGUF
-    ``targets``."""
-
-    read: Callable[[], np.ndarray]
-    targets: tuple[str, ...]
+def _targets(part: Part | None, by_source: Mapping[str, list[str]]) -> list[str]:
+    """GGUF tensors that are made of what a parameter is made of: several where one of them is fused."""
+    sources = part.sources if part else ()
+    return list(dict.fromkeys(name for source in sources for name in by_source.get(source, ())))
 
 
-def _weight(checkpoint: Checkpoint, tensors: dict[str, Mapped], name: str, prefix: str) -> _Weight:
-    """Of the base model. transformers fuses experts and renames routers when it loads them: here the families
-    do that."""
-    stored = next((n for n in (name, f"{prefix}.{name}") if n in checkpoint.tensors), None)
-    if stored is not None:
-        source = stored
-        # A weight of three dimensions that is not of experts (latent attention's) meets other vectors in
-        # llama.cpp's graph.
-        targets = [
-            m.name
-            for m in tensors.values()
-            if source in m.sources and (len(m.shape) == 2 or "_exps." in m.name)
-        ]
-        return _Weight(lambda: checkpoint.read_float32(source), tuple(targets))
-    if match := _EXPERTS.search(name):
-        parts = ("gate", "up") if match[2] == "gate_up" else ("down",)
-    elif match := _ROUTER.search(name):
-        parts = ("gate_inp",)
-    ending = "_exps" if match and match[0].endswith("_proj") else ""
-    targets = [f"blk.{match[1]}.ffn_{part}{ending}.weight" for part in parts] if match else []
-    if not targets or any(target not in tensors for target in targets):
-        raise Unsupported(f"{checkpoint.source}: has no tensor for {name}, which transformers' model has")
-
-    def build() -> np.ndarray:
-        built = [
-            tensors[t].build([checkpoint.read_float32(source) for source in tensors[t].sources])
-            for t in targets
-        ]
-        return np.concatenate(built, axis=1) if len(built) > 1 else built[0]
-
-    return _Weight(build, tuple(targets))
-
-
-def _entries(
-    moments: SecondMoments, targets: dict[str, tuple[str, ...]], matrices: dict[str, int]
-) -> dict[str, Entry]:
-    """``targets``: parameter -> GGUF names under which its input is summed; ``matrices``: GGUF name of those
-    wanted -> how many it holds. Errors: StepFailed."""
-    out: dict[str, Entry] = {}
-    for parameter, found in moments.result().items():
-        for name in targets[parameter]:
-            if name not in matrices:
-                continue
-            columns = len(next(iter(found.values())).sums)
-            sums, counts = np.zeros((matrices[name], columns)), np.zeros(matrices[name], np.int64)
-            for index, moment in found.items():
-                sums[index], counts[index] = moment.sums, moment.count
-            if not np.isfinite(sums).all():
-                raise StepFailed(f"activations at {parameter} are not finite; the checkpoint is damaged")
-            out[name] = Entry(sums.astype(np.float32), counts)
-    return out
+def _entry(parameter: str, found: dict[int, Moment], matrices: int) -> Entry:
+    columns = len(next(iter(found.values())).sums)
+    sums, counts = np.zeros((matrices, columns)), np.zeros(matrices, np.int64)
+    for index, moment in found.items():
+        sums[index], counts[index] = moment.sums, moment.count
+    if not np.isfinite(sums).all():
+        raise StepFailed(f"activations at {parameter} are not finite; the checkpoint is damaged")
+    return Entry(sums.astype(np.float32), counts)

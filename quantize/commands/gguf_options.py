@@ -40,7 +40,8 @@ def gguf_options(command: F) -> F:
     @click.option(
         "--imatrix",
         type=click.Path(path_type=Path),
-        help="GGUF: importance matrix (`quantwright imatrix` makes one)",
+        help="GGUF: importance matrix (`quantwright imatrix` makes one), or `auto`: computed from the "
+        "calibration text",
     )
     @click.option(
         "--split-max-size",

@@ -5,15 +5,14 @@ from pathlib import Path
 
 import click
 
-from quantize.calibration.importance import compute_imatrix, with_first_token
 from quantize.calibration.sources import parse_sources
 from quantize.calibration.windows import load_calibration
 from quantize.checkpoint.checkpoint import sha256_file
 from quantize.commands.options import run_options
+from quantize.engines.native.importance import own_imatrix
 from quantize.errors import BadInput
 from quantize.files import typed_path
 from quantize.gguf.importance.file import read_imatrix, write_imatrix
-from quantize.progress import progress_bar
 from quantize.recipe import CalibrationOptions, RunOptions
 from quantize.sources.opening import open_checkpoint
 from quantize.staging import follow, keep_inputs
@@ -50,7 +49,8 @@ def imatrix(
 ) -> int:
     """Compute the importance matrix of MODEL over a text, in llama.cpp's format, for `convert --imatrix`.
 
-    The model runs in float32; its weights are read as they are needed.
+    The model runs in float32 (bfloat16 on an accelerator), a layer at a time. `convert --to
+    gguf-q4_k_m:imatrix=auto` does the same on its own calibration text.
     """
     texts = (part.path() for part in parse_sources(text))
     _claim(out, force, [typed_path(model), *(path for path in texts if path)])
@@ -60,12 +60,8 @@ def imatrix(
     )
     for words in (calibration.summary, *calibration.said):
         log(words)
-    ids = with_first_token(checkpoint, calibration.ids)
-    label = f"{checkpoint.name}: importances"
-    with progress_bar(label, len(ids), "windows", run.progress) as advance:
-        computed = compute_imatrix(
-            checkpoint, ids, dataset=Path(text).name, device=run.resolved_device, progress=advance
-        )
+    own = own_imatrix(checkpoint, calibration, Path(text).name, run)
+    computed = own.computed
     write_imatrix(out, computed.matrix, replace=force)
     entries = computed.matrix.entries
     unreached = {
@@ -78,15 +74,15 @@ def imatrix(
         )
     for name in computed.missing:
         log(f"note: {name}: its input exists only in llama.cpp's graph; it is quantized without importances")
-    say(f"{out}: {len(entries)} tensors over {len(ids)} windows of {ids.shape[1]} tokens")
+    say(f"{out}: {len(entries)} tensors over {own.windows} windows of {own.window_tokens} tokens")
     if as_json:
         emit_json(
             {
                 "imatrix": str(out),
                 "sha256": sha256_file(out),
                 "entries": len(entries),
-                "windows": len(ids),
-                "window_tokens": ids.shape[1],
+                "windows": own.windows,
+                "window_tokens": own.window_tokens,
                 "text": calibration.record.model_dump(),
                 "missing": list(computed.missing),
                 "experts_unreached": unreached,

@@ -35,8 +35,6 @@ class AwqRecipe(Recipe):
     through each layer.
     """
 
-    calibrated: ClassVar[bool] = True
-
     presets: ClassVar[dict[str, dict[str, Any]]] = {"awq-int4": {}}
     automatic: ClassVar[dict[str, Any]] = {"group_size": 128}
     later: ClassVar[dict[str, Any]] = {"engine": "native"}
@@ -47,6 +45,10 @@ class AwqRecipe(Recipe):
     zero_point: bool = True
     search_tokens: int = Field(default=8192, ge=128)
     engine: Literal["native", "gptqmodel"] = "native"
+
+    @property
+    def calibrated(self) -> bool:
+        return True
 
 
 class Awq(PackedMethod[AwqRecipe]):

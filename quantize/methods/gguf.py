@@ -11,13 +11,14 @@ from quantize.calibration.windows import Calibration
 from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.engines.base import Conversion, Engine
 from quantize.engines.ggml import GGML, Contents, planned, write_file
-from quantize.errors import Unsupported
+from quantize.engines.native.importance import VERSION, OwnImatrix, own_imatrix
+from quantize.errors import StepFailed, Unsupported
 from quantize.formats.base import Format
 from quantize.formats.gguf import GgufFormat, file_bytes
 from quantize.gguf import metadata
 from quantize.gguf.families.base import Mapped
 from quantize.gguf.families.plan import plan
-from quantize.gguf.importance.use import Importances, importances
+from quantize.gguf.importance.use import Importances, importances, planned_importances
 from quantize.gguf.mixture import (
     ModelShape,
     Overrides,
@@ -27,10 +28,14 @@ from quantize.gguf.mixture import (
     may_be_quantized,
 )
 from quantize.gguf.tokenizer.metadata import tokenizer_metadata
+from quantize.hf.matrices import decoder_linears
 from quantize.kernels.block_types import FILE_TYPES, SAME_BITS, TENSOR_TYPES, UNQUANTIZED, Type
 from quantize.methods.base import Costs, Held, Method, Work
 from quantize.methods.gguf_recipe import GgufRecipe
-from quantize.recipe import Recipe, RunOptions
+from quantize.recipe import AUTO, Recipe, RunOptions
+
+#: where the importances are computed first
+IMATRIX_COSTS = Costs(start_s=12, seconds=0.6, base_bytes=650 << 20, stored_copies=0.0)
 
 
 class Gguf(Method[GgufRecipe]):
@@ -81,6 +86,8 @@ class GgufWork(Work[GgufRecipe]):
         self.tensors = [by_name[name] for name in order]
         format = GgufFormat(recipe.type, tuple(family.tensors), recipe.pre_tokenizer)
         super().__init__(held, recipe, format, self._meant())
+        if recipe.calibrated:
+            self._check_runs()
         self._importances = self._read_importances()
         self._tokenizer = tokenizer_metadata(checkpoint, pre=recipe.pre_tokenizer)
 
@@ -95,12 +102,24 @@ class GgufWork(Work[GgufRecipe]):
             for source in mapped.sources
         )
 
+    @property
+    def engine(self) -> str:
+        return f"importances {VERSION}" if self.recipe.calibrated else ""
+
+    def _check_runs(self) -> None:
+        """Errors: Unsupported where transformers, which computes the importances, lacks the architecture."""
+        try:
+            decoder_linears(self.held.whole)
+        except Unsupported as error:
+            raise Unsupported(f"{self.recipe.short}: importances cannot be computed: {error}") from None
+
     def _read_importances(self) -> Importances:
         name = Path(self.recipe.imatrix or "").name
+        if self.recipe.calibrated:
+            return planned_importances(name)
         return importances(self.recipe.importance(), self._specs, self.choices, self._file_type, name)
 
-    @cached_property
-    def contents(self) -> Contents:
+    def contents(self, given: Importances) -> Contents:
         """Of the file; every tensor is read when it is written."""
         recipe, family, tokenizer = self.recipe, self.family, self._tokenizer
         quantized = self._file_type.quantized
@@ -110,7 +129,6 @@ class GgufWork(Work[GgufRecipe]):
         kinds = metadata.file_type_kvs(self._file_type)
         # llama.cpp's converter writes the file type before the tokenizer, its quantizer moves it to the end.
         kvs |= {**tokenizer.kvs, **kinds} if quantized else {**kinds, **tokenizer.kvs}
-        given = self._importances
         tensors = [
             planned(self.checkpoint, m, self.choices[m.name].kind, recipe.via, given.rows.get(m.name))
             for m in self.tensors
@@ -120,11 +138,28 @@ class GgufWork(Work[GgufRecipe]):
 
     @cached_property
     def output_bytes(self) -> int:
-        return file_bytes(self.contents.kvs, self.contents.tensors, self.recipe.split_max_bytes)
+        """With ``imatrix`` auto but for the length of the text's name."""
+        contents = self.contents(self._importances)
+        return file_bytes(contents.kvs, contents.tensors, self.recipe.split_max_bytes)
 
     def write(self, stage: Path, run: RunOptions, calibration: Calibration | None) -> Conversion:
         title = f"{self.checkpoint.name} to {self.recipe.type}"
-        return write_file(self.contents, self.tensors, stage, run, self.recipe.split_max_bytes, title)
+        given, own = self._importances, None
+        if self.recipe.calibrated:
+            given, own = self._compute(run, calibration)
+        contents = self.contents(given)
+        made = write_file(contents, self.tensors, stage, run, self.recipe.split_max_bytes, title)
+        if own is not None:
+            made.libraries = (*made.libraries, "torch", "transformers")
+            made.details["imatrix"] = own.details(run.scratch)
+        return made
+
+    def _compute(self, run: RunOptions, calibration: Calibration | None) -> tuple[Importances, OwnImatrix]:
+        if calibration is None:
+            raise StepFailed(f"{self.recipe.short}: importances need a calibration text; give --calibration")
+        own = own_imatrix(self.held.whole, calibration, Path(calibration.record.source).name, run)
+        matrix = own.computed.matrix
+        return importances(matrix, self._specs, self.choices, self._file_type, AUTO), own
 
     def _fallback_notes(self) -> list[Note]:
         notes = []

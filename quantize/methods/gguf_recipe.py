@@ -10,7 +10,7 @@ from quantize.checkpoint.checkpoint import sha256_file
 from quantize.errors import BadInput
 from quantize.gguf.importance.file import ImportanceMatrix, read_imatrix
 from quantize.kernels.block_types import FILE_TYPES, TENSOR_TYPES
-from quantize.recipe import Recipe
+from quantize.recipe import AUTO, Recipe
 
 #: short spellings; the other types of ``quantize.kernels.block_types.FILE_TYPES`` need an importance matrix
 PRESET_TYPES = (
@@ -25,7 +25,8 @@ class GgufRecipe(Recipe):
     first match wins.
 
     ``via``: round the weights to this type first, as a detour through a file of that type does (auto: no
-    detour). ``imatrix``: file of an importance matrix; ``imatrix_sha256`` is filled in from it.
+    detour). ``imatrix``: file of an importance matrix; ``imatrix_sha256`` is filled in from it. Or ``auto``:
+    computed from the calibration text.
     """
 
     contents: ClassVar[dict[str, str]] = {"imatrix": "imatrix_sha256"}
@@ -50,8 +51,13 @@ class GgufRecipe(Recipe):
     def _content(cls, values: Any) -> Any:
         """A recipe read from a manifest, whose file may be gone, has its sha256 already."""
         if isinstance(values, dict) and (path := values.get("imatrix")) and not values.get("imatrix_sha256"):
+            if str(path).lower() == AUTO:
+                return {**values, "imatrix": AUTO}
             if not Path(path).is_file():
-                raise BadInput(f"imatrix {path}: no such file; `quantwright imatrix` makes one")
+                raise BadInput(
+                    f"imatrix {path}: no such file; `quantwright imatrix` makes one, and imatrix=auto "
+                    "computes it from the calibration text"
+                )
             values = {**values, "imatrix": str(path), "imatrix_sha256": sha256_file(Path(path))}
         return values
 
@@ -80,9 +86,14 @@ class GgufRecipe(Recipe):
         return tuple(out)
 
     @property
+    def calibrated(self) -> bool:
+        return self.imatrix == AUTO and not self.imatrix_sha256
+
+    @property
     def arguments(self) -> list[str]:
         # Regular expressions may hold commas, and a path anything: neither survives a short spelling.
-        plain = self.model_copy(update={"tensor_types": (), "imatrix": None, "imatrix_sha256": None})
+        drop: dict[str, Any] = {} if self.calibrated else {"imatrix": None, "imatrix_sha256": None}
+        plain = self.model_copy(update={"tensor_types": (), **drop})
         types = [argument for entry in self.tensor_types for argument in ("--tensor-type", entry)]
         return [
             "--to",
@@ -92,8 +103,9 @@ class GgufRecipe(Recipe):
         ]
 
     def importance(self) -> ImportanceMatrix | None:
-        """Errors: BadInput where the file is not an importance matrix, or not the one that it was."""
-        return _read(self.imatrix, self.imatrix_sha256) if self.imatrix else None
+        """Of the file. Errors: BadInput where that is not an importance matrix, or not the one that it
+        was."""
+        return _read(self.imatrix, self.imatrix_sha256) if self.imatrix and self.imatrix_sha256 else None
 
 
 @lru_cache(maxsize=1)

@@ -45,8 +45,6 @@ class GptqRecipe(Recipe):
     activations, with groups of their own (slower to run); native needs no such groups.
     """
 
-    calibrated: ClassVar[bool] = True
-
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "gptq-int4": {"bits": 4},
         "gptq-int3": {"bits": 3},
@@ -81,6 +79,10 @@ class GptqRecipe(Recipe):
         if self.engine == "gptqmodel" and theirs:
             raise ValueError(f"{theirs[0]} needs engine=native")
         return self
+
+    @property
+    def calibrated(self) -> bool:
+        return True
 
 
 class Gptq(PackedMethod[GptqRecipe]):

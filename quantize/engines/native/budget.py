@@ -19,11 +19,17 @@ class Budget:
     of ``LayerPass``.
 
     Errors: BadInput where what is allowed does not hold the largest layer, its activations and the Hessian
-    of one matrix.
+    of one matrix (not without ``hessians``).
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, every: Sequence[Sequence[Linear]], run: RunOptions, batch_tokens: int
+        self,
+        checkpoint: Checkpoint,
+        every: Sequence[Sequence[Linear]],
+        run: RunOptions,
+        batch_tokens: int,
+        *,
+        hessians: bool = True,
     ):
         import psutil
 
@@ -35,7 +41,7 @@ class Budget:
         widest = max(each.outputs for mine in every for each in mine)
         narrow = min(min(each.outputs, each.inputs) for mine in every for each in mine)
         activations = 4 * batch_tokens * (3 * widest + WIDTHS * narrow)
-        one = max(4 * each.inputs**2 for mine in every for each in mine)
+        one = max(4 * each.inputs**2 for mine in every for each in mine) if hessians else 0
         # the factor of a Hessian is computed in float64, on copies
         least = max(layer + max(activations, 7 * one), outside) + one
         held = psutil.Process().memory_info().rss

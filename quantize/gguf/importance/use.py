@@ -96,6 +96,12 @@ def importances(
     return out
 
 
+def planned_importances(source: str) -> Importances:
+    """In place of a matrix that is not there yet: the metadata that it will bring, but for the text's
+    name."""
+    return Importances(_kvs(ImportanceMatrix({}, (source,), 1, 0), source))
+
+
 def _even(rows: np.ndarray) -> tuple[np.ndarray, int]:
     """``rows`` (matrices, columns) with the mean importance where ``GROUP`` columns in a row have none, and
     how many those are.

@@ -34,6 +34,10 @@ COMMANDS = {
     "publish": ("reports.command:publish", "Write or upload a Hub repository with a measured model card."),
     "run": ("jobs.commands.run:run", "Run a job file: models x recipes x evaluations, resumable."),
     "plan": ("jobs.commands.plan:plan", "Estimate what a conversion or a job will cost before it starts."),
+    "inspect": (
+        "quantize.commands.inspect:inspect",
+        "Say what a checkpoint or artifact is, from its headers, and what looks wrong.",
+    ),
     "check": ("jobs.commands.check:check", "Say which recipes work for a checkpoint, and why others do not."),
     "init": ("jobs.commands.init:init", "Write a commented job file to start from."),
     "status": ("jobs.commands.status:status", "Show the progress of the jobs in a run folder."),

@@ -5,6 +5,7 @@ from typing import Any
 
 import click
 
+from quantize.checkpoint.kv_cache import KvShape
 from quantize.errors import BadInput
 from quantize.terminal import emit_json, log, say
 from quantize.units import parse_size
@@ -13,7 +14,7 @@ from reports.card import CardOptions
 from reports.changes import changes
 from reports.compare import compare
 from reports.load import load
-from reports.memory import KvShape, find_shapes, read_shape
+from reports.memory import find_shapes, read_shape
 from reports.publish import prepare, upload, write_repository
 from reports.recommend import Limits, to_json
 from reports.recommend import recommend as decide

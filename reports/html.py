@@ -12,6 +12,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from quantize.checkpoint.kv_cache import KvShape
 from quantize.metrics import (
     BITS_PER_BYTE,
     GPU_MEMORY_BYTES,
@@ -35,7 +36,7 @@ from reports.commands_used import environments, reproduction
 from reports.differences import Difference
 from reports.generations import side_by_side
 from reports.markdown import limit_words
-from reports.memory import KvShape, find_shapes, overhead
+from reports.memory import find_shapes, overhead
 from reports.plots import profile_chart, scatter_plots, task_charts, tasks_of
 from reports.recommend import Advice, Limits, recommend
 from reports.rows import Comparison, Group, Row, bounds, head

@@ -4,11 +4,12 @@ its interval."""
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from quantize.checkpoint.kv_cache import KvShape
 from quantize.metrics import KL_MEAN, TG_TOKENS_PER_S
 from quantize.units import spell_size
 from reports.compare import backend_name
 from reports.format import change, number, points, significant
-from reports.memory import KvShape, overhead
+from reports.memory import overhead
 from reports.rows import Group, Row, bounds
 
 RUNTIME_ALIASES = {"gguf": "llamacpp", "ollama": "llamacpp", "hf": "transformers"}

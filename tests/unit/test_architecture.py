@@ -23,6 +23,7 @@ LAYERS = (
     ("engines",),
     ("sources",),
     ("methods",),
+    ("inspection",),
     ("runtimes",),
     ("verification",),
     ("conversion",),

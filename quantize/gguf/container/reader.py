@@ -90,14 +90,20 @@ class GgufFile:
         return out.reshape(tensor.shape)
 
 
-def read_gguf(path: Path | str) -> GgufFile:
+#: ``fetch(file, end)``: see that the bytes up to ``end`` are in the file; returns up to where they are now
+Fetch = Callable[[Path, int], int]
+
+
+def read_gguf(path: Path | str, fetch: Fetch | None = None) -> GgufFile:
     """A GGUF file's header, and those of the other parts where it is the first of a split one.
+
+    ``fetch``: where the files have their size but not yet their bytes, asked before any is read.
 
     Errors: BadInput where the file is not GGUF, truncated, inconsistent, or of a version or tensor type
     unknown here.
     """
     path = Path(path)
-    first = _read_one(path)
+    first = _read_one(path, fetch)
     count = first.kvs.get("split.count", 0)
     if not isinstance(count, int) or count <= 1:
         return first
@@ -116,7 +122,7 @@ def read_gguf(path: Path | str) -> GgufFile:
         part = path.with_name(f"{stem}-{index:05d}-of-{suffix}")
         if not part.is_file():
             raise BadInput(f"{path}: part {part.name} is missing; put all {count} parts into one folder")
-        more = _read_one(part).tensors
+        more = _read_one(part, fetch).tensors
         if twice := tensors.keys() & more.keys():
             raise BadInput(f"{part}: tensor {min(twice)} is also in an earlier part")
         tensors.update(more)
@@ -129,14 +135,14 @@ def read_gguf(path: Path | str) -> GgufFile:
     return GgufFile(path, first.version, first.kvs, first.kv_types, tensors)
 
 
-def _read_one(path: Path) -> GgufFile:
+def _read_one(path: Path, fetch: Fetch | None) -> GgufFile:
     try:
         with open(path, "rb") as file:
             size = file.seek(0, 2)
             if size == 0:
                 raise BadInput(f"{path}: empty file, not GGUF; fetch it again")
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-                return _Parser(path, data).parse()
+                return _Parser(path, data, fetch).parse()
     except FileNotFoundError:
         raise BadInput(f"{path}: no such file") from None
     except IsADirectoryError:
@@ -144,8 +150,9 @@ def _read_one(path: Path) -> GgufFile:
 
 
 class _Parser:
-    def __init__(self, path: Path, data: "mmap.mmap"):
+    def __init__(self, path: Path, data: "mmap.mmap", fetch: Fetch | None):
         self.path, self.data, self.size, self.at = path, data, len(data), 0
+        self.fetch, self.there = fetch, len(data) if fetch is None else 0
         self.elements = 2 * MAX_ELEMENTS  # of all arrays together
 
     def fail(self, what: str) -> BadInput:
@@ -161,6 +168,8 @@ class _Parser:
                 f"truncated in {what} (byte {start}: {count} more expected, {self.size - start} there)"
             )
         self.at = start + count
+        if self.at > self.there and self.fetch is not None:
+            self.there = self.fetch(self.path, self.at)
         return start
 
     def scalar(self, code: str, what: str) -> Any:
@@ -181,6 +190,8 @@ class _Parser:
         return number
 
     def parse(self) -> GgufFile:
+        if self.fetch is not None:
+            self.there = self.fetch(self.path, min(4, self.size))
         if self.data[:4] != MAGIC:
             raise BadInput(
                 f"{self.path}: not a GGUF file (starts with {bytes(self.data[:4])!r}, not b'GGUF')"

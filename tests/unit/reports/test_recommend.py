@@ -8,12 +8,13 @@ import pytest
 from click.testing import CliRunner
 from sample_run import RECIPES, speed, subject, write_run
 
+from quantize.checkpoint.kv_cache import KvShape, kv_shape
 from quantize.errors import BadInput
 from quantize.results import results_path, write_results
 from reports.command import recommend as command
 from reports.compare import compare
 from reports.load import load
-from reports.memory import KvShape, kv_shape, overhead
+from reports.memory import overhead
 from reports.recommend import Limits, recommend
 from reports.rows import Group, bounds
 

@@ -44,6 +44,11 @@ class Executor(ABC):
         minutes = job.resources.time_limit_minutes
         self.seconds_limit = minutes * 60 if minutes else None
 
+    @property
+    def shares_readings(self) -> bool:
+        """Whether a step's process may leave the outputs of others in the run folder, too."""
+        return False
+
     @abstractmethod
     def fits(self, step: Step, running: Sequence[Step], waiting: Sequence[Step]) -> bool:
         """Whether ``step`` may start beside those ``running``; ``waiting``: all that have not started."""

@@ -18,6 +18,11 @@ class Here(Executor):
         super().__init__(job, run, costs)
         self.memory_bytes = min(int(psutil.virtual_memory().available), self.memory_limit or 1 << 62)
 
+    @property
+    def shares_readings(self) -> bool:
+        """Where steps run side by side, each gets its own reading, and its own cores."""
+        return (self.job.resources.parallel or 1) == 1
+
     def fits(self, step: Step, running: Sequence[Step], waiting: Sequence[Step]) -> bool:
         """Benchmarks and the report run with nothing beside them; others as many at a time as the job allows
         and memory holds."""

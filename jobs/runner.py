@@ -52,6 +52,7 @@ class _Running:
     record: Record
     child: Handle
     stage: Path
+    beside: list[Step]  # whose outputs its process makes from the same reading
 
 
 class Runner:
@@ -84,6 +85,7 @@ class Runner:
         self.interrupts = 0
         self.claims = Claims(open_cache(cache, say) if cache else None, self.run_folder)
         self.waits: set[str] = set()  # for another run that is making the same
+        self.shared: dict[str, str] = {}  # steps that another's process was to make -> title of that
 
     def run(self) -> Summary:
         """Errors: BadInput where another runner works in the run folder, or it cannot be written; StepFailed
@@ -202,11 +204,13 @@ class Runner:
             if record is None or record.status != "done":
                 adopted = record or Record(step.id, key)
                 adopted.status, adopted.digest, adopted.output = "done", digest, str(step.output)
+                adopted.size_bytes = step.size_bytes(self.run_folder)
                 self.records.write(step.slug, adopted)
             self._clear(self.outputs.stage_folder(step))  # of a runner that died before it could
             self._mark_done(step, digest)
-            self.summary.skipped.append(step.id)
-            self._announce(step, "already done")
+            shared = self.shared.get(step.id)
+            (self.summary.done if shared else self.summary.skipped).append(step.id)
+            self._announce(step, f"done with {shared}" if shared else "already done")
             return True
         fresh = Record(step.id, key, output=str(step.output))
         if not self.claims.claim(step, key):
@@ -248,6 +252,9 @@ class Runner:
         stage = self.outputs.stage(step)
         self.records.write(step.slug, record)
         arguments = step.command(self.run_folder, stage)
+        beside = self._beside(step, record)
+        if beside:
+            arguments += step.beside(self.run_folder, beside)
         try:
             child = self.executor.start(step, arguments, stage, log, [self.lock.fd, *self.claims.held(step)])
         except BadInput as error:  # the node that could have held it is gone
@@ -262,8 +269,31 @@ class Runner:
                 "low_s": round(cost.time.low_s, 1),
                 "high_s": round(cost.time.high_s, 1),
             }
-        self.running.append(_Running(step, record, child, stage))
-        self._announce(step, "...")
+        self.running.append(_Running(step, record, child, stage, beside))
+        self._announce(step, "..." if not beside else f"... and {len(beside)} more from the same reading")
+
+    def _beside(self, step: Step, record: Record) -> list[Step]:
+        """The steps that its process can make, too; each has a record, by which the runner, or the next after
+        a crash, knows the output for what it is. Only in a first attempt: what fails is tried by itself."""
+        alone = step.id in self.shared or record.attempts > 1 or self.claims.cache is not None
+        if alone or step.reading is None or not self.executor.shares_readings:
+            return []
+        found = []
+        for other in self.plan.steps:
+            tried = other is step or other.id in self.ended or other.id in self.shared
+            if tried or other.reading != step.reading or not self._is_ready(other):
+                continue
+            try:
+                key = step_key(other, self.run_folder, self.digests, self.hashes)
+            except OSError:
+                continue
+            if self.outputs.committed(other, key, self.records.read(other.slug)) is None:
+                its = Record(other.id, key, output=str(other.output), started_at=record.started_at)
+                its.previous, its.log = self.outputs.identity(other), record.log
+                self.records.write(other.slug, its)
+                self.shared[other.id] = step.title
+                found.append(other)
+        return found
 
     def _finish(self, running: _Running, code: int) -> None:
         step, record, child = running.step, running.record, running.child
@@ -286,7 +316,7 @@ class Runner:
             self._clear(running.stage)
             self.claims.keep(step)
             self._mark_done(step, digest)
-            if child.node == platform.node():
+            if child.node == platform.node() and not running.beside:
                 self._learn(step, record)
             self.summary.done.append(step.id)
             self._announce(
@@ -298,6 +328,11 @@ class Runner:
             self.records.write(step.slug, record)  # stays "running": neither done nor failed
             self._end(step)
             self._announce(step, "stopped")
+            return
+        if running.beside and code not in (1, 2) and not self.interrupts:  # maybe for another's sake
+            self._announce(step, f"{reason}; once more, by itself")
+            self.outputs.clear_leftovers([step, *running.beside])
+            self._start(step, record)
             return
         network = any(mark in reason for mark in NETWORK)
         if record.attempts <= self.job.resources.retries and (network or child.lost) and not self.interrupts:

@@ -1,8 +1,11 @@
 """From a checkpoint and a recipe to a committed, verified artifact. The story of every conversion, whatever
 the method."""
 
+import contextlib
 import shutil
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -24,9 +27,10 @@ from quantize.calibration.windows import Calibration, load_calibration
 from quantize.checkpoint.checkpoint import PROCESSOR_FILES, TOKENIZER_FILES, Checkpoint
 from quantize.checkpoint.library_folder import ADVICE, names_code
 from quantize.checkpoint.model_card import CARD, ModelCard, license_files, read_model_card
+from quantize.disk_errors import disk_errors
 from quantize.engines.base import Conversion
 from quantize.engines.native.parts import discard
-from quantize.errors import BadInput, StepFailed
+from quantize.errors import BadInput, QuantwrightError, StepFailed
 from quantize.files import typed_path
 from quantize.methods.base import Work
 from quantize.methods.registry import parse_recipe, require
@@ -72,17 +76,92 @@ def convert(
     beside it.
     """
     run = run or RunOptions()
+    order = _order(model, to, Path(out), calibration, run, verify, force, adapter, keep_failed)
+    text = load_calibration(order.work.checkpoint, order.calibration, run) if order.calibrated else None
+    with staging(order.out) as stage:
+        return _complete(order, stage, order.work.write(stage, run, text), text)
+
+
+def convert_together(
+    model: str | Path,
+    wanted: Sequence[tuple[Recipe, Path]],
+    *,
+    run: RunOptions,
+    verify: str = "full",
+    force: bool = False,
+    adapter: str | Path | None = None,
+    keep_failed: bool = False,
+) -> Iterator[Artifact | QuantwrightError]:
+    """Convert ``model`` by several recipes, each with the folder it goes to, from one reading (their works
+    have an equal ``reading``). What became of each, in their order, as soon as it is known: the artifact that
+    ``convert`` would have made, committed, or the error.
+
+    Errors: those before any work and those of reading, of which nothing is known to be one recipe's fault,
+    are raised.
+    """
+    checkpoint = open_checkpoint(model, trust_remote_code=run.trust_remote_code, scratch=run.scratch)
+    orders = [
+        _order(model, recipe, out, None, run, verify, force, adapter, keep_failed, checkpoint)
+        for recipe, out in wanted
+    ]
+    works = [order.work for order in orders]
+    with contextlib.ExitStack() as stack:
+        stages = [stack.enter_context(staging(order.out)) for order in orders]
+        written = works[0].write_together(works, stages, run)
+        for order, stage, conversion in zip(orders, stages, written, strict=True):
+            try:
+                with disk_errors(order.out):
+                    if isinstance(conversion, Exception):
+                        raise conversion
+                    yield _complete(order, stage, conversion, None)
+            except QuantwrightError as error:
+                yield error
+
+
+@dataclass(frozen=True)
+class _Order:
+    """One conversion that can be done: ``card`` is the model's, ``merged`` the adapter in it."""
+
+    work: Work[Any]
+    out: Path
+    inputs: list[Path]
+    calibration: CalibrationOptions
+    card: ModelCard
+    merged: AdapterRecord | None
+    run: RunOptions
+    verify: str
+    force: bool
+    keep_failed: bool
+
+    @property
+    def calibrated(self) -> bool:
+        return bool(self.work.recipe.calibrated)
+
+
+def _order(
+    model: str | Path | Checkpoint,
+    to: str | dict[str, Any] | Recipe,
+    out: Path,
+    calibration: CalibrationOptions | None,
+    run: RunOptions,
+    verify: str,
+    force: bool,
+    adapter: str | Path | None,
+    keep_failed: bool,
+    opened: Checkpoint | None = None,
+) -> _Order:
+    """``opened``: ``model``, where it is open already. Errors: BadInput, Unsupported."""
     if verify not in VERIFY_LEVELS:
         raise BadInput(f"verify {verify!r}: expected one of {', '.join(VERIFY_LEVELS)}")
     recipe = parse_recipe(to)
     method = require(recipe)
     calibration = calibration or CalibrationOptions()
     inputs = inputs_of(model, recipe, calibration, adapter)
-    out = claim_output(Path(out), force, inputs)
+    out = claim_output(out, force, inputs)
     checkpoint = (
         model
         if isinstance(model, Checkpoint)
-        else open_checkpoint(model, trust_remote_code=run.trust_remote_code, scratch=run.scratch)
+        else opened or open_checkpoint(model, trust_remote_code=run.trust_remote_code, scratch=run.scratch)
     )
     inputs += inputs_of(checkpoint, recipe, calibration, adapter)
     card = read_model_card(checkpoint.folder)
@@ -90,34 +169,31 @@ def convert(
     if adapter is not None:
         checkpoint, merged = merge_adapter(checkpoint, adapter, run.scratch), adapter_record(adapter)
     work = method.plan(checkpoint, recipe)
-    checkpoint = work.checkpoint
-    text = load_calibration(checkpoint, calibration, run) if recipe.calibrated else None
-    with staging(out) as stage:
-        conversion = work.write(stage, run, text)
-        conversion.notes += work.held.left_out
-        if work.format.hf_folder:
-            _copy_companions(checkpoint, stage)
-        for path in license_files(checkpoint.folder):
-            shutil.copyfile(path, stage / path.name)
-        verification = _verify(work, stage, conversion, run, verify)
-        if failure := failed_message(verification):
-            kept = _keep(stage, out, verification) if keep_failed else None
-            where = (
-                f"the output is kept in {kept}" if kept else "nothing was written (--keep-failed keeps it)"
-            )
-            raise StepFailed(
-                f"{checkpoint.source} to {recipe.short}: verification failed at {failure}; {where}"
-            )
-        device = run.resolved_device if method.engine.on_device else "cpu"
-        manifest = _manifest(work, stage, card, conversion, run, device, text, verification, merged)
-        if force:  # what lies there may have changed since
-            claim_output(out, force, inputs)
-        artifact = commit(stage, out, manifest, force)
-        for folder in conversion.work:
-            discard(folder)
-        if verification.level != "none":
-            attest(artifact)
-        return artifact
+    return _Order(work, out, inputs, calibration, card, merged, run, verify, force, keep_failed)
+
+
+def _complete(order: _Order, stage: Path, conversion: Conversion, text: Calibration | None) -> Artifact:
+    """What was written into ``stage``, verified and committed. ``text``: what it was calibrated with."""
+    work, recipe, checkpoint, out = order.work, order.work.recipe, order.work.checkpoint, order.out
+    conversion.notes += work.held.left_out
+    if work.format.hf_folder:
+        _copy_companions(checkpoint, stage)
+    for path in license_files(checkpoint.folder):
+        shutil.copyfile(path, stage / path.name)
+    verification = _verify(work, stage, conversion, order.run, order.verify)
+    if failure := failed_message(verification):
+        kept = _keep(stage, out, verification) if order.keep_failed else None
+        where = f"the output is kept in {kept}" if kept else "nothing was written (--keep-failed keeps it)"
+        raise StepFailed(f"{checkpoint.source} to {recipe.short}: verification failed at {failure}; {where}")
+    manifest = _manifest(order, stage, conversion, text, verification)
+    if order.force:  # what lies there may have changed since
+        claim_output(out, order.force, order.inputs)
+    artifact = commit(stage, out, manifest, order.force)
+    for folder in conversion.work:
+        discard(folder)
+    if verification.level != "none":
+        attest(artifact)
+    return artifact
 
 
 def inputs_of(
@@ -183,17 +259,15 @@ def _keep(stage: Path, out: Path, verification: Verification) -> Path:
 
 
 def _manifest(
-    work: Work[Any],
+    order: _Order,
     stage: Path,
-    card: ModelCard,
     conversion: Conversion,
-    run: RunOptions,
-    device: str,
     calibration: Calibration | None,
     verification: Verification,
-    adapter: AdapterRecord | None,
 ) -> Manifest:
+    work, run, card = order.work, order.run, order.card
     recipe, checkpoint, whole = work.recipe, work.checkpoint, work.held.whole
+    device = run.resolved_device if require(recipe).engine.on_device else "cpu"
     parameters = checkpoint.parameters
     # of a conversion that little more than copies, hashing is the longest part
     with ThreadPoolExecutor(1) as pool:
@@ -224,7 +298,7 @@ def _manifest(
         engine=conversion.engine,
         libraries=libraries,
         calibration=calibration.record if calibration else None,
-        adapter=adapter,
+        adapter=order.merged,
         run={"device": device, "threads": run.resolved_threads},
         files=files,
         weight_bytes=conversion.weight_bytes,

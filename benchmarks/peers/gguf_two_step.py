@@ -197,21 +197,22 @@ def quantizer_share(checkpoint: Path, name: str, arguments: argparse.Namespace) 
     from quantize.sources.opening import open_checkpoint
 
     written: list[writer.Written] = []
-    plain: Callable[..., writer.Written] = ggml.write_gguf
+    plain: Callable[..., list[writer.Written | Exception]] = ggml.write_together
 
-    def observed(*given: object, **named: object) -> writer.Written:
-        written.append(plain(*given, **named))
-        return written[-1]
+    def observed(*given: object, **named: object) -> list[writer.Written | Exception]:
+        results = plain(*given, **named)
+        written.extend(result for result in results if isinstance(result, writer.Written))
+        return results
 
     with tempfile.TemporaryDirectory(dir=arguments.workdir) as stage:
-        ggml.write_gguf = observed  # type: ignore[assignment]
+        ggml.write_together = observed  # type: ignore[assignment]
         try:
             start = time.perf_counter()
             work = Gguf().plan(open_checkpoint(checkpoint), GgufRecipe(type=name))
             work.write(Path(stage), RunOptions(threads=arguments.threads), None)
             seconds = time.perf_counter() - start
         finally:
-            ggml.write_gguf = plain  # type: ignore[assignment]
+            ggml.write_together = plain  # type: ignore[assignment]
     return written[0].quantizer_seconds / (seconds * arguments.threads)
 
 

@@ -1,5 +1,7 @@
 """The step that makes an artifact."""
 
+import json
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -13,13 +15,14 @@ from jobs.models import OpenModel
 from jobs.rows import Row, artifact_subject, write_row, write_subject
 from jobs.sharing import ArtifactShare
 from jobs.spec import Job
-from jobs.steps.step import ModelStep
+from jobs.steps.step import ModelStep, Step
 from jobs.texts import Texts
 from quantize.artifact.artifact import Artifact
 from quantize.artifact.file_hashes import user_hashes
 from quantize.calibration.sources import parse_sources, spell_sources
 from quantize.checkpoint.reader import IN_FILES
 from quantize.methods.base import Costs, Work
+from quantize.methods.beside import spell_beside
 from quantize.methods.gguf import IMATRIX_COSTS
 from quantize.methods.registry import require
 from quantize.recipe import Recipe
@@ -31,7 +34,8 @@ ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 @dataclass(frozen=True, eq=False, kw_only=True)
 class ConvertStep(ModelStep):
     """``calibration``: the text that it is told to calibrate with, where its recipe does; ``output_bytes``:
-    of the artifact's files, where that is known before; ``chosen``: what the recipe leaves open."""
+    of the artifact's files, where that is known before; ``chosen``: what the recipe leaves open;
+    ``same_tensors``: ``Work.reading``."""
 
     kind: ClassVar[str] = "convert"
 
@@ -39,6 +43,20 @@ class ConvertStep(ModelStep):
     calibration: str = ""
     output_bytes: int | None = None
     chosen: str = ""
+    same_tensors: Hashable | None = None
+
+    @property
+    def reading(self) -> Hashable | None:
+        """Of those that differ in the recipe alone."""
+        if self.same_tensors is None:
+            return None
+        alike = {**self.inputs, "recipe": ""}
+        return self.model.id, self.model.adapter, self.same_tensors, json.dumps(alike, sort_keys=True)
+
+    def beside(self, run: Path, others: Sequence[Step]) -> list[str]:
+        wanted = [(other.recipe, other.output) for other in others if isinstance(other, ConvertStep)]
+        force = any((run / output).exists() for _, output in wanted)
+        return ["--beside", spell_beside(wanted), *(["--force"] if force else [])]
 
     def command(self, run: Path, stage: Path) -> list[str]:
         return [*self.arguments, *(["--force"] if (run / self.output).exists() else [])]
@@ -142,6 +160,7 @@ def convert_step(job: Job, model: OpenModel, work: Work[Any], texts: Texts) -> C
         recipe=recipe,
         output_bytes=work.output_bytes,
         chosen=work.chosen,
+        same_tensors=work.reading,
         calibration=calibration.source if recipe.calibrated else "",
         inputs=inputs,
         files=files,

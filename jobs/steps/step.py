@@ -3,7 +3,7 @@ differs from kind to kind is said by the kind's class."""
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -67,6 +67,16 @@ class Step(ABC):
     def command(self, run: Path, stage: Path) -> list[str]:
         """The arguments with which it is started."""
         return list(self.arguments)
+
+    @property
+    def reading(self) -> Hashable | None:
+        """Equal for steps that one process makes from a single reading of the model; None: it has its own."""
+        return None
+
+    def beside(self, run: Path, others: "Sequence[Step]") -> list[str]:
+        """Arguments to add, so that its process makes the outputs of ``others``, too, each put in place when
+        it is whole. They have its ``reading``."""
+        return []
 
     # -- its output
 

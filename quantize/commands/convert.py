@@ -1,16 +1,20 @@
 """``quantwright convert``."""
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
-from quantize.artifact.artifact import claim_output, grouped
+from quantize.artifact.artifact import Artifact, claim_output, grouped
 from quantize.commands.gguf_options import OPTIONS, gguf_options, with_options
 from quantize.commands.options import run_options
 from quantize.conversion import convert as do_convert
-from quantize.conversion import inputs_of
+from quantize.conversion import convert_together, inputs_of
 from quantize.errors import QuantwrightError, StepFailed
+from quantize.methods.base import Work
+from quantize.methods.beside import by_reading, read_beside, spell_beside
 from quantize.methods.gguf_recipe import GgufRecipe
 from quantize.methods.registry import parse_recipe, plan, split_recipes
 from quantize.process import run_child
@@ -19,6 +23,8 @@ from quantize.sources.adapter import open_adapter
 from quantize.sources.opening import open_checkpoint
 from quantize.terminal import emit_json, log, say
 from quantize.units import spell_size
+
+STOPPED = (130, -2, 143, 129)  # exit codes of a child that was told to end
 
 
 @click.command()
@@ -66,6 +72,7 @@ from quantize.units import spell_size
 @click.option(
     "--adapter", type=click.Path(path_type=Path), help="folder of a PEFT LoRA to merge into the model first"
 )
+@click.option("--beside", hidden=True, help="recipes to make from the same reading (`spell_beside`)")
 @gguf_options
 @run_options
 def convert(
@@ -81,31 +88,76 @@ def convert(
     keep_failed: bool,
     force: bool,
     adapter: Path | None,
+    beside: str | None,
     gguf: dict[str, Any],
     run: RunOptions,
     as_json: bool,
 ) -> int:
     """Make quantized artifacts from MODEL: a local folder, or a Hub id (org/name[@revision]).
 
-    With several recipes, each is made in its own process and goes to OUT/<recipe>.
+    With several recipes, each is made in its own process and goes to OUT/<recipe>; GGUF recipes that take
+    the same tensors share one process, which reads the model once for all of them.
     """
     parsed = with_options([parse_recipe(text) for text in split_recipes(recipes)], gguf)
     run = run.model_copy(update={"allow_tokenizer_mismatch": "allow_tokenizer_mismatch" in gguf})
     options = CalibrationOptions(
         source=calibration, tokens=calibration_tokens, sequence_length=calibration_length, seed=seed
     )
+    if len(parsed) == 1 and beside:
+        wanted = [(parsed[0], out), *read_beside(beside)]
+        return _convert_together(
+            model, wanted, run, verify, allow_lower_verification, force, adapter, keep_failed
+        )
     if len(parsed) == 1:
         document = convert_one(model, parsed[0], out, options, run, verify, force, adapter, keep_failed)
         if as_json:
             emit_json(document)
-        if document["verified"] != verify and not allow_lower_verification:
-            raise StepFailed(
-                f"{out}: verified: {document['verified']}, not {verify} as asked: "
-                f"{document['why_lower']}; the artifact is kept; --allow-lower-verification "
-                "(in a job: allow_lower_verification: true) accepts it"
-            )
+        if not allow_lower_verification:
+            refuse_lower(document, verify)
         return 0
     return _convert_each(model, parsed, out, options, force, run, as_json, adapter)
+
+
+def _convert_together(
+    model: str,
+    wanted: Sequence[tuple[Recipe, Path]],
+    run: RunOptions,
+    verify: str,
+    lower: bool,
+    force: bool,
+    adapter: Path | None,
+    keep_failed: bool,
+) -> int:
+    """Make all of ``wanted`` from one reading; a line of JSON for each, when it is there. Exit code and error
+    are those of the first: the caller makes the others that are not there by themselves."""
+    log(f"{model} -> {', '.join(recipe.short for recipe, _ in wanted)}, read once")
+    results = convert_together(
+        model, wanted, run=run, verify=verify, force=force, adapter=adapter, keep_failed=keep_failed
+    )
+    failure: QuantwrightError | None = None
+    for number, ((recipe, out), result) in enumerate(zip(wanted, results, strict=True)):
+        if isinstance(result, Artifact):
+            document = _say(result, out)
+            emit_json(document)
+            if not lower:
+                refuse_lower(document, verify)
+        elif number == 0:
+            failure = result
+        else:
+            log(f"{recipe.short}: {result}")
+    if failure:
+        raise failure
+    return 0
+
+
+def refuse_lower(document: dict[str, Any], verify: str) -> None:
+    """Errors: StepFailed where an artifact did not reach the level of verification that was asked for."""
+    if document["verified"] != verify:
+        raise StepFailed(
+            f"{document['artifact']}: verified: {document['verified']}, not {verify} as asked: "
+            f"{document['why_lower']}; the artifact is kept; --allow-lower-verification "
+            "(in a job: allow_lower_verification: true) accepts it"
+        )
 
 
 def convert_one(
@@ -136,6 +188,11 @@ def convert_one(
         adapter=adapter,
         keep_failed=keep_failed,
     )
+    return _say(artifact, out)
+
+
+def _say(artifact: Artifact, out: Path) -> dict[str, Any]:
+    """Tell what was made; the same as a document."""
     manifest = artifact.manifest
     for tensors, what, why in grouped((note.tensor, note.what, note.why) for note in manifest.notes):
         log(f"note: {tensors}: {what} ({why})")
@@ -165,17 +222,16 @@ def _convert_each(
     as_json: bool,
     adapter: Path | None,
 ) -> int:
-    """One child process per recipe, the same command line with that recipe alone; a failure costs only its
-    own artifact."""
-    import json
-
+    """One child process per recipe, the same command line with that recipe alone, or with those that share
+    its reading; a failure costs only its own artifact."""
     checkpoint = open_checkpoint(model, trust_remote_code=run.trust_remote_code, scratch=run.scratch)
     problems: list[QuantwrightError] = []
+    works: list[Work[Any]] = []
     if adapter is not None:
         open_adapter(adapter, checkpoint)
     for recipe in recipes:
         try:
-            plan(checkpoint, recipe)
+            works.append(plan(checkpoint, recipe))
             claim_output(out / recipe.slug, force, inputs_of(model, recipe, calibration, adapter))
         except QuantwrightError as error:
             problems.append(error)
@@ -183,22 +239,25 @@ def _convert_each(
         for problem in problems[1:]:
             log(f"quantwright: {problem}")
         raise problems[0]
-    documents, failed = [], []
+    made: dict[str, dict[str, Any]] = {}
+    failed = []
+    sharing = by_reading(works)
     for recipe in recipes:
-        done = run_child("quantize.cli", "convert", model, *_forwarded(recipe, out))
-        lines = done.stdout.splitlines()
-        for line in lines[:-1]:
-            say(line)
-        if done.returncode == 0:
-            documents.append(json.loads(lines[-1]))
-        elif done.returncode in (130, -2):
+        if recipe.digest in made:  # beside one before
+            continue
+        beside = [(other, out / other.slug) for other in sharing.pop(recipe.digest, [])]
+        code = _child(model, recipe, out, beside, made)
+        if beside and code not in (0, 1, 2, *STOPPED):  # crashed or was killed, maybe for another's sake
+            log(f"{recipe.short}: once more, by itself")
+            code = _child(model, recipe, out, [], made)
+        if code in (130, -2):
             raise KeyboardInterrupt
-        elif done.returncode in (143, 129):  # the whole group was told to end
-            return done.returncode
-        else:
+        if code in STOPPED:  # the whole group was told to end
+            return code
+        if code:
             failed.append(recipe.short)
     if as_json:
-        emit_json(documents)
+        emit_json([made[recipe.digest] for recipe in recipes if recipe.short not in failed])
     if failed:
         raise StepFailed(
             f"{len(failed)} of {len(recipes)} recipes failed: {', '.join(failed)}; the reasons are above"
@@ -206,12 +265,33 @@ def _convert_each(
     return 0
 
 
+def _child(
+    model: str,
+    recipe: Recipe,
+    out: Path,
+    beside: Sequence[tuple[Recipe, Path]],
+    made: dict[str, dict[str, Any]],
+) -> int:
+    """The exit code of a process that makes ``recipe``, and ``beside`` from the same reading; what it has
+    made goes into ``made``, by the recipe's digest."""
+    together = ["--beside", spell_beside(beside)] if beside else []
+    done = run_child("quantize.cli", "convert", model, *_forwarded(recipe, out), *together)
+    folders = {str(out / recipe.slug): recipe, **{str(folder): other for other, folder in beside}}
+    for line in done.stdout.splitlines():
+        if line.startswith("{"):
+            document = json.loads(line)
+            made[folders[document["artifact"]].digest] = document
+        else:
+            say(line)
+    return done.returncode
+
+
 def _forwarded(recipe: Recipe, out: Path) -> list[str]:
     """The options of this command line, for a child that converts one recipe (which holds its own
     parameters)."""
     context = click.get_current_context()
     arguments = [*recipe.arguments, "-o", str(out / recipe.slug), "--json"]
-    spelled = {"recipes", "out", "as_json", *OPTIONS} - {
+    spelled = {"recipes", "out", "as_json", "beside", *OPTIONS} - {
         "allow_tokenizer_mismatch" if isinstance(recipe, GgufRecipe) else ""
     }
     for parameter in context.command.params:

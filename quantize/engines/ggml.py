@@ -11,7 +11,7 @@ import numpy as np
 from quantize.artifact.artifact import Note
 from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.engines.base import Conversion, Engine
-from quantize.gguf.container.writer import Planned, write_gguf
+from quantize.gguf.container.writer import File, Planned, Written, write_together
 from quantize.gguf.families.base import Mapped
 from quantize.gguf.mixture import lossless_type
 from quantize.kernels import llamacpp
@@ -75,25 +75,26 @@ def planned(
     return Planned(mapped.name, mapped.shape, kind, load, diagnose, via=detour, importance=importance)
 
 
-def write_file(
-    contents: Contents,
-    sources: Sequence[Mapped],
-    stage: Path,
-    run: RunOptions,
-    split_max_bytes: int | None,
-    title: str,
-) -> Conversion:
-    """Write the file of ``contents``, made from ``sources``, into ``stage``."""
-    weights = sum(int(np.prod(tensor.shape)) for tensor in contents.tensors)
+def write_files(
+    works: Sequence[tuple[Contents, Sequence[Mapped], Path, int | None]], run: RunOptions, title: str
+) -> list[Conversion | Exception]:
+    """Write a file for each of ``works`` from one reading of the tensors: its contents, the tensors that
+    these are made from, the folder that it goes to, and the size at which it is split. What was wrong with
+    one stands in its place."""
+    files = [
+        File(stage / contents.name, contents.kvs, contents.tensors, split_max_bytes)
+        for contents, _, stage, split_max_bytes in works
+    ]
+    weights = sum(int(np.prod(tensor.shape)) for tensor in files[0].tensors)
     with progress_bar(title, weights, "weights", run.progress) as progress:
-        written = write_gguf(
-            stage / contents.name,
-            contents.kvs,
-            contents.tensors,
-            threads=run.resolved_threads,
-            split_max_bytes=split_max_bytes,
-            progress=progress,
-        )
+        results = write_together(files, threads=run.resolved_threads, progress=progress)
+    return [
+        result if isinstance(result, Exception) else _conversion(contents, sources, result)
+        for (contents, sources, _, _), result in zip(works, results, strict=True)
+    ]
+
+
+def _conversion(contents: Contents, sources: Sequence[Mapped], written: Written) -> Conversion:
     counts: dict[str, int] = {}
     for tensor in contents.tensors:
         counts[tensor.kind.name] = counts.get(tensor.kind.name, 0) + 1

@@ -5,11 +5,11 @@ cheap: torch and the engine's libraries are imported inside functions.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 import numpy as np
 
@@ -96,6 +96,20 @@ class Work(ABC, Generic[R]):
     @abstractmethod
     def write(self, stage: Path, run: RunOptions, calibration: Calibration | None) -> Conversion:
         """Write the artifact's files into ``stage`` and nowhere else."""
+
+    @property
+    def reading(self) -> Hashable | None:
+        """Equal for works on one checkpoint that ``write_together`` makes from a single reading of it; None:
+        this one reads for itself."""
+        return None
+
+    @classmethod
+    def write_together(
+        cls, works: Sequence[Any], stages: Sequence[Path], run: RunOptions
+    ) -> list[Conversion | Exception]:
+        """``write`` of works with an equal ``reading``, each into its own stage: the same bytes. What is
+        wrong with one stands in its place; errors of reading are raised."""
+        raise NotImplementedError(f"{cls.__name__} says that it reads for itself")
 
     def quantized(self, stage: Path) -> dict[str, str]:
         """Tensors that are quantized in the files under ``stage``: HF (source) name -> storage type."""

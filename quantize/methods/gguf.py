@@ -1,6 +1,7 @@
 """GGUF for llama.cpp: the family's plan of the tensors, the type of each by llama.cpp's rules, quantized by
 its own quantizers."""
 
+from collections.abc import Hashable, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -10,7 +11,7 @@ from quantize.artifact.artifact import Note
 from quantize.calibration.windows import Calibration
 from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.engines.base import Conversion, Engine
-from quantize.engines.ggml import GGML, Contents, planned, write_file
+from quantize.engines.ggml import GGML, Contents, planned, write_files
 from quantize.engines.native.importance import VERSION, OwnImatrix, own_imatrix
 from quantize.errors import StepFailed, Unsupported
 from quantize.formats.base import Format
@@ -143,16 +144,40 @@ class GgufWork(Work[GgufRecipe]):
         return file_bytes(contents.kvs, contents.tensors, self.recipe.split_max_bytes)
 
     def write(self, stage: Path, run: RunOptions, calibration: Calibration | None) -> Conversion:
-        title = f"{self.checkpoint.name} to {self.recipe.type}"
         given, own = self._importances, None
         if self.recipe.calibrated:
             given, own = self._compute(run, calibration)
-        contents = self.contents(given)
-        made = write_file(contents, self.tensors, stage, run, self.recipe.split_max_bytes, title)
+        (made,) = self._write([self], [self.contents(given)], [stage], run)
+        if isinstance(made, Exception):
+            raise made
         if own is not None:
             made.libraries = (*made.libraries, "torch", "transformers")
             made.details["imatrix"] = own.details(run.scratch)
         return made
+
+    @property
+    def reading(self) -> Hashable | None:
+        """Files of the same tensors in the same order, whatever their types."""
+        if self.recipe.calibrated:
+            return None
+        return self.checkpoint.source, tuple(mapped.name for mapped in self.tensors)
+
+    @classmethod
+    def write_together(
+        cls, works: Sequence["GgufWork"], stages: Sequence[Path], run: RunOptions
+    ) -> list[Conversion | Exception]:
+        return cls._write(works, [work.contents(work._importances) for work in works], stages, run)
+
+    @staticmethod
+    def _write(
+        works: Sequence["GgufWork"], contents: Sequence[Contents], stages: Sequence[Path], run: RunOptions
+    ) -> list[Conversion | Exception]:
+        title = f"{works[0].checkpoint.name} to {', '.join(work.recipe.type for work in works)}"
+        parts = [
+            (its, work.tensors, stage, work.recipe.split_max_bytes)
+            for work, its, stage in zip(works, contents, stages, strict=True)
+        ]
+        return write_files(parts, run, title)
 
     def _compute(self, run: RunOptions, calibration: Calibration | None) -> tuple[Importances, OwnImatrix]:
         if calibration is None:

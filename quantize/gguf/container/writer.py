@@ -1,18 +1,18 @@
-"""Writes a GGUF file in one pass: header first, then every tensor in order, chunk by chunk.
+"""Writes GGUF files in one pass: header first, then every tensor in order, chunk by chunk.
 
 Every size is known before the first byte is written, so nothing is written twice. Chunks of rows go through a
 pool of threads (read, widen to float32, quantize), and the main thread writes them in order while later ones
 are being made and earlier ones hashed: what is in flight is bounded by ``IN_FLIGHT_BYTES``, whatever the
-model's size. Source: the GGUF specification, version 3.
+model's size. Several files of the same tensors are written side by side: a chunk is read and widened once for
+all of them, and each gets the bytes that it would get alone. Source: the GGUF specification, version 3.
 """
 
+import contextlib
 import errno
 import hashlib
 import os
 import shutil
 import struct
-import threading
-import time
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -24,16 +24,15 @@ from typing import Any, BinaryIO
 import numpy as np
 from gguf import GGUFValueType
 
-from quantize.errors import BadInput, StepFailed, Unsupported
+from quantize.errors import BadInput, QuantwrightError, StepFailed, Unsupported
+from quantize.gguf.container.chunks import Clock, NotFinite, Planned, chunk_bytes, chunks, make
 from quantize.kernels.base import BlockQuantizer
-from quantize.kernels.block_types import Type, row_bytes, tensor_bytes
 from quantize.kernels.chosen import CHOSEN
-from quantize.kernels.ggml import bf16_to_f16, round_through, widen
+
+__all__ = ["File", "Kvs", "Planned", "Written", "header", "part_path", "write_gguf", "write_together"]
 
 ALIGNMENT = 32
 VERSION = 3
-CHUNK_WEIGHTS = 1 << 18
-WHOLE_ROWS = 16  # compiled kernels take as many at once where there are importances
 IN_FLIGHT_BYTES = 1 << 26
 
 #: metadata: key -> (value, type); arrays as lists
@@ -47,26 +46,14 @@ _PACKING: dict[GGUFValueType, str] = {
 
 
 @dataclass(frozen=True)
-class Planned:
-    """One tensor to be written. ``shape`` rows first.
+class File:
+    """What is to be written to ``path``, or to ``path``-00001-of-0000N.gguf and so on where
+    ``split_max_bytes`` of tensor data are exceeded."""
 
-    ``load`` gives its values, shaped (rows, columns), in a float dtype or as uint16 bit patterns of bf16;
-    called once, when its turn comes. ``via``: round the values to that type first. ``importance``: float32
-    (matrices, columns), one row for each matrix of ``shape[:-2]``. ``diagnose`` is called when a value is not
-    finite, and raises an error that says where.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    kind: Type
-    load: Callable[[], np.ndarray]
-    diagnose: Callable[[], None]
-    via: Type | None = None
-    importance: np.ndarray | None = None
-
-    @property
-    def size_bytes(self) -> int:
-        return tensor_bytes(self.kind, self.shape)
+    path: Path
+    kvs: Kvs
+    tensors: Sequence[Planned]
+    split_max_bytes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -87,36 +74,68 @@ def write_gguf(
     quantizer: BlockQuantizer = CHOSEN,
     progress: Callable[[int], None] = lambda weights: None,
 ) -> Written:
-    """Write ``path``, or ``path``-00001-of-0000N.gguf and so on where ``split_max_bytes`` of tensor data are
-    exceeded.
+    """Write one ``File``.
 
     ``progress`` gets the number of weights done after each chunk. Errors: StepFailed for a value that is not
     finite or does not fit its type; OSError (disk full) before any work where the space is known to be
     missing; Unsupported for a type that ``quantizer`` does not make.
     """
-    parts = split(tensors, split_max_bytes)
-    total = sum(padded(t.size_bytes) for t in tensors)
-    if shutil.disk_usage(path.parent).free < total:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    files: dict[Path, str] = {}
-    checksums: dict[str, int] = {}
-    clock = _Clock()
-    for kind in {t.kind for t in tensors}:
+    file = File(path, kvs, tensors, split_max_bytes)
+    (written,) = write_together([file], threads=threads, quantizer=quantizer, progress=progress)
+    if isinstance(written, Exception):
+        raise written
+    return written
+
+
+def write_together(
+    files: Sequence[File],
+    *,
+    threads: int,
+    quantizer: BlockQuantizer = CHOSEN,
+    progress: Callable[[int], None] = lambda weights: None,
+) -> list[Written | Exception]:
+    """Write all ``files``, which hold tensors of the same names, shapes and values in the same order (their
+    types, importances and roundings may differ): ``load`` of the first one's is called for all.
+
+    What is wrong with one file (an error of ``write_gguf``) stands in its place, and the others are written
+    all the same.
+    """
+    names = [[(tensor.name, tensor.shape) for tensor in file.tensors] for file in files]
+    assert all(each == names[0] for each in names), "files of different tensors cannot be written together"
+    outputs = [_Output(file) for file in files]
+    _check_space(outputs)
+    for output in outputs:
+        with output:
+            _check_kinds(output.file, quantizer)
+    with ThreadPoolExecutor(threads, thread_name_prefix="quantize") as pool:
+        try:
+            _write_data(outputs, pool, quantizer, progress)
+        except BaseException:
+            pool.shutdown(wait=True, cancel_futures=True)
+            for output in outputs:
+                output.close()
+            raise
+    return [output.result() for output in outputs]
+
+
+def _check_kinds(file: File, quantizer: BlockQuantizer) -> None:
+    for kind in {t.kind for t in file.tensors}:
         if kind not in quantizer.kinds:
             raise Unsupported(f"{quantizer.name} makes no tensors of type {kind.name}; choose another type")
         quantizer.prepare(kind)
-    with ThreadPoolExecutor(threads, thread_name_prefix="quantize") as pool:
-        try:
-            for index, part in enumerate(parts):
-                name = path if len(parts) == 1 else part_path(path, index, len(parts))
-                with open(name, "wb", buffering=1 << 20) as file, _Hashed(file) as hashed:
-                    hashed.write(header(part_kvs(kvs, index, len(parts), len(tensors)), part))
-                    checksums |= _write_data(hashed, part, pool, quantizer, clock, progress)
-                files[name] = hashed.hexdigest()
-        except BaseException:
-            pool.shutdown(wait=True, cancel_futures=True)
-            raise
-    return Written(files, sum(t.size_bytes for t in tensors), checksums, clock.seconds)
+
+
+def _check_space(outputs: Iterable["_Output"]) -> None:
+    """Each file has the space that those before it leave."""
+    taken: dict[int, int] = {}  # file system -> bytes
+    for output in outputs:
+        with output:
+            folder = output.file.path.parent
+            disk = os.stat(folder).st_dev
+            total = sum(padded(t.size_bytes) for t in output.file.tensors)
+            if shutil.disk_usage(folder).free < taken.get(disk, 0) + total:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            taken[disk] = taken.get(disk, 0) + total
 
 
 def split(tensors: Sequence[Planned], max_bytes: int | None) -> list[list[Planned]]:
@@ -220,145 +239,129 @@ class _Hashed:
         return self._sha256.hexdigest()
 
 
-class _NotFinite(Exception):
-    pass
+class _Output:
+    """A file that is being written. As a context manager: an error in the block is this file's alone."""
+
+    def __init__(self, file: File):
+        self.file = file
+        self.clock = Clock()
+        self.error: Exception | None = None
+        self._parts = split(file.tensors, file.split_max_bytes)
+        self._begin = {part[0].name if part else "": index for index, part in enumerate(self._parts)}
+        self._files: dict[Path, str] = {}
+        self._checksums: dict[str, int] = {}
+        self._open = contextlib.ExitStack()
+        self._part: tuple[Path, _Hashed] | None = None
+
+    def __enter__(self) -> "_Output":
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> bool:
+        if not isinstance(error, (QuantwrightError, OSError)):
+            return False
+        self.error = self.error or error
+        with contextlib.suppress(OSError):
+            self.close()
+        for path in self._files:
+            with contextlib.suppress(OSError):
+                path.unlink()
+        return True
+
+    def write(self, tensor: Planned, data: np.ndarray, padding: int) -> None:
+        """The next bytes of ``tensor``; where it is the first of a part, that part is begun."""
+        if tensor.name in self._begin:
+            self._next_part(self._begin.pop(tensor.name))
+        assert self._part is not None
+        bytes_of_rows = data.reshape(-1).data
+        self._checksums[tensor.name] = zlib.crc32(bytes_of_rows, self._checksums.get(tensor.name, 0))
+        self._part[1].write(bytes_of_rows)
+        if padding:
+            self._part[1].write(bytes(padding))
+
+    def _next_part(self, index: int) -> None:
+        self.close()
+        file, part, count = self.file, self._parts[index], len(self._parts)
+        path = file.path if count == 1 else part_path(file.path, index, count)
+        binary = self._open.enter_context(open(path, "wb", buffering=1 << 20))  # noqa: SIM115
+        self._files[path] = ""
+        hashed = self._open.enter_context(_Hashed(binary))
+        self._part = path, hashed
+        hashed.write(header(part_kvs(file.kvs, index, count, len(file.tensors)), part))
+
+    def close(self) -> None:
+        """Errors: OSError where the last bytes cannot be written."""
+        if self._part is not None:
+            (path, hashed), self._part = self._part, None
+            with self._open:
+                self._files[path] = hashed.hexdigest()
+
+    def result(self) -> Written | Exception:
+        with self:
+            if self.error is None and "" in self._begin:  # no tensors at all
+                self._next_part(0)
+            self.close()
+        data_bytes = sum(t.size_bytes for t in self.file.tensors)
+        return self.error or Written(self._files, data_bytes, self._checksums, self.clock.seconds)
 
 
-class _Clock:
-    """Seconds spent in one kind of work by all threads together."""
+@dataclass(frozen=True)
+class _Chunk:
+    """Rows of one tensor on their way to the files that are still written."""
 
-    def __init__(self) -> None:
-        self.seconds = 0.0
-        self._lock = threading.Lock()
-
-    def add(self, seconds: float) -> None:
-        with self._lock:
-            self.seconds += seconds
+    outputs: list[_Output]
+    tensors: list[Planned]
+    made: "Future[list[np.ndarray | StepFailed]]"
+    weights: int
+    size_bytes: int
+    last: bool
 
 
 def _write_data(
-    file: _Hashed,
-    tensors: Iterable[Planned],
+    outputs: Sequence[_Output],
     pool: ThreadPoolExecutor,
     quantizer: BlockQuantizer,
-    clock: _Clock,
     progress: Callable[[int], None],
-) -> dict[str, int]:
-    """CRC-32 by tensor."""
-    checksums: dict[str, int] = {}
-    # tensor, chunk, weights, padding after it
-    waiting: deque[tuple[Planned, Future[np.ndarray], int, int]] = deque()
+) -> None:
+    waiting: deque[_Chunk] = deque()
     in_flight = 0
 
     def write_one() -> None:
         nonlocal in_flight
-        tensor, future, weights, padding = waiting.popleft()
+        chunk = waiting.popleft()
         try:
-            data = future.result()
-        except _NotFinite:
+            made = chunk.made.result()
+        except NotFinite:
+            tensor = chunk.tensors[0]
             tensor.diagnose()
             raise StepFailed(
                 f"tensor {tensor.name} holds NaN or Inf values; the checkpoint is damaged"
             ) from None
-        except StepFailed as error:
-            raise StepFailed(f"tensor {tensor.name}: {error}") from None
-        bytes_of_rows = data.reshape(-1).data
-        checksums[tensor.name] = zlib.crc32(bytes_of_rows, checksums.get(tensor.name, 0))
-        file.write(bytes_of_rows)
-        if padding:
-            file.write(bytes(padding))
-        in_flight -= data.nbytes
-        progress(weights)
+        for output, tensor, data in zip(chunk.outputs, chunk.tensors, made, strict=True):
+            with output:
+                if isinstance(data, StepFailed):
+                    raise StepFailed(f"tensor {tensor.name}: {data}") from None
+                if output.error is None:
+                    output.write(
+                        tensor, data, padded(tensor.size_bytes) - tensor.size_bytes if chunk.last else 0
+                    )
+        in_flight -= chunk.size_bytes
+        progress(chunk.weights)
 
-    for tensor in tensors:
-        values = tensor.load()
-        for first, last in _chunks(tensor):
+    for index in range(len(outputs[0].file.tensors)):
+        writing = [output for output in outputs if output.error is None]
+        if not writing:
+            return
+        tensors = [output.file.tensors[index] for output in writing]
+        values = tensors[0].load()
+        for first, last in chunks(tensors):
             rows = values[first:last]
-            end_padding = padded(tensor.size_bytes) - tensor.size_bytes if last == values.shape[0] else 0
-            size = rows.shape[0] * row_bytes(tensor.kind, tensor.shape[-1])
+            size = sum(chunk_bytes(tensor, rows.shape[0]) for tensor in tensors)
             while waiting and in_flight + size > IN_FLIGHT_BYTES:
                 write_one()
-            importance = (
-                tensor.importance[first // tensor.shape[-2]] if tensor.importance is not None else None
-            )
-            waiting.append(
-                (
-                    tensor,
-                    pool.submit(_make, rows, tensor, importance, quantizer, clock),
-                    rows.size,
-                    end_padding,
-                )
-            )
+            clocks = [output.clock for output in writing]
+            made = pool.submit(make, rows, first, list(zip(tensors, clocks, strict=True)), quantizer)
+            waiting.append(_Chunk(writing, tensors, made, rows.size, size, last == values.shape[0]))
             in_flight += size
         del values
     while waiting:
         write_one()
-    return checksums
-
-
-def _chunks(tensor: Planned) -> Iterable[tuple[int, int]]:
-    """Ranges of rows, none across the boundary of two matrices (each has its own importances)."""
-    columns = tensor.shape[-1]
-    matrix = tensor.shape[-2] if len(tensor.shape) > 1 else 1
-    rows = int(np.prod(tensor.shape[:-1], dtype=np.int64))
-    step = max(1, CHUNK_WEIGHTS // max(1, columns))
-    step -= step % WHOLE_ROWS if step > WHOLE_ROWS else 0
-    if tensor.importance is None:
-        matrix = max(1, rows)
-    for start in range(0, rows, matrix):
-        for first in range(start, start + matrix, step):
-            yield first, min(first + step, start + matrix)
-
-
-_scratch = threading.local()
-
-#: Bits of the largest finite value, without the sign.
-_LARGEST = {Type.BF16: 0x7F7F, Type.F16: 0x7BFF}
-
-
-def _make(
-    rows: np.ndarray,
-    tensor: Planned,
-    importance: np.ndarray | None,
-    quantizer: BlockQuantizer,
-    clock: _Clock,
-) -> np.ndarray:
-    """One chunk as the bytes of ``tensor.kind``: (rows, bytes of a row) uint8. Runs in a thread of the
-    pool."""
-    kind = tensor.kind
-    out = np.empty((rows.shape[0], row_bytes(kind, rows.shape[1])), np.uint8)
-    if kind is Type.F32 and tensor.via is None:
-        _widen(rows, out.view(np.float32))
-        return out
-    looked_up = kind is Type.F16 and rows.dtype == np.uint16
-    if tensor.via is None and (
-        looked_up or rows.dtype == {Type.BF16: np.uint16, Type.F16: np.float16}.get(kind)
-    ):
-        bits = out.view(np.uint16)
-        if looked_up:
-            bf16_to_f16().take(rows, out=bits, mode="wrap")  # "raise" would go by another buffer
-        else:
-            bits[...] = rows.view(np.uint16)
-        if np.bitwise_and(bits, 0x7FFF).max(initial=0) <= _LARGEST[kind]:
-            return out
-        # NaN, Inf, or more than F16 holds: the long way finds out which.
-    buffer = getattr(_scratch, "buffer", None)
-    if buffer is None or buffer.size < rows.size:
-        buffer = _scratch.buffer = np.empty(max(rows.size, CHUNK_WEIGHTS), np.float32)
-    values = buffer[: rows.size].reshape(rows.shape)
-    _widen(rows, values)
-    if tensor.via is not None:
-        round_through(values, tensor.via)
-    begun = time.perf_counter()
-    quantizer.quantize(kind, values, out, importance)
-    clock.add(time.perf_counter() - begun)
-    return out
-
-
-def _widen(rows: np.ndarray, out: np.ndarray) -> None:
-    widen(rows, out)
-    # The sum of a float32 array is finite unless an element is not, or it overflows: look closer only then.
-    with np.errstate(over="ignore", invalid="ignore"):
-        suspicious = not np.isfinite(out.sum())
-    if suspicious and not np.isfinite(out).all():
-        raise _NotFinite

@@ -65,7 +65,9 @@ def test_the_files_themselves_are_good(documents: Documents, tmp_path: Path) -> 
         opened(document.to_bytes(), tmp_path)
 
 
-@pytest.mark.parametrize("count", [250, pytest.param(1 << 30, marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    "count", [250, pytest.param(1 << 30, marks=[pytest.mark.long, pytest.mark.timeout(7200)])]
+)
 def test_to_a_checkpoint(documents: Documents, tmp_path: Path, count: int) -> None:
     found = faults(lambda data: to_checkpoint(data, tmp_path), sample(inputs(documents), count), seconds=60)
     assert not found, found

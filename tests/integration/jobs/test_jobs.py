@@ -283,3 +283,40 @@ def test_killed_at_random_moments_it_ends_as_if_undisturbed(
         assert leftovers(run) == []
         attempt += 1
     print(f"killed {attempt} runs, at work: {dict(hit)}")
+
+
+def test_gguf_types_share_one_reading_and_what_is_there_is_left_out(
+    make_checkpoint: Callable[..., Path], tmp_path: Path
+) -> None:
+    made = ["gguf-q4_0", "gguf-q8_0", "gguf-q6_k"]
+    job = write_job(tmp_path, make_checkpoint(num_hidden_layers=1), made)
+    run = tmp_path / "run"
+    first = run_job(job, run)
+    assert first.returncode == 0, first.stderr
+    assert "convert checkpoint gguf-q4_0: ... and 2 more from the same reading" in first.stderr
+    assert first.stderr.count("done with convert checkpoint gguf-q4_0") == 2
+    assert leftovers(run) == []
+    before = tree(run)
+    for recipe in made[1:]:
+        shutil.rmtree(run / "artifacts" / "checkpoint" / recipe)
+    again = run_job(job, run)
+    assert again.returncode == 0, again.stderr
+    assert "gguf-q4_0: already done" in again.stderr
+    assert "convert checkpoint gguf-q8_0: ... and 1 more from the same reading" in again.stderr
+    assert tree(run) == before
+    assert run_job(job, run).stderr.count(": already done") == 3
+
+
+def test_a_process_that_makes_several_and_is_killed_costs_none(
+    make_checkpoint: Callable[..., Path], tmp_path: Path
+) -> None:
+    job = write_job(tmp_path, make_checkpoint(num_hidden_layers=1), ["gguf-q4_0", "gguf-q8_0"])
+    with subprocess.Popen(command(job, tmp_path / "run"), stderr=subprocess.PIPE, text=True) as process:
+        step = until(lambda: next(iter(steps_of(process.pid)), None), process)
+        step.kill()
+        _, said = process.communicate()
+    assert process.returncode == 0, said
+    assert "gguf-q4_0: killed by SIGKILL" in said
+    assert "once more, by itself" in said
+    assert leftovers(tmp_path / "run") == []
+    assert len(tree(tmp_path / "run")) > 1

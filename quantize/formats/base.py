@@ -45,6 +45,8 @@ class Format(ABC):
     reader: ClassVar[str] = "quantize.numerics"
     #: Whether scales move from one tensor into the one before: of single tensors only the signs stay then.
     moves_scales: ClassVar[bool] = False
+    #: Whether its runtime has slower kernels too, which compute in float32.
+    float32_kernels: ClassVar[bool] = False
     #: Whether its runtime looks GELUs up in a table of float16, as ggml does.
     gelu_table: ClassVar[bool] = False
 

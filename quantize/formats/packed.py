@@ -51,6 +51,7 @@ class PackedFormat(FolderFormat):
     decoder: DecoderLinears | None = None
 
     loads_in: ClassVar[tuple[str, ...]] = ("transformers", "vllm", "sglang", "gptqmodel")
+    float32_kernels: ClassVar[bool] = True
     config_bytes: ClassVar[int] = 2 * CONFIG_EXTRA_BYTES  # quantize_config.json too
     #: whether codes are packed along the inputs, or along the outputs
     along_inputs: ClassVar[bool]

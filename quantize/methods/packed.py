@@ -95,7 +95,7 @@ class PackedMethod(Method[R]):
     def open(
         self, folder: Path, dtype: str, device: str, exact: bool, trust_remote_code: bool
     ) -> "PreTrainedModel":
-        return load_packed(folder, dtype, device, trust_remote_code=trust_remote_code)
+        return load_packed(folder, dtype, device, exact=exact, trust_remote_code=trust_remote_code)
 
 
 class PackedWork(Work[R]):

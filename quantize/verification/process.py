@@ -21,14 +21,22 @@ from quantize.runtimes.opening import open_runtime
 
 class Opened:
     """What a separate process found at ``stage``: ``about`` the runtime, names that it had no place for,
-    logits of ``rows`` (n, length), kept in ``folder``. Without rows it only opens.
+    logits of ``rows`` (n, length), kept in ``folder``. Without rows it only opens. ``exact``: in float32, by
+    slower kernels where the format has them.
 
     Errors: StepFailed where it cannot be opened, or the process dies.
     """
 
-    def __init__(self, stage: Path, run: RunOptions, rows: np.ndarray | None, folder: Path):
+    def __init__(
+        self, stage: Path, run: RunOptions, rows: np.ndarray | None, folder: Path, *, exact: bool = True
+    ):
         self._folder = folder
-        request = {"stage": str(stage.absolute()), "run": run.model_dump(mode="json"), "folder": str(folder)}
+        request = {
+            "stage": str(stage.absolute()),
+            "run": run.model_dump(mode="json"),
+            "folder": str(folder),
+            "exact": exact,
+        }
         (folder / "request.json").write_text(json.dumps(request), encoding="utf-8")
         if rows is not None:
             np.save(folder / "rows.npy", rows)
@@ -64,7 +72,7 @@ def main(folder: Path) -> None:
     request = json.loads((folder / "request.json").read_text(encoding="utf-8"))
     rows = np.load(folder / "rows.npy") if (folder / "rows.npy").is_file() else None
     try:
-        with open_runtime(request["stage"], RunOptions(**request["run"]), exact=True) as runtime:
+        with open_runtime(request["stage"], RunOptions(**request["run"]), exact=request["exact"]) as runtime:
             if rows is not None:
                 with open(folder / "logits.f32", "wb") as file:
                     runtime.logits(rows, 0, lambda row, first, logits: logits.astype(np.float32).tofile(file))

@@ -23,9 +23,10 @@ if TYPE_CHECKING:
 
 
 def load_packed(
-    folder: Path, dtype: str, device: str, *, trust_remote_code: bool = False
+    folder: Path, dtype: str, device: str, *, exact: bool = False, trust_remote_code: bool = False
 ) -> "PreTrainedModel":
-    """A GPTQ or AWQ checkpoint in evaluation mode, computing in ``dtype``.
+    """A GPTQ or AWQ checkpoint in evaluation mode, computing in ``dtype``; ``exact``: by kernels that do not
+    round to fewer bits than those.
 
     Errors: Unsupported where gptqmodel or optimum is not installed; BadInput where a parameter has no
     weights.
@@ -40,10 +41,24 @@ def load_packed(
     except (BadInput, Unsupported):  # not as this program packs: transformers says what it thinks of it
         who = TRANSFORMERS
     if stored is None or who == TRANSFORMERS:
-        return load_model(folder, dtype, device, trust_remote_code=trust_remote_code, device_map={"": device})
+        options = {"quantization_config": _plain_kernels(folder)} if exact else {}
+        return load_model(
+            folder, dtype, device, trust_remote_code=trust_remote_code, device_map={"": device}, **options
+        )
     if who == GPTQMODEL:
-        return _load_by_engine(folder, dtype, device, trust_remote_code)
+        return _load_by_engine(folder, dtype, device, trust_remote_code, exact)
     return _load_unpacked(stored, dtype, device, trust_remote_code)
+
+
+def _plain_kernels(folder: Path) -> Any:
+    """transformers' config that asks for weights unpacked and multiplied in the model's own dtype."""
+    from transformers import AwqConfig, GPTQConfig
+    from transformers.utils.quantization_config import AwqBackend
+
+    stored = read_config(folder)["quantization_config"]
+    if stored["quant_method"] == "awq":
+        return AwqConfig(bits=stored["bits"], backend=AwqBackend.TORCH_AWQ)
+    return GPTQConfig(bits=stored["bits"], backend="torch")
 
 
 def _load_unpacked(stored: Stored, dtype: str, device: str, trust: bool) -> "PreTrainedModel":
@@ -55,12 +70,12 @@ def _load_unpacked(stored: Stored, dtype: str, device: str, trust: bool) -> "Pre
     return load_model(stored.folder, dtype, device, trust_remote_code=trust, weights=weights)
 
 
-def _load_by_engine(folder: Path, dtype: str, device: str, trust: bool) -> "PreTrainedModel":
+def _load_by_engine(folder: Path, dtype: str, device: str, trust: bool, exact: bool) -> "PreTrainedModel":
     """Errors: Unsupported without GPTQModel; StepFailed where it fails; BadInput where a parameter has no
     weights."""
     with quiet():
         try:
-            from gptqmodel import GPTQModel
+            from gptqmodel import BACKEND, GPTQModel
         except ImportError:
             raise Unsupported(
                 f"{folder}: experts quantized one by one are opened by GPTQModel; install with: "
@@ -70,7 +85,11 @@ def _load_by_engine(folder: Path, dtype: str, device: str, trust: bool) -> "PreT
         with contained(str(read_config(folder).get("model_type"))), opened as seen:
             try:
                 model: Any = GPTQModel.load(
-                    str(seen), device=device, dtype=torch_dtype(dtype), trust_remote_code=trust
+                    str(seen),
+                    device=device,
+                    dtype=torch_dtype(dtype),
+                    trust_remote_code=trust,
+                    backend=BACKEND.TORCH if exact else BACKEND.AUTO,
                 ).model
             except Exception as error:  # of any class
                 raise StepFailed(f"{folder}: GPTQModel cannot load it: {reason(error)}") from error

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from quantize.calibration.decoding import draw, quick_decoding
 from quantize.calibration.kept import kept_ids
 from quantize.chat.special_ids import SpecialIds, of_source
 from quantize.chat.templates import folder_template
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     import torch
 
 #: raised whenever the same model gives other samples
-VERSION = 1
+VERSION = 2
 #: rows that are sampled side by side
 BATCH = 64
 #: share of rows that are conversations, where the model has a chat template
@@ -178,8 +179,8 @@ def sample(
     seed: int,
     advance: Callable[[int], None] = lambda tokens: None,
 ) -> np.ndarray:
-    """(rows, length) int64: each token given by its row, or drawn by the model's probabilities, one at a time
-    for all rows at once.
+    """(rows, length) int64: each token given by its row, or drawn by the model's probabilities (``draw``),
+    one at a time for all rows at once.
 
     Errors: StepFailed where the model's logits are NaN or Inf.
     """
@@ -187,30 +188,24 @@ def sample(
     from transformers import GenerationConfig
 
     def follow(ids: "torch.Tensor", scores: "torch.Tensor") -> "torch.Tensor":
-        """What is left possible as the next token, after ``ids`` (rows, tokens so far)."""
-        if not torch.isfinite(scores).all():
+        """Scores of which the next token, after ``ids`` (rows, tokens so far), has the highest."""
+        if not all(torch.isfinite(each).all() for each in torch.aminmax(scores, dim=-1)):
             raise StepFailed("the model's logits are NaN or Inf, so it cannot be sampled")
         advance(len(rows))
-        forced, tokens = [], []
+        drawn = draw(scores, generator).tolist()
         for number, (row, last) in enumerate(zip(rows, ids[:, -1].tolist(), strict=True)):
             row.follows(last)
             if (token := row.given()) is not None:
-                forced.append(number)
-                tokens.append(token)
-        if forced:
-            scores = scores.clone()
-            scores[forced] = -torch.inf
-            scores[forced, tokens] = 0
-        return scores
+                drawn[number] = token
+        chosen = torch.tensor(drawn, device=scores.device)[:, None]
+        return torch.zeros_like(scores).scatter_(1, chosen, 1)
 
-    # nothing of the model's own: neither its temperature nor a token that would end a row
-    model.generation_config = GenerationConfig(
-        do_sample=True, temperature=1.0, top_k=0, top_p=1.0, max_new_tokens=length - 1, use_cache=True
-    )
+    # nothing of the model's own, such as a token that would end a row
+    model.generation_config = GenerationConfig(do_sample=False, max_new_tokens=length - 1, use_cache=True)
     first = torch.tensor([[row.given()] for row in rows], device=model.device)
-    with torch.inference_mode(), torch.random.fork_rng():
-        torch.manual_seed(seed)
-        ids = model.generate(first, attention_mask=torch.ones_like(first), logits_processor=[follow])
+    generator = torch.Generator().manual_seed(seed)
+    with torch.inference_mode(), quick_decoding(model, length) as quick:
+        ids = model.generate(first, attention_mask=torch.ones_like(first), logits_processor=[follow], **quick)
     advance(len(rows))
     found: np.ndarray = ids.cpu().numpy().astype(np.int64)
     return found

@@ -49,20 +49,27 @@ def random_calibration(seed: int = 0, vocabulary: int = 4096) -> Calibration:
 
 def verified(model_type: str, spelled: str, folder: Path) -> Outcome:
     """Fails as a conversion's verification would."""
-    checkpoint = open_checkpoint(make_decoder(model_type, folder / "source"))
+    return verified_folder(make_decoder(model_type, folder / "source"), spelled, folder)
+
+
+def verified_folder(source: Path, spelled: str, folder: Path) -> Outcome:
+    """The same of any checkpoint; the artifact is ``folder / "made"``."""
+    checkpoint = open_checkpoint(source)
     work = plan(checkpoint, parse_recipe(spelled))
     stage, spill = folder / "made", folder / "spill"
     stage.mkdir()
     spill.mkdir()
     conversion = work.write(stage, RUN, random_calibration())
     for name in TOKENIZER:  # as a conversion copies them; GPTQModel looks for them
-        shutil.copy(folder / "source" / name, stage / name)
+        shutil.copy(source / name, stage / name)
     assert set(work.quantized(stage)) == work.expected
     weights = check_weights(work, stage, conversion, spill)
     assert all(check.passed for check in weights.checks), weights.checks
     assert weights.spill is not None
     with open_runtime(str(stage), RUN) as runtime:
-        assert not getattr(getattr(runtime, "model", None), "unexpected", ())
+        model = getattr(runtime, "model", None)
+        assert not getattr(model, "unexpected", ())
+        assert type(model).__name__ == checkpoint.architecture
         rows = fixed_rows(checkpoint, WINDOW_TOKENS)
         checks, level = compare_logits(
             work, stage, weights.spill.read, frozenset(weights.extra), runtime, rows

@@ -25,6 +25,7 @@ from quantize.calibration.spill import Spill, tensors_in
 from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.errors import StepFailed, Unsupported
 from quantize.hf.names import empty_model
+from quantize.hf.wrappers import text_model
 from quantize.quiet import no_warnings
 from quantize.staging import temporary_folder
 
@@ -83,7 +84,7 @@ class LayerPass:
             for each in (*model.buffers(), *model.parameters())
             if not each.is_meta
         )
-        body = model if self._head else model.base_model
+        body = model if self._head else _body(model)
         forwards = [Forward(partial(self._whole, body, batch)) for batch in self._batches]
         with ExitStack() as stack:
             for forward in forwards:
@@ -160,6 +161,13 @@ class LayerPass:
                 f"{self.checkpoint.source}: activations after {name} are NaN or Inf on the calibration text; "
                 "check the model's weights, or compute in float32"
             )
+
+
+def _body(model: Any) -> Any:
+    """Without the output layer, which may lie within the text model of a model that also sees."""
+    text = text_model(model)
+    inside = model.get_submodule(text) if text else model
+    return model.base_model if model.base_model is not model else inside.base_model
 
 
 class _Enough(Exception):

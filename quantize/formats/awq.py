@@ -85,5 +85,5 @@ class AwqFormat(PackedFormat):
             "zero_point": not self.symmetric,
             "sym": self.symmetric,
             "desc_act": False,
-            "modules_to_not_convert": list(self.left()) or None,
+            "modules_to_not_convert": [*self.left(), *self.beside()] or None,
         }

@@ -87,9 +87,10 @@ class GptqFormat(PackedFormat):
             return {}
         block = self.decoder.layer_names[0].rpartition(".")[0]
         found: dict[str, Any] = {} if block in BLOCKS else {"block_name_to_quantize": block}
+        towers = [rf"(.*\.)?{re.escape(name)}(\..*)?" for name in self.beside() if "." not in name]
         left = relative(self.left(), self.decoder.layer_names)
         if not left:
-            return found
+            return {**found, **({"dynamic": {f"-:{name}$": {} for name in towers}} if towers else {})}
         alone = tuple(linear.layer for linear in self.linears if linear.module)
         mine = relative(alone, self.decoder.layer_names)
         # Loaders of the one kind compare ends of names, of the other by regular expression.
@@ -99,5 +100,5 @@ class GptqFormat(PackedFormat):
         else:
             kept, skipped = list(mine), [rf".*\.{re.escape(name)}" for name in left]
         found["modules_in_block_to_quantize"] = [kept]
-        found["dynamic"] = {f"-:{name}$": {} for name in skipped}
+        found["dynamic"] = {f"-:{name}$": {} for name in [*skipped, *towers]}
         return found

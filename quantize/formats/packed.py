@@ -185,6 +185,14 @@ class PackedFormat(FolderFormat):
         ]
         return tuple(dict.fromkeys([*self.decoder.others, *dropped, *routers]))
 
+    def beside(self) -> tuple[str, ...]:
+        """Modules that are no part of the text model, none of which is quantized: in transformers' names, and
+        by the last part of those, as vLLM's models begin with that."""
+        if self.decoder is None:
+            return ()
+        names = [name for name, _ in self.decoder.beside]
+        return tuple(dict.fromkeys([*names, *(name.rpartition(".")[2] for name in names)]))
+
 
 def stored_tensors(stage: Path) -> Checkpoint:
     """The safetensors under ``stage``, readable tensor by tensor, whatever else is or is not there yet."""

@@ -7,7 +7,7 @@ where it lies in both.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,7 @@ from quantize.hf.conversions import STACKED, STACKED_JOINED, Part, parameter_par
 from quantize.hf.names import HEAD, empty_model
 from quantize.hf.plain_decoders import parameters
 from quantize.hf.watched import linear_uses, without_values
+from quantize.hf.wrappers import beside_text, lies_in, text_model
 
 if TYPE_CHECKING:
     import torch
@@ -101,7 +102,9 @@ class DecoderLinears:
     """``layers``: by decoder layer, in the order of modules; ``layer_names``: transformers' modules;
     ``kept``: tensors of the source in decoder layers that stay as they are, and why; ``others``: modules of
     linear layers that are none of these, but for the head; ``initialised``: whether transformers' code
-    initialises weights of layers from outside, which fails once loaders have replaced those."""
+    initialises weights of layers from outside, which fails once loaders have replaced those. ``beside``: of
+    a model that also sees or hears, the modules that are no part of its text model, outermost only, and the
+    source's tensors in each."""
 
     layers: tuple[tuple[Linear, ...], ...]
     layer_names: tuple[str, ...]
@@ -109,6 +112,7 @@ class DecoderLinears:
     kept: tuple[tuple[str, str], ...] = ()
     others: tuple[str, ...] = ()
     initialised: bool = False
+    beside: tuple[tuple[str, tuple[str, ...]], ...] = ()
 
     def __iter__(self) -> Iterator[Linear]:
         """Those of the layers; not the head."""
@@ -151,15 +155,25 @@ def decoder_linears(checkpoint: Checkpoint) -> DecoderLinears:
         found.append(tuple(inside))
     quantized = {linear.parameter for inside in found for linear in inside}
     output = model.get_output_embeddings()
+    beside = beside_text(model)
     others = tuple(
         name
         for name, module in model.named_modules()
-        if _is_linear(module) and module is not output and f"{name}.weight" not in quantized
+        if _is_linear(module)
+        and module is not output
+        and f"{name}.weight" not in quantized
+        and not lies_in(name, beside)
     )
     head = _head(model, parts, checkpoint)
     alone = {linear.layer for inside in found for linear in inside if linear.module}
     initialised = _initialised(model, alone)
-    return DecoderLinears(tuple(found), names, head, tuple(kept.items()), others, initialised)
+    towers = tuple((each, _sources_in(each, parts)) for each in beside)
+    return DecoderLinears(tuple(found), names, head, tuple(kept.items()), others, initialised, towers)
+
+
+def _sources_in(module: str, parts: Mapping[str, Part]) -> tuple[str, ...]:
+    found = (part.sources for name, part in parts.items() if lies_in(name, (module,)))
+    return tuple(dict.fromkeys(source for sources in found for source in sources))
 
 
 def _told(checkpoint: Checkpoint, linear: dict[str, tuple[int, int]], tied: bool) -> DecoderLinears:
@@ -187,10 +201,16 @@ def _told(checkpoint: Checkpoint, linear: dict[str, tuple[int, int]], tied: bool
 def _layers(
     model: "PreTrainedModel", checkpoint: Checkpoint
 ) -> "tuple[list[torch.nn.Module], tuple[str, ...]]":
-    """The decoder's layers: of the lists of modules that lie in no other, the one that holds most."""
+    """The decoder's layers: of the lists of modules of the text model that lie in no other, the one that
+    holds most."""
     import torch
 
-    lists = {name: each for name, each in model.named_modules() if isinstance(each, torch.nn.ModuleList)}
+    text = text_model(model)
+    lists = {
+        name: each
+        for name, each in model.named_modules()
+        if isinstance(each, torch.nn.ModuleList) and (not text or lies_in(name, (text,)))
+    }
     outer = {
         name: each for name, each in lists.items() if not any(name.startswith(f"{other}.") for other in lists)
     }

@@ -5,7 +5,7 @@ import re
 from abc import abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator
 
@@ -92,6 +92,8 @@ class Planned:
 
 
 class PackedMethod(Method[R]):
+    text_only: ClassVar[bool] = False
+
     def open(
         self, folder: Path, dtype: str, device: str, exact: bool, trust_remote_code: bool
     ) -> "PreTrainedModel":
@@ -213,11 +215,13 @@ def _automatic_note(linears: tuple[Linear, ...], size: int) -> Note:
 def _kept_notes(
     checkpoint: Checkpoint, decoder: DecoderLinears, quantized: frozenset[str], misfits: dict[str, str]
 ) -> list[Note]:
-    """One note for every matrix that stays in the source's dtype."""
-    notes = []
+    """One note for every matrix that stays in the source's dtype, and for every part of a model that is not
+    its text model."""
+    notes = [_beside_note(checkpoint, module, sources) for module, sources in decoder.beside]
+    beside = {source for _, sources in decoder.beside for source in sources}
     reasons = dict(decoder.kept) | {name: f"it {why}" for name, why in misfits.items()}
     for name, info in checkpoint.tensors.items():
-        if len(info.shape) < 2 or name in quantized:
+        if len(info.shape) < 2 or name in quantized or name in beside:
             continue
         if name in reasons:
             why = reasons[name]
@@ -230,3 +234,14 @@ def _kept_notes(
             why = "loaders of this format expect embedding and output head unquantized"
         notes.append(Note(tensor=name, what=f"kept in {info.dtype}", why=why))
     return notes
+
+
+def _beside_note(checkpoint: Checkpoint, module: str, sources: tuple[str, ...]) -> Note:
+    infos = [checkpoint.tensors[source] for source in sources if source in checkpoint.tensors]
+    share = sum(info.parameters for info in infos) / checkpoint.parameters
+    dtypes = ", ".join(dict.fromkeys(info.dtype for info in infos))
+    return Note(
+        tensor=module,
+        what=f"kept in {dtypes}: {share:.1%} of the model's weights",
+        why="the text model is quantized, not what sees or hears",
+    )

@@ -42,4 +42,10 @@ def openers(format: PackedFormat, stage: Path) -> tuple[tuple[str, ...], list[No
         if not others:
             what = "only quantwright is known to open it"
         return (OWN, *others), [Note(tensor="*", what=what, why=why)]
+    if format.beside():
+        why = "it looks for the names that transformers gives to layers, and for what reads images"
+        what = "GPTQModel's own loader is not known to open it"
+        return tuple(name for name in format.loads_in if name != GPTQMODEL), [
+            Note(tensor="*", what=what, why=why)
+        ]
     return (), []

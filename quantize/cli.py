@@ -38,6 +38,10 @@ COMMANDS = {
         "quantize.commands.inspect:inspect",
         "Say what a checkpoint or artifact is, from its headers, and what looks wrong.",
     ),
+    "compare": (
+        "quantize.commands.compare:compare",
+        "Say where two models differ: weights, settings, tokenizer.",
+    ),
     "check": ("jobs.commands.check:check", "Say which recipes work for a checkpoint, and why others do not."),
     "init": ("jobs.commands.init:init", "Write a commented job file to start from."),
     "status": ("jobs.commands.status:status", "Show the progress of the jobs in a run folder."),

@@ -17,7 +17,7 @@ WITH_FACTOR = ("linear", "dynamic", "yarn", "llama3")
 GGUF_ROPE_TYPES = ("none", "linear", "yarn", "longrope")
 DEFAULT_THETA = 10000.0
 _CHAT_NAME = re.compile(r"instruct|chat|(?<![a-z])it(?![a-z])", re.IGNORECASE)
-_EMBEDDING = ("embed_tokens.weight", "wte.weight", "embed_in.weight", "word_embeddings.weight",
+EMBEDDING = ("embed_tokens.weight", "wte.weight", "embed_in.weight", "word_embeddings.weight",
               "token_embd.weight", "embeddings.weight", "tok_embeddings.weight")  # fmt: skip
 
 
@@ -31,7 +31,7 @@ class Problem:
 
 
 def embedding_rows(weights: Sequence[Weight], config: Mapping[str, Any]) -> int | None:
-    rows = next((w.shape[0] for w in weights if w.name.endswith(_EMBEDDING) and len(w.shape) == 2), None)
+    rows = next((w.shape[0] for w in weights if w.name.endswith(EMBEDDING) and len(w.shape) == 2), None)
     said = _text(config).get("vocab_size")
     return rows or (said if type(said) is int else None)
 
@@ -87,7 +87,7 @@ def folder_problems(config: Mapping[str, Any], weights: Sequence[Weight], storag
 def _tied(config: Mapping[str, Any], weights: Sequence[Weight]) -> Iterator[Problem]:
     tied = config.get("tie_word_embeddings", _text(config).get("tie_word_embeddings"))
     heads = [w for w in weights if w.part == "head" and w.name.endswith("weight")]
-    embeddings = [w for w in weights if w.name.endswith(_EMBEDDING)]
+    embeddings = [w for w in weights if w.name.endswith(EMBEDDING)]
     for head in heads if tied is True else ():
         if any(e.shape == head.shape and e.type == head.type for e in embeddings):
             yield Problem(

@@ -65,6 +65,14 @@ class GgufTensors:
         kinds = Counter(t.kind.name for t in self._file.tensors.values() if t.kind not in UNQUANTIZED)
         return ", ".join(f"{count} of {kind}" for kind, count in kinds.most_common())
 
+    @property
+    def kinds(self) -> dict[str, str]:
+        """Tensor of the checkpoint -> what the file holds it in, several types joined."""
+        return {
+            source: "/".join(dict.fromkeys(self._file.tensors[mapped.name].kind.name for mapped, _ in owners))
+            for source, owners in self._owners.items()
+        }
+
     def read(self, info: TensorInfo) -> np.ndarray:
         if info.name in self._keyed:
             return self._keyed[info.name]

@@ -139,6 +139,10 @@ class Model:
         self._vocab = lib.llama_model_get_vocab(self._model)
         self.vocabulary: int = lib.llama_vocab_n_tokens(self._vocab)
         self.trained_context: int = lib.llama_model_n_ctx_train(self._model)
+        #: whether any layer keeps a state instead of every token's keys and values
+        self.recurrent = bool(
+            lib.llama_model_is_recurrent(self._model) or lib.llama_model_is_hybrid(self._model)
+        )
         self.size_bytes: int = lib.llama_model_size(self._model)
 
     @property

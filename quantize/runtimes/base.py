@@ -27,10 +27,14 @@ class Runtime(ABC):
     """One model, opened. Token ids are plain ints of the source's vocabulary."""
 
     name: ClassVar[str]
-    shares_beginnings: ClassVar[bool] = False
     gives_logits: ClassVar[bool] = True  # else only ``token_scores`` and ``generate``
     vocabulary: int  # columns of the logits
     context: int  # most tokens in one window
+
+    @property
+    def shares_beginnings(self) -> bool:
+        """Whether ``tree_logits`` computes what rows have in common once."""
+        return False
 
     @abstractmethod
     def logits(self, rows: np.ndarray, first: int, consume: Consume) -> None:

@@ -29,7 +29,6 @@ class LlamaCppRuntime(Runtime):
     or not: that is its arithmetic."""
 
     name = "llamacpp"
-    shares_beginnings = True
 
     def __init__(
         self,
@@ -60,6 +59,11 @@ class LlamaCppRuntime(Runtime):
         self._stream: Context | None = None
         self._position = 0
         self._flash: bool | None = None
+
+    @property
+    def shares_beginnings(self) -> bool:
+        """llama.cpp does not compute a token for several recurrent states."""
+        return not self.model.recurrent
 
     def logits(self, rows: np.ndarray, first: int, consume: Consume) -> None:
         self.check_rows(rows)
@@ -102,6 +106,8 @@ class LlamaCppRuntime(Runtime):
     ) -> None:
         """Groups are packed into one call each, ``PACKED`` tokens or one group, as long as no row exceeds the
         context."""
+        if not self.shares_beginnings:
+            super().tree_logits(groups, firsts, consume)
         trees = [
             Tree(number, rows, first) for number, (rows, first) in enumerate(zip(groups, firsts, strict=True))
         ]

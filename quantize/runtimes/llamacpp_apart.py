@@ -36,6 +36,7 @@ class Model:
 
     vocabulary: int
     trained_context: int
+    recurrent: bool
     size_bytes: int
     gpu: bool
     special_tokens: dict[str, int | None]

@@ -30,7 +30,7 @@ class Server:
 
     def open(self, path: str, device: str) -> dict[str, Any]:
         self._model = llamacpp.Model(Path(path), device=device)
-        names = ("vocabulary", "trained_context", "size_bytes", "gpu", "special_tokens")
+        names = ("vocabulary", "trained_context", "recurrent", "size_bytes", "gpu", "special_tokens")
         return {**{name: getattr(self._model, name) for name in names}, "describe": self._model.describe()}
 
     def tokenize(self, text: str, add_special: bool) -> list[int]:

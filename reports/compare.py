@@ -19,6 +19,8 @@ from quantize.metrics import (
 from quantize.results import EvalResult, Subject
 from reports.differences import accuracy_change, adjust, measured_change, perplexity_change
 from reports.format import heading
+from reports.inversions import inversions
+from reports.inversions import warnings as inversion_warnings
 from reports.load import DATA_KEYS, Entry, protocol_key
 from reports.rows import TASK_METRICS, Comparison, Group, Row, bounds, head
 
@@ -110,12 +112,13 @@ def _group(model: str, entries: list[Entry]) -> Group:
     # it may have changed since: keep identity
     if reference is not None and reference.subject.role != "reference":
         reference = next(row for row in rows if row.subject == reference.subject)
-    warnings += [*_warnings(rows), *_remarks((*rows, *floors))]
+    flagged = inversions(rows)
+    warnings += [*inversion_warnings(flagged), *_warnings(rows), *_remarks((*rows, *floors))]
     if loss == KL_MEAN and not floors and any(row.value(loss) is not None for row in rows):
         warnings.append(
             "No floor rows were measured, so this report cannot say which divergence is only noise."
         )
-    return Group(model, tuple(rows), reference, why, floors, loss, tuple(warnings))
+    return Group(model, tuple(rows), reference, why, floors, loss, tuple(warnings), flagged)
 
 
 def _choose_protocols(entries: list[Entry]) -> tuple[dict[tuple[str, str], tuple[Any, ...]], list[str]]:

@@ -40,7 +40,17 @@ def _token_counts(result: EvalResult) -> np.ndarray:
 
 def perplexity_change(mine: EvalResult, reference: EvalResult) -> Difference | None:
     """Relative change of perplexity, candidate over reference minus 1, from per-chunk mean negative
-    log-likelihoods.
+    log-likelihoods. None where they do not pair.
+    """
+    found = mean_change(mine, reference)
+    if found is None:
+        return None
+    bounds = None if found.interval is None else (_expm1(found.interval[0]), _expm1(found.interval[1]))
+    return replace(found, value=_expm1(found.value), interval=bounds)
+
+
+def mean_change(mine: EvalResult, reference: EvalResult) -> Difference | None:
+    """Difference of two means over tokens, candidate minus reference, from per-chunk means.
 
     None where they do not pair: other text, other token ids, or not the same chunks.
     """
@@ -64,8 +74,8 @@ def perplexity_change(mine: EvalResult, reference: EvalResult) -> Difference | N
     a, b = np.asarray(mine.samples) * counts, np.asarray(reference.samples) * counts
     found = statistics.paired_mean_difference(a, b, counts, resamples=RESAMPLES)
     low, high = found.interval
-    bounds = None if math.isnan(low) else (_expm1(low), _expm1(high))
-    return Difference(_expm1(found.value), bounds, found.p_value, n=found.n)
+    bounds = None if math.isnan(low) else (low, high)
+    return Difference(found.value, bounds, found.p_value, n=found.n)
 
 
 def _expm1(value: float) -> float:

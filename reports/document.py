@@ -114,6 +114,16 @@ def report_json(comparison: Comparison, runs: list[str], version: str) -> dict[s
                 "reference_why": group.reference_why,
                 "loss_metric": group.loss_metric,
                 "warnings": list(group.warnings),
+                "flagged_metrics": [
+                    {
+                        "metric": each.metric,
+                        "task": each.task,
+                        "finer": each.finer,
+                        "coarser": each.coarser,
+                        "difference": _difference(each.difference),
+                    }
+                    for each in group.inversions
+                ],
             }
             for group in comparison.groups
         ],

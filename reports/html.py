@@ -35,7 +35,7 @@ from reports.charts import CHART_RULES, scatter, strips
 from reports.commands_used import environments, reproduction
 from reports.differences import Difference
 from reports.generations import side_by_side
-from reports.markdown import limit_words
+from reports.markdown import limit_words, task_title
 from reports.memory import find_shapes, overhead
 from reports.plots import profile_chart, scatter_plots, task_charts, tasks_of
 from reports.recommend import Advice, Limits, recommend
@@ -261,7 +261,9 @@ def _columns(comparison: Comparison) -> list[Column]:
         protocols = {row.cells[metric].protocol for row in rows if metric in row.cells}
         protocol = protocols.pop() if len(protocols) == 1 else "several protocols" if protocols else ""
         better = text.METRICS.get(metric, ("", "", "", 0))[3]
-        out.append(Column(metric, text.heading(metric), text.unit(metric), protocol, better))
+        flagged = any(group.flagged(metric) for group in comparison.groups)
+        title = text.heading(metric) + (" (flagged)" if flagged else "")
+        out.append(Column(metric, title, text.unit(metric), protocol, better))
         if metric == PERPLEXITY and any(row.perplexity_change for row in rows):
             out.append(Column("perplexity_change", "Change", "vs source", "paired", -1))
     if any(row.task_accuracy is not None for _, row in comparison.rows):
@@ -363,7 +365,12 @@ def _tasks(group: Group, ids: dict[int, str]) -> list[dict[str, Any]]:
         chart = charts.get(task)
         protocol = head(next(row.tasks[task] for row in group.all_rows if task in row.tasks)).protocol
         out.append(
-            {"task": task, "rows": rows, "chart": strips(chart) if chart else None, "protocol": protocol}
+            {
+                "task": task_title(group, task),
+                "rows": rows,
+                "chart": strips(chart) if chart else None,
+                "protocol": protocol,
+            }
         )
     return out
 

@@ -129,8 +129,9 @@ def table(group: Group) -> list[str]:
     for column in columns:
         protocols = {row.cells[column].protocol for row in group.all_rows if column in row.cells}
         protocol = f" ({protocols.pop()})" if len(protocols) == 1 else ""
+        flag = " (flagged)" if group.flagged(column) else ""
         titles.append(
-            f"{text.heading(column)}{', ' + text.unit(column) if text.unit(column) else ''}{protocol}"
+            f"{text.heading(column)}{flag}{', ' + text.unit(column) if text.unit(column) else ''}{protocol}"
         )
         if column == PERPLEXITY:
             titles.append("Change")
@@ -198,6 +199,11 @@ def footnotes(group: Group) -> list[str]:
     return [" ".join(out), *(f"\n> {escape(warning)}" for warning in group.warnings)]
 
 
+def task_title(group: Group, task: str) -> str:
+    flagged = any(task == each.task for each in group.inversions)
+    return f"{task} (flagged)" if flagged else task
+
+
 def task_tables(group: Group) -> list[str]:
     tasks = tasks_of(group)
     if not tasks:
@@ -205,7 +211,7 @@ def task_tables(group: Group) -> list[str]:
     out = [
         "### Tasks",
         "",
-        "| Artifact | " + " | ".join(escape(task) for task in tasks) + " |",
+        "| Artifact | " + " | ".join(escape(task_title(group, task)) for task in tasks) + " |",
         "|---|" + "---:|" * len(tasks),
     ]
     for row in group.all_rows:

@@ -55,6 +55,18 @@ class Row:
 
 
 @dataclass(frozen=True)
+class Inversion:
+    """A metric by which the ``finer`` of two artifacts (labels) of one method is worse than the ``coarser``.
+    ``difference``: finer minus coarser, paired, positive where worse; of perplexity relative."""
+
+    metric: str
+    task: str
+    finer: str
+    coarser: str
+    difference: Difference
+
+
+@dataclass(frozen=True)
 class Group:
     """Everything about one source model: only within it do numbers compare."""
 
@@ -65,6 +77,10 @@ class Group:
     floors: tuple[Row, ...]
     loss_metric: str  # the loss in plots and on fronts: kl_mean, else perplexity
     warnings: tuple[str, ...] = ()
+    inversions: tuple[Inversion, ...] = ()  # metrics that do not follow precision
+
+    def flagged(self, metric: str, task: str = "") -> bool:
+        return any((each.metric, each.task) == (metric, task) for each in self.inversions)
 
     @property
     def title(self) -> str:

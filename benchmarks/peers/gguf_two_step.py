@@ -6,7 +6,8 @@
 
 Each run is a process of its own; ours and theirs alternate. Theirs is ``llama-quantize`` where its path is
 given, otherwise the same function of the installed library, on the lossless (bf16) file that is made first;
-its tensors are compared with ours.
+its tensors are compared with ours. With the converter, ``two_steps`` holds both of theirs together. Beside
+seconds of the clock stand those of the processor, which a busy machine changes little.
 """
 
 import argparse
@@ -20,6 +21,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -40,6 +42,7 @@ SHARD_BYTES = 500_000_000
 @dataclass(frozen=True)
 class Run:
     seconds: float
+    cpu_seconds: float
     peak_bytes: int
 
 
@@ -54,7 +57,7 @@ def main() -> None:
     if not lossless.is_dir():
         run(ours(checkpoint, "gguf-bf16", lossless, arguments.threads), None)
     (source,) = lossless.glob("*.gguf")
-    result = {
+    result: dict[str, Any] = {
         "machine": describe_machine(),
         "threads": arguments.threads,
         "repeats": arguments.repeats,
@@ -63,7 +66,10 @@ def main() -> None:
         "types": {name: compare(name, checkpoint, source, arguments) for name in arguments.types.split(",")},
     }
     if arguments.converter:
-        result["converter"] = converter(checkpoint, arguments)
+        result["converter"] = converted = converter(checkpoint, arguments)
+        result["two_steps"] = {
+            name: two_steps(types, converted["bf16"]) for name, types in result["types"].items()
+        }
     print(json.dumps(result, indent=1))
 
 
@@ -80,10 +86,11 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--llama-quantize", type=Path)
     parser.add_argument("--converter", type=Path, help="llama.cpp's convert_hf_to_gguf.py")
+    parser.add_argument("--converter-types", default="bf16,f16,q8_0", help="bf16 is the first of two steps")
     return parser.parse_args()
 
 
-def compare(name: str, checkpoint: Path, lossless: Path, arguments: argparse.Namespace) -> dict[str, object]:
+def compare(name: str, checkpoint: Path, lossless: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     mine, theirs = arguments.workdir / f"ours-{name}", arguments.workdir / f"theirs-{name}.gguf"
     runs: dict[str, list[Run]] = {"ours": [], "theirs": []}
     for repeat in range(arguments.repeats):
@@ -98,17 +105,37 @@ def compare(name: str, checkpoint: Path, lossless: Path, arguments: argparse.Nam
                 file=sys.stderr,
             )
     (made,) = mine.glob("*.gguf")
-    seconds = {who: [r.seconds for r in each] for who, each in runs.items()}
-    median = {who: statistics.median(each) for who, each in seconds.items()}
     return {
-        "seconds": seconds,
-        "median_seconds": median,
-        "ratio": median["ours"] / median["theirs"],
+        **medians(runs),
         "peak_bytes": {who: max(r.peak_bytes for r in each) for who, each in runs.items()},
         "identical_tensors": identical(made, theirs),
         "bytes_read": {"ours": size(checkpoint.glob("*.safetensors")), "theirs": size([lossless])},
         "bytes_written": {"ours": size([made]), "theirs": size([theirs])},
         "quantizer_share": quantizer_share(checkpoint, name, arguments),
+    }
+
+
+def two_steps(quantized: dict[str, Any], converted: dict[str, Any]) -> dict[str, float]:
+    """Ours against their converter and quantizer one after the other, by the clock and the processor."""
+    return {
+        kind: quantized[kind]["ours"] / (quantized[kind]["theirs"] + converted[kind]["theirs"])
+        for kind in ("median_seconds", "median_cpu_seconds")
+    }
+
+
+def medians(runs: dict[str, list[Run]]) -> dict[str, Any]:
+    """Of every run, and of the middle one, by who ran."""
+    seconds = {who: [r.seconds for r in each] for who, each in runs.items()}
+    cpu = {who: [r.cpu_seconds for r in each] for who, each in runs.items()}
+    median = {who: statistics.median(each) for who, each in seconds.items()}
+    median_cpu = {who: statistics.median(each) for who, each in cpu.items()}
+    return {
+        "seconds": seconds,
+        "cpu_seconds": cpu,
+        "median_seconds": median,
+        "median_cpu_seconds": median_cpu,
+        "ratio": median["ours"] / median["theirs"],
+        "cpu_ratio": median_cpu["ours"] / median_cpu["theirs"],
     }
 
 
@@ -128,33 +155,18 @@ def quantizer(source: Path, target: Path, name: str, arguments: argparse.Namespa
     return [sys.executable, "-m", program, str(source), str(target), name, str(arguments.threads)]
 
 
-def converter(checkpoint: Path, arguments: argparse.Namespace) -> dict[str, object]:
-    """llama.cpp's converter to f16, bf16 and q8_0 against ours."""
-    result: dict[str, object] = {}
-    for name in ("f16", "bf16", "q8_0"):
-        seconds: dict[str, list[float]] = {"ours": [], "theirs": []}
+def converter(checkpoint: Path, arguments: argparse.Namespace) -> dict[str, Any]:
+    """llama.cpp's converter against ours."""
+    result: dict[str, Any] = {}
+    for name in arguments.converter_types.split(","):
+        runs: dict[str, list[Run]] = {"ours": [], "theirs": []}
+        out, mine = arguments.workdir / f"converter-{name}.gguf", arguments.workdir / f"ours-{name}"
+        options = ["--outfile", str(out), "--outtype", name]
+        command = [sys.executable, str(arguments.converter), str(checkpoint), *options]
         for _ in range(arguments.repeats):
-            out = arguments.workdir / f"converter-{name}.gguf"
-            command = [
-                sys.executable,
-                str(arguments.converter),
-                str(checkpoint),
-                "--outfile",
-                str(out),
-                "--outtype",
-                name,
-            ]
-            seconds["theirs"].append(run(command, out).seconds)
-            mine = arguments.workdir / f"ours-{name}"
-            seconds["ours"].append(
-                run(ours(checkpoint, f"gguf-{name}", mine, arguments.threads), mine).seconds
-            )
-        medians = {who: statistics.median(each) for who, each in seconds.items()}
-        result[name] = {
-            "seconds": seconds,
-            "median_seconds": medians,
-            "ratio": medians["ours"] / medians["theirs"],
-        }
+            runs["theirs"].append(run(command, out))
+            runs["ours"].append(run(ours(checkpoint, f"gguf-{name}", mine, arguments.threads), mine))
+        result[name] = medians(runs)
     return result
 
 
@@ -173,7 +185,7 @@ def run(command: list[str], output: Path | None) -> Run:
     seconds = time.perf_counter() - start
     if status != 0:
         raise SystemExit(f"{' '.join(command)} failed:\n{errors.decode(errors='replace')[-2000:]}")
-    return Run(seconds, usage.ru_maxrss * 1024)
+    return Run(seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024)
 
 
 def identical(mine: Path, theirs: Path) -> bool:

@@ -9,10 +9,11 @@ EXPORT int quantwright_abi(void) { return QUANTWRIGHT_ABI; }
 EXPORT int quantwright_best(void)
 {
 #ifdef __x86_64__
+    if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("f16c")) return PORTABLE;
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
         return AVX512;
-    if (__builtin_cpu_supports("avx2")) return AVX2;
+    return AVX2;
 #endif
     return PORTABLE;
 }

@@ -29,8 +29,16 @@ INLINE vf vf_of(float value) { return value - (vf){0}; }
 INLINE vi vi_of(int32_t value) { return value + (vi){0}; }
 
 /* lanes of a where the mask (all bits of a lane) is set, else of b */
+#if LANES == 8 /* with 16 lanes the compiler finds the one instruction */
+INLINE vf choose(vi mask, vf a, vf b)
+{
+    return (vf)_mm256_blendv_ps((__m256)b, (__m256)a, (__m256)mask);
+}
+INLINE vi choose_int(vi mask, vi a, vi b) { return (vi)choose(mask, (vf)a, (vf)b); }
+#else
 INLINE vf choose(vi mask, vf a, vf b) { return (vf)((mask & (vi)a) | (~mask & (vi)b)); }
 INLINE vi choose_int(vi mask, vi a, vi b) { return (mask & a) | (~mask & b); }
+#endif
 
 /* a < b ? a : b and a > b ? a : b, by lane; b where either is NaN, as C's conditional gives */
 #if LANES == 16
@@ -55,11 +63,40 @@ INLINE vf root(vf a)
 }
 #endif
 
+#if LANES == 8
+INLINE vi smaller_int(vi a, vi b) { return (vi)_mm256_min_epi32((__m256i)a, (__m256i)b); }
+INLINE vi larger_int(vi a, vi b) { return (vi)_mm256_max_epi32((__m256i)a, (__m256i)b); }
+#else
 INLINE vi smaller_int(vi a, vi b) { return choose_int(a < b, a, b); }
 INLINE vi larger_int(vi a, vi b) { return choose_int(a > b, a, b); }
+#endif
 INLINE vi clamp_lanes(vi a, int32_t low, int32_t high)
 {
     return larger_int(smaller_int(a, vi_of(high)), vi_of(low));
+}
+
+INLINE vf load(const float *x)
+{
+    vf value;
+    memcpy(&value, x, sizeof value);
+    return value;
+}
+
+/* 16 numbers of 0..255, lanes in order, as bytes. */
+typedef uint8_t vb __attribute__((vector_size(LANES)));
+INLINE void store_bytes(const vi *values, uint8_t *out)
+{
+#if LANES == 8
+    __m256i words = _mm256_permute4x64_epi64(
+        _mm256_packus_epi32((__m256i)values[0], (__m256i)values[1]), 0xd8);
+    __m128i bytes = _mm_packus_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
+    memcpy(out, &bytes, 16);
+#else
+    for (int p = 0; p < 16 / LANES; p++) {
+        vb bytes = __builtin_convertvector(values[p], vb);
+        memcpy(out + LANES * p, &bytes, LANES);
+    }
+#endif
 }
 
 INLINE vf magnitude(vf a) { return (vf)((vi)a & 0x7fffffff); }
@@ -116,6 +153,9 @@ INLINE int32_t clamp(int32_t value, int32_t low, int32_t high)
 /* IEEE half precision, ties to even; too large becomes Inf, NaN stays NaN. */
 INLINE uint16_t half_of(float value)
 {
+#if LANES == 8 && defined(__x86_64__) /* whoever has AVX2 has this: dispatch.c looks */
+    return (uint16_t)_mm_extract_epi16(_mm_cvtps_ph(_mm_set_ss(value), 0), 0);
+#else
     uint32_t bits;
     memcpy(&bits, &value, sizeof bits);
     uint16_t sign = (uint16_t)(bits >> 16 & 0x8000);
@@ -131,6 +171,7 @@ INLINE uint16_t half_of(float value)
     }
     bits += 0xfff + (bits >> 13 & 1); /* to nearest, ties to even, into the exponent if need be */
     return sign | (uint16_t)((bits - 0x38000000) >> 13);
+#endif
 }
 
 INLINE float float_of_half(uint16_t half)

@@ -12,16 +12,16 @@ INLINE void signed_codes(const Batch *batch, const vi *empty, int lane, int j, i
                          uint8_t *codes)
 {
     const float *x = batch->from[lane] + 16 * j;
-    if (d != 0) {
-        for (int i = 0; i < 16; i++)
-            codes[i] = (uint8_t)(clamp(nearest(x[i] / d), -largest, largest - 1) + largest);
-    } else if (empty[j][lane]) {
+    vi made[16 / LANES];
+    if (d == 0 && empty[j][lane]) {
         memset(codes, 0, 16);
-    } else {
-        float inverse = batch->inverse[j][lane];
-        for (int i = 0; i < 16; i++)
-            codes[i] = (uint8_t)(clamp(nearest(inverse * x[i]), -largest, largest - 1) + largest);
+        return;
     }
+    for (int p = 0; p < 16 / LANES; p++) {
+        vf place = d != 0 ? load(x + LANES * p) / d : batch->inverse[j][lane] * load(x + LANES * p);
+        made[p] = clamp_lanes(nearest_lanes(place), -largest, largest - 1) + largest;
+    }
+    store_bytes(made, codes);
 }
 
 /* Q6_K: 128 bytes of low four bits, 64 of the upper two, 16 signed scales, half d. */

@@ -24,31 +24,35 @@ INLINE void pack_32(int bits, const uint8_t *codes, uint8_t *out)
 
 #define PARTS (32 / LANES) /* vectors of a block */
 
-typedef uint8_t vb __attribute__((vector_size(LANES)));
-
-INLINE vf load(const float *x)
-{
-    vf value;
-    memcpy(&value, x, sizeof value);
-    return value;
-}
-
-/* One lane's number: the least, or the largest, of all lanes. */
-INLINE float least_lane(vf a)
+/* The least of one vector's lanes, and of another's. */
+INLINE void least_lanes(vf a, vf b, float *least_a, float *least_b)
 {
 #if LANES == 16
-    return _mm512_reduce_min_ps((__m512)a);
-#elif LANES == 8
-    __m128 b = _mm_min_ps(_mm256_castps256_ps128((__m256)a), _mm256_extractf128_ps((__m256)a, 1));
-    b = _mm_min_ps(b, _mm_movehl_ps(b, b));
-    return _mm_cvtss_f32(_mm_min_ss(b, _mm_movehdup_ps(b)));
+    *least_a = _mm512_reduce_min_ps((__m512)a);
+    *least_b = _mm512_reduce_min_ps((__m512)b);
+#elif LANES == 8 /* a in the lower half, b in the upper */
+    __m256 both = _mm256_min_ps(_mm256_permute2f128_ps((__m256)a, (__m256)b, 0x20),
+                                _mm256_permute2f128_ps((__m256)a, (__m256)b, 0x31));
+    both = _mm256_min_ps(both, _mm256_permute_ps(both, 0x4e));
+    both = _mm256_min_ps(both, _mm256_permute_ps(both, 0xb1));
+    *least_a = _mm256_cvtss_f32(both);
+    *least_b = _mm_cvtss_f32(_mm256_extractf128_ps(both, 1));
 #else
-    float least = a[0];
-    for (int lane = 1; lane < LANES; lane++) least = a[lane] < least ? a[lane] : least;
-    return least;
+    *least_a = a[0];
+    *least_b = b[0];
+    for (int lane = 1; lane < LANES; lane++) {
+        *least_a = a[lane] < *least_a ? a[lane] : *least_a;
+        *least_b = b[lane] < *least_b ? b[lane] : *least_b;
+    }
 #endif
 }
-INLINE float largest_lane(vf a) { return -least_lane(-a); }
+
+INLINE float largest_lane(vf a)
+{
+    float least, same;
+    least_lanes(-a, -a, &least, &same);
+    return -least;
+}
 
 /* Whether codes can be made with this inverse: x86's conversions of Inf and NaN end in a code of 0. */
 INLINE int usable(float inverse) { return __builtin_fabsf(inverse) < __builtin_inff(); }
@@ -60,8 +64,8 @@ INLINE void ends_of(const vf *x, float *low, float *high)
         least = smaller(x[p], least);
         most = larger(x[p], most);
     }
-    *low = least_lane(least);
-    *high = largest_lane(most);
+    least_lanes(least, -most, low, high);
+    *high = -*high;
 }
 
 /* Rounded to the nearest integer, halves away from zero; |value| < 2^22. */
@@ -145,10 +149,8 @@ INLINE int64_t plain_32(int bits, int offset, const float *x, int64_t blocks, ui
             for (int p = 0; p < PARTS; p++) fifth |= signs(made[p] << 27) << LANES * p;
             memcpy(codes - 4, &fifth, 4);
         }
-        for (int p = 0; p < PARTS / 2; p++) {
-            vb pair = __builtin_convertvector((made[p] & 15) | (made[p + PARTS / 2] & 15) << 4, vb);
-            memcpy(codes + LANES * p, &pair, LANES);
-        }
+        for (int p = 0; p < PARTS / 2; p++) made[p] = (made[p] & 15) | (made[p + PARTS / 2] & 15) << 4;
+        store_bytes(made, codes);
     }
     return infinite;
 }

@@ -235,6 +235,10 @@ def _digits(value: float) -> float:
     return float(f"{value:.6g}")
 
 
+#: what opens the whole of a model that also sees
+WHOLE = "AutoModelForImageTextToText"
+
+
 def _introduction(artifacts: Sequence[Artifact], base: str | None) -> list[str]:
     source = artifacts[0].manifest.source
     name = f"[{escape(base)}](https://huggingface.co/{base})" if base else code(source_name(artifacts, base))
@@ -270,11 +274,17 @@ def _use(artifacts: Sequence[Artifact], files: Files, options: CardOptions) -> l
         module, name = made_as.opened_by
         if made_as.opening_advice:
             out += [made_as.opening_advice, ""]
-        imports = (
-            ["from transformers import AutoModelForCausalLM, AutoTokenizer"]
-            if module == "transformers"
-            else [f"from {module} import {name}", "from transformers import AutoTokenizer"]
-        )
+        also_sees = artifacts[0].manifest.source.architecture.endswith("ForConditionalGeneration")
+        if also_sees and module == "optimum.quanto":
+            module, name = "optimum.quanto.models.transformers_models", "QuantizedTransformersModel"
+            imports = [f"from {module} import {name}", f"from transformers import {WHOLE}, AutoTokenizer"]
+            imports += ["", "", f"class Whole({name}):", f"    auto_class = {WHOLE}", ""]
+            name = "Whole"
+        elif module == "transformers":
+            name = WHOLE if also_sees else name
+            imports = [f"from transformers import {name}, AutoTokenizer"]
+        else:
+            imports = [f"from {module} import {name}", "from transformers import AutoTokenizer"]
         tokenizer = f"tokenizer = AutoTokenizer.from_pretrained({options.repo!r})"
         out += [
             "```python",

@@ -7,6 +7,7 @@ when it runs, and what is saved after that reloads as noise, with no error.
 
 import copy
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -21,9 +22,19 @@ from quantize.engines.base import Computed, Conversion, Engine
 from quantize.errors import StepFailed
 from quantize.formats.bitsandbytes import BLOCK
 from quantize.hf.load import dequantize_flat, head_name, load_model, model_without_weights, torch_dtype
-from quantize.hf.loaded import ROUTER, Loaded, experts_note, loaded, sources_again, without_experts
-from quantize.hf.names import is_router, kept_notes
+from quantize.hf.loaded import (
+    ROUTER,
+    Loaded,
+    beside_notes,
+    experts_note,
+    keep_dtypes,
+    loaded,
+    singly_noted,
+    sources_again,
+)
+from quantize.hf.names import is_router, kept_notes, linear_layers
 from quantize.hf.watched import linear_uses
+from quantize.hf.wrappers import beside_text, lies_in
 from quantize.quiet import quiet
 from quantize.recipe import RunOptions
 
@@ -48,24 +59,36 @@ class BitsAndBytesEngine(Engine):
 BITSANDBYTES = BitsAndBytesEngine()
 
 
-def write(
-    checkpoint: Checkpoint, stage: Path, run: RunOptions, weights: str, double_quant: bool, threshold: float
-) -> Conversion:
+@dataclass(frozen=True)
+class Settings:
+    """``threshold``: of activations of int8 layers; ``vision``: what lies beside the text model is quantized
+    too."""
+
+    weights: str
+    double_quant: bool = False
+    threshold: float = 6.0
+    vision: bool = False
+
+
+def write(checkpoint: Checkpoint, stage: Path, run: RunOptions, settings: Settings) -> Conversion:
     """Errors: StepFailed where a weight is NaN or Inf, or, for int8, too large for float16, through which its
     scales go."""
     checkpoint.check_finite()
     found = loaded(checkpoint)
-    layers = found.layers
+    layers, weights = found.layers, settings.weights
+    linear = {**layers.linear, **(layers.linear_beside if settings.vision else {})}
     if weights == "int8":
-        _check_float16(checkpoint, found.sources({name for name in layers.linear if name != layers.head}))
+        _check_float16(checkpoint, found.sources({name for name in linear if name != layers.head}))
     dtype = dense(checkpoint.dtype, "bfloat16")
     with materialised(checkpoint, run.scratch) as folder:
-        model = quantize_in_memory(folder, weights, double_quant, threshold, dtype, run)
+        model = quantize_in_memory(folder, settings, dtype, run)
     with quiet():
         import bitsandbytes
 
         kinds = (bitsandbytes.nn.Linear4bit, bitsandbytes.nn.Linear8bitLt)
         done = {name for name, module in model.named_modules() if isinstance(module, kinds)}
+        weights_done = frozenset(f"{name}.weight" for name in done)
+        keep_dtypes(model, checkpoint, found.beside(weights_done))
         quantization = json.loads(json.dumps(model.config.quantization_config.to_dict(), default=str))
         computed = _computed(model, found, checkpoint)
         state = model.state_dict()
@@ -82,10 +105,11 @@ def write(
     reasons = dict.fromkeys(found.sources(set(layers.uses.direct)), own) | dict.fromkeys(
         found.routers, ROUTER
     )
-    some = without_experts(checkpoint)
+    some = singly_noted(checkpoint, weights_done)
     notes = kept_notes(some, found.sources(done), layers, "bitsandbytes", reasons)
     notes += filter(None, [experts_note(checkpoint, "bitsandbytes")])
-    for name in sorted(set(layers.linear) - done - {layers.head} - layers.uses.direct):
+    notes += beside_notes(checkpoint, weights_done, "; vision=true quantizes its linear layers")
+    for name in sorted(set(linear) - done - {layers.head} - layers.uses.direct):
         if not any(
             note.tensor == found.tensor(name) and "linear layers only" not in note.why for note in notes
         ):
@@ -98,9 +122,7 @@ def write(
                 )
             )
     if weights != "int8":
-        notes += [
-            note for name in sorted(done) for note in _kernel_notes(found.tensor(name), *layers.linear[name])
-        ]
+        notes += [note for name in sorted(done) for note in _kernel_notes(found.tensor(name), *linear[name])]
     return Conversion(
         weight_bytes,
         engine=BITSANDBYTES.label,
@@ -111,24 +133,27 @@ def write(
     )
 
 
-def quantize_in_memory(
-    folder: Path, weights: str, double_quant: bool, threshold: float, dtype: str, run: RunOptions
-) -> "PreTrainedModel":
+def quantize_in_memory(folder: Path, settings: Settings, dtype: str, run: RunOptions) -> "PreTrainedModel":
     """Quantized while it loads, never run: its first forward pass on a CPU may repack the weights. Layers
-    whose weight the model's own code takes, and routers, are left alone."""
+    whose weight the model's own code takes, and routers, are left alone, and what lies beside the text model
+    unless ``settings`` say otherwise."""
     empty = model_without_weights(folder, dtype, trust_remote_code=run.trust_remote_code)
     skipped = set(linear_uses(folder, trust_remote_code=run.trust_remote_code).direct)
     skipped |= {name for name, module in empty.named_modules() if is_router(module)}
+    if settings.vision:
+        skipped |= _left_beside(empty)
+    else:
+        skipped |= set(beside_text(empty))
     with quiet():
         from transformers import BitsAndBytesConfig
 
-        if weights == "int8":
-            config = BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=threshold)
+        if settings.weights == "int8":
+            config = BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=settings.threshold)
         else:
             config = BitsAndBytesConfig(
                 load_in_4bit=True,
-                bnb_4bit_quant_type=weights,
-                bnb_4bit_use_double_quant=double_quant,
+                bnb_4bit_quant_type=settings.weights,
+                bnb_4bit_use_double_quant=settings.double_quant,
                 bnb_4bit_compute_dtype=torch_dtype(dtype),
             )
         if skipped:  # given any, transformers no longer leaves the output layer out by itself
@@ -142,6 +167,18 @@ def quantize_in_memory(
         quantization_config=config,
         device_map={"": device},
     )
+
+
+def _left_beside(model: "PreTrainedModel") -> set[str]:
+    """Linear layers beside the text model that ``linear_layers`` leaves out."""
+    import torch
+
+    beside, linear = beside_text(model), linear_layers(model)[2]
+    return {
+        name
+        for name, module in model.named_modules()
+        if lies_in(name, beside) and isinstance(module, torch.nn.Linear) and name not in linear
+    }
 
 
 def _kernel_notes(tensor: str, outputs: int, inputs: int) -> list[Note]:

@@ -20,12 +20,15 @@ from quantize.hf.load import QUANTO_MAP, head_name, load_model
 from quantize.hf.loaded import (
     ROUTER,
     Loaded,
+    beside_notes,
     experts_note,
+    keep_dtypes,
     loaded,
+    singly_noted,
     sources_again,
-    without_experts,
 )
-from quantize.hf.names import Layers, is_router, kept_notes
+from quantize.hf.names import Layers, is_router, kept_notes, untied
+from quantize.hf.wrappers import beside_text
 from quantize.quiet import quiet
 from quantize.recipe import RunOptions
 
@@ -69,6 +72,7 @@ def write(checkpoint: Checkpoint, stage: Path, run: RunOptions, weights: str, lm
         model = quantize_in_memory(
             folder, weights, lm_head, dtype, run, lambda model: _took(computed, model, layers, checkpoint)
         )
+    keep_dtypes(model, checkpoint, found.beside())
     with quiet():
         from optimum.quanto.quantize import quantization_map
 
@@ -80,20 +84,21 @@ def write(checkpoint: Checkpoint, stage: Path, run: RunOptions, weights: str, lm
     }
     head_quantized = layers.head in mapping
     if layers.tied and head_quantized:
-        config["tie_word_embeddings"] = False
+        config = untied(config)
     elif layers.tied:
         state.pop(f"{layers.head}.weight", None)
     weight_bytes = write_state(stage, state)
     write_config(stage, config)
     (stage / QUANTO_MAP).write_text(json.dumps(mapping, indent=4) + "\n", encoding="utf-8")
     notes = kept_notes(
-        without_experts(checkpoint),
+        singly_noted(checkpoint),
         found.sources({name for name in mapping if name != layers.head or not layers.tied}),
         layers,
         "optimum-quanto",
         _reasons(found, _unpackable_layers(checkpoint, weights)),
     )
     notes += filter(None, [experts_note(checkpoint, "optimum-quanto")])
+    notes += beside_notes(checkpoint)
     notes += [
         Note(
             tensor=found.tensor(name),
@@ -144,6 +149,8 @@ def quantize_in_memory(
         from optimum.quanto import QuantizedModelForCausalLM
 
         exclude = [] if lm_head else [head_name(model)]
+        exclude += [f"{name}.*" for name in beside_text(model)]
+        exclude += beside_text(model)
         exclude += [
             name
             for name, module in model.named_modules()

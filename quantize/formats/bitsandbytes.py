@@ -29,10 +29,12 @@ STATE = ".quant_state.bitsandbytes__"
 
 @dataclass(frozen=True)
 class BnbFormat(FolderFormat):
-    """``weights``: int8, nf4 or fp4; ``double_quant``: the scales of 4-bit blocks are stored in 8 bits."""
+    """``weights``: int8, nf4 or fp4; ``double_quant``: the scales of 4-bit blocks are stored in 8 bits.
+    ``keeps``: tensors that keep the source's dtype."""
 
     weights: str
     double_quant: bool = False
+    keeps: frozenset[str] = frozenset()
 
     storage: ClassVar[str] = "bitsandbytes"
     hub_tag: ClassVar[str] = "bitsandbytes"
@@ -44,7 +46,7 @@ class BnbFormat(FolderFormat):
     def entries(self, checkpoint: Checkpoint, name: str, quantized: bool) -> Iterator[Entry]:
         info = checkpoint.tensors[name]
         if not quantized:
-            yield kept_entry(checkpoint, name, loaded_dtype(checkpoint))
+            yield kept_entry(checkpoint, name, loaded_dtype(checkpoint), self.keeps)
             return
         base, size = name.removesuffix(".weight"), info.parameters
         if self.weights == "int8":

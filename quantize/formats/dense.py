@@ -17,9 +17,10 @@ ROUNDING = {"float32": 0.0, "float16": 2.0**-11, "bfloat16": 2.0**-8}  # of a va
 
 @dataclass(frozen=True)
 class DenseFormat(FolderFormat):
-    """``dtype``: one of ``quantize.dtypes.DENSE``."""
+    """``dtype``: one of ``quantize.dtypes.DENSE``. ``keeps``: tensors that keep the source's dtype."""
 
     dtype: str
+    keeps: frozenset[str] = frozenset()
 
     loads_in: ClassVar[tuple[str, ...]] = ("transformers", "vllm", "sglang")
     config_bytes: ClassVar[int] = 0
@@ -30,7 +31,7 @@ class DenseFormat(FolderFormat):
         return ROUNDING[self.dtype]
 
     def entries(self, checkpoint: Checkpoint, name: str, quantized: bool) -> Iterator[Entry]:
-        yield kept_entry(checkpoint, name, STORED[self.dtype])
+        yield kept_entry(checkpoint, name, STORED[self.dtype], self.keeps)
 
     def quantized(self, stage: Path) -> dict[str, str]:
         return {name: info.dtype for name, info in StoredTensors(stage).info.items()}

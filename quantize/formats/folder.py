@@ -44,10 +44,11 @@ def loaded_dtype(checkpoint: Checkpoint) -> str:
     return STORED[dense(checkpoint.dtype, "bfloat16")]
 
 
-def kept_entry(checkpoint: Checkpoint, name: str, dtype: str) -> Entry:
-    """A tensor that is not quantized: ``dtype``, but whole numbers stay what they are."""
+def kept_entry(checkpoint: Checkpoint, name: str, dtype: str, keeps: frozenset[str] = frozenset()) -> Entry:
+    """A tensor that is not quantized: ``dtype``, but whole numbers and those of ``keeps`` stay what they
+    are."""
     info = checkpoint.tensors[name]
-    return name, dtype if info.dtype in FLOATS else info.dtype, info.shape
+    return name, dtype if info.dtype in FLOATS and name not in keeps else info.dtype, info.shape
 
 
 def _safetensors_bytes(entries: list[Entry]) -> int:

@@ -20,9 +20,11 @@ GROUP = 128
 
 @dataclass(frozen=True)
 class QuantoFormat(FolderFormat):
-    """``weights``: int8 and float8 have a scale for each row, int4 and int2 for each group."""
+    """``weights``: int8 and float8 have a scale for each row, int4 and int2 for each group. ``keeps``:
+    tensors that keep the source's dtype."""
 
     weights: str
+    keeps: frozenset[str] = frozenset()
 
     opened_by: ClassVar[tuple[str, str]] = ("optimum.quanto", "QuantizedModelForCausalLM")
     opening_advice: ClassVar[str] = (
@@ -44,7 +46,7 @@ class QuantoFormat(FolderFormat):
         """Codes, scales (and shifts for groups) in the model's dtype, two activation scales a layer."""
         info, dtype = checkpoint.tensors[name], loaded_dtype(checkpoint)
         if not quantized:
-            yield kept_entry(checkpoint, name, dtype)
+            yield kept_entry(checkpoint, name, dtype, self.keeps)
             return
         outputs, inputs = info.shape
         base = name.removesuffix(".weight")

@@ -5,17 +5,30 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from quantize.artifact.artifact import Note
 from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.checkpoint.safetensors_header import TensorInfo
+from quantize.dtypes import TORCH
 from quantize.errors import Unsupported
 from quantize.hf.conversions import STACKED, STACKED_JOINED, Part, parameter_parts
-from quantize.hf.names import IGNORED, Layers, empty_model, find_layers, is_router, renaming
+from quantize.hf.names import (
+    IGNORED,
+    Layers,
+    empty_model,
+    find_layers,
+    is_router,
+    linear_layers,
+    renaming,
+)
 from quantize.hf.watched import linear_uses
-from quantize.hf.wrappers import ties_head
+from quantize.hf.wrappers import lies_in, ties_head
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 ROUTER = "its layer also chooses experts, which the library's layer would not do"
 _EXPERTS = "experts"  # in the name of a parameter that holds all of a layer
@@ -56,6 +69,13 @@ class Loaded:
             for source in part.sources
         }
 
+    def beside(self, quantized: frozenset[str] = frozenset()) -> frozenset[str]:
+        """Parameters that lie beside the text model, and the checkpoint's tensors that they are made of;
+        without those of ``quantized`` parameters."""
+        kept = {name: p for name, p in self.parts.items() if lies_in(name, self.layers.beside)}
+        kept = {name: part for name, part in kept.items() if name not in quantized}
+        return frozenset(kept) | {source for part in kept.values() for source in part.sources}
+
 
 @lru_cache(maxsize=1)
 def loaded(checkpoint: Checkpoint) -> Loaded:
@@ -78,8 +98,6 @@ def loaded(checkpoint: Checkpoint) -> Loaded:
 
 
 def _merged(checkpoint: Checkpoint) -> tuple[Layers, dict[str, Part], frozenset[str]]:
-    import torch
-
     model = empty_model(checkpoint, buffers=False)
     parts = parameter_parts(checkpoint, model)
     names = {id(module): name for name, module in model.named_modules()}
@@ -94,16 +112,13 @@ def _merged(checkpoint: Checkpoint) -> tuple[Layers, dict[str, Part], frozenset[
                 "the embedding; set tie_word_embeddings to false in config.json, or remove the tensor"
             )
         parts[f"{head}.weight"] = theirs
-    linear = {
-        name: (module.out_features, module.in_features)
-        for name, module in model.named_modules()
-        if isinstance(module, torch.nn.Linear) and not is_router(module)
-    }
+    linear, beside, linear_beside = linear_layers(model)
     special = [f"{name}.weight" for name, module in model.named_modules() if is_router(module)]
     routers = frozenset(source for name in special if name in parts for source in parts[name].sources)
     source = {name: part.sources[0] for name, part in parts.items() if part.make is None}
     uses = linear_uses(checkpoint.folder, trust_remote_code=checkpoint.trust_remote_code)
-    return Layers(linear, head, tied, source, uses=uses), parts, routers
+    layers = Layers(linear, head, tied, source, uses=uses, beside=beside, linear_beside=linear_beside)
+    return layers, parts, routers
 
 
 def _buffers(checkpoint: Checkpoint, parts: Mapping[str, Part]) -> dict[str, Part]:
@@ -190,11 +205,58 @@ def as_loaded(checkpoint: Checkpoint, quantized: frozenset[str], source_names: b
     return replace(checkpoint, tensors=tensors)
 
 
-def without_experts(checkpoint: Checkpoint) -> Checkpoint:
-    """Without the tensors that ``experts_note`` speaks of."""
-    experts = loaded(checkpoint).experts()
-    tensors = {name: info for name, info in checkpoint.tensors.items() if name not in experts}
-    return replace(checkpoint, tensors=tensors) if experts else checkpoint
+def singly_noted(checkpoint: Checkpoint, quantized: frozenset[str] = frozenset()) -> Checkpoint:
+    """Without the tensors that ``experts_note`` and ``beside_notes`` speak of."""
+    found = loaded(checkpoint)
+    gone = found.experts() | found.beside(quantized)
+    tensors = {name: info for name, info in checkpoint.tensors.items() if name not in gone}
+    return replace(checkpoint, tensors=tensors) if gone else checkpoint
+
+
+def keep_dtypes(model: "PreTrainedModel", checkpoint: Checkpoint, kept: frozenset[str]) -> None:
+    """Give the parameters ``kept`` (``Loaded.beside``) of a loaded model the source's values and dtype."""
+    import torch
+
+    parts = loaded(checkpoint).parts
+    for name, parameter in model.named_parameters():
+        part = parts.get(name) if name in kept else None
+        if part is None:
+            continue
+        wanted = getattr(torch, TORCH[checkpoint.tensors[part.sources[0]].dtype])
+        if parameter.dtype == wanted:
+            continue
+        if part.make is None:
+            parameter.data = checkpoint.read_torch(part.sources[0]).to(parameter.device)
+        else:  # whatever moves values and changes none
+            values = torch.from_numpy(np.ascontiguousarray(part.read(checkpoint.read_float32)))
+            parameter.data = values.to(parameter.device, wanted)
+
+
+def beside_notes(
+    checkpoint: Checkpoint, quantized: frozenset[str] = frozenset(), how: str = ""
+) -> list[Note]:
+    """One for each module beside the text model that holds tensors of more than one axis; ``how`` to have
+    them quantized too, where that can be."""
+    found, notes = loaded(checkpoint), []
+    for module in found.layers.beside:
+        sources = {
+            source
+            for name, part in found.parts.items()
+            if lies_in(name, (module,)) and name not in quantized
+            for source in part.sources
+        }
+        infos = [checkpoint.tensors[source] for source in sorted(sources)]
+        if not any(len(info.shape) > 1 for info in infos):
+            continue
+        share = sum(info.parameters for info in infos) / checkpoint.parameters
+        kinds = ", ".join(sorted({info.dtype for info in infos}))
+        why = "it is no part of the text model" + how
+        if any(name.startswith(f"{module}.") for name in quantized):
+            why = "what of it is no linear layer, or embeds"
+        notes.append(
+            Note(tensor=module, what=f"kept as {kinds}: {share:.1%} of the model's weights", why=why)
+        )
+    return notes
 
 
 def experts_note(checkpoint: Checkpoint, library: str) -> Note | None:

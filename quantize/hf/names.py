@@ -2,7 +2,7 @@
 weight."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,7 @@ from quantize.hf.load import torch_dtype
 from quantize.hf.plain_decoders import parameters
 from quantize.hf.refusals import refusals
 from quantize.hf.watched import NONE, Uses, linear_uses
-from quantize.hf.wrappers import auto_class, ties_head
+from quantize.hf.wrappers import auto_class, beside_text, lies_in, ties_head
 from quantize.quiet import quiet
 from quantize.terminal import printable
 
@@ -32,11 +32,12 @@ HEAD, EMBEDDING = "lm_head", "model.embed_tokens.weight"  # of the decoders that
 
 @dataclass(frozen=True)
 class Layers:
-    """Module names of a model's linear layers, with (out, in); ``head`` is its output layer, or None.
+    """Module names of a text model's linear layers, with (out, in); ``head`` is its output layer, or None.
 
     ``source`` maps the names of parameters in the model to those in the checkpoint's files; ``buffers`` are
     tensors of the files that the model computes itself; ``stored_head`` is a tied head's own tensor, where
-    the files hold one.
+    the files hold one. ``beside``: modules of a model that also sees which are not its text model;
+    ``linear_beside``: their linear layers, without those that embed or that other code takes apart.
     """
 
     linear: dict[str, tuple[int, int]]
@@ -46,6 +47,8 @@ class Layers:
     buffers: tuple[str, ...] = ()
     stored_head: str | None = None
     uses: Uses = NONE
+    beside: tuple[str, ...] = ()
+    linear_beside: dict[str, tuple[int, int]] = field(default_factory=dict)
 
     def tensor(self, module: str) -> str:
         """The checkpoint's name of a layer's weight (of the embedding, for a tied head)."""
@@ -106,17 +109,11 @@ def find_layers(checkpoint: Checkpoint) -> Layers:
 
 
 def _built_layers(checkpoint: Checkpoint) -> Layers:
-    import torch
-
     model = empty_model(checkpoint, buffers=False)
     tied = ties_head(model)
     output = model.get_output_embeddings()
-    linear, head = {}, None
-    for name, module in model.named_modules():
-        if module is output:
-            head = name
-        if isinstance(module, torch.nn.Linear) and not is_router(module):
-            linear[name] = (module.out_features, module.in_features)
+    head = next((name for name, module in model.named_modules() if module is output), None)
+    linear, beside, linear_beside = linear_layers(model)
     shapes = {
         name: tuple(parameter.shape) for name, parameter in model.named_parameters(remove_duplicate=False)
     }
@@ -149,7 +146,30 @@ def _built_layers(checkpoint: Checkpoint) -> Layers:
             stored_head = source.get(f"{head}.weight")
             source[f"{head}.weight"] = source[f"{embedding}.weight"]
     uses = linear_uses(checkpoint.folder, trust_remote_code=checkpoint.trust_remote_code)
-    return Layers(linear, head, tied, source, tuple(ignored), stored_head, uses)
+    return Layers(linear, head, tied, source, tuple(ignored), stored_head, uses, beside, linear_beside)
+
+
+Linears = dict[str, tuple[int, int]]
+
+
+def linear_layers(model: "PreTrainedModel") -> tuple[Linears, tuple[str, ...], Linears]:
+    """(those of the text model and its output layer, the modules beside it, their linear layers), routers
+    left out; and beside the text model what embeds patches, whose weight code may ask for its dtype, and
+    subclasses, whose weight it may take (``MultiheadAttention.out_proj``)."""
+    import torch
+
+    beside = beside_text(model)
+    linear: Linears = {}
+    others: Linears = {}
+    for name, module in model.named_modules():
+        if not isinstance(module, torch.nn.Linear) or is_router(module):
+            continue
+        shape = (module.out_features, module.in_features)
+        if not lies_in(name, beside):
+            linear[name] = shape
+        elif type(module) is torch.nn.Linear and "embed" not in name:
+            others[name] = shape
+    return linear, beside, others
 
 
 def is_router(module: "torch.nn.Module") -> bool:
@@ -199,10 +219,7 @@ def needed(checkpoint: Checkpoint) -> tuple[Checkpoint, tuple[Note, ...]]:
         if _same(checkpoint, layers.stored_head, embedding):
             left_out[layers.stored_head] = f"it equals {embedding}, to which the config ties it"
         else:
-            untied = {"tie_word_embeddings": False}
-            config = {**config, **untied}
-            if isinstance(config.get("text_config"), dict):
-                config["text_config"] = {**config["text_config"], **untied}
+            config = untied(config)
             why = f"{layers.stored_head} is not {embedding}, so transformers uses both"
             notes.append(Note(tensor=layers.stored_head, what="tie_word_embeddings is set to false", why=why))
     if not left_out and not notes:
@@ -210,6 +227,14 @@ def needed(checkpoint: Checkpoint) -> tuple[Checkpoint, tuple[Note, ...]]:
     notes += [Note(tensor=name, what="left out", why=why) for name, why in left_out.items()]
     tensors = {name: info for name, info in checkpoint.tensors.items() if name not in left_out}
     return replace(checkpoint, tensors=tensors, config=config), tuple(notes)
+
+
+def untied(config: dict[str, Any]) -> dict[str, Any]:
+    """``config`` of a model whose output layer is not its embedding."""
+    change = {"tie_word_embeddings": False}
+    if isinstance(config.get("text_config"), dict):
+        config = {**config, "text_config": {**config["text_config"], **change}}
+    return {**config, **change}
 
 
 def _same(checkpoint: Checkpoint, one: str, other: str) -> bool:

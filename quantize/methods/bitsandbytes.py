@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 
 class BnbRecipe(Recipe):
     """``double_quant``: the 4-bit blocks' scales are themselves stored in 8 bits (0.37 bits a weight saved).
-    ``threshold``: activations of int8 layers beyond it are multiplied in 16 bits; 0 multiplies all in 8."""
+    ``threshold``: activations of int8 layers beyond it are multiplied in 16 bits; 0 multiplies all in 8.
+    ``vision``: the linear layers beside the text model (towers, projectors) are quantized too."""
 
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         f"bnb-{w}": {"weights": w} for w in ("int8", "nf4", "fp4")
@@ -39,6 +40,9 @@ class BnbRecipe(Recipe):
     weights: Literal["int8", "nf4", "fp4"] = "nf4"
     double_quant: bool = False
     threshold: float = Field(default=6.0, ge=0)
+    vision: bool = False
+
+    later: ClassVar[dict[str, Any]] = {"vision": False}
 
     @model_validator(mode="after")
     def _parameters_fit(self) -> "BnbRecipe":
@@ -59,25 +63,34 @@ class BitsAndBytes(Method[BnbRecipe]):
     summary: ClassVar[str] = (
         "bitsandbytes: 8-bit rows or 4-bit blocks, no calibration; saved, or quantized while loading"
     )
+    text_only: ClassVar[bool] = False
 
     def work(self, held: Held, recipe: BnbRecipe) -> "BnbWork":
         checkpoint = held.checkpoint
-        layers = loaded(checkpoint).layers
-        names = set(layers.linear) - {layers.head} - layers.uses.direct
+        found = loaded(checkpoint)
+        layers = found.layers
+        if recipe.vision and not layers.linear_beside:
+            raise Unsupported(
+                f"{checkpoint.source}: {checkpoint.architecture} has no linear layers beside its text model; "
+                "leave vision=true out"
+            )
+        linear = {**layers.linear, **(layers.linear_beside if recipe.vision else {})}
+        names = set(linear) - {layers.head} - layers.uses.direct
         if not names:
             raise Unsupported(
                 f"{checkpoint.source}: {checkpoint.architecture} has no linear layers for bitsandbytes "
                 "to quantize (its projections are another kind of layer); GGUF recipes may work"
             )
         if recipe.weights != "int8":
-            odd = next((n for n in sorted(names) if layers.linear[n][0] * layers.linear[n][1] % 2), None)
+            odd = next((n for n in sorted(names) if linear[n][0] * linear[n][1] % 2), None)
             if odd:
                 raise Unsupported(
                     f"{checkpoint.source}: {odd}.weight has an odd number "
                     "of weights, but two 4-bit weights share a byte"
                 )
-        format = BnbFormat(recipe.weights, recipe.double_quant)
-        return BnbWork(held, recipe, format, frozenset(f"{name}.weight" for name in names))
+        expected = frozenset(f"{name}.weight" for name in names)
+        format = BnbFormat(recipe.weights, recipe.double_quant, found.beside(expected))
+        return BnbWork(held, recipe, format, expected)
 
     def open(
         self, folder: Path, dtype: str, device: str, exact: bool, trust_remote_code: bool
@@ -86,18 +99,19 @@ class BitsAndBytes(Method[BnbRecipe]):
 
     def load_as(self, folder: Path, recipe: BnbRecipe, run: RunOptions, exact: bool) -> "PreTrainedModel":
         stored = stored_dtype(read_config(folder))
-        model = bitsandbytes.quantize_in_memory(
-            folder, recipe.weights, recipe.double_quant, recipe.threshold, stored, run
-        )
+        model = bitsandbytes.quantize_in_memory(folder, _settings(recipe), stored, run)
         bitsandbytes_compute_in(model, torch_dtype(compute_dtype(stored, run, exact)), exact)
         return model
 
 
 class BnbWork(Work[BnbRecipe]):
     def write(self, stage: Path, run: RunOptions, calibration: Calibration | None) -> Conversion:
-        r = self.recipe
-        return bitsandbytes.write(self.checkpoint, stage, run, r.weights, r.double_quant, r.threshold)
+        return bitsandbytes.write(self.checkpoint, stage, run, _settings(self.recipe))
 
     @property
     def chosen(self) -> str:
         return experts_kept(self.checkpoint, "bitsandbytes")
+
+
+def _settings(recipe: BnbRecipe) -> bitsandbytes.Settings:
+    return bitsandbytes.Settings(recipe.weights, recipe.double_quant, recipe.threshold, recipe.vision)

@@ -10,6 +10,7 @@ from quantize.engines.base import Conversion, Engine
 from quantize.engines.native.dense import NATIVE, write_dense
 from quantize.formats.base import Format
 from quantize.formats.dense import DenseFormat
+from quantize.gguf.families.multimodal import also_sees, is_other
 from quantize.hf.load import load_model
 from quantize.methods.base import Costs, Held, Method, Work
 from quantize.recipe import DenseRecipe, Recipe, RunOptions
@@ -33,8 +34,9 @@ class Dense(Method[DenseRecipe]):
     def work(self, held: Held, recipe: DenseRecipe) -> "DenseWork":
         """Any checkpoint can be stored in another dtype."""
         tensors = held.checkpoint.tensors.items()
-        expected = frozenset(name for name, info in tensors if info.dtype in FLOATS)
-        return DenseWork(held, recipe, DenseFormat(recipe.dtype), expected)
+        keeps = frozenset(name for name, _ in tensors if also_sees(held.checkpoint.config) and is_other(name))
+        expected = frozenset(name for name, info in tensors if info.dtype in FLOATS and name not in keeps)
+        return DenseWork(held, recipe, DenseFormat(recipe.dtype, keeps), expected)
 
     def load_as(self, folder: Path, recipe: DenseRecipe, run: RunOptions, exact: bool) -> "PreTrainedModel":
         trust = run.trust_remote_code
@@ -43,4 +45,5 @@ class Dense(Method[DenseRecipe]):
 
 class DenseWork(Work[DenseRecipe]):
     def write(self, stage: Path, run: RunOptions, calibration: Calibration | None) -> Conversion:
-        return write_dense(self.checkpoint, self.recipe.dtype, stage)
+        assert isinstance(self.format, DenseFormat)
+        return write_dense(self.checkpoint, self.recipe.dtype, stage, self.format.keeps)

@@ -10,7 +10,7 @@ from quantize.errors import Unsupported
 from quantize.formats.base import Format
 from quantize.formats.quanto import QuantoFormat
 from quantize.hf.load import compute_dtype, load_quanto, read_config, stored_dtype, torch_dtype
-from quantize.hf.loaded import experts_kept
+from quantize.hf.loaded import experts_kept, loaded
 from quantize.methods.base import Costs, Held, Method, Work
 from quantize.quiet import quiet
 from quantize.recipe import Recipe, RunOptions
@@ -42,6 +42,7 @@ class Quanto(Method[QuantoRecipe]):
     summary: ClassVar[str] = (
         "optimum-quanto: rounded to nearest, no calibration; saved and reloadable, or quantized while loading"
     )
+    text_only: ClassVar[bool] = False
 
     def work(self, held: Held, recipe: QuantoRecipe) -> "QuantoWork":
         checkpoint = held.checkpoint
@@ -52,7 +53,8 @@ class Quanto(Method[QuantoRecipe]):
                 "layers for optimum-quanto to quantize (its projections are another "
                 "kind of layer, or of a shape it cannot pack); GGUF recipes may work"
             )
-        return QuantoWork(held, recipe, QuantoFormat(recipe.weights), expected)
+        format = QuantoFormat(recipe.weights, loaded(checkpoint).beside())
+        return QuantoWork(held, recipe, format, expected)
 
     def open(
         self, folder: Path, dtype: str, device: str, exact: bool, trust_remote_code: bool

@@ -28,18 +28,30 @@ class Native(Engine):
 NATIVE = Native()
 
 
-def write_dense(checkpoint: Checkpoint, dtype: str, stage: Path) -> Conversion:
-    """Errors: StepFailed where a weight is NaN or Inf, or too large for float16."""
+def write_dense(
+    checkpoint: Checkpoint, dtype: str, stage: Path, keeps: frozenset[str] = frozenset()
+) -> Conversion:
+    """``keeps``: tensors that keep their dtype, as what of a model is not its text model.
+
+    Errors: StepFailed where a weight is NaN or Inf, or too large for float16."""
     storage = STORED[dtype]
     notes: list[Note] = []
     entries = []
     for name, info in checkpoint.tensors.items():
-        if info.dtype in FLOATS:
+        if name in keeps:
+            entries.append(Entry(name, info.dtype, info.shape))
+        elif info.dtype in FLOATS:
             entries.append(Entry(name, storage, info.shape))
         else:
             entries.append(Entry(name, info.dtype, info.shape))
             notes.append(Note(tensor=name, what=f"kept as {info.dtype}", why="holds integers, not weights"))
-    rounded = {info.dtype for info in checkpoint.tensors.values() if info.dtype in FLOATS} - {storage}
+    cast = {info.dtype for name, info in checkpoint.tensors.items() if name not in keeps}
+    rounded = cast & set(FLOATS) - {storage}
+    kept = {checkpoint.tensors[name].dtype for name in keeps} - {storage}
+    if kept:
+        parts = ", ".join(sorted({name.removeprefix("model.").split(".")[0] for name in keeps}))
+        why = "it is no part of the text model"
+        notes.append(Note(tensor=parts, what=f"kept as {', '.join(sorted(kept))}", why=why))
     if storage != "F32" and rounded:
         what = f"rounded from {', '.join(sorted(rounded))} to {storage}"
         notes.append(Note(tensor="*", what=what, why=f"the recipe asks for {dtype}"))
@@ -47,13 +59,15 @@ def write_dense(checkpoint: Checkpoint, dtype: str, stage: Path) -> Conversion:
     def data(name: str) -> np.ndarray:
         if checkpoint.tensors[name].dtype not in FLOATS:
             return np.array(checkpoint.read(name))
+        if name in keeps:
+            return torch_bytes(checkpoint.read_torch(name))
         return _cast(checkpoint, name, dtype)
 
     weight_bytes = write_folder(stage, entries, data)
     config = {**checkpoint.config}
     config.pop("torch_dtype", None)
     config["dtype"] = dtype
-    for part in ("text_config", "vision_config", "audio_config"):
+    for part in ("text_config",) if keeps else ("text_config", "vision_config", "audio_config"):
         if isinstance(config.get(part), dict) and {"dtype", "torch_dtype"} & set(config[part]):
             inner = {key: value for key, value in config[part].items() if key != "torch_dtype"}
             config[part] = {**inner, "dtype": dtype}

@@ -37,6 +37,11 @@ def text_name(name: str, there: Iterable[str]) -> str:
     return next((each for each in names if each in there), name)
 
 
+def also_sees(config: Mapping[str, Any]) -> bool:
+    """Whether a checkpoint's config tells of a tower for images, or of one for sound."""
+    return any(isinstance(config.get(part), dict) for part in ("vision_config", "audio_config"))
+
+
 def is_other(name: str) -> bool:
     """Whether a tensor is of a part that is no text model."""
     return name.removeprefix("model.").startswith(_OTHERS)

@@ -156,6 +156,20 @@ def test_quanto_is_loaded_by_its_own_library(tmp_path: Path) -> None:
     assert "pip install optimum-quanto" in card.text
 
 
+def test_a_model_that_also_sees_is_loaded_whole(tmp_path: Path) -> None:
+    base = make_artifact(tmp_path / "tmp").manifest.source
+    source = base.model_copy(update={"architecture": "Qwen3VLForConditionalGeneration"})
+    quanto = make_artifact(tmp_path / "a", "quanto-int8", source=source)
+    text = ModelCard(card_bytes(quanto, CardOptions("me/x"), [])).text
+    code = text.partition("```python\n")[2].partition("```")[0]
+    compile(code, "card", "exec")
+    assert "class Whole(QuantizedTransformersModel):\n    auto_class = AutoModelForImageTextToText\n" in code
+    assert "Whole.from_pretrained('me/x')" in code
+    dense = make_artifact(tmp_path / "b", "bnb-nf4", source=source)
+    text = ModelCard(card_bytes(dense, CardOptions("me/x"), [])).text
+    assert "AutoModelForImageTextToText.from_pretrained('me/x')" in text
+
+
 def test_a_card_of_strangers_strings_stays_text(tmp_path: Path) -> None:
     from markdown_it import MarkdownIt
 

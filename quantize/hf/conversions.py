@@ -11,6 +11,7 @@ import numpy as np
 
 from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.errors import Unsupported
+from quantize.hf.ahead import ahead
 from quantize.hf.names import IGNORED, find_layers, renaming
 from quantize.hf.wrappers import ties_head
 
@@ -78,9 +79,10 @@ def _converted(checkpoint: Checkpoint, model: "PreTrainedModel") -> dict[str, Pa
     state = dict(model.state_dict())
     parameters = {name: tuple(p.shape) for name, p in model.named_parameters(remove_duplicate=False)}
     parts: dict[str, Part] = {}
+    later = ahead(checkpoint)
     groups: dict[str, tuple[WeightConverter, list[tuple[str, str]]]] = {}
     for name in sorted(checkpoint.tensors, key=dot_natural_key):
-        if name.endswith(IGNORED):
+        if name in later or name.endswith(IGNORED):
             continue
         known, pattern = rename_source_key(name, renamings, converters, model.base_model_prefix, state)
         if pattern is not None:

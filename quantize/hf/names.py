@@ -14,6 +14,7 @@ from quantize.checkpoint.checkpoint import BUFFERS, Checkpoint
 from quantize.checkpoint.library_folder import library_folder
 from quantize.checkpoint.weight_files import INDEX, SINGLE
 from quantize.errors import Unsupported
+from quantize.hf.ahead import ahead, ahead_notes
 from quantize.hf.load import torch_dtype
 from quantize.hf.plain_decoders import parameters
 from quantize.hf.refusals import refusals
@@ -119,8 +120,10 @@ def _built_layers(checkpoint: Checkpoint) -> Layers:
     }
     source, ignored = {}, []
     buffers, place = dict(model.named_buffers()), renaming(model)
-    stored = model.state_dict().keys() - shapes.keys()
+    stored, later = model.state_dict().keys() - shapes.keys(), ahead(checkpoint)
     for name, info in checkpoint.tensors.items():
+        if name in later:
+            continue
         known = name if name in shapes else place(name)
         if known not in shapes:
             if name in stored or known in stored:  # a buffer that transformers reads from the files
@@ -202,16 +205,21 @@ def renaming(model: "PreTrainedModel") -> "Callable[[str], str | None]":
 
 @lru_cache(maxsize=1)
 def needed(checkpoint: Checkpoint) -> tuple[Checkpoint, tuple[Note, ...]]:
-    """Without the tensors that a loaded model does not read from the files: buffers, and a tied head that is
-    stored anyway. transformers uses a stored head that differs from the embedding: then the model is not
+    """Without the tensors that a loaded model does not read from the files: buffers, what predicts further
+    tokens, and a tied head that is stored anyway. transformers uses a stored head that differs from the embedding: then the model is not
     tied, whatever its config says.
 
     A cache of the last answer, as ``find_layers`` is.
     """
+    later = ahead(checkpoint)
+    said = tuple(ahead_notes(later, checkpoint.architecture))
+    if later:
+        there = {name: info for name, info in checkpoint.tensors.items() if name not in later}
+        checkpoint = replace(checkpoint, tensors=there)
     try:
         layers = find_layers(checkpoint)
     except Unsupported:  # said by the method's own check, where it needs to know the layers
-        return checkpoint, ()
+        return checkpoint, said
     left_out = dict.fromkeys(layers.buffers, "the model computes it itself")
     notes, config = [], checkpoint.config
     if layers.stored_head and layers.head:
@@ -223,10 +231,10 @@ def needed(checkpoint: Checkpoint) -> tuple[Checkpoint, tuple[Note, ...]]:
             why = f"{layers.stored_head} is not {embedding}, so transformers uses both"
             notes.append(Note(tensor=layers.stored_head, what="tie_word_embeddings is set to false", why=why))
     if not left_out and not notes:
-        return checkpoint, ()
+        return checkpoint, said
     notes += [Note(tensor=name, what="left out", why=why) for name, why in left_out.items()]
     tensors = {name: info for name, info in checkpoint.tensors.items() if name not in left_out}
-    return replace(checkpoint, tensors=tensors, config=config), tuple(notes)
+    return replace(checkpoint, tensors=tensors, config=config), (*said, *notes)
 
 
 def untied(config: dict[str, Any]) -> dict[str, Any]:

@@ -16,12 +16,31 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 DEMO = Path(__file__).parents[3] / "demo" / "checkpoint"
 
 
-def test_text_model_is_converted_and_the_rest_said(tmp_path: Path) -> None:
-    case = next(case for case in CASES if case.name == "Gemma 3 (4B and up)")
+NAMES = ("Gemma 3 (4B and up)", "Qwen2.5-VL", "Qwen3-VL", "Mistral Small 3.1", "Qwen3.5 (with images)")
+
+
+def made(name: str, folder: Path) -> Path:
+    """With the demo's tokenizer."""
+    case = next(case for case in CASES if case.name == name)
     size = json.loads((DEMO / "config.json").read_text())["vocab_size"]
-    _, folder = make(replace(case, settings={**case.settings, "vocab_size": size}), tmp_path / "hf")
+    _, folder = make(replace(case, settings={**case.settings, "vocab_size": size}), folder)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copyfile(DEMO / name, folder / name)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "name", [name if name == "Qwen3-VL" else pytest.param(name, marks=pytest.mark.long) for name in NAMES]
+)
+def test_logits_are_compared_with_those_of_the_whole(name: str, tmp_path: Path) -> None:
+    """Verification runs the text model of transformers' own wrapper."""
+    artifact = convert(made(name, tmp_path / "hf"), "gguf-q8_0", tmp_path / "out")
+    assert artifact.verified == "full"
+    assert [check.name for check in artifact.manifest.verification.checks if check.passed].count("logits") == 1
+
+
+def test_text_model_is_converted_and_the_rest_said(tmp_path: Path) -> None:
+    folder = made("Gemma 3 (4B and up)", tmp_path / "hf")
     convert(str(folder), "gguf-q8_0", tmp_path / "out")
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert manifest["verification"]["level"] == "full"

@@ -8,7 +8,8 @@ import numpy as np
 from decoder_cases import make_decoder
 
 #: what is beside a layer that predicts: 0 a norm, 1 an embedding, 2 joins two states
-BEHIND = {"eh_proj": 2, "enorm": 0, "hnorm": 0, "shared_head.norm": 0, "embed_tokens": 1, "shared_head.head": 1}
+ENDS = {"eh_proj": 2, "enorm": 0, "hnorm": 0}
+BEHIND = {**ENDS, "shared_head.norm": 0, "embed_tokens": 1, "shared_head.head": 1}
 QWEN = {"fc": 2, "pre_fc_norm_embedding": 0, "pre_fc_norm_hidden": 0, "norm": 0}
 ERNIE = {"mtp_linear_proj.0": 2, "mtp_emb_norm.0": 0, "mtp_hidden_norm.0": 0}
 #: model type -> the prefix of such a layer, that of what is beside it, and this
@@ -21,7 +22,7 @@ AHEAD: dict[str, tuple[str, str, dict[str, int]]] = {
     "qwen3_5_text": ("mtp.layers.0.", "mtp.", QWEN),
     "exaone_moe": ("mtp.layers.0.", "mtp.", QWEN),
     "ernie4_5_moe": ("model.mtp_block.0.", "model.", ERNIE),
-    "mimo_v2_flash": ("model.mtp.layers.0.", "model.mtp.layers.0.", {"eh_proj": 2, "enorm": 0, "hnorm": 0}),
+    "mimo_v2_flash": ("model.mtp.layers.0.", "model.mtp.layers.0.", ENDS),
 }
 
 

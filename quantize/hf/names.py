@@ -206,8 +206,8 @@ def renaming(model: "PreTrainedModel") -> "Callable[[str], str | None]":
 @lru_cache(maxsize=1)
 def needed(checkpoint: Checkpoint) -> tuple[Checkpoint, tuple[Note, ...]]:
     """Without the tensors that a loaded model does not read from the files: buffers, what predicts further
-    tokens, and a tied head that is stored anyway. transformers uses a stored head that differs from the embedding: then the model is not
-    tied, whatever its config says.
+    tokens, and a tied head that is stored anyway. transformers uses a stored head that differs from the
+    embedding: then the model is not tied, whatever its config says.
 
     A cache of the last answer, as ``find_layers`` is.
     """

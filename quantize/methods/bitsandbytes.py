@@ -69,6 +69,11 @@ class BitsAndBytes(Method[BnbRecipe]):
         checkpoint = held.checkpoint
         found = loaded(checkpoint)
         layers = found.layers
+        if found.experts() and _text_type(checkpoint.config).startswith("llama4"):
+            raise Unsupported(
+                f"{checkpoint.source}: transformers has other experts for Llama 4 when it opens a "
+                "bitsandbytes folder, and finds no weights for them; GGUF and quanto recipes work"
+            )
         if recipe.vision and not layers.linear_beside:
             raise Unsupported(
                 f"{checkpoint.source}: {checkpoint.architecture} has no linear layers beside its text model; "
@@ -111,6 +116,11 @@ class BnbWork(Work[BnbRecipe]):
     @property
     def chosen(self) -> str:
         return experts_kept(self.checkpoint, "bitsandbytes")
+
+
+def _text_type(config: dict[str, Any]) -> str:
+    text = config.get("text_config")
+    return str((text if isinstance(text, dict) else config).get("model_type", ""))
 
 
 def _settings(recipe: BnbRecipe) -> bitsandbytes.Settings:

@@ -49,19 +49,19 @@ class AwqFormat(PackedFormat):
             return None
         return dict.fromkeys(self.quantized(stage), "bf16_io")
 
-    def packed(self, codes: Codes) -> dict[str, np.ndarray]:
+    def packed(self, codes: Codes, grid: Grid) -> dict[str, np.ndarray]:
         return {
             "qweight": pack_awq(np.ascontiguousarray(codes.codes.cpu().numpy().T)),
             "qzeros": pack_awq(np.ascontiguousarray(codes.zeros.cpu().numpy().T.astype(np.uint8))),
             "scales": np.ascontiguousarray(codes.scales.cpu().numpy().T.astype(np.float16)),
         }
 
-    def unpacked(self, tensors: dict[str, np.ndarray]) -> np.ndarray:
+    def unpacked(self, tensors: dict[str, np.ndarray], grid: Grid) -> np.ndarray:
         qweight, qzeros, scales = (tensors[name] for name in ("qweight", "qzeros", "scales"))
-        return dequantize_awq(qweight, qzeros, scales, self.group_size)
+        return dequantize_awq(qweight, qzeros, scales, grid.group_size)
 
     def matrix_entries(self, linear: Linear) -> Iterator[Entry]:
-        outputs, inputs, groups = linear.outputs, linear.inputs, self.groups(linear.inputs)
+        outputs, inputs, groups = linear.outputs, linear.inputs, self.groups(linear)
         yield f"{linear.name}.qweight", "I32", (inputs, outputs * BITS // 32)
         yield f"{linear.name}.qzeros", "I32", (groups, outputs * BITS // 32)
         yield f"{linear.name}.scales", "F16", (groups, outputs)

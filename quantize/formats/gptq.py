@@ -37,35 +37,40 @@ class GptqFormat(PackedFormat):
     def kl_tolerance(self) -> float:
         """The 4-bit kernel for CPUs rounds scales and activations to bfloat16 (2e-5 seen); the others compute
         in the dtype of the model (4e-8 seen in float32)."""
-        return 1e-3 if self.bits == 4 else 1e-5
+        return 1e-3 if self._rounds else 1e-5
+
+    @property
+    def _rounds(self) -> bool:
+        """Whether the 4-bit kernel for CPUs is what computes: it has bfloat16 inputs and outputs; the others
+        compute in the dtype of the model."""
+        return self.bits == 4 and self.as_transformers_reads
 
     def activation_types(self, stage: Path) -> dict[str, str] | None:
-        """The 4-bit kernel for CPUs has bfloat16 inputs and outputs; the other widths compute in the dtype of
-        the model."""
-        if self.bits != 4 or self.opener(stage) == OWN:
+        if not self._rounds or self.opener(stage) == OWN:
             return None
         return dict.fromkeys(self.quantized(stage), "bf16_io")
 
-    def packed(self, codes: Codes) -> dict[str, np.ndarray]:
+    def packed(self, codes: Codes, grid: Grid) -> dict[str, np.ndarray]:
         """Errors: ValueError where a zero point is 0."""
         inputs, groups = codes.codes.shape[1], codes.scales.shape[1]
         zeros = codes.zeros.cpu().numpy() - 1
         return {
-            "qweight": pack_bits(np.ascontiguousarray(codes.codes.cpu().numpy().T), self.bits),
-            "qzeros": np.ascontiguousarray(pack_bits(zeros, self.bits).T),
+            "qweight": pack_bits(np.ascontiguousarray(codes.codes.cpu().numpy().T), grid.bits),
+            "qzeros": np.ascontiguousarray(pack_bits(zeros, grid.bits).T),
             "scales": np.ascontiguousarray(codes.scales.cpu().numpy().T.astype(np.float16)),
             "g_idx": (np.arange(inputs) // (inputs // groups)).astype(np.int32),
         }
 
-    def unpacked(self, tensors: dict[str, np.ndarray]) -> np.ndarray:
+    def unpacked(self, tensors: dict[str, np.ndarray], grid: Grid) -> np.ndarray:
         qweight, qzeros, scales = (tensors[name] for name in ("qweight", "qzeros", "scales"))
-        return dequantize_gptq(qweight, qzeros, scales, tensors.get("g_idx"), self.bits, self.group_size)
+        return dequantize_gptq(qweight, qzeros, scales, tensors.get("g_idx"), grid.bits, grid.group_size)
 
     def matrix_entries(self, linear: Linear) -> Iterator[Entry]:
-        outputs, inputs, groups = linear.outputs, linear.inputs, self.groups(linear.inputs)
+        outputs, inputs, groups = linear.outputs, linear.inputs, self.groups(linear)
+        bits = self.grid_of(linear).bits
         yield f"{linear.name}.g_idx", "I32", (inputs,)
-        yield f"{linear.name}.qweight", "I32", (inputs * self.bits // 32, outputs)
-        yield f"{linear.name}.qzeros", "I32", (groups, outputs * self.bits // 32)
+        yield f"{linear.name}.qweight", "I32", (inputs * bits // 32, outputs)
+        yield f"{linear.name}.qzeros", "I32", (groups, outputs * bits // 32)
         yield f"{linear.name}.scales", "F16", (groups, outputs)
 
     def own_config(self) -> dict[str, Any]:
@@ -82,7 +87,36 @@ class GptqFormat(PackedFormat):
 
     def _which(self) -> dict[str, Any]:
         """Which linear layers are quantized, where that is not all of those in the layers that loaders look
-        at: ``modules_in_block_to_quantize`` for transformers and vLLM, ``dynamic`` for GPTQModel and vLLM."""
+        at: ``modules_in_block_to_quantize`` for transformers and vLLM, ``dynamic`` for GPTQModel and vLLM;
+        that also says which are quantized otherwise than the rest."""
+        found = self._places()
+        if self.special:
+            found["dynamic"] = {**found.get("dynamic", {}), **self._otherwise()}
+        return found
+
+    def _otherwise(self) -> dict[str, dict[str, Any]]:
+        """Rules of ``dynamic`` for the matrices of other grids: by the end of the name where that tells them
+        in every layer, else by the whole name."""
+        assert self.decoder is not None
+        rules: dict[str, dict[str, Any]] = {}
+        ends: dict[str, set[Grid]] = {}
+        layer = re.compile(rf"(?:{'|'.join(re.escape(name) for name in self.decoder.layer_names)})\.(.+)")
+        for linear in self.linears:
+            for name in {linear.name, linear.layer if linear.module else linear.name}:
+                match = layer.fullmatch(name)
+                ends.setdefault(match[1] if match else name, set()).add(self.grid_of(linear))
+        for linear in self.linears:
+            grid = self.grid_of(linear)
+            for name in sorted({linear.name, linear.layer if linear.module else linear.name}):
+                match = layer.fullmatch(name)
+                alike = match is not None and len(ends[match[1]]) == 1
+                rule = rf".*\.{re.escape(match[1])}$" if match and alike else f"{re.escape(name)}$"
+                if grid != self.grid:
+                    said = {"bits": grid.bits, "group_size": grid.group_size, "sym": grid.symmetric}
+                    rules[f"+:{rule}"] = said
+        return rules
+
+    def _places(self) -> dict[str, Any]:
         if self.decoder is None or not self.decoder.layer_names:
             return {}
         block = self.decoder.layer_names[0].rpartition(".")[0]

@@ -35,6 +35,13 @@ EXPERTS_OPENED = {
     "qwen3_moe": (GPTQMODEL, "vllm", "sglang"),
     "solar_open": (GPTQMODEL,),
 }
+#: model types whose decoders GPTQModel 7.6 opens where a test opens them
+DENSE_OPENED = frozenset(
+    {
+        "cohere", "cohere2", "gemma", "gemma2", "gemma3_text", "granite", "llama", "mistral", "olmo2", "phi",
+        "qwen2", "qwen3", "qwen3_moe", "smollm3", "stablelm", "starcoder2",
+    }
+)  # fmt: skip
 #: key of ``quantization_config.meta``: shapes of the source's tensors that are no matrix (outputs, inputs)
 SOURCES = "sources"
 
@@ -42,13 +49,14 @@ SOURCES = "sources"
 @dataclass(frozen=True)
 class PackedFormat(FolderFormat):
     """``group_size`` -1: one scale for each output. ``linears``: the matrices that are quantized, of
-    ``decoder``."""
+    ``decoder``; ``special``: by name, the grids of those that differ from ``grid``."""
 
     bits: int
     group_size: int
     symmetric: bool
     linears: tuple[Linear, ...] = ()
     decoder: DecoderLinears | None = None
+    special: tuple[tuple[str, Grid], ...] = ()
 
     loads_in: ClassVar[tuple[str, ...]] = ("transformers", "vllm", "sglang", "gptqmodel")
     float32_kernels: ClassVar[bool] = True
@@ -68,22 +76,29 @@ class PackedFormat(FolderFormat):
         """What codes and zero points the file can express."""
 
     @abstractmethod
-    def packed(self, codes: Codes) -> dict[str, np.ndarray]:
+    def packed(self, codes: Codes, grid: Grid) -> dict[str, np.ndarray]:
         """The tensors of one matrix, by the last part of their names."""
 
     @abstractmethod
-    def unpacked(self, tensors: dict[str, np.ndarray]) -> np.ndarray:
+    def unpacked(self, tensors: dict[str, np.ndarray], grid: Grid) -> np.ndarray:
         """(outputs, inputs) float32: the inverse of ``packed``, by numpy alone."""
 
     @abstractmethod
     def matrix_entries(self, linear: Linear) -> Iterator[Entry]:
         """What is stored of one matrix."""
 
-    @property
-    def name(self) -> str:
-        """How a tensor's storage is called."""
-        group = f" g{self.group_size}" if self.group_size > 0 else " per channel"
-        return f"{self.storage}-int{self.bits}{group}"
+    @cached_property
+    def _special(self) -> dict[str, Grid]:
+        return dict(self.special)
+
+    def grid_of(self, linear: Linear) -> Grid:
+        return self._special.get(linear.name, self.grid)
+
+    def called(self, linear: Linear) -> str:
+        """How the storage of a matrix is called."""
+        grid = self.grid_of(linear)
+        group = f" g{grid.group_size}" if grid.group_size > 0 else " per channel"
+        return f"{self.storage}-int{grid.bits}{group}"
 
     @cached_property
     def by_source(self) -> dict[str, list[Linear]]:
@@ -92,12 +107,14 @@ class PackedFormat(FolderFormat):
             found.setdefault(linear.source, []).append(linear)
         return found
 
-    def groups(self, inputs: int) -> int:
-        return -(-inputs // self.group_size) if self.group_size > 0 else 1
+    def groups(self, linear: Linear) -> int:
+        size = self.grid_of(linear).group_size
+        return -(-linear.inputs // size) if size > 0 else 1
 
     def pack(self, linear: Linear, codes: Codes) -> dict[str, np.ndarray]:
         """The tensors of one matrix, by their names in the file."""
-        return {f"{linear.name}.{suffix}": array for suffix, array in self.packed(codes).items()}
+        packed = self.packed(codes, self.grid_of(linear))
+        return {f"{linear.name}.{suffix}": array for suffix, array in packed.items()}
 
     def extras(self, checkpoint: Checkpoint) -> dict[str, np.ndarray]:
         """Tensors beside those of the source that loaders of the format look for."""
@@ -113,14 +130,14 @@ class PackedFormat(FolderFormat):
     def quantized(self, stage: Path) -> dict[str, str]:
         """A source's tensor counts once all of its matrices are there."""
         tensors = dict(stored_tensors(stage).tensors)
-        shapes = packed_layers(tensors, self.bits, along_inputs=self.along_inputs)
         there = {
             linear.name
             for linear in self.linears
-            if shapes.get(linear.name) == (linear.outputs, linear.inputs, self.groups(linear.inputs))
+            if packed_shape(tensors, linear.name, self.grid_of(linear).bits, along_inputs=self.along_inputs)
+            == (linear.outputs, linear.inputs, self.groups(linear))
         }
         return {
-            source: self.name
+            source: self.called(linears[0])
             for source, linears in self.by_source.items()
             if all(linear.name in there for linear in linears)
         }
@@ -135,7 +152,8 @@ class PackedFormat(FolderFormat):
                 continue
             whole = np.empty(info.shape, np.float32)
             for linear in self.by_source[name]:
-                linear.give(whole, self.unpacked(_tensors_of(stored, linear.name)))
+                tensors = _tensors_of(stored, linear.name)
+                linear.give(whole, self.unpacked(tensors, self.grid_of(linear)))
             yield name, whole
 
     def sources(self, checkpoint: Checkpoint) -> dict[str, list[int]]:
@@ -162,9 +180,22 @@ class PackedFormat(FolderFormat):
         """Who opens what lies in ``folder``: transformers where each packed matrix is the weight of a layer
         that it replaces, else GPTQModel, or this program with the weights unpacked."""
         initialised = self.decoder is not None and self.decoder.initialised
+        if not self.as_transformers_reads:
+            return OWN
         if not initialised and all(linear.module in self.replaced for linear in self.linears):
             return TRANSFORMERS
         return GPTQMODEL if GPTQMODEL in self.experts_openers(folder) else OWN
+
+    @property
+    def as_transformers_reads(self) -> bool:
+        """Whether all matrices are of one grid: transformers' own loader knows no other."""
+        return not self.special
+
+    def engine_opens(self, folder: Path) -> bool:
+        """Whether ``GPTQModel.load`` reads what transformers' own loader does not, given a 16-bit dtype and
+        its PyTorch kernels, which are the ones that know all numbers of bits."""
+        known = str(read_config(folder).get("model_type")) in DENSE_OPENED
+        return known and all(linear.module in self.replaced for linear in self.linears)
 
     def experts_openers(self, folder: Path) -> tuple[str, ...]:
         """Who else opens experts that transformers keeps in one tensor; the source holds them one by one."""
@@ -208,40 +239,29 @@ def _tensors_of(stored: Checkpoint, base: str) -> dict[str, np.ndarray]:
     return found
 
 
-def packed_layers(
-    tensors: dict[str, TensorInfo], bits: int, *, along_inputs: bool
-) -> dict[str, tuple[int, int, int]]:
-    """Matrices whose packed tensors are all there, int32, of shapes that agree for ``bits``: base name ->
-    (outputs, inputs, groups).
+def packed_shape(
+    tensors: dict[str, TensorInfo], base: str, bits: int, *, along_inputs: bool
+) -> tuple[int, int, int] | None:
+    """(outputs, inputs, groups) of a matrix whose packed tensors are all there, int32, of shapes that agree
+    for ``bits``; else None.
 
     ``along_inputs``: whether qweight is packed along the inputs (GPTQ) or the outputs (AWQ).
     """
-    found = {}
-    for name, info in tensors.items():
-        base, _, suffix = name.rpartition(".")
-        if suffix != "qweight" or info.dtype != "I32" or len(info.shape) != 2:
-            continue
-        zeros, scales = tensors.get(f"{base}.qzeros"), tensors.get(f"{base}.scales")
-        if (
-            zeros is None
-            or scales is None
-            or zeros.dtype != "I32"
-            or scales.dtype not in FLOATS
-            or len(scales.shape) != 2
-        ):
-            continue
-        groups, outputs = scales.shape
-        rows, columns = info.shape
-        inputs = rows * 32 // bits if along_inputs else rows
-        width = columns if along_inputs else columns * 32 // bits
-        index = tensors.get(f"{base}.g_idx")
-        if (
-            width == outputs
-            and zeros.shape == (groups, outputs * bits // 32)
-            and (index is None or index.shape == (inputs,))
-        ):
-            found[base] = (outputs, inputs, groups)
-    return found
+    info = tensors.get(f"{base}.qweight")
+    zeros, scales = tensors.get(f"{base}.qzeros"), tensors.get(f"{base}.scales")
+    if info is None or zeros is None or scales is None:
+        return None
+    if not info.dtype == zeros.dtype == "I32" or scales.dtype not in FLOATS:
+        return None
+    if len(info.shape) != 2 or len(scales.shape) != 2:
+        return None
+    groups, outputs = scales.shape
+    rows, columns = info.shape
+    inputs = rows * 32 // bits if along_inputs else rows
+    width = columns if along_inputs else columns * 32 // bits
+    index = tensors.get(f"{base}.g_idx")
+    agree = width == outputs and zeros.shape == (groups, outputs * bits // 32)
+    return (outputs, inputs, groups) if agree and (index is None or index.shape == (inputs,)) else None
 
 
 def relative(modules: tuple[str, ...], layers: tuple[str, ...]) -> dict[str, list[str]]:

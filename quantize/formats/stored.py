@@ -1,8 +1,10 @@
 """A folder of packed weights as it lies there, whoever made it: its matrices, and the tensors they are of."""
 
+import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -12,8 +14,9 @@ from quantize.dtypes import FLOATS
 from quantize.errors import BadInput, Unsupported
 from quantize.formats.awq import AwqFormat
 from quantize.formats.gptq import GptqFormat
-from quantize.formats.packed import SOURCES, PackedFormat, packed_layers, stored_tensors
+from quantize.formats.packed import SOURCES, PackedFormat, packed_shape, stored_tensors
 from quantize.hf.matrices import decoder_linears
+from quantize.numerics.grids import Grid
 from quantize.terminal import printable
 
 
@@ -47,20 +50,34 @@ def stored_packed(folder: Path, *, trust_remote_code: bool = False) -> Stored:
     symmetric = bool(said.get("sym", True)) if kind == "gptq" else not said.get("zero_point", True)
     made = GptqFormat if kind == "gptq" else AwqFormat
     stored = stored_tensors(folder)
-    found = packed_layers(dict(stored.tensors), bits, along_inputs=made.along_inputs)
+    usual = made(bits, group_size, symmetric).grid
+    rules = said.get("dynamic") if kind == "gptq" else None
+    found: dict[str, tuple[int, int, int]] = {}
+    special: dict[str, Grid] = {}
+    known = dict(stored.tensors)
+    for name in known:
+        base, _, suffix = name.rpartition(".")
+        if suffix != "qweight":
+            continue
+        grid = _told_grid(folder, rules, base, usual)
+        shape = packed_shape(known, base, grid.bits, along_inputs=made.along_inputs)
+        if shape is not None:
+            found[base] = shape
+            if grid != usual:
+                special[base] = grid
     tensors = {name: info for name, info in stored.tensors.items() if name.rpartition(".")[0] not in found}
     # a bias beside packed tensors is a tensor of the source
     tensors |= {f"{b}.bias": i for b in found if (i := stored.tensors.get(f"{b}.bias"))}
     float_dtype = next((info.dtype for info in tensors.values() if info.dtype in FLOATS), "F32")
     plain = {name: value for name, value in config.items() if name != "quantization_config"}
-    known = ((said.get("meta") or {}).get(SOURCES) or {}).items()
-    tensors |= {name: TensorInfo(name, tuple(shape), float_dtype) for name, shape in known}
+    told = ((said.get("meta") or {}).get(SOURCES) or {}).items()
+    tensors |= {name: TensorInfo(name, tuple(shape), float_dtype) for name, shape in told}
 
     def source() -> Checkpoint:
         return Checkpoint(folder, str(folder), None, plain, dict(tensors), trust_remote_code)
 
     # What is part of a tensor that the folder tells of is no tensor of its own.
-    parts = {linear.name for linear in decoder_linears(source())} if known else set()
+    parts = {linear.name for linear in decoder_linears(source())} if told else set()
     for base, (outputs, inputs, _) in found.items():
         if base not in parts:
             tensors[f"{base}.weight"] = TensorInfo(f"{base}.weight", (outputs, inputs), float_dtype)
@@ -73,4 +90,26 @@ def stored_packed(folder: Path, *, trust_remote_code: bool = False) -> Stored:
             f"{folder}: {odd[0]} is no matrix of its model's decoder layers; "
             "fetch config and weights of one model"
         )
-    return Stored(folder, checkpoint, made(bits, group_size, symmetric, linears, decoder))
+    format = made(bits, group_size, symmetric, linears, decoder, tuple(special.items()))
+    return Stored(folder, checkpoint, format)
+
+
+def _told_grid(folder: Path, rules: Any, name: str, usual: Grid) -> Grid:
+    """What ``dynamic`` says of a matrix: by the first rule that fits its name from the start, as GPTQModel
+    reads it."""
+    for rule, said in rules.items() if isinstance(rules, dict) else ():
+        try:
+            fits = re.match(str(rule).removeprefix("+:"), name) if not str(rule).startswith("-:") else None
+        except re.error as error:
+            raise BadInput(
+                f"{folder}: dynamic of its quantization_config: {printable(str(rule), 60)} is no regular "
+                f"expression: {error}"
+            ) from None
+        if fits and isinstance(said, dict):
+            return replace(
+                usual,
+                bits=int(said.get("bits", usual.bits)),
+                group_size=int(said.get("group_size", usual.group_size)),
+                symmetric=bool(said.get("sym", usual.symmetric)),
+            )
+    return usual

@@ -20,6 +20,7 @@ from quantize.errors import StepFailed
 from quantize.formats.base import Format
 from quantize.formats.gptq import GptqFormat
 from quantize.methods.base import Costs, Held
+from quantize.methods.overrides import Overrides, read_override
 from quantize.methods.packed import (
     GroupSize,
     PackedMethod,
@@ -40,7 +41,8 @@ class GptqRecipe(Recipe):
     neighbours either way, so that kernels stay fast. ``true_sequential``: each matrix on what the quantized
     ones before it in its layer give. ``refinements``: rounds of scales fitted to the codes and codes chosen
     again that follow; 0 is GPTQ proper. ``skip``: patterns (regular expressions) of names of matrices that
-    stay as they are. ``on_failure``: a matrix whose Hessian cannot be used fails the conversion, or is
+    stay as they are; ``overrides``: other bits, groups or zero points for those that a pattern fits.
+    ``on_failure``: a matrix whose Hessian cannot be used fails the conversion, or is
     rounded to nearest (``rtn``) and named. gptqmodel: ``desc_act`` visits columns in the order of their
     activations, with groups of their own (slower to run); native needs no such groups.
     """
@@ -54,7 +56,7 @@ class GptqRecipe(Recipe):
     automatic: ClassVar[dict[str, Any]] = {"group_size": 128}
     later: ClassVar[dict[str, Any]] = {
         "engine": "native", "order": "activation", "true_sequential": True, "refinements": 2,
-        "on_failure": "fail", "skip": [],
+        "on_failure": "fail", "skip": [], "overrides": [],
     }  # fmt: skip
 
     method: Literal["gptq"] = "gptq"
@@ -69,12 +71,13 @@ class GptqRecipe(Recipe):
     refinements: int = Field(default=2, ge=0, le=8)
     on_failure: Literal["fail", "rtn"] = "fail"
     skip: Patterns = ()
+    overrides: Overrides = ()
 
     @model_validator(mode="after")
     def _fits(self) -> "GptqRecipe":
         if self.desc_act and self.order == "none":
             raise ValueError("desc_act=true and order=none contradict each other")
-        native = ("order", "true_sequential", "refinements", "on_failure", "skip")
+        native = ("order", "true_sequential", "refinements", "on_failure", "skip", "overrides")
         theirs = [name for name in native if name in self.canonical]
         if self.engine == "gptqmodel" and theirs:
             raise ValueError(f"{theirs[0]} needs engine=native")
@@ -104,7 +107,15 @@ class Gptq(PackedMethod[GptqRecipe]):
     def work(self, held: Held, recipe: GptqRecipe) -> "GptqWork":
         if recipe.engine == "gptqmodel":
             check_model_type(held.checkpoint, "GPTQ", {})
-        packing = Packing("gptq", recipe.bits, recipe.group_size, recipe.sym, recipe.short, recipe.skip)
+        packing = Packing(
+            "gptq",
+            recipe.bits,
+            recipe.group_size,
+            recipe.sym,
+            recipe.short,
+            recipe.skip,
+            tuple(map(read_override, recipe.overrides)),
+        )
         return GptqWork(held, recipe, plan_packing(held.checkpoint, packing))
 
 

@@ -3,7 +3,7 @@ what size, and why others are not."""
 
 import re
 from abc import abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -21,6 +21,7 @@ from quantize.formats.gptq import PACKED_ROWS, GptqFormat
 from quantize.formats.packed import PackedFormat
 from quantize.hf.matrices import DecoderLinears, Linear, decoder_linears
 from quantize.methods.base import Held, Method, R, Work
+from quantize.methods.overrides import Override, first_that_fits
 from quantize.recipe import AUTO, RunOptions
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ GroupSize = Annotated[Literal["auto", -1, 16, 32, 64, 128, 256, 512, 1024], Befo
 @dataclass(frozen=True)
 class Packing:
     """What a recipe asks of a format. ``group_size``: a number, -1 for whole rows, or ``auto``. ``skip``:
-    patterns of names of matrices that are not packed."""
+    patterns of names of matrices that are not packed; ``overrides``: of those that are packed otherwise."""
 
     format: str  # gptq or awq
     bits: int
@@ -66,13 +67,18 @@ class Packing:
     symmetric: bool
     short: str
     skip: tuple[str, ...] = ()
+    overrides: tuple[Override, ...] = ()
 
-    @property
-    def multiples(self) -> tuple[int, int]:
-        """Inputs and outputs of a matrix must be multiples of these to be packed, and to be computed with."""
-        inputs = 1 if self.format == "awq" else PACKED_ROWS[self.bits]
-        outputs = PACKED_OUTPUTS if self.format == "awq" else PACKED_ROWS[self.bits]
-        return inputs, max(outputs, KERNEL_OUTPUTS if self.bits == 4 else 1)
+    def multiples(self, linear: Linear) -> tuple[int, int]:
+        """Its inputs and outputs must be multiples of these to be packed, and to be computed with."""
+        given = self.given(linear)
+        bits = given.bits if given and given.bits else self.bits
+        inputs = 1 if self.format == "awq" else PACKED_ROWS[bits]
+        outputs = PACKED_OUTPUTS if self.format == "awq" else PACKED_ROWS[bits]
+        return inputs, max(outputs, KERNEL_OUTPUTS if bits == 4 else 1)
+
+    def given(self, linear: Linear) -> Override | None:
+        return first_that_fits(self.overrides, linear.name)
 
     @property
     def group_sizes(self) -> tuple[int, ...]:
@@ -115,6 +121,13 @@ class PackedWork(Work[R]):
         words = f"groups of {size} inputs" if size > 0 else "one scale for each output"
         return words + (f", as {why}" if why else "")
 
+    def _otherwise(self) -> dict[str, dict[str, str]]:
+        """How matrices are stored that an override names."""
+        format = self.planned.format
+        named = dict(format.special)
+        found = {each.name: format.called(each) for each in format.linears if each.name in named}
+        return {"overridden": found} if found else {}
+
     @abstractmethod
     def make(self, stage: Path, run: RunOptions, calibration: Calibration | None) -> Conversion:
         """Write weights and configs into ``stage``."""
@@ -123,7 +136,7 @@ class PackedWork(Work[R]):
         made = self.make(stage, run, calibration)
         made.loads_in, loading = openers(self.planned.format, stage)
         made.notes = [*self.planned.notes, *made.notes, *loading]
-        made.details = {"group_size": self.planned.format.group_size, **made.details}
+        made.details = {"group_size": self.planned.format.group_size, **self._otherwise(), **made.details}
         return made
 
 
@@ -143,17 +156,20 @@ def plan_packing(checkpoint: Checkpoint, packing: Packing) -> Planned:
     size = _group_size(checkpoint, linears, packing)
     kind = AwqFormat if packing.format == "awq" else GptqFormat
     format = kind(packing.bits, size, packing.symmetric, linears, decoder)
+    special = {each.name: given.grid(format.grid) for each in linears if (given := packing.given(each))}
+    others = tuple((name, grid) for name, grid in special.items() if grid != format.grid)
+    format = replace(format, special=others)
     notes = _kept_notes(checkpoint, decoder, frozenset(format.by_source), misfits)
     if packing.group_size == AUTO and size != AUTOMATIC_GROUPS[0]:
-        notes.insert(0, _automatic_note(linears, size))
+        notes.insert(0, _automatic_note(linears, size, packing))
     return Planned(format, tuple(notes))
 
 
 def _misfits(decoder: DecoderLinears, packing: Packing) -> dict[str, str]:
     """Source's tensors that hold a matrix which whole words do not, and why."""
     found: dict[str, str] = {}
-    in_multiple, out_multiple = packing.multiples
     for linear in decoder:
+        in_multiple, out_multiple = packing.multiples(linear)
         pairs = ((linear.inputs, in_multiple, "inputs"), (linear.outputs, out_multiple, "outputs"))
         for size, multiple, side in pairs:
             if size % multiple and linear.source not in found:
@@ -164,19 +180,32 @@ def _misfits(decoder: DecoderLinears, packing: Packing) -> dict[str, str]:
 def _skipped(checkpoint: Checkpoint, decoder: DecoderLinears, packing: Packing) -> dict[str, str]:
     """Of a tensor that holds several matrices, all stay. Errors: BadInput where a pattern fits none."""
     found: dict[str, str] = {}
-    for pattern in packing.skip:
-        mine = [linear.source for linear in decoder if re.search(pattern, linear.name)]
+    overrides = {each.pattern: "overrides" for each in packing.overrides}
+    for pattern, where in {**dict.fromkeys(packing.skip, "skip"), **overrides}.items():
+        mine = [linear for linear in decoder if re.search(pattern, linear.name)]
         if not mine:
             some = next(iter(decoder), None)
             raise BadInput(
-                f"{checkpoint.source}: skip={pattern} fits no matrix of its decoder layers"
+                f"{checkpoint.source}: {where}={pattern} fits no matrix of its decoder layers"
                 + (f"; they have names such as {some.name}" if some else "")
             )
-        found |= dict.fromkeys(mine, f"matches {pattern}, which the recipe skips")
+        for linear in mine:
+            given = packing.given(linear)
+            if pattern in packing.skip or (given and given.skip and given.pattern == pattern):
+                found[linear.source] = f"matches {pattern}, which the recipe skips"
     return found
 
 
-def _group_size(checkpoint: Checkpoint, linears: tuple[Linear, ...], packing: Packing) -> int:
+def _group_size(checkpoint: Checkpoint, every: tuple[Linear, ...], packing: Packing) -> int:
+    """Of all that no override says. Errors: Unsupported where a group size does not fit."""
+    for linear in every:
+        given = packing.given(linear)
+        if given and given.group_size and given.group_size > 0 and linear.inputs % given.group_size:
+            raise Unsupported(
+                f"{checkpoint.source}: {linear.source} has {linear.inputs} inputs, which groups of "
+                f"{given.group_size} (overrides={given.pattern}) do not divide; give another"
+            )
+    linears = [each for each in every if not ((given := packing.given(each)) and given.group_size)]
     if packing.group_size == AUTO:
         sizes = (size for size in AUTOMATIC_GROUPS if all(linear.inputs % size == 0 for linear in linears))
         return next(sizes, -1)
@@ -203,7 +232,8 @@ def check_outputs(checkpoint: Checkpoint, planned: Planned, short: str, multiple
             )
 
 
-def _automatic_note(linears: tuple[Linear, ...], size: int) -> Note:
+def _automatic_note(every: tuple[Linear, ...], size: int, packing: Packing) -> Note:
+    linears = [each for each in every if not ((given := packing.given(each)) and given.group_size)]
     tried = [n for n in AUTOMATIC_GROUPS if n > size] if size > 0 else list(AUTOMATIC_GROUPS)
     odd = next(linear for linear in linears if linear.inputs % tried[-1])
     what = f"groups of {size} inputs" if size > 0 else "one scale for each output"

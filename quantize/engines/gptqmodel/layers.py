@@ -2,16 +2,11 @@
 
 from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.errors import Unsupported
+from quantize.formats.packed import DENSE_OPENED
 
 #: model types whose small random models went through the engine, verified
 #: (tests/integration/methods/test_gptq_awq.py, the long ones)
-MODEL_TYPES = frozenset(
-    {
-        "cohere", "cohere2", "gemma", "gemma2", "gemma3_text", "granite", "llama", "mistral", "olmo2", "phi",
-        "qwen2", "qwen3",
-        "qwen3_moe", "smollm3", "stablelm", "starcoder2",
-    }
-)  # fmt: skip
+MODEL_TYPES = DENSE_OPENED
 _FUSED = (
     "the engine (GPTQModel 7.6) splits its fused gate_up_proj "
     "and saves it under names that loaders do not look for"

@@ -31,6 +31,13 @@ def write_configs(
 def openers(format: PackedFormat, stage: Path) -> tuple[tuple[str, ...], list[Note]]:
     """(programs that open what was written, none where all do that usually do; the note that says so)."""
     who, others = format.opener(stage), format.experts_openers(stage)
+    if not format.as_transformers_reads:
+        why = "transformers' own loader knows one number of bits, group size and kind of zero point for all"
+        what = "only quantwright is known to open it"
+        opened = format.engine_opens(stage)
+        if opened:
+            what = "beside quantwright GPTQModel.load opens it, with a 16-bit dtype and backend='torch'"
+        return (OWN, *((GPTQMODEL,) if opened else ())), [Note(tensor="*", what=what, why=why)]
     if who == GPTQMODEL:
         why = "transformers 5 looks for all experts in one tensor, and would fill these with random numbers"
         what = "transformers' own loader cannot open it: use GPTQModel.load"

@@ -41,7 +41,9 @@ def write_rounded(
             for linear in linears:
                 weight = torch.from_numpy(linear.take(array)).to(device)
                 try:
-                    codes = round_to_nearest(weight, format.grid, points=points, search=grid_search())
+                    codes = round_to_nearest(
+                        weight, format.grid_of(linear), points=points, search=grid_search()
+                    )
                 except QuantwrightError as error:
                     raise StepFailed(f"{checkpoint.source}: {linear.name}: {error}") from None
                 for name, tensor in format.pack(linear, codes).items():

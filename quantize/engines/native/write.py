@@ -54,7 +54,7 @@ def write_gptq(
     ``quantized_layers`` and ``gptq_solver``."""
     check_text(calibration)
     settings = GptqSettings(
-        {linear.name: format.grid for linear in format.linears},
+        {linear.name: format.grid_of(linear) for linear in format.linears},
         choices.order,
         choices.damping,
         choices.true_sequential,

@@ -40,8 +40,8 @@ def test_what_is_packed_is_read_back(
     linear = Linear("layer", outputs, inputs, "layer.weight", "layer.weight")
     format = kind(bits, group_size, symmetric, (linear,))
     codes = random_codes(outputs, inputs, format.grid)
-    tensors = format.packed(codes)
-    assert np.array_equal(format.unpacked(tensors), codes.values().numpy())
+    tensors = format.packed(codes, format.grid)
+    assert np.array_equal(format.unpacked(tensors, format.grid), codes.values().numpy())
     stored = {name: (str(array.dtype), array.shape) for name, array in format.pack(linear, codes).items()}
     names = {"I32": "int32", "F16": "float16"}
     assert stored == {name: (names[dtype], shape) for name, dtype, shape in format.matrix_entries(linear)}
@@ -51,11 +51,10 @@ def test_a_zero_point_that_the_file_cannot_say() -> None:
     grid = Grid(4, -1, symmetric=False)
     codes = random_codes(8, 32, grid)
     codes.zeros[3] = 0
-    assert np.array_equal(
-        AwqFormat(4, -1, False).unpacked(AwqFormat(4, -1, False).packed(codes)), codes.values().numpy()
-    )
+    awq = AwqFormat(4, -1, False)
+    assert np.array_equal(awq.unpacked(awq.packed(codes, grid), grid), codes.values().numpy())
     with pytest.raises(ValueError, match="outside"):
-        GptqFormat(4, -1, False).packed(codes)
+        GptqFormat(4, -1, False).packed(codes, grid)
 
 
 def planned(model_type: str, spelled: str, folder: Path, **settings: Any) -> Work[Any]:

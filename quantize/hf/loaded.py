@@ -104,20 +104,20 @@ def _merged(checkpoint: Checkpoint) -> tuple[Layers, dict[str, Part], frozenset[
     tied = ties_head(model)
     head = names.get(id(model.get_output_embeddings()))
     embedding = names.get(id(model.get_input_embeddings()))
+    stored_head = None
     if tied and head is not None:
         mine, theirs = parts.get(f"{head}.weight"), parts[f"{embedding}.weight"]
         if mine is not None and mine.sources != theirs.sources:
-            raise Unsupported(
-                f"{checkpoint.source}: holds {mine.sources[0]} although its config ties the output layer to "
-                "the embedding; set tie_word_embeddings to false in config.json, or remove the tensor"
-            )
+            stored_head = mine.sources[0]
         parts[f"{head}.weight"] = theirs
     linear, beside, linear_beside = linear_layers(model)
     special = [f"{name}.weight" for name, module in model.named_modules() if is_router(module)]
     routers = frozenset(source for name in special if name in parts for source in parts[name].sources)
     source = {name: part.sources[0] for name, part in parts.items() if part.make is None}
     uses = linear_uses(checkpoint.folder, trust_remote_code=checkpoint.trust_remote_code)
-    layers = Layers(linear, head, tied, source, uses=uses, beside=beside, linear_beside=linear_beside)
+    read = {name for part in parts.values() for name in part.sources}
+    buffers = tuple(name for name in checkpoint.tensors if name.endswith(IGNORED) and name not in read)
+    layers = Layers(linear, head, tied, source, buffers, stored_head, uses, beside, linear_beside)
     return layers, parts, routers
 
 

@@ -2,19 +2,17 @@
 weight."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import lru_cache
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from quantize.artifact.artifact import Note
 from quantize.checkpoint.checkpoint import BUFFERS, Checkpoint
 from quantize.checkpoint.library_folder import library_folder
 from quantize.checkpoint.weight_files import INDEX, SINGLE
 from quantize.errors import Unsupported
-from quantize.hf.ahead import ahead, ahead_notes
+from quantize.hf.ahead import ahead
 from quantize.hf.load import torch_dtype
 from quantize.hf.plain_decoders import parameters
 from quantize.hf.refusals import refusals
@@ -60,7 +58,7 @@ def empty_model(
     checkpoint: Checkpoint, dtype: str = "float32", tied: bool | None = None, buffers: bool = True
 ) -> "PreTrainedModel":
     """The architecture with parameters on the meta device, ``buffers`` real or not; ``tied`` overrides
-    tie_word_embeddings.
+    tie_word_embeddings, as a ``checkpoint.config`` that unties does.
 
     Errors: Unsupported where transformers lacks it.
     """
@@ -72,6 +70,8 @@ def empty_model(
 
         with refusals(checkpoint.source, "refuses its config.json", "; GGUF recipes may work"):
             config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=trust)
+        if tied is None and _untied(checkpoint.config):
+            tied = False
         if tied is not None:
             config.tie_word_embeddings = config.get_text_config().tie_word_embeddings = tied
         kind = printable(checkpoint.model_type, 100)
@@ -82,6 +82,12 @@ def empty_model(
                 config, dtype=torch_dtype(dtype), trust_remote_code=trust
             )
     return model
+
+
+def _untied(config: Mapping[str, Any]) -> bool:
+    """Whether all of it says so: ``checkpoint.config`` may, where the folder's config.json does not."""
+    parts = [config, *([text] if isinstance(text := config.get("text_config"), dict) else [])]
+    return all(part.get("tie_word_embeddings") is False for part in parts)
 
 
 @lru_cache(maxsize=1)
@@ -203,54 +209,12 @@ def renaming(model: "PreTrainedModel") -> "Callable[[str], str | None]":
     return place
 
 
-@lru_cache(maxsize=1)
-def needed(checkpoint: Checkpoint) -> tuple[Checkpoint, tuple[Note, ...]]:
-    """Without the tensors that a loaded model does not read from the files: buffers, what predicts further
-    tokens, and a tied head that is stored anyway. transformers uses a stored head that differs from the
-    embedding: then the model is not tied, whatever its config says.
-
-    A cache of the last answer, as ``find_layers`` is.
-    """
-    later = ahead(checkpoint)
-    said = tuple(ahead_notes(later, checkpoint.architecture))
-    if later:
-        there = {name: info for name, info in checkpoint.tensors.items() if name not in later}
-        checkpoint = replace(checkpoint, tensors=there)
-    try:
-        layers = find_layers(checkpoint)
-    except Unsupported:  # said by the method's own check, where it needs to know the layers
-        return checkpoint, said
-    left_out = dict.fromkeys(layers.buffers, "the model computes it itself")
-    notes, config = [], checkpoint.config
-    if layers.stored_head and layers.head:
-        embedding = layers.source[f"{layers.head}.weight"]
-        if _same(checkpoint, layers.stored_head, embedding):
-            left_out[layers.stored_head] = f"it equals {embedding}, to which the config ties it"
-        else:
-            config = untied(config)
-            why = f"{layers.stored_head} is not {embedding}, so transformers uses both"
-            notes.append(Note(tensor=layers.stored_head, what="tie_word_embeddings is set to false", why=why))
-    if not left_out and not notes:
-        return checkpoint, said
-    notes += [Note(tensor=name, what="left out", why=why) for name, why in left_out.items()]
-    tensors = {name: info for name, info in checkpoint.tensors.items() if name not in left_out}
-    return replace(checkpoint, tensors=tensors, config=config), (*said, *notes)
-
-
 def untied(config: dict[str, Any]) -> dict[str, Any]:
     """``config`` of a model whose output layer is not its embedding."""
     change = {"tie_word_embeddings": False}
     if isinstance(config.get("text_config"), dict):
         config = {**config, "text_config": {**config["text_config"], **change}}
     return {**config, **change}
-
-
-def _same(checkpoint: Checkpoint, one: str, other: str) -> bool:
-    if checkpoint.tensors[one].shape != checkpoint.tensors[other].shape:
-        return False
-    if checkpoint.tensors[one].dtype == checkpoint.tensors[other].dtype:
-        return np.array_equal(checkpoint.read(one), checkpoint.read(other))
-    return np.array_equal(checkpoint.read_float32(one), checkpoint.read_float32(other))
 
 
 def kept_notes(

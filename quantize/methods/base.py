@@ -20,7 +20,7 @@ from quantize.engines.base import Conversion, Engine
 from quantize.errors import BadInput, Unsupported
 from quantize.formats.base import Format
 from quantize.hf.load import load_model
-from quantize.hf.names import needed
+from quantize.hf.needed import needed
 from quantize.hf.refusals import check_config
 from quantize.recipe import Recipe, RunOptions
 

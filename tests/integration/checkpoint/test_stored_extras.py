@@ -9,13 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from decoder_cases import make_decoder
 
 from quantize import Artifact, convert
 from quantize.artifact.artifact import Note
 from quantize.checkpoint.tensors import Entry, StoredTensors, write_folder
 from quantize.recipe import CalibrationOptions
 
-CALIBRATION = CalibrationOptions(tokens=1024, sequence_length=128)
+CALIBRATION = CalibrationOptions(source="stdlib", tokens=1024, sequence_length=128)
 RECIPES = ("gptq-int4", "awq-int4", "quanto-int4", "bnb-nf4")
 
 
@@ -76,6 +77,40 @@ def test_a_head_that_is_not_the_embedding_unties_the_model(tied: Path, tmp_path:
         )
         assert json.loads((artifact.folder / "config.json").read_text())["tie_word_embeddings"] is False
         assert np.array_equal(StoredTensors(artifact.folder).float32("lm_head.weight"), head.float().numpy())
+
+
+@pytest.fixture(scope="module")
+def mixture(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tied model whose experts transformers stacks when it loads them, and that also stores its head."""
+    from safetensors.torch import load_file
+
+    folder = make_decoder("qwen2_moe", tmp_path_factory.mktemp("mixture"), tie_word_embeddings=True)
+    add(
+        folder,
+        **{"lm_head.weight": load_file(folder / "model.safetensors")["model.embed_tokens.weight"].clone()},
+    )
+    return folder
+
+
+@pytest.mark.filterwarnings("ignore")  # transformers' remarks on odd little configs
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_the_head_of_a_tied_mixture(mixture: Path, recipe: str, tmp_path: Path) -> None:
+    """What its copy takes is not counted; one that differs is stored, and transformers then uses both."""
+    from safetensors.torch import load_file
+
+    head = load_file(mixture / "model.safetensors")["lm_head.weight"]
+    apart = shutil.copytree(mixture, tmp_path / "apart")
+    add(apart, **{"lm_head.weight": 2 * head})
+    artifact, stored, notes = made(mixture, recipe, tmp_path / "of_copy")
+    assert (notes["lm_head.weight"].what, "lm_head.weight" in stored) == ("left out", False)
+    both, stored, notes = made(apart, recipe, tmp_path / "of_apart")
+    assert "lm_head.weight" in notes
+    assert json.loads((both.folder / "config.json").read_text())["tie_word_embeddings"] is False
+    one, two = StoredTensors(artifact.folder), StoredTensors(both.folder)
+    assert np.array_equal(two.float32("lm_head.weight"), 2 * head.numpy())
+    assert both.manifest.source.parameters == artifact.manifest.source.parameters + head.numel()
+    sizes = [sum(info.size_bytes for info in tensors.info.values()) for tensors in (one, two)]
+    assert sizes[1] - sizes[0] == two.info["lm_head.weight"].size_bytes
 
 
 @pytest.mark.parametrize("recipe", ["quanto-int8", "bnb-nf4"])

@@ -18,7 +18,7 @@ from quantize.checkpoint.safetensors_header import StoredTensor, TensorInfo, rea
 from quantize.dtypes import FLOATS, NUMPY, to_float32
 from quantize.errors import BadInput, StepFailed, Unsupported
 from quantize.files import inside, typed_path
-from quantize.hf.names import find_layers
+from quantize.hf.loaded import loaded
 from quantize.sources.adapter_config import CONFIG, LoraConfig, read_adapter_config
 from quantize.terminal import printable
 
@@ -161,7 +161,7 @@ def _module(name: str) -> tuple[str, str, str]:
 
 def _tie(checkpoint: Checkpoint) -> Tie | None:
     """As transformers ties them: where the config says so, unless two are stored that differ."""
-    layers = find_layers(checkpoint)
+    layers = loaded(checkpoint).layers
     if not layers.tied or layers.head is None:
         return None
     head = f"{layers.head}.weight"
@@ -208,11 +208,29 @@ def _place(adapter: Adapter, name: str, checkpoint: Checkpoint) -> None:
 
 
 def _base_name(name: str, adapter: Adapter, checkpoint: Checkpoint) -> str | None:
-    """The base's tensor for a module's: unchanged, or with or without the wrapper's prefix (``model.``,
-    ``transformer.``)."""
+    """The base's tensor for a module's: unchanged, with or without the wrapper's prefix (``model.``,
+    ``transformer.``), or as transformers renames it."""
     candidates = [name, name.partition(".")[2], f"model.{name}", f"transformer.{name}"]
     found = next((candidate for candidate in candidates if candidate in checkpoint.tensors), None)
-    return adapter.tie.head if found is None and adapter.tie and adapter.tie.head in candidates else found
+    if found is None and adapter.tie and adapter.tie.head in candidates:
+        return adapter.tie.head
+    return found or _before_loading(name, adapter, checkpoint)
+
+
+def _before_loading(name: str, adapter: Adapter, checkpoint: Checkpoint) -> str | None:
+    """The base's tensor that transformers calls ``name`` once it is loaded. Errors: Unsupported where it
+    makes that of several, or of a part of one."""
+    try:
+        part = loaded(checkpoint).parts.get(name)
+    except Unsupported:  # transformers lacks the architecture
+        return None
+    if part is not None and part.make is not None:
+        raise Unsupported(
+            f"{adapter.folder}: trains {printable(name, 200)}, which transformers makes of "
+            f"{part.sources[0]}{' and others' if len(part.sources) > 1 else ''} when it loads "
+            f"{checkpoint.source}; merge it with peft first (merge_and_unload)"
+        )
+    return part.sources[0] if part is not None else None
 
 
 def _input_first(adapter: Adapter, module: str, checkpoint: Checkpoint) -> bool:

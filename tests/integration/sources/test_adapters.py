@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from decoder_cases import make_decoder
 from family_cases import CASES, Case, make, write_gguf_f32
 from lazily import same_tensors
 
@@ -222,6 +223,45 @@ def running_and_merged_agree(
             same_tensors(open_checkpoint(folder), merged)
     assert (got - expected).abs().max() < 1e-3 * expected.std(), settings
     return set(merged.tensors)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "targets"),
+    [
+        ("nemotron_h", ["q_proj", "o_proj", "in_proj", "up_proj"]),
+        ("mixtral", ["q_proj", "o_proj", "lm_head"]),
+    ],
+)
+def test_a_base_that_transformers_renames_or_merges(
+    model_type: str, targets: list[str], tmp_path: Path
+) -> None:
+    """Nemotron-H is ``backbone`` in the files and ``model`` once loaded; Mixtral's experts are stacked then.
+    What the LoRA trains lies beside."""
+    base = make_decoder(model_type, tmp_path / "base")
+    names = running_and_merged_agree(base, tmp_path / "lora", {"target_modules": targets})
+    assert names == set(open_checkpoint(base).tensors)
+
+
+def test_what_transformers_merges_when_it_loads_it_is_refused(tmp_path: Path) -> None:
+    """Before any weight is read, by what was trained: the whole of a layer's stacked experts, as peft would
+    call it, or parameters of it."""
+    from safetensors.torch import save_file
+
+    base = make_decoder("mixtral", tmp_path / "base")
+    source = open_checkpoint(base)
+    lora = tmp_path / "lora"
+    lora.mkdir()
+    config = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "modules_to_save": ["experts"]}
+    (lora / "adapter_config.json").write_text(json.dumps(config))
+    import torch
+
+    name = "base_model.model.model.layers.0.mlp.experts.down_proj"
+    save_file({name: torch.zeros(4, 64, 32)}, lora / "adapter_model.safetensors")
+    with pytest.raises(
+        Unsupported,
+        match=r"trains model\.layers\.0\.mlp\.experts\.down_proj, which transformers makes of .*w2",
+    ):
+        open_adapter(lora, source)
 
 
 def test_bfloat16_base_is_rounded_once(tmp_path: Path) -> None:

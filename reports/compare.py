@@ -26,7 +26,10 @@ from reports.rows import TASK_METRICS, Comparison, Group, Row, bounds, head
 
 #: (plot axis, whether smaller is better)
 AXES = {SIZE_BYTES: True, TG_TOKENS_PER_S: False, PP_TOKENS_PER_S: False, PEAK_MEMORY_BYTES: True}
-FAMILIES = (("gguf", "GGUF"), ("gptq", "GPTQ"), ("awq", "AWQ"), ("quanto", "quanto"), ("bnb", "bitsandbytes"))
+FAMILIES = (
+    ("ct-", "compressed-tensors"), ("compressed-tensors", "compressed-tensors"), ("gguf", "GGUF"),
+    ("gptq", "GPTQ"), ("awq", "AWQ"), ("quanto", "quanto"), ("bnb", "bitsandbytes"),
+)  # fmt: skip
 UNQUANTIZED = (*DENSE, "dense", "reference", "source")
 
 

@@ -141,6 +141,27 @@ class MeanAbsolute(Collector[Moment]):
         }
 
 
+class Largest(Collector[float]):
+    """The largest magnitude of all inputs."""
+
+    def __init__(self) -> None:
+        self._largest: dict[str, dict[int, torch.Tensor]] = {}
+
+    def add(self, name: str, inputs: "torch.Tensor", matrix: int = 0) -> None:
+        import torch
+
+        if not inputs.numel():
+            return
+        found, mine = inputs.detach().abs().amax().float(), self._largest.setdefault(name, {})
+        mine[matrix] = torch.maximum(mine[matrix], found) if matrix in mine else found
+
+    def result(self) -> dict[str, dict[int, float]]:
+        return {
+            name: {matrix: float(size) for matrix, size in mine.items()}
+            for name, mine in self._largest.items()
+        }
+
+
 class Sample(Collector["torch.Tensor"]):
     """``rows`` of the inputs of each matrix, or all where there are fewer: each as likely as another, the
     same ones for a seed whatever the batches."""

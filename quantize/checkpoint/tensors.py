@@ -76,6 +76,14 @@ def write_folder(
     ``data(name)`` returns a contiguous array of exactly the entry's bytes. Returns the bytes of tensor data.
     The same entries and data produce the same bytes.
     """
+    shards = named_shards(folder, entries, shard_bytes)
+    for path, shard in shards.items():
+        _write_file(path, shard, data)
+    return sum(entry.size_bytes for shard in shards.values() for entry in shard)
+
+
+def named_shards(folder: Path, entries: Iterable[Entry], shard_bytes: int) -> dict[Path, list[Entry]]:
+    """File -> its entries in order; of several files the index is written."""
     shards = _in_shards(entries, shard_bytes)
     count = len(shards)
     names = (
@@ -83,14 +91,12 @@ def write_folder(
         if count == 1
         else [f"model-{i:05d}-of-{count:05d}.safetensors" for i in range(1, count + 1)]
     )
-    for name, shard in zip(names, shards, strict=True):
-        _write_file(folder / name, shard, data)
-    total = sum(entry.size_bytes for shard in shards for entry in shard)
     if count > 1:
+        total = sum(entry.size_bytes for shard in shards for entry in shard)
         weight_map = {entry.name: name for name, shard in zip(names, shards, strict=True) for entry in shard}
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
         (folder / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    return total
+    return {folder / name: shard for name, shard in zip(names, shards, strict=True)}
 
 
 def as_written(entries: Iterable[Entry]) -> dict[str, TensorInfo]:
@@ -120,7 +126,8 @@ def _in_shards(entries: Iterable[Entry], shard_bytes: int) -> list[list[Entry]]:
     ]
 
 
-def _write_file(path: Path, ordered: list[Entry], data: Callable[[str], Any]) -> None:
+def header_bytes(ordered: list[Entry]) -> bytes:
+    """What a file begins with whose data are those of ``ordered``, one after the other."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for entry in ordered:
@@ -132,13 +139,22 @@ def _write_file(path: Path, ordered: list[Entry], data: Callable[[str], Any]) ->
         offset += entry.size_bytes
     encoded = json.dumps(header, separators=(",", ":")).encode()
     encoded += b" " * (-(8 + len(encoded)) % ALIGNMENT)
+    return struct.pack("<Q", len(encoded)) + encoded
+
+
+def _write_file(path: Path, ordered: list[Entry], data: Callable[[str], Any]) -> None:
     with open(path, "wb") as file:
-        file.write(struct.pack("<Q", len(encoded)) + encoded)
+        file.write(header_bytes(ordered))
         for entry in ordered:
-            block = np.ascontiguousarray(data(entry.name)).reshape(-1).view(np.uint8)
-            if len(block) != entry.size_bytes:
-                raise AssertionError(f"{entry.name}: {len(block)} bytes given for {entry.size_bytes}")
-            file.write(block.data)
+            file.write(entry_bytes(entry, data(entry.name)).data)
+
+
+def entry_bytes(entry: Entry, values: Any) -> np.ndarray:
+    """uint8 (n,): the data of ``entry``, of exactly its bytes."""
+    block: np.ndarray = np.ascontiguousarray(values).reshape(-1).view(np.uint8)
+    if len(block) != entry.size_bytes:
+        raise AssertionError(f"{entry.name}: {len(block)} bytes given for {entry.size_bytes}")
+    return block
 
 
 def torch_entry(name: str, tensor: "torch.Tensor") -> Entry:

@@ -1,5 +1,5 @@
-"""What the formats of AutoGPTQ and AutoAWQ share: packed tensors for each matrix, in groups of inputs, beside
-the source's other tensors as they were."""
+"""What the formats of AutoGPTQ, AutoAWQ and compressed-tensors share: packed tensors for each matrix, in
+groups of inputs, beside the source's other tensors as they were."""
 
 import re
 from abc import abstractmethod
@@ -61,6 +61,10 @@ class PackedFormat(FolderFormat):
     loads_in: ClassVar[tuple[str, ...]] = ("transformers", "vllm", "sglang", "gptqmodel")
     float32_kernels: ClassVar[bool] = True
     config_bytes: ClassVar[int] = 2 * CONFIG_EXTRA_BYTES  # quantize_config.json too
+    #: who opens no experts one by one
+    not_opened_by: ClassVar[str] = "transformers and GPTQModel"
+    #: whether quantize_config.json says what config.json does
+    second_config: ClassVar[bool] = True
     #: whether codes are packed along the inputs, or along the outputs
     along_inputs: ClassVar[bool]
     #: classes of linear layers that transformers replaces when it loads the format
@@ -111,10 +115,18 @@ class PackedFormat(FolderFormat):
         size = self.grid_of(linear).group_size
         return -(-linear.inputs // size) if size > 0 else 1
 
-    def pack(self, linear: Linear, codes: Codes) -> dict[str, np.ndarray]:
-        """The tensors of one matrix, by their names in the file."""
+    def pack(self, linear: Linear, codes: Any) -> dict[str, np.ndarray]:
+        """The tensors of one matrix, by their names in the file. ``codes``: what ``packed`` takes."""
         packed = self.packed(codes, self.grid_of(linear))
         return {f"{linear.name}.{suffix}": array for suffix, array in packed.items()}
+
+    def stored_type(self, name: str) -> str:
+        """safetensors' name of the type of the tensor ``name`` of ``pack``; empty where its array tells."""
+        return ""
+
+    def read_matrix(self, stored: Checkpoint, linear: Linear) -> np.ndarray:
+        """(outputs, inputs) float32 of a matrix in the files."""
+        return self.unpacked(_tensors_of(stored, linear.name), self.grid_of(linear))
 
     def extras(self, checkpoint: Checkpoint) -> dict[str, np.ndarray]:
         """Tensors beside those of the source that loaders of the format look for."""
@@ -147,13 +159,12 @@ class PackedFormat(FolderFormat):
         tensors differ from the source's by more than rounding then; the model they make up does not."""
         stored = stored_tensors(stage)
         for name, info in checkpoint.tensors.items():
-            if name in stored.tensors:
+            if name not in self.by_source:
                 yield name, stored.read_float32(name)
                 continue
             whole = np.empty(info.shape, np.float32)
             for linear in self.by_source[name]:
-                tensors = _tensors_of(stored, linear.name)
-                linear.give(whole, self.unpacked(tensors, self.grid_of(linear)))
+                linear.give(whole, self.read_matrix(stored, linear))
             yield name, whole
 
     def sources(self, checkpoint: Checkpoint) -> dict[str, list[int]]:

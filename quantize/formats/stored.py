@@ -15,7 +15,7 @@ from quantize.errors import BadInput, Unsupported
 from quantize.formats.awq import AwqFormat
 from quantize.formats.gptq import GptqFormat
 from quantize.formats.packed import SOURCES, PackedFormat, packed_shape, stored_tensors
-from quantize.hf.matrices import decoder_linears
+from quantize.hf.matrices import DecoderLinears, Linear, decoder_linears
 from quantize.numerics.grids import Grid
 from quantize.terminal import printable
 
@@ -52,7 +52,7 @@ def stored_packed(folder: Path, *, trust_remote_code: bool = False) -> Stored:
     stored = stored_tensors(folder)
     usual = made(bits, group_size, symmetric).grid
     rules = said.get("dynamic") if kind == "gptq" else None
-    found: dict[str, tuple[int, int, int]] = {}
+    found: dict[str, tuple[int, int]] = {}
     special: dict[str, Grid] = {}
     known = dict(stored.tensors)
     for name in known:
@@ -62,10 +62,29 @@ def stored_packed(folder: Path, *, trust_remote_code: bool = False) -> Stored:
         grid = _told_grid(folder, rules, base, usual)
         shape = packed_shape(known, base, grid.bits, along_inputs=made.along_inputs)
         if shape is not None:
-            found[base] = shape
+            found[base] = shape[:2]
             if grid != usual:
                 special[base] = grid
     tensors = {name: info for name, info in stored.tensors.items() if name.rpartition(".")[0] not in found}
+    checkpoint, decoder, linears = source_of(folder, config, stored, found, tensors, trust_remote_code)
+    format = made(bits, group_size, symmetric, linears, decoder, tuple(special.items()))
+    return Stored(folder, checkpoint, format)
+
+
+def source_of(
+    folder: Path,
+    config: dict[str, Any],
+    stored: Checkpoint,
+    found: dict[str, tuple[int, int]],
+    tensors: dict[str, TensorInfo],
+    trust_remote_code: bool,
+) -> tuple[Checkpoint, DecoderLinears, tuple[Linear, ...]]:
+    """What the folder was made of: ``found`` matrices (outputs, inputs) by base name, other ``tensors``; its
+    decoder's matrices, and those of them that were found.
+
+    Errors: BadInput where one is none of its model's; Unsupported where transformers lacks the architecture.
+    """
+    said = config["quantization_config"]
     # a bias beside packed tensors is a tensor of the source
     tensors |= {f"{b}.bias": i for b in found if (i := stored.tensors.get(f"{b}.bias"))}
     float_dtype = next((info.dtype for info in tensors.values() if info.dtype in FLOATS), "F32")
@@ -78,7 +97,7 @@ def stored_packed(folder: Path, *, trust_remote_code: bool = False) -> Stored:
 
     # What is part of a tensor that the folder tells of is no tensor of its own.
     parts = {linear.name for linear in decoder_linears(source())} if told else set()
-    for base, (outputs, inputs, _) in found.items():
+    for base, (outputs, inputs) in found.items():
         if base not in parts:
             tensors[f"{base}.weight"] = TensorInfo(f"{base}.weight", (outputs, inputs), float_dtype)
     checkpoint = source()
@@ -90,8 +109,7 @@ def stored_packed(folder: Path, *, trust_remote_code: bool = False) -> Stored:
             f"{folder}: {odd[0]} is no matrix of its model's decoder layers; "
             "fetch config and weights of one model"
         )
-    format = made(bits, group_size, symmetric, linears, decoder, tuple(special.items()))
-    return Stored(folder, checkpoint, format)
+    return checkpoint, decoder, linears
 
 
 def _told_grid(folder: Path, rules: Any, name: str, usual: Grid) -> Grid:

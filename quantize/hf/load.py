@@ -307,5 +307,6 @@ def load_compressed_tensors(
     if hasattr(model, "ct_decompress_hook"):
         with quiet():
             model.hf_quantizer.compressor.decompress_model(model)
+        unquantized_in(model, torch_dtype(dtype))  # weights of 4-bit floats come in bfloat16
     loaded: PreTrainedModel = model
     return loaded

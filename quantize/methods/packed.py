@@ -1,5 +1,5 @@
-"""What GPTQ, AWQ and rounding to nearest plan alike: which matrices of the decoder are packed, in groups of
-what size, and why others are not."""
+"""What GPTQ, AWQ, rounding to nearest and compressed-tensors plan alike: which matrices of the decoder are
+packed, in groups of what size, and why others are not."""
 
 import re
 from abc import abstractmethod
@@ -68,6 +68,12 @@ class Packing:
     short: str
     skip: tuple[str, ...] = ()
     overrides: tuple[Override, ...] = ()
+    #: of ``skip``, those that need not fit any
+    usual: tuple[str, ...] = ()
+
+    def made(self, group_size: int, linears: tuple[Linear, ...], decoder: DecoderLinears) -> PackedFormat:
+        kind = AwqFormat if self.format == "awq" else GptqFormat
+        return kind(self.bits, group_size, self.symmetric, linears, decoder)
 
     def multiples(self, linear: Linear) -> tuple[int, int]:
         """Its inputs and outputs must be multiples of these to be packed, and to be computed with."""
@@ -154,8 +160,7 @@ def plan_packing(checkpoint: Checkpoint, packing: Packing) -> Planned:
             "try a gguf, quanto or bnb recipe"
         )
     size = _group_size(checkpoint, linears, packing)
-    kind = AwqFormat if packing.format == "awq" else GptqFormat
-    format = kind(packing.bits, size, packing.symmetric, linears, decoder)
+    format = packing.made(size, linears, decoder)
     special = {each.name: given.grid(format.grid) for each in linears if (given := packing.given(each))}
     others = tuple((name, grid) for name, grid in special.items() if grid != format.grid)
     format = replace(format, special=others)
@@ -183,7 +188,7 @@ def _skipped(checkpoint: Checkpoint, decoder: DecoderLinears, packing: Packing) 
     overrides = {each.pattern: "overrides" for each in packing.overrides}
     for pattern, where in {**dict.fromkeys(packing.skip, "skip"), **overrides}.items():
         mine = [linear for linear in decoder if re.search(pattern, linear.name)]
-        if not mine:
+        if not mine and pattern not in packing.usual:
             some = next(iter(decoder), None)
             raise BadInput(
                 f"{checkpoint.source}: {where}={pattern} fits no matrix of its decoder layers"

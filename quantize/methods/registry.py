@@ -23,6 +23,7 @@ METHODS: dict[str, str] = {
     "gptq": "quantize.methods.gptq:Gptq",
     "awq": "quantize.methods.awq:Awq",
     "rtn": "quantize.methods.rtn:Rtn",
+    "ct": "quantize.methods.compressed_tensors:Ct",
     "quanto": "quantize.methods.quanto:Quanto",
     "bnb": "quantize.methods.bitsandbytes:BitsAndBytes",
 }

@@ -101,7 +101,7 @@ def clip(weight: "torch.Tensor", blocks: "torch.Tensor", grid: Grid) -> Codes:
     rounding changes and M the group's ``blocks`` (g, size, size), X^T X of its inputs, to any scale.
 
     ``POINTS`` shares of the range that the extremes span, then ``REFINEMENTS`` steps of least squares for the
-    scale with the codes held fixed. Rounded to nearest; scales are those that float16 holds. Source: AWQ
+    scale with the codes held fixed. Rounded to nearest; scales are those that the file holds. Source: AWQ
     section 5.1 and llm-awq, ``auto_clip``, which look at 512 tokens and clip only.
     """
     import torch
@@ -124,7 +124,7 @@ def _clipped(
     best = torch.full_like(extremes, torch.inf), extremes, low, values
 
     def tried(step: "torch.Tensor", zero: "torch.Tensor", best: Any) -> Any:
-        step = stored_scale(step)
+        step = stored_scale(step, grid.scales)
         whole = steps(values, 1 / step, -zero, grid.top - zero)
         change = whole * step - values
         found = (torch.bmm(change, blocks) * change).sum(2, keepdim=True), step, zero, whole

@@ -83,7 +83,9 @@ def solve(
     if refinements:
         damped = hessian.to(weight.dtype, copy=True)
         damped.diagonal().add_(damping_used * hessian.diagonal().mean())
-        whole, levels = refined(weight, damped, places, whole, levels, refinements, block=block, run=run)
+        whole, levels = refined(
+            weight, damped, places, whole, levels, refinements, block=block, run=run, held_in=grid.scales
+        )
         errors = columns - levels.values(whole)
         loss = (((damped[places][:, places] @ errors) * errors).sum(0)).double().sum()
     else:

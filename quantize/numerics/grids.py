@@ -2,7 +2,7 @@
 half precision and one zero point each, and the codes chosen on them."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     import torch
@@ -18,13 +18,17 @@ class Grid:
     ``group_size`` consecutive inputs of a row share a scale and a zero point; -1: the whole row does.
     ``symmetric``: the zero point is 2**(bits - 1), and a scale may be negative, which puts the one level more
     of negative values on the other side. Else each group has its own zero point, ``lowest_zero`` or more (1
-    for a file that cannot express 0), and scales are positive.
+    for a file that cannot express 0), and scales are positive. ``scales``: what the file holds them in;
+    bfloat16 holds those of float16 rounded. ``positive``: no scale is negative, where kernels may expect
+    that.
     """
 
     bits: int
     group_size: int
     symmetric: bool
     lowest_zero: int = 0
+    scales: Literal["float16", "bfloat16"] = "float16"
+    positive: bool = False
 
     @property
     def top(self) -> int:
@@ -46,8 +50,8 @@ class Grid:
 
 @dataclass(frozen=True)
 class Codes:
-    """A quantized matrix: ``codes`` (o, i) uint8, ``scales`` (o, g) float32 that float16 holds exactly,
-    ``zeros`` (o, g) int32."""
+    """A quantized matrix: ``codes`` (o, i) uint8, ``scales`` (o, g) float32 that ``Grid.scales`` holds
+    exactly, ``zeros`` (o, g) int32."""
 
     codes: "torch.Tensor"
     scales: "torch.Tensor"
@@ -63,14 +67,16 @@ class Codes:
         return (steps.to(torch.float32) * self.scales[..., None]).flatten(1)
 
 
-def stored_scale(scale: "torch.Tensor") -> "torch.Tensor":
+def stored_scale(scale: "torch.Tensor", held_in: str = "float16") -> "torch.Tensor":
     """``scale`` rounded to float16 (to nearest even), in its own dtype; what would become 0 is the smallest
     number of float16 and what would become infinite the largest, with its sign, so that a code always means
-    something."""
+    something. ``held_in`` bfloat16: rounded to that afterwards."""
     import torch
 
-    held = scale.abs().clamp(SMALLEST_SCALE, LARGEST_SCALE).to(torch.float16).to(scale.dtype)
-    return held.copysign(scale)
+    held = scale.abs().clamp(SMALLEST_SCALE, LARGEST_SCALE).to(torch.float16)
+    if held_in == "bfloat16":
+        held = held.to(torch.bfloat16)
+    return held.to(scale.dtype).copysign(scale)
 
 
 def steps(

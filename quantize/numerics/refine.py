@@ -19,9 +19,14 @@ RIDGE = 1e-6
 
 
 def refit(
-    products: "torch.Tensor", hessian: "torch.Tensor", whole: "torch.Tensor", scales: "torch.Tensor"
+    products: "torch.Tensor",
+    hessian: "torch.Tensor",
+    whole: "torch.Tensor",
+    scales: "torch.Tensor",
+    held_in: str = "float16",
 ) -> "torch.Tensor":
-    """Scales (o, g), rounded to float16, that make (w - q) H (w - q)^T least for q = scale * ``whole``.
+    """Scales (o, g), rounded to float16 (then to bfloat16, if ``held_in``), that make (w - q) H (w - q)^T
+    least for q = scale * ``whole``.
 
     ``products`` (o, i): the weights w times ``hessian`` (i, i); ``whole`` (o, i): the steps code - zero;
     ``scales`` (o, g) as they are. Arithmetic is in the dtype of ``products``, the systems (g, g) of the rows
@@ -47,6 +52,8 @@ def refit(
     rounded = found.to(torch.float32).to(torch.float16).to(torch.float64)
     moved = found / old
     fits = unused | ((moved > 1 / MOST) & (moved < MOST) & ((rounded - found).abs() <= 2**-10 * found.abs()))
+    if held_in == "bfloat16":
+        rounded = rounded.to(torch.bfloat16).to(torch.float64)
     return torch.where(fits.all(-1, keepdim=True), rounded, old).to(scales.dtype)
 
 
@@ -78,6 +85,7 @@ def refined(
     *,
     block: int = BLOCK,
     run: Block = torch_block,
+    held_in: str = "float16",
 ) -> "tuple[torch.Tensor, Levels]":
     """``rounds`` times scales and codes in turn, then scales once more: (steps, levels).
 
@@ -90,7 +98,7 @@ def refined(
     products = weight @ hessian
     columns, turned = weight[:, places].T.contiguous(), hessian[places][:, places]
     for number in range(rounds + 1):
-        scales = refit(products, hessian, whole[back].T.contiguous(), levels.scale.T)
+        scales = refit(products, hessian, whole[back].T.contiguous(), levels.scale.T, held_in)
         levels = replace(levels, scale=scales.T.contiguous())
         if number < rounds:
             whole = sweep(columns, turned, whole, levels, block=block, run=run)

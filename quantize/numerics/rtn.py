@@ -52,12 +52,13 @@ def find_grid(
     points: int = POINTS,
     search: "Search | None" = None,
 ) -> "tuple[torch.Tensor, torch.Tensor]":
-    """Scales (o, g) float32 that float16 holds, and zero points (o, g) int32, for ``weight`` (o, i).
+    """Scales (o, g) float32 that ``grid.scales`` holds, and zero points (o, g) int32, for ``weight`` (o, i).
 
     ``points`` 1: from the extremes of each group (0 among them). More: that many scales, in equal steps from
     the one that clips nothing to a share of the extremes' (``NARROWEST``), and for symmetric grids their
     negatives, then ``REFINEMENTS`` steps of least squares for the scale with the codes held fixed; the least
-    sum of importance * (weight - value)**2 wins, where values are those of the scale as float16 holds it.
+    sum of importance * (weight - value)**2 wins, where values are those of the scale as float16 holds it. For
+    bfloat16 the winner is rounded.
     ``importance`` (i,), not negative; None: ones. ``search`` does it; None: ``torch_search``.
 
     Errors: StepFailed where a weight is not finite, or so large that float16 holds no scale for it;
@@ -78,7 +79,8 @@ def find_grid(
     shares = torch.ones(inputs) if importance is None else importance
     shares = shares.to(weight.device, weight.dtype)
     scales, zeros = (search or torch_search)(weight, shares, grid, _factors(grid, points))
-    return scales.to(torch.float32), zeros.to(torch.int32)
+    scales = scales.to(torch.float32)
+    return scales if grid.scales == "float16" else stored_scale(scales, grid.scales), zeros.to(torch.int32)
 
 
 def _factors(grid: Grid, points: int) -> list[float]:
@@ -87,7 +89,8 @@ def _factors(grid: Grid, points: int) -> list[float]:
         return [1.0]
     widest = grid.top / 2 / (grid.middle - 1) if grid.symmetric else grid.top / (grid.top - 1)
     sizes = [widest + (NARROWEST[grid.bits] - widest) * step / (points - 1) for step in range(points)]
-    return [sign * size for size in sizes for sign in ((1, -1) if grid.symmetric else (1,))]
+    both = grid.symmetric and not grid.positive
+    return [sign * size for size in sizes for sign in ((1, -1) if both else (1,))]
 
 
 def torch_search(

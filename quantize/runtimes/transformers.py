@@ -80,8 +80,6 @@ class TransformersRuntime(FolderRuntime):
             load.compute_dtype(load.stored_dtype(config), self._run, exact),
             self._run.trust_remote_code,
         )
-        if self.format == "compressed-tensors":
-            return load.load_compressed_tensors(self.folder, dtype, self._device, trust_remote_code=trust)
         made_by = stored_as(self.format) if self.format != "dense" else None
         if made_by is not None:
             return made_by.open(self.folder, dtype, self._device, exact, trust)

@@ -4,6 +4,7 @@ hub."""
 from pathlib import Path
 
 from quantize.checkpoint.checkpoint import Checkpoint
+from quantize.sources.compressed_tensors import CompressedTensors
 from quantize.sources.dequantized import Make, open_dequantized, quant_method
 from quantize.sources.fp8 import float8
 from quantize.sources.gguf_file import open_gguf
@@ -12,7 +13,9 @@ from quantize.sources.mxfp4 import Mxfp4Tensors
 from quantize.staging import sweep_temporary
 
 #: what quantization_config calls a way that is undone exactly -> its tensors
-UNDONE: dict[str, Make] = {"fp8": float8, "mxfp4": Mxfp4Tensors}
+UNDONE: dict[str, Make] = {
+    "fp8": float8, "mxfp4": Mxfp4Tensors, "compressed-tensors": CompressedTensors,
+}  # fmt: skip
 
 
 def open_checkpoint(

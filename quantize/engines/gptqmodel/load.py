@@ -47,7 +47,7 @@ def load_packed(
         )
     if who == GPTQMODEL:
         return _load_by_engine(folder, dtype, device, trust_remote_code, exact)
-    return _load_unpacked(stored, dtype, device, trust_remote_code)
+    return load_unpacked(stored, dtype, device, trust_remote_code)
 
 
 def _plain_kernels(folder: Path) -> Any:
@@ -61,7 +61,7 @@ def _plain_kernels(folder: Path) -> Any:
     return GPTQConfig(bits=stored["bits"], backend="torch")
 
 
-def _load_unpacked(stored: Stored, dtype: str, device: str, trust: bool) -> "PreTrainedModel":
+def load_unpacked(stored: Stored, dtype: str, device: str, trust: bool) -> "PreTrainedModel":
     """The plain model, on weights that this program's reader gives."""
     import torch
 

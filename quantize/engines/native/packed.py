@@ -19,12 +19,17 @@ READERS = {"vllm": "vLLM", "sglang": "SGLang"}
 def write_configs(
     checkpoint: Checkpoint, format: PackedFormat, stage: Path, settings: dict[str, Any] | None = None
 ) -> None:
-    """config.json and quantize_config.json; ``settings``: of the method, for who reads the latter."""
+    """config.json and, where the format has it, quantize_config.json; ``settings``: of the method, for who
+    reads the latter."""
     quantizer = [f"quantwright:{metadata.version('quantwright')}"]
     if format.storage == "gptq" and not format.symmetric:
         quantizer.append(SAFE_ZEROS)
-    quantization = {**format.config(checkpoint, {"quantizer": quantizer}), **(settings or {})}
+    quantization = format.config(checkpoint, {"quantizer": quantizer})
+    if format.second_config:
+        quantization |= settings or {}
     write_config(stage, {**checkpoint.config, "quantization_config": quantization})
+    if not format.second_config:
+        return
     (stage / "quantize_config.json").write_text(json.dumps(quantization, indent=2) + "\n", encoding="utf-8")
 
 
@@ -43,13 +48,16 @@ def openers(format: PackedFormat, stage: Path) -> tuple[tuple[str, ...], list[No
         what = "transformers' own loader cannot open it: use GPTQModel.load"
         return others, [Note(tensor="*", what=what, why=why)]
     if who == OWN:
-        why = "transformers has no layer for some of its packed weights; they are unpacked while it is loaded"
         readers = ", ".join(("quantwright", *(READERS[name] for name in others)))
-        what = f"{readers} read experts one by one; transformers and GPTQModel cannot open it"
-        if not others:
+        why = "transformers has no layer for some of its packed weights; they are unpacked while it is loaded"
+        what = f"{readers} read experts one by one; {format.not_opened_by} cannot open it"
+        if format.storage == "compressed-tensors" and not format.symmetric:
+            why = "transformers makes room for zero points that are not packed, and refuses these"
+            what = f"{readers} read it; transformers cannot open it"
+        elif not others:
             what = "only quantwright is known to open it"
         return (OWN, *others), [Note(tensor="*", what=what, why=why)]
-    if format.beside():
+    if format.beside() and GPTQMODEL in format.loads_in:
         why = "it looks for the names that transformers gives to layers, and for what reads images"
         what = "GPTQModel's own loader is not known to open it"
         return tuple(name for name in format.loads_in if name != GPTQMODEL), [

@@ -10,7 +10,7 @@ from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.checkpoint.tensors import Entry, write_folder
 from quantize.dtypes import STORED
 
-_NAMES = {"int32": "I32", "float16": STORED["float16"]}
+_NAMES = {"int32": "I32", "float16": STORED["float16"], "int64": "I64", "uint8": "U8", "int8": "I8"}
 
 
 class Spool:

@@ -122,7 +122,7 @@ def write_packed(
     with held_folder(run.scratch or stage, ".quantwright-engine-") as scratch, Spool(scratch) as spool:
         for name, linear in done.linears.items():
             for tensor, array in format.pack(linear, done.codes(name)).items():
-                spool.add(tensor, array)
+                spool.add(tensor, array, format.stored_type(tensor))
         for name, values in done.changed.items():
             info = checkpoint.tensors[name]
             raw = torch_bytes(values).view(f"<u{values.element_size()}").reshape(info.shape)

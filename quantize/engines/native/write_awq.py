@@ -20,7 +20,7 @@ from quantize.engines.native.layers import quantized_layers
 from quantize.engines.native.packed import write_configs
 from quantize.engines.native.precision import arithmetic_of
 from quantize.engines.native.write import check_text, write_packed
-from quantize.formats.awq import AwqFormat
+from quantize.formats.packed import PackedFormat
 from quantize.hf.conversions import parameter_parts
 from quantize.hf.matrices import Linear
 from quantize.hf.names import empty_model
@@ -33,7 +33,7 @@ _NUMBERS = re.compile(r"(?<=\.)\d+(?=\.)")
 
 def write_awq(
     checkpoint: Checkpoint,
-    format: AwqFormat,
+    format: PackedFormat,
     stage: Path,
     run: RunOptions,
     calibration: Calibration,
@@ -91,7 +91,7 @@ def _single(checkpoint: Checkpoint) -> dict[str, str]:
 
 
 def _folds(
-    checkpoint: Checkpoint, format: AwqFormat, rows: np.ndarray, run: RunOptions, single: Mapping[str, str]
+    checkpoint: Checkpoint, format: PackedFormat, rows: np.ndarray, run: RunOptions, single: Mapping[str, str]
 ) -> dict[str, tuple[Fold, ...]]:
     """By name of the layer. In float32, whatever the pass over the whole text computes in."""
     assert format.decoder is not None

@@ -58,3 +58,14 @@ def test_auto_keeps_the_digest_that_128_has() -> None:
     assert parse_recipe("gptq-int4").short == "gptq-int4"
     assert parse_recipe("gptq-int4:group_size=128").short == "gptq-int4:group_size=128"
     assert parse_recipe("gptq-int4:group_size=64").digest != digest
+
+
+def test_of_two_spellings_with_one_digest_both_make_the_same_bytes() -> None:
+    """Of compressed-tensors: ``ct-w8a16`` has whole rows, which its digest says."""
+    digests = {
+        spelled: parse_recipe(spelled).digest
+        for spelled in ("ct-w4a16", "ct-w4a16:group_size=128", "ct-w8a16", "ct-w8a16:group_size=128")
+    }
+    assert digests["ct-w4a16"] == digests["ct-w4a16:group_size=128"]
+    assert len(set(digests.values())) == 3
+    assert parse_recipe("ct-w8a16").short == "ct-w8a16"

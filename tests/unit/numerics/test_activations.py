@@ -44,3 +44,45 @@ def test_q8_k_equals_a_float64_loop() -> None:
 def test_halves(kind: str, dtype: torch.dtype) -> None:
     x = torch.from_numpy(heavy_tailed(2, 5))
     assert torch.equal(round_activations(x, kind), x.to(dtype).float())
+
+
+def of_the_library(scheme: str, x: "torch.Tensor") -> "torch.Tensor":
+    """What the library does to activations, whatever the weights."""
+    pytest.importorskip("compressed_tensors")
+    from compressed_tensors.quantization import QuantizationStatus
+    from compressed_tensors.quantization.lifecycle.forward import forward_quantize
+    from compressed_tensors.quantization.quant_scheme import preset_name_to_scheme
+
+    module = torch.nn.Linear(4, 4)
+    module.input_global_scale = torch.tensor([64.0]) if scheme == "NVFP4" else None
+    module.quantization_status = QuantizationStatus.COMPRESSED
+    return forward_quantize(
+        module, x.clone(), "input", preset_name_to_scheme(scheme, ["Linear"]).input_activations
+    )
+
+
+@pytest.mark.parametrize("shape", [(2, 7, 256), (9, 256)])
+@pytest.mark.parametrize(
+    ("scheme", "kind"),
+    [
+        ("FP8_DYNAMIC", "fp8_token"),
+        ("W8A8", "int8_token"),
+        ("FP8_BLOCK", "fp8_g128"),
+        ("MXFP4", "mxfp4_g32"),
+        ("NVFP4", "nvfp4_g16_64.0"),
+    ],
+)
+def test_activations_of_compressed_tensors(scheme: str, kind: str, shape: tuple[int, ...]) -> None:
+    """Bit by bit. Sizes from 2^-20 up, a token of zeros."""
+    x = torch.from_numpy(heavy_tailed(int(np.prod(shape[:-1])), 256)).reshape(shape)
+    x[..., 0, :] = 0
+    x[..., 1, :] *= 2.0**-20
+    x[..., 2, 5] = 1e4
+    assert torch.equal(round_activations(x, kind), of_the_library(scheme, x))
+
+
+@pytest.mark.parametrize("kind", ["fp8", "int8"])
+def test_each_token_by_itself(kind: str) -> None:
+    x = torch.from_numpy(heavy_tailed(5, 64))
+    alone = [round_activations(row[None, None], f"{kind}_token")[0] for row in x]
+    assert torch.equal(round_activations(x, f"{kind}_row"), torch.cat(alone))

@@ -248,7 +248,8 @@ def test_pareto_against_brute_force(seed: int) -> None:
     ("recipe", "expected"),
     [("gguf-q4_k_m", "GGUF"), ("gptq:bits=3", "GPTQ"), ("awq-int4", "AWQ"), ("quanto-int8", "quanto"),
      ("bnb-nf4", "bitsandbytes"),
-     ("bfloat16", "unquantized"), ("model.Q4_K_M.gguf", "GGUF"), ("compressed-tensors", "other")],
+     ("bfloat16", "unquantized"), ("model.Q4_K_M.gguf", "GGUF"), ("compressed-tensors", "compressed-tensors"),
+     ("ct-w4a16:by=gptq", "compressed-tensors"), ("hqq-int4", "other")],
 )  # fmt: skip
 def test_family(recipe: str, expected: str) -> None:
     assert family(Subject(name=recipe, recipe=recipe)) == expected

@@ -1,0 +1,135 @@
+"""compressed-tensors without calibration, beside copying the checkpoint and llm-compressor's own data-free
+path: seconds, the processor's seconds and the most memory that each process held.
+
+python -m benchmarks.peers.compressed_tensors WORKDIR [--weights 1.24e9] [--recipes ct-fp8-dynamic,ct-w4a16]
+                                              [--threads 2] [--llm-compressor FOLDER]
+
+The checkpoint is one of Llama 3.2 1B's shape with random weights in bfloat16; fewer ``--weights`` are fewer
+layers. ``--llm-compressor``: a folder that holds it (an unpacked wheel; ``compressed-tensors`` is there
+already). Each process runs alone; outputs are removed.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+from quantize.checkpoint.tensors import Entry, write_config, write_folder
+
+HIDDEN, INNER, LAYERS, HEADS, GROUPS, VOCABULARY = 2048, 8192, 16, 32, 8, 128256
+TOKENIZER = Path(__file__).parents[2] / "demo" / "checkpoint"
+#: llm-compressor's name of the scheme of a recipe
+SCHEMES = {
+    "ct-fp8-dynamic": "FP8_DYNAMIC", "ct-fp8-block": "FP8_BLOCK", "ct-int8": "W8A8", "ct-w4a16": "W4A16",
+    "ct-nvfp4a16": "NVFP4A16", "ct-mxfp4": "MXFP4", "ct-mxfp4a16": "MXFP4A16",
+}  # fmt: skip
+THEIRS = """
+import sys
+from llmcompressor import model_free_ptq
+source, target, scheme, workers = sys.argv[1:]
+model_free_ptq(source, target, scheme=scheme, ignore=["lm_head", "re:.*embed_tokens.*"],
+max_workers=int(workers), device="cpu")
+"""
+
+
+def make_checkpoint(folder: Path, weights: float) -> None:
+    """Evenly spread numbers between -0.04 and 0.04: searches take as long as on any."""
+    layer = 2 * HIDDEN * HIDDEN * (1 + GROUPS / HEADS) + 3 * HIDDEN * INNER
+    layers = max(1, min(LAYERS, round((weights - VOCABULARY * HIDDEN) / layer)))
+    shapes = {"model.embed_tokens.weight": (VOCABULARY, HIDDEN), "model.norm.weight": (HIDDEN,)}
+    for number in range(layers):
+        name, keys = f"model.layers.{number}", HIDDEN * GROUPS // HEADS
+        for part, shape in (
+            ("self_attn.q_proj", (HIDDEN, HIDDEN)), ("self_attn.k_proj", (keys, HIDDEN)),
+            ("self_attn.v_proj", (keys, HIDDEN)), ("self_attn.o_proj", (HIDDEN, HIDDEN)),
+            ("mlp.gate_proj", (INNER, HIDDEN)), ("mlp.up_proj", (INNER, HIDDEN)),
+            ("mlp.down_proj", (HIDDEN, INNER)), ("input_layernorm", (HIDDEN,)),
+            ("post_attention_layernorm", (HIDDEN,)),
+        ):  # fmt: skip
+            shapes[f"{name}.{part}.weight"] = shape
+    random = np.random.default_rng(0)
+
+    def data(name: str) -> np.ndarray:
+        values = (random.random(shapes[name], np.float32) - np.float32(0.5)) * np.float32(0.08)
+        return (values.view(np.uint32) >> 16).astype(np.uint16)
+
+    folder.mkdir(parents=True)
+    write_folder(folder, [Entry(name, "BF16", shape) for name, shape in shapes.items()], data)
+    config = {
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "dtype": "bfloat16",
+        "hidden_size": HIDDEN, "intermediate_size": INNER, "num_hidden_layers": layers,
+        "num_attention_heads": HEADS, "num_key_value_heads": GROUPS, "head_dim": HIDDEN // HEADS,
+        "vocab_size": VOCABULARY, "tie_word_embeddings": True, "rms_norm_eps": 1e-5,
+        "max_position_embeddings": 2048,
+    }  # fmt: skip
+    write_config(folder, config)
+    for path in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(TOKENIZER / path, folder / path)
+
+
+def run(title: str, command: list[str], target: Path, paths: list[str]) -> None:
+    """One child, its figures on stdout."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([*paths, os.environ.get("PYTHONPATH", "")])}
+    begun = time.perf_counter()
+    child = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    assert child.stderr is not None
+    words = child.stderr.read().decode(errors="replace").strip().splitlines()
+    _, status, usage = os.wait4(child.pid, 0)
+    wall = time.perf_counter() - begun
+    size = sum(path.stat().st_size for path in target.rglob("*") if path.is_file()) if target.is_dir() else 0
+    figures = {
+        "what": title, "seconds": round(wall, 2), "cpu_seconds": round(usage.ru_utime + usage.ru_stime, 2),
+        "peak_memory_bytes": usage.ru_maxrss * 1024, "size_bytes": size,
+    }  # fmt: skip
+    if status:
+        figures["failed"] = (words or ["no word"])[-1][:300]
+    print(json.dumps(figures), flush=True)
+    shutil.rmtree(target, ignore_errors=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("workdir", type=Path)
+    parser.add_argument("--weights", type=float, default=1.24e9)
+    parser.add_argument("--recipes", default="ct-fp8-dynamic,ct-w4a16")
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--llm-compressor", type=Path)
+    options = parser.parse_args()
+    source, target = options.workdir / "source", options.workdir / "target"
+    if not source.is_dir():
+        make_checkpoint(source, options.weights)
+    for path in source.glob("*.safetensors"):  # into the system's cache, for all alike
+        path.read_bytes()
+    run("copy", ["cp", "-r", str(source), str(target)], target, [])
+    for recipe in options.recipes.split(","):
+        ours = [
+            sys.executable,
+            "-m",
+            "quantize.cli",
+            "convert",
+            str(source),
+            "--to",
+            recipe,
+            "-o",
+            str(target),
+        ]
+        for verify in ("none", "tensors"):
+            rest = ["--threads", str(options.threads), "--verify", verify]
+            run(f"{recipe}, verify {verify}", [*ours, *rest], target, [])
+        if options.llm_compressor and recipe in SCHEMES:
+            theirs = [
+                sys.executable, "-c", THEIRS, str(source), str(target), SCHEMES[recipe], str(options.threads),
+            ]  # fmt: skip
+            run(f"{recipe}, llm-compressor", theirs, target, [str(options.llm_compressor)])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,217 @@
+"""Weights in the schemes of compressed-tensors, rounded without calibration: tensors are read, rounded and
+written several at a time, each straight to its place in the artifact. The model is never built."""
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+
+from quantize.calibration.collectors import Largest
+from quantize.calibration.layer_pass import BATCH_TOKENS, LayerPass
+from quantize.checkpoint.checkpoint import Checkpoint
+from quantize.checkpoint.placed import PlacedFolder
+from quantize.checkpoint.tensors import Entry
+from quantize.engines.base import Computed, Engine
+from quantize.engines.native.budget import Budget
+from quantize.engines.native.precision import arithmetic_of
+from quantize.errors import QuantwrightError, StepFailed
+from quantize.formats.compressed_tensors import BLOCK, INPUTS, CtFormat
+from quantize.hf.matrices import Linear
+from quantize.kernels.grid import grid_search
+from quantize.numerics.grids import Codes
+from quantize.numerics.rtn import POINTS, round_to_nearest
+from quantize.numerics.small_floats import FloatCodes, tensor_scale, to_e4m3, to_mxfp4, to_nvfp4
+from quantize.progress import progress_bar
+from quantize.recipe import RunOptions
+
+if TYPE_CHECKING:
+    import torch
+
+
+class NativeCompressed(Engine):
+    """Made by this program; opened by transformers through the library."""
+
+    needs: ClassVar[tuple[tuple[str, str], ...]] = (("compressed-tensors", "compressed_tensors"),)
+    extra: ClassVar[str] = "compressed-tensors"
+    libraries: ClassVar[tuple[str, ...]] = ("torch", "transformers", "compressed-tensors")
+
+
+NATIVE_COMPRESSED = NativeCompressed()
+
+
+def write_compressed(
+    checkpoint: Checkpoint,
+    format: CtFormat,
+    stage: Path,
+    run: RunOptions,
+    title: str,
+    inputs: Mapping[str, float] = MappingProxyType({}),
+) -> tuple[int, Computed]:
+    """The weights' files into ``stage``; (bytes of tensor data, what was computed). ``inputs``: what scales
+    of the activations of each matrix are divided by, of schemes that have it. Errors: StepFailed where
+    a weight is not finite."""
+    computed = Computed()
+    quantized = [Entry(*each) for linear in format.linears for each in format.matrix_entries(linear)]
+    kept = [
+        Entry(name, info.dtype, info.shape)
+        for name, info in checkpoint.tensors.items()
+        if name not in format.by_source
+    ]
+    entries = sorted([*quantized, *kept], key=lambda entry: entry.name)
+    threads = run.resolved_threads
+    with (
+        PlacedFolder(stage, entries) as folder,
+        ThreadPoolExecutor(threads, thread_name_prefix="round") as pool,
+        _one_thread_each(run),
+        progress_bar(title, len(format.by_source), "tensors", run.progress) as advance,
+    ):
+        whole = dict(_tensor_scales(checkpoint, format)) if format.scheme.startswith("nvfp4") else {}
+
+        def rounded(source: str) -> None:
+            array = checkpoint.read_float32(source)
+            values = np.empty(array.shape, np.float32)
+            for linear in format.by_source[source]:
+                codes = _round(checkpoint, format, linear, array, whole.get(_module(linear), 1.0), run)
+                for name, tensor in format.pack(linear, codes).items():
+                    folder.put(name, tensor)
+                if format.measured:
+                    folder.put(f"{linear.name}.{INPUTS}", np.array([inputs[linear.name]], np.float32))
+                linear.give(values, codes.values().cpu().numpy())
+            computed.took(source, array)
+            computed.add(source, values)
+
+        def copied(name: str) -> None:
+            folder.put(name, checkpoint.read(name))
+
+        for done in _few_at_a_time(pool, threads, [(rounded, name) for name in format.by_source]):
+            done.result()
+            advance(1)
+        for done in _few_at_a_time(pool, threads, [(copied, entry.name) for entry in kept]):
+            done.result()
+        return folder.total_bytes, computed
+
+
+def input_scales(
+    checkpoint: Checkpoint, format: CtFormat, rows: np.ndarray, run: RunOptions, title: str
+) -> tuple[dict[str, float], str]:
+    """(by matrix what scales of its activations are divided by, the arithmetic that was used).
+
+    A power of two from the largest magnitude that enters the matrix when the model runs on ``rows`` (n,
+    length); of a layer's experts one for all, because loaders take one. Errors: as of ``LayerPass`` and
+    ``Budget``; StepFailed where nothing enters a matrix.
+    """
+    assert format.decoder is not None
+    wanted = {linear.name for linear in format.linears}
+    every = [tuple(each for each in layer if each.name in wanted) for layer in format.decoder.layers]
+    arithmetic, largest = arithmetic_of(run), Largest()
+    budget = Budget(checkpoint, every, run, BATCH_TOKENS)
+    with (
+        arithmetic.used(run.threads),
+        progress_bar(f"{title}: activations", len(every), "layers", run.progress) as advance,
+    ):
+        for layer in LayerPass(
+            checkpoint,
+            rows,
+            layers=format.decoder.layer_names,
+            parameters=frozenset(linear.parameter for linear in format.linears),
+            dtype=arithmetic.dtype,
+            device=run.resolved_device,
+            state_bytes=budget.state_bytes,
+            scratch=run.scratch,
+        ):
+            layer.pass_on(largest)
+            advance(1)
+    found = {parameter: max(sizes.values()) for parameter, sizes in largest.result().items()}
+    for linear in format.linears:
+        if not found.get(linear.parameter, 0.0) < float("inf"):
+            raise StepFailed(f"{checkpoint.source}: what enters {linear.name} is NaN or Inf")
+        if linear.parameter not in found:
+            raise StepFailed(
+                f"{checkpoint.source}: no token reached {linear.name}; give more calibration text"
+            )
+    return {linear.name: tensor_scale(found[linear.parameter]) for linear in format.linears}, arithmetic.name
+
+
+def _few_at_a_time(
+    pool: ThreadPoolExecutor, threads: int, work: Sequence[tuple[Callable[[str], None], str]]
+) -> "Iterator[Future[None]]":
+    """Results as they come; no more are begun than there are threads, so that an error ends it soon."""
+    waiting = iter(work)
+    running: set[Future[None]] = set()
+    while True:
+        while len(running) < threads and (following := next(waiting, None)) is not None:
+            running.add(pool.submit(following[0], following[1]))
+        if not running:
+            return
+        done, running = wait(running, return_when=FIRST_COMPLETED)
+        yield from done
+
+
+def _round(
+    checkpoint: Checkpoint, format: CtFormat, linear: Linear, array: np.ndarray, whole: float, run: RunOptions
+) -> Codes | FloatCodes:
+    """Errors: StepFailed, naming the matrix."""
+    import torch
+
+    weight = torch.from_numpy(linear.take(array)).to(run.resolved_device)
+    how = format.how
+    try:
+        if how.kind == "int":
+            return round_to_nearest(weight, format.grid, points=POINTS, search=grid_search())
+        if how.layout.startswith("nvfp4"):
+            return to_nvfp4(weight, whole)
+        if how.layout.startswith("mxfp4"):
+            return to_mxfp4(weight)
+        block = (BLOCK, BLOCK) if how.block else (1, linear.inputs)
+        return to_e4m3(weight, block, _torch_type(format.scale_type))
+    except QuantwrightError as error:
+        raise StepFailed(f"{checkpoint.source}: {linear.name}: {error}") from None
+
+
+def _torch_type(name: str) -> "torch.dtype":
+    import torch
+
+    return {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}[name]
+
+
+def _module(linear: Linear) -> str:
+    """What holds the layers that loaders join: queries, keys and values, or gate and up."""
+    return linear.name.rpartition(".")[0]
+
+
+def _tensor_scales(checkpoint: Checkpoint, format: CtFormat) -> Iterator[tuple[str, float]]:
+    """By module. One for all layers of it: loaders take the largest of those that they join, and then the
+    others' weights would be wrong."""
+    largest: dict[str, float] = {}
+    for source, linears in format.by_source.items():
+        array = checkpoint.read_float32(source)
+        for linear in linears:
+            view = linear.in_source.view(array)
+            size = max(float(view.max(initial=0)), -float(view.min(initial=0)))
+            largest[_module(linear)] = max(largest.get(_module(linear), 0.0), size)
+    for name, size in largest.items():
+        yield name, tensor_scale(size)
+
+
+class _one_thread_each:
+    """torch's own threads would be as many again for each of ours."""
+
+    def __init__(self, run: RunOptions):
+        self._before = 0
+        self._alone = run.resolved_device == "cpu" and (os.cpu_count() or 1) > 1
+
+    def __enter__(self) -> None:
+        import torch
+
+        self._before = torch.get_num_threads()
+        if self._alone:
+            torch.set_num_threads(1)
+
+    def __exit__(self, *_: object) -> None:
+        import torch
+
+        torch.set_num_threads(self._before)

@@ -1,0 +1,200 @@
+"""compressed-tensors (docs/methods/compressed-tensors.md): the schemes that vLLM serves, as llm-compressor
+writes them. Rounded here, tensor by tensor; or, of integers, with the codes of GPTQ and AWQ.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import model_validator
+
+from quantize.calibration.windows import Calibration
+from quantize.dtypes import DENSE, STORED
+from quantize.engines.base import Conversion, Engine
+from quantize.engines.gptqmodel.awq import spread_rows
+from quantize.engines.native import write as native
+from quantize.engines.native import write_awq
+from quantize.engines.native.compressed_tensors import NATIVE_COMPRESSED, input_scales, write_compressed
+from quantize.engines.native.dense import NATIVE
+from quantize.engines.native.layers import VERSION
+from quantize.engines.native.opened import load_compressed
+from quantize.engines.native.packed import write_configs
+from quantize.errors import StepFailed
+from quantize.formats.base import Format
+from quantize.formats.compressed_tensors import SCHEMES, CtFormat, Scheme
+from quantize.formats.gptq import PACKED_ROWS
+from quantize.formats.packed import PackedFormat
+from quantize.hf.load import stored_dtype
+from quantize.hf.matrices import DecoderLinears, Linear
+from quantize.methods.awq import AwqRecipe
+from quantize.methods.base import Costs, Held
+from quantize.methods.gptq import GptqRecipe
+from quantize.methods.packed import GroupSize, PackedMethod, PackedWork, Packing, Patterns, plan_packing
+from quantize.recipe import AUTO, Recipe, RunOptions
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+#: what stays beside head, routers and towers: projections into linear attention, whose state adds up errors
+USUAL = (r"linear_attn\.in_proj",)
+
+
+class CtRecipe(Recipe):
+    """``scheme``: how weights are stored, and activations rounded. ``group_size`` and ``sym``: of w4a16 and
+    w8a16; auto is 128 where it divides the inputs of every matrix, else 64, 32 or whole rows. ``by``: which
+    codes, those of rounding to nearest, or of the native GPTQ or AWQ. ``ignore``: patterns (regular
+    expressions) of names of matrices that stay as they are, instead of the usual ones."""
+
+    presets: ClassVar[dict[str, dict[str, Any]]] = {f"ct-{name}": {"scheme": name} for name in SCHEMES} | {
+        "ct-w8a16": {"scheme": "w8a16", "group_size": -1}
+    }
+    automatic: ClassVar[dict[str, Any]] = {"group_size": 128}
+
+    method: Literal["ct"] = "ct"
+    scheme: Literal[
+        "fp8-dynamic", "fp8-block", "int8", "w8a16", "w4a16", "nvfp4a16", "nvfp4", "mxfp4a16", "mxfp4"
+    ] = "fp8-dynamic"  # fmt: skip
+    group_size: GroupSize = "auto"
+    sym: bool = True
+    by: Literal["rtn", "gptq", "awq"] = "rtn"
+    ignore: Patterns = USUAL
+
+    @model_validator(mode="after")
+    def _fits(self) -> "CtRecipe":
+        if SCHEMES[self.scheme].group and (self.group_size != AUTO or not self.sym):
+            raise ValueError(
+                f"{self.scheme} says itself what shares a scale; group_size and sym are of w4a16"
+            )
+        if self.scheme not in ("w4a16", "w8a16") and self.by != "rtn":
+            raise ValueError(f"by={self.by} makes codes of integers: it goes with w4a16 and w8a16")
+        if self.by == "awq" and (self.scheme != "w4a16" or self.group_size not in (AUTO, -1, 32, 64, 128)):
+            raise ValueError("by=awq goes with w4a16 in groups of 32, 64, 128 or -1")
+        if not self.sym and self.scheme == "w8a16":
+            raise ValueError("w8a16 is symmetric")
+        return self
+
+    @property
+    def calibrated(self) -> bool:  # type: ignore[override]
+        return self.by != "rtn" or self.scheme == "nvfp4"
+
+
+@dataclass(frozen=True)
+class CtPacking(Packing):
+    scheme: str = "w4a16"
+    scale_type: str = "BF16"
+    folded: bool = False
+
+    @property
+    def how(self) -> Scheme:
+        return SCHEMES[self.scheme]
+
+    def multiples(self, linear: Linear) -> tuple[int, int]:
+        """Whole words and bytes, whole groups of the schemes that fix them, and of blocks whole groups of
+        activations."""
+        if self.how.group == 0:
+            return PACKED_ROWS[self.bits], 1 if self.symmetric else PACKED_ROWS[self.bits]
+        return max(1, self.how.group), 1
+
+    def made(self, group_size: int, linears: tuple[Linear, ...], decoder: DecoderLinears) -> PackedFormat:
+        return CtFormat(
+            self.bits,
+            group_size,
+            self.symmetric,
+            linears,
+            decoder,
+            scheme=self.scheme,
+            scale_type=self.scale_type,
+            folded=self.folded,
+        )
+
+
+class Ct(PackedMethod[CtRecipe]):
+    recipe_class: ClassVar[type[Recipe]] = CtRecipe
+    format: ClassVar[type[Format]] = CtFormat
+    engine: ClassVar[Engine] = NATIVE_COMPRESSED
+    costs: ClassVar[Costs] = Costs(
+        start_s=5, seconds=0.2, base_bytes=500 << 20, bench_bytes=700 << 20, eval_bytes=760 << 20, copies=0.5
+    )
+    summary: ClassVar[str] = (
+        "compressed-tensors for vLLM and transformers: FP8, INT8, 4 bits in groups, NVFP4, MXFP4; "
+        "uncalibrated, or with the codes of GPTQ or AWQ"
+    )
+
+    def work(self, held: Held, recipe: CtRecipe) -> "CtWork":
+        how, checkpoint = SCHEMES[recipe.scheme], held.checkpoint
+        size: int | str = how.group or recipe.group_size
+        named = stored_dtype(checkpoint.config)
+        kind = named if "dtype" in checkpoint.config or "torch_dtype" in checkpoint.config else ""
+        scale_type = STORED[kind] if kind in DENSE else checkpoint.dtype
+        packing = CtPacking(
+            "compressed-tensors",
+            how.bits,
+            size,
+            recipe.sym,
+            recipe.short,
+            skip=recipe.ignore,
+            usual=USUAL,
+            scheme=recipe.scheme,
+            scale_type=scale_type if scale_type in ("BF16", "F16", "F32") else "F32",
+            folded=recipe.by == "awq",
+        )
+        return CtWork(held, recipe, plan_packing(checkpoint, packing))
+
+    def open(
+        self, folder: Path, dtype: str, device: str, exact: bool, trust_remote_code: bool
+    ) -> "PreTrainedModel":
+        return load_compressed(folder, dtype, device, trust_remote_code=trust_remote_code)
+
+
+class CtWork(PackedWork[CtRecipe]):
+    @property
+    def engine(self) -> str:
+        return f"native {VERSION}" if self.recipe.calibrated else ""
+
+    @property
+    def chosen(self) -> str:
+        return super().chosen if SCHEMES[self.recipe.scheme].group == 0 else ""
+
+    def make(self, stage: Path, run: RunOptions, calibration: Calibration | None) -> Conversion:
+        recipe, format = self.recipe, self.planned.format
+        assert isinstance(format, CtFormat)
+        if recipe.calibrated and calibration is None:
+            raise StepFailed(f"{recipe.short} needs a calibration text; give --calibration")
+        if recipe.by == "rtn":
+            scales: dict[str, float] = {}
+            details: dict[str, Any] = {}
+            if calibration is not None:
+                native.check_text(calibration)
+                rows = calibration.ids
+                scales, dtype = input_scales(self.checkpoint, format, rows, run, recipe.short)
+                details = {"compute_dtype": dtype, "calibration_tokens_used": int(rows.size)}
+            size, computed = write_compressed(self.checkpoint, format, stage, run, recipe.short, scales)
+            write_configs(self.checkpoint, format, stage)
+            return Conversion(size, NATIVE.label, libraries=("torch",), computed=computed, details=details)
+        assert calibration is not None
+        if recipe.by == "awq":
+            rows = spread_rows(calibration.ids, AwqRecipe().search_tokens)
+            return write_awq.write_awq(
+                self.checkpoint,
+                format,
+                stage,
+                run,
+                calibration,
+                rows,
+                key=recipe.canonical,
+                title=recipe.short,
+            )
+        usual = GptqRecipe()
+        choices = native.GptqChoices(
+            usual.damp_percent, usual.order, usual.true_sequential, usual.refinements, usual.on_failure
+        )
+        return native.write_gptq(
+            self.checkpoint,
+            format,
+            stage,
+            run,
+            calibration,
+            choices,
+            key=recipe.canonical,
+            title=recipe.short,
+        )

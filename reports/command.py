@@ -10,12 +10,13 @@ from quantize.errors import BadInput
 from quantize.terminal import emit_json, log, say
 from quantize.units import parse_size
 from reports import build
-from reports.card import CardOptions
+from reports.card import CardOptions, check_repo_id
 from reports.changes import changes
 from reports.compare import compare
+from reports.hub import read_existing, upload
 from reports.load import load
 from reports.memory import find_shapes, read_shape
-from reports.publish import prepare, upload, write_repository
+from reports.publish import prepare, write_repository
 from reports.recommend import Limits, to_json
 from reports.recommend import recommend as decide
 from reports.terminal import print_advice, print_changes, print_rows
@@ -170,10 +171,15 @@ def _share(text: str | None, option: str) -> float | None:
     help="name of the person or organisation that quantized it  [default: the user part of --repo]",
 )
 @click.option("--private", is_flag=True, help="create the repository private")
-@click.option("--revision", help="branch to upload to  [default: main]")
+@click.option("--revision", help="branch to upload to, created where it does not exist  [default: main]")
+@click.option("--collection", help="title of your collection to put the repository in, created where needed")
+@click.option("--add", is_flag=True, help="publish into a repository that holds other files too")
 @click.option("--message", help="commit message")
 @click.option(
     "--allow-unverified", is_flag=True, help="publish artifacts that were converted with --verify none"
+)
+@click.option(
+    "--allow-no-derivatives", is_flag=True, help="publish though the licence forbids derivatives (ND)"
 )
 @click.option("--dry-run", is_flag=True, help="upload nothing: write the repository to -o")
 @click.option(
@@ -192,8 +198,11 @@ def publish(
     quantized_by: str | None,
     private: bool,
     revision: str | None,
+    collection: str | None,
+    add: bool,
     message: str | None,
     allow_unverified: bool,
+    allow_no_derivatives: bool,
     dry_run: bool,
     out: Path | None,
     force: bool,
@@ -201,19 +210,41 @@ def publish(
 ) -> int:
     """Make a Hub repository of ARTIFACTs with a model card that shows the measured numbers, and upload it.
 
-    Several GGUF artifacts go into one repository. HF_TOKEN holds the token, HF_ENDPOINT the Hub.
+    Several GGUF artifacts go into one repository, one commit each. What is there already stays, as does what
+    you wrote in its card between <!-- keep --> and <!-- /keep -->. HF_TOKEN holds the token, HF_ENDPOINT the
+    Hub.
     """
     if dry_run and out is None:
         raise BadInput("publish --dry-run: give -o DIR, the folder to write the repository to")
     options = CardOptions(repo, base_model, license_id, license_name, license_link, quantized_by)
-    repository = prepare(list(artifacts), list(runs), options, allow_unverified=allow_unverified, say=log)
+    check_repo_id(repo)
+    existing = None if dry_run else read_existing(repo, revision)
+    repository = prepare(
+        list(artifacts),
+        list(runs),
+        options,
+        allow_unverified=allow_unverified,
+        allow_no_derivatives=allow_no_derivatives,
+        existing=existing,
+        add=add,
+        say=log,
+    )
     if out is not None:
         write_repository(repository, out, force, [*artifacts, *runs])
     document: dict[str, Any] = {"repo": repo, "files": sorted(repository.files), "dry_run": dry_run}
     if out is not None:
         document["folder"] = str(out)
     if not dry_run:
-        document["url"] = upload(repository, private=private, revision=revision, message=message, say=log)
+        document["url"] = upload(
+            repo,
+            repository.commits,
+            existing=existing,
+            private=private,
+            revision=revision,
+            message=message,
+            collection=collection,
+            say=log,
+        )
     if as_json:
         emit_json(document)
     else:

@@ -1,18 +1,18 @@
 """A Hub repository of verified artifacts: put together, written to a folder, uploaded."""
 
-import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from quantize.artifact.artifact import DROPPINGS, MANIFEST, Artifact, read_manifest, why_not_ours
 from quantize.artifact.attestation import verified_here
-from quantize.errors import BadInput, StepFailed
+from quantize.errors import BadInput
 from quantize.into_place import put_in_place
 from quantize.staging import claim, staging
-from quantize.units import spell_size
+from quantize.terminal import printable
 from reports.card import (
     CardOptions,
     base_model_of,
@@ -23,10 +23,13 @@ from reports.card import (
     terms_of,
 )
 from reports.compare import compare
+from reports.hub import Commit, Existing, check_existing, public_manifests, with_kept_sections
 from reports.load import load
 from reports.rows import Group
 
 Say = Callable[[str], None]
+#: Creative Commons' word for it: cc-by-nd-4.0, cc-by-nc-nd-4.0
+NO_DERIVATIVES = re.compile(r"(^|[-,])nd([-,]|$)", re.IGNORECASE)
 
 
 def _silent(_: str) -> None:
@@ -35,11 +38,13 @@ def _silent(_: str) -> None:
 
 @dataclass(frozen=True)
 class Repository:
-    """``files``: path in the repository -> a file on disk, or the bytes themselves."""
+    """``files``: path in the repository -> a file on disk, or the bytes themselves; ``commits``: the same in
+    one commit an artifact, the card with the last."""
 
     repo: str
     files: dict[str, Path | bytes]
     recipes: tuple[str, ...]
+    commits: tuple[Commit, ...] = ()
 
 
 def prepare(
@@ -48,16 +53,29 @@ def prepare(
     options: CardOptions,
     *,
     allow_unverified: bool = False,
+    allow_no_derivatives: bool = False,
+    existing: Existing | None = None,
+    add: bool = False,
     say: Say = _silent,
 ) -> Repository:
-    """Check everything, hashes too, before a byte is written or sent.
+    """Check everything, hashes too, before a byte is written or sent. ``existing``: what the repository holds
+    already; ``add``: whatever that is.
 
     Errors: BadInput where the repository's name is bad, an artifact is not verified or does not match its
-    hashes, or the artifacts do not go into one repository.
+    hashes, the artifacts do not go into one repository or into that one, or the licence forbids what they
+    are.
     """
     check_repo_id(options.repo)
     artifacts = [Artifact.load(folder) for folder in folders]
     _check(artifacts, allow_unverified)
+    terms = terms_of(artifacts, options)
+    if NO_DERIVATIVES.search(terms.license or "") and not allow_no_derivatives:
+        raise BadInput(
+            f"publish: the licence ({printable(terms.license, 80)}) forbids derivatives, which quantized "
+            "weights are; pass --allow-no-derivatives if its owner allows it"
+        )
+    if existing is not None and not (add and not existing.artifacts):
+        check_existing(options.repo, existing, artifacts)
     groups = compare(load(list(runs))).groups if runs else ()
     for artifact in artifacts:
         artifact.check_files()
@@ -66,8 +84,10 @@ def prepare(
                 f"{artifact.folder}: verified ({artifact.verified}) "
                 "as claimed by the artifact's maker; not checked here"
             )
-    files, belongs = _layout(artifacts, options)
-    group = _measured(groups, artifacts)
+    kept = public_manifests(existing, artifacts)
+    every = [*artifacts, *kept.values()]
+    files, belongs, commits = _layout(artifacts, kept, options)
+    group = _measured(groups, every)
     if not runs:
         say("no --results: the model card will show no measured numbers")
     else:
@@ -78,7 +98,6 @@ def prepare(
                     f"{artifact.folder}: {', '.join(map(str, runs))} has "
                     f"no numbers for it (digest {artifact.digest[:12]})"
                 )
-    terms = terms_of(artifacts, options)
     if terms.license is None:
         say("the source names no licence, so the card has none: give --license")
     elif terms.missing:
@@ -91,9 +110,36 @@ def prepare(
             "the source is a local folder, so the card names no base "
             "model: give --base-model org/name if it is on the Hub"
         )
-    card = model_card(artifacts, belongs, options, group)
-    files["README.md"] = str(card).encode()
-    return Repository(options.repo, files, tuple(a.manifest.recipe_short for a in artifacts))
+    card = str(model_card(every, belongs, options, group))
+    if existing is not None:
+        card = with_kept_sections(card, existing.card, options.repo)
+        commits = _without_what_went(commits, existing, kept)
+    commits[-1].add["README.md"] = files["README.md"] = card.encode()
+    return Repository(options.repo, files, tuple(a.manifest.recipe_short for a in artifacts), tuple(commits))
+
+
+def _without_what_went(commits: list[Commit], existing: Existing, kept: dict[str, Artifact]) -> list[Commit]:
+    """The last one also deletes what the artifacts that are replaced had brought, and manifests that
+    moved."""
+    now = {name for commit in commits for name in commit.add}
+    stays = {name for artifact in kept.values() for name in artifact.manifest.files}
+    went = set(existing.artifacts) | {
+        name
+        for path, artifact in existing.artifacts.items()
+        if path not in kept
+        for name in artifact.manifest.files
+    }
+    deleted = sorted((went - now - stays - (set(kept) - _moved(kept, now))) & existing.files)
+    return [*commits[:-1], replace(commits[-1], delete=tuple(deleted))]
+
+
+def _moved(kept: dict[str, Artifact], now: set[str]) -> set[str]:
+    """manifest.json of an artifact that was alone and is not any more."""
+    return {path for path in kept if path == MANIFEST and f"manifests/{_slug(kept[path])}.json" in now}
+
+
+def _slug(artifact: Artifact) -> str:
+    return "".join(c if c.isalnum() or c in "-_." else "-" for c in artifact.manifest.recipe_short)
 
 
 def _check(artifacts: Sequence[Artifact], allow_unverified: bool) -> None:
@@ -125,23 +171,27 @@ def _check(artifacts: Sequence[Artifact], allow_unverified: bool) -> None:
 
 
 def _layout(
-    artifacts: Sequence[Artifact], options: CardOptions
-) -> tuple[dict[str, Path | bytes], dict[str, tuple[Artifact, str]]]:
-    """Where each file goes, and which file of which artifact it is. One artifact keeps its layout; GGUF files
-    of several lie side by side under distinct names, their manifests in ``manifests/``."""
+    artifacts: Sequence[Artifact], kept: dict[str, Artifact], options: CardOptions
+) -> tuple[dict[str, Path | bytes], dict[str, tuple[Artifact, str]], list[Commit]]:
+    """Where each file goes, which file of which artifact it is, and one commit for each artifact. One alone
+    keeps its layout; GGUF files of several lie side by side under distinct names, their manifests in
+    ``manifests/``. ``kept``: those that are in the repository already."""
     files: dict[str, Path | bytes] = {}
     belongs: dict[str, tuple[Artifact, str]] = {}
-    alone = len(artifacts) == 1
+    commits = []
+    alone = len(artifacts) + len(kept) == 1
+    taken = {name: artifact for artifact in kept.values() for name in artifact.manifest.files}
     for artifact in artifacts:
-        recipe = artifact.manifest.recipe_short
-        slug = "".join(c if c.isalnum() or c in "-_." else "-" for c in recipe)
-        for name in artifact.manifest.files:
+        slug, before = _slug(artifact), set(files)
+        for name, entry in artifact.manifest.files.items():
             path = artifact.folder / name
             target = name
-            if target in files:
-                other = files[target]
-                if isinstance(other, Path) and other.read_bytes() == path.read_bytes():
-                    continue
+            other = files.get(target)
+            there = taken[name].manifest.files[name].sha256 if name in taken else None
+            same = isinstance(other, Path) and other.read_bytes() == path.read_bytes()
+            if same or there == entry.sha256:
+                continue
+            if other is not None or there is not None:
                 target = (
                     f"{Path(name).stem}-{slug}{Path(name).suffix}"
                     if name.endswith(".gguf")
@@ -152,7 +202,14 @@ def _layout(
         files[MANIFEST if alone else f"manifests/{slug}.json"] = _public_manifest(
             artifact, artifacts, options
         )
-    return files, belongs
+        new = {name: content for name, content in files.items() if name not in before}
+        commits.append(Commit(f"Quantized by Quantwright: {artifact.manifest.recipe_short}", new))
+    for manifest, artifact in kept.items():
+        belongs |= {name: (artifact, name) for name in artifact.manifest.files if name not in belongs}
+        if manifest == MANIFEST:  # of one that was alone
+            text = artifact.manifest.model_dump_json(indent=2) + "\n"
+            commits[-1].add[f"manifests/{_slug(artifact)}.json"] = text.encode()
+    return files, belongs, commits
 
 
 def _public_manifest(artifact: Artifact, artifacts: Sequence[Artifact], options: CardOptions) -> bytes:
@@ -213,70 +270,3 @@ def _why_not_ours(folder: Path) -> str:
         path.name for path in folder.iterdir() if path.name not in expected and path.suffix != ".gguf"
     )
     return f"holds {others[0]} beside the repository, which --force would delete" if others else ""
-
-
-def upload(
-    repository: Repository,
-    *,
-    private: bool = False,
-    revision: str | None = None,
-    message: str | None = None,
-    say: Say = _silent,
-) -> str:
-    """One commit with everything; the repository is created where it does not exist. Returns its address.
-
-    Errors: BadInput where the Hub refuses the card; StepFailed where it cannot be reached or refuses the
-    token.
-    """
-    from huggingface_hub import CommitOperationAdd, HfApi, ModelCard
-    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
-
-    card = repository.files["README.md"]
-    assert isinstance(card, bytes)
-    api = HfApi(endpoint=os.environ.get("HF_ENDPOINT"), library_name="quantwright")
-    try:
-        try:  # before the repository is created, not after
-            ModelCard(card.decode()).validate()
-        except ValueError as error:
-            raise BadInput(
-                f"{repository.repo}: the Hub refuses the model card: {_yaml_errors(str(error))}"
-            ) from None
-        url = api.create_repo(repository.repo, private=private or None, exist_ok=True)
-        total = sum(len(c) if isinstance(c, bytes) else c.stat().st_size for c in repository.files.values())
-        say(f"uploading {len(repository.files)} files, {spell_size(total)}, to {url}")
-        operations = [
-            CommitOperationAdd(name, str(c) if isinstance(c, Path) else c)
-            for name, c in sorted(repository.files.items())
-        ]
-        title = message or f"Quantized by Quantwright: {', '.join(repository.recipes)}"
-        api.create_commit(repository.repo, operations, commit_message=title, revision=revision)
-    except OfflineModeIsEnabled:
-        raise StepFailed(
-            f"{repository.repo}: HF_HUB_OFFLINE is set, so "
-            "nothing can be uploaded; unset it, or use --dry-run"
-        ) from None
-    except HfHubHTTPError as error:
-        status = error.response.status_code if error.response is not None else 0
-        reason = {
-            401: "the token is missing or wrong (set HF_TOKEN)",
-            403: "the token has no write access there",
-        }.get(status)
-        words = reason or " ".join(str(error).split())[:300]
-        raise StepFailed(f"{repository.repo}: the Hub refused the upload: {words}") from error
-    except Exception as error:
-        # huggingface_hub lets through what its HTTP library raises, and which library that is differs by
-        # version.
-        if type(error).__module__.partition(".")[0] not in ("httpx", "httpx2", "requests", "httpcore"):
-            raise
-        raise StepFailed(
-            f"{repository.repo}: the Hub cannot be reached ({type(error).__name__}); nothing was published"
-        ) from error
-    return str(url)
-
-
-def _yaml_errors(answer: str) -> str:
-    """The messages in what the Hub's validation answers, on one line."""
-    try:
-        return "; ".join(error["message"] for error in json.loads(answer)["errors"])
-    except (ValueError, KeyError, TypeError):
-        return " ".join(answer.split())

@@ -1,10 +1,12 @@
 """A Hub on the loopback device, for the real huggingface_hub client: what it asks to list, read and write."""
 
+import base64
 import hashlib
 import json
 import re
+import socket
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -50,6 +52,15 @@ class LoopbackHub(ThreadingHTTPServer):
         self.cut_after: list[int] = []
         self.statuses: list[int] = []
         self.ranges = True
+        self.objects: dict[str, bytes] = {}
+        self.tokens: set[str] = set()
+        self.token = ""
+        self.visibility: dict[str, object] = {}
+        self.commits: list[tuple[str, str, list[str]]] = []
+        self.collections: dict[str, list[str]] = {}
+        self.card_errors: list[str] = []
+        self.cut_uploads = 0
+        self.before_commit: Callable[[], None] = lambda: None
         self.sent_bytes = 0
 
     @property
@@ -74,6 +85,14 @@ class LoopbackHub(ThreadingHTTPServer):
             "NO_PROXY": "*",
             "no_proxy": "*",
         }
+
+
+def _sha256(body: bytes) -> str:
+    return hashlib.sha256(body).hexdigest()
+
+
+def _git_hash(body: bytes) -> str:
+    return hashlib.sha1(b"blob %d\0" % len(body) + body).hexdigest()
 
 
 def _entry(path: str, body: bytes) -> dict[str, object]:
@@ -124,12 +143,132 @@ class _Handler(BaseHTTPRequestHandler):
             self._info(match[1], match[2] or "main")
         elif match := re.fullmatch(r"/api/models/([^/]+/[^/]+)/tree/([^/]+)", path):
             self._tree(match[1], match[2])
+        elif match := re.fullmatch(r"/api/collections/(.+)", path):
+            self.json(self._collection(match[1], match[1]))
         elif match := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
             self._file(match[1], match[2], match[3])
         else:
             self.json({"error": "not found"}, 404)
 
     do_HEAD = do_GET
+
+    def do_PUT(self) -> None:
+        """An object that the batch answer named: kept if the connection lasts."""
+        hub, oid = self.server, self.path.rpartition("/")[2]
+        hub.asked.append(("PUT", self.path, ""))
+        if hub.cut_uploads:
+            hub.cut_uploads -= 1
+            self.rfile.read(10)
+            self.connection.shutdown(socket.SHUT_RDWR)
+            self.close_connection = True
+            return
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        good = hashlib.sha256(body).hexdigest() == oid
+        if good:
+            hub.objects[oid] = body
+        self.answer(b"", 200 if good else 400)
+
+    def do_POST(self) -> None:
+        hub, path = self.server, unquote(self.path.split("?")[0])
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        hub.asked.append(("POST", path, ""))
+        token = self.headers.get("Authorization", "").removeprefix("Bearer ")
+        hub.tokens.add(token)
+        if path == "/api/validate-yaml":
+            good = json.loads(body)["content"].startswith("---\n") and not hub.card_errors
+            errors = [] if good else [{"message": hub.card_errors.pop(0) if hub.card_errors else "no head"}]
+            self.json({"errors": errors, "warnings": []}, 200 if good else 400)
+        elif hub.token and token != hub.token:
+            self.json({"error": "Invalid credentials"}, 401)
+        elif path == "/api/repos/create":
+            self._create(json.loads(body))
+        elif match := re.fullmatch(r"/api/models/([^/]+/[^/]+)/branch/(.+)", path):
+            self._branch(match[1], match[2])
+        elif match := re.fullmatch(r"/api/models/([^/]+/[^/]+)/preupload/(.+)", path):
+            self._preupload(match[1], match[2], json.loads(body))
+        elif match := re.fullmatch(r"/([^/]+/[^/]+)\.git/info/lfs/objects/batch", path):
+            self._batch(json.loads(body))
+        elif match := re.fullmatch(r"/api/models/([^/]+/[^/]+)/commit/(.+)", path):
+            hub.before_commit()
+            self._commit(match[1], match[2], [json.loads(line) for line in body.splitlines()])
+        elif path == "/api/collections":
+            said = json.loads(body)
+            slug = f"{said['namespace']}/{said['title'].lower().replace(' ', '-')}-1"
+            status = 409 if slug in hub.collections else 200
+            hub.collections.setdefault(slug, [])
+            self.json(self._collection(slug, said["title"]), status)
+        elif match := re.fullmatch(r"/api/collections/(.+)/items", path):
+            item = json.loads(body)["item"]["id"]
+            status = 409 if item in hub.collections[match[1]] else 200
+            if status == 200:
+                hub.collections[match[1]].append(item)
+            self.json(self._collection(match[1], match[1]), status)
+        else:
+            self.json({"error": "not found"}, 404)
+
+    def _collection(self, slug: str, title: str) -> dict[str, object]:
+        items = [{"_id": i, "id": i, "type": "model", "position": 0} for i in self.server.collections[slug]]
+        return {
+            "slug": slug, "title": title, "owner": {"name": "me"}, "items": items, "position": 0,
+            "lastUpdated": "2026-01-01T00:00:00.000Z", "private": False, "theme": "blue", "upvotes": 0,
+        }  # fmt: skip
+
+    def _create(self, said: dict[str, object]) -> None:
+        hub = self.server
+        name = f"{said.get('organization') or 'me'}/{said['name']}"
+        there = name in hub.repositories
+        hub.repositories.setdefault(name, Repository())
+        hub.visibility.setdefault(name, said.get("visibility"))
+        self.json({"url": f"{hub.url}/{name}", "name": name}, 409 if there else 200)
+
+    def _branch(self, name: str, branch: str) -> None:
+        branches = self.server.repositories[name].branches
+        there = branch in branches
+        branches.setdefault(branch, branches["main"])
+        self.json({}, 409 if there else 200)
+
+    def _preupload(self, name: str, revision: str, said: dict[str, list[dict[str, object]]]) -> None:
+        if (found := self._found(name, revision)) is None:
+            return
+        answers = []
+        for file in said["files"]:
+            path = str(file["path"])
+            body = found[1].get(path)
+            mode = "lfs" if path.endswith((".gguf", ".safetensors")) else "regular"
+            digest = None if body is None else _git_hash(body) if mode == "regular" else _sha256(body)
+            answers.append({"path": path, "uploadMode": mode, "shouldIgnore": False, "oid": digest})
+        self.json({"files": answers})
+
+    def _batch(self, said: dict[str, list[dict[str, object]]]) -> None:
+        """What is here already needs no upload."""
+        hub, objects = self.server, list[dict[str, object]]()
+        for each in said["objects"]:
+            upload = {"upload": {"href": f"{hub.url}/objects/{each['oid']}"}}
+            objects.append({**each, **({} if each["oid"] in hub.objects else {"actions": upload})})
+        self.json({"transfer": "basic", "objects": objects})
+
+    def _commit(self, name: str, revision: str, lines: list[dict[str, dict[str, str]]]) -> None:
+        hub = self.server
+        if (found := self._found(name, revision)) is None:
+            return
+        header = lines[0]["value"]
+        if header.get("parentCommit") not in (None, found[0]):
+            self.json({"error": "A commit has happened since. Please refresh and try again."}, 412)
+            return
+        files = dict(found[1])
+        for line in lines[1:]:
+            kind, value = str(line["key"]), line["value"]
+            if kind == "file":
+                files[value["path"]] = base64.b64decode(value["content"])
+            elif kind == "lfsFile":
+                files[value["path"]] = hub.objects[value["oid"]]
+            elif kind == "deletedFile":
+                del files[value["path"]]
+        branch = revision if revision in hub.repositories[name].branches else "main"
+        commit = hub.repositories[name].add(files, branch)
+        hub.commits.append((name, header["summary"], [line["value"]["path"] for line in lines[1:]]))
+        url = f"{hub.url}/{name}/commit/{commit}"
+        self.json({"success": True, "commitUrl": url, "commitOid": commit, "hookOutput": ""})
 
     def _found(self, name: str, revision: str) -> tuple[str, dict[str, bytes]] | None:
         repository = self.server.repositories.get(name)

@@ -26,7 +26,7 @@ _TEXTS = (
 _LISTS = ("license", "tags", "pipeline_tag", "language", "languages")
 _REFERENCES = ("base_model", "base_models", "base_model_sources", "datasets", "dataset", "dataset_sources")
 #: LICENSE, LICENCE.txt, MODEL_LICENSE, LICENSE-MODEL, COPYING, NOTICE, USE_POLICY.md (Llama)
-_LICENSE_FILE = re.compile(
+LICENSE_FILE = re.compile(
     r"(model[-_])?(licen[cs]e|copying|notice|use_policy)([-_][\w-]+)?(\.(txt|md|rst|pdf))?", re.IGNORECASE
 )
 
@@ -126,7 +126,7 @@ def license_files(folder: Path) -> Iterator[Path]:
     """The licence files in ``folder``, by their usual names. Errors: BadInput where one is a link that leads
     out of the folder."""
     for path in sorted(folder.iterdir()):
-        if _LICENSE_FILE.fullmatch(path.name):
+        if LICENSE_FILE.fullmatch(path.name):
             file = inside(folder, path.name)
             if file.is_file() and file.stat().st_size <= MAX_LICENSE_BYTES:
                 yield file

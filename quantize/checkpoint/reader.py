@@ -4,7 +4,7 @@ they are made of when they are read."""
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -20,6 +20,16 @@ class TensorReader(Protocol):
 
     def files(self, tensors: Iterable[TensorInfo]) -> Iterable[tuple[str, Path]]:
         """The files that ``tensors`` are read from, by what each is called in a digest."""
+        ...
+
+
+@runtime_checkable
+class KeepsBlocks(Protocol):
+    """A reader of tensors that lie in files in blocks of four bits."""
+
+    def packed(self, name: str) -> tuple[np.ndarray, np.ndarray] | None:
+        """MXFP4 codes (experts, rows, groups, 16), two a byte, and scales (experts, rows, groups) uint8, of
+        what ``read`` gives as (experts, groups * 32, rows); None for any other tensor."""
         ...
 
 

@@ -10,13 +10,16 @@ import numpy as np
 
 from quantize.artifact.artifact import Note
 from quantize.checkpoint.checkpoint import Checkpoint
+from quantize.checkpoint.reader import KeepsBlocks
 from quantize.engines.base import Conversion, Engine
+from quantize.gguf.container.chunks import NotFinite
 from quantize.gguf.container.writer import File, Planned, Written, write_together
 from quantize.gguf.families.base import Mapped
 from quantize.gguf.mixture import lossless_type
 from quantize.kernels import llamacpp
 from quantize.kernels.block_types import SAME_BITS, TENSOR_TYPES, UNQUANTIZED, Type
 from quantize.kernels.chosen import made_by
+from quantize.numerics.mxfp4 import BLOCK, NAN, ggml_blocks
 from quantize.progress import progress_bar
 from quantize.recipe import RunOptions
 
@@ -72,7 +75,34 @@ def planned(
         for name in mapped.sources:
             checkpoint.read_float32(name)
 
-    return Planned(mapped.name, mapped.shape, kind, load, diagnose, via=detour, importance=importance)
+    kept = _kept_blocks(checkpoint, mapped) if kind is Type.MXFP4 and detour is None else None
+    return Planned(
+        mapped.name, mapped.shape, kind, load, diagnose, via=detour, importance=importance, blocks=kept
+    )
+
+
+def _kept_blocks(checkpoint: Checkpoint, mapped: Mapped) -> Callable[[int, int], np.ndarray] | None:
+    """The source's own MXFP4 blocks, where the file's tensor has some of the rows of one such tensor."""
+    reader = checkpoint.reader
+    if not isinstance(reader, KeepsBlocks) or len(mapped.sources) != 1:
+        return None
+    packed = reader.packed(mapped.sources[0])
+    if packed is None or not mapped.pure or len(mapped.shape) != 3:
+        return None
+    codes, scales = packed
+    # which rows, by what becomes of their numbers
+    rows = mapped.build([np.arange(scales.shape[1])[None, None, :]]).reshape(-1)
+    if mapped.shape != (scales.shape[0], rows.size, scales.shape[2] * BLOCK):
+        return None
+
+    def blocks(first: int, last: int) -> np.ndarray:
+        number = np.arange(first, last)
+        place = number // rows.size, rows[number % rows.size]
+        if (scales[place] == NAN).any():
+            raise NotFinite
+        return ggml_blocks(codes[place], scales[place])
+
+    return blocks
 
 
 def write_files(

@@ -254,6 +254,8 @@ class _Rules:
         ftype, default = self.file_type.name, self.file_type.default
         if kind == "output" or (self.tied and kind == "token_embd"):
             return self._head(ftype, default, shape[-1])
+        if ftype == "mxfp4_moe":  # experts, and whatever else has three axes
+            return default if len(shape) > 2 and shape[-3] > 1 else T.Q8_0
         if kind == "token_embd":
             return self._token_embedding(ftype, default)
         if ftype in ("iq2_xxs", "iq2_xs", "iq1_s", "iq2_s", "iq2_m", "iq1_m"):
@@ -279,7 +281,8 @@ class _Rules:
         """The output matrix, or the token embedding where it serves as one."""
         if self.given.output is not None:
             return self.given.output
-        if self.model.architecture == "falcon" or columns % block_size(default):
+        falcon = self.model.architecture == "falcon"
+        if ftype == "mxfp4_moe" or falcon or columns % block_size(default):
             return T.Q8_0
         if ftype in ("iq2_xxs", "iq2_xs", "iq3_xxs", "iq1_s", "iq2_s", "iq2_m", "iq1_m"):
             return T.Q5_K

@@ -17,7 +17,9 @@ SAME_BITS = {kind.name: kind for kind in UNQUANTIZED}
 ACTIVATIONS = {
     Type.F16: "f16",
     Type.BF16: "bf16",
-    **dict.fromkeys((Type.Q8_0, Type.Q4_0, Type.Q4_1, Type.Q5_0, Type.Q5_1, Type.IQ4_NL), "q8_0"),
+    **dict.fromkeys(
+        (Type.Q8_0, Type.Q4_0, Type.Q4_1, Type.Q5_0, Type.Q5_1, Type.IQ4_NL, Type.MXFP4), "q8_0"
+    ),
     **dict.fromkeys(
         (
             Type.Q2_K, Type.Q3_K, Type.Q4_K, Type.Q5_K, Type.Q6_K, Type.IQ4_XS, Type.IQ3_S, Type.IQ3_XXS,
@@ -60,7 +62,7 @@ FILE_TYPES: dict[str, FileType] = {
         "iq3_s": Type.IQ3_S, "iq3_m": Type.IQ3_S, "iq3_xs": Type.IQ3_S, "iq3_xxs": Type.IQ3_XXS,
         "iq2_m": Type.IQ2_S, "iq2_s": Type.IQ2_XS, "iq2_xs": Type.IQ2_XS, "iq2_xxs": Type.IQ2_XXS,
         "iq1_m": Type.IQ1_M, "iq1_s": Type.IQ1_S,
-        "tq1_0": Type.TQ1_0, "tq2_0": Type.TQ2_0,
+        "tq1_0": Type.TQ1_0, "tq2_0": Type.TQ2_0, "mxfp4_moe": Type.MXFP4,
     }.items()
 }  # fmt: skip
 
@@ -72,7 +74,7 @@ TENSOR_TYPES: dict[str, Type] = {
         Type.Q5_K,
         Type.Q6_K, Type.IQ4_NL, Type.IQ4_XS, Type.IQ3_S, Type.IQ3_XXS, Type.IQ2_S, Type.IQ2_XS, Type.IQ2_XXS,
         Type.IQ1_M,
-        Type.IQ1_S, Type.TQ1_0, Type.TQ2_0,
+        Type.IQ1_S, Type.TQ1_0, Type.TQ2_0, Type.MXFP4,
     )
 }  # fmt: skip
 

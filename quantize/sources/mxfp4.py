@@ -60,5 +60,11 @@ class Mxfp4Tensors:
             )  # the bits that are left are zero
         return out
 
+    def packed(self, name: str) -> tuple[np.ndarray, np.ndarray] | None:
+        blocks = self._stored.get(name + BLOCKS)
+        if blocks is None or name in self._stored:
+            return None
+        return IN_FILES.read(blocks), IN_FILES.read(self._stored[name + SCALES])
+
     def files(self, tensors: Iterable[TensorInfo]) -> list[tuple[str, Path]]:
         return IN_FILES.files(self._stored.values())

@@ -36,6 +36,8 @@ class Planned:
     diagnose: Callable[[], None]
     via: Type | None = None
     importance: np.ndarray | None = None
+    #: (first row, last row, not included) -> their bytes in ``kind``, where the source has such blocks
+    blocks: Callable[[int, int], np.ndarray] | None = None
 
     @property
     def size_bytes(self) -> int:
@@ -94,6 +96,9 @@ def make(
     for tensor, clock in tensors:
         out = np.empty((rows.shape[0], row_bytes(tensor.kind, rows.shape[1])), np.uint8)
         made.append(out)
+        if tensor.blocks is not None:
+            out[...] = tensor.blocks(first, first + rows.shape[0])
+            continue
         if _copied(rows, tensor, out):
             continue
         if widened is None:

@@ -274,6 +274,9 @@ def _manifest(
         source_digest = pool.submit(lambda: whole.digest)
         files = hash_files(stage, conversion.sha256)
     libraries = {name: metadata.version(name) for name in sorted({"numpy", *conversion.libraries})}
+    shared = list(conversion.shared)
+    if calibration and calibration.sampled_before:
+        shared.insert(0, "samples of the model itself: drawn by an earlier conversion")
     return Manifest(
         recipe=recipe.canonical,
         recipe_short=recipe.short,
@@ -310,7 +313,7 @@ def _manifest(
             *_left_alone(checkpoint),
             *_rounded_before(checkpoint.quantized),
         ),
-        details=conversion.details,
+        details=conversion.details | ({"shared": shared} if shared else {}),
         runtime=work.format.runtime,
         loads_in=conversion.loads_in or work.format.loads_in,
         verification=verification,

@@ -8,6 +8,8 @@ import click
 
 from jobs.folder import read_jobs, size_bytes, unused
 from jobs.records import RunLock
+from quantize.calibration.kept import samples_files
+from quantize.calibration.kept_moments import moments_files
 from quantize.engines.native.parts import discard, work_folders
 from quantize.errors import BadInput
 from quantize.terminal import log, say
@@ -19,9 +21,11 @@ from quantize.units import spell_size
 @click.option("-y", "--yes", is_flag=True, help="do not ask")
 def clean(run: Path | None, yes: bool) -> int:
     """Delete from the run folder RUN what no job refers to any more: artifacts, results, logs, leftovers.
-    Without RUN: what interrupted conversions keep to go on from. Asks first."""
+    Without RUN: what interrupted conversions keep to go on from, and conversions for other recipes of the
+    same model. Asks first."""
     if run is None:
-        _remove("interrupted conversions", work_folders(), yes, discard)
+        kept = [*work_folders(), *samples_files(), *moments_files()]
+        _remove("conversions", kept, yes, lambda path: discard(path) if path.is_dir() else _delete(path))
         return 0
     if not read_jobs(run):
         raise BadInput(f"{run}: not the run folder of a job, so its unused files are unknown")

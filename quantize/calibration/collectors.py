@@ -34,29 +34,50 @@ class Moment:
     count: int
 
 
-class SecondMoments(Collector[Moment]):
-    """Sums of squares, column by column: the diagonal of what a Hessian would hold."""
+#: parameter -> number of the matrix within it -> sums
+Moments = dict[str, dict[int, Moment]]
 
-    def __init__(self) -> None:
+
+class SecondMoments(Collector[Moment]):
+    """Sums of squares, column by column: the diagonal of what a Hessian would hold. ``before``: of other
+    rows, to which these are added; left as it is."""
+
+    def __init__(self, before: Moments | None = None) -> None:
         self._squares: dict[str, dict[int, torch.Tensor]] = {}
         self._counts: dict[str, dict[int, int]] = {}
+        self._before = before or {}
+        self._last: tuple[torch.Tensor, int, torch.Tensor] | None = None
+
+    def _of(self, inputs: "torch.Tensor") -> "torch.Tensor":
+        """Computed once for matrices that take the same inputs one after the other."""
+        import torch
+
+        if self._last is None or self._last[0] is not inputs or self._last[1] != inputs._version:
+            sums = inputs.reshape(-1, inputs.shape[-1]).square().sum(0, dtype=torch.float64)
+            self._last = inputs, inputs._version, sums
+        return self._last[2]
 
     def add(self, name: str, inputs: "torch.Tensor", matrix: int = 0) -> None:
         import torch
 
-        squares = inputs.reshape(-1, inputs.shape[-1]).square().sum(0, dtype=torch.float64)
+        squares = self._of(inputs)
+        if name not in self._squares:
+            known = self._before.get(name, {})
+            self._squares[name] = {m: torch.from_numpy(each.sums).to(squares) for m, each in known.items()}
+            self._counts[name] = {m: each.count for m, each in known.items()}
         mine, counts = self._squares.setdefault(name, {}), self._counts.setdefault(name, {})
         mine[matrix] = mine[matrix] + squares if matrix in mine else squares
         counts[matrix] = counts.get(matrix, 0) + inputs.numel() // inputs.shape[-1]
 
-    def result(self) -> dict[str, dict[int, Moment]]:
-        return {
+    def result(self) -> Moments:
+        mine = {
             name: {
                 matrix: Moment(sums.cpu().numpy(), self._counts[name][matrix])
                 for matrix, sums in squares.items()
             }
             for name, squares in self._squares.items()
         }
+        return self._before | mine
 
 
 @dataclass(frozen=True)
@@ -207,14 +228,16 @@ class Blocks:
 
 class BlockMoments(Collector[Blocks]):
     """Sums of products of inputs of one group of columns, ``size`` of them (-1: all): the blocks on the
-    diagonal of what ``Hessians`` gathers, at a fraction of the work."""
+    diagonal of what ``Hessians`` gathers, at a fraction of the work. ``only``: of these parameters."""
 
-    def __init__(self, size: int) -> None:
-        self._size = size
+    def __init__(self, size: int, only: frozenset[str]) -> None:
+        self._size, self._only = size, only
         self._sums: dict[str, dict[int, torch.Tensor]] = {}
         self._counts: dict[str, dict[int, int]] = {}
 
     def add(self, name: str, inputs: "torch.Tensor", matrix: int = 0) -> None:
+        if name not in self._only:
+            return
         rows = inputs.reshape(-1, inputs.shape[-1]).float()
         size = self._size if self._size > 0 else rows.shape[1]
         grouped = rows.unflatten(1, (-1, size)).transpose(0, 1)

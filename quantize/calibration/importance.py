@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from quantize.calibration.collectors import Moment, SecondMoments
+from quantize.calibration.collectors import Moment, Moments, SecondMoments
 from quantize.calibration.layer_pass import LayerPass
 from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.checkpoint.tokenizer import SourceTokenizer
@@ -22,9 +22,6 @@ from quantize.gguf.tokenizer.special import added_around
 from quantize.hf.conversions import Part, parameter_parts
 from quantize.hf.matrices import decoder_linears
 from quantize.hf.names import empty_model
-
-#: parameter of transformers' -> number of the matrix within it -> sums of squares of what enters it
-Moments = dict[str, dict[int, Moment]]
 
 
 @dataclass(frozen=True)
@@ -49,16 +46,17 @@ def source_moments(
     checkpoint: Checkpoint,
     ids: np.ndarray,
     *,
+    before: Moments | None = None,
     dtype: str = "float32",
     device: str = "cpu",
     state_bytes: int | None = None,
     scratch: Path | None = None,
     progress: Callable[[int], None] = lambda layers: None,
 ) -> Moments:
-    """Of every parameter of the decoder layers of the model as it is, over ``ids`` (windows, tokens): the
-    sums of squares of what enters it, float64. ``progress`` gets 1 after each layer. Errors: see
-    ``LayerPass``."""
-    moments = SecondMoments()
+    """Of every matrix of the decoder layers of the model as it is, over ``ids`` (windows, tokens): the sums
+    of squares of what enters it, float64, added to those ``before``. ``progress`` gets 1 after each layer.
+    Errors: see ``LayerPass``."""
+    moments = SecondMoments(before)
     through = LayerPass(
         checkpoint,
         ids,

@@ -41,5 +41,11 @@ def kept_ids(
     return ids, False
 
 
+def samples_files() -> list[Path]:
+    """All that are kept."""
+    folder = user_cache() / FOLDER
+    return sorted(folder.iterdir()) if folder.is_dir() else []
+
+
 def _path(text: str) -> Path:
     return user_cache() / FOLDER / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.npy"

@@ -36,6 +36,11 @@ if TYPE_CHECKING:
 BATCH_TOKENS = 2048
 
 
+def batch_rows(length: int, batch_tokens: int = BATCH_TOKENS) -> int:
+    """Rows of ``length`` tokens that go through a layer at once."""
+    return max(1, batch_tokens // length)
+
+
 class LayerPass:
     """``rows`` (n, length) of token ids through the model of ``checkpoint``; ``layers``: names of its decoder
     layers in transformers' model; ``parameters``: names of those that are asked about; ``head``: the name of
@@ -65,7 +70,7 @@ class LayerPass:
         self.checkpoint, self.rows, self.dtype, self.device = checkpoint, rows, dtype, device
         self._names, self._parameters, self._head = tuple(layers), frozenset(parameters), head
         self._state_bytes, self._repeated_bytes, self._scratch = state_bytes, repeated_bytes, scratch
-        size = max(1, batch_tokens // rows.shape[1])
+        size = batch_rows(rows.shape[1], batch_tokens)
         self._batches = [rows[first : first + size] for first in range(0, len(rows), size)]
         self.output: list[Any] = []
 

@@ -105,9 +105,9 @@ def why_not_sampled(checkpoint: Checkpoint, run: RunOptions) -> str:
 
 def own_samples(
     checkpoint: Checkpoint, rows: int, length: int, seed: int, run: RunOptions
-) -> tuple[np.ndarray, list[str]]:
-    """(ids (rows, length) int64, what was assumed). The same for the same checkpoint, seed, device, threads
-    and libraries.
+) -> tuple[np.ndarray, list[str], bool]:
+    """(ids (rows, length) int64, what was assumed, whether they had been drawn before). The same for the same
+    checkpoint, seed, device, threads and libraries.
 
     Errors: StepFailed where ``why_not_sampled`` says something, or the model gives no probabilities;
     Unsupported where transformers does not have the architecture.
@@ -128,7 +128,7 @@ def own_samples(
     )
     if there:
         log(f"{checkpoint.name}: samples of the model itself were drawn before; they lie in the cache")
-    return ids, said
+    return ids, said, there
 
 
 def _drawn(

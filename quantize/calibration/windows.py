@@ -23,11 +23,13 @@ MOST_OF_ONE = 0.9
 @dataclass(frozen=True)
 class Calibration:
     """``ids``: (rows, sequence_length) int64 windows of the calibration text, drawn by seed. ``said``: what
-    was assumed."""
+    was assumed. ``sampled_before``: the model's own samples among them were drawn by an earlier
+    conversion."""
 
     ids: np.ndarray
     record: CalibrationRecord
     said: tuple[str, ...] = ()
+    sampled_before: bool = False
 
     @property
     def notes(self) -> list[Note]:
@@ -86,7 +88,12 @@ def load_calibration(
             f"windows of {length} tokens, the most that the "
             f"model allows, instead of {options.sequence_length}"
         )
-    return Calibration(rows, record, tuple(said))
+    return Calibration(rows, record, tuple(said), any(each.there for each in drawn))
+
+
+def spread(windows: int, wanted: int) -> np.ndarray:
+    """Numbers of ``wanted`` of ``windows`` windows (all where there are fewer), spread evenly over them."""
+    return np.linspace(0, windows - 1, min(windows, wanted)).round().astype(int)
 
 
 def _resolved(
@@ -102,11 +109,13 @@ def _resolved(
 
 @dataclass(frozen=True)
 class _Drawn:
-    """``rows`` (windows, length); ``sha256``: of the text, of samples of their ids."""
+    """``rows`` (windows, length); ``sha256``: of the text, of samples of their ids; ``there``: whether
+    samples had been drawn before."""
 
     rows: np.ndarray
     sha256: str
     said: Sequence[str]
+    there: bool = False
 
 
 def _draw(
@@ -119,8 +128,8 @@ def _draw(
     run: RunOptions,
 ) -> _Drawn:
     if part.place == OWN:
-        rows, said = own_samples(checkpoint, wanted, length, options.seed, run)
-        return _Drawn(rows, _ids_sha256(rows), said)
+        rows, said, there = own_samples(checkpoint, wanted, length, options.seed, run)
+        return _Drawn(rows, _ids_sha256(rows), said, there)
     found = calibration_text(part.place, checkpoint.folder)
     tokenizer = SourceTokenizer.open(checkpoint.folder)
     ids = np.asarray(tokenizer.encode(found.body, add_special=False), dtype=np.int64)

@@ -242,7 +242,8 @@ def _convert_each(
     made: dict[str, dict[str, Any]] = {}
     failed = []
     sharing = by_reading(works)
-    for recipe in recipes:
+    # An importance matrix takes what AWQ has summed up.
+    for recipe in sorted(recipes, key=lambda each: isinstance(each, GgufRecipe) and each.calibrated):
         if recipe.digest in made:  # beside one before
             continue
         beside = [(other, out / other.slug) for other in sharing.pop(recipe.digest, [])]

@@ -99,6 +99,7 @@ class Conversion:
     sha256: dict[str, str] = field(default_factory=dict)  # of files that were hashed while they were written
     # CRC-32 of each tensor's bytes as they were made, by the name in the file (``Format.checksums``)
     checksums: dict[str, int] = field(default_factory=dict)
+    shared: tuple[str, ...] = ()  # what an earlier conversion had computed, with the same result
     loads_in: tuple[str, ...] = ()  # where not all runtimes of the method can open the artifact
     computed: Computed | None = None  # None: the method's own code computed, or nothing was
     work: tuple[

@@ -15,6 +15,7 @@ from quantize.engines.gptqmodel import awq as gptqmodel
 from quantize.engines.gptqmodel.awq import spread_rows
 from quantize.engines.gptqmodel.layers import AWQ_OUTPUTS, WITHOUT_AWQ, check_model_type
 from quantize.engines.native import write_awq
+from quantize.engines.native.importance import SEARCH_TOKENS
 from quantize.engines.native.installed import NATIVE_PACKED
 from quantize.engines.native.layers import VERSION
 from quantize.errors import StepFailed
@@ -43,7 +44,7 @@ class AwqRecipe(Recipe):
     bits: Annotated[Literal[4], BeforeValidator(whole)] = 4
     group_size: Annotated[Literal["auto", -1, 32, 64, 128], BeforeValidator(whole)] = "auto"
     zero_point: bool = True
-    search_tokens: int = Field(default=8192, ge=128)
+    search_tokens: int = Field(default=SEARCH_TOKENS, ge=128)
     engine: Literal["native", "gptqmodel"] = "native"
 
     @property

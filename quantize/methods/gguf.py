@@ -153,6 +153,7 @@ class GgufWork(Work[GgufRecipe]):
         if own is not None:
             made.libraries = (*made.libraries, "torch", "transformers")
             made.details["imatrix"] = own.details(run.scratch)
+            made.shared = own.shared
         return made
 
     @property

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from quantize.calibration.windows import Calibration
+from quantize.calibration.windows import Calibration, spread
 from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.engines.base import Conversion
 from quantize.engines.gptqmodel import engine
@@ -53,5 +53,4 @@ def write_awq(
 def spread_rows(ids: np.ndarray, tokens: int) -> np.ndarray:
     """At most ``tokens`` tokens (but one window) of ``ids`` (rows, length), in whole windows spread evenly
     over the rows."""
-    wanted = min(len(ids), max(1, tokens // ids.shape[1]))
-    return ids[np.linspace(0, len(ids) - 1, wanted).round().astype(int)]
+    return ids[spread(len(ids), max(1, tokens // ids.shape[1]))]

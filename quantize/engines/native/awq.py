@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from quantize.artifact.artifact import Note
-from quantize.calibration.collectors import BlockMoments, Blocks
+from quantize.calibration.collectors import BlockMoments, Blocks, SecondMoments
 from quantize.calibration.folding import Fold, apply_fold
 from quantize.calibration.layer_pass import Layer
 from quantize.engines.native.parts import Part
@@ -38,14 +38,18 @@ class AwqSettings:
     stored: Mapping[str, str]
 
 
-def awq_solver(settings: AwqSettings) -> "Callable[[Layer, tuple[Linear, ...], int], Part]":
-    """What ``quantized_layers`` asks for, of the original stream."""
+def awq_solver(
+    settings: AwqSettings, squares: SecondMoments
+) -> "Callable[[Layer, tuple[Linear, ...], int], Part]":
+    """What ``quantized_layers`` asks for, of the original stream. ``squares`` gathers what enters every
+    matrix that is seen."""
 
     def solve_layer(layer: Layer, linears: tuple[Linear, ...], statistics_bytes: int) -> Part:
         import torch
 
-        moments = BlockMoments(settings.grid.group_size)
-        layer.pass_on(moments)
+        only = frozenset(linear.parameter for linear in linears)
+        moments = BlockMoments(settings.grid.group_size, only)
+        layer.pass_on(moments, squares)
         with torch.no_grad():
             return _solve(layer, linears, _Statistics(moments, linears), settings)
 

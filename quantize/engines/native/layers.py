@@ -78,6 +78,7 @@ def quantized_layers(
     title: str,
     original: bool = False,
     renamed: Mapping[str, str] = MappingProxyType({}),
+    seen: frozenset[str] = frozenset(),
 ) -> Iterator[Quantized]:
     """``linears``, of the layers of ``decoder`` and perhaps its head, through ``solve``, layer by layer.
 
@@ -85,7 +86,8 @@ def quantized_layers(
     interrupted run of the same key finished are not solved again: what they give to later ones is computed
     from their stored codes, as it was. ``original``: ``solve`` leaves the layer as it was, so that later
     ones see what the source's weights give. ``renamed``: transformers' parameters that ``solve`` may change
-    -> their tensors in the checkpoint, where names differ. Errors: see ``LayerPass`` and ``Budget``; whatever
+    -> their tensors in the checkpoint, where names differ. ``seen``: other parameters whose products
+    collectors are told of. Errors: see ``LayerPass`` and ``Budget``; whatever
     ``solve`` raises.
     """
     wanted = {linear.name for linear in linears}
@@ -97,14 +99,8 @@ def quantized_layers(
     full_key = {
         **key,
         "version": VERSION,
-        "code": _own_code(),
         "columns": column_maker(),
-        "checkpoint": checkpoint.digest,
-        "rows": [list(rows.shape), _sha256(rows)],
-        "device": run.resolved_device,
-        "threads": run.resolved_threads,
-        "arithmetic": arithmetic.name,
-        "versions": {name: metadata.version(name) for name in ("quantwright", "torch", "transformers")},
+        **pass_key(checkpoint, rows, run, arithmetic),
     }
     with ExitStack() as stack:
         parts = stack.enter_context(work_parts(full_key, run.scratch))
@@ -115,7 +111,7 @@ def quantized_layers(
             checkpoint,
             rows,
             layers=decoder.layer_names,
-            parameters=frozenset(linear.parameter for layer in every for linear in layer),
+            parameters=seen.union(linear.parameter for layer in every for linear in layer),
             head=head.parameter.removesuffix(".weight") if head else None,
             dtype=arithmetic.dtype,
             device=run.resolved_device,
@@ -137,6 +133,21 @@ def quantized_layers(
             _keep(done, checkpoint, layer, mine, part, renamed)
             advance(1)
         yield done
+
+
+def pass_key(
+    checkpoint: Checkpoint, rows: np.ndarray, run: RunOptions, arithmetic: Arithmetic
+) -> dict[str, Any]:
+    """What changes the activations of the source's model on ``rows``."""
+    return {
+        "code": _own_code(),
+        "checkpoint": checkpoint.digest,
+        "rows": [list(rows.shape), _sha256(rows)],
+        "device": run.resolved_device,
+        "threads": run.resolved_threads,
+        "arithmetic": arithmetic.name,
+        "versions": {name: metadata.version(name) for name in ("quantwright", "torch", "transformers")},
+    }
 
 
 @cache

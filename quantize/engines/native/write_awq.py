@@ -8,7 +8,10 @@ from typing import Any
 import numpy as np
 
 from quantize.artifact.artifact import Note
+from quantize.calibration.collectors import SecondMoments
 from quantize.calibration.folding import Fold, find_folds
+from quantize.calibration.importance import layer_parameters
+from quantize.calibration.kept_moments import keep_moments
 from quantize.calibration.layer_pass import LayerPass
 from quantize.calibration.windows import Calibration
 from quantize.checkpoint.checkpoint import Checkpoint
@@ -16,6 +19,7 @@ from quantize.dtypes import FLOATS, TORCH
 from quantize.engines.base import Conversion
 from quantize.engines.native.awq import AwqSettings, awq_solver
 from quantize.engines.native.dense import NATIVE
+from quantize.engines.native.importance import moments_key
 from quantize.engines.native.layers import quantized_layers
 from quantize.engines.native.packed import write_configs
 from quantize.engines.native.precision import arithmetic_of
@@ -49,20 +53,23 @@ def write_awq(
     sources = _single(checkpoint)
     folds = _folds(checkpoint, format, rows, run, sources)
     stored = {name: TORCH[checkpoint.tensors[source].dtype] for name, source in sources.items()}
-    arithmetic = arithmetic_of(run)
+    arithmetic, squares = arithmetic_of(run), SecondMoments()
     with quantized_layers(
         checkpoint,
         format.decoder,
         format.linears,
         rows,
         run,
-        awq_solver(AwqSettings(format.grid, folds, stored)),
+        awq_solver(AwqSettings(format.grid, folds, stored), squares),
         key=key,
         arithmetic=arithmetic,
         title=title,
         original=True,
         renamed=sources,
+        seen=layer_parameters(checkpoint),
     ) as done:
+        if not done.went_on:  # an importance matrix over these windows need not meet them again
+            keep_moments(moments_key(checkpoint, rows, run, arithmetic), squares.result())
         weight_bytes = write_packed(checkpoint, format, done, stage, run)
     write_configs(checkpoint, format, stage)
     notes = [*_unscaled(format.linears, folds), *done.notes]

@@ -337,7 +337,7 @@ def test_products_are_computed_once(made: Any) -> None:
 def test_block_moments_are_the_blocks_of_hessians() -> None:
     """Rows in two batches, of two matrices; sums in float32 of 40 rows, in another order."""
     rows = torch.randn(40, 96, generator=torch.Generator().manual_seed(0))
-    blocks, hessians = BlockMoments(32), Hessians()
+    blocks, hessians = BlockMoments(32, frozenset({"experts"})), Hessians()
     for collector in (blocks, hessians):
         collector.add("experts", rows[:24].reshape(2, 12, 96), 1)
         collector.add("experts", rows[24:], 1)

@@ -111,10 +111,10 @@ def test_turns() -> None:
 
 def test_samples_of_a_checkpoint(demo_checkpoint: Path, cache: Path) -> None:
     checkpoint = open_checkpoint(demo_checkpoint)
-    ids, said = own_samples(checkpoint, 3, 32, 0, CPU)
+    ids, said, _ = own_samples(checkpoint, 3, 32, 0, CPU)
     shutil.rmtree(cache)
-    again, _ = own_samples(checkpoint, 3, 32, 0, CPU)
-    other, _ = own_samples(checkpoint, 3, 32, 1, CPU)
+    again, *_ = own_samples(checkpoint, 3, 32, 0, CPU)
+    other, *_ = own_samples(checkpoint, 3, 32, 1, CPU)
     assert ids.shape == (3, 32)
     assert said == []
     assert (ids == again).all()
@@ -125,14 +125,15 @@ def test_samples_of_a_checkpoint(demo_checkpoint: Path, cache: Path) -> None:
 
 def test_they_are_drawn_once(demo_checkpoint: Path, cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
     checkpoint = open_checkpoint(demo_checkpoint)
-    ids, _ = own_samples(checkpoint, 2, 32, 0, CPU)
+    ids, *_ = own_samples(checkpoint, 2, 32, 0, CPU)
     assert "sampling 64 tokens from the model itself" in capsys.readouterr().err
     (file,) = cache.rglob("*.npy")
-    again, _ = own_samples(checkpoint, 2, 32, 0, CPU)
+    again, _, there = own_samples(checkpoint, 2, 32, 0, CPU)
+    assert there
     assert (again == ids).all()
     assert "drawn before" in capsys.readouterr().err
     file.write_bytes(b"no array")
-    again, _ = own_samples(checkpoint, 2, 32, 0, CPU)
+    again, *_ = own_samples(checkpoint, 2, 32, 0, CPU)
     assert (again == ids).all()
     assert "sampling 64 tokens" in capsys.readouterr().err
     own_samples(checkpoint, 2, 32, 1, CPU)
@@ -166,7 +167,7 @@ def test_a_template_that_raises_is_said(talks: Path) -> None:
     path = talks / "tokenizer_config.json"
     refusing = "{{ raise_exception('no users here') }}"
     path.write_text(json.dumps({**json.loads(path.read_text()), "chat_template": refusing}))
-    ids, said = own_samples(open_checkpoint(talks), 2, 32, 0, CPU)
+    ids, said, _ = own_samples(open_checkpoint(talks), 2, 32, 0, CPU)
     assert ids.shape == (2, 32)
     assert len(said) == 1
     assert "samples are no conversations" in said[0]
@@ -210,5 +211,5 @@ def test_auto_is_the_samples_where_they_can_be_had_else_the_built_in_text(demo_c
 
 def test_batches_of_one_set_differ(demo_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(samples, "BATCH", 2)
-    ids, _ = own_samples(open_checkpoint(demo_checkpoint), 4, 32, 0, CPU)
+    ids, *_ = own_samples(open_checkpoint(demo_checkpoint), 4, 32, 0, CPU)
     assert len({row.tobytes() for row in ids}) == 4

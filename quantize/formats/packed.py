@@ -106,10 +106,24 @@ class PackedFormat(FolderFormat):
 
     @cached_property
     def by_source(self) -> dict[str, list[Linear]]:
+        """A tied head is of no tensor of its own."""
         found: dict[str, list[Linear]] = {}
         for linear in self.linears:
+            if linear is self.untied:
+                continue
             found.setdefault(linear.source, []).append(linear)
         return found
+
+    @property
+    def head(self) -> Linear | None:
+        """The output layer, where it is quantized."""
+        output = self.decoder.output if self.decoder else None
+        return output if output is not None and output in self.linears else None
+
+    @property
+    def untied(self) -> Linear | None:
+        """The same, where it was the embedding, which stays beside it."""
+        return self.head if self.decoder and self.head is self.decoder.tied_head else None
 
     def groups(self, linear: Linear) -> int:
         size = self.grid_of(linear).group_size
@@ -133,6 +147,8 @@ class PackedFormat(FolderFormat):
         return {}
 
     def entries(self, checkpoint: Checkpoint, name: str, quantized: bool) -> Iterator[Entry]:
+        if self.untied and name == self.untied.source:
+            yield from self.matrix_entries(self.untied)
         if not quantized:
             yield name, checkpoint.tensors[name].dtype, checkpoint.tensors[name].shape
             return
@@ -166,6 +182,9 @@ class PackedFormat(FolderFormat):
             for linear in self.by_source[name]:
                 linear.give(whole, self.read_matrix(stored, linear))
             yield name, whole
+        if self.untied:
+            tensors = _tensors_of(stored, self.untied.name)
+            yield f"{self.untied.name}.weight", self.unpacked(tensors, self.grid_of(self.untied))
 
     def sources(self, checkpoint: Checkpoint) -> dict[str, list[int]]:
         """Shapes of the source's tensors that are no single matrix (outputs, inputs): what a loader of whole
@@ -181,7 +200,7 @@ class PackedFormat(FolderFormat):
         """``quantization_config``: what loaders read. ``meta``: of who made it."""
         sources = self.sources(checkpoint)
         meta = {**meta, **({SOURCES: sources} if sources else {})}
-        return {**self.own_config(), "lm_head": False, "pack_dtype": "int32", "meta": meta}
+        return {**self.own_config(), "lm_head": self.head is not None, "pack_dtype": "int32", "meta": meta}
 
     @abstractmethod
     def own_config(self) -> dict[str, Any]:
@@ -199,8 +218,9 @@ class PackedFormat(FolderFormat):
 
     @property
     def as_transformers_reads(self) -> bool:
-        """Whether all matrices are of one grid: transformers' own loader knows no other."""
-        return not self.special
+        """Whether all matrices are of one grid, and in decoder layers: transformers' own loader knows no
+        others."""
+        return not self.special and self.head is None
 
     def engine_opens(self, folder: Path) -> bool:
         """Whether ``GPTQModel.load`` reads what transformers' own loader does not, given a 16-bit dtype and

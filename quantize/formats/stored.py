@@ -102,7 +102,8 @@ def source_of(
             tensors[f"{base}.weight"] = TensorInfo(f"{base}.weight", (outputs, inputs), float_dtype)
     checkpoint = source()
     decoder = decoder_linears(checkpoint)
-    linears = tuple(linear for linear in decoder if linear.name in found)
+    every = [*decoder, *([decoder.head] if decoder.head else [])]
+    linears = tuple(linear for linear in every if linear.name in found)
     if len(linears) != len(found):
         odd = sorted(set(found) - {linear.name for linear in linears})
         raise BadInput(

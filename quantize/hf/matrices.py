@@ -18,7 +18,7 @@ from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.dtypes import FLOATS
 from quantize.errors import Unsupported
 from quantize.hf.conversions import STACKED, STACKED_JOINED, Part, parameter_parts
-from quantize.hf.names import HEAD, empty_model
+from quantize.hf.names import EMBEDDING, HEAD, empty_model
 from quantize.hf.plain_decoders import parameters
 from quantize.hf.watched import linear_uses, without_values
 from quantize.hf.wrappers import beside_text, lies_in, text_model
@@ -100,11 +100,12 @@ class Linear:
 @dataclass(frozen=True)
 class DecoderLinears:
     """``layers``: by decoder layer, in the order of modules; ``layer_names``: transformers' modules;
-    ``kept``: tensors of the source in decoder layers that stay as they are, and why; ``others``: modules of
-    linear layers that are none of these, but for the head; ``initialised``: whether transformers' code
-    initialises weights of layers from outside, which fails once loaders have replaced those. ``beside``: of
-    a model that also sees or hears, the modules that are no part of its text model, outermost only, and the
-    source's tensors in each."""
+    ``head``: the output layer, where it is a tensor of its own; ``tied_head``: where its weights are the
+    embedding's; ``kept``: tensors of the source in decoder layers that stay as they are, and why;
+    ``others``: modules of linear layers that are none of these, but for the head; ``initialised``: whether
+    transformers' code initialises weights of layers from outside, which fails once loaders have replaced
+    those. ``beside``: of a model that also sees or hears, the modules that are no part of its text model,
+    outermost only, and the source's tensors in each."""
 
     layers: tuple[tuple[Linear, ...], ...]
     layer_names: tuple[str, ...]
@@ -113,6 +114,11 @@ class DecoderLinears:
     others: tuple[str, ...] = ()
     initialised: bool = False
     beside: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    tied_head: Linear | None = None
+
+    @property
+    def output(self) -> Linear | None:
+        return self.head or self.tied_head
 
     def __iter__(self) -> Iterator[Linear]:
         """Those of the layers; not the head."""
@@ -164,11 +170,13 @@ def decoder_linears(checkpoint: Checkpoint) -> DecoderLinears:
         and f"{name}.weight" not in quantized
         and not lies_in(name, beside)
     )
-    head = _head(model, parts, checkpoint)
+    head, tied_head = _head(model, parts, checkpoint)
     alone = {linear.layer for inside in found for linear in inside if linear.module}
     initialised = _initialised(model, alone)
     towers = tuple((each, _sources_in(each, parts)) for each in beside)
-    return DecoderLinears(tuple(found), names, head, tuple(kept.items()), others, initialised, towers)
+    return DecoderLinears(
+        tuple(found), names, head, tuple(kept.items()), others, initialised, towers, tied_head
+    )
 
 
 def _sources_in(module: str, parts: Mapping[str, Part]) -> tuple[str, ...]:
@@ -190,12 +198,14 @@ def _told(checkpoint: Checkpoint, linear: dict[str, tuple[int, int]], tied: bool
             kept[weight] = _TOO_SMALL
         else:
             inside.append(Linear(name, outputs, inputs, weight, weight))
-    head = None
+    head = tied_head = None
+    if tied and EMBEDDING in checkpoint.tensors:
+        tied_head = Linear(HEAD, *linear[HEAD], EMBEDDING, f"{HEAD}.weight")
     if not tied and f"{HEAD}.weight" in checkpoint.tensors:
         head = Linear(HEAD, *linear[HEAD], f"{HEAD}.weight", f"{HEAD}.weight")
     others = tuple(name.removesuffix(".weight") for name in kept)
     layers = tuple(map(tuple, by_layer.values()))
-    return DecoderLinears(layers, tuple(by_layer), head, tuple(kept.items()), others)
+    return DecoderLinears(layers, tuple(by_layer), head, tuple(kept.items()), others, tied_head=tied_head)
 
 
 def _layers(
@@ -368,15 +378,18 @@ def _expert(base: Linear, half: int, halves: int, part: Part) -> Iterator[Linear
         )
 
 
-def _head(model: "PreTrainedModel", parts: dict[str, Part], checkpoint: Checkpoint) -> Linear | None:
-    """The output layer, where it is a tensor of its own."""
+def _head(
+    model: "PreTrainedModel", parts: dict[str, Part], checkpoint: Checkpoint
+) -> tuple[Linear | None, Linear | None]:
+    """The output layer, where it is a tensor of its own; where it is the embedding's."""
     output = model.get_output_embeddings()
     name = next((name for name, module in model.named_modules() if module is output), None)
     part = parts.get(f"{name}.weight")
     if name is None or part is None or part.make is not None:
-        return None
+        return None, None
     embedding = next(n for n, module in model.named_modules() if module is model.get_input_embeddings())
-    if part.sources == parts[f"{embedding}.weight"].sources:
-        return None
     outputs, inputs = checkpoint.tensors[part.sources[0]].shape
-    return Linear(part.sources[0].removesuffix(".weight"), outputs, inputs, part.sources[0], f"{name}.weight")
+    if part.sources == parts[f"{embedding}.weight"].sources:
+        return None, Linear(name, outputs, inputs, part.sources[0], f"{name}.weight")
+    own = part.sources[0].removesuffix(".weight")
+    return Linear(own, outputs, inputs, part.sources[0], f"{name}.weight"), None

@@ -41,7 +41,8 @@ class GptqRecipe(Recipe):
     neighbours either way, so that kernels stay fast. ``true_sequential``: each matrix on what the quantized
     ones before it in its layer give. ``refinements``: rounds of scales fitted to the codes and codes chosen
     again that follow; 0 is GPTQ proper. ``skip``: patterns (regular expressions) of names of matrices that
-    stay as they are; ``overrides``: other bits, groups or zero points for those that a pattern fits.
+    stay as they are; ``overrides``: other bits, groups or zero points for those that a pattern fits;
+    ``lm_head``: the output layer too, apart from the embedding where it was tied to that.
     ``on_failure``: a matrix whose Hessian cannot be used fails the conversion, or is
     rounded to nearest (``rtn``) and named. gptqmodel: ``desc_act`` visits columns in the order of their
     activations, with groups of their own (slower to run); native needs no such groups.
@@ -57,6 +58,7 @@ class GptqRecipe(Recipe):
     later: ClassVar[dict[str, Any]] = {
         "engine": "native", "order": "activation", "true_sequential": True, "refinements": 2,
         "on_failure": "fail", "skip": [], "overrides": [],
+        "lm_head": False,
     }  # fmt: skip
 
     method: Literal["gptq"] = "gptq"
@@ -72,12 +74,13 @@ class GptqRecipe(Recipe):
     on_failure: Literal["fail", "rtn"] = "fail"
     skip: Patterns = ()
     overrides: Overrides = ()
+    lm_head: bool = False
 
     @model_validator(mode="after")
     def _fits(self) -> "GptqRecipe":
         if self.desc_act and self.order == "none":
             raise ValueError("desc_act=true and order=none contradict each other")
-        native = ("order", "true_sequential", "refinements", "on_failure", "skip", "overrides")
+        native = ("order", "true_sequential", "refinements", "on_failure", "skip", "overrides", "lm_head")
         theirs = [name for name in native if name in self.canonical]
         if self.engine == "gptqmodel" and theirs:
             raise ValueError(f"{theirs[0]} needs engine=native")
@@ -115,6 +118,7 @@ class Gptq(PackedMethod[GptqRecipe]):
             recipe.short,
             recipe.skip,
             tuple(map(read_override, recipe.overrides)),
+            recipe.lm_head,
         )
         return GptqWork(held, recipe, plan_packing(held.checkpoint, packing))
 

@@ -1,8 +1,10 @@
 """What GPTQ, AWQ, rounding to nearest and compressed-tensors plan alike: which matrices of the decoder are
 packed, in groups of what size, and why others are not."""
 
+import math
 import re
 from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
@@ -23,6 +25,7 @@ from quantize.hf.matrices import DecoderLinears, Linear, decoder_linears
 from quantize.methods.base import Held, Method, R, Work
 from quantize.methods.overrides import Override, first_that_fits
 from quantize.recipe import AUTO, RunOptions
+from quantize.units import spell_size
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -59,7 +62,8 @@ GroupSize = Annotated[Literal["auto", -1, 16, 32, 64, 128, 256, 512, 1024], Befo
 @dataclass(frozen=True)
 class Packing:
     """What a recipe asks of a format. ``group_size``: a number, -1 for whole rows, or ``auto``. ``skip``:
-    patterns of names of matrices that are not packed; ``overrides``: of those that are packed otherwise."""
+    patterns of names of matrices that are not packed; ``overrides``: of those that are packed otherwise;
+    ``head``: the output layer too."""
 
     format: str  # gptq or awq
     bits: int
@@ -68,6 +72,7 @@ class Packing:
     short: str
     skip: tuple[str, ...] = ()
     overrides: tuple[Override, ...] = ()
+    head: bool = False
     #: of ``skip``, those that need not fit any
     usual: tuple[str, ...] = ()
 
@@ -150,8 +155,9 @@ def plan_packing(checkpoint: Checkpoint, packing: Packing) -> Planned:
     """Errors: Unsupported where transformers lacks the architecture, no matrix of a decoder layer can be
     packed, or groups of the size that was asked for do not divide the inputs of one."""
     decoder = decoder_linears(checkpoint)
-    misfits = _misfits(decoder, packing) | _skipped(checkpoint, decoder, packing)
-    linears = tuple(linear for linear in decoder if linear.source not in misfits)
+    head = _head(checkpoint, decoder, packing)
+    misfits = _misfits(decoder, packing) | _skipped(checkpoint, (*decoder, *head), packing)
+    linears = tuple(linear for linear in (*decoder, *head) if linear.source not in misfits)
     if not linears:
         first = next(iter(misfits.items()), None)
         why = f"{first[0]} {first[1]}" if first else "it has no linear layer in a decoder layer"
@@ -165,6 +171,8 @@ def plan_packing(checkpoint: Checkpoint, packing: Packing) -> Planned:
     others = tuple((name, grid) for name, grid in special.items() if grid != format.grid)
     format = replace(format, special=others)
     notes = _kept_notes(checkpoint, decoder, frozenset(format.by_source), misfits)
+    if format.untied:
+        notes.insert(0, _untied_note(checkpoint, format, format.untied))
     if packing.group_size == AUTO and size != AUTOMATIC_GROUPS[0]:
         notes.insert(0, _automatic_note(linears, size, packing))
     return Planned(format, tuple(notes))
@@ -182,14 +190,43 @@ def _misfits(decoder: DecoderLinears, packing: Packing) -> dict[str, str]:
     return found
 
 
-def _skipped(checkpoint: Checkpoint, decoder: DecoderLinears, packing: Packing) -> dict[str, str]:
+def _head(checkpoint: Checkpoint, decoder: DecoderLinears, packing: Packing) -> tuple[Linear, ...]:
+    """The output layer, where the recipe wants it. Errors: Unsupported where it cannot be packed."""
+    if not packing.head:
+        return ()
+    head = decoder.output
+    if head is None:
+        raise Unsupported(
+            f"{checkpoint.source}: has no output layer that is one matrix; drop lm_head from {packing.short}"
+        )
+    pairs = zip((head.inputs, head.outputs), packing.multiples(head), ("inputs", "outputs"), strict=True)
+    for size, multiple, side in pairs:
+        if size % multiple:
+            raise Unsupported(
+                f"{checkpoint.source}: its output layer has {size} {side}, and {packing.short} packs "
+                f"multiples of {multiple}; drop lm_head"
+            )
+    return (head,)
+
+
+def _untied_note(checkpoint: Checkpoint, format: PackedFormat, head: Linear) -> Note:
+    bits = {"I32": 32, "F16": 16}
+    size = sum(bits[dtype] // 8 * math.prod(shape) for _, dtype, shape in format.matrix_entries(head))
+    return Note(
+        tensor=f"{head.name}.weight",
+        what=f"stored apart from {head.source}, to which it was tied: {spell_size(size)} more",
+        why="lm_head=true quantizes it, and a lookup needs the embedding's rows",
+    )
+
+
+def _skipped(checkpoint: Checkpoint, decoder: Sequence[Linear], packing: Packing) -> dict[str, str]:
     """Of a tensor that holds several matrices, all stay. Errors: BadInput where a pattern fits none."""
     found: dict[str, str] = {}
     overrides = {each.pattern: "overrides" for each in packing.overrides}
     for pattern, where in {**dict.fromkeys(packing.skip, "skip"), **overrides}.items():
         mine = [linear for linear in decoder if re.search(pattern, linear.name)]
         if not mine and pattern not in packing.usual:
-            some = next(iter(decoder), None)
+            some = decoder[0] if decoder else None
             raise BadInput(
                 f"{checkpoint.source}: {where}={pattern} fits no matrix of its decoder layers"
                 + (f"; they have names such as {some.name}" if some else "")

@@ -92,7 +92,7 @@ def quantized_layers(
     """
     wanted = {linear.name for linear in linears}
     every = [tuple(each for each in layer if each.name in wanted) for layer in decoder.layers]
-    head = decoder.head if decoder.head and decoder.head.name in wanted else None
+    head = decoder.output if decoder.output and decoder.output.name in wanted else None
     if head:
         every.append((head,))
     budget = Budget(checkpoint, every, run, BATCH_TOKENS)
@@ -130,7 +130,7 @@ def quantized_layers(
                 if not original:
                     _write(layer, mine, part)
                 done.went_on += 1
-            _keep(done, checkpoint, layer, mine, part, renamed)
+            _keep(done, checkpoint, layer, mine, part, renamed, decoder.tied_head)
             advance(1)
         yield done
 
@@ -202,12 +202,16 @@ def _keep(
     linears: Sequence[Linear],
     part: Part,
     renamed: Mapping[str, str],
+    tied_head: Linear | None,
 ) -> None:
     import torch
 
     by_source: dict[str, list[Linear]] = {}
     for linear in linears:
         done._layer_of[linear.name] = layer.index
+        if linear is tied_head:  # the embedding stays
+            done.computed.add(f"{linear.name}.weight", part.codes[linear.name].values().cpu().numpy())
+            continue
         by_source.setdefault(linear.source, []).append(linear)
     for source, mine in by_source.items():
         values = {linear.name: part.codes[linear.name].values().cpu().numpy() for linear in mine}

@@ -9,6 +9,7 @@ from quantize.artifact.artifact import Note
 from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.checkpoint.tensors import write_config
 from quantize.formats.packed import GPTQMODEL, OWN, PackedFormat
+from quantize.hf.names import untied
 
 #: GPTQModel opens asymmetric weights of version 1 only from a writer whose zero points do not overflow, which
 #: it knows by this entry
@@ -27,7 +28,8 @@ def write_configs(
     quantization = format.config(checkpoint, {"quantizer": quantizer})
     if format.second_config:
         quantization |= settings or {}
-    write_config(stage, {**checkpoint.config, "quantization_config": quantization})
+    config = untied(checkpoint.config) if format.untied else checkpoint.config
+    write_config(stage, {**config, "quantization_config": quantization})
     if not format.second_config:
         return
     (stage / "quantize_config.json").write_text(json.dumps(quantization, indent=2) + "\n", encoding="utf-8")
@@ -38,6 +40,8 @@ def openers(format: PackedFormat, stage: Path) -> tuple[tuple[str, ...], list[No
     who, others = format.opener(stage), format.experts_openers(stage)
     if not format.as_transformers_reads:
         why = "transformers' own loader knows one number of bits, group size and kind of zero point for all"
+        if format.head and not format.special:
+            why = "transformers' own loader looks for packed weights in decoder layers only"
         what = "only quantwright is known to open it"
         opened = format.engine_opens(stage)
         if opened:

@@ -25,6 +25,7 @@ def test_what_says_nothing_new_is_spelled_as_before() -> None:
         "gptq-int4:engine=native,refinements=0",
         "gptq-int4:engine=native,skip=down_proj",
         "gptq-int3:engine=native,skip=down_proj;layers\\.0\\.",
+        "gptq-int3:lm_head=true,overrides=down_proj=int8/g32;layers.0.=skip",
     ],
 )
 def test_spellings_parse_back(spelled: str) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from quantize.checkpoint.checkpoint import BUFFERS
 from quantize.checkpoint.safetensors_header import StoredTensor, TensorInfo
+from quantize.dtypes import BITS
 from quantize.gguf.container.reader import GgufFile
 
 PARTS = ("embedding", "attention", "mlp", "experts", "head", "norms", "other")
@@ -134,10 +135,12 @@ def _kind(
     if name.endswith(".qweight"):
         return _packed_integers(info, beside)
     if name.endswith(".weight_packed"):
-        bits = _compressed_bits(config)
-        if info.dtype == "U8":
-            return "fp4", 2 * count
-        return f"int{bits}", count * 32 // bits
+        bits = 4 if info.dtype == "U8" else _compressed_bits(config)
+        count = count * BITS[info.dtype] // bits
+        scale = beside.get(f"{name.removesuffix('_packed')}_scale")
+        grouped = scale is not None and len(scale.shape) > 1 and scale.shape[-1] > 1
+        group = f" g{count // scale.parameters}" if scale is not None and grouped else ""
+        return ("fp4" if info.dtype == "U8" else f"int{bits}") + group, count
     if name.endswith("._data._data"):
         scales = next((each for key, each in beside.items() if key.endswith("._scale")), None)
         if scales is None or len(info.shape) != 2:

@@ -77,6 +77,8 @@ def test_a_model_is_equal_to_itself_whatever_holds_it(
         ("gguf-q8_0", "", "Q8_0", 0.002, 0.01),
         ("gguf-q4_k_m", "", "Q4_K", 0.03, 0.12),
         ("rtn-int4", "", "int4 g128", 0.05, 0.15),
+        ("ct-w4a16", "", "int4 g128", 0.05, 0.15),
+        ("ct-nvfp4a16", "", "fp4 g16", 0.05, 0.15),
         ("quanto-int8", "optimum.quanto", "int8", 0.002, 0.02),
         ("bnb-nf4", "bitsandbytes", "nf4", 0.05, 0.15),
         ("rtn-int4:format=awq", "", "int4 g128", 0.05, 0.15),

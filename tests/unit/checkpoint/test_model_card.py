@@ -3,11 +3,13 @@
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 from fuzzing import damaged, faults, mutations, sample
 
+from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.checkpoint.model_card import license_files, read_model_card
 from quantize.conversion import convert
 from quantize.errors import BadInput
@@ -32,6 +34,12 @@ def write(folder: Path, head: str) -> None:
     (folder / "README.md").write_text(f"---\n{head}\n---\n# Model\n", encoding="utf-8")
 
 
+def metadata_of(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Of the GGUF that would be written."""
+    work = Gguf().plan(checkpoint, GgufRecipe(type="q8_0"))
+    return work.contents(work._importances).kvs
+
+
 @pytest.mark.parametrize(
     ("head", "key", "value"),
     [
@@ -52,7 +60,7 @@ def write(folder: Path, head: str) -> None:
 def test_cards_as_people_write_them(head: str, key: str, value: object, folder: Path) -> None:
     write(folder, head)
     assert read_model_card(folder).remarks == ()
-    kvs = Gguf().plan(open_checkpoint(folder), GgufRecipe(type="q8_0")).contents.kvs
+    kvs = metadata_of(open_checkpoint(folder))
     assert kvs[key][0] == value
     for name, (content, kind) in kvs.items():
         pack_value(name, content, kind)
@@ -118,7 +126,7 @@ def test_a_folder_with_an_at_in_its_name(folder: Path) -> None:
     other = folder.rename(folder.parent / "my@model")
     checkpoint = open_checkpoint(other)
     assert checkpoint.name == "my@model"
-    assert Gguf().plan(checkpoint, GgufRecipe(type="q8_0")).contents.kvs["general.name"][0] == "My@Model"
+    assert metadata_of(checkpoint)["general.name"][0] == "My@Model"
 
 
 #: every kind of entry that a card may have

@@ -9,6 +9,7 @@ FLOORS_BYTES = 200 << 20  # a second runtime
 #: Of the weights as stored. What verification maps of source and artifact counts as held, though the system
 #: may take it back.
 VERIFY_STORED_COPIES = 0.7
+CALIBRATION_TOKENS = 32_768  # of ``Costs.states``
 
 
 def conversion_memory(checkpoint: Checkpoint, costs: Costs, verify: str) -> int:
@@ -21,7 +22,12 @@ def conversion_memory(checkpoint: Checkpoint, costs: Costs, verify: str) -> int:
     copies = costs.stored_copies
     held = 4 * costs.copies * checkpoint.parameters if copies is None else copies * stored
     base = max(costs.base_bytes, VERIFY_BASE_BYTES if full else 0)
-    return int(base + max(held, VERIFY_STORED_COPIES * stored if full else 0) + 12 * max(largest, layer))
+    text = checkpoint.config.get("text_config")
+    hidden = int((text if isinstance(text, dict) else checkpoint.config).get("hidden_size") or 0)
+    states = int(4 * CALIBRATION_TOKENS * hidden * costs.states)
+    return int(
+        base + states + max(held, VERIFY_STORED_COPIES * stored if full else 0) + 12 * max(largest, layer)
+    )
 
 
 def serving_memory(costs: Costs, held_bytes: int) -> int:

@@ -152,7 +152,8 @@ class ModelStep(Step):
     @property
     def costs(self) -> Costs:
         """Of the method that makes what the step reads or writes."""
-        return find_method(self.method).costs
+        method = find_method(self.method)
+        return method.costs_of(self.recipe) if self.recipe else method.costs
 
     @property
     def checkpoint(self) -> Checkpoint:

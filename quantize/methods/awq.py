@@ -26,6 +26,15 @@ from quantize.methods.packed import PackedMethod, PackedWork, Packing, check_out
 from quantize.recipe import Recipe, RunOptions
 
 
+def only_four(value: Any) -> Any:
+    """Errors: ValueError for other widths, in words."""
+    if (bits := whole(value)) != 4:
+        raise ValueError(
+            f"{bits!r}: AWQ's fast kernels know 4 bits only (docs/methods/awq.md); use gptq-int3 or gptq-int8"
+        )
+    return bits
+
+
 class AwqRecipe(Recipe):
     """``group_size`` auto: 128 where it divides the inputs of every matrix, else 64, 32, or whole rows.
     ``search_tokens``: at most this many of the calibration tokens, in whole windows, are used to search
@@ -41,7 +50,7 @@ class AwqRecipe(Recipe):
     later: ClassVar[dict[str, Any]] = {"engine": "native"}
 
     method: Literal["awq"] = "awq"
-    bits: Annotated[Literal[4], BeforeValidator(whole)] = 4
+    bits: Annotated[Literal[4], BeforeValidator(only_four)] = 4
     group_size: Annotated[Literal["auto", -1, 32, 64, 128], BeforeValidator(whole)] = "auto"
     zero_point: bool = True
     search_tokens: int = Field(default=SEARCH_TOKENS, ge=128)
@@ -57,9 +66,21 @@ class Awq(PackedMethod[AwqRecipe]):
     format: ClassVar[type[Format]] = AwqFormat
     engine: ClassVar[Engine] = NATIVE_PACKED
     costs: ClassVar[Costs] = Costs(
+        start_s=15,
+        seconds=0.7,
+        base_bytes=800 << 20,
+        bench_bytes=700 << 20,
+        eval_bytes=760 << 20,
+        stored_copies=0.0,
+        states=2.0,
+    )
+    engine_costs: ClassVar[Costs] = Costs(
         start_s=25, seconds=1.0, base_bytes=800 << 20, bench_bytes=700 << 20, eval_bytes=760 << 20, copies=1.0
     )
     summary: ClassVar[str] = "AWQ weights of 4 bits in groups, calibrated; for transformers, vLLM and SGLang"
+
+    def costs_of(self, recipe: Recipe) -> Costs:
+        return self.engine_costs if getattr(recipe, "engine", "native") == "gptqmodel" else self.costs
 
     def work(self, held: Held, recipe: AwqRecipe) -> "AwqWork":
         if recipe.engine == "gptqmodel":

@@ -39,6 +39,7 @@ class Costs:
     before any weight, engines loaded; ``bench_bytes`` and ``eval_bytes``: of one that opens an artifact,
     and of one that compares it with a reference. ``copies``: of the weights held at once, in float32;
     ``stored_copies``: or as they are stored, mapped files counted, where the engine only rounds.
+    ``states``: hidden states of 32,768 tokens that are held at once, in float32, products of a layer too.
     ``saves_twice``: the engine saves what is then written again. ``reads_files``: its library reads
     weights from files, so that those of a GGUF, or with an adapter, are written for it.
     """
@@ -50,6 +51,7 @@ class Costs:
     eval_bytes: int = 650 << 20
     copies: float = 1.5
     stored_copies: float | None = None
+    states: float = 0.0
     saves_twice: bool = False
     reads_files: bool = False
 
@@ -154,6 +156,10 @@ class Method(ABC, Generic[R]):
             return Held(checkpoint, checkpoint)
         kept, notes = needed(checkpoint)
         return Held(checkpoint, kept, notes)
+
+    def costs_of(self, recipe: Recipe) -> Costs:
+        """Of one of its recipes, where they differ: by the engine, say."""
+        return self.costs
 
     @abstractmethod
     def work(self, held: Held, recipe: R) -> Work[R]:

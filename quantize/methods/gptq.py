@@ -96,6 +96,15 @@ class Gptq(PackedMethod[GptqRecipe]):
     format: ClassVar[type[Format]] = GptqFormat
     engine: ClassVar[Engine] = NATIVE_PACKED
     costs: ClassVar[Costs] = Costs(
+        start_s=15,
+        seconds=1.2,
+        base_bytes=950 << 20,
+        bench_bytes=700 << 20,
+        eval_bytes=760 << 20,
+        stored_copies=0.0,
+        states=10.0,
+    )
+    engine_costs: ClassVar[Costs] = Costs(
         start_s=25,
         seconds=2.0,
         base_bytes=950 << 20,
@@ -106,6 +115,9 @@ class Gptq(PackedMethod[GptqRecipe]):
     summary: ClassVar[str] = (
         "GPTQ weights of 2, 3, 4 or 8 bits in groups, calibrated; for transformers, vLLM and SGLang"
     )
+
+    def costs_of(self, recipe: Recipe) -> Costs:
+        return self.engine_costs if getattr(recipe, "engine", "native") == "gptqmodel" else self.costs
 
     def work(self, held: Held, recipe: GptqRecipe) -> "GptqWork":
         if recipe.engine == "gptqmodel":

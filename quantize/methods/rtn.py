@@ -55,7 +55,12 @@ class Rtn(PackedMethod[RtnRecipe]):
     format: ClassVar[type[Format]] = GptqFormat
     engine: ClassVar[Engine] = NATIVE_PACKED
     costs: ClassVar[Costs] = Costs(
-        start_s=5, seconds=0.3, base_bytes=700 << 20, bench_bytes=700 << 20, eval_bytes=760 << 20, copies=0.5
+        start_s=5,
+        seconds=0.3,
+        base_bytes=700 << 20,
+        bench_bytes=700 << 20,
+        eval_bytes=760 << 20,
+        stored_copies=0.0,
     )
     summary: ClassVar[str] = (
         "weights of 2, 3, 4 or 8 bits in groups, rounded to nearest, uncalibrated; in GPTQ's or AWQ's format"

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from decoder_cases import make_decoder
 
-from quantize.errors import Unsupported
+from quantize.errors import BadInput, Unsupported
 from quantize.methods.registry import parse_recipe, plan
 from quantize.sources.opening import open_checkpoint
 
@@ -69,3 +69,8 @@ def test_of_two_spellings_with_one_digest_both_make_the_same_bytes() -> None:
     assert digests["ct-w4a16"] == digests["ct-w4a16:group_size=128"]
     assert len(set(digests.values())) == 3
     assert parse_recipe("ct-w8a16").short == "ct-w8a16"
+
+
+def test_awq_of_other_widths_is_refused_in_words() -> None:
+    with pytest.raises(BadInput, match=r"bits: 3: AWQ's fast kernels know 4 bits only .* use gptq-int3"):
+        parse_recipe("awq-int4:bits=3")

@@ -15,13 +15,13 @@ from quantize.calibration.collectors import Moment
 from quantize.calibration.importance import source_moments
 from quantize.calibration.kept_moments import keep_moments, kept_moments, moments_files
 from quantize.calibration.layer_pass import BATCH_TOKENS
+from quantize.calibration.texts import held_out_text
 from quantize.cli import cli
 from quantize.conversion import convert
 from quantize.engines.native import awq
 from quantize.recipe import CalibrationOptions, RunOptions
 from quantize.sources.opening import open_checkpoint
 
-TEXT = CalibrationOptions(source="stdlib", tokens=12_288, sequence_length=256)
 AWQ, IMATRIX = "awq-int4:group_size=64", "gguf-q4_k_m:imatrix=auto"
 CPU = RunOptions(device="cpu", threads=1, progress=False)
 
@@ -33,13 +33,21 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("text") / "held-out.txt"
+    path.write_text(held_out_text()[:100_000])
+    return path
+
+
+@pytest.fixture(scope="module")
 def model(make_checkpoint: Callable[..., Path]) -> Path:
     return make_checkpoint(hidden_size=128, intermediate_size=256)
 
 
-def made(model: Path, to: str, out: Path) -> dict[str, str]:
+def made(model: Path, to: str, out: Path, text: Path) -> dict[str, str]:
     """sha256 of each file of the artifact."""
-    artifact = convert(model, to, out, calibration=TEXT, run=CPU, verify="none")
+    options = CalibrationOptions(source=str(text), tokens=12_288, sequence_length=256)
+    artifact = convert(model, to, out, calibration=options, run=CPU, verify="none")
     return {name: entry.sha256 for name, entry in artifact.manifest.files.items()}
 
 
@@ -48,28 +56,28 @@ def shared(folder: Path) -> list[str]:
     return found
 
 
-def test_after_another_as_alone(model: Path, tmp_path: Path, own_cache: Path) -> None:
+def test_after_another_as_alone(model: Path, text: Path, tmp_path: Path, own_cache: Path) -> None:
     """Of the 48 windows, 32 are AWQ's; another type of the same text has all sums in the end."""
-    alone = made(model, IMATRIX, tmp_path / "alone")
+    alone = made(model, IMATRIX, tmp_path / "alone", text)
     assert not shared(tmp_path / "alone")
     shutil.rmtree(own_cache)
-    made(model, AWQ, tmp_path / "awq")
+    made(model, AWQ, tmp_path / "awq", text)
     assert not shared(tmp_path / "awq")
-    assert made(model, IMATRIX, tmp_path / "after") == alone
+    assert made(model, IMATRIX, tmp_path / "after", text) == alone
     (said,) = shared(tmp_path / "after")
     assert said.startswith("sums of squares over 8,192 of 12,288 calibration tokens: of an earlier")
-    made(model, "gguf-q3_k_m:imatrix=auto", tmp_path / "third")
+    made(model, "gguf-q3_k_m:imatrix=auto", tmp_path / "third", text)
     assert "over 12,288 of 12,288" in shared(tmp_path / "third")[0]
 
 
 @pytest.mark.long
-def test_on_one_command_line(model: Path, tmp_path: Path, own_cache: Path) -> None:
+def test_on_one_command_line(model: Path, text: Path, tmp_path: Path, own_cache: Path) -> None:
     """The imatrix recipe is given first: AWQ goes before it all the same."""
-    alone = {"gguf": made(model, IMATRIX, tmp_path / "gguf")}
+    alone = {"gguf": made(model, IMATRIX, tmp_path / "gguf", text)}
     shutil.rmtree(own_cache)
-    alone["awq"] = made(model, AWQ, tmp_path / "awq")
+    alone["awq"] = made(model, AWQ, tmp_path / "awq", text)
     shutil.rmtree(own_cache)
-    options = ["--calibration", "stdlib", "--calibration-tokens", "12288", "--calibration-length", "256"]
+    options = ["--calibration", str(text), "--calibration-tokens", "12288", "--calibration-length", "256"]
     options += ["--verify", "none", "--device", "cpu", "--threads", "1"]
     arguments = ["convert", str(model), "--to", f"{IMATRIX},{AWQ}", "-o", str(tmp_path / "both"), *options]
     assert not cli.main(arguments, standalone_mode=False)
@@ -81,7 +89,7 @@ def test_on_one_command_line(model: Path, tmp_path: Path, own_cache: Path) -> No
 
 
 def test_an_interrupted_awq_leaves_no_sums(
-    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Ended in the second layer, then gone on with: its sums lack the layer before."""
     real, calls = awq._solve, []
@@ -95,9 +103,9 @@ def test_an_interrupted_awq_leaves_no_sums(
     with monkeypatch.context() as changed:
         changed.setattr(awq, "_solve", stops)
         with pytest.raises(KeyboardInterrupt):
-            made(model, AWQ, tmp_path / "awq")
+            made(model, AWQ, tmp_path / "awq", text)
     assert not (tmp_path / "awq").exists()
-    made(model, AWQ, tmp_path / "awq")
+    made(model, AWQ, tmp_path / "awq", text)
     assert any("interrupted" in note.what for note in Artifact.load(tmp_path / "awq").manifest.notes)
     assert not moments_files()
 

@@ -149,10 +149,12 @@ def test_convert_computes_what_the_command_does(demo_checkpoint: Path, tmp_path:
 
 
 def test_types_that_need_importances_get_computed_ones(demo_checkpoint: Path, tmp_path: Path) -> None:
-    options = ["--calibration", "stdlib", "--calibration-tokens", "512", "--verify", "none"]
+    (tmp_path / "held-out.txt").write_text(held_out_text()[:20_000])
+    text = str(tmp_path / "held-out.txt")
+    options = ["--calibration", text, "--calibration-tokens", "512", "--verify", "none"]
     convert = ["convert", str(demo_checkpoint), "--to", "gguf:type=iq2_xs,imatrix=AUTO", *options]
     assert not cli.main([*convert, "-o", str(tmp_path / "made")], standalone_mode=False)
-    assert Artifact.load(tmp_path / "made").manifest.details["quantize.imatrix.dataset"] == "stdlib"
+    assert Artifact.load(tmp_path / "made").manifest.details["quantize.imatrix.dataset"] == "held-out.txt"
     with pytest.raises(Unsupported, match="apply only to quantized files"):
         plan(open_checkpoint(demo_checkpoint), parse_recipe("gguf-f16:imatrix=auto"))
 

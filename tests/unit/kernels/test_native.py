@@ -122,6 +122,7 @@ def test_a_file_that_is_no_library_is_named(elsewhere: Path) -> None:
     assert str(native.load()).startswith(f"_native{native.EXTENSION_SUFFIXES[0]} cannot be loaded")
 
 
+@pytest.mark.skipif(isinstance(native.load(), str), reason="no compiled kernels here")
 def test_a_build_of_another_version_is_not_used(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     built = next(Path(maker.__code__.co_filename).parent.glob("_native*"))
     shutil.copy(built, elsewhere / built.name)

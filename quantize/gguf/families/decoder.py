@@ -117,6 +117,13 @@ ATTENTION = (
     linear("blk.{i}.attn_v", "model.layers.{i}.self_attn.v_proj"),
     linear("blk.{i}.attn_output", "model.layers.{i}.self_attn.o_proj"),
 )
+#: the same, of models that have no biases there
+UNBIASED = (
+    Rule("blk.{i}.attn_q", "model.layers.{i}.self_attn.q_proj"),
+    Rule("blk.{i}.attn_k", "model.layers.{i}.self_attn.k_proj"),
+    Rule("blk.{i}.attn_v", "model.layers.{i}.self_attn.v_proj"),
+    Rule("blk.{i}.attn_output", "model.layers.{i}.self_attn.o_proj"),
+)
 QK_NORMS = (
     Rule("blk.{i}.attn_q_norm", "model.layers.{i}.self_attn.q_norm"),
     Rule("blk.{i}.attn_k_norm", "model.layers.{i}.self_attn.k_norm"),

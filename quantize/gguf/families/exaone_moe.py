@@ -6,45 +6,35 @@ from quantize.errors import Unsupported
 from quantize.gguf.families.config import Hyperparameters
 from quantize.gguf.families.decoder import (
     ARRAY,
-    BOOL,
     ENDS,
-    F32,
     NORMS,
     QK_NORMS,
     U32,
+    UNBIASED,
     Family,
     KVs,
-    Rule,
     common_kvs,
 )
 from quantize.gguf.families.exaone4 import sliding
-from quantize.gguf.families.experts import (
-    CHOICE,
-    MLP,
-    SIGMOID,
-    STACKED,
-    bias,
-    leading,
-    predicting,
-    shared,
-)
+from quantize.gguf.families.experts import leading, mixture, mixture_kvs, predicting
 from quantize.gguf.families.rope import FREQUENCIES
 
 
 def kvs(h: Hyperparameters) -> KVs:
     width, count = int(h["moe_intermediate_size"]), int(h["num_shared_experts"])
-    return common_kvs(h) | {
-        "vocab_size": (h["vocab_size"], U32),
-        "attention.sliding_window": (h["sliding_window"], U32),
-        "attention.sliding_window_pattern": (sliding(h), ARRAY),
-        "expert_gating_func": (SIGMOID, U32),
-        "expert_feed_forward_length": (width, U32),
-        "expert_shared_count": (count, U32),
-        "expert_shared_feed_forward_length": (width * count, U32),
-        "expert_weights_scale": (h["routed_scaling_factor"], F32),
-        "expert_weights_norm": (bool(h["norm_topk_prob"]), BOOL),
-        "leading_dense_block_count": (leading(h), U32),
-    }
+    mixed = mixture_kvs(h, normed=bool(h["norm_topk_prob"]))
+    return (
+        common_kvs(h)
+        | mixed
+        | {
+            "vocab_size": (h["vocab_size"], U32),
+            "attention.sliding_window": (h["sliding_window"], U32),
+            "attention.sliding_window_pattern": (sliding(h), ARRAY),
+            "expert_shared_count": (count, U32),
+            "expert_shared_feed_forward_length": (width * count, U32),
+            "leading_dense_block_count": (leading(h), U32),
+        }
+    )
 
 
 def check(h: Hyperparameters) -> list[Note]:
@@ -57,16 +47,9 @@ FAMILY = Family(
     architecture="exaone-moe",
     layer=(
         *NORMS,
-        Rule("blk.{i}.attn_q", "model.layers.{i}.self_attn.q_proj"),
-        Rule("blk.{i}.attn_k", "model.layers.{i}.self_attn.k_proj"),
-        Rule("blk.{i}.attn_v", "model.layers.{i}.self_attn.v_proj"),
-        Rule("blk.{i}.attn_output", "model.layers.{i}.self_attn.o_proj"),
+        *UNBIASED,
         *QK_NORMS,
-        *MLP,
-        CHOICE,
-        bias("e_score_correction_bias"),
-        STACKED,
-        *shared("shared_experts"),
+        *mixture("e_score_correction_bias", "shared_experts"),
     ),
     ends=ENDS,
     kvs=kvs,

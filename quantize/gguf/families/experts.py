@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from quantize.errors import Unsupported
 from quantize.gguf.families.config import Hyperparameters
-from quantize.gguf.families.decoder import Rule
+from quantize.gguf.families.decoder import BOOL, F32, U32, KVs, OneOf, Rule
 from quantize.gguf.families.qwen_moe import EXPERTS, ROUTER
 
 SOFTMAX, SIGMOID = 1, 2  # llama.cpp's numbers
@@ -60,6 +60,25 @@ def shared(source: str) -> tuple[Rule, ...]:
         Rule("blk.{i}.ffn_up_shexp", prefix + "up_proj", when=sparse),
         Rule("blk.{i}.ffn_down_shexp", prefix + "down_proj", when=sparse),
     )
+
+
+def mixture(
+    correction: str, wide: str, *, choice: Rule = CHOICE, ending: str = ".bias"
+) -> tuple[Rule | OneOf, ...]:
+    """Dense layers first; then a router that scores by sigmoid, with a ``correction`` of its choice, stacked
+    experts, and a ``wide`` one that all tokens share."""
+    return (*MLP, choice, bias(correction, ending), STACKED, *shared(wide))
+
+
+def mixture_kvs(h: Hyperparameters, scale: str = "routed_scaling_factor", normed: bool = True) -> KVs:
+    """Of that; ``scale`` names the factor of what the experts give, ``normed`` says whether their shares add
+    up to it."""
+    return {
+        "expert_gating_func": (SIGMOID, U32),
+        "expert_feed_forward_length": (h["moe_intermediate_size"], U32),
+        "expert_weights_norm": (normed, BOOL),
+        "expert_weights_scale": (h[scale], F32),
+    }
 
 
 def predicting(h: Hyperparameters) -> dict[str, str]:

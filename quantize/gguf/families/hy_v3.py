@@ -3,45 +3,34 @@
 from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.gguf.families.config import Hyperparameters
 from quantize.gguf.families.decoder import (
-    BOOL,
     ENDS,
-    F32,
     NORMS,
     QK_NORMS,
     U32,
+    UNBIASED,
     Family,
     KVs,
     Rule,
     common_kvs,
 )
-from quantize.gguf.families.experts import MLP, SIGMOID, STACKED, bias, predicting, shared, sparse
+from quantize.gguf.families.experts import mixture, mixture_kvs, predicting, sparse
+
+CHOICE = Rule("blk.{i}.ffn_gate_inp", "model.layers.{i}.mlp.router.gate", when=sparse)
 
 
 def kvs(h: Hyperparameters) -> KVs:
-    width = int(h["moe_intermediate_size"])
-    return common_kvs(h) | {
-        "expert_feed_forward_length": (width, U32),
-        "expert_shared_feed_forward_length": (width * int(h["num_shared_experts"]), U32),
-        "expert_weights_norm": (True, BOOL),
-        "expert_weights_scale": (h["router_scaling_factor"], F32),
-        "expert_gating_func": (SIGMOID, U32),
-    }
+    wide = int(h["moe_intermediate_size"]) * int(h["num_shared_experts"])
+    mixed = mixture_kvs(h, "router_scaling_factor")
+    return common_kvs(h) | mixed | {"expert_shared_feed_forward_length": (wide, U32)}
 
 
 FAMILY = Family(
     architecture="hy_v3",
     layer=(
         *NORMS,
-        Rule("blk.{i}.attn_q", "model.layers.{i}.self_attn.q_proj"),
-        Rule("blk.{i}.attn_k", "model.layers.{i}.self_attn.k_proj"),
-        Rule("blk.{i}.attn_v", "model.layers.{i}.self_attn.v_proj"),
-        Rule("blk.{i}.attn_output", "model.layers.{i}.self_attn.o_proj"),
+        *UNBIASED,
         *QK_NORMS,
-        *MLP,
-        Rule("blk.{i}.ffn_gate_inp", "model.layers.{i}.mlp.router.gate", when=sparse),
-        bias("expert_bias", ending=""),
-        STACKED,
-        *shared("shared_mlp"),
+        *mixture("expert_bias", "shared_mlp", choice=CHOICE, ending=""),
     ),
     ends=ENDS,
     kvs=kvs,

@@ -7,27 +7,18 @@ from quantize.errors import Unsupported
 from quantize.gguf.families.config import Hyperparameters
 from quantize.gguf.families.decoder import (
     ARRAY,
-    BOOL,
     ENDS,
     F32,
     NORMS,
     QK_NORMS,
     U32,
+    UNBIASED,
     Family,
     KVs,
     Rule,
     common_kvs,
 )
-from quantize.gguf.families.experts import (
-    CHOICE,
-    MLP,
-    SIGMOID,
-    STACKED,
-    bias,
-    leading,
-    predicting,
-    shared,
-)
+from quantize.gguf.families.experts import leading, mixture, mixture_kvs, predicting
 from quantize.gguf.families.mellum import sliding
 from quantize.gguf.families.rope import LOCAL, read_rope
 
@@ -37,14 +28,11 @@ def rotated(h: Hyperparameters) -> int:
 
 
 def kvs(h: Hyperparameters) -> KVs:
-    kvs = common_kvs(h) | {
+    kvs = common_kvs(h) | mixture_kvs(h, "moe_routed_scaling_factor")
+    kvs |= {
         "attention.head_count": (h.find("num_attention_heads_per_layer") or [h.heads] * h.layers, ARRAY),
         "vocab_size": (h["vocab_size"], U32),
-        "expert_feed_forward_length": (h["moe_intermediate_size"], U32),
         "expert_shared_feed_forward_length": (h["shared_expert_intermediate_size"], U32),
-        "expert_gating_func": (SIGMOID, U32),
-        "expert_weights_norm": (True, BOOL),
-        "expert_weights_scale": (h["moe_routed_scaling_factor"], F32),
         "leading_dense_block_count": (leading(h), U32),
         "rope.dimension_count": (rotated(h), U32),
     }
@@ -72,17 +60,10 @@ FAMILY = Family(
     architecture="laguna",
     layer=(
         *NORMS,
-        Rule("blk.{i}.attn_q", "model.layers.{i}.self_attn.q_proj"),
-        Rule("blk.{i}.attn_k", "model.layers.{i}.self_attn.k_proj"),
-        Rule("blk.{i}.attn_v", "model.layers.{i}.self_attn.v_proj"),
+        *UNBIASED,
         Rule("blk.{i}.attn_gate", "model.layers.{i}.self_attn.g_proj"),
-        Rule("blk.{i}.attn_output", "model.layers.{i}.self_attn.o_proj"),
         *QK_NORMS,
-        *MLP,
-        CHOICE,
-        bias("experts.e_score_correction_bias"),
-        STACKED,
-        *shared("shared_expert"),
+        *mixture("experts.e_score_correction_bias", "shared_expert"),
     ),
     ends=ENDS,
     kvs=kvs,

@@ -2,17 +2,8 @@
 
 from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.gguf.families.config import Hyperparameters
-from quantize.gguf.families.decoder import BOOL, ENDS, F32, U32, Family, KVs, Rule, common_kvs, linear
-from quantize.gguf.families.experts import (
-    CHOICE,
-    MLP,
-    SIGMOID,
-    STACKED,
-    bias,
-    leading,
-    predicting,
-    shared,
-)
+from quantize.gguf.families.decoder import ENDS, U32, Family, KVs, Rule, common_kvs, linear
+from quantize.gguf.families.experts import leading, mixture, mixture_kvs, predicting
 from quantize.gguf.families.rope import read_rope
 
 
@@ -21,15 +12,16 @@ def rotated(h: Hyperparameters) -> int:
 
 
 def kvs(h: Hyperparameters) -> KVs:
-    return common_kvs(h) | {
-        "rope.dimension_count": (rotated(h), U32),
-        "expert_gating_func": (SIGMOID, U32),
-        "expert_feed_forward_length": (h["moe_intermediate_size"], U32),
-        "expert_shared_count": (h["n_shared_experts"], U32),
-        "leading_dense_block_count": (leading(h), U32),
-        "expert_weights_norm": (bool(h["norm_topk_prob"]), BOOL),
-        "expert_weights_scale": (h["routed_scaling_factor"], F32),
-    }
+    mixed = mixture_kvs(h, normed=bool(h["norm_topk_prob"]))
+    return (
+        common_kvs(h)
+        | mixed
+        | {
+            "rope.dimension_count": (rotated(h), U32),
+            "expert_shared_count": (h["n_shared_experts"], U32),
+            "leading_dense_block_count": (leading(h), U32),
+        }
+    )
 
 
 FAMILY = Family(
@@ -41,11 +33,7 @@ FAMILY = Family(
         linear("blk.{i}.attn_k", "model.layers.{i}.self_attn.k_proj"),
         linear("blk.{i}.attn_v", "model.layers.{i}.self_attn.v_proj"),
         Rule("blk.{i}.attn_output", "model.layers.{i}.self_attn.o_proj"),
-        *MLP,
-        CHOICE,
-        bias("gate.e_score_correction_bias"),
-        STACKED,
-        *shared("shared_experts"),
+        *mixture("gate.e_score_correction_bias", "shared_experts"),
     ),
     ends=ENDS,
     kvs=kvs,

@@ -12,7 +12,7 @@ import numpy as np
 from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.errors import BadInput
 from quantize.hf.conversions import Part, parameter_parts, read_buffers
-from quantize.hf.names import empty_model
+from quantize.hf.names import MULTIPLYING_ROUTERS, empty_model
 from quantize.numerics.activations import round_activations
 from quantize.quiet import quiet
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 #: modules that use the weights of those within them, which must be there with their own
-WHOLE = ("JetMoeDecoderLayer", "DbrxBlock")
+WHOLE = ("JetMoeDecoderLayer", "DbrxBlock", *MULTIPLYING_ROUTERS)
 #: model types whose code asks where the embedding's weight lies
 ASKS_EMBEDDING = ("llama4_text",)
 TRIM_BYTES = 1 << 27  # read between two returns of free memory to the system

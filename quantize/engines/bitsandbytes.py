@@ -32,7 +32,7 @@ from quantize.hf.loaded import (
     singly_noted,
     sources_again,
 )
-from quantize.hf.names import is_router, kept_notes, linear_layers
+from quantize.hf.names import kept_notes, linear_layers, router_layers
 from quantize.hf.watched import linear_uses
 from quantize.hf.wrappers import beside_text, lies_in
 from quantize.quiet import quiet
@@ -139,7 +139,7 @@ def quantize_in_memory(folder: Path, settings: Settings, dtype: str, run: RunOpt
     unless ``settings`` say otherwise."""
     empty = model_without_weights(folder, dtype, trust_remote_code=run.trust_remote_code)
     skipped = set(linear_uses(folder, trust_remote_code=run.trust_remote_code).direct)
-    skipped |= {name for name, module in empty.named_modules() if is_router(module)}
+    skipped |= router_layers(empty)
     if settings.vision:
         skipped |= _left_beside(empty)
     else:

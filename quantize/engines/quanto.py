@@ -27,7 +27,7 @@ from quantize.hf.loaded import (
     singly_noted,
     sources_again,
 )
-from quantize.hf.names import Layers, is_router, kept_notes, untied
+from quantize.hf.names import Layers, kept_notes, router_layers, untied
 from quantize.hf.wrappers import beside_text
 from quantize.quiet import quiet
 from quantize.recipe import RunOptions
@@ -148,6 +148,7 @@ def quantize_in_memory(
         import torch
         from optimum.quanto import QuantizedModelForCausalLM
 
+        routers = router_layers(model)
         exclude = [] if lm_head else [head_name(model)]
         exclude += [f"{name}.*" for name in beside_text(model)]
         exclude += beside_text(model)
@@ -155,7 +156,7 @@ def quantize_in_memory(
             name
             for name, module in model.named_modules()
             if isinstance(module, torch.nn.Linear)
-            and (is_router(module) or unpackable(weights, dtype, module.out_features, module.in_features))
+            and (name in routers or unpackable(weights, dtype, module.out_features, module.in_features))
         ]
         wrapped = QuantizedModelForCausalLM.quantize(
             model, weights=QTYPES[weights], exclude=[each for each in exclude if each]

@@ -247,6 +247,9 @@ def bitsandbytes_compute_in(model: "torch.nn.Module", dtype: "torch.dtype", exac
 
     On a CPU, rows that are not a whole number of blocks are dequantized flat (``dequantize_flat``).
 
+    On a CPU, the int8 layers of bitsandbytes 0.50.2 fail at inputs of more than three axes (DeepSeek's latent
+    attention): theirs are given as rows.
+
     ``exact``: int8 layers treat every activation as they treat outliers, in ``dtype`` instead of rounded to 8
     bits.
     """
@@ -257,8 +260,10 @@ def bitsandbytes_compute_in(model: "torch.nn.Module", dtype: "torch.dtype", exac
         for parameter in module.parameters(recurse=False):
             if parameter.is_floating_point():
                 parameter.data = parameter.data.to(dtype)
-        if exact and isinstance(module, bitsandbytes.nn.Linear8bitLt):
-            module.state.threshold = EVERY_ACTIVATION
+        if isinstance(module, bitsandbytes.nn.Linear8bitLt):
+            module.forward = partial(_forward_rows, module)  # type: ignore[method-assign]
+            if exact:
+                module.state.threshold = EVERY_ACTIVATION
         if isinstance(module, bitsandbytes.nn.Linear4bit):
             module.compute_dtype, module.compute_type_is_set = dtype, True
             state = getattr(module.weight, "quant_state", None)
@@ -292,6 +297,13 @@ def _forward_flat(module: Any, x: "torch.Tensor") -> "torch.Tensor":
     weight = dequantize_flat(module.weight.data, module.weight.quant_state).to(module.compute_dtype)
     bias = None if module.bias is None else module.bias.to(module.compute_dtype)
     return torch.nn.functional.linear(x.to(module.compute_dtype), weight, bias).to(x.dtype)
+
+
+def _forward_rows(module: Any, x: "torch.Tensor") -> "torch.Tensor":
+    """What Linear8bitLt computes, of an input with any number of axes."""
+    rows = x.reshape(-1, x.shape[-1]) if x.ndim > 3 else x
+    out: torch.Tensor = type(module).forward(module, rows)
+    return out.reshape(*x.shape[:-1], out.shape[-1])
 
 
 def load_compressed_tensors(

@@ -20,9 +20,9 @@ from quantize.hf.names import (
     Layers,
     empty_model,
     find_layers,
-    is_router,
     linear_layers,
     renaming,
+    router_layers,
 )
 from quantize.hf.watched import linear_uses
 from quantize.hf.wrappers import lies_in, ties_head
@@ -111,7 +111,7 @@ def _merged(checkpoint: Checkpoint) -> tuple[Layers, dict[str, Part], frozenset[
             stored_head = mine.sources[0]
         parts[f"{head}.weight"] = theirs
     linear, beside, linear_beside = linear_layers(model)
-    special = [f"{name}.weight" for name, module in model.named_modules() if is_router(module)]
+    special = [f"{name}.weight" for name in router_layers(model)]
     routers = frozenset(source for name in special if name in parts for source in parts[name].sources)
     source = {name: part.sources[0] for name, part in parts.items() if part.make is None}
     uses = linear_uses(checkpoint.folder, trust_remote_code=checkpoint.trust_remote_code)

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 IGNORED = BUFFERS
+#: classes of routers that read the weight of a layer within them, and do not call it
+MULTIPLYING_ROUTERS = ("LongcatFlashTopkRouter",)
 HEAD, EMBEDDING = "lm_head", "model.embed_tokens.weight"  # of the decoders that need not be built
 
 
@@ -167,11 +169,11 @@ def linear_layers(model: "PreTrainedModel") -> tuple[Linears, tuple[str, ...], L
     subclasses, whose weight it may take (``MultiheadAttention.out_proj``)."""
     import torch
 
-    beside = beside_text(model)
+    beside, routers = beside_text(model), router_layers(model)
     linear: Linears = {}
     others: Linears = {}
     for name, module in model.named_modules():
-        if not isinstance(module, torch.nn.Linear) or is_router(module):
+        if not isinstance(module, torch.nn.Linear) or name in routers:
             continue
         shape = (module.out_features, module.in_features)
         if not lies_in(name, beside):
@@ -181,14 +183,19 @@ def linear_layers(model: "PreTrainedModel") -> tuple[Linears, tuple[str, ...], L
     return linear, beside, others
 
 
-def is_router(module: "torch.nn.Module") -> bool:
-    """Whether it is a linear layer that also chooses experts (PhiMoE's): a library that puts its own layer in
-    its place would break the model."""
+def router_layers(model: "torch.nn.Module") -> frozenset[str]:
+    """Linear layers that also choose experts (PhiMoE's), or whose weight a router multiplies with by itself:
+    a library that puts its own layer in their place would break the model."""
     import torch
 
-    kind = type(module)
-    own = kind.forward is not torch.nn.Linear.forward
-    return isinstance(module, torch.nn.Linear) and own and "router" in kind.__name__.lower()
+    def chooses(module: torch.nn.Module) -> bool:
+        kind = type(module)
+        return kind.forward is not torch.nn.Linear.forward and "router" in kind.__name__.lower()
+
+    layers = {name: each for name, each in model.named_modules() if isinstance(each, torch.nn.Linear)}
+    own = [name for name, each in layers.items() if chooses(each)]
+    owners = [name for name, each in model.named_modules() if type(each).__name__ in MULTIPLYING_ROUTERS]
+    return frozenset(own + [name for name in layers if name.rpartition(".")[0] in owners])
 
 
 def renaming(model: "PreTrainedModel") -> "Callable[[str], str | None]":

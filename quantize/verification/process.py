@@ -7,6 +7,7 @@ opens only with them opens nowhere else. Paths go in and come back, not tensors.
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,20 @@ from quantize.recipe import RunOptions
 from quantize.runtimes.base import Consume
 from quantize.runtimes.opening import open_runtime
 
+#: runs ``main`` on a folder in a process that has imported none of our engines; returns how that failed
+Start = Callable[[Path], str]
+
+
+def new_process(folder: Path) -> str:
+    command = child_command("quantize.verification.process", str(folder))
+    done = subprocess.run(
+        command, env=child_environment(), stdin=subprocess.DEVNULL, capture_output=True, check=False
+    )
+    if done.returncode < 0:
+        return f"ended by signal {-done.returncode}"
+    lines = done.stderr.decode(errors="replace").strip().splitlines()
+    return f"failed: {(lines or ['no word'])[-1][:300]}"
+
 
 class Opened:
     """What a separate process found at ``stage``: ``about`` the runtime, names that it had no place for,
@@ -28,7 +43,14 @@ class Opened:
     """
 
     def __init__(
-        self, stage: Path, run: RunOptions, rows: np.ndarray | None, folder: Path, *, exact: bool = True
+        self,
+        stage: Path,
+        run: RunOptions,
+        rows: np.ndarray | None,
+        folder: Path,
+        *,
+        exact: bool = True,
+        start: Start = new_process,
     ):
         self._folder = folder
         request = {
@@ -40,18 +62,9 @@ class Opened:
         (folder / "request.json").write_text(json.dumps(request), encoding="utf-8")
         if rows is not None:
             np.save(folder / "rows.npy", rows)
-        command = child_command("quantize.verification.process", str(folder))
-        done = subprocess.run(
-            command, env=child_environment(), stdin=subprocess.DEVNULL, capture_output=True, check=False
-        )
+        how = start(folder)
         answer = folder / "answer.json"
         if not answer.is_file():
-            lines = done.stderr.decode(errors="replace").strip().splitlines()
-            how = (
-                f"ended by signal {-done.returncode}"
-                if done.returncode < 0
-                else f"failed: {(lines or ['no word'])[-1][:300]}"
-            )
             raise StepFailed(f"the process that opened it {how}")
         found = json.loads(answer.read_text(encoding="utf-8"))
         if "error" in found:

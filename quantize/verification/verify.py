@@ -34,7 +34,7 @@ from quantize.recipe import RunOptions
 from quantize.runtimes.opening import open_runtime
 from quantize.staging import held_folder
 from quantize.verification.logits import WINDOW_TOKENS, Served, compare_logits, fixed_rows
-from quantize.verification.process import Opened
+from quantize.verification.process import Opened, Start, new_process
 from quantize.verification.weights import check_weights
 
 #: the runtime, the rows that it is asked for, and what opens it with kernels that compute in float32 -> what
@@ -50,17 +50,26 @@ class _Made:
     stage: Path
     conversion: Conversion
     run: RunOptions
+    start: Start
 
 
-def verify(work: Work[Any], stage: Path, conversion: Conversion, run: RunOptions, level: str) -> Verification:
+def verify(
+    work: Work[Any],
+    stage: Path,
+    conversion: Conversion,
+    run: RunOptions,
+    level: str,
+    start: Start = new_process,
+) -> Verification:
     """Check the artifact in ``stage``; ``level`` ``tensors`` leaves the logits out. Never raises for a
     damaged artifact: a failed check says what is wrong. ``level`` of the result is ``tensors`` too where
-    transformers does not have the source's architecture.
+    transformers does not have the source's architecture. ``start``: how an HF folder gets a process of its
+    own.
     """
     if level == "none":
         return Verification(level="none")
     checks: list[Check] = []
-    made, format = _Made(work, stage, conversion, run), work.format
+    made, format = _Made(work, stage, conversion, run, start), work.format
     with _scratch(stage, run) as scratch:
         checks.append(_types(work, stage, conversion.notes))
         if format.hf_folder:
@@ -91,7 +100,7 @@ def _in_a_process(made: _Made, compare: Compare | None, scratch: Path) -> tuple[
     rows = fixed_rows(made.work.checkpoint, length) if compare else None
     # The kernels that a user gets, and where those round too much to tell, the slow ones.
     coarse = made.work.format.float32_kernels
-    opened = Opened(made.stage, made.run, rows, scratch, exact=not coarse)
+    opened = Opened(made.stage, made.run, rows, scratch, exact=not coarse, start=made.start)
     foreign = [
         name
         for name in opened.unexpected
@@ -105,7 +114,8 @@ def _in_a_process(made: _Made, compare: Compare | None, scratch: Path) -> tuple[
     opens = Check(name="opens", passed=True, detail=f"in a separate process: {_backend(opened.about)}")
     if compare is None or rows is None:
         return [opens], ""
-    again = partial(Opened, made.stage, made.run, rows, scratch) if coarse else None
+    open_again = partial(Opened, made.stage, made.run, rows, scratch, start=made.start)
+    again = open_again if coarse else None
     found, level = compare(opened, rows, again)
     return [opens, *found], level
 

@@ -30,6 +30,17 @@ def test_what_is_made_of_the_files_gives_them_again(model_type: str, tmp_path: P
     assert sorted(seen) == sorted(checkpoint.tensors)
 
 
+@pytest.mark.parametrize("model_type", ["phimoe", "longcat_flash"])
+def test_layers_that_routers_need_as_they_are(model_type: str, tmp_path: Path) -> None:
+    """One in each of the two layers, four experts and what longcat_flash has beside them."""
+    checkpoint = Checkpoint.open(make_decoder(model_type, tmp_path / "source"))
+    found = loaded(checkpoint)
+    outputs = 6 if model_type == "longcat_flash" else 4
+    assert [checkpoint.tensors[name].shape for name in found.routers] == [(outputs, 64)] * 2
+    assert not found.routers & {f"{layer}.weight" for layer in found.layers.linear}
+    assert (outputs, 64) not in found.layers.linear.values()
+
+
 def test_the_note_of_stacked_experts_says_how_much_they_are(tmp_path: Path) -> None:
     checkpoint = Checkpoint.open(make_decoder("mixtral", tmp_path / "source"))
     note = experts_note(checkpoint, "bitsandbytes")

@@ -8,12 +8,14 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 
 from quantize.artifact.artifact import Artifact
 from quantize.conversion import convert
 from quantize.errors import BadInput
+from quantize.gguf.importance.file import Entry, ImportanceMatrix, write_imatrix
 from quantize.methods.beside import by_reading, read_beside, spell_beside
 from quantize.methods.registry import parse_recipe, plan
 from quantize.recipe import RunOptions
@@ -77,11 +79,18 @@ def test_a_process_that_is_killed_costs_nothing(checkpoint: Path, tmp_path: Path
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(TYPES)
 
 
-def test_recipes_go_to_the_process_whole(tmp_path: Path) -> None:
+def test_recipes_go_to_the_process_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    entries = {"blk.0.attn_q.weight": Entry(np.ones((1, 256), np.float32), np.array([1]))}
+    write_imatrix(Path("my, matrix=1.gguf"), ImportanceMatrix(entries, ("text",), 3, 512))
+    weighted = parse_recipe({"method": "gguf", "type": "q4_k_m", "imatrix": "my, matrix=1.gguf"})
     recipes = [
         parse_recipe({"method": "gguf", "type": "q4_k_m", "tensor_types": ["ffn_(up|gate),x=q8_0"]}),
         parse_recipe("gguf-q8_0"),
     ]
+    ((read, _),) = read_beside(spell_beside([(weighted, Path("out"))]))
+    assert read.digest == weighted.digest
+    assert read.files == (tmp_path / "my, matrix=1.gguf",)
     spelled = spell_beside([(recipe, tmp_path / "a b") for recipe in recipes])
     assert read_beside(spelled) == [(recipe, tmp_path / "a b") for recipe in recipes]
     with pytest.raises(BadInput, match="--beside: expected"):

@@ -120,8 +120,10 @@ class GgufWork(Work[GgufRecipe]):
             return planned_importances(name)
         return importances(self.recipe.importance(), self._specs, self.choices, self._file_type, name)
 
-    def contents(self, given: Importances) -> Contents:
-        """Of the file; every tensor is read when it is written."""
+    def contents(self, given: Importances | None = None) -> Contents:
+        """Of the file; every tensor is read when it is written. ``given``: the importances, where they are
+        not the plan's own."""
+        given = given or self._importances
         recipe, family, tokenizer = self.recipe, self.family, self._tokenizer
         quantized = self._file_type.quantized
         general = metadata.load_metadata(self.checkpoint, [(m.name, m.shape) for m in family.tensors])
@@ -140,7 +142,7 @@ class GgufWork(Work[GgufRecipe]):
     @cached_property
     def output_bytes(self) -> int:
         """With ``imatrix`` auto but for the length of the text's name."""
-        contents = self.contents(self._importances)
+        contents = self.contents()
         return file_bytes(contents.kvs, contents.tensors, self.recipe.split_max_bytes)
 
     def write(self, stage: Path, run: RunOptions, calibration: Calibration | None) -> Conversion:
@@ -167,7 +169,7 @@ class GgufWork(Work[GgufRecipe]):
     def write_together(
         cls, works: Sequence["GgufWork"], stages: Sequence[Path], run: RunOptions
     ) -> list[Conversion | Exception]:
-        return cls._write(works, [work.contents(work._importances) for work in works], stages, run)
+        return cls._write(works, [work.contents() for work in works], stages, run)
 
     @staticmethod
     def _write(

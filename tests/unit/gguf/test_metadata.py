@@ -25,7 +25,7 @@ def test_a_snapshot_folder_is_called_by_its_id(demo_checkpoint: Path, tmp_path: 
     for parent in ("models--org--tiny-model/snapshots", "elsewhere/models--org--tiny-model/snapshots"):
         folder = tmp_path / parent / COMMIT
         shutil.copytree(demo_checkpoint, folder)
-        contents = Gguf().plan(open_checkpoint(folder), GgufRecipe(type="q8_0")).contents
+        contents = Gguf().plan(open_checkpoint(folder), GgufRecipe(type="q8_0")).contents()
         names.add((contents.name, contents.kvs["general.name"][0]))
     assert names == {("Tiny-Model-4.2M-Q8_0.gguf", "Tiny Model")}
 

@@ -2,7 +2,7 @@
 
     python -m benchmarks.peers.packed_engines MODEL WORKDIR [--recipes gptq-int4,awq-int4]
         [--calibration TEXT --calibration-tokens 32768] [--repeats 1] [--threads 2]
-        [--text HELD_OUT --tokens 100000]
+        [--text HELD_OUT --tokens 201000]
 
 Each conversion is a process of its own, without verification, the engines in turn: start, imports, reading,
 calibration and writing are in its time, for both. A first conversion by GPTQModel of a few tokens is not
@@ -20,7 +20,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from benchmarks.machine import describe_machine
+from evals.statistics import block_bootstrap, ratio_of_sums
 
 ENGINES = ("native", "gptqmodel")
 PROGRAM = [sys.executable, "-m", "quantize.cli"]
@@ -54,7 +57,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=1, help="0: evaluate what a run before has left")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--text", type=Path, help="held-out text for the divergence")
-    parser.add_argument("--tokens", type=int, default=100_000)
+    parser.add_argument("--tokens", type=int, default=201_000, help="of the text; half of them are scored")
     return parser.parse_args()
 
 
@@ -94,9 +97,8 @@ def convert(
     }
 
 
-def divergence(arguments: argparse.Namespace, recipe: str) -> Any:
-    """What ``quantwright eval`` says of both artifacts, paired on the same positions."""
-    out = arguments.workdir / f"{recipe.replace(':', '-').replace(',', '-')}.json"
+def divergence(arguments: argparse.Namespace, recipe: str) -> dict[str, Any]:
+    """Mean divergence of both artifacts, in nats, and their ratio with its 95 % interval over chunks."""
     folders = [str(folder(arguments, recipe, engine)) for engine in ENGINES]
     command = [
         *PROGRAM, "eval", *folders, "--reference", str(arguments.model), "--text", str(arguments.text),
@@ -104,9 +106,16 @@ def divergence(arguments: argparse.Namespace, recipe: str) -> Any:
         "--threads", str(arguments.threads),
     ]  # fmt: skip
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    last = done.stdout.strip().splitlines()[-1]
-    out.write_text(last + "\n", encoding="utf-8")
-    return json.loads(last)
+    rows = json.loads(done.stdout.strip().splitlines()[-1])
+    means = {row["artifact"]: row for row in rows if row["metric"] == "kl_mean"}
+    pair = [means[path] for path in folders]
+    chunks = np.array([row["samples"] for row in pair]).T
+    return {
+        "scored": pair[0]["n"],
+        **{engine: row["value"] for engine, row in zip(ENGINES, pair, strict=True)},
+        "ratio": pair[0]["value"] / pair[1]["value"],
+        "interval": block_bootstrap(chunks, ratio_of_sums),
+    }
 
 
 if __name__ == "__main__":

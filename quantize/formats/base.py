@@ -45,8 +45,6 @@ class Format(ABC):
     reader: ClassVar[str] = "quantize.numerics"
     #: Whether scales move from one tensor into the one before: of single tensors only the signs stay then.
     moves_scales: ClassVar[bool] = False
-    #: Whether its runtime has slower kernels too, which compute in float32.
-    float32_kernels: ClassVar[bool] = False
     #: Whether its runtime looks GELUs up in a table of float16, as ggml does.
     gelu_table: ClassVar[bool] = False
 
@@ -65,6 +63,10 @@ class Format(ABC):
     def activation_types(self, stage: Path) -> dict[str, str] | None:
         """Source name -> how the runtime rounds the activations that meet that tensor; None: not at all."""
         return None
+
+    def float32_kernels(self, stage: Path) -> bool:
+        """Whether its runtime has slower kernels, too, which compute in float32."""
+        return False
 
     def fits(self, kind: str) -> bool:
         """Whether a quantized tensor may be stored as ``kind`` (a value of ``quantized``)."""

@@ -93,11 +93,13 @@ class CtFormat(PackedFormat):
     loads_in: ClassVar[tuple[str, ...]] = ("transformers", "vllm", "sglang")
     opening_advice: ClassVar[str] = "With `pip install transformers compressed-tensors accelerate`:"
     config_bytes: ClassVar[int] = 1200
-    float32_kernels: ClassVar[bool] = False
     second_config: ClassVar[bool] = False
     not_opened_by: ClassVar[str] = "transformers"
     along_inputs: ClassVar[bool] = True
     replaced: ClassVar[tuple[str, ...]] = ("Linear",)
+
+    def float32_kernels(self, stage: Path) -> bool:
+        return False
 
     @property
     def how(self) -> Scheme:

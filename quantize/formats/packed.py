@@ -59,7 +59,6 @@ class PackedFormat(FolderFormat):
     special: tuple[tuple[str, Grid], ...] = ()
 
     loads_in: ClassVar[tuple[str, ...]] = ("transformers", "vllm", "sglang", "gptqmodel")
-    float32_kernels: ClassVar[bool] = True
     config_bytes: ClassVar[int] = 2 * CONFIG_EXTRA_BYTES  # quantize_config.json too
     #: who opens no experts one by one
     not_opened_by: ClassVar[str] = "transformers and GPTQModel"
@@ -227,6 +226,10 @@ class PackedFormat(FolderFormat):
         its PyTorch kernels, which are the ones that know all numbers of bits."""
         known = str(read_config(folder).get("model_type")) in DENSE_OPENED
         return known and all(linear.module in self.replaced for linear in self.linears)
+
+    def float32_kernels(self, stage: Path) -> bool:
+        """Of those that transformers chooses from; GPTQModel itself loads none in float32."""
+        return self.opener(stage) == TRANSFORMERS
 
     def experts_openers(self, folder: Path) -> tuple[str, ...]:
         """Who else opens experts that transformers keeps in one tensor; the source holds them one by one."""

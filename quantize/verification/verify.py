@@ -99,7 +99,7 @@ def _in_a_process(made: _Made, compare: Compare | None, scratch: Path) -> tuple[
     length = min(context_length(made.work.checkpoint.config) or WINDOW_TOKENS, WINDOW_TOKENS)
     rows = fixed_rows(made.work.checkpoint, length) if compare else None
     # The kernels that a user gets, and where those round too much to tell, the slow ones.
-    coarse = made.work.format.float32_kernels
+    coarse = made.work.format.float32_kernels(made.stage)
     opened = Opened(made.stage, made.run, rows, scratch, exact=not coarse, start=made.start)
     foreign = [
         name

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 def load_packed(
     folder: Path, dtype: str, device: str, *, exact: bool = False, trust_remote_code: bool = False
 ) -> "PreTrainedModel":
-    """A GPTQ or AWQ checkpoint in evaluation mode, computing in ``dtype``; ``exact``: by kernels that do not
-    round to fewer bits than those.
+    """A GPTQ or AWQ checkpoint in evaluation mode, computing in ``dtype``; ``exact``: where transformers
+    opens it, by kernels that do not round to fewer bits than those.
 
     Errors: Unsupported where gptqmodel or optimum is not installed; BadInput where a parameter has no
     weights.
@@ -46,7 +46,7 @@ def load_packed(
             folder, dtype, device, trust_remote_code=trust_remote_code, device_map={"": device}, **options
         )
     if who == GPTQMODEL:
-        return _load_by_engine(folder, dtype, device, trust_remote_code, exact)
+        return _load_by_engine(folder, dtype, device, trust_remote_code)
     return load_unpacked(stored, dtype, device, trust_remote_code)
 
 
@@ -70,12 +70,12 @@ def load_unpacked(stored: Stored, dtype: str, device: str, trust: bool) -> "PreT
     return load_model(stored.folder, dtype, device, trust_remote_code=trust, weights=weights)
 
 
-def _load_by_engine(folder: Path, dtype: str, device: str, trust: bool, exact: bool) -> "PreTrainedModel":
+def _load_by_engine(folder: Path, dtype: str, device: str, trust: bool) -> "PreTrainedModel":
     """Errors: Unsupported without GPTQModel; StepFailed where it fails; BadInput where a parameter has no
     weights."""
     with quiet():
         try:
-            from gptqmodel import BACKEND, GPTQModel
+            from gptqmodel import GPTQModel
         except ImportError:
             raise Unsupported(
                 f"{folder}: experts quantized one by one are opened by GPTQModel; install with: "
@@ -85,11 +85,7 @@ def _load_by_engine(folder: Path, dtype: str, device: str, trust: bool, exact: b
         with contained(str(read_config(folder).get("model_type"))), opened as seen:
             try:
                 model: Any = GPTQModel.load(
-                    str(seen),
-                    device=device,
-                    dtype=torch_dtype(dtype),
-                    trust_remote_code=trust,
-                    backend=BACKEND.TORCH if exact else BACKEND.AUTO,
+                    str(seen), device=device, dtype=torch_dtype(dtype), trust_remote_code=trust
                 ).model
             except Exception as error:  # of any class
                 raise StepFailed(f"{folder}: GPTQModel cannot load it: {reason(error)}") from error

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from quantize.dtypes import FLOATS
 from quantize.errors import BadInput, Unsupported
 from quantize.formats.awq import AwqFormat
 from quantize.formats.gptq import GptqFormat
-from quantize.formats.packed import SOURCES, PackedFormat, packed_shape, stored_tensors
+from quantize.formats.packed import PackedFormat, packed_shape, stored_tensors
+from quantize.formats.told import Rule, read_told, told_sources
 from quantize.hf.matrices import DecoderLinears, Linear, decoder_linears
 from quantize.numerics.grids import Grid
 from quantize.terminal import printable
@@ -38,20 +40,19 @@ def stored_packed(folder: Path, *, trust_remote_code: bool = False) -> Stored:
     """Errors: BadInput where it is not a folder of GPTQ or AWQ weights, or its matrices are not those of its
     model; Unsupported where transformers lacks the architecture."""
     config = read_config(folder)
-    said = config.get("quantization_config") or {}
-    kind = said.get("quant_method")
-    if kind not in ("gptq", "awq"):
+    if (config.get("quantization_config") or {}).get("quant_method") not in ("gptq", "awq"):
         raise BadInput(f"{folder}: its weights are not packed as GPTQ or AWQ; give such a folder")
-    if kind == "gptq" and said.get("checkpoint_format", said.get("format", "gptq")) != "gptq":
-        raise Unsupported(
-            f"{folder}: is packed as {printable(said.get('checkpoint_format'), 40)}, not as gptq"
-        )
-    bits, group_size = int(said.get("bits", 4)), int(said.get("group_size", -1))
-    symmetric = bool(said.get("sym", True)) if kind == "gptq" else not said.get("zero_point", True)
-    made = GptqFormat if kind == "gptq" else AwqFormat
+    said = read_told(folder, config)
+    gptq = said.quant_method == "gptq"
+    packing = said.checkpoint_format or said.format or "gptq"
+    if gptq and packing != "gptq":
+        raise Unsupported(f"{folder}: is packed as {printable(packing, 40)}, not as gptq")
+    bits, group_size = said.bits, said.group_size
+    symmetric = said.sym if gptq else not said.zero_point
+    made = GptqFormat if gptq else AwqFormat
     stored = stored_tensors(folder)
     usual = made(bits, group_size, symmetric).grid
-    rules = said.get("dynamic") if kind == "gptq" else None
+    rules = (said.dynamic or {}) if gptq else {}
     found: dict[str, tuple[int, int]] = {}
     special: dict[str, Grid] = {}
     known = dict(stored.tensors)
@@ -82,15 +83,21 @@ def source_of(
     """What the folder was made of: ``found`` matrices (outputs, inputs) by base name, other ``tensors``; its
     decoder's matrices, and those of them that were found.
 
-    Errors: BadInput where one is none of its model's; Unsupported where transformers lacks the architecture.
+    Errors: BadInput where one is none of its model's, or they are fewer than is told; Unsupported where
+    transformers lacks the architecture.
     """
-    said = config["quantization_config"]
     # a bias beside packed tensors is a tensor of the source
     tensors |= {f"{b}.bias": i for b in found if (i := stored.tensors.get(f"{b}.bias"))}
     float_dtype = next((info.dtype for info in tensors.values() if info.dtype in FLOATS), "F32")
     plain = {name: value for name, value in config.items() if name != "quantization_config"}
-    told = ((said.get("meta") or {}).get(SOURCES) or {}).items()
-    tensors |= {name: TensorInfo(name, tuple(shape), float_dtype) for name, shape in told}
+    told = told_sources(folder, config)
+    values, packed = sum(map(prod, told.values())), sum(map(prod, found.values()))
+    if values > packed:  # before anything is made of that size
+        raise BadInput(
+            f"{folder}: by its quantization_config there are {values:,} values in {len(told)} tensors, but "
+            f"only {packed:,} are packed; fetch config and weights of one model"
+        )
+    tensors |= {name: TensorInfo(name, shape, float_dtype) for name, shape in told.items()}
 
     def source() -> Checkpoint:
         return Checkpoint(folder, str(folder), None, plain, dict(tensors), trust_remote_code)
@@ -113,22 +120,22 @@ def source_of(
     return checkpoint, decoder, linears
 
 
-def _told_grid(folder: Path, rules: Any, name: str, usual: Grid) -> Grid:
+def _told_grid(folder: Path, rules: dict[str, Rule | None], name: str, usual: Grid) -> Grid:
     """What ``dynamic`` says of a matrix: by the first rule that fits its name from the start, as GPTQModel
     reads it."""
-    for rule, said in rules.items() if isinstance(rules, dict) else ():
+    for rule, said in rules.items():
         try:
-            fits = re.match(str(rule).removeprefix("+:"), name) if not str(rule).startswith("-:") else None
+            fits = re.match(rule.removeprefix("+:"), name) if not rule.startswith("-:") else None
         except re.error as error:
             raise BadInput(
-                f"{folder}: dynamic of its quantization_config: {printable(str(rule), 60)} is no regular "
+                f"{folder}: dynamic of its quantization_config: {printable(rule, 60)} is no regular "
                 f"expression: {error}"
             ) from None
-        if fits and isinstance(said, dict):
+        if fits and said is not None:
             return replace(
                 usual,
-                bits=int(said.get("bits", usual.bits)),
-                group_size=int(said.get("group_size", usual.group_size)),
-                symmetric=bool(said.get("sym", usual.symmetric)),
+                bits=said.bits or usual.bits,
+                group_size=said.group_size or usual.group_size,
+                symmetric=usual.symmetric if said.sym is None else said.sym,
             )
     return usual

@@ -10,6 +10,7 @@ import pytest
 import torch
 from packed_families import verified
 
+from quantize.errors import BadInput
 from quantize.formats.packed import OWN
 from quantize.formats.stored import stored_packed
 
@@ -64,3 +65,11 @@ def test_mixed_bits_of_experts(tmp_path: Path) -> None:
     assert {read.called(linear) for linear in read.linears} == {
         "gptq-int8 g32", "gptq-int4 g16", "gptq-int4 g32",
     }  # fmt: skip
+    path = tmp_path / "made" / "config.json"
+    config = json.loads(path.read_text())
+    config["num_local_experts"] = 1 << 16
+    for shape in config["quantization_config"]["meta"]["sources"].values():
+        shape[0] = 1 << 16
+    path.write_text(json.dumps(config))
+    with pytest.raises(BadInput, match="values in 4 tensors, but only"):
+        stored_packed(tmp_path / "made")

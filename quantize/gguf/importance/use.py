@@ -15,7 +15,7 @@ from quantize.gguf.mixture import Choice, Spec, category, requires_imatrix, writ
 from quantize.kernels.block_types import UNQUANTIZED, FileType, Type
 
 #: types whose block quantizers look at importances
-WEIGHTED = frozenset(Type) - {*UNQUANTIZED, Type.Q8_0, Type.TQ1_0, Type.TQ2_0}
+WEIGHTED = frozenset(Type) - {*UNQUANTIZED, Type.Q8_0, Type.MXFP4, Type.TQ1_0, Type.TQ2_0}
 
 #: the fewest columns for which any block quantizer fits a separate value
 GROUP = 8

@@ -106,7 +106,7 @@ CASES: dict[str, dict[str, Any]] = {
                       "zero_expert_num": 2},
     "mamba": {"intermediate_size": 128, "state_size": 16, "time_step_rank": 32},
     "mamba2": {"num_heads": 8, "head_dim": 16, "expand": 2, "n_groups": 1, "state_size": 16},
-    "mimo_v2_flash": MOE,
+    "mimo_v2_flash": {**MOE, "head_dim": 24, "v_head_dim": 16},
     "minicpm3": MLA,
     "minimax": {**MOE, "layer_types": ["linear_attention", "full_attention"]},
     "minimax_m2": MOE,

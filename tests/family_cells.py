@@ -57,6 +57,7 @@ AS_PUBLISHED: dict[str, dict[str, Any]] = {
     "gemma2": {"query_pre_attn_scalar": 16},
     "gemma3_text": {"query_pre_attn_scalar": 16},
     "hunyuan_v1_moe": {"moe_intermediate_size": 96},
+    "llama4_text": {"num_hidden_layers": 4},  # every fourth layer sees all tokens
     "mamba2": {"intermediate_size": 128},
     "olmoe": {"num_key_value_heads": 4},
     "qwen3_5_moe_text": FOUR_LAYERS,

@@ -32,7 +32,7 @@ from quantize.hf.loaded import (
     singly_noted,
     sources_again,
 )
-from quantize.hf.names import kept_notes, linear_layers, router_layers
+from quantize.hf.names import kept_notes, linear_layers, renamed_again, router_layers
 from quantize.hf.watched import linear_uses
 from quantize.hf.wrappers import beside_text, lies_in
 from quantize.quiet import quiet
@@ -102,8 +102,13 @@ def write(checkpoint: Checkpoint, stage: Path, run: RunOptions, settings: Settin
     own = (
         "the model's own code multiplies with this weight, which bitsandbytes packs for use in its layer only"
     )
-    reasons = dict.fromkeys(found.sources(set(layers.uses.direct)), own) | dict.fromkeys(
-        found.routers, ROUTER
+    again = (
+        "transformers takes the quantized weight's name for the checkpoint's when it opens it, and renames it"
+    )
+    reasons = (
+        dict.fromkeys(found.sources(set(layers.uses.direct)), own)
+        | dict.fromkeys(found.routers, ROUTER)
+        | dict.fromkeys(found.sources(set(found.again)), again)
     )
     some = singly_noted(checkpoint, weights_done)
     notes = kept_notes(some, found.sources(done), layers, "bitsandbytes", reasons)
@@ -139,7 +144,7 @@ def quantize_in_memory(folder: Path, settings: Settings, dtype: str, run: RunOpt
     unless ``settings`` say otherwise."""
     empty = model_without_weights(folder, dtype, trust_remote_code=run.trust_remote_code)
     skipped = set(linear_uses(folder, trust_remote_code=run.trust_remote_code).direct)
-    skipped |= router_layers(empty)
+    skipped |= router_layers(empty) | renamed_again(empty)
     if settings.vision:
         skipped |= _left_beside(empty)
     else:

@@ -21,6 +21,7 @@ from quantize.hf.names import (
     empty_model,
     find_layers,
     linear_layers,
+    renamed_again,
     renaming,
     router_layers,
 )
@@ -38,12 +39,14 @@ _EXPERTS = "experts"  # in the name of a parameter that holds all of a layer
 class Loaded:
     """``parts``: of each parameter, and of each buffer that the files hold, what it is made of; a tied head
     is its embedding's. ``merged``: some are made of several tensors, or of a part of one. ``routers``:
-    the checkpoint's tensors of linear layers that choose experts, which are not among ``layers.linear``."""
+    the checkpoint's tensors of linear layers that choose experts, which are not among ``layers.linear``.
+    ``again``: ``renamed_again``, of merged ones."""
 
     layers: Layers
     parts: Mapping[str, Part]
     merged: bool
     routers: frozenset[str] = frozenset()
+    again: frozenset[str] = frozenset()
 
     def sources(self, modules: set[str]) -> set[str]:
         """The checkpoint's tensors of which the weights of ``modules`` are made."""
@@ -88,8 +91,8 @@ def loaded(checkpoint: Checkpoint) -> Loaded:
     except Unsupported:
         if not checkpoint.usual_files:
             raise
-        layers, parts, routers = _merged(checkpoint)
-        return Loaded(layers, {**parts, **_buffers(checkpoint, parts)}, True, routers)
+        layers, parts, routers, again = _merged(checkpoint)
+        return Loaded(layers, {**parts, **_buffers(checkpoint, parts)}, True, routers, again)
     parts = {name: Part((source,)) for name, source in layers.source.items()}
     known = {source for part in parts.values() for source in part.sources} | set(layers.buffers)
     known |= {layers.stored_head or ""}
@@ -97,7 +100,7 @@ def loaded(checkpoint: Checkpoint) -> Loaded:
     return Loaded(layers, {**parts, **more}, merged=False)
 
 
-def _merged(checkpoint: Checkpoint) -> tuple[Layers, dict[str, Part], frozenset[str]]:
+def _merged(checkpoint: Checkpoint) -> tuple[Layers, dict[str, Part], frozenset[str], frozenset[str]]:
     model = empty_model(checkpoint, buffers=False)
     parts = parameter_parts(checkpoint, model)
     names = {id(module): name for name, module in model.named_modules()}
@@ -118,7 +121,7 @@ def _merged(checkpoint: Checkpoint) -> tuple[Layers, dict[str, Part], frozenset[
     read = {name for part in parts.values() for name in part.sources}
     buffers = tuple(name for name in checkpoint.tensors if name.endswith(IGNORED) and name not in read)
     layers = Layers(linear, head, tied, source, buffers, stored_head, uses, beside, linear_beside)
-    return layers, parts, routers
+    return layers, parts, routers, renamed_again(model)
 
 
 def _buffers(checkpoint: Checkpoint, parts: Mapping[str, Part]) -> dict[str, Part]:

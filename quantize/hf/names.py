@@ -216,6 +216,17 @@ def renaming(model: "PreTrainedModel") -> "Callable[[str], str | None]":
     return place
 
 
+def renamed_again(model: "PreTrainedModel") -> frozenset[str]:
+    """Linear layers whose weights from_pretrained does not find under their own names: a pattern for the
+    checkpoint's fits those as well (``mlp.shared_expert.`` of Laguna, whose last dot stands for any
+    letter)."""
+    import torch
+
+    place = renaming(model)
+    own = (f"{name}.weight" for name, each in model.named_modules() if isinstance(each, torch.nn.Linear))
+    return frozenset(name.removesuffix(".weight") for name in own if place(name) not in (None, name))
+
+
 def untied(config: dict[str, Any]) -> dict[str, Any]:
     """``config`` of a model whose output layer is not its embedding."""
     change = {"tie_word_embeddings": False}

@@ -80,7 +80,7 @@ class BitsAndBytes(Method[BnbRecipe]):
                 "leave vision=true out"
             )
         linear = {**layers.linear, **(layers.linear_beside if recipe.vision else {})}
-        names = set(linear) - {layers.head} - layers.uses.direct
+        names = set(linear) - {layers.head} - layers.uses.direct - found.again
         if not names:
             raise Unsupported(
                 f"{checkpoint.source}: {checkpoint.architecture} has no linear layers for bitsandbytes "

@@ -277,9 +277,16 @@ def make_plan(family: Family, checkpoint: Checkpoint) -> FamilyPlan:
     found.sort(key=lambda pair: pair[0])  # stable: tensors from one source stay in the order of the rules
     pooling, unpooled = pooling_kvs(checkpoint)
     notes += unpooled
+    own = family.kvs(h)
+    for key in ("rope.dimension_count", "rope.dimension_count_swa"):
+        if key in own and int(own[key][0]) % 2:
+            raise Unsupported(
+                f"{checkpoint.source}: its config.json rotates {own[key][0]} of the {h.head_dim} values of a "
+                "head; llama.cpp rotates them in pairs; try a gptq, awq, quanto or bnb recipe"
+            )
     kvs = {
         key if key.startswith(OWN_KEYS) else f"{family.architecture}.{key}": value
-        for key, value in {**family.kvs(h), **pooling}.items()
+        for key, value in {**own, **pooling}.items()
     }
     tensors = [mapped for _, mapped in found]
     return FamilyPlan(family.architecture, kvs, tensors, notes, frozenset(left_out))

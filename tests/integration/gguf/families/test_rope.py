@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from decoder_cases import make_decoder
 from family_cases import CASES, TABLE, Case, llamacpp_logits, make, write_gguf_f32
 
 from quantize.errors import Unsupported
@@ -146,3 +147,10 @@ def test_carried_or_refused(family: str, kind: str, tmp_path: Path) -> None:
     assert difference(folder, tmp_path / "m.gguf", POSITIONS) < max(
         case.tolerance, 2 * TABLE if case.tolerance == TABLE else 2e-4
     )
+
+
+def test_an_odd_number_of_rotated_values_is_refused(tmp_path: Path) -> None:
+    """transformers rotates them in pairs of which one is half filled; llama.cpp aborts."""
+    source = make_decoder("mimo_v2_flash", tmp_path / "source", head_dim=16)  # a third of it
+    with pytest.raises(Unsupported, match="rotates 5 of the 16 values of a head"):
+        plan(open_checkpoint(source))

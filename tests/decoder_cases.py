@@ -25,6 +25,9 @@ MLA = {
     "qk_rope_head_dim": 16, "v_head_dim": 16,
 }  # fmt: skip
 MAMBA = {"mamba_n_heads": 8, "mamba_d_head": 16, "mamba_d_state": 16, "mamba_n_groups": 1, "mamba_expand": 2}
+SECTIONS = {
+    "rope_type": "default", "rope_theta": 1e6, "partial_rotary_factor": 0.5, "mrope_section": [2, 1, 1],
+}  # fmt: skip
 DELTA = {
     "linear_num_value_heads": 4, "linear_num_key_heads": 2, "linear_key_head_dim": 16,
     "linear_value_head_dim": 16, "layer_types": ["linear_attention", "full_attention"],
@@ -133,8 +136,8 @@ CASES: dict[str, dict[str, Any]] = {
     "qwen2": {},
     "qwen2_moe": MOE,
     "qwen3": {},
-    "qwen3_5_text": DELTA,
-    "qwen3_5_moe_text": {**MOE, **DELTA},
+    "qwen3_5_text": {**DELTA, "rope_parameters": SECTIONS},
+    "qwen3_5_moe_text": {**MOE, **DELTA, "rope_parameters": SECTIONS},
     "qwen3_moe": MOE,
     "qwen3_next": {**MOE, **DELTA},
     "recurrent_gemma": {**TIED, "block_types": ["recurrent", "attention"], "lru_width": 64,

@@ -284,6 +284,12 @@ def make_plan(family: Family, checkpoint: Checkpoint) -> FamilyPlan:
                 f"{checkpoint.source}: its config.json rotates {own[key][0]} of the {h.head_dim} values of a "
                 "head; llama.cpp rotates them in pairs; try a gptq, awq, quanto or bnb recipe"
             )
+    pairs = sum(own.get("rope.dimension_sections", ((), ""))[0])
+    if pairs and 2 * pairs > h.head_dim:
+        raise Unsupported(
+            f"{checkpoint.source}: the mrope_section of its config.json has {pairs} pairs, a head of "
+            f"{h.head_dim} values has {h.head_dim // 2}; fetch config and weights of the same model"
+        )
     kvs = {
         key if key.startswith(OWN_KEYS) else f"{family.architecture}.{key}": value
         for key, value in {**own, **pooling}.items()

@@ -154,3 +154,13 @@ def test_an_odd_number_of_rotated_values_is_refused(tmp_path: Path) -> None:
     source = make_decoder("mimo_v2_flash", tmp_path / "source", head_dim=16)  # a third of it
     with pytest.raises(Unsupported, match="rotates 5 of the 16 values of a head"):
         plan(open_checkpoint(source))
+
+
+def test_sections_of_more_pairs_than_a_head_has_are_refused(tmp_path: Path) -> None:
+    rope = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [11, 11, 10]}
+    layers = ["linear_attention", "linear_attention", "linear_attention", "full_attention"]
+    source = make_decoder(
+        "qwen3_5_text", tmp_path / "source", rope_parameters=rope, num_hidden_layers=4, layer_types=layers
+    )
+    with pytest.raises(Unsupported, match="has 32 pairs, a head of 16 values has 8"):
+        plan(open_checkpoint(source))

@@ -23,23 +23,6 @@ RUN = RunOptions(device="cpu", threads=1, progress=False)
 UP = "model.layers.0.mlp.up_proj.weight"
 
 
-@pytest.fixture(scope="module")
-def source(make_checkpoint: Callable[..., Path]) -> Path:
-    return make_checkpoint(num_hidden_layers=1, tie_word_embeddings=True)
-
-
-@pytest.fixture(scope="module")
-def made(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Artifact]:
-    folder, known = tmp_path_factory.mktemp("made"), dict[str, Artifact]()
-
-    def make(short: str) -> Artifact:
-        if short not in known:
-            known[short] = convert(source, short, folder / short.replace(":", "-"), verify="none", run=RUN)
-        return known[short]
-
-    return make
-
-
 def spoil(source: Path, target: Path, change: Callable[[dict[str, np.ndarray]], None]) -> Path:
     """A copy in float32 whose tensors ``change`` may alter."""
     import torch

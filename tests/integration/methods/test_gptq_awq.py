@@ -5,7 +5,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -173,14 +173,6 @@ def test_damage_is_noticed(
         checks = check_weights(made.work, tmp_path, known, None).checks
         assert not checks[0].passed
         assert "mlp.up_proj" in checks[0].detail or "mlp.gate_proj" in checks[0].detail
-
-
-@pytest.fixture
-def eager() -> Iterator[None]:
-    """The engine compiles its dequantization at the first call; a minute for what takes milliseconds here."""
-    torch.compiler.set_stance("force_eager")
-    yield
-    torch.compiler.set_stance("default")
 
 
 def load(folder: Path, backend: dict[str, Any] | None = None) -> Any:

@@ -2,7 +2,6 @@
 was tied, the embedding stays beside it."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -19,15 +18,10 @@ from quantize.methods.registry import parse_recipe, plan
 from quantize.sources.opening import open_checkpoint
 
 pytest.importorskip("gptqmodel")
-pytestmark = pytest.mark.filterwarnings("ignore")  # transformers' remarks on odd little configs
-
-
-@pytest.fixture(autouse=True)
-def eager() -> Iterator[None]:
-    """The runtime's kernels compile their dequantization at the first call: a minute for milliseconds."""
-    torch.compiler.set_stance("force_eager")
-    yield
-    torch.compiler.set_stance("default")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore"),  # transformers' remarks on odd little configs
+    pytest.mark.usefixtures("eager"),
+]
 
 
 @pytest.mark.parametrize(("model_type", "tied"), [("llama", True), ("llama", False), ("gemma2", True)])

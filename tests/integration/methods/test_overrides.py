@@ -2,7 +2,6 @@
 by GPTQModel, to which `dynamic` says which those are."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,15 +14,10 @@ from quantize.formats.packed import OWN
 from quantize.formats.stored import stored_packed
 
 pytest.importorskip("gptqmodel")
-pytestmark = pytest.mark.filterwarnings("ignore")  # transformers' remarks on odd little configs
-
-
-@pytest.fixture(autouse=True)
-def eager() -> Iterator[None]:
-    """The runtime's kernels compile their dequantization at the first call: a minute for milliseconds."""
-    torch.compiler.set_stance("force_eager")
-    yield
-    torch.compiler.set_stance("default")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore"),  # transformers' remarks on odd little configs
+    pytest.mark.usefixtures("eager"),
+]
 
 
 def as_gptqmodel_reads(folder: Path) -> dict[str, np.ndarray]:

@@ -3,7 +3,6 @@ its bytes, and transformers opens the whole."""
 
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +18,10 @@ from quantize.methods.registry import parse_recipe, plan
 from quantize.sources.opening import open_checkpoint
 
 pytest.importorskip("gptqmodel")
-pytestmark = pytest.mark.filterwarnings("ignore")  # transformers' remarks on odd little configs
-
-
-@pytest.fixture(autouse=True)
-def eager() -> Iterator[None]:
-    """The runtime's kernels compile their dequantization at the first call: a minute for milliseconds."""
-    torch.compiler.set_stance("force_eager")
-    yield
-    torch.compiler.set_stance("default")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore"),  # transformers' remarks on odd little configs
+    pytest.mark.usefixtures("eager"),
+]
 
 
 def made(model_type: str, spelled: str, folder: Path) -> None:

@@ -80,6 +80,7 @@ class LoopbackHub(ThreadingHTTPServer):
             "HF_ENDPOINT": self.url,
             "HF_HUB_OFFLINE": "0",
             "HF_HOME": str(home),
+            "HF_HUB_CACHE": str(home / "hub"),  # goes before HF_HOME, and what other tests import sets it
             "HF_HUB_DISABLE_TELEMETRY": "1",
             "HF_HUB_DISABLE_XET": "1",
             "NO_PROXY": "*",

@@ -28,7 +28,7 @@ class Metadata:
         one positive number of that range."""
         value = self._one(key, default)
         if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value <= LARGEST_FLOAT:
-            raise self._wrong(key, value, "one positive number that a float32 holds")
+            raise self.wrong(key, value, "one positive number that a float32 holds")
         return value
 
     def integer(self, key: str, default: int | None = None, most: int = MOST) -> int:
@@ -36,7 +36,7 @@ class Metadata:
         ``most``."""
         value = self._one(key, default)
         if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= most:
-            raise self._wrong(key, value, f"an integer from 1 to {most}")
+            raise self.wrong(key, value, f"an integer from 1 to {most}")
         return value
 
     def largest(self, key: str, default: int | None = None, most: int = MOST) -> int:
@@ -46,7 +46,7 @@ class Metadata:
         if isinstance(value, list) and value and all(isinstance(each, int) for each in value):
             value = max(value)
             if not 0 < value <= most:
-                raise self._wrong(key, value, f"integers to {most}, one of them more than 0")
+                raise self.wrong(key, value, f"integers to {most}, one of them more than 0")
             return int(value)
         return self.integer(key, default, most)
 
@@ -74,7 +74,7 @@ class Metadata:
             return value[0]
         return default if value is None else value
 
-    def _wrong(self, key: str, value: Any, expected: str) -> BadInput:
+    def wrong(self, key: str, value: Any, expected: str) -> BadInput:
         found = "has none" if value is None else f"has {printable(value, 60)}"
         return BadInput(
             f"{self.file.path}: expected {expected} as "

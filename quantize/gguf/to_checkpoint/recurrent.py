@@ -53,12 +53,26 @@ def _qwen3next(m: Metadata, config: Config) -> Config:
     return named("Qwen3NextForCausalLM", "qwen3_next", config, **more, decoder_sparse_step=1)
 
 
+def _sections(m: Metadata, config: Config) -> Config:
+    """How many of the rotated pairs follow each position; without them transformers takes those of a head of
+    256 values."""
+    sections = m.find("rope.dimension_sections")
+    pairs = config["head_dim"] // 2
+    if not isinstance(sections, list) or not all(isinstance(each, int) and each >= 0 for each in sections):
+        raise m.wrong("rope.dimension_sections", sections, "a list of counts")
+    if not 0 < sum(sections) <= pairs:
+        raise m.wrong("rope.dimension_sections", sections, f"1 to {pairs} pairs in all")
+    scaling = config.get("rope_scaling", {"rope_type": "default"})
+    return {"rope_scaling": {**scaling, "mrope_section": sections[:3]}}
+
+
 def _qwen35(m: Metadata, config: Config) -> Config:
-    return named("Qwen3_5ForCausalLM", "qwen3_5_text", config, **_delta_net(m, config))
+    more = {**_delta_net(m, config), **_sections(m, config)}
+    return named("Qwen3_5ForCausalLM", "qwen3_5_text", config, **more)
 
 
 def _qwen35moe(m: Metadata, config: Config) -> Config:
-    more = {**_delta_net(m, config), **_mixture(m)}
+    more = {**_delta_net(m, config), **_mixture(m), **_sections(m, config)}
     return named("Qwen3_5MoeForCausalLM", "qwen3_5_moe_text", config, **more)
 
 

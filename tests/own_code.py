@@ -9,12 +9,14 @@ import pytest
 
 EVIL = """
 open({mark!r}, "a").write("ran ")
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-class Config(LlamaConfig):
+import transformers as t
+class Config(t.LlamaConfig):
     model_type = "evilmodel"
-class Model(LlamaForCausalLM):
+class LlamaForCausalLM(t.LlamaForCausalLM):
     config_class = Config
-class Tokenizer(PreTrainedTokenizerFast):
+class Model(LlamaForCausalLM):
+    pass
+class Tokenizer(t.PreTrainedTokenizerFast):
     pass
 """
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from quantize.checkpoint.config import check_sizes, read_config
+from quantize.checkpoint.own_classes import check_own_classes
 from quantize.checkpoint.reader import IN_FILES, TensorReader, Weights
 from quantize.checkpoint.safetensors_header import TensorInfo, read_safetensors_header
 from quantize.checkpoint.templates import DEFAULT, folder_templates
@@ -108,6 +109,8 @@ class Checkpoint:
             )
         check_links(folder)
         config = read_config(folder)
+        if not trust_remote_code:
+            check_own_classes(model, folder, config)
         for part in (config, config.get("text_config") or {}):
             if part.get("quantization_config"):
                 method = printable(part["quantization_config"].get("quant_method", "unknown"), 40)

@@ -14,7 +14,7 @@ from quantize.errors import Unsupported
 from quantize.methods.registry import parse_recipe
 from quantize.recipe import CalibrationOptions, RunOptions
 
-AUTO_MAP = {"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Model"}
+AUTO_MAP = {"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.LlamaForCausalLM"}
 TRUST = RunOptions(trust_remote_code=True)
 
 
@@ -31,7 +31,7 @@ def folder(plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
     edit(
         made,
         "tokenizer_config.json",
-        tokenizer_class="Tokenizer",
+        tokenizer_class="LlamaTokenizer",
         auto_map={"AutoTokenizer": ["evil.Tokenizer", "evil.Tokenizer"]},
     )
     return made
@@ -47,6 +47,36 @@ def made(folder: Path, recipe: str, run: RunOptions | None = None, verify: str =
         run=run or RunOptions(),
         verify=verify,
     )
+
+
+@pytest.mark.parametrize("recipe", ["gptq-int4", "gguf-q8_0"])
+@pytest.mark.parametrize(
+    ("file", "values"),
+    [
+        ("config.json", {"auto_map": {"AutoModelForCausalLM": "evil.Model"}}),
+        ("config.json", {"auto_map": {"AutoModelForCausalLM": "some/repo--evil.Model"}}),
+        ("tokenizer_config.json", {"tokenizer_class": "Tokenizer"}),
+        ("tokenizer_config.json", {"tokenizer_class": "TokenizerFast"}),
+    ],
+)
+def test_another_class_than_the_librarys_is_refused(
+    folder: Path, recipe: str, file: str, values: dict[str, object]
+) -> None:
+    """What its code would compute or split is not what the rest of its files says."""
+    edit(folder, file, **values)
+    with pytest.raises(Unsupported, match=rf"{file} names the class (Model|Tokenizer) .*--trust-remote-code"):
+        made(folder, recipe)
+    assert not ran(folder)
+    assert not (folder.parent / "out").exists()
+
+
+def test_names_that_differ_in_case_or_speed_are_the_same_class(folder: Path) -> None:
+    """As PhiMoE's PhiMoEForCausalLM, and DeepSeek's fast tokenizer over Llama's."""
+    edit(folder, "config.json", auto_map={"AutoModelForCausalLM": "evil.LLaMAForCausalLM"})
+    edit(folder, "tokenizer_config.json", tokenizer_class="LlamaTokenizerFast",
+         auto_map={"AutoTokenizer": [None, "evil.LlamaTokenizerFast"]})  # fmt: skip
+    made(folder, "gguf-q8_0", verify="none")
+    assert not ran(folder)
 
 
 @pytest.mark.parametrize("recipe", ["gptq-int4", "bnb-nf4", "quanto-int8"])

@@ -2,7 +2,7 @@
 
     python -m benchmarks.peers.packed_engines MODEL WORKDIR [--recipes gptq-int4,awq-int4]
         [--calibration TEXT --calibration-tokens 32768] [--repeats 1] [--threads 2]
-        [--text HELD_OUT --tokens 201000]
+        [--text HELD_OUT --tokens 202000]
 
 Each conversion is a process of its own, without verification, the engines in turn: start, imports, reading,
 calibration and writing are in its time, for both. A first conversion by GPTQModel of a few tokens is not
@@ -57,7 +57,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=1, help="0: evaluate what a run before has left")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--text", type=Path, help="held-out text for the divergence")
-    parser.add_argument("--tokens", type=int, default=201_000, help="of the text; half of them are scored")
+    parser.add_argument("--tokens", type=int, default=202_000, help="of the text; half of them are scored")
     return parser.parse_args()
 
 

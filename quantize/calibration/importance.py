@@ -15,6 +15,7 @@ from quantize.calibration.layer_pass import LayerPass
 from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.checkpoint.tokenizer import SourceTokenizer
 from quantize.errors import StepFailed
+from quantize.gguf.families.base import Mapped
 from quantize.gguf.families.plan import plan
 from quantize.gguf.importance.file import Entry, ImportanceMatrix
 from quantize.gguf.mixture import may_be_quantized
@@ -102,8 +103,7 @@ def importance_matrix(
     entries: dict[str, Entry] = {}
     for parameter, found in moments.items():
         for name in _targets(parts.get(parameter), by_source):
-            matrices = wanted[name].shape[0] if len(wanted[name].shape) > 2 else 1
-            entries[name] = _entry(parameter, found, matrices)
+            entries[name] = _entry(parameter, found, wanted[name])
     missing = tuple(
         name for name, m in blocks.items() if name not in entries and may_be_quantized(name, m.shape)
     )
@@ -125,11 +125,14 @@ def _targets(part: Part | None, by_source: Mapping[str, list[str]]) -> list[str]
     return list(dict.fromkeys(name for source in sources for name in by_source.get(source, ())))
 
 
-def _entry(parameter: str, found: dict[int, Moment], matrices: int) -> Entry:
+def _entry(parameter: str, found: dict[int, Moment], mapped: Mapped) -> Entry:
+    matrices = mapped.shape[0] if len(mapped.shape) > 2 else 1
     columns = len(next(iter(found.values())).sums)
     sums, counts = np.zeros((matrices, columns)), np.zeros(matrices, np.int64)
     for index, moment in found.items():
         sums[index], counts[index] = moment.sums, moment.count
     if not np.isfinite(sums).all():
         raise StepFailed(f"activations at {parameter} are not finite; the checkpoint is damaged")
+    if mapped.columns is not None:
+        sums[:] = sums[:, mapped.columns]
     return Entry(sums.astype(np.float32), counts)

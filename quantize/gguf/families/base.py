@@ -24,6 +24,8 @@ class Mapped:
     #: GGUF tensors, what this one does not hold is NaN (``restore`` joins them)
     restore: Callable[[np.ndarray], list[np.ndarray]]
     pure: bool  # build only moves or copies values: usable on raw bit patterns
+    #: the source's column that each column of this tensor is; None: they are in the source's order
+    columns: np.ndarray | None = None
 
 
 @dataclass(frozen=True)

@@ -319,9 +319,8 @@ def _mapped(target: str, sources: tuple[str, ...], operation: Operation, checkpo
             f"{checkpoint.source}: tensor {sources[0]} of shape "
             f"{list(shapes[0])} does not fit its config: {error}"
         ) from None
-    return Mapped(
-        target, shape, sources, operation.build, partial(_restore, operation, shapes), operation.pure
-    )
+    back = partial(_restore, operation, shapes)
+    return Mapped(target, shape, sources, operation.build, back, operation.pure, operation.columns())
 
 
 def _restore(operation: Operation, shapes: Sequence[tuple[int, ...]], array: np.ndarray) -> list[np.ndarray]:

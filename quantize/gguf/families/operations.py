@@ -31,6 +31,11 @@ class Operation:
     def restore(self, array: np.ndarray, shapes: Sequence[Shape]) -> list[np.ndarray]:
         return [array]
 
+    def columns(self) -> np.ndarray | None:
+        """The input that each column of the result is multiplied with, by its number in the source; None
+        where they stay in order."""
+        return None
+
     def source_shapes(self, shape: Shape, count: int) -> list[Shape]:
         """Shapes of the ``count`` sources of a result of ``shape``. Errors: NotImplementedError where it does
         not tell."""

@@ -100,6 +100,12 @@ class TileHeads(Operation):
     def restore(self, array: np.ndarray, shapes: Sequence[Shape]) -> list[np.ndarray]:
         return [self._moved(array, self.each, self.groups)]
 
+    def columns(self) -> np.ndarray | None:
+        if self.axis == 0:
+            return None
+        order = np.arange(self.start + self.groups * self.each * self.width)
+        return self._moved(order[None], self.groups, self.each)[0]
+
 
 class Chain(Operation):
     """One after another, each of one source."""

@@ -13,6 +13,10 @@ import pytest
 from family_cases import CASES, Case, compare, llamacpp_logits, make, write_gguf_f32
 from family_table import table
 
+from quantize.checkpoint.checkpoint import Checkpoint
+from quantize.gguf.families.base import Mapped
+from quantize.gguf.mixture import may_be_quantized
+
 pytest.importorskip("llama_cpp")
 pytestmark = pytest.mark.filterwarnings("ignore")  # transformers' remarks on odd little configs
 
@@ -64,6 +68,8 @@ def test_restore_inverts_build(case: Case, tmp_path: Path) -> None:
     tensors = plan(checkpoint).tensors
     built = {m.name: m.build([checkpoint.read_float32(name) for name in m.sources]) for m in tensors}
     assert {m.name: m.shape for m in tensors} == {name: array.shape for name, array in built.items()}
+    for mapped in tensors:
+        _check_columns(mapped, checkpoint)
     restored = dict(restore(tensors, built.__getitem__))
     assert set(restored) == set(checkpoint.tensors) - plan(checkpoint).left_out
     moved = {name for m in tensors if m.pure for name in m.sources}
@@ -73,6 +79,18 @@ def test_restore_inverts_build(case: Case, tmp_path: Path) -> None:
             source = source / np.linalg.norm(source, axis=1, keepdims=True)
         # Gemma's 1 + w - 1 rounds; what only moves comes back bit for bit.
         assert np.array_equal(array, source) if name in moved else np.abs(array - source).max() < 2e-7, name
+
+
+def _check_columns(mapped: Mapped, checkpoint: Checkpoint) -> None:
+    """What a family says of the order of columns (importances follow it) is what ``build`` does."""
+    shapes = [checkpoint.tensors[name].shape for name in mapped.sources]
+    if not (mapped.pure and mapped.sources and may_be_quantized(mapped.name, mapped.shape)):
+        return
+    numbers = [np.broadcast_to(np.arange(shape[-1], dtype=np.int32), shape) for shape in shapes]
+    rows = mapped.build(numbers).reshape(-1, mapped.shape[-1])
+    turned = (rows == rows[:, :1]).all()  # stored input-first: the numbers are those of outputs
+    order = np.arange(mapped.shape[-1]) if mapped.columns is None else mapped.columns
+    assert turned or (rows == order).all(), mapped.name
 
 
 @pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])

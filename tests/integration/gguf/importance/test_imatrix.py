@@ -32,20 +32,22 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # transformers' remarks on od
 SHORT = {
     "Llama 3 (rope scaling, GQA)", "Mixtral", "Qwen2-MoE", "Gemma 3 (other pattern)", "Phi-3",
     "DeepSeek-V2 (low-rank queries)",
-    "Falcon 40B", "GPT-2", "InternLM2",
+    "Falcon 40B", "GPT-2", "InternLM2", "Qwen3.5",
 }  # fmt: skip
 
 
 # transformers makes no causal language model of their files
-REFUSED = {
-    "InternLM2", "Baichuan 2", "MiniCPM", "Qwen2.5-VL", "Qwen3-VL", "Mistral Small 3.1",
-}  # fmt: skip
-# Of these llama.cpp's graph differs from transformers' in what enters some matrices: factors that conversion
-# folds into weights, value heads in another order, experts that are multiplied with zeros.
-DIFFERENT = {
-    "MiMo V2 Flash", "Qwen3.5", "Qwen3.5 (with images)", "Qwen3.5-MoE", "Llama 4", "Falcon-H1 (multipliers)",
-    "Gemma 3n",
-}  # fmt: skip
+REFUSED = {"InternLM2", "Baichuan 2", "MiniCPM"}
+# Where llama.cpp multiplies a whole input by a number that transformers has in the weight or behind it: its
+# sums are ours times this, which no block quantizer sees.
+FACTORS = {
+    "MiMo V2 Flash": {"attn_output": 1 / 0.707**2},
+    "Falcon-H1 (multipliers)": {"ssm_in": 1.3**-2, "attn_q": 1.2**-2, "attn_k": 1.2**-2, "attn_v": 1.2**-2},
+}
+# transformers multiplies zeros with the experts that a token does not reach
+COUNTED_ALL = {"Llama 4"}
+# the last layers take keys and values of earlier ones
+IDLE = {"Gemma 3n": {f"blk.{layer}.attn_{part}.weight" for layer in (20, 21) for part in "kv"}}
 
 
 @pytest.mark.parametrize(
@@ -53,7 +55,6 @@ DIFFERENT = {
     [
         pytest.param(case, marks=[] if case.name in SHORT else [pytest.mark.long], id=case.name)
         for case in CASES
-        if case.name not in DIFFERENT
     ],
 )
 def test_sums_equal_llamacpp(case: Case, tmp_path: Path) -> None:
@@ -69,12 +70,13 @@ def test_sums_equal_llamacpp(case: Case, tmp_path: Path) -> None:
     write_gguf_f32(folder, tmp_path / "model.gguf")
     theirs, ours = collect(tmp_path / "model.gguf", ids), compute_imatrix(checkpoint, ids, dataset="text")
     latent = {name for name in theirs if "attn_k_b" in name or "attn_v_b" in name}
-    assert set(ours.missing) == latent
+    assert set(ours.missing) == latent | IDLE.get(case.name, set())
     assert theirs.keys() - latent == ours.matrix.entries.keys()
     for name, mine in ours.matrix.entries.items():
-        assert np.array_equal(mine.counts, theirs[name].counts), name
+        assert case.name in COUNTED_ALL or np.array_equal(mine.counts, theirs[name].counts), name
         assert mine.sums.shape == theirs[name].sums.shape
-        assert np.abs(mine.sums - theirs[name].sums).max() < case.tolerance * theirs[name].sums.max(), name
+        sums = mine.sums * FACTORS.get(case.name, {}).get(name.split(".")[2], 1)
+        assert np.abs(sums - theirs[name].sums).max() < case.tolerance * theirs[name].sums.max(), name
 
 
 def test_command_writes_what_convert_takes(demo_checkpoint: Path, tmp_path: Path) -> None:

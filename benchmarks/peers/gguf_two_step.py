@@ -17,6 +17,7 @@ import shutil
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.machine import describe_machine
+from quantize.process import peak_rss_bytes
 
 LLAMA_3_2_1B = {
     "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 2048,
@@ -37,6 +39,7 @@ LLAMA_3_2_1B = {
     "attention_bias": False, "mlp_bias": False,
 }  # fmt: skip
 SHARD_BYTES = 500_000_000
+POLL_SECONDS = 0.02
 
 
 @dataclass(frozen=True)
@@ -178,14 +181,21 @@ def run(command: list[str], output: Path | None) -> Run:
         output.unlink(missing_ok=True)
     os.sync()
     start = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    assert process.stderr is not None
-    errors = process.stderr.read()
-    _, status, usage = os.wait4(process.pid, 0)
-    seconds = time.perf_counter() - start
+    peak, ended = 0, 0
+    with tempfile.TemporaryFile() as errors:
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=errors)
+        while not ended:
+            # of the process itself: its ru_maxrss is not less than what the one that started it held
+            peak = max(peak, peak_rss_bytes(process.pid))
+            time.sleep(POLL_SECONDS)
+            ended, status, usage = os.wait4(process.pid, os.WNOHANG)
+        seconds = time.perf_counter() - start
+        process.returncode = os.waitstatus_to_exitcode(status)
+        errors.seek(0)
+        said = errors.read().decode(errors="replace")[-2000:]
     if status != 0:
-        raise SystemExit(f"{' '.join(command)} failed:\n{errors.decode(errors='replace')[-2000:]}")
-    return Run(seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024)
+        raise SystemExit(f"{' '.join(command)} failed:\n{said}")
+    return Run(seconds, usage.ru_utime + usage.ru_stime, peak)
 
 
 def identical(mine: Path, theirs: Path) -> bool:
@@ -199,8 +209,6 @@ def identical(mine: Path, theirs: Path) -> bool:
 
 def quantizer_share(checkpoint: Path, name: str, arguments: argparse.Namespace) -> float:
     """Share of the threads' time in one more pass that is spent inside llama.cpp's block quantizers."""
-    import tempfile
-
     from quantize.engines import ggml
     from quantize.gguf.container import writer
     from quantize.methods.gguf import Gguf

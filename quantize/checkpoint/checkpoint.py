@@ -19,7 +19,7 @@ import numpy as np
 
 from quantize.checkpoint.config import check_sizes, read_config
 from quantize.checkpoint.own_classes import check_own_classes
-from quantize.checkpoint.reader import IN_FILES, TensorReader, Weights
+from quantize.checkpoint.reader import IN_FILES, ReadEntry, ReadsEntries, TensorReader, Weights
 from quantize.checkpoint.safetensors_header import TensorInfo, read_safetensors_header
 from quantize.checkpoint.templates import DEFAULT, folder_templates
 from quantize.checkpoint.weight_files import is_adapter_beside, read_weights
@@ -204,6 +204,11 @@ class Checkpoint:
         """Raw data of one tensor, read-only, BF16 as uint16 bit patterns. Memory-mapped if a file stores it
         in this form: nothing is copied until it is used."""
         return self.reader.read(self.tensors[name])
+
+    def entries(self, name: str) -> ReadEntry | None:
+        """What reads one entry of a tensor's first axis at a time, as ``read`` does, where that takes no more
+        memory than the entry; else None."""
+        return self.reader.entries(self.tensors[name]) if isinstance(self.reader, ReadsEntries) else None
 
     def read_float32(self, name: str) -> np.ndarray:
         """One tensor as float32. Errors: StepFailed where it holds NaN or Inf."""

@@ -1,14 +1,14 @@
 """Where the data of a checkpoint's tensors come from: files that hold them as they are, or something that
 they are made of when they are read."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from quantize.checkpoint.safetensors_header import StoredTensor, TensorInfo, read_raw
+from quantize.checkpoint.safetensors_header import StoredTensor, TensorInfo, entry_of, read_raw
 
 
 class TensorReader(Protocol):
@@ -20,6 +20,19 @@ class TensorReader(Protocol):
 
     def files(self, tensors: Iterable[TensorInfo]) -> Iterable[tuple[str, Path]]:
         """The files that ``tensors`` are read from, by what each is called in a digest."""
+        ...
+
+
+#: index -> that entry of a tensor's first axis, as ``TensorReader.read`` gives it
+ReadEntry = Callable[[int], np.ndarray]
+
+
+@runtime_checkable
+class ReadsEntries(Protocol):
+    """A reader that need not make all of a tensor for a part of it."""
+
+    def entries(self, info: TensorInfo) -> ReadEntry | None:
+        """Of a tensor with axes; None where one entry (an expert's matrix) costs as much as all."""
         ...
 
 
@@ -39,6 +52,11 @@ class InFiles:
     def read(self, info: TensorInfo) -> np.ndarray:
         assert isinstance(info, StoredTensor), info
         return read_raw(info)
+
+    def entries(self, info: TensorInfo) -> ReadEntry:
+        assert isinstance(info, StoredTensor), info
+        stored = info
+        return lambda index: read_raw(entry_of(stored, index))
 
     def files(self, tensors: Iterable[TensorInfo]) -> list[tuple[str, Path]]:
         return [(str(info.file), info.file) for info in tensors if isinstance(info, StoredTensor)]

@@ -76,6 +76,13 @@ def read_safetensors_header(path: Path) -> dict[str, StoredTensor]:
     return tensors
 
 
+def entry_of(info: StoredTensor, index: int) -> StoredTensor:
+    """One entry of the first axis, as a tensor by itself."""
+    shape = info.shape[1:]
+    size = info.size_bytes // info.shape[0]
+    return StoredTensor(info.name, shape, info.dtype, info.file, info.offset + index * size)
+
+
 def read_raw(info: StoredTensor) -> np.ndarray:
     """The data of one tensor, BF16 as uint16 bit patterns and 8-bit floats as uint8. Memory-mapped: nothing
     is copied until used.

@@ -63,9 +63,10 @@ def planned(
         stored = {SAME_BITS.get(checkpoint.tensors[name].dtype) for name in mapped.sources}
         detour = None if through is Type.F32 or stored == {through} else through
 
+    dtypes = {checkpoint.tensors[name].dtype for name in mapped.sources}
+    raw = mapped.pure and len(dtypes) == 1 and dtypes <= set(SAME_BITS)
+
     def load() -> np.ndarray:
-        dtypes = {checkpoint.tensors[name].dtype for name in mapped.sources}
-        raw = mapped.pure and len(dtypes) == 1 and dtypes <= set(SAME_BITS)
         read: Callable[[str], np.ndarray] = checkpoint.read if raw else checkpoint.read_float32
         built = np.asarray(mapped.build([np.asarray(read(name)) for name in mapped.sources]))
         assert built.shape == mapped.shape, f"{mapped.name}: built {built.shape}, planned {mapped.shape}"
@@ -75,10 +76,28 @@ def planned(
         for name in mapped.sources:
             checkpoint.read_float32(name)
 
-    kept = _kept_blocks(checkpoint, mapped) if kind is Type.MXFP4 and detour is None else None
     return Planned(
-        mapped.name, mapped.shape, kind, load, diagnose, via=detour, importance=importance, blocks=kept
+        mapped.name,
+        mapped.shape,
+        kind,
+        load,
+        diagnose,
+        via=detour,
+        importance=importance,
+        matrix=_matrix(checkpoint, mapped) if raw else None,
+        blocks=_kept_blocks(checkpoint, mapped) if kind is Type.MXFP4 and detour is None else None,
     )
+
+
+def _matrix(checkpoint: Checkpoint, mapped: Mapped) -> Callable[[int], np.ndarray] | None:
+    """What reads one expert's matrix of the file's tensor, where it need not read the others."""
+    build = mapped.of_entry
+    if build is None:
+        return None
+    if len(mapped.sources) > 1:
+        return lambda index: build.build([checkpoint.read(mapped.sources[index])])
+    read = checkpoint.entries(mapped.sources[0])
+    return None if read is None else lambda index: build.build([read(index)])
 
 
 def _kept_blocks(checkpoint: Checkpoint, mapped: Mapped) -> Callable[[int, int], np.ndarray] | None:
@@ -89,15 +108,19 @@ def _kept_blocks(checkpoint: Checkpoint, mapped: Mapped) -> Callable[[int, int],
     packed = reader.packed(mapped.sources[0])
     if packed is None or not mapped.pure or len(mapped.shape) != 3:
         return None
-    codes, scales = packed
+    experts, count, groups = packed[1].shape
     # which rows, by what becomes of their numbers
-    rows = mapped.build([np.arange(scales.shape[1])[None, None, :]]).reshape(-1)
-    if mapped.shape != (scales.shape[0], rows.size, scales.shape[2] * BLOCK):
+    rows = mapped.build([np.arange(count)[None, None, :]]).reshape(-1)
+    if mapped.shape != (experts, rows.size, groups * BLOCK):
         return None
+    del packed
 
     def blocks(first: int, last: int) -> np.ndarray:
         number = np.arange(first, last)
         place = number // rows.size, rows[number % rows.size]
+        both = reader.packed(mapped.sources[0])  # mapped anew: what was looked at does not stay in memory
+        assert both is not None
+        codes, scales = both
         if (scales[place] == NAN).any():
             raise NotFinite
         return ggml_blocks(codes[place], scales[place])

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from quantize.checkpoint.reader import IN_FILES
+from quantize.checkpoint.reader import IN_FILES, ReadEntry
 from quantize.checkpoint.safetensors_header import StoredTensor, TensorInfo
 from quantize.dtypes import FLOATS, to_float32
 from quantize.errors import BadInput, Unsupported
@@ -139,6 +139,10 @@ class CompressedTensors:
             return dequantize(parts, types, self._block)
         except ValueError as error:
             raise BadInput(f"{self._source}: {base}: {error}; fetch the checkpoint again") from None
+
+    def entries(self, info: TensorInfo) -> ReadEntry | None:
+        stored = self._stored.get(info.name)
+        return IN_FILES.entries(stored) if stored is not None and stored.dtype in FLOATS else None
 
     def files(self, tensors: Iterable[TensorInfo]) -> list[tuple[str, Path]]:
         return IN_FILES.files(self._stored.values())

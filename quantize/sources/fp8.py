@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from quantize.checkpoint.reader import IN_FILES
+from quantize.checkpoint.reader import IN_FILES, ReadEntry
 from quantize.checkpoint.safetensors_header import StoredTensor, TensorInfo
 from quantize.dtypes import FLOATS, to_float32
 from quantize.errors import BadInput, Unsupported
@@ -62,10 +62,24 @@ class Float8Tensors:
         raw = IN_FILES.read(stored)
         if stored.dtype != FLOAT8:
             return raw
-        scale = self._stored[info.name + SCALE]
+        return dequantize_e4m3(raw, self._factors(info.name), self._block)
+
+    def entries(self, info: TensorInfo) -> ReadEntry | None:
+        stored = self._stored[info.name]
+        codes = IN_FILES.entries(stored)
+        if stored.dtype != FLOAT8:
+            return codes
+        if len(stored.shape) < 3:  # a row may be a part of a block
+            return None
+        factors = self._factors(info.name)
+        whole = factors.size == 1
+        return lambda index: dequantize_e4m3(codes(index), factors if whole else factors[index], self._block)
+
+    def _factors(self, name: str) -> np.ndarray:
+        """float32"""
+        scale = self._stored[name + SCALE]
         values = IN_FILES.read(scale)
-        factors = e8m0_values(values) if scale.dtype == "F8_E8M0" else to_float32(values, scale.dtype)
-        return dequantize_e4m3(raw, factors, self._block)
+        return e8m0_values(values) if scale.dtype == "F8_E8M0" else to_float32(values, scale.dtype)
 
     def files(self, tensors: Iterable[TensorInfo]) -> list[tuple[str, Path]]:
         return IN_FILES.files(self._stored.values())

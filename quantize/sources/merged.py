@@ -14,7 +14,7 @@ import numpy as np
 
 from quantize.checkpoint.checkpoint import TOKENIZER_FILES, Checkpoint
 from quantize.checkpoint.model_card import CARD, license_files
-from quantize.checkpoint.reader import Weights
+from quantize.checkpoint.reader import ReadEntry, Weights
 from quantize.checkpoint.safetensors_header import TensorInfo
 from quantize.checkpoint.tensors import Entry, as_written, write_config
 from quantize.dtypes import NUMPY
@@ -41,6 +41,11 @@ class MergedTensors:
         if name in adapter.deltas:
             weight = _merged(weight, adapter, adapter.deltas[name])
         return _store(weight, info.dtype)
+
+    def entries(self, info: TensorInfo) -> ReadEntry | None:
+        under = self._adapter.under(info.name, self._base)
+        inherited = self._base.tensors.get(under.name) is under
+        return self._base.entries(under.name) if inherited and info.name not in self._adapter.deltas else None
 
     def files(self, tensors: Iterable[TensorInfo]) -> list[tuple[str, Path]]:
         own = [(name, inside(self._adapter.folder, name)) for name in (CONFIG, WEIGHTS)]

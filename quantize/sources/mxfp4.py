@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from quantize.checkpoint.reader import IN_FILES
+from quantize.checkpoint.reader import IN_FILES, ReadEntry
 from quantize.checkpoint.safetensors_header import StoredTensor, TensorInfo
 from quantize.errors import BadInput
 from quantize.numerics.mxfp4 import BLOCK, dequantize_mxfp4
@@ -50,15 +50,23 @@ class Mxfp4Tensors:
         blocks = self._stored.get(info.name + BLOCKS)
         if blocks is None or info.name in self._stored:
             return IN_FILES.read(self._stored[info.name])
-        codes = IN_FILES.read(blocks)
-        scales = IN_FILES.read(self._stored[info.name + SCALES])
         out = np.empty(info.shape, np.uint16)
-        for expert, (own, factors) in enumerate(zip(codes, scales, strict=True)):
-            values = dequantize_mxfp4(own, factors)
-            out[expert] = (
-                (values.view(np.uint32) >> 16).astype(np.uint16).T
-            )  # the bits that are left are zero
+        entry = self.entries(info)
+        for expert in range(len(out)):
+            out[expert] = entry(expert)
         return out
+
+    def entries(self, info: TensorInfo) -> ReadEntry:
+        blocks = self._stored.get(info.name + BLOCKS)
+        if blocks is None or info.name in self._stored:
+            return IN_FILES.entries(self._stored[info.name])
+        codes, scales = IN_FILES.entries(blocks), IN_FILES.entries(self._stored[info.name + SCALES])
+
+        def read(index: int) -> np.ndarray:
+            values = dequantize_mxfp4(codes(index), scales(index))
+            return (values.view(np.uint32) >> 16).astype(np.uint16).T  # the bits that are left are zero
+
+        return read
 
     def packed(self, name: str) -> tuple[np.ndarray, np.ndarray] | None:
         blocks = self._stored.get(name + BLOCKS)

@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,9 +24,10 @@ class Planned:
     """One tensor to be written. ``shape`` rows first.
 
     ``load`` gives its values, shaped (rows, columns), in a float dtype or as uint16 bit patterns of bf16;
-    called once, when its turn comes. ``via``: round the values to that type first. ``importance``: float32
-    (matrices, columns), one row for each matrix of ``shape[:-2]``. ``diagnose`` is called when a value is not
-    finite, and raises an error that says where.
+    called once, when its turn comes. ``matrix``: the same of one of the matrices of ``shape[:-2]``, by its
+    number; where there is one, it is called for each in turn, and never ``load``. ``via``: round the values
+    to that type first. ``importance``: float32 (matrices, columns), one row for each matrix of
+    ``shape[:-2]``. ``diagnose`` is called when a value is not finite, and raises an error that says where.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Planned:
     diagnose: Callable[[], None]
     via: Type | None = None
     importance: np.ndarray | None = None
+    matrix: Callable[[int], np.ndarray] | None = None
     #: (first row, last row, not included) -> their bytes in ``kind``, where the source has such blocks
     blocks: Callable[[int, int], np.ndarray] | None = None
 
@@ -60,20 +62,39 @@ class Clock:
             self.seconds += seconds
 
 
-def chunks(tensors: Sequence[Planned]) -> Iterable[tuple[int, int]]:
-    """Ranges of rows of one tensor, however many files it goes into. Where one of ``tensors`` has
-    importances, none goes across the boundary of two matrices (each has its own)."""
+def chunks(tensors: Sequence[Planned]) -> Iterator[tuple[int, np.ndarray]]:
+    """(number of the first row, values of consecutive rows) of one tensor, however many files it goes into.
+
+    Where one of ``tensors`` has importances, or matrices are read one by one, none goes across the boundary
+    of two matrices. What is read is let go with the last of its chunks.
+    """
     shape = tensors[0].shape
     columns = shape[-1]
     matrix = shape[-2] if len(shape) > 1 else 1
     rows = int(np.prod(shape[:-1], dtype=np.int64))
     step = max(1, CHUNK_WEIGHTS // max(1, columns))
     step -= step % WHOLE_ROWS if step > WHOLE_ROWS else 0
-    if all(tensor.importance is None for tensor in tensors):
+    if tensors[0].matrix is None and all(tensor.importance is None for tensor in tensors):
         matrix = max(1, rows)
-    for start in range(0, rows, matrix):
-        for first in range(start, start + matrix, step):
-            yield first, min(first + step, start + matrix)
+    for start, values in _read(tensors, rows):
+        for begin in range(0, len(values), matrix):
+            end = min(begin + matrix, len(values))
+            for first in range(begin, end, step):
+                yield start + first, values[first : min(first + step, end)]
+
+
+def _read(tensors: Sequence[Planned], rows: int) -> Iterator[tuple[int, np.ndarray]]:
+    """(number of the first row, values) of all rows, or of each matrix."""
+    first = tensors[0]
+    if all(tensor.blocks is not None for tensor in tensors):  # nobody looks at the values
+        yield 0, np.broadcast_to(np.uint16(0), (rows, first.shape[-1]))
+    elif first.matrix is None:
+        yield 0, first.load()
+    else:
+        for index in range(int(np.prod(first.shape[:-2]))):
+            values = first.matrix(index)
+            assert values.shape == first.shape[-2:], f"{first.name}: {values.shape} read of {first.shape}"
+            yield index * first.shape[-2], values
 
 
 def chunk_bytes(tensor: Planned, rows: int) -> int:

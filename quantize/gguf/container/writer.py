@@ -2,9 +2,10 @@
 
 Every size is known before the first byte is written, so nothing is written twice. Chunks of rows go through a
 pool of threads (read, widen to float32, quantize), and the main thread writes them in order while later ones
-are being made and earlier ones hashed: what is in flight is bounded by ``IN_FLIGHT_BYTES``, whatever the
-model's size. Several files of the same tensors are written side by side: a chunk is read and widened once for
-all of them, and each gets the bytes that it would get alone. Source: the GGUF specification, version 3.
+are being made and earlier ones hashed: what is in flight, source and result, is bounded by
+``IN_FLIGHT_BYTES`` and one matrix, whatever the model's size. Experts' matrices are taken one by one. Several
+files of the same tensors are written side by side: a chunk is read and widened once for all of them, and each
+gets the bytes that it would get alone. Source: the GGUF specification, version 3.
 """
 
 import contextlib
@@ -352,16 +353,15 @@ def _write_data(
         if not writing:
             return
         tensors = [output.file.tensors[index] for output in writing]
-        values = tensors[0].load()
-        for first, last in chunks(tensors):
-            rows = values[first:last]
-            size = sum(chunk_bytes(tensor, rows.shape[0]) for tensor in tensors)
+        total = int(np.prod(tensors[0].shape[:-1], dtype=np.int64))
+        for first, rows in chunks(tensors):
+            size = rows.nbytes + sum(chunk_bytes(tensor, rows.shape[0]) for tensor in tensors)
             while waiting and in_flight + size > IN_FLIGHT_BYTES:
                 write_one()
             clocks = [output.clock for output in writing]
             made = pool.submit(make, rows, first, list(zip(tensors, clocks, strict=True)), quantizer)
-            waiting.append(_Chunk(writing, tensors, made, rows.size, size, last == values.shape[0]))
+            waiting.append(_Chunk(writing, tensors, made, rows.size, size, first + len(rows) == total))
             in_flight += size
-        del values
+            del rows
     while waiting:
         write_one()

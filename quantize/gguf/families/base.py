@@ -9,6 +9,7 @@ import numpy as np
 from gguf import GGUFValueType
 
 from quantize.artifact.artifact import Note
+from quantize.gguf.families.operations import Operation
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,9 @@ class Mapped:
     pure: bool  # build only moves or copies values: usable on raw bit patterns
     #: the source's column that each column of this tensor is; None: they are in the source's order
     columns: np.ndarray | None = None
+    #: what makes one entry of the first axis of three, an expert's matrix, by itself: see
+    #: ``Operation.of_entry``
+    of_entry: Operation | None = None
 
 
 @dataclass(frozen=True)

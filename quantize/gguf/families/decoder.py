@@ -319,8 +319,16 @@ def _mapped(target: str, sources: tuple[str, ...], operation: Operation, checkpo
             f"{checkpoint.source}: tensor {sources[0]} of shape "
             f"{list(shapes[0])} does not fit its config: {error}"
         ) from None
-    back = partial(_restore, operation, shapes)
-    return Mapped(target, shape, sources, operation.build, back, operation.pure, operation.columns())
+    return Mapped(
+        target,
+        shape,
+        sources,
+        operation.build,
+        partial(_restore, operation, shapes),
+        operation.pure,
+        columns=operation.columns(),
+        of_entry=operation.of_entry() if len(shape) == 3 else None,
+    )
 
 
 def _restore(operation: Operation, shapes: Sequence[tuple[int, ...]], array: np.ndarray) -> list[np.ndarray]:

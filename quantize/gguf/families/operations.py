@@ -7,7 +7,7 @@ nothing; ``families.restore`` joins the parts.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -35,6 +35,12 @@ class Operation:
         """The input that each column of the result is multiplied with, by its number in the source; None
         where they stay in order."""
         return None
+
+    def of_entry(self) -> "Operation | None":
+        """What makes one entry of the result's first axis (an expert's matrix) from the same entry of the
+        only source's, or from the source of that number where there is one for each; None where that takes
+        more."""
+        return self if type(self) is Operation else None
 
     def source_shapes(self, shape: Shape, count: int) -> list[Shape]:
         """Shapes of the ``count`` sources of a result of ``shape``. Errors: NotImplementedError where it does
@@ -113,6 +119,9 @@ class Stack(Operation):
     def restore(self, array: np.ndarray, shapes: Sequence[Shape]) -> list[np.ndarray]:
         return list(array)
 
+    def of_entry(self) -> Operation | None:
+        return COPY
+
     def source_shapes(self, shape: Shape, count: int) -> list[Shape]:
         if shape[0] != count:
             raise BadInput(f"{shape[0]} along the first axis, {count} expected")
@@ -148,6 +157,10 @@ class Part(Operation):
             return tuple(viewed)
         split = self.lead + len(self.view)
         return (*viewed[: self.lead], math.prod(viewed[self.lead : split]), *viewed[split:])
+
+    def of_entry(self) -> Operation | None:
+        then = self.then.of_entry()
+        return None if then is None or not self.lead else replace(self, then=then, lead=self.lead - 1)
 
     def source_shapes(self, shape: Shape, count: int) -> list[Shape]:
         piece = self.then.source_shapes(shape, count)[0]
@@ -196,14 +209,18 @@ class Flat(Operation):
 
 @dataclass(frozen=True)
 class SwapAxes(Operation):
-    """The last two axes exchanged."""
+    """The last two axes exchanged. What is built is a view: whoever takes rows of it copies no more than
+    these."""
 
     def shape(self, shapes: Sequence[Shape]) -> Shape:
         *front, a, b = shapes[0]
         return (*front, b, a)
 
     def build(self, arrays: list[np.ndarray]) -> np.ndarray:
-        return np.ascontiguousarray(arrays[0].swapaxes(-1, -2))
+        return arrays[0].swapaxes(-1, -2)
+
+    def of_entry(self) -> Operation | None:
+        return self  # of three axes
 
     def restore(self, array: np.ndarray, shapes: Sequence[Shape]) -> list[np.ndarray]:
         return [np.ascontiguousarray(array.swapaxes(-1, -2))]

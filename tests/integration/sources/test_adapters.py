@@ -92,6 +92,10 @@ def test_equals_peft(case: Case, settings: dict[str, Any], tmp_path: Path) -> No
         - set(open_adapter(lora, source).replaced)
     )
     assert all(np.array_equal(merged.read(name), source.read(name)) for name in untouched)
+    for name in merged.tensors:
+        entry = merged.entries(name)
+        assert (entry is not None) == (name in untouched), name
+        assert entry is None or np.array_equal(entry(1), merged.read(name)[1]), name
 
 
 def test_a_base_that_is_a_gguf(tmp_path: Path) -> None:

@@ -112,3 +112,29 @@ def test_what_does_not_fit_is_refused(tmp_path: Path, make_checkpoint) -> None: 
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(BadInput, match="weight_block_size: expected two sizes"):
         open_checkpoint(folder)
+
+
+@pytest.mark.parametrize("scale_of_all", [False, True])
+def test_one_expert_is_read_as_among_all(scale_of_all: bool, tmp_path: Path) -> None:
+    """Experts in one tensor of three axes; of a matrix, whose rows may be parts of blocks, all is read."""
+    case = next(case for case in CASES if case.name == "Mixtral (fused experts)")
+    _, folder = make(case, tmp_path / "hf")
+    to_float8(folder)
+    tensors, random = load_file(folder / "model.safetensors"), torch.Generator().manual_seed(2)
+    stacked = [name for name, tensor in tensors.items() if tensor.ndim == 3]
+    for name in stacked:
+        shape = tensors[name].shape
+        tensors[name] = tensors[name].to(torch.float8_e4m3fn)
+        blocks = [shape[0], *(-(-size // BLOCK) for size in shape[1:])]
+        tensors[name + "_scale_inv"] = torch.rand([] if scale_of_all else blocks, generator=random) + 0.5
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    checkpoint = open_checkpoint(folder, tokenizer=False)
+    assert len(stacked) == 4
+    for name in stacked:
+        entry = checkpoint.entries(name)
+        assert entry is not None
+        assert all(np.array_equal(entry(i), whole) for i, whole in enumerate(checkpoint.read(name)))
+    assert checkpoint.entries("model.layers.0.self_attn.q_proj.weight") is None
+    norm, read = "model.norm.weight", checkpoint.entries("model.norm.weight")
+    assert read is not None
+    assert read(3) == checkpoint.read(norm)[3]

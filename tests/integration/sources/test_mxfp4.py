@@ -57,6 +57,9 @@ def test_read_and_converted(tmp_path: Path) -> None:
     for name, values in meant.items():
         assert checkpoint.tensors[name].dtype == "BF16"
         assert np.array_equal(checkpoint.read_float32(name), values), name
+        entry = checkpoint.entries(name)
+        assert entry is not None
+        assert all(np.array_equal(entry(i), whole) for i, whole in enumerate(checkpoint.read(name)))
     write_gguf_f32(tmp_path / "hf", tmp_path / "model.gguf")
     ids = np.random.default_rng(3).integers(1, 160, (1, 48))
     with torch.no_grad():

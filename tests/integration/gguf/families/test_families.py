@@ -70,6 +70,7 @@ def test_restore_inverts_build(case: Case, tmp_path: Path) -> None:
     assert {m.name: m.shape for m in tensors} == {name: array.shape for name, array in built.items()}
     for mapped in tensors:
         _check_columns(mapped, checkpoint)
+        _check_entries(mapped, checkpoint, built[mapped.name])
     restored = dict(restore(tensors, built.__getitem__))
     assert set(restored) == set(checkpoint.tensors) - plan(checkpoint).left_out
     moved = {name for m in tensors if m.pure for name in m.sources}
@@ -91,6 +92,16 @@ def _check_columns(mapped: Mapped, checkpoint: Checkpoint) -> None:
     turned = (rows == rows[:, :1]).all()  # stored input-first: the numbers are those of outputs
     order = np.arange(mapped.shape[-1]) if mapped.columns is None else mapped.columns
     assert turned or (rows == order).all(), mapped.name
+
+
+def _check_entries(mapped: Mapped, checkpoint: Checkpoint, built: np.ndarray) -> None:
+    """An expert's matrix built by itself is that of the whole."""
+    if mapped.of_entry is None:
+        return
+    sources = [checkpoint.read_float32(name) for name in mapped.sources]
+    entries = sources if len(sources) > 1 else sources[0]
+    one_by_one = np.stack([mapped.of_entry.build([entry]) for entry in entries])
+    assert np.array_equal(one_by_one, built), mapped.name
 
 
 @pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])

@@ -50,6 +50,10 @@ COMMANDS = {
         "quantize.commands.methods:methods",
         "List every recipe, what it needs and whether it can run here.",
     ),
+    "env": (
+        "quantize.commands.env:env",
+        "Install, list, check or remove engines that live in environments of their own.",
+    ),
     "doctor": ("quantize.commands.methods:doctor", "Check this installation."),
 }
 

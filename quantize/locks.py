@@ -4,7 +4,7 @@ import contextlib
 import errno
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
@@ -59,3 +59,30 @@ def alone(path: Path) -> Iterator[bool]:
         yield held
     finally:
         os.close(file)
+
+
+@contextlib.contextmanager
+def waited(path: Path, told: Callable[[], None], shared: bool = False) -> Iterator[None]:
+    """Holds ``path``, made where it is missing, until the end: alone, or ``shared`` with others that share.
+    Waits for who holds it otherwise, after ``told`` has said so. Who holds it alone may remove the file.
+    Where the file system has no locks, nobody waits."""
+    kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+    while True:
+        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        try:
+            try:
+                fcntl.flock(file, kind | fcntl.LOCK_NB)
+            except BlockingIOError:
+                told()
+                fcntl.flock(file, kind)
+            except OSError as error:
+                if error.errno not in NO_LOCKS:
+                    raise
+            same = False
+            with contextlib.suppress(FileNotFoundError):  # else it was removed while we waited
+                same = os.path.samestat(os.fstat(file), os.stat(path))
+            if same:
+                yield
+                return
+        finally:
+            os.close(file)

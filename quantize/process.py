@@ -35,6 +35,19 @@ def child_command(module: str, *arguments: str) -> list[str]:
     return [sys.executable, *_START, str(os.getpid()), module, *arguments]
 
 
+#: for any program: what ``die_with`` does survives the call that turns this process into that one
+_TIED = (
+    "import ctypes, os, sys; parent = int(sys.argv[1]); "
+    "sys.platform.startswith('linux') and ctypes.CDLL(None).prctl(1, 9, 0, 0, 0); "
+    "os.getppid() == parent or os._exit(137); os.execv(sys.argv[2], sys.argv[2:])"
+)
+
+
+def tied_command(program: str, *arguments: str) -> list[str]:
+    """The command line that runs ``program``, a path, as a child bound to this process."""
+    return [sys.executable, "-I", "-c", _TIED, str(os.getpid()), program, *arguments]
+
+
 def isolated_command(program: str) -> list[str]:
     """The command line that runs Python source of somebody else's: no environment variables, no working
     directory, no user's packages."""

@@ -30,12 +30,15 @@ for _number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
 def own_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Steps of tests are no experience that a person's plans should go by, nor what they verify what a person
     vouches for; what they sample, hash and leave unfinished stays out of the person's cache. What torch and
-    matplotlib keep there is slow to make again, so it stays where it is."""
+    matplotlib keep there, and engines in environments of their own, are slow to make again: they stay where
+    they are."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     with pytest.MonkeyPatch.context() as patch:
         for variable, place in (("TORCH_EXTENSIONS_DIR", "torch_extensions"), ("MPLCONFIGDIR", "matplotlib")):
             if variable not in os.environ:
                 patch.setenv(variable, str(cache / place))
+        if "QUANTWRIGHT_ENVIRONMENTS" not in os.environ:
+            patch.setenv("QUANTWRIGHT_ENVIRONMENTS", str(cache / "quantwright" / "environments"))
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         patch.setenv("QUANTWRIGHT_RATES", str(tmp_path_factory.mktemp("rates") / "rates.jsonl"))
         patch.setenv("XDG_DATA_HOME", str(tmp_path_factory.mktemp("data")))

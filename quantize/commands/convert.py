@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from quantize.artifact.artifact import Artifact, claim_output, grouped
+from quantize.commands.env import offer_engines
 from quantize.commands.gguf_options import OPTIONS, gguf_options, with_options
 from quantize.commands.options import run_options
 from quantize.conversion import convert as do_convert
@@ -72,6 +73,9 @@ STOPPED = (130, -2, 143, 129)  # exit codes of a child that was told to end
 @click.option(
     "--adapter", type=click.Path(path_type=Path), help="folder of a PEFT LoRA to merge into the model first"
 )
+@click.option(
+    "-y", "--yes", is_flag=True, help="install engines that recipes need (`quantwright env`) without asking"
+)
 @click.option("--beside", hidden=True, help="recipes to make from the same reading (`spell_beside`)")
 @gguf_options
 @run_options
@@ -88,6 +92,7 @@ def convert(
     keep_failed: bool,
     force: bool,
     adapter: Path | None,
+    yes: bool,
     beside: str | None,
     gguf: dict[str, Any],
     run: RunOptions,
@@ -99,6 +104,7 @@ def convert(
     the same tensors share one process, which reads the model once for all of them.
     """
     parsed = with_options([parse_recipe(text) for text in split_recipes(recipes)], gguf)
+    offer_engines(parsed, yes)
     run = run.model_copy(update={"allow_tokenizer_mismatch": "allow_tokenizer_mismatch" in gguf})
     options = CalibrationOptions(
         source=calibration, tokens=calibration_tokens, sequence_length=calibration_length, seed=seed

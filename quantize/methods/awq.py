@@ -7,13 +7,15 @@ Source of the method: Lin et al., 2023, https://arxiv.org/abs/2306.00978.
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 
 from quantize.calibration.windows import Calibration
 from quantize.engines.base import Conversion, Engine
 from quantize.engines.gptqmodel import awq as gptqmodel
 from quantize.engines.gptqmodel.awq import spread_rows
 from quantize.engines.gptqmodel.layers import AWQ_OUTPUTS, WITHOUT_AWQ, check_model_type
+from quantize.engines.isolated.known import isolated_label
+from quantize.engines.isolated.packed import check_isolated, write_isolated
 from quantize.engines.native import write_awq
 from quantize.engines.native.importance import SEARCH_TOKENS
 from quantize.engines.native.installed import NATIVE_PACKED
@@ -42,19 +44,27 @@ class AwqRecipe(Recipe):
 
     The default is 16 windows of 512: the AWQ paper (section 5.3) found that its scales, which follow channel
     means, need no more than 16 sequences. They go through the model once; with ``engine`` gptqmodel, 21 times
-    through each layer.
+    through each layer. auto-round: no scales are searched; the rounding of each weight is tuned by
+    ``iterations`` of SignRound, in an environment of its own.
     """
 
     presets: ClassVar[dict[str, dict[str, Any]]] = {"awq-int4": {}}
     automatic: ClassVar[dict[str, Any]] = {"group_size": 128}
-    later: ClassVar[dict[str, Any]] = {"engine": "native"}
+    later: ClassVar[dict[str, Any]] = {"engine": "native", "iterations": 50}
 
     method: Literal["awq"] = "awq"
     bits: Annotated[Literal[4], BeforeValidator(only_four)] = 4
     group_size: Annotated[Literal["auto", -1, 32, 64, 128], BeforeValidator(whole)] = "auto"
     zero_point: bool = True
     search_tokens: int = Field(default=SEARCH_TOKENS, ge=128)
-    engine: Literal["native", "gptqmodel"] = "native"
+    engine: Literal["native", "gptqmodel", "auto-round"] = "native"
+    iterations: int = Field(default=50, ge=1, le=2000)
+
+    @model_validator(mode="after")
+    def _fits(self) -> "AwqRecipe":
+        if self.engine != "auto-round" and self.iterations != 50:
+            raise ValueError("iterations needs engine=auto-round")
+        return self
 
     @property
     def calibrated(self) -> bool:
@@ -89,13 +99,17 @@ class Awq(PackedMethod[AwqRecipe]):
         planned = plan_packing(held.checkpoint, packing)
         if recipe.engine == "gptqmodel":
             check_outputs(held.checkpoint, planned, recipe.short, AWQ_OUTPUTS)
+        if self.environment(recipe):
+            check_isolated(recipe.engine, held.checkpoint, planned.format, recipe.short)
         return AwqWork(held, recipe, planned)
 
 
 class AwqWork(PackedWork[AwqRecipe]):
     @property
     def engine(self) -> str:
-        return f"native {VERSION}" if self.recipe.engine == "native" else ""
+        if self.recipe.engine == "native":
+            return f"native {VERSION}"
+        return isolated_label(self.recipe.engine)
 
     def make(self, stage: Path, run: RunOptions, calibration: Calibration | None) -> Conversion:
         recipe, format = self.recipe, self.planned.format
@@ -112,6 +126,17 @@ class AwqWork(PackedWork[AwqRecipe]):
                 spread_rows(calibration.ids, recipe.search_tokens),
                 key=recipe.canonical,
                 title=recipe.short,
+            )
+        if recipe.engine != "gptqmodel":
+            return write_isolated(
+                recipe.engine,
+                self.checkpoint,
+                format,
+                stage,
+                run,
+                spread_rows(calibration.ids, recipe.search_tokens),
+                {"iterations": recipe.iterations, "seed": calibration.record.seed},
+                recipe.short,
             )
         return gptqmodel.write_awq(
             self.checkpoint,

@@ -161,6 +161,10 @@ class Method(ABC, Generic[R]):
         """Of one of its recipes, where they differ: by the engine, say."""
         return self.costs
 
+    def environment(self, recipe: Recipe) -> str:
+        """The engine in an environment of its own that one of its recipes needs; empty where none is."""
+        return ""
+
     @abstractmethod
     def work(self, held: Held, recipe: R) -> Work[R]:
         """The method's own part of ``plan``."""

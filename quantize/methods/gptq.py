@@ -13,6 +13,8 @@ from quantize.calibration.windows import Calibration
 from quantize.engines.base import Conversion, Engine
 from quantize.engines.gptqmodel.gptq import write_gptq
 from quantize.engines.gptqmodel.layers import check_model_type
+from quantize.engines.isolated.known import isolated_label
+from quantize.engines.isolated.packed import check_isolated, write_isolated
 from quantize.engines.native import write as native
 from quantize.engines.native.installed import NATIVE_PACKED
 from quantize.engines.native.layers import VERSION
@@ -45,7 +47,8 @@ class GptqRecipe(Recipe):
     ``lm_head``: the output layer too, apart from the embedding where it was tied to that.
     ``on_failure``: a matrix whose Hessian cannot be used fails the conversion, or is
     rounded to nearest (``rtn``) and named. gptqmodel: ``desc_act`` visits columns in the order of their
-    activations, with groups of their own (slower to run); native needs no such groups.
+    activations, with groups of their own (slower to run); native needs no such groups. auto-round: the
+    rounding of each weight is tuned by ``iterations`` of SignRound instead, in an environment of its own.
     """
 
     presets: ClassVar[dict[str, dict[str, Any]]] = {
@@ -58,7 +61,7 @@ class GptqRecipe(Recipe):
     later: ClassVar[dict[str, Any]] = {
         "engine": "native", "order": "activation", "true_sequential": True, "refinements": 2,
         "on_failure": "fail", "skip": [], "overrides": [],
-        "lm_head": False,
+        "lm_head": False, "iterations": 50,
     }  # fmt: skip
 
     method: Literal["gptq"] = "gptq"
@@ -67,7 +70,7 @@ class GptqRecipe(Recipe):
     desc_act: bool = False
     sym: bool = True
     damp_percent: float = Field(default=0.05, gt=0, lt=1)
-    engine: Literal["native", "gptqmodel"] = "native"
+    engine: Literal["native", "gptqmodel", "auto-round"] = "native"
     order: Literal["activation", "none"] = "activation"
     true_sequential: bool = True
     refinements: int = Field(default=2, ge=0, le=8)
@@ -75,6 +78,7 @@ class GptqRecipe(Recipe):
     skip: Patterns = ()
     overrides: Overrides = ()
     lm_head: bool = False
+    iterations: int = Field(default=50, ge=1, le=2000)
 
     @model_validator(mode="after")
     def _fits(self) -> "GptqRecipe":
@@ -82,8 +86,12 @@ class GptqRecipe(Recipe):
             raise ValueError("desc_act=true and order=none contradict each other")
         native = ("order", "true_sequential", "refinements", "on_failure", "skip", "overrides", "lm_head")
         theirs = [name for name in native if name in self.canonical]
-        if self.engine == "gptqmodel" and theirs:
+        if self.engine != "native" and theirs:
             raise ValueError(f"{theirs[0]} needs engine=native")
+        if self.engine == "auto-round" and (self.desc_act or self.damp_percent != 0.05):
+            raise ValueError("desc_act and damp_percent are GPTQ's; engine=auto-round has neither")
+        if self.engine != "auto-round" and self.iterations != 50:
+            raise ValueError("iterations needs engine=auto-round")
         return self
 
     @property
@@ -132,13 +140,18 @@ class Gptq(PackedMethod[GptqRecipe]):
             tuple(map(read_override, recipe.overrides)),
             recipe.lm_head,
         )
-        return GptqWork(held, recipe, plan_packing(held.checkpoint, packing))
+        planned = plan_packing(held.checkpoint, packing)
+        if self.environment(recipe):
+            check_isolated(recipe.engine, held.checkpoint, planned.format, recipe.short)
+        return GptqWork(held, recipe, planned)
 
 
 class GptqWork(PackedWork[GptqRecipe]):
     @property
     def engine(self) -> str:
-        return f"native {VERSION}" if self.recipe.engine == "native" else ""
+        if self.recipe.engine == "native":
+            return f"native {VERSION}"
+        return isolated_label(self.recipe.engine)
 
     def make(self, stage: Path, run: RunOptions, calibration: Calibration | None) -> Conversion:
         recipe, format = self.recipe, self.planned.format
@@ -161,6 +174,17 @@ class GptqWork(PackedWork[GptqRecipe]):
                 ),
                 key=recipe.canonical,
                 title=recipe.short,
+            )
+        if recipe.engine != "gptqmodel":
+            return write_isolated(
+                recipe.engine,
+                self.checkpoint,
+                format,
+                stage,
+                run,
+                calibration.ids,
+                {"iterations": recipe.iterations, "seed": calibration.record.seed},
+                recipe.short,
             )
         return write_gptq(
             self.checkpoint,

@@ -16,6 +16,7 @@ from quantize.calibration.windows import Calibration
 from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.engines.base import Conversion
 from quantize.engines.gptqmodel.load import load_packed
+from quantize.engines.isolated.known import ENGINES
 from quantize.engines.native.packed import openers
 from quantize.errors import BadInput, Unsupported
 from quantize.formats.awq import PACKED_OUTPUTS, AwqFormat
@@ -24,7 +25,7 @@ from quantize.formats.packed import PackedFormat
 from quantize.hf.matrices import DecoderLinears, Linear, decoder_linears
 from quantize.methods.base import Held, Method, R, Work
 from quantize.methods.overrides import Override, first_that_fits
-from quantize.recipe import AUTO, RunOptions
+from quantize.recipe import AUTO, Recipe, RunOptions
 from quantize.units import spell_size
 
 if TYPE_CHECKING:
@@ -110,6 +111,10 @@ class Planned:
 
 class PackedMethod(Method[R]):
     text_only: ClassVar[bool] = False
+
+    def environment(self, recipe: Recipe) -> str:
+        engine = getattr(recipe, "engine", "")
+        return engine if engine in ENGINES else ""
 
     def open(
         self, folder: Path, dtype: str, device: str, exact: bool, trust_remote_code: bool

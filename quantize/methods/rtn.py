@@ -10,6 +10,8 @@ from pydantic import BeforeValidator, model_validator
 
 from quantize.calibration.windows import Calibration
 from quantize.engines.base import Conversion, Engine
+from quantize.engines.isolated.known import isolated_label
+from quantize.engines.isolated.packed import check_isolated, write_isolated
 from quantize.engines.native.dense import NATIVE
 from quantize.engines.native.installed import NATIVE_PACKED
 from quantize.engines.native.packed import write_configs
@@ -24,7 +26,8 @@ from quantize.recipe import AUTO, Recipe, RunOptions
 
 class RtnRecipe(Recipe):
     """``format``: whose packing, gptq (2, 3, 4, 8 bits) or awq (4 bits). ``sym`` fixes the zero point.
-    ``search``: scales by least error; else from the extremes of each group."""
+    ``search``: scales by least error; else from the extremes of each group. ``engine`` auto-round: in an
+    environment of its own, by its own rule."""
 
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "rtn-int4": {"bits": 4},
@@ -33,6 +36,7 @@ class RtnRecipe(Recipe):
         "rtn-int8": {"bits": 8},
     }
     automatic: ClassVar[dict[str, Any]] = {"group_size": 128}
+    later: ClassVar[dict[str, Any]] = {"engine": "native"}
 
     method: Literal["rtn"] = "rtn"
     bits: Annotated[Literal[2, 3, 4, 8], BeforeValidator(whole)] = 4
@@ -40,6 +44,7 @@ class RtnRecipe(Recipe):
     sym: bool = True
     search: bool = True
     format: Literal["gptq", "awq"] = "gptq"
+    engine: Literal["native", "auto-round"] = "native"
 
     @model_validator(mode="after")
     def _fits(self) -> "RtnRecipe":
@@ -47,6 +52,8 @@ class RtnRecipe(Recipe):
             raise ValueError("format=awq packs 4 bits; use format=gptq for others")
         if self.format == "awq" and self.group_size not in (AUTO, -1, 32, 64, 128):
             raise ValueError("format=awq takes groups of 32, 64, 128 or -1")
+        if self.engine != "native" and not self.search:
+            raise ValueError("search needs engine=native")
         return self
 
 
@@ -68,11 +75,29 @@ class Rtn(PackedMethod[RtnRecipe]):
 
     def work(self, held: Held, recipe: RtnRecipe) -> "RtnWork":
         packing = Packing(recipe.format, recipe.bits, recipe.group_size, recipe.sym, recipe.short)
-        return RtnWork(held, recipe, plan_packing(held.checkpoint, packing))
+        planned = plan_packing(held.checkpoint, packing)
+        if self.environment(recipe):
+            check_isolated(recipe.engine, held.checkpoint, planned.format, recipe.short)
+        return RtnWork(held, recipe, planned)
 
 
 class RtnWork(PackedWork[RtnRecipe]):
+    @property
+    def engine(self) -> str:
+        return isolated_label(self.recipe.engine)
+
     def make(self, stage: Path, run: RunOptions, calibration: Calibration | None) -> Conversion:
+        if self.recipe.engine != "native":
+            return write_isolated(
+                self.recipe.engine,
+                self.checkpoint,
+                self.planned.format,
+                stage,
+                run,
+                None,
+                {"iterations": 0, "seed": 0},
+                self.recipe.short,
+            )
         points = POINTS if self.recipe.search else 1
         weight_bytes, computed = write_rounded(
             self.checkpoint, self.planned.format, stage, run, title=self.recipe.short, points=points

@@ -189,3 +189,4 @@ def test_wheel_holds_the_packages_and_the_demo(tmp_path: Path) -> None:
     assert "demo/checkpoint/model.safetensors" in names
     assert "demo/job.yaml" in names
     assert "quantize/constraints.txt" in names  # hints name it
+    assert "quantize/engines/isolated/auto-round.lock" in names

@@ -1,0 +1,42 @@
+"""The engines themselves, where they are installed: what they make of the demo verifies and is no worse than
+rounding costs."""
+
+from pathlib import Path
+
+import pytest
+
+from quantize.conversion import convert
+from quantize.engines.isolated.environment import installed
+from quantize.engines.isolated.known import isolated_engine
+from quantize.methods.registry import method, parse_recipe
+from quantize.recipe import CalibrationOptions, RunOptions
+
+pytestmark = pytest.mark.long
+TEXT = CalibrationOptions(source="stdlib", tokens=2048, sequence_length=128)
+RUN = RunOptions(device="cpu", progress=False)
+
+
+@pytest.mark.parametrize(
+    "short",
+    [
+        "rtn-int4:engine=auto-round",
+        "rtn-int2:group_size=32,engine=auto-round",
+        "rtn-int4:format=awq,sym=false,engine=auto-round",
+        "gptq-int4:engine=auto-round,iterations=4",
+        "awq-int4:engine=auto-round,iterations=4",
+    ],
+)
+def test_what_an_engine_makes_is_verified(short: str, demo_checkpoint: Path, tmp_path: Path) -> None:
+    recipe = parse_recipe(short)
+    engine = isolated_engine(method(recipe.method).environment(recipe))
+    if installed(engine) is None:
+        pytest.skip(f"{engine.name} is not installed: {engine.install_command}")
+    artifact = convert(demo_checkpoint, recipe, tmp_path / "out", calibration=TEXT, run=RUN)
+    manifest = artifact.manifest
+    assert manifest.verification.level == "full"
+    assert manifest.verification.passed
+    assert manifest.engine == engine.label
+    assert manifest.details["environment"]["versions"][engine.distribution] == engine.version
+    error = next(check for check in manifest.verification.checks if check.name == "weight error")
+    assert error.value is not None
+    assert error.value < (0.15 if recipe.bits > 2 else 0.7)  # type: ignore[attr-defined]

@@ -32,6 +32,10 @@ COMMANDS = {
         "Name the artifact to ship for a memory, speed and loss budget.",
     ),
     "publish": ("reports.command:publish", "Write or upload a Hub repository with a measured model card."),
+    "export": (
+        "serving.command:command",
+        "Write what another program (Ollama, vLLM, LM Studio ...) needs to run an artifact.",
+    ),
     "run": ("jobs.commands.run:run", "Run a job file: models x recipes x evaluations, resumable."),
     "plan": ("jobs.commands.plan:plan", "Estimate what a conversion or a job will cost before it starts."),
     "inspect": (

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGES = ("quantize", "evals", "benchmarks", "reports", "jobs")
+PACKAGES = ("quantize", "evals", "benchmarks", "reports", "jobs", "serving")
 #: Scripts that measure the program from outside, as any other program would.
 OUTSIDE = ("peers", "program")
 _MODULE = re.compile(rf"(?:{'|'.join(PACKAGES)})(?:\.[a-z_0-9]+)+(?::\w+)?")

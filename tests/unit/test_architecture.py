@@ -30,7 +30,7 @@ LAYERS = (
     ("commands",),
     ("evals",),
     ("benchmarks", "reports"),
-    ("jobs",),
+    ("jobs", "serving"),
     ("cli",),
 )
 ROOMS = {room: height for height, rooms in enumerate(LAYERS) for room in rooms}

@@ -14,7 +14,7 @@ DOCUMENTS = sorted(
 )
 ROOMS = (*PACKAGES, "demo", "docs", "examples", "tests")
 #: of another program, of the reader, or what is not to be
-NOT_OURS = ("convert_hf_to_gguf.py", "hqq.py", "toy_plugin.py", "toy_worker.py", "utils.py")
+NOT_OURS = ("chat.py", "convert_hf_to_gguf.py", "hqq.py", "toy_plugin.py", "toy_worker.py", "utils.py")
 #: an example, and keys of a GGUF file's metadata
 NO_MODULES = ("quantize.methods.hqq", "quantize.imatrix.")
 _PATH = re.compile(rf"(?<![\w./-])((?:{'|'.join(ROOMS)})/[\w./*-]*[\w*/]|[\w/-]+\.py\b)")

@@ -46,6 +46,10 @@ COMMANDS = {
         "quantize.commands.compare:compare",
         "Say where two models differ: weights, settings, tokenizer.",
     ),
+    "verify": (
+        "quantize.commands.verify:verify",
+        "Run a quantized model in every runtime that can load it; say what is not as it should be.",
+    ),
     "check": ("jobs.commands.check:check", "Say which recipes work for a checkpoint, and why others do not."),
     "init": ("jobs.commands.init:init", "Write a commented job file to start from."),
     "status": ("jobs.commands.status:status", "Show the progress of the jobs in a run folder."),

@@ -10,10 +10,10 @@ import numpy as np
 
 from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.formats.folder import Entry
-from quantize.formats.packed import OWN, PackedFormat
+from quantize.formats.packed import OWN, PackedFormat, tensors_of
 from quantize.hf.matrices import Linear
 from quantize.numerics.grids import Codes, Grid
-from quantize.numerics.packing import dequantize_awq, pack_awq
+from quantize.numerics.packing import dequantize_awq, pack_awq, unpack_awq
 
 BITS = 4
 #: model type -> (activation, layer before it), where transformers takes factors of the activation from
@@ -59,6 +59,11 @@ class AwqFormat(PackedFormat):
     def unpacked(self, tensors: dict[str, np.ndarray], grid: Grid) -> np.ndarray:
         qweight, qzeros, scales = (tensors[name] for name in ("qweight", "qzeros", "scales"))
         return dequantize_awq(qweight, qzeros, scales, grid.group_size)
+
+    def codes_of(self, stored: Checkpoint, linear: Linear) -> tuple[np.ndarray, ...]:
+        tensors, size = tensors_of(stored, linear.name), self.grid_of(linear).group_size
+        groups = np.arange(linear.inputs) // (size if size > 0 else linear.inputs)
+        return unpack_awq(tensors["qweight"]), unpack_awq(tensors["qzeros"]), tensors["scales"], groups
 
     def matrix_entries(self, linear: Linear) -> Iterator[Entry]:
         outputs, inputs, groups = linear.outputs, linear.inputs, self.groups(linear)

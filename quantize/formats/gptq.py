@@ -9,11 +9,12 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.formats.folder import Entry
-from quantize.formats.packed import OWN, PackedFormat, relative
+from quantize.formats.packed import OWN, PackedFormat, relative, tensors_of
 from quantize.hf.matrices import Linear
 from quantize.numerics.grids import Codes, Grid
-from quantize.numerics.packing import dequantize_gptq, pack_bits
+from quantize.numerics.packing import dequantize_gptq, gptq_zeros, pack_bits, unpack_bits
 
 #: inputs and outputs that whole 32-bit words of codes need
 PACKED_ROWS = {2: 16, 3: 32, 4: 8, 8: 4}
@@ -64,6 +65,13 @@ class GptqFormat(PackedFormat):
     def unpacked(self, tensors: dict[str, np.ndarray], grid: Grid) -> np.ndarray:
         qweight, qzeros, scales = (tensors[name] for name in ("qweight", "qzeros", "scales"))
         return dequantize_gptq(qweight, qzeros, scales, tensors.get("g_idx"), grid.bits, grid.group_size)
+
+    def codes_of(self, stored: Checkpoint, linear: Linear) -> tuple[np.ndarray, ...]:
+        tensors, grid = tensors_of(stored, linear.name), self.grid_of(linear)
+        codes = unpack_bits(tensors["qweight"], grid.bits)
+        size = grid.group_size if grid.group_size > 0 else linear.inputs
+        groups = tensors.get("g_idx", np.arange(linear.inputs) // size)
+        return codes, gptq_zeros(tensors["qzeros"], grid.bits), tensors["scales"], groups
 
     def matrix_entries(self, linear: Linear) -> Iterator[Entry]:
         outputs, inputs, groups = linear.outputs, linear.inputs, self.groups(linear)

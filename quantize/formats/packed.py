@@ -139,7 +139,12 @@ class PackedFormat(FolderFormat):
 
     def read_matrix(self, stored: Checkpoint, linear: Linear) -> np.ndarray:
         """(outputs, inputs) float32 of a matrix in the files."""
-        return self.unpacked(_tensors_of(stored, linear.name), self.grid_of(linear))
+        return self.unpacked(tensors_of(stored, linear.name), self.grid_of(linear))
+
+    def codes_of(self, stored: Checkpoint, linear: Linear) -> "tuple[np.ndarray, ...] | None":
+        """Codes (i, o), zero points and scales (g, o), and the group of each input (i,), of a matrix in the
+        files; None where the format has them otherwise."""
+        return None
 
     def extras(self, checkpoint: Checkpoint) -> dict[str, np.ndarray]:
         """Tensors beside those of the source that loaders of the format look for."""
@@ -182,7 +187,7 @@ class PackedFormat(FolderFormat):
                 linear.give(whole, self.read_matrix(stored, linear))
             yield name, whole
         if self.untied:
-            tensors = _tensors_of(stored, self.untied.name)
+            tensors = tensors_of(stored, self.untied.name)
             yield f"{self.untied.name}.weight", self.unpacked(tensors, self.grid_of(self.untied))
 
     def sources(self, checkpoint: Checkpoint) -> dict[str, list[int]]:
@@ -264,7 +269,7 @@ def stored_tensors(stage: Path) -> Checkpoint:
     return Checkpoint(stage, str(stage), None, {}, read_weights(stage)[0])
 
 
-def _tensors_of(stored: Checkpoint, base: str) -> dict[str, np.ndarray]:
+def tensors_of(stored: Checkpoint, base: str) -> dict[str, np.ndarray]:
     found = {}
     for suffix in ("qweight", "qzeros", "scales", "g_idx"):
         name = f"{base}.{suffix}"

@@ -5,6 +5,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from gguf import LlamaFileType
+
 from quantize.dtypes import FLOATS
 from quantize.gguf.container.reader import GgufFile
 from quantize.inspection.tensors import Weight
@@ -14,6 +16,7 @@ from quantize.terminal import printable
 #: what transformers computes rotary frequencies by; ``su`` is an old name of longrope
 ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "longrope", "su", "llama3", "proportional", "mrope")
 WITH_FACTOR = ("linear", "dynamic", "yarn", "llama3")
+NOT_QUANTIZED = (LlamaFileType.ALL_F32, LlamaFileType.MOSTLY_F16, LlamaFileType.MOSTLY_BF16)
 GGUF_ROPE_TYPES = ("none", "linear", "yarn", "longrope")
 DEFAULT_THETA = 10000.0
 _CHAT_NAME = re.compile(r"instruct|chat|(?<![a-z])it(?![a-z])", re.IGNORECASE)
@@ -160,6 +163,7 @@ def _scaling(key: str, part: Mapping[str, Any]) -> Iterator[Problem]:
 
 def gguf_problems(file: GgufFile) -> Iterator[Problem]:
     architecture = str(file.kvs.get("general.architecture", ""))
+    yield from _unquantized(file)
 
     def said(name: str) -> Any:
         return file.kvs.get(f"{architecture}.rope.scaling.{name}")
@@ -175,6 +179,22 @@ def gguf_problems(file: GgufFile) -> Iterator[Problem]:
         yield Problem("wrong", "rope scaling without a factor", f"rope.scaling.type is {kind}")
     if kind == "longrope" and not any(name.startswith("rope_factors_") for name in file.tensors):
         yield Problem("wrong", "rope scaling without a factor", "longrope, and no rope_factors tensors")
+
+
+def _unquantized(file: GgufFile) -> Iterator[Problem]:
+    """A file whose type says that its matrices are quantized, and none is."""
+    said: Any = file.kvs.get("general.file_type")
+    try:
+        kind = LlamaFileType(said)
+    except ValueError:
+        return
+    kinds = {tensor.kind.name for tensor in file.tensors.values() if len(tensor.shape) > 1}
+    if kind not in NOT_QUANTIZED and kinds and kinds <= {"F32", "F16", "BF16", "F64"}:
+        yield Problem(
+            "wrong",
+            "not quantized",
+            f"general.file_type says {kind.name}, and every matrix is stored as {' or '.join(sorted(kinds))}",
+        )
 
 
 def _text(config: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -95,11 +95,11 @@ def folder_weights(tensors: Mapping[str, StoredTensor], config: Mapping[str, Any
     out."""
     extras: dict[str, list[TensorInfo]] = {}
     for name, info in tensors.items():
-        if owner := _owner(name, tensors):
+        if owner := owner_of(name, tensors):
             extras.setdefault(owner, []).append(info)
     found = []
     for name, info in tensors.items():
-        if name.endswith(BUFFERS) or _owner(name, tensors):
+        if name.endswith(BUFFERS) or owner_of(name, tensors):
             continue
         beside = {extra.name: extra for extra in extras.get(name, ())}
         plain = _plain(name, beside)
@@ -109,7 +109,7 @@ def folder_weights(tensors: Mapping[str, StoredTensor], config: Mapping[str, Any
     return found
 
 
-def _owner(name: str, tensors: Mapping[str, Any]) -> str:
+def owner_of(name: str, tensors: Mapping[str, Any]) -> str:
     """The tensor that this one is the scales, zero points or codebook of; "" where it is a weight itself."""
     for ending, endings in _BELONGS:
         if name.endswith(ending):

@@ -7,39 +7,56 @@ opens only with them opens nowhere else. Paths go in and come back, not tensors.
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from quantize import errors
 from quantize.errors import QuantwrightError, StepFailed
 from quantize.process import child_command, child_environment
 from quantize.recipe import RunOptions
 from quantize.runtimes.base import Consume
-from quantize.runtimes.opening import open_runtime
+from quantize.verification.named_runtimes import open_named
+from quantize.verification.served import served
 
 #: runs ``main`` on a folder in a process that has imported none of our engines; returns how that failed
 Start = Callable[[Path], str]
 
 
-def new_process(folder: Path) -> str:
+def new_process(folder: Path, seconds: float | None = None) -> str:
+    """``seconds``: after which it is ended, and what it has begun with it."""
     command = child_command("quantize.verification.process", str(folder))
-    done = subprocess.run(
-        command, env=child_environment(), stdin=subprocess.DEVNULL, capture_output=True, check=False
-    )
+    try:
+        done = subprocess.run(
+            command,
+            env=child_environment(),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            check=False,
+            timeout=seconds,
+        )
+    except subprocess.TimeoutExpired:
+        return f"did not end within {seconds:g} s"
     if done.returncode < 0:
         return f"ended by signal {-done.returncode}"
     lines = done.stderr.decode(errors="replace").strip().splitlines()
     return f"failed: {(lines or ['no word'])[-1][:300]}"
 
 
+def within(seconds: float) -> Start:
+    return partial(new_process, seconds=seconds)
+
+
 class Opened:
     """What a separate process found at ``stage``: ``about`` the runtime, names that it had no place for,
     logits of ``rows`` (n, length), kept in ``folder``. Without rows it only opens. ``exact``: in float32, by
-    slower kernels where the format has them.
+    slower kernels where the format has them. ``more``: what else is asked, as ``served`` and ``open_named``
+    read it; ``answer``: all that was found.
 
-    Errors: StepFailed where it cannot be opened, or the process dies.
+    Errors: those of opening it; StepFailed where the process dies.
     """
 
     def __init__(
@@ -51,13 +68,15 @@ class Opened:
         *,
         exact: bool = True,
         start: Start = new_process,
+        more: Mapping[str, Any] | None = None,
     ):
-        self._folder = folder
+        self.folder = folder
         request = {
             "stage": str(stage.absolute()),
             "run": run.model_dump(mode="json"),
             "folder": str(folder),
             "exact": exact,
+            **(more or {}),
         }
         (folder / "request.json").write_text(json.dumps(request), encoding="utf-8")
         if rows is not None:
@@ -68,14 +87,15 @@ class Opened:
             raise StepFailed(f"the process that opened it {how}")
         found = json.loads(answer.read_text(encoding="utf-8"))
         if "error" in found:
-            raise StepFailed(found["error"])
+            raise getattr(errors, found["kind"])(found["error"])
+        self.answer: dict[str, Any] = found
         self.about: dict[str, Any] = found["about"]
         self.unexpected: list[str] = found["unexpected"]
         self.vocabulary = int(found["vocabulary"])
 
     def logits(self, rows: np.ndarray, first: int, consume: Consume) -> None:
         """Of the rows that it was opened with, from their first position."""
-        kept = np.memmap(self._folder / "logits.f32", np.float32, "r").reshape(*rows.shape, self.vocabulary)
+        kept = np.memmap(self.folder / "logits.f32", np.float32, "r").reshape(*rows.shape, self.vocabulary)
         for row, logits in enumerate(kept):
             consume(row, first, logits[first:])
 
@@ -85,17 +105,17 @@ def main(folder: Path) -> None:
     request = json.loads((folder / "request.json").read_text(encoding="utf-8"))
     rows = np.load(folder / "rows.npy") if (folder / "rows.npy").is_file() else None
     try:
-        with open_runtime(request["stage"], RunOptions(**request["run"]), exact=request["exact"]) as runtime:
-            if rows is not None:
-                with open(folder / "logits.f32", "wb") as file:
-                    runtime.logits(rows, 0, lambda row, first, logits: logits.astype(np.float32).tofile(file))
+        with open_named(request) as runtime:
             answer = {
+                **served(runtime, request, rows, folder),
                 "about": runtime.describe(),
                 "unexpected": list(getattr(getattr(runtime, "model", None), "unexpected", ())),
                 "vocabulary": runtime.vocabulary,
             }
     except QuantwrightError as error:
-        answer = {"error": str(error)}
+        answer = {"error": str(error), "kind": type(error).__name__}
+    except ImportError as error:
+        answer = {"error": f"not installed here: {errors.first_line(error)}", "kind": "Unsupported"}
     (folder / "answer.json").write_text(json.dumps(answer), encoding="utf-8")
 
 

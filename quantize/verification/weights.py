@@ -205,6 +205,9 @@ class Spill:
         self.folder = folder
         self._shapes: dict[str, tuple[int, tuple[int, ...]]] = {}
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._shapes
+
     def add(self, name: str, values: np.ndarray) -> None:
         number = len(self._shapes)
         np.ascontiguousarray(values, dtype=np.float32).tofile(self.folder / f"{number}.f32")

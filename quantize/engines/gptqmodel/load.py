@@ -46,7 +46,7 @@ def load_packed(
             folder, dtype, device, trust_remote_code=trust_remote_code, device_map={"": device}, **options
         )
     if who == GPTQMODEL:
-        return _load_by_engine(folder, dtype, device, trust_remote_code)
+        return load_by_engine(folder, dtype, device, trust_remote_code)
     return load_unpacked(stored, dtype, device, trust_remote_code)
 
 
@@ -70,7 +70,7 @@ def load_unpacked(stored: Stored, dtype: str, device: str, trust: bool) -> "PreT
     return load_model(stored.folder, dtype, device, trust_remote_code=trust, weights=weights)
 
 
-def _load_by_engine(folder: Path, dtype: str, device: str, trust: bool) -> "PreTrainedModel":
+def load_by_engine(folder: Path, dtype: str, device: str, trust: bool) -> "PreTrainedModel":
     """Errors: Unsupported without GPTQModel; StepFailed where it fails; BadInput where a parameter has no
     weights."""
     with quiet():

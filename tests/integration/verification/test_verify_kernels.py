@@ -13,8 +13,9 @@ from quantize.methods.registry import parse_recipe, plan
 from quantize.recipe import CalibrationOptions, RunOptions
 from quantize.runtimes.base import Consume
 from quantize.sources.opening import open_checkpoint
-from quantize.verification.logits import KL_SLOW_KERNELS, Served, compare_logits, fixed_rows
+from quantize.verification.logits import compare_logits, fixed_rows
 from quantize.verification.process import Opened
+from quantize.verification.reference import KL_SLOW_KERNELS, Served
 from quantize.verification.weights import check_weights
 from tests.packed_families import TOKENIZER
 

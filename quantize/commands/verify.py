@@ -1,0 +1,97 @@
+"""``quantwright verify``: whether a file is what it says, in every program that can load it."""
+
+from pathlib import Path
+
+import click
+
+from quantize.commands.options import Commas, run_options
+from quantize.recipe import RunOptions
+from quantize.terminal import console, emit_json, log, printable, say
+from quantize.verification.across_runtimes import LIMIT, Ran, Report, verify_anywhere
+
+FIELD = 400
+
+
+@click.command()
+@click.argument("artifact", metavar="ARTIFACT")
+@click.option("--source", metavar="MODEL", help="what it was quantized from; finds many more faults")
+@click.option(
+    "--in",
+    "programs",
+    type=Commas(str),
+    metavar="NAMES",
+    help="transformers, gptqmodel, llama.cpp, vllm (default: those that are known to open such a file)",
+)
+@click.option(
+    "--timeout",
+    type=click.FloatRange(min=1),
+    default=LIMIT,
+    show_default=True,
+    help="seconds that one runtime may take",
+)
+@click.option(
+    "--scratch",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="folder for the weights as float32, 4 bytes each (default: among the temporary files)",
+)
+@run_options
+def verify(
+    artifact: str,
+    source: str | None,
+    programs: list[str] | None,
+    timeout: float,
+    scratch: Path | None,
+    run: RunOptions,
+    as_json: bool,
+) -> int:
+    """Run a quantized model in every runtime that can load it, and say where it is not what it should be.
+
+    ARTIFACT is a folder, a GGUF file, a Hub id or a file of a GGUF repository, made by this program or not.
+    Each runtime's logits on the same tokens are held against the weights as the format documents them, read
+    by this program's own reader, against the source's and against the other runtimes'; its greedy text step
+    by step. Exit code 0: all agree; 1: something differs or looks wrong; 2: bad input.
+    """
+    run = run.model_copy(update={"scratch": scratch}) if scratch else run
+    found = verify_anywhere(artifact, source, programs, run, seconds=timeout, say=log)
+    _print(found)
+    if as_json:
+        emit_json(found.document())
+    return int(found.wrong)
+
+
+def _print(found: Report) -> None:
+    for problem in found.problems:
+        say(f"{problem.level}: {problem.what}: {printable(problem.why, FIELD)}")
+    read = f"{found.weights_read:,} tensors read by this program" if found.weights_read else "not read"
+    say(f"weights    {found.storage}: {read}")
+    if found.why_not:
+        say(f"weights    not run by this program: {printable(found.why_not, FIELD)}")
+    if found.kl_recipe is not None:
+        say(f"recipe     {found.kl_recipe:.3g} nats from {printable(found.source, FIELD)}; recorded")
+    _table(found.runtimes)
+    for each in found.between:
+        say(
+            f"{each.first} and {each.second}: {each.kl:.2g} nats apart, {each.top1:.1%} of the likeliest "
+            f"tokens and the first {each.equal_tokens} tokens of the texts are equal"
+        )
+    for ran in found.runtimes:
+        if ran.text:
+            say(f"text       {ran.name}: {printable(ran.text, FIELD)!r}")
+        if ran.why:
+            say(f"{ran.status:10} {ran.name}: {printable(ran.why, FIELD)}")
+    say("verify: something is wrong" if found.wrong else "verify: all agree")
+
+
+def _table(runtimes: list[Ran]) -> None:
+    from rich.table import Table
+
+    table = Table(
+        "runtime", "", "version", "KL", "allowed", "top 1", "KL to source", box=None, pad_edge=False
+    )
+    for ran in runtimes:
+        numbers = (ran.kl, ran.tolerance)
+        shown = [f"{value:.2g}" if value is not None else "-" for value in numbers]
+        top1 = f"{ran.top1:.1%}" if ran.top1 is not None else "-"
+        far = f"{ran.kl_source:.3g}" if ran.kl_source is not None else "-"
+        table.add_row(ran.name, ran.status, ran.version or "-", *shown, top1, far)
+    console().print(table)

@@ -135,7 +135,7 @@ class _Order:
 
     @property
     def calibrated(self) -> bool:
-        return bool(self.work.recipe.calibrated)
+        return self.work.calibrated
 
 
 def _order(

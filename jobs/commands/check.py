@@ -66,7 +66,7 @@ def _check_model(model: str, recipes: str | None, trust_remote_code: bool) -> li
     if quantized := checkpoint.quantized:
         log(
             f"note: {model}: its tensors are already quantized "
-            f"({quantized}), so any conversion rounds them twice"
+            f"({quantized}), so any conversion but to the same grid rounds them twice"
         )
     parsed = [parse_recipe(text) for text in (split_recipes(recipes) if recipes else presets())]
     return [_check_one(checkpoint, recipe) for recipe in parsed]

@@ -3,7 +3,7 @@ groups of inputs, beside the source's other tensors as they were."""
 
 import re
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -279,7 +279,7 @@ def tensors_of(stored: Checkpoint, base: str) -> dict[str, np.ndarray]:
 
 
 def packed_shape(
-    tensors: dict[str, TensorInfo], base: str, bits: int, *, along_inputs: bool
+    tensors: Mapping[str, TensorInfo], base: str, bits: int, *, along_inputs: bool
 ) -> tuple[int, int, int] | None:
     """(outputs, inputs, groups) of a matrix whose packed tensors are all there, int32, of shapes that agree
     for ``bits``; else None.

@@ -60,7 +60,7 @@ def stored_packed(folder: Path, *, trust_remote_code: bool = False) -> Stored:
         base, _, suffix = name.rpartition(".")
         if suffix != "qweight":
             continue
-        grid = _told_grid(folder, rules, base, usual)
+        grid = told_grid(folder, rules, base, usual)
         shape = packed_shape(known, base, grid.bits, along_inputs=made.along_inputs)
         if shape is not None:
             found[base] = shape[:2]
@@ -120,7 +120,7 @@ def source_of(
     return checkpoint, decoder, linears
 
 
-def _told_grid(folder: Path, rules: dict[str, Rule | None], name: str, usual: Grid) -> Grid:
+def told_grid(folder: Path, rules: dict[str, Rule | None], name: str, usual: Grid) -> Grid:
     """What ``dynamic`` says of a matrix: by the first rule that fits its name from the start, as GPTQModel
     reads it."""
     for rule, said in rules.items():

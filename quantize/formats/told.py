@@ -41,6 +41,7 @@ class Told(BaseModel):
     quant_method: Literal["gptq", "awq"]
     checkpoint_format: StrictStr | None = None
     format: StrictStr | None = None
+    version: StrictStr | None = None
     bits: Bits = 4
     group_size: GroupSize = -1
     sym: StrictBool = True

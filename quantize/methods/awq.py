@@ -25,6 +25,7 @@ from quantize.formats.awq import AwqFormat
 from quantize.formats.base import Format
 from quantize.methods.base import Costs, Held
 from quantize.methods.packed import PackedMethod, PackedWork, Packing, check_outputs, plan_packing, whole
+from quantize.methods.transcoding import TranscodedWork, held_codes, plan_transcoding
 from quantize.recipe import Recipe, RunOptions
 
 
@@ -92,10 +93,12 @@ class Awq(PackedMethod[AwqRecipe]):
     def costs_of(self, recipe: Recipe) -> Costs:
         return self.engine_costs if getattr(recipe, "engine", "native") == "gptqmodel" else self.costs
 
-    def work(self, held: Held, recipe: AwqRecipe) -> "AwqWork":
+    def work(self, held: Held, recipe: AwqRecipe) -> PackedWork[Any]:
         if recipe.engine == "gptqmodel":
             check_model_type(held.checkpoint, "AWQ", WITHOUT_AWQ)
         packing = Packing("awq", recipe.bits, recipe.group_size, not recipe.zero_point, recipe.short)
+        if held_codes(held.checkpoint, recipe, recipe.bits, ("search_tokens", "engine")):
+            return TranscodedWork(held, recipe, plan_transcoding(held.checkpoint, packing, lowest_zero=0))
         planned = plan_packing(held.checkpoint, packing)
         if recipe.engine == "gptqmodel":
             check_outputs(held.checkpoint, planned, recipe.short, AWQ_OUTPUTS)

@@ -90,6 +90,16 @@ class Work(ABC, Generic[R]):
         return ""
 
     @property
+    def calibrated(self) -> bool:
+        """Whether ``write`` needs a calibration text."""
+        return bool(self.recipe.calibrated)
+
+    @property
+    def value_rounding(self) -> float | None:
+        """As of its format: the part of a value that storing takes, where each value is its source's."""
+        return self.format.value_rounding
+
+    @property
     def engine(self) -> str:
         """Which engine makes the bytes, and of which version, where the recipe and versions of packages do
         not tell; part of a step's key."""

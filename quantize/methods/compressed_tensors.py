@@ -2,7 +2,7 @@
 writes them. Rounded here, tensor by tensor; or, of integers, with the codes of GPTQ and AWQ.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -21,6 +21,7 @@ from quantize.engines.native.opened import load_compressed
 from quantize.engines.native.packed import write_configs
 from quantize.errors import StepFailed
 from quantize.formats.base import Format
+from quantize.formats.codes import HoldsCodes
 from quantize.formats.compressed_tensors import SCHEMES, CtFormat, Scheme
 from quantize.formats.gptq import PACKED_ROWS
 from quantize.formats.packed import PackedFormat
@@ -30,6 +31,7 @@ from quantize.methods.awq import AwqRecipe
 from quantize.methods.base import Costs, Held
 from quantize.methods.gptq import GptqRecipe
 from quantize.methods.packed import GroupSize, PackedMethod, PackedWork, Packing, Patterns, plan_packing
+from quantize.methods.transcoding import TranscodedWork, held_codes, plan_transcoding
 from quantize.recipe import AUTO, Recipe, RunOptions
 
 if TYPE_CHECKING:
@@ -120,7 +122,7 @@ class Ct(PackedMethod[CtRecipe]):
         "uncalibrated, or with the codes of GPTQ or AWQ"
     )
 
-    def work(self, held: Held, recipe: CtRecipe) -> "CtWork":
+    def work(self, held: Held, recipe: CtRecipe) -> PackedWork[Any]:
         how, checkpoint = SCHEMES[recipe.scheme], held.checkpoint
         size: int | str = how.group or recipe.group_size
         named = stored_dtype(checkpoint.config)
@@ -138,6 +140,15 @@ class Ct(PackedMethod[CtRecipe]):
             scale_type=scale_type if scale_type in ("BF16", "F16", "F32") else "F32",
             folded=recipe.by == "awq",
         )
+        codes = recipe.scheme in ("w4a16", "w8a16") and held_codes(checkpoint, recipe, how.bits, ("by",))
+        if codes:
+            assert isinstance(checkpoint.reader, HoldsCodes)
+            grid = next(iter(checkpoint.reader.grids.values()))
+            # what is packed already stays so, whatever is usual
+            skip = () if recipe.ignore == USUAL else recipe.ignore
+            size = AUTO if recipe.scheme == "w8a16" and recipe.group_size == -1 else packing.group_size
+            packing = replace(packing, scale_type=grid.scale_type, skip=skip, usual=(), group_size=size)
+            return TranscodedWork(held, recipe, plan_transcoding(checkpoint, packing, lowest_zero=0))
         return CtWork(held, recipe, plan_packing(checkpoint, packing))
 
     def open(

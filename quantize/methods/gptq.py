@@ -32,7 +32,14 @@ from quantize.methods.packed import (
     plan_packing,
     whole,
 )
+from quantize.methods.transcoding import TranscodedWork, held_codes, plan_transcoding
 from quantize.recipe import Recipe, RunOptions
+
+#: fields that say how codes are chosen
+CHOICES = (
+    "desc_act", "damp_percent", "engine", "order", "true_sequential", "refinements", "on_failure",
+    "overrides",
+)  # fmt: skip
 
 
 class GptqRecipe(Recipe):
@@ -127,7 +134,7 @@ class Gptq(PackedMethod[GptqRecipe]):
     def costs_of(self, recipe: Recipe) -> Costs:
         return self.engine_costs if getattr(recipe, "engine", "native") == "gptqmodel" else self.costs
 
-    def work(self, held: Held, recipe: GptqRecipe) -> "GptqWork":
+    def work(self, held: Held, recipe: GptqRecipe) -> PackedWork[Any]:
         if recipe.engine == "gptqmodel":
             check_model_type(held.checkpoint, "GPTQ", {})
         packing = Packing(
@@ -140,6 +147,8 @@ class Gptq(PackedMethod[GptqRecipe]):
             tuple(map(read_override, recipe.overrides)),
             recipe.lm_head,
         )
+        if held_codes(held.checkpoint, recipe, recipe.bits, CHOICES):
+            return TranscodedWork(held, recipe, plan_transcoding(held.checkpoint, packing, lowest_zero=1))
         planned = plan_packing(held.checkpoint, packing)
         if self.environment(recipe):
             check_isolated(recipe.engine, held.checkpoint, planned.format, recipe.short)

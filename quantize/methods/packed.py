@@ -76,6 +76,8 @@ class Packing:
     head: bool = False
     #: of ``skip``, those that need not fit any
     usual: tuple[str, ...] = ()
+    #: the source's tensors that may be packed; None: all
+    only: frozenset[str] | None = None
 
     def made(self, group_size: int, linears: tuple[Linear, ...], decoder: DecoderLinears) -> PackedFormat:
         kind = AwqFormat if self.format == "awq" else GptqFormat
@@ -162,6 +164,9 @@ def plan_packing(checkpoint: Checkpoint, packing: Packing) -> Planned:
     decoder = decoder_linears(checkpoint)
     head = _head(checkpoint, decoder, packing)
     misfits = _misfits(decoder, packing) | _skipped(checkpoint, (*decoder, *head), packing)
+    if packing.only is not None:
+        unpacked = (linear.source for linear in decoder if linear.source not in packing.only)
+        misfits |= dict.fromkeys(unpacked, "is not packed in the source")
     linears = tuple(linear for linear in (*decoder, *head) if linear.source not in misfits)
     if not linears:
         first = next(iter(misfits.items()), None)

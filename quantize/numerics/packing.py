@@ -75,13 +75,14 @@ def _period(bits: int) -> int:
     return WORD_BITS if bits == 3 else WORD_BITS // bits
 
 
-def gptq_zeros(qzeros: np.ndarray, bits: int) -> np.ndarray:
-    """Zero points (groups, out) as meant, int32 in 1..2**bits, of v1 ``qzeros`` (groups, out * bits / 32).
+def gptq_zeros(qzeros: np.ndarray, bits: int, less: int = 1) -> np.ndarray:
+    """Zero points (groups, out) as meant, int32 in 1..2**bits, of v1 ``qzeros`` (groups, out * bits / 32);
+    ``less`` 0: of version 2, which stores them as they are.
 
     A layer whose zero point is 0 cannot be said in v1: the stored -1 wraps to 2**bits - 1, which reads as
     2**bits here and in readers that add without wrapping, and as 0 in others.
     """
-    return unpack_bits(np.ascontiguousarray(qzeros.T), bits).T.astype(np.int32) + 1
+    return unpack_bits(np.ascontiguousarray(qzeros.T), bits).T.astype(np.int32) + less
 
 
 def dequantize_gptq(
@@ -91,8 +92,10 @@ def dequantize_gptq(
     g_idx: np.ndarray | None,
     bits: int,
     group_size: int,
+    less: int = 1,
 ) -> np.ndarray:
     """Weights (out, in) float32 of one v1 layer: scale[g, o] * (code[i, o] - zero[g, o]) with g = g_idx[i].
+    ``less``: as of ``gptq_zeros``.
 
     ``g_idx`` None: consecutive groups of ``group_size`` (-1: one). Products are of float32 scales, rounded
     once.
@@ -100,7 +103,7 @@ def dequantize_gptq(
     Errors: ValueError where shapes contradict one another or a group index is out of range.
     """
     codes = unpack_bits(qweight, bits)
-    zeros = gptq_zeros(qzeros, bits)
+    zeros = gptq_zeros(qzeros, bits, less)
     inputs, outputs = codes.shape
     groups = scales.shape[0]
     if scales.shape != (groups, outputs) or zeros.shape != (groups, outputs):

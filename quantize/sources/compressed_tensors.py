@@ -11,9 +11,12 @@ from quantize.checkpoint.reader import IN_FILES, ReadEntry
 from quantize.checkpoint.safetensors_header import StoredTensor, TensorInfo
 from quantize.dtypes import FLOATS, to_float32
 from quantize.errors import BadInput, Unsupported
+from quantize.formats.codes import HeldGrid
 from quantize.formats.compressed_tensors import BLOCK, PARTS
 from quantize.formats.packed import SOURCES
 from quantize.numerics.compressed_tensors import dequantize
+from quantize.numerics.packing import WORD_BITS, unpack_bits
+from quantize.sources.dequantized import quantization_of
 from quantize.terminal import printable
 
 #: last parts of the names of what is no weight
@@ -31,10 +34,13 @@ NEEDED = {
 class CompressedTensors:
     """``tensors``: of the checkpoint, the quantized ones as float32."""
 
-    def __init__(self, stored: Mapping[str, StoredTensor], quantization: dict[str, Any], source: str):
+    layout = "compressed-tensors"
+
+    def __init__(self, stored: Mapping[str, StoredTensor], config: dict[str, Any], source: str):
         """Errors: BadInput where tensors are missing or do not fit one another; Unsupported for sparse
         weights, rotated ones, and types that none of the schemes has."""
         self._stored, self._source = stored, source
+        quantization = quantization_of(config) or {}
         self._block = _block(quantization)
         if quantization.get("sparsity_config") or quantization.get("transform_config"):
             raise Unsupported(
@@ -47,6 +53,7 @@ class CompressedTensors:
                 f"{source}: its experts were taken out of larger tensors; convert the original checkpoint"
             )
         self.tensors: dict[str, TensorInfo] = {}
+        self.grids: dict[str, HeldGrid] = {}
         kinds: dict[str, int] = {}
         scaled = {name.rpartition(".")[0] for name in stored if name.endswith(".weight_scale")}
         for name, info in stored.items():
@@ -59,9 +66,47 @@ class CompressedTensors:
                 kind, shape = self._matrix(base, part)
                 kinds[kind] = kinds.get(kind, 0) + 1
                 self.tensors[f"{base}.weight"] = TensorInfo(f"{base}.weight", shape, "F32")
+                if (grid := self._grid(base, shape)) is not None:
+                    self.grids[f"{base}.weight"] = grid
             else:
                 self.tensors[name] = info
         self.quantized = ", ".join(f"{count} of {kind}" for kind, count in sorted(kinds.items()))
+        if len(self.grids) != sum(kinds.values()):  # not all can be taken over
+            self.grids = {}
+
+    def _grid(self, base: str, shape: tuple[int, int]) -> HeldGrid | None:
+        """None where it is not packed in words, with zero points in words too."""
+        words, scale = self._stored.get(f"{base}.weight_packed"), self._stored[f"{base}.weight_scale"]
+        zeros = self._stored.get(f"{base}.weight_zero_point")
+        outputs, inputs = shape
+        if words is None or words.dtype != "I32" or scale.shape[:1] != (outputs,):
+            return None
+        bits = next((bits for bits in (2, 4, 8) if words.shape[1] * WORD_BITS == inputs * bits), 0)
+        groups = scale.shape[1] if len(scale.shape) == 2 else 1
+        fits = zeros is None or (
+            zeros.dtype == "I32" and zeros.shape == (-(-outputs * bits // WORD_BITS), groups)
+        )
+        whole = bits and groups and not inputs % groups and not outputs * bits % WORD_BITS
+        return HeldGrid(outputs, inputs, bits, groups, scale.dtype) if fits and whole else None
+
+    def scales(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        grid, base = self.grids[name], name.removesuffix(".weight")
+        raw = IN_FILES.read(self._stored[f"{base}.weight_scale"])
+        scales = to_float32(raw, grid.scale_type).reshape(grid.outputs, grid.groups)
+        words = self._stored.get(f"{base}.weight_zero_point")
+        if words is None:
+            return scales, np.full(scales.shape, 1 << (grid.bits - 1), np.int32)
+        return scales, unpack_bits(np.ascontiguousarray(IN_FILES.read(words)), grid.bits).astype(np.int32)
+
+    def codes(self, name: str) -> np.ndarray:
+        words = IN_FILES.read(self._stored[f"{name.removesuffix('.weight')}.weight_packed"])
+        codes = unpack_bits(np.ascontiguousarray(words.T), self.grids[name].bits)
+        return np.ascontiguousarray(codes.T)
+
+    def reordered(self, name: str) -> bool:
+        grid, index = self.grids[name], self._stored.get(f"{name.removesuffix('.weight')}.weight_g_idx")
+        meant = np.arange(grid.inputs) // grid.group_size
+        return index is not None and not np.array_equal(IN_FILES.read(index), meant)
 
     def _matrix(self, base: str, part: str) -> tuple[str, tuple[int, int]]:
         """(what it is stored as, (outputs, inputs))."""

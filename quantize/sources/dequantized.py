@@ -19,7 +19,7 @@ WEIGHTS = (".safetensors", ".safetensors.index.json", ".bin", ".pt", ".pth", ".g
 FOLDERS = (TEMPLATES, "1_Pooling")
 
 
-#: (stored tensors, quantization_config, what the person typed) -> a reader of the tensors that they mean,
+#: (stored tensors, config.json, what the person typed) -> a reader of the tensors that they mean,
 #: with ``tensors`` and ``quantized`` as of a ``Weights``
 Make = Callable[[Mapping[str, StoredTensor], dict[str, Any], str], Any]
 
@@ -58,7 +58,7 @@ def open_dequantized(
     check_links(folder)
     config = read_config(folder)
     stored, files = read_weights(folder, config.pop("transformers_weights", None))
-    reader = make(stored, quantization_of(config) or {}, source)
+    reader = make(stored, config, source)
     small = held_until_exit("dequantized", scratch)
     try:
         for path in folder.iterdir():

@@ -12,6 +12,7 @@ from quantize.checkpoint.safetensors_header import StoredTensor, TensorInfo
 from quantize.dtypes import FLOATS, to_float32
 from quantize.errors import BadInput, Unsupported
 from quantize.numerics.fp8 import dequantize_e4m3, e8m0_values
+from quantize.sources.dequantized import quantization_of
 
 FLOAT8, SCALE = "F8_E4M3", "_scale_inv"
 #: scales of what goes into a layer, which are of use to programs that compute in float8
@@ -85,9 +86,9 @@ class Float8Tensors:
         return IN_FILES.files(self._stored.values())
 
 
-def float8(stored: Mapping[str, StoredTensor], quantization: dict[str, Any], source: str) -> Float8Tensors:
+def float8(stored: Mapping[str, StoredTensor], config: dict[str, Any], source: str) -> Float8Tensors:
     """Errors: as of ``Float8Tensors``; BadInput where config.json's sizes of a block are none."""
-    block = quantization.get("weight_block_size") or [1, 1]
+    block = (quantization_of(config) or {}).get("weight_block_size") or [1, 1]
     if not (isinstance(block, list) and len(block) == 2 and all(_is_size(each) for each in block)):
         raise BadInput(f"{source}: config.json: weight_block_size: expected two sizes up to {MOST_BLOCK}")
     return Float8Tensors(stored, (block[0], block[1]), source)

@@ -19,7 +19,7 @@ class Mxfp4Tensors:
     """``tensors``: of the checkpoint, those in MXFP4 (experts, rows, columns / 32, 16) as bfloat16 (experts,
     columns, rows), input first as transformers holds them."""
 
-    def __init__(self, stored: Mapping[str, StoredTensor], quantization: dict[str, Any], source: str):
+    def __init__(self, stored: Mapping[str, StoredTensor], config: dict[str, Any], source: str):
         """Errors: BadInput where blocks have no scales, or those of another shape."""
         self._stored, self._source = stored, source
         self.tensors: dict[str, TensorInfo] = {}

@@ -10,11 +10,13 @@ from quantize.sources.fp8 import float8
 from quantize.sources.gguf_file import open_gguf
 from quantize.sources.hub import resolve_model
 from quantize.sources.mxfp4 import Mxfp4Tensors
+from quantize.sources.packed import PackedTensors
 from quantize.staging import sweep_temporary
 
 #: what quantization_config calls a way that is undone exactly -> its tensors
 UNDONE: dict[str, Make] = {
-    "fp8": float8, "mxfp4": Mxfp4Tensors, "compressed-tensors": CompressedTensors,
+    "fp8": float8, "mxfp4": Mxfp4Tensors, "compressed-tensors": CompressedTensors, "gptq": PackedTensors,
+    "awq": PackedTensors,
 }  # fmt: skip
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from quantize.artifact.artifact import Check
-from quantize.checkpoint.checkpoint import Checkpoint, sha256_file
+from quantize.checkpoint.checkpoint import sha256_file
 from quantize.dtypes import FLOATS
 from quantize.engines.base import Computed, Conversion
 from quantize.errors import QuantwrightError
@@ -39,7 +39,7 @@ class Weights:
 def check_weights(work: Work[Any], stage: Path, conversion: Conversion, spill: Path | None) -> Weights:
     """``spill``: folder that keeps what was read, for the logits."""
     result = Weights(spill=Spill(spill) if spill is not None else None)
-    checkpoint, reading = work.checkpoint, _Reading(work.format, work.checkpoint, conversion.computed)
+    checkpoint, reading = work.checkpoint, _Reading(work, conversion.computed)
     problems = list(_changed_files(stage, conversion.sha256))
     problems = problems or list(_other_bytes(work.format, stage, conversion.checksums))
     try:
@@ -68,13 +68,13 @@ def check_weights(work: Work[Any], stage: Path, conversion: Conversion, spill: P
 class _Reading:
     """What is known of the tensors read so far: a few kilobytes each."""
 
-    def __init__(self, format: Format, checkpoint: Checkpoint, computed: Computed | None):
-        self.checkpoint, self.computed = checkpoint, computed
+    def __init__(self, work: Work[Any], computed: Computed | None):
+        self.checkpoint, self.computed = work.checkpoint, computed
         self.seen: set[str] = set()
         self._equal = 0
         # Where scales move from one tensor to the one before, signs are what they leave alone.
-        self._rescaled = format.moves_scales
-        self._stored = format.value_rounding
+        self._rescaled = work.format.moves_scales
+        self._stored = work.value_rounding
         self._likeness: dict[str, Resemblance] = {}
         self._features: dict[tuple[int, ...], dict[str, tuple[np.ndarray, np.ndarray]]] = {}
         # tensors that look like another's, though they are what the engine computed

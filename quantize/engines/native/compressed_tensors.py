@@ -66,7 +66,7 @@ def write_compressed(
     with (
         PlacedFolder(stage, entries) as folder,
         ThreadPoolExecutor(threads, thread_name_prefix="round") as pool,
-        _one_thread_each(run),
+        one_thread_each(run),
         progress_bar(title, len(format.by_source), "tensors", run.progress) as advance,
     ):
         whole = dict(_tensor_scales(checkpoint, format)) if format.scheme.startswith("nvfp4") else {}
@@ -87,10 +87,10 @@ def write_compressed(
         def copied(name: str) -> None:
             folder.put(name, checkpoint.read(name))
 
-        for done in _few_at_a_time(pool, threads, [(rounded, name) for name in format.by_source]):
+        for done in few_at_a_time(pool, threads, [(rounded, name) for name in format.by_source]):
             done.result()
             advance(1)
-        for done in _few_at_a_time(pool, threads, [(copied, entry.name) for entry in kept]):
+        for done in few_at_a_time(pool, threads, [(copied, entry.name) for entry in kept]):
             done.result()
         return folder.total_bytes, computed
 
@@ -136,7 +136,7 @@ def input_scales(
     return {linear.name: tensor_scale(found[linear.parameter]) for linear in format.linears}, arithmetic.name
 
 
-def _few_at_a_time(
+def few_at_a_time(
     pool: ThreadPoolExecutor, threads: int, work: Sequence[tuple[Callable[[str], None], str]]
 ) -> "Iterator[Future[None]]":
     """Results as they come; no more are begun than there are threads, so that an error ends it soon."""
@@ -197,7 +197,7 @@ def _tensor_scales(checkpoint: Checkpoint, format: CtFormat) -> Iterator[tuple[s
         yield name, tensor_scale(size)
 
 
-class _one_thread_each:
+class one_thread_each:
     """torch's own threads would be as many again for each of ours."""
 
     def __init__(self, run: RunOptions):

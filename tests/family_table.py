@@ -46,10 +46,16 @@ and rope base (the converter writes the hidden size, 1e-5 and 10000); Falcon and
 Qwen2-MoE with a tied head get `output.weight`, without which llama.cpp does not load them; Gemma 3 has its
 sliding pattern where it is not one global layer in six; DeepSeek-V2 without low-rank queries says so where
 its layer count does not; ERNIE 4.5 mixtures have the width of their shared expert (the converter derives it
-from the number of key heads); OLMoE has its config's epsilon. Layers that predict further tokens are left
-out, with a note. Bamba's queries and keys change places within the rotated part of each head (the converter
+from the number of key heads); OLMoE has its config's epsilon. Bamba's queries and keys change places within the rotated part of each head (the converter
 takes whole heads); Granite 4 without experts has the width of its one MLP; Gemma 3n and 4 without a cap on
 their logits get one that changes nothing, since llama.cpp has a cap of its own.
+
+Layers that predict further tokens (multi-token prediction) are kept where llama.cpp reads them, as the last
+of its blocks (`nextn_predict_layers`): GLM 4.5 to 4.7, Solar Open, DeepSeek V3 (of which the converter drops
+them) and V3.2, Qwen3-Next, Qwen3.5, K-EXAONE, Hunyuan 3, Cohere 2 MoE, MiMo V2 Flash, Nemotron 3. Logits do
+not depend on them; llama-quantize's rules count them as layers. In types that need an importance matrix, which
+no text gives them, they are Q4_K. Elsewhere (ERNIE 4.5, Kimi Linear), or where a tensor of theirs is missing,
+they are left out with a note.
 
 Of a checkpoint that also sees or hears, the text model is converted; towers and projectors are left out, with
 a note. Read back, such a file is the model of text alone (Qwen 3 for Qwen3-VL, Qwen 2 for Qwen2.5-VL). Falcon

@@ -151,6 +151,8 @@ def category(name: str) -> str:
     return next((part for part in ("ffn_up", "ffn_gate", "ffn_down") if part in name), "other")
 
 
+#: for what would need importances that nothing can give: more bits, as its few tensors cost little
+WITHOUT_IMPORTANCES = T.Q4_K
 _V_LIKE = ("attn_v", "attn_qkv", "attn_kv_b")
 _FALLBACK = {
     **dict.fromkeys((T.IQ1_S, T.IQ1_M, T.IQ2_XXS, T.IQ2_XS, T.IQ2_S, T.IQ3_XXS, T.IQ3_S, T.IQ4_XS), T.IQ4_NL),
@@ -183,8 +185,12 @@ def choose_types(
     *,
     overrides: Overrides | None = None,
     has_imatrix: bool = False,
+    unseen: frozenset[str] = frozenset(),
 ) -> dict[str, Choice]:
     """The type of every tensor: name -> Choice, in the order in which llama-quantize writes them.
+
+    ``unseen``: tensors that no text's importances reach. llama-quantize refuses to make a type of them that
+    needs importances; they get ``WITHOUT_IMPORTANCES`` instead.
 
     Errors: BadInput where an override is not a regular expression, or matches no tensor.
     """
@@ -196,7 +202,7 @@ def choose_types(
             for spec in ordered
             for kind in [lossless_type(spec.name, spec.shape, file_type.default)]
         }
-    rules = _Rules(file_type, model, [spec.name for spec in ordered], given, has_imatrix)
+    rules = _Rules(file_type, model, [spec.name for spec in ordered], given, has_imatrix, unseen)
     return {spec.name: rules.choose(spec) for spec in ordered}
 
 
@@ -211,8 +217,10 @@ class _Rules:
         names: Sequence[str],
         given: Overrides,
         has_imatrix: bool,
+        unseen: frozenset[str],
     ):
         self.file_type, self.model, self.given, self.has_imatrix = file_type, model, given, has_imatrix
+        self.unseen = unseen
         self.tied = "output.weight" not in names
         self.v_total = sum(category(name) in _V_LIKE for name in names)
         self.seen = {"attn_v": 0, "ffn_down": 0, "ffn_gate": 0, "ffn_up": 0}
@@ -247,6 +255,9 @@ class _Rules:
         else:
             meant = self._mixture(name, kind, spec.shape)
         fitted = fallback(meant, spec.shape[-1])
+        if override is None and name in self.unseen and requires_imatrix(name, fitted, self.file_type):
+            why = f"no text's importances reach it, which {fitted.name} needs"
+            return Choice(fallback(WITHOUT_IMPORTANCES, spec.shape[-1]), meant, why)
         why = "" if fitted is meant else f"rows of {spec.shape[-1]} are not a multiple of {block_size(meant)}"
         return Choice(fitted, meant, why)
 

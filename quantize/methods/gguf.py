@@ -79,7 +79,12 @@ class GgufWork(Work[GgufRecipe]):
         )
         overrides, has_imatrix = _given(recipe), recipe.imatrix is not None
         self.choices = choose_types(
-            self._specs, self._file_type, shape, overrides=overrides, has_imatrix=has_imatrix
+            self._specs,
+            self._file_type,
+            shape,
+            overrides=overrides,
+            has_imatrix=has_imatrix,
+            unseen=family.ahead,
         )
         by_name = {m.name: m for m in family.tensors}
         # A lossless file has the converter's order, a quantized one llama-quantize's.

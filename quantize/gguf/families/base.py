@@ -40,3 +40,6 @@ class FamilyPlan:
     tensors: list[Mapped]  # in the order in which llama.cpp's converter would write them
     notes: list[Note]
     left_out: frozenset[str] = frozenset()  # source tensors that it has no place for, as the notes say
+    ahead: frozenset[str] = (
+        frozenset()
+    )  # tensors of layers that predict further tokens: no text's pass runs them

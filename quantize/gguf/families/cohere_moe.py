@@ -1,11 +1,14 @@
 """Cohere 2's mixture (North): attention and experts side by side, rotation in sliding layers only."""
 
+from dataclasses import replace
+
 from quantize.artifact.artifact import Note
 from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.errors import Unsupported
+from quantize.gguf.families.ahead import BEHIND, SHARED_NORM, later
 from quantize.gguf.families.cohere import ENDS, NORM, unscaled
 from quantize.gguf.families.config import Hyperparameters
-from quantize.gguf.families.decoder import ARRAY, BOOL, F32, U32, Family, KVs, Rule, common_kvs
+from quantize.gguf.families.decoder import ARRAY, BOOL, F32, U32, Ahead, Family, KVs, OneOf, Rule, common_kvs
 from quantize.gguf.families.experts import (
     CHOICE,
     MLP,
@@ -20,8 +23,12 @@ from quantize.gguf.families.experts import (
 from quantize.gguf.families.gemma import layer_types
 
 
+def shares(h: Hyperparameters, layer: int) -> bool:
+    return bool(h.find("num_shared_experts"))
+
+
 def has_shared(h: Hyperparameters, layer: int) -> bool:
-    return sparse(h, layer) and bool(h.find("num_shared_experts"))
+    return sparse(h, layer) and shares(h, layer)
 
 
 def kvs(h: Hyperparameters) -> KVs:
@@ -64,22 +71,23 @@ def check(h: Hyperparameters) -> list[Note]:
     return []
 
 
+#: of a layer behind the last one, where the others have it
+SHARED_LATER = tuple(replace(rule, when=shares) for rule in shared("shared_experts"))
+LAYER: tuple[Rule | OneOf, ...] = (
+    NORM,
+    Rule("blk.{i}.attn_q", "model.layers.{i}.self_attn.q_proj"),
+    Rule("blk.{i}.attn_k", "model.layers.{i}.self_attn.k_proj"),
+    Rule("blk.{i}.attn_v", "model.layers.{i}.self_attn.v_proj"),
+    Rule("blk.{i}.attn_output", "model.layers.{i}.self_attn.o_proj"),
+    *MLP,
+    CHOICE,
+    STACKED,
+    *(replace(rule, when=has_shared) for rule in shared("shared_experts")),
+)
 FAMILY = Family(
     architecture="cohere2moe",
-    layer=(
-        NORM,
-        Rule("blk.{i}.attn_q", "model.layers.{i}.self_attn.q_proj"),
-        Rule("blk.{i}.attn_k", "model.layers.{i}.self_attn.k_proj"),
-        Rule("blk.{i}.attn_v", "model.layers.{i}.self_attn.v_proj"),
-        Rule("blk.{i}.attn_output", "model.layers.{i}.self_attn.o_proj"),
-        *MLP,
-        CHOICE,
-        STACKED,
-        *(
-            Rule(rule.target, rule.source, when=has_shared)
-            for rule in shared("shared_experts")
-        ),
-    ),
+    layer=LAYER,
+    ahead=Ahead((*later(LAYER, holds=(sparse,)), *SHARED_LATER, *BEHIND, SHARED_NORM)),
     ends=ENDS,
     kvs=kvs,
     defaults={

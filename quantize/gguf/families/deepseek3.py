@@ -7,8 +7,9 @@ from dataclasses import replace
 from quantize.artifact.artifact import Note
 from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.errors import Unsupported
+from quantize.gguf.families.ahead import BEHIND, SHARED_NORM
 from quantize.gguf.families.config import Hyperparameters
-from quantize.gguf.families.decoder import BOOL, ENDS, F32, U32, Family, KVs, Rule, plain
+from quantize.gguf.families.decoder import BOOL, ENDS, F32, U32, Ahead, Family, KVs, Rule, plain
 from quantize.gguf.families.deepseek2 import ATTENTION, LAYER, SPARSE, rotated, sparse
 from quantize.gguf.families.deepseek2 import check as check_rope
 from quantize.gguf.families.deepseek2 import kvs as kvs2
@@ -72,6 +73,7 @@ FAMILY = Family(
     },
     check=check,
     leaves=later_layers,
+    ahead=Ahead((*LAYER, BIAS, *BEHIND, SHARED_NORM)),
 )  # fmt: skip
 
 
@@ -86,17 +88,18 @@ def kvs32(h: Hyperparameters) -> KVs:
     }
 
 
+INDEXED = (
+    plain("blk.{i}.indexer.k_norm", INDEXER + "k_norm"),
+    Rule("blk.{i}.indexer.proj", INDEXER + "weights_proj"),
+    Rule("blk.{i}.indexer.attn_k", INDEXER + "wk"),
+    Rule("blk.{i}.indexer.attn_q_b", INDEXER + "wq_b"),
+)
 #: V3.2 attends to the tokens that an indexer chooses, which is a small attention of its own
 SPARSE_ATTENTION = replace(
     FAMILY,
     architecture="deepseek32",
-    layer=(
-        *FAMILY.layer,
-        plain("blk.{i}.indexer.k_norm", INDEXER + "k_norm"),
-        Rule("blk.{i}.indexer.proj", INDEXER + "weights_proj"),
-        Rule("blk.{i}.indexer.attn_k", INDEXER + "wk"),
-        Rule("blk.{i}.indexer.attn_q_b", INDEXER + "wq_b"),
-    ),
+    layer=(*FAMILY.layer, *INDEXED),
+    ahead=Ahead((*FAMILY.layer, *INDEXED, *BEHIND, SHARED_NORM)),
     kvs=kvs32,
     defaults={
         **{key: value for key, value in FAMILY.defaults.items() if key not in LATER},

@@ -3,6 +3,7 @@
 from quantize.artifact.artifact import Note
 from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.errors import Unsupported
+from quantize.gguf.families.ahead import later, module
 from quantize.gguf.families.config import Hyperparameters
 from quantize.gguf.families.decoder import (
     ARRAY,
@@ -11,12 +12,13 @@ from quantize.gguf.families.decoder import (
     QK_NORMS,
     U32,
     UNBIASED,
+    Ahead,
     Family,
     KVs,
     common_kvs,
 )
 from quantize.gguf.families.exaone4 import sliding
-from quantize.gguf.families.experts import leading, mixture, mixture_kvs, predicting
+from quantize.gguf.families.experts import dense, leading, mixture, mixture_kvs, predicting
 from quantize.gguf.families.rope import FREQUENCIES
 
 
@@ -43,14 +45,12 @@ def check(h: Hyperparameters) -> list[Note]:
     return []
 
 
+LAYER = (*NORMS, *UNBIASED, *QK_NORMS, *mixture("e_score_correction_bias", "shared_experts"))
 FAMILY = Family(
     architecture="exaone-moe",
-    layer=(
-        *NORMS,
-        *UNBIASED,
-        *QK_NORMS,
-        *mixture("e_score_correction_bias", "shared_experts"),
-    ),
+    layer=LAYER,
+    # with one MLP, whatever the layers before have
+    ahead=Ahead((*later(LAYER, "mtp.layers.{m}.", holds=(dense,)), *module()), most=1),
     ends=ENDS,
     kvs=kvs,
     rope=frozenset((FREQUENCIES,)),

@@ -7,8 +7,19 @@ from quantize.artifact.artifact import Note
 from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.errors import Unsupported
 from quantize.gguf.families import deepseek2
+from quantize.gguf.families.ahead import BEHIND, SHARED_NORM
 from quantize.gguf.families.config import Hyperparameters
-from quantize.gguf.families.decoder import ATTENTION, ENDS, QK_NORMS, U32, Family, KVs, Rule, common_kvs
+from quantize.gguf.families.decoder import (
+    ATTENTION,
+    ENDS,
+    QK_NORMS,
+    U32,
+    Ahead,
+    Family,
+    KVs,
+    Rule,
+    common_kvs,
+)
 from quantize.gguf.families.deepseek3 import BIAS, MIXTURE, later_layers, mixture_kvs
 from quantize.gguf.families.phi import rotated
 
@@ -45,6 +56,7 @@ GLM4_MOE = Family(
     },
     leaves=later_layers,
 )  # fmt: skip
+GLM4_MOE = replace(GLM4_MOE, ahead=Ahead((*GLM4_MOE.layer, *BEHIND, SHARED_NORM)))
 
 
 def lite_kvs(h: Hyperparameters) -> KVs:
@@ -74,6 +86,7 @@ def lite_check(h: Hyperparameters) -> list[Note]:
 GLM4_MOE_LITE = replace(
     deepseek2.FAMILY,
     layer=(*deepseek2.LAYER, BIAS),
+    ahead=Ahead((*deepseek2.LAYER, BIAS, *BEHIND, SHARED_NORM)),
     kvs=lite_kvs,
     check=lite_check,
     leaves=later_layers,

@@ -1,6 +1,7 @@
 """Hunyuan 3: q and k normalised by head, experts chosen by sigmoid and a bias, one shared expert."""
 
 from quantize.checkpoint.checkpoint import Checkpoint
+from quantize.gguf.families.ahead import BEHIND, LAST_NORM, later
 from quantize.gguf.families.config import Hyperparameters
 from quantize.gguf.families.decoder import (
     ENDS,
@@ -8,6 +9,7 @@ from quantize.gguf.families.decoder import (
     QK_NORMS,
     U32,
     UNBIASED,
+    Ahead,
     Family,
     KVs,
     Rule,
@@ -24,14 +26,11 @@ def kvs(h: Hyperparameters) -> KVs:
     return common_kvs(h) | mixed | {"expert_shared_feed_forward_length": (wide, U32)}
 
 
+LAYER = (*NORMS, *UNBIASED, *QK_NORMS, *mixture("expert_bias", "shared_mlp", choice=CHOICE, ending=""))
 FAMILY = Family(
     architecture="hy_v3",
-    layer=(
-        *NORMS,
-        *UNBIASED,
-        *QK_NORMS,
-        *mixture("expert_bias", "shared_mlp", choice=CHOICE, ending=""),
-    ),
+    layer=LAYER,
+    ahead=Ahead((*later(LAYER, holds=(sparse,)), *BEHIND, LAST_NORM)),
     ends=ENDS,
     kvs=kvs,
     defaults={

@@ -1,9 +1,12 @@
 """MiMo V2 Flash: sliding layers with sinks and twice the heads of keys, values narrower than keys,
 DeepSeek-V3's mixture without a shared expert."""
 
+from typing import Any
+
 from quantize.artifact.artifact import Note
 from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.errors import Unsupported
+from quantize.gguf.families.ahead import BEHIND, later
 from quantize.gguf.families.config import Hyperparameters
 from quantize.gguf.families.decoder import (
     ARRAY,
@@ -11,12 +14,14 @@ from quantize.gguf.families.decoder import (
     F32,
     NORMS,
     U32,
+    Ahead,
     Family,
     KVs,
+    OneOf,
     Rule,
     common_kvs,
 )
-from quantize.gguf.families.experts import CHOICE, MLP, SIGMOID, STACKED, bias, predicting
+from quantize.gguf.families.experts import CHOICE, MLP, SIGMOID, STACKED, bias, dense, predicting
 from quantize.gguf.families.rope import LOCAL, read_rope
 
 
@@ -70,25 +75,51 @@ def check(h: Hyperparameters) -> list[Note]:
     return []
 
 
+LAYER = (
+    *NORMS,
+    Rule("blk.{i}.attn_q", "model.layers.{i}.self_attn.q_proj"),
+    Rule("blk.{i}.attn_k", "model.layers.{i}.self_attn.k_proj"),
+    Rule("blk.{i}.attn_v", "model.layers.{i}.self_attn.v_proj"),
+    Rule("blk.{i}.attn_output", "model.layers.{i}.self_attn.o_proj"),
+    Rule(
+        "blk.{i}.attn_sinks",
+        "model.layers.{i}.self_attn.attention_sink_bias",
+        suffixes=("",),
+        when=slides,
+    ),
+    *MLP,
+    CHOICE,
+    bias("gate.e_score_correction_bias"),
+    STACKED,
+)
+MTP = "model.mtp.layers.{m}."
+FFN_NORM = "blk.{i}.ffn_norm"
+#: slides, and has one MLP; its norm goes by two names
+LATER = (
+    NORMS[0],
+    OneOf(
+        (
+            (Rule(FFN_NORM, "model.layers.{i}.pre_mlp_layernorm"),),
+            (Rule(FFN_NORM, "model.layers.{i}.post_attention_layernorm"),),
+        )
+    ),
+    *LAYER[2:6],
+    Rule("blk.{i}.attn_sinks", "model.layers.{i}.self_attn.attention_sink_bias", suffixes=(), optional=("",)),
+    *MLP,
+    *BEHIND[:3],
+    Rule("blk.{i}.layer_output_norm", "model.layers.{i}.final_layernorm", suffixes=(), optional=(".weight",)),
+)
+
+
+def later_kvs(h: Hyperparameters) -> dict[str, Any]:
+    many = int(h.find("swa_num_key_value_heads") or 2 * h.kv_heads)
+    return {"attention.head_count_kv": many, "attention.sliding_window_pattern": True}
+
+
 FAMILY = Family(
     architecture="mimo2",
-    layer=(
-        *NORMS,
-        Rule("blk.{i}.attn_q", "model.layers.{i}.self_attn.q_proj"),
-        Rule("blk.{i}.attn_k", "model.layers.{i}.self_attn.k_proj"),
-        Rule("blk.{i}.attn_v", "model.layers.{i}.self_attn.v_proj"),
-        Rule("blk.{i}.attn_output", "model.layers.{i}.self_attn.o_proj"),
-        Rule(
-            "blk.{i}.attn_sinks",
-            "model.layers.{i}.self_attn.attention_sink_bias",
-            suffixes=("",),
-            when=slides,
-        ),
-        *MLP,
-        CHOICE,
-        bias("gate.e_score_correction_bias"),
-        STACKED,
-    ),
+    layer=LAYER,
+    ahead=Ahead(later(LATER, MTP, holds=(dense,)), kvs=later_kvs),
     ends=ENDS,
     kvs=kvs,
     rotated=rotated,

@@ -2,6 +2,7 @@
 experts, none of the last two with a gate."""
 
 from dataclasses import replace
+from typing import Any
 
 from quantize.artifact.artifact import Note
 from quantize.checkpoint.checkpoint import Checkpoint
@@ -13,6 +14,7 @@ from quantize.gguf.families.decoder import (
     F32,
     HEAD,
     U32,
+    Ahead,
     Family,
     KVs,
     OneOf,
@@ -120,6 +122,34 @@ def check(h: Hyperparameters) -> list[Note]:
     return unclamped(h)
 
 
+def _moved(rules: tuple[Rule | OneOf, ...], prefix: str) -> tuple[Rule | OneOf, ...]:
+    def one(rule: Rule) -> Rule:
+        return replace(rule, source=rule.source.replace("backbone.layers.{i}.", prefix), when=None)
+
+    return tuple(
+        one(rule) if isinstance(rule, Rule) else OneOf(tuple(tuple(map(one, each)) for each in rule.options))
+        for rule in rules
+    )
+
+
+FIRST, SECOND = "mtp.layers.0.", "mtp.layers.1."
+#: two layers of the checkpoint, attention and experts, which are one in llama.cpp
+LATER = (
+    Rule("blk.{i}.nextn.enorm", FIRST + "enorm"),
+    Rule("blk.{i}.nextn.hnorm", FIRST + "hnorm"),
+    Rule("blk.{i}.nextn.eh_proj", FIRST + "eh_proj"),
+    Rule("blk.{i}.attn_norm", FIRST + "norm"),
+    *_moved(ATTENTION, FIRST),
+    Rule("blk.{i}.post_attention_norm", SECOND + "norm"),
+    *_moved((*MOE, EXPERTS), SECOND),
+    Rule("blk.{i}.nextn.shared_head_norm", SECOND + "final_layernorm"),
+)
+
+
+def later_kvs(h: Hyperparameters) -> dict[str, Any]:
+    return {"feed_forward_length": int(h["moe_intermediate_size"]), "attention.head_count_kv": h.kv_heads}
+
+
 def predicting(h: Hyperparameters) -> dict[str, str]:
     return {"mtp.": "multi-token prediction: the next token's logits do not depend on it"}
 
@@ -154,4 +184,5 @@ NEMOTRON_H = Family(
 def family(checkpoint: Checkpoint) -> Family:
     if "moe" not in kinds(Hyperparameters(checkpoint.config, {}, str(getattr(checkpoint, "source", "")))):
         return NEMOTRON_H
-    return replace(NEMOTRON_H, architecture="nemotron_h_moe")
+    ahead = Ahead(LATER, most=1, kvs=later_kvs)
+    return replace(NEMOTRON_H, architecture="nemotron_h_moe", ahead=ahead)

@@ -15,7 +15,7 @@ from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.errors import BadInput, StepFailed, Unsupported
 from quantize.gguf.container.reader import GgufFile
 from quantize.gguf.families.base import FamilyPlan, Mapped
-from quantize.gguf.families.decoder import make_plan
+from quantize.gguf.families.from_rules import make_plan
 
 #: HF architecture class -> module of this package that knows it
 KNOWN: dict[str, str] = {

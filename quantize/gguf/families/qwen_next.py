@@ -6,12 +6,14 @@ from dataclasses import replace
 from quantize.artifact.artifact import Note
 from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.errors import Unsupported
+from quantize.gguf.families.ahead import later, module
 from quantize.gguf.families.config import Hyperparameters
 from quantize.gguf.families.decoder import (
     ATTENTION,
     HEAD,
     MLP,
     U32,
+    Ahead,
     Family,
     KVs,
     Rule,
@@ -179,9 +181,13 @@ BASE = {
     "linear_num_value_heads": 32,
 }  # fmt: skip
 MOE = {"num_key_value_heads": 2, "moe_intermediate_size": 512, "shared_expert_intermediate_size": 512}
+MTP = "mtp.layers.{m}."
 QWEN3_NEXT = Family(
     architecture="qwen3next",
     layer=(*NORMS, *FULL, *NEXT_NET, ROUTER, EXPERTS, *SHARED),
+    ahead=Ahead(
+        (*later((*NORMS, *FULL, ROUTER, EXPERTS, *SHARED), MTP, holds=(full,)), *module(one)), most=1
+    ),
     ends=ENDS,
     kvs=kvs,
     rotated=rotated,
@@ -192,6 +198,7 @@ QWEN3_NEXT = Family(
 QWEN35 = Family(
     architecture="qwen35",
     layer=(*NORMS, *FULL, *TILED_NET, *MLP),
+    ahead=Ahead((*later((*NORMS, *FULL, *MLP), MTP, holds=(full,)), *module(one)), most=1),
     ends=ENDS,
     kvs=kvs35,
     rotated=rotated,
@@ -203,6 +210,7 @@ QWEN35_MOE = replace(
     QWEN35,
     architecture="qwen35moe",
     layer=(*NORMS, *FULL, *TILED_NET, ROUTER, EXPERTS, *SHARED),
+    ahead=QWEN3_NEXT.ahead,
     defaults={**BASE, **MOE, "num_experts": 256, "num_experts_per_tok": 8},
 )
 

@@ -1,9 +1,10 @@
 """Solar Open: GLM 4.5's mixture with experts in every layer, whole heads rotated and no norm of q and k."""
 
 from quantize.checkpoint.checkpoint import Checkpoint
+from quantize.gguf.families.ahead import BEHIND, SHARED_NORM, later
 from quantize.gguf.families.config import Hyperparameters
-from quantize.gguf.families.decoder import ENDS, U32, Family, KVs, Rule, common_kvs, linear
-from quantize.gguf.families.experts import leading, mixture, mixture_kvs, predicting
+from quantize.gguf.families.decoder import ENDS, U32, Ahead, Family, KVs, Rule, common_kvs, linear
+from quantize.gguf.families.experts import leading, mixture, mixture_kvs, predicting, sparse
 from quantize.gguf.families.rope import read_rope
 
 
@@ -24,17 +25,19 @@ def kvs(h: Hyperparameters) -> KVs:
     )
 
 
+LAYER = (
+    Rule("blk.{i}.attn_norm", "model.layers.{i}.input_layernorm"),
+    Rule("blk.{i}.post_attention_norm", "model.layers.{i}.post_attention_layernorm"),
+    linear("blk.{i}.attn_q", "model.layers.{i}.self_attn.q_proj"),
+    linear("blk.{i}.attn_k", "model.layers.{i}.self_attn.k_proj"),
+    linear("blk.{i}.attn_v", "model.layers.{i}.self_attn.v_proj"),
+    Rule("blk.{i}.attn_output", "model.layers.{i}.self_attn.o_proj"),
+    *mixture("gate.e_score_correction_bias", "shared_experts"),
+)
 FAMILY = Family(
     architecture="glm4moe",
-    layer=(
-        Rule("blk.{i}.attn_norm", "model.layers.{i}.input_layernorm"),
-        Rule("blk.{i}.post_attention_norm", "model.layers.{i}.post_attention_layernorm"),
-        linear("blk.{i}.attn_q", "model.layers.{i}.self_attn.q_proj"),
-        linear("blk.{i}.attn_k", "model.layers.{i}.self_attn.k_proj"),
-        linear("blk.{i}.attn_v", "model.layers.{i}.self_attn.v_proj"),
-        Rule("blk.{i}.attn_output", "model.layers.{i}.self_attn.o_proj"),
-        *mixture("gate.e_score_correction_bias", "shared_experts"),
-    ),
+    layer=LAYER,
+    ahead=Ahead((*later(LAYER, holds=(sparse,)), *BEHIND, SHARED_NORM)),
     ends=ENDS,
     kvs=kvs,
     rotated=rotated,

@@ -23,6 +23,9 @@ LLAMA3_KNOWN = [
     (1.0, 4.0, 8192),
 ]
 
+#: what a config calls the number of layers that predict further tokens, where it is another name
+AHEAD = dict.fromkeys(("qwen3next", "qwen35", "qwen35moe"), "mtp_num_hidden_layers")
+
 
 def to_config(file: GgufFile) -> dict[str, Any]:
     """config.json of the checkpoint that ``file`` was made from, in the spelling that transformers 4 and 5
@@ -50,7 +53,7 @@ def to_config(file: GgufFile) -> dict[str, Any]:
     config: dict[str, Any] = {
         "vocab_size": embedding.shape[0],
         "hidden_size": hidden,
-        "num_hidden_layers": m.integer("block_count", most=len(file.tensors)),
+        "num_hidden_layers": m.layers,
         "rms_norm_eps": exact(epsilon),
         "tie_word_embeddings": not m.has("output.weight"),
     }
@@ -61,7 +64,8 @@ def to_config(file: GgufFile) -> dict[str, Any]:
     for role in ("bos", "eos"):
         if (number := token_of(file.kvs, role)) is not None:
             config[f"{role}_token_id"] = number
-    return ARCHITECTURES[m.architecture](m, config)
+    found = ARCHITECTURES[m.architecture](m, config)
+    return {**found, AHEAD.get(m.architecture, "num_nextn_predict_layers"): m.ahead} if m.ahead else found
 
 
 def _attention(m: Metadata, hidden: int) -> dict[str, Any]:

@@ -50,9 +50,23 @@ class Metadata:
             return int(value)
         return self.integer(key, default, most)
 
+    @property
+    def ahead(self) -> int:
+        """How many of the layers predict further tokens; the last ones. Errors: BadInput where the file says
+        something odd."""
+        value, layers = self._one("nextn_predict_layers", 0), self.integer("block_count")
+        if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < layers:
+            raise self.wrong("nextn_predict_layers", value, f"an integer from 0 to {layers - 1}")
+        return value
+
+    @property
+    def layers(self) -> int:
+        """Without those."""
+        return self.integer("block_count", most=len(self.file.tensors)) - self.ahead
+
     def layers_with(self, tensor: str) -> list[bool]:
         """Of each layer, whether it has a ``tensor`` (its name without ``blk.N.``)."""
-        return [self.has(f"blk.{layer}.{tensor}") for layer in range(self.integer("block_count"))]
+        return [self.has(f"blk.{layer}.{tensor}") for layer in range(self.layers)]
 
     def experts(self) -> int:
         """As many as the tensors hold. Errors: BadInput where the file says otherwise."""

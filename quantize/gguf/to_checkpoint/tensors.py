@@ -22,10 +22,12 @@ from quantize.errors import BadInput, Unsupported
 from quantize.gguf.container.reader import GgufFile
 from quantize.gguf.families.base import Mapped
 from quantize.gguf.families.config import Hyperparameters
-from quantize.gguf.families.decoder import Family, OneOf, Rule, make_plan, source_names, target_name
+from quantize.gguf.families.decoder import Family, OneOf, Rule
+from quantize.gguf.families.from_rules import make_plan, source_names, target_name
 from quantize.gguf.families.operations import COPY
 from quantize.gguf.families.plan import KNOWN
 from quantize.gguf.to_checkpoint.keyed import Keyed, keyed_tensors
+from quantize.gguf.to_checkpoint.metadata import Metadata
 from quantize.kernels.block_types import UNQUANTIZED
 from quantize.terminal import printable
 
@@ -133,7 +135,7 @@ def plan_back(file: GgufFile, config: dict[str, Any]) -> tuple[list[Mapped], dic
     family: Family = import_module(f"quantize.gguf.families.{KNOWN[architecture]}").family(checkpoint)
     h = Hyperparameters(config, family.defaults, str(file.path))
     tied = family.head == "required" and config["tie_word_embeddings"]
-    for rule, layer in _rules(family, h.layers):
+    for rule, layer in _rules(family, h.layers, file):
         for suffix in (*rule.suffixes, *rule.optional):
             name = target_name(rule, suffix, layer)
             if name in file.tensors and not (tied and name == "output.weight"):
@@ -156,14 +158,16 @@ def plan_back(file: GgufFile, config: dict[str, Any]) -> tuple[list[Mapped], dic
     return [mapped for mapped in planned if mapped.sources], found
 
 
-def _rules(family: Family, layers: int) -> list[tuple[Rule, int]]:
+def _rules(family: Family, layers: int, file: GgufFile) -> list[tuple[Rule, int]]:
     def first(entry: Rule | OneOf) -> tuple[Rule, ...]:
         return (entry,) if isinstance(entry, Rule) else entry.options[0]
 
-    ends = [(rule, 0) for entry in family.ends for rule in first(entry)]
-    return ends + [
-        (rule, layer) for layer in range(layers) for entry in family.layer for rule in first(entry)
-    ]
+    every = [(entry, 0) for entry in family.ends]
+    every += [(entry, layer) for layer in range(layers) for entry in family.layer]
+    if family.ahead is not None:
+        later = range(layers, layers + min(Metadata(file).ahead, family.ahead.most))
+        every += [(entry, layer) for layer in later for entry in family.ahead.layer]
+    return [(rule, layer) for entry, layer in every for rule in first(entry)]
 
 
 def _shape(file: GgufFile, name: str) -> tuple[int, ...]:

@@ -46,6 +46,10 @@ COMMANDS = {
         "quantize.commands.compare:compare",
         "Say where two models differ: weights, settings, tokenizer.",
     ),
+    "attest": (
+        "quantize.commands.attest:attest",
+        "Make an artifact again from its source and state that the bytes are the same.",
+    ),
     "verify": (
         "quantize.commands.verify:verify",
         "Run a quantized model in every runtime that can load it; say what is not as it should be.",

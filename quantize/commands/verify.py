@@ -4,7 +4,9 @@ from pathlib import Path
 
 import click
 
+from quantize.commands.attest import check_attestation
 from quantize.commands.options import Commas, run_options
+from quantize.errors import BadInput
 from quantize.recipe import RunOptions
 from quantize.terminal import console, emit_json, log, printable, say
 from quantize.verification.across_runtimes import LIMIT, Ran, Report, verify_anywhere
@@ -34,6 +36,15 @@ FIELD = 400
     type=click.Path(file_okay=False, path_type=Path),
     help="folder for the weights as float32, 4 bytes each (default: among the temporary files)",
 )
+@click.option(
+    "--attestation",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="the statement that `attest` wrote: hold the files against it; without --source or --in nothing runs",
+)
+@click.option(
+    "--public-key", type=click.Path(path_type=Path), help="the key (PEM) that must have signed the statement"
+)
 @run_options
 def verify(
     artifact: str,
@@ -41,6 +52,8 @@ def verify(
     programs: list[str] | None,
     timeout: float,
     scratch: Path | None,
+    attestation: Path | None,
+    public_key: Path | None,
     run: RunOptions,
     as_json: bool,
 ) -> int:
@@ -51,11 +64,20 @@ def verify(
     by this program's own reader, against the source's and against the other runtimes'; its greedy text step
     by step. Exit code 0: all agree; 1: something differs or looks wrong; 2: bad input.
     """
+    if public_key is not None and attestation is None:
+        raise BadInput(
+            f"--public-key {public_key}: checks the signature of a statement; give --attestation too"
+        )
+    attested = check_attestation(artifact, attestation, public_key) if attestation is not None else None
+    if attested is not None and source is None and programs is None:
+        if as_json:
+            emit_json(attested)
+        return 0
     run = run.model_copy(update={"scratch": scratch}) if scratch else run
     found = verify_anywhere(artifact, source, programs, run, seconds=timeout, say=log)
     _print(found)
     if as_json:
-        emit_json(found.document())
+        emit_json(found.document() | ({"attestation": attested} if attested else {}))
     return int(found.wrong)
 
 

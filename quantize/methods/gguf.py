@@ -151,10 +151,8 @@ class GgufWork(Work[GgufRecipe]):
         return file_bytes(contents.kvs, contents.tensors, self.recipe.split_max_bytes)
 
     def write(self, stage: Path, run: RunOptions, calibration: Calibration | None) -> Conversion:
-        given, own = self._importances, None
-        if self.recipe.calibrated:
-            given, own = self._compute(run, calibration)
-        (made,) = self._write([self], [self.contents(given)], [stage], run)
+        contents, own = self.computed(run, calibration)
+        (made,) = self._write([self], [contents], [stage], run)
         if isinstance(made, Exception):
             raise made
         if own is not None:
@@ -162,6 +160,16 @@ class GgufWork(Work[GgufRecipe]):
             made.details["imatrix"] = own.details(run.scratch)
             made.shared = own.shared
         return made
+
+    def computed(
+        self, run: RunOptions, calibration: Calibration | None
+    ) -> tuple[Contents, OwnImatrix | None]:
+        """What is written; with importances from ``calibration`` where the recipe asks for them, and how
+        those came about."""
+        if not self.recipe.calibrated:
+            return self.contents(), None
+        given, own = self._compute(run, calibration)
+        return self.contents(given), own
 
     @property
     def reading(self) -> Hashable | None:

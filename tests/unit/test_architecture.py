@@ -27,6 +27,7 @@ LAYERS = (
     ("runtimes",),
     ("verification",),
     ("conversion",),
+    ("attesting",),
     ("commands",),
     ("evals",),
     ("benchmarks", "reports"),

@@ -122,7 +122,6 @@ def _compare(
 
 def _made(tensor: Planned, pool: ThreadPoolExecutor, threads: int):  # type: ignore[no-untyped-def]
     """(number of the first row, rows as bytes) of every chunk, in order."""
-    values = tensor.load()
     waiting: deque[tuple[int, Future[list[np.ndarray | StepFailed]]]] = deque()
 
     def next_one() -> tuple[int, np.ndarray]:
@@ -138,8 +137,8 @@ def _made(tensor: Planned, pool: ThreadPoolExecutor, threads: int):  # type: ign
             raise StepFailed(f"tensor {tensor.name}: {made}")
         return first, made
 
-    for first, last in chunks([tensor]):
-        waiting.append((first, pool.submit(make, values[first:last], first, [(tensor, Clock())], CHOSEN)))
+    for first, rows in chunks([tensor]):
+        waiting.append((first, pool.submit(make, rows, first, [(tensor, Clock())], CHOSEN)))
         if len(waiting) > AHEAD * threads:
             yield next_one()
     while waiting:

@@ -17,7 +17,7 @@ from quantize.checkpoint.model_card import license_files
 from quantize.engines.ggml import planned
 from quantize.errors import BadInput, Unsupported
 from quantize.formats.gguf import open_gguf
-from quantize.gguf.container.chunks import CHUNK_WEIGHTS, Clock, Planned, make
+from quantize.gguf.container.chunks import Clock, Planned, chunks, make
 from quantize.gguf.container.reader import GgufFile, read_gguf
 from quantize.gguf.container.writer import Kvs
 from quantize.gguf.families.base import Mapped
@@ -135,11 +135,11 @@ class _Stranger:
         if theirs is None:
             return 0
         CHOSEN.prepare(tensor.kind)
-        count = max(1, min(tensor.shape[-2], CHUNK_WEIGHTS // tensor.shape[-1]))
-        (made,) = make(tensor.load()[:count], 0, [(tensor, Clock())], CHOSEN)
+        first, rows = next(iter(chunks([tensor])))
+        (made,) = make(rows, first, [(tensor, Clock())], CHOSEN)
         if isinstance(made, Exception):
             raise made
-        return block_difference(tensor.kind, made, theirs[:count])[0]
+        return block_difference(tensor.kind, made, theirs[: len(rows)])[0]
 
 
 def _kind(file: GgufFile, mapped: Mapped) -> Type:

@@ -40,7 +40,7 @@ FIELD = 400
     "--attestation",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="the statement that `attest` wrote: hold the files against it; without --source or --in nothing runs",
+    help="the statement that `attest` wrote: hold the files against it (nothing runs without --source, --in)",
 )
 @click.option(
     "--public-key", type=click.Path(path_type=Path), help="the key (PEM) that must have signed the statement"
@@ -65,9 +65,7 @@ def verify(
     by step. Exit code 0: all agree; 1: something differs or looks wrong; 2: bad input.
     """
     if public_key is not None and attestation is None:
-        raise BadInput(
-            f"--public-key {public_key}: checks the signature of a statement; give --attestation too"
-        )
+        raise BadInput(f"--public-key {public_key}: checks a statement; give --attestation too")
     attested = check_attestation(artifact, attestation, public_key) if attestation is not None else None
     if attested is not None and source is None and programs is None:
         if as_json:

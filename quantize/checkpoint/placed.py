@@ -7,6 +7,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import numpy as np
+
 from quantize.checkpoint.tensors import SHARD_BYTES, Entry, entry_bytes, header_bytes, named_shards
 
 
@@ -45,6 +47,19 @@ class PlacedFolder:
         file, offset, entry = self._places[name]
         _write(file, entry_bytes(entry, values).data, offset)
         self._missing.discard(name)
+
+    def put_part(self, name: str, values: Any, offset: int) -> int:
+        """``values``: a contiguous array of the entry's bytes from ``offset`` on. Returns where they end; the
+        parts of a tensor come in order."""
+        file, start, entry = self._places[name]
+        data = np.ascontiguousarray(values).reshape(-1).view(np.uint8)
+        end = offset + len(data)
+        if end > entry.size_bytes:
+            raise AssertionError(f"{name}: {end} bytes given for {entry.size_bytes}")
+        _write(file, data.data, start + offset)
+        if end == entry.size_bytes:
+            self._missing.discard(name)
+        return end
 
 
 def _write(file: int, data: "bytes | memoryview", offset: int) -> None:

@@ -66,6 +66,10 @@ class Computed:
         before it quantized, exactly the source's if it took the right one."""
         self._sources[name] = sketch(source)
 
+    def keep(self, name: str, source: np.ndarray, values: np.ndarray) -> None:
+        """``took`` and ``add`` at once, of sketches that were made part by part."""
+        self._sources[name], self._sketches[name] = source, values
+
     def has_source(self, name: str) -> bool:
         return name in self._sources
 

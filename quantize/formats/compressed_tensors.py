@@ -18,7 +18,7 @@ from quantize.formats.packed import GPTQMODEL, OWN, SOURCES, PackedFormat, store
 from quantize.hf.matrices import Linear
 from quantize.numerics.compressed_tensors import dequantize
 from quantize.numerics.grids import Codes, Grid
-from quantize.numerics.packing import pack_bits
+from quantize.numerics.packing import pack_bits, pack_rows
 from quantize.numerics.small_floats import FloatCodes
 
 #: the library's version whose configs these are
@@ -187,16 +187,30 @@ class CtFormat(PackedFormat):
 
     def packed(self, codes: "Codes | FloatCodes", grid: Grid | None = None) -> dict[str, np.ndarray]:
         """Raw bits, as ``quantize.dtypes.NUMPY``."""
+        whole = codes.whole if isinstance(codes, FloatCodes) else 1.0
+        return self.packed_rows(codes) | self._once(codes.codes.shape[0], codes.codes.shape[1], whole)
+
+    def packed_once(self, linear: Linear, whole: float) -> dict[str, np.ndarray]:
+        """What is stored once of a matrix, beside ``packed_rows`` of all its parts."""
+        return self._once(linear.outputs, linear.inputs, whole)
+
+    def _once(self, outputs: int, inputs: int, whole: float) -> dict[str, np.ndarray]:
+        if self._divided:
+            return {"weight_global_scale": np.array([whole], np.float32)}
+        if self.how.packed and self.how.kind == "int":
+            return {"weight_shape": np.array([outputs, inputs], np.int64)}
+        return {}
+
+    def packed_rows(self, codes: "Codes | FloatCodes") -> dict[str, np.ndarray]:
+        """Of some outputs: as ``packed``, of what is stored one output after the other."""
         if isinstance(codes, FloatCodes):
             return self._packed_floats(codes)
-        outputs, inputs = codes.codes.shape
         found = {"weight_scale": self._raw_scales(codes.scales)}
         raw = codes.codes.cpu().numpy()
         if not self.how.packed:
             found["weight"] = (raw ^ 0x80).view(np.int8)  # code - 128
             return found
-        found["weight_packed"] = np.ascontiguousarray(pack_bits(np.ascontiguousarray(raw.T), self.bits).T)
-        found["weight_shape"] = np.array([outputs, inputs], np.int64)
+        found["weight_packed"] = pack_rows(raw, self.bits)
         if not self.symmetric:
             found["weight_zero_point"] = pack_bits(codes.zeros.cpu().numpy(), self.bits)
         return found
@@ -210,11 +224,7 @@ class CtFormat(PackedFormat):
         packed = {"weight_packed": raw[:, 0::2] | raw[:, 1::2] << 4}
         if self._divided:
             scales = codes.scales.to(torch.float8_e4m3fn).view(torch.uint8).cpu().numpy()
-            return {
-                **packed,
-                "weight_scale": scales,
-                "weight_global_scale": np.array([codes.whole], np.float32),
-            }
+            return {**packed, "weight_scale": scales}
         exponents = torch.frexp(codes.scales)[1] - 1 + 127
         return {**packed, "weight_scale": exponents.to(torch.uint8).cpu().numpy()}
 

@@ -1,6 +1,8 @@
 """Two fixed random projections of every row: 16 bytes that represent a row, to check later whether another
 reading is equal."""
 
+from functools import lru_cache
+
 import numpy as np
 
 PROJECTIONS = 2
@@ -48,6 +50,7 @@ def chunks(rows: np.ndarray) -> list[slice]:
     return [slice(begin, begin + step) for begin in range(0, len(rows), step)]
 
 
+@lru_cache(maxsize=64)
 def _factors(columns: int) -> np.ndarray:
     random = np.random.default_rng(columns)
     signs = random.integers(0, 2, (columns, PROJECTIONS)) * 2 - 1

@@ -15,15 +15,17 @@ from quantize.calibration.layer_pass import BATCH_TOKENS, LayerPass
 from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.checkpoint.placed import PlacedFolder
 from quantize.checkpoint.tensors import Entry
+from quantize.dtypes import to_float32
 from quantize.engines.base import Computed, Engine
 from quantize.engines.native.budget import Budget
 from quantize.engines.native.precision import arithmetic_of
 from quantize.errors import QuantwrightError, StepFailed
 from quantize.formats.compressed_tensors import BLOCK, INPUTS, CtFormat
-from quantize.hf.matrices import Linear
+from quantize.hf.matrices import Linear, Place
 from quantize.kernels.grid import grid_search
 from quantize.numerics.grids import Codes
 from quantize.numerics.rtn import POINTS, round_to_nearest
+from quantize.numerics.sketch import PROJECTIONS, sketch
 from quantize.numerics.small_floats import FloatCodes, tensor_scale, to_e4m3, to_mxfp4, to_nvfp4
 from quantize.progress import progress_bar
 from quantize.recipe import RunOptions
@@ -41,6 +43,8 @@ class NativeCompressed(Engine):
 
 
 NATIVE_COMPRESSED = NativeCompressed()
+#: weights rounded at a time: 2 MB of float32, with what is made of them, stay in a core's cache
+ROWS_AT_ONCE = 1 << 19
 
 
 def write_compressed(
@@ -72,17 +76,38 @@ def write_compressed(
         whole = dict(_tensor_scales(checkpoint, format)) if format.scheme.startswith("nvfp4") else {}
 
         def rounded(source: str) -> None:
-            array = checkpoint.read_float32(source)
-            values = np.empty(array.shape, np.float32)
-            for linear in format.by_source[source]:
-                codes = _round(checkpoint, format, linear, array, whole.get(_module(linear), 1.0), run)
-                for name, tensor in format.pack(linear, codes).items():
-                    folder.put(name, tensor)
+            linears = format.by_source[source]
+            plain = len(linears) == 1 and linears[0].in_source == Place()
+            array = None if plain else checkpoint.read_float32(source)
+            values = np.empty(0 if array is None else array.shape, np.float32)
+            for linear in linears:
+                first = whole.get(_module(linear), 1.0)
+                known = [np.empty((linear.outputs, PROJECTIONS)) for _ in range(2)]
+                ends: dict[str, int] = {}
+                taken = None if array is None else linear.take(array)
+                made = np.empty((0 if plain else linear.outputs, linear.inputs), np.float32)
+                for rows in _parts(linear, format):
+                    weight = _rows(checkpoint, source, rows) if taken is None else taken[rows]
+                    codes = _round(checkpoint, format, linear, weight, first, run)
+                    for part, tensor in format.packed_rows(codes).items():
+                        name = f"{linear.name}.{part}"
+                        ends[name] = folder.put_part(name, tensor, ends.get(name, 0))
+                    found = codes.values().cpu().numpy()
+                    if taken is None:
+                        known[0][rows], known[1][rows] = sketch(weight), sketch(found)
+                    else:
+                        made[rows] = found
+                for part, tensor in format.packed_once(linear, first).items():
+                    folder.put(f"{linear.name}.{part}", tensor)
                 if format.measured:
                     folder.put(f"{linear.name}.{INPUTS}", np.array([inputs[linear.name]], np.float32))
-                linear.give(values, codes.values().cpu().numpy())
-            computed.took(source, array)
-            computed.add(source, values)
+                if taken is None:
+                    computed.keep(source, *known)
+                else:
+                    linear.give(values, made)
+            if array is not None:
+                computed.took(source, array)
+                computed.add(source, values)
 
         def copied(name: str) -> None:
             folder.put(name, checkpoint.read(name))
@@ -151,13 +176,28 @@ def few_at_a_time(
         yield from done
 
 
+def _parts(linear: Linear, format: CtFormat) -> Iterator[slice]:
+    """Its outputs, as many at a time as a processor's cache holds: whole blocks, and words of zero points."""
+    step = max(BLOCK, ROWS_AT_ONCE // linear.inputs // BLOCK * BLOCK)
+    for start in range(0, linear.outputs, step):
+        yield slice(start, min(start + step, linear.outputs))
+
+
+def _rows(checkpoint: Checkpoint, source: str, rows: slice) -> np.ndarray:
+    """float32. Errors: StepFailed where one is not finite."""
+    values = to_float32(checkpoint.read(source)[rows], checkpoint.tensors[source].dtype)
+    if not np.isfinite(values.max(initial=0)) or not np.isfinite(values.min(initial=0)):
+        checkpoint.read_float32(source)  # which says where
+    return values
+
+
 def _round(
-    checkpoint: Checkpoint, format: CtFormat, linear: Linear, array: np.ndarray, whole: float, run: RunOptions
+    checkpoint: Checkpoint, format: CtFormat, linear: Linear, rows: np.ndarray, whole: float, run: RunOptions
 ) -> Codes | FloatCodes:
-    """Errors: StepFailed, naming the matrix."""
+    """``rows`` of the matrix. Errors: StepFailed, naming the matrix."""
     import torch
 
-    weight = torch.from_numpy(linear.take(array)).to(run.resolved_device)
+    weight = torch.from_numpy(rows).to(run.resolved_device)
     how = format.how
     try:
         if how.kind == "int":

@@ -14,10 +14,14 @@ from wrapper_cases import make_wrapper
 from quantize import convert
 from quantize.artifact.artifact import Artifact, Check
 from quantize.checkpoint.tensors import StoredTensors
+from quantize.engines.native.compressed_tensors import ROWS_AT_ONCE
 from quantize.engines.native.opened import load_compressed
 from quantize.errors import BadInput, StepFailed, Unsupported
 from quantize.formats.stored_compressed import stored_compressed
+from quantize.kernels.grid import grid_search
 from quantize.methods.registry import parse_recipe, plan
+from quantize.numerics.rtn import round_to_nearest
+from quantize.numerics.small_floats import to_e4m3, to_nvfp4
 from quantize.recipe import CalibrationOptions, RunOptions
 from quantize.sources.opening import open_checkpoint
 
@@ -136,6 +140,29 @@ def test_threads_do_not_show(checkpoint: Path, tmp_path: Path) -> None:
         for n in (1, 3)
     ]
     assert made[0].manifest.files == made[1].manifest.files
+
+
+@pytest.mark.parametrize("short", ["ct-fp8-block", "ct-w4a16:sym=false", "ct-nvfp4a16"])
+def test_large_matrices_go_part_by_part(
+    short: str, make_checkpoint: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Of more weights than are rounded at a time, the last part smaller: as rounded whole."""
+    source = make_checkpoint(num_hidden_layers=1, intermediate_size=4480)
+    convert(source, short, tmp_path / "one", verify="none", run=RUN)
+    stored = stored_compressed(tmp_path / "one")
+    name = "model.layers.0.mlp.up_proj.weight"
+    assert ROWS_AT_ONCE < 4480 * 256
+    assert 4480 * 256 % ROWS_AT_ONCE
+    weight = torch.from_numpy(open_checkpoint(source).read_float32(name))
+    if short == "ct-fp8-block":
+        codes = to_e4m3(weight, (128, 128), torch.bfloat16)
+    elif short == "ct-nvfp4a16":
+        base = name.removesuffix(".weight")
+        whole = StoredTensors(tmp_path / "one").float32(f"{base}.weight_global_scale")
+        codes = to_nvfp4(weight, float(whole[0]))
+    else:
+        codes = round_to_nearest(weight, stored.format.grid, search=grid_search())
+    assert np.array_equal(dict(stored.whole())[name], codes.values().numpy())
 
 
 def test_what_is_ignored(tmp_path: Path) -> None:

@@ -36,6 +36,18 @@ def test_stream_of_bits(bits: int, blocks: int, columns: int, seed: int) -> None
     np.testing.assert_array_equal(packing.unpack_bits(words, bits), codes)
 
 
+@pytest.mark.parametrize("bits", [4, 8])
+def test_rows_are_packed_as_columns_are(bits: int) -> None:
+    codes = np.random.default_rng(bits).integers(0, 1 << bits, (5, 64), np.uint8)
+    expected = packing.pack_bits(np.ascontiguousarray(codes.T), bits).T
+    assert np.array_equal(packing.pack_rows(codes, bits), expected)
+    with pytest.raises(ValueError, match="do not fill whole"):
+        packing.pack_rows(codes[:, :3], bits)
+    if bits == 4:
+        with pytest.raises(ValueError, match=r"outside 0\.\.15"):
+            packing.pack_rows(codes + 1, bits)
+
+
 def test_four_bits_by_hand() -> None:
     assert packing.pack_bits(np.arange(8)[:, None], 4).view(np.uint32)[0, 0] == 0x76543210
 

@@ -10,13 +10,14 @@ import numpy as np
 
 from quantize.artifact.artifact import Check, Note
 from quantize.checkpoint.checkpoint import Checkpoint
+from quantize.checkpoint.entries import Entries
 from quantize.checkpoint.templates import folder_templates
 from quantize.errors import BadInput
 from quantize.formats.base import Format
-from quantize.gguf.container.reader import GgufFile, read_gguf
+from quantize.gguf.container.reader import GgufFile, GgufTensor, read_gguf
 from quantize.gguf.container.writer import Planned, header, padded, part_kvs, split
 from quantize.gguf.families.base import Mapped
-from quantize.gguf.families.plan import dequantize
+from quantize.gguf.families.plan import by_entry, dequantize
 from quantize.gguf.tokenizer.chat_templates import templates_of
 from quantize.gguf.tokenizer.special import gguf_name
 from quantize.gguf.tokenizer.verify import verify_tokenizer
@@ -51,8 +52,7 @@ class GgufFormat(Format):
         return {name: kind.name for name, kind in self._kinds(stage) if kind not in UNQUANTIZED}
 
     def checksums(self, stage: Path) -> dict[str, int]:
-        file = open_gguf(stage)
-        return {name: zlib.crc32(file.raw(name).reshape(-1).data) for name in file.tensors}
+        return {name: _crc32(tensor) for name, tensor in open_gguf(stage).tensors.items()}
 
     def activation_types(self, stage: Path) -> dict[str, str]:
         """As llama.cpp rounds them on a CPU; float32 ones are left out."""
@@ -67,6 +67,10 @@ class GgufFormat(Format):
 
     def dequantize(self, stage: Path, checkpoint: Checkpoint) -> Iterator[tuple[str, np.ndarray]]:
         yield from dequantize(open_gguf(stage), self.tensors, checkpoint.source)
+
+    def by_entry(self, stage: Path, checkpoint: Checkpoint) -> Iterator[tuple[str, np.ndarray | Entries]]:
+        """``dequantize``, experts' matrices one at a time."""
+        yield from by_entry(open_gguf(stage), self.tensors, checkpoint.source)
 
     def tokenizer_checks(
         self,
@@ -102,6 +106,16 @@ def file_bytes(kvs: Mapping[str, Any], tensors: Sequence[Planned], split_max_byt
     parts = split(tensors, split_max_bytes)
     headers = [header(part_kvs(kvs, i, len(parts), len(tensors)), part) for i, part in enumerate(parts)]
     return sum(map(len, headers)) + sum(padded(tensor.size_bytes) for tensor in tensors)
+
+
+def _crc32(tensor: GgufTensor) -> int:
+    """Of its bytes. Read, not mapped: of what is mapped all would stay in memory."""
+    found, left = 0, tensor.size_bytes
+    with open(tensor.file, "rb") as file:
+        file.seek(tensor.offset)
+        while left and (block := file.read(min(left, 1 << 20))):
+            found, left = zlib.crc32(block, found), left - len(block)
+    return found
 
 
 def open_gguf(stage: Path) -> GgufFile:

@@ -16,6 +16,7 @@ import numpy as np
 from quantize.artifact.artifact import Note
 from quantize.calibration.windows import Calibration
 from quantize.checkpoint.checkpoint import Checkpoint
+from quantize.checkpoint.entries import Entries
 from quantize.engines.base import Conversion, Engine
 from quantize.errors import BadInput, Unsupported
 from quantize.formats.base import Format
@@ -131,6 +132,10 @@ class Work(ABC, Generic[R]):
         """(HF name, float32 array of the source's shape) for every weight of the source, by the second
         reader."""
         return self.format.dequantize(stage, self.checkpoint)
+
+    def read_by_entry(self, stage: Path) -> Iterator[tuple[str, np.ndarray | Entries]]:
+        """The same; what holds a layer's experts may come one expert's matrix at a time."""
+        return self.read(stage)
 
 
 class Method(ABC, Generic[R]):

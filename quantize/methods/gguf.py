@@ -1,15 +1,18 @@
 """GGUF for llama.cpp: the family's plan of the tensors, the type of each by llama.cpp's rules, quantized by
 its own quantizers."""
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import ClassVar
 
+import numpy as np
+
 from quantize.artifact.artifact import Note
 from quantize.calibration.windows import Calibration
 from quantize.checkpoint.checkpoint import Checkpoint
+from quantize.checkpoint.entries import Entries
 from quantize.engines.base import Conversion, Engine
 from quantize.engines.ggml import GGML, Contents, planned, write_files
 from quantize.engines.native.importance import VERSION, OwnImatrix, own_imatrix
@@ -194,6 +197,10 @@ class GgufWork(Work[GgufRecipe]):
             for work, its, stage in zip(works, contents, stages, strict=True)
         ]
         return write_files(parts, run, title)
+
+    def read_by_entry(self, stage: Path) -> Iterator[tuple[str, np.ndarray | Entries]]:
+        assert isinstance(self.format, GgufFormat)
+        return self.format.by_entry(stage, self.checkpoint)
 
     def _compute(self, run: RunOptions, calibration: Calibration | None) -> tuple[Importances, OwnImatrix]:
         if calibration is None:

@@ -5,7 +5,8 @@ swapped tensor is nearer to another. The distance itself does not matter here. E
 untrained experts or copied layers, cannot be told apart.
 """
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -26,20 +27,23 @@ SMALL_ROW = 0.1
 SAMPLES = 1024  # values that tell tensors apart
 COLUMNS = 64  # columns that tell rows apart, before all columns are compared
 ROW_WORK = 1 << 28  # products of rows with rows, for each of these columns
+ROWS_AT_ONCE = 1 << 20  # distances in memory at a time
 FEWEST = 32  # fewest values of a tensor, or of a row, that identify it
+
+#: number of a row -> its values
+Row = Callable[[int], np.ndarray]
 
 
 def feature(values: np.ndarray, rescaled: bool) -> np.ndarray:
     """(SAMPLES,) values of a tensor at places that depend only on its shape; ``rescaled``: their signs, which
     no positive scale of a row or a column changes."""
-    flat = values.reshape(-1)
-    places = (
-        np.random.default_rng(values.shape).integers(0, flat.size, SAMPLES)
-        if flat.size > SAMPLES
-        else slice(None)
-    )
-    taken = flat[places].astype(np.float32)
-    return np.sign(taken) if rescaled else taken
+    return _signed(values.reshape(-1)[feature_places(values.shape)].astype(np.float32), rescaled)
+
+
+def feature_places(shape: tuple[int, ...]) -> np.ndarray:
+    """Where they are, by their numbers among all values."""
+    size = math.prod(shape)
+    return np.random.default_rng(shape).integers(0, size, SAMPLES) if size > SAMPLES else np.arange(size)
 
 
 def misplaced(read: np.ndarray, source: np.ndarray) -> Iterator[tuple[int, int]]:
@@ -65,25 +69,61 @@ def misplaced_row(read: np.ndarray, source: np.ndarray, rescaled: bool) -> tuple
     """
     a, b = as_rows(read), as_rows(source)
     count, columns = b.shape
-    if columns < FEWEST or count < 2:
+    rows = RowIdentity(count, columns, rescaled)
+    rows.add(a, b)
+    return rows.misplaced(a.__getitem__, b.__getitem__)
+
+
+class RowIdentity:
+    """``misplaced_row`` of a tensor of (``count``, ``columns``) that comes some rows at a time."""
+
+    def __init__(self, count: int, columns: int, rescaled: bool):
+        self.rescaled, self._told = rescaled, columns >= FEWEST and count >= 2
+        if not self._told:
+            return
+        wanted = min(count, max(256, ROW_WORK // count))
+        self._looked = np.unique(np.linspace(0, count - 1, wanted).round().astype(int))
+        self._taken = np.unique(np.linspace(0, columns - 1, min(columns, COLUMNS)).round().astype(int))
+        self._norms = np.empty(count)
+        self._few = np.empty((len(self._looked), len(self._taken)), np.float32)
+        self._fewer = np.empty((count, len(self._taken)), np.float32)
+        self._filled = 0
+
+    def add(self, read: np.ndarray, source: np.ndarray) -> None:
+        """The next rows (n, columns) of each."""
+        if not self._told:
+            return
+        begin, end = self._filled, self._filled + len(source)
+        self._norms[begin:end] = np.sqrt(_squares(source))
+        self._fewer[begin:end] = source[:, self._taken]
+        mine = slice(*np.searchsorted(self._looked, [begin, end]))
+        self._few[mine] = read[self._looked[mine] - begin][:, self._taken]
+        self._filled = end
+
+    def misplaced(self, read: Row, source: Row) -> tuple[int, int] | None:
+        """``read`` and ``source``: a row of each by its number."""
+        if not self._told:
+            return None
+        norms = self._norms
+        large = norms >= SMALL_ROW * np.sqrt(np.square(norms).mean())
+        kept = large[self._looked]
+        looked = self._looked[kept]
+        few, fewer = _signed(self._few[kept], self.rescaled), _signed(self._fewer, self.rescaled)
+        squares_b = _squares(fewer)
+        squares_b[~large] = np.inf  # nobody's
+        step = max(1, min(256, ROWS_AT_ONCE // len(fewer)))
+        for begin in range(0, len(looked), step):
+            block = few[begin : begin + step]
+            products = (block @ fewer.T).astype(np.float64)
+            squares = _squares(block)[:, None] + squares_b[None, :] - 2.0 * products
+            for row, i in zip(squares, looked[begin : begin + step], strict=True):
+                j = _other(row, int(i), squares_b)
+                if j is None:
+                    continue
+                full = (_signed(x, self.rescaled) for x in (read(int(i)), source(int(i)), source(j)))
+                if _nearer(*full):
+                    return int(i), j
         return None
-    norms = np.sqrt(_squares(b))
-    large = norms >= SMALL_ROW * np.sqrt(np.square(norms).mean())
-    wanted = min(count, max(256, ROW_WORK // count))
-    looked = np.unique(np.linspace(0, count - 1, wanted).round().astype(int))
-    looked = looked[large[looked]]
-    taken = np.unique(np.linspace(0, columns - 1, min(columns, COLUMNS)).round().astype(int))
-    few, fewer = _signed(a[looked][:, taken], rescaled), _signed(b[:, taken], rescaled)
-    squares_b = _squares(fewer)
-    squares_b[~large] = np.inf  # nobody's
-    for begin in range(0, len(looked), 256):
-        block = few[begin : begin + 256]
-        squares = _squares(block)[:, None] + squares_b[None, :] - 2.0 * (block @ fewer.T).astype(np.float64)
-        for row, i in zip(squares, looked[begin : begin + 256], strict=True):
-            j = _other(row, int(i), squares_b)
-            if j is not None and _nearer(*(_signed(x, rescaled) for x in (a[i], b[i], b[j]))):
-                return int(i), j
-    return None
 
 
 def _other(squares: np.ndarray, own: int, norms: np.ndarray) -> int | None:

@@ -7,6 +7,7 @@ source is recorded: it is what the recipe costs, and real models cost strange th
 which nobody says what was computed is it asked whose it is: it must not resemble another's source.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,14 +17,15 @@ import numpy as np
 
 from quantize.artifact.artifact import Check
 from quantize.checkpoint.checkpoint import sha256_file
-from quantize.dtypes import FLOATS
+from quantize.checkpoint.entries import Entries
+from quantize.dtypes import FLOATS, to_float32
 from quantize.engines.base import Computed, Conversion
 from quantize.errors import QuantwrightError
 from quantize.formats.base import Format
 from quantize.hf.names import IGNORED
 from quantize.methods.base import Work
 from quantize.numerics import identity
-from quantize.numerics.resemblance import Resemblance, compare
+from quantize.numerics.resemblance import Resemblance, Sums, compare
 
 
 @dataclass
@@ -43,9 +45,9 @@ def check_weights(work: Work[Any], stage: Path, conversion: Conversion, spill: P
     problems = list(_changed_files(stage, conversion.sha256))
     problems = problems or list(_other_bytes(work.format, stage, conversion.checksums))
     try:
-        for name, values in work.read(stage):
+        for name, values in work.read_by_entry(stage):
             if result.spill is not None:
-                result.spill.add(name, values)
+                values = result.spill.add(name, values)
             problems += reading.add(name, values)
     except (QuantwrightError, ValueError, KeyError) as error:
         problems.append(f"the second reader cannot read it: {error}")
@@ -80,8 +82,14 @@ class _Reading:
         # tensors that look like another's, though they are what the engine computed
         self._suspicious: list[str] = []
 
-    def add(self, name: str, values: np.ndarray) -> Iterator[str]:
+    def add(self, name: str, values: np.ndarray | Entries) -> Iterator[str]:
         """What is wrong with it."""
+        if isinstance(values, Entries):
+            source = self._source_entries(name, values)
+            if source is not None:
+                yield from self._add_entries(name, values, source)
+                return
+            values = values.whole()
         if not np.isfinite(values.sum(dtype=np.float64)) and not np.isfinite(values).all():
             yield f"{name} holds NaN or Inf"
             return
@@ -96,6 +104,44 @@ class _Reading:
             return
         if values.size:
             yield from self._against_source(name, self.checkpoint.read_float32(name), values)
+
+    def _source_entries(self, name: str, values: Entries) -> Entries | None:
+        """The source's tensor, where it can be compared with ``values`` one entry at a time."""
+        info = self.checkpoint.tensors.get(name)
+        if info is None or info.dtype not in FLOATS or info.shape != values.shape:
+            return None
+        read = self.checkpoint.entries(name)
+        if read is None or self.computed is not None or self._stored is not None:
+            return None
+        return Entries(info.shape, lambda index: to_float32(read(index), info.dtype))
+
+    def _add_entries(self, name: str, values: Entries, source: Entries) -> Iterator[str]:
+        """``add``, a part of the tensor in memory at a time."""
+        shape = values.shape
+        count, columns, size = math.prod(shape[:-1]), shape[-1], math.prod(shape[1:])
+        sums, rows = Sums(), identity.RowIdentity(count, columns, self._rescaled)
+        places = identity.feature_places(shape)
+        taken = np.empty((2, len(places)), np.float32)
+        for index, (read, own) in enumerate(zip(values, source, strict=True)):
+            if not np.isfinite(read.sum(dtype=np.float64)) and not np.isfinite(read).all():
+                yield f"{name} holds NaN or Inf"
+                return
+            sums.add(own, read)
+            rows.add(read.reshape(-1, columns), own.reshape(-1, columns))
+            mine = places // size == index
+            for side, array in enumerate((read, own)):
+                taken[side, mine] = array.reshape(-1)[places[mine] - index * size]
+        self.seen.add(name)
+        self._likeness[name] = sums.resemblance()
+        signed = np.sign(taken) if self._rescaled else taken
+        self._features.setdefault(shape, {})[name] = signed[0], signed[1]
+        each = count // shape[0]
+
+        def row(of: Entries) -> identity.Row:
+            return lambda i: of.entry(i // each).reshape(-1, columns)[i % each]
+
+        if (moved := rows.misplaced(row(values), row(source))) is not None:
+            yield from self._judged(name, f"{name}: row {moved[0]} is row {moved[1]} of its source")
 
     def _differs(self, name: str, values: np.ndarray) -> str:
         if self.computed is None or name not in self.computed:
@@ -208,10 +254,20 @@ class Spill:
     def __contains__(self, name: object) -> bool:
         return name in self._shapes
 
-    def add(self, name: str, values: np.ndarray) -> None:
+    def add(self, name: str, values: np.ndarray | Entries) -> np.ndarray | Entries:
+        """-> what to look at: ``Entries`` are read from here then, so that they are made once."""
         number = len(self._shapes)
-        np.ascontiguousarray(values, dtype=np.float32).tofile(self.folder / f"{number}.f32")
         self._shapes[name] = (number, values.shape)
+        path = self.folder / f"{number}.f32"
+        if not isinstance(values, Entries):
+            np.ascontiguousarray(values, dtype=np.float32).tofile(path)
+            return values
+        with open(path, "wb") as file:
+            for entry in values:
+                file.write(np.ascontiguousarray(entry, dtype=np.float32).data)
+        shape = values.shape[1:]
+        size = 4 * math.prod(shape)
+        return Entries(values.shape, lambda index: np.memmap(path, np.float32, "r", index * size, shape))
 
     def read(self, name: str) -> np.ndarray:
         number, shape = self._shapes[name]

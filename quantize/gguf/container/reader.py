@@ -69,9 +69,19 @@ class GgufFile:
         Errors: Unsupported where gguf-py has no code for the type (integers, and blocks that no file on disk
         uses).
         """
+        tensor = self.tensors[name]
+        return self._values(tensor, self.raw(name)).reshape(tensor.shape)
+
+    def matrix(self, name: str, index: int) -> np.ndarray:
+        """One of the matrices of a tensor of three axes, as ``dequantize`` gives it; no other is read."""
+        tensor = self.tensors[name]
+        rows = tensor.shape[-2]
+        return self._values(tensor, self.raw(name)[index * rows : (index + 1) * rows])
+
+    @staticmethod
+    def _values(tensor: GgufTensor, raw: np.ndarray) -> np.ndarray:
         from gguf.quants import dequantize
 
-        tensor, raw = self.tensors[name], self.raw(name)
         out = np.empty((raw.shape[0], tensor.shape[-1]), np.float32)
         slab = max(1, (1 << 22) // max(1, tensor.shape[-1]))
         for first in range(0, raw.shape[0], slab):
@@ -85,9 +95,10 @@ class GgufFile:
                     out[first : first + slab] = dequantize(part, tensor.kind)
                 except NotImplementedError:
                     raise Unsupported(
-                        f"{tensor.file}: tensor {name} is {tensor.kind.name}, which is not a type of weights"
+                        f"{tensor.file}: tensor {tensor.name} is {tensor.kind.name}, which is not "
+                        "a type of weights"
                     ) from None
-        return out.reshape(tensor.shape)
+        return out
 
 
 #: ``fetch(file, end)``: see that the bytes up to ``end`` are in the file; returns up to where they are now

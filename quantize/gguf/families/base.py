@@ -1,7 +1,7 @@
 """What a family derives from a checkpoint's headers: the tensors of its GGUF, how each is built, and its
 key-values."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +30,7 @@ class Mapped:
     #: what makes one entry of the first axis of three, an expert's matrix, by itself: see
     #: ``Operation.of_entry``
     of_entry: Operation | None = None
+    restored: Sequence[tuple[int, ...]] = ()  # shapes of what ``restore`` gives
 
 
 @dataclass(frozen=True)

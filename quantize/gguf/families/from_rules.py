@@ -189,6 +189,7 @@ def _mapped(target: str, sources: tuple[str, ...], operation: Operation, checkpo
         operation.pure,
         columns=operation.columns(),
         of_entry=operation.of_entry() if len(shape) == 3 else None,
+        restored=shapes,
     )
 
 

@@ -6,12 +6,15 @@ and exceptions. ``decoder`` holds what is shared. Facts (names, keys, permutatio
 converter and its ``src/models``.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from importlib import import_module
 
 import numpy as np
 
 from quantize.checkpoint.checkpoint import Checkpoint
+from quantize.checkpoint.entries import Entries
 from quantize.errors import BadInput, StepFailed, Unsupported
 from quantize.gguf.container.reader import GgufFile
 from quantize.gguf.families.base import FamilyPlan, Mapped
@@ -157,13 +160,75 @@ def dequantize(file: GgufFile, tensors: Sequence[Mapped], source: str) -> Iterat
 
     Errors: BadInput where the two do not hold the same tensors.
     """
+    _check_same_tensors(file, tensors, source)
+    yield from restore(tensors, file.dequantize)
+
+
+def by_entry(
+    file: GgufFile, tensors: Sequence[Mapped], source: str
+) -> Iterator[tuple[str, np.ndarray | Entries]]:
+    """As ``dequantize``; experts' matrices are read one at a time, and what holds those of
+    a layer in one tensor comes as ``Entries``."""
+    _check_same_tensors(file, tensors, source)
+    owners: dict[str, list[Mapped]] = {}
+    for mapped in tensors:
+        for name in mapped.sources:
+            owners.setdefault(name, []).append(mapped)
+    apart = {name: its for name, its in owners.items() if _is_apart(its)}
+    # a tensor of the file goes one way or the other with all that it is made from
+    while mixed := {name for m in tensors if not apart.keys() >= set(m.sources) for name in m.sources} & {
+        *apart
+    }:
+        apart = {name: its for name, its in apart.items() if name not in mixed}
+    pieces, last = _Pieces(tensors), {name: its[-1] for name, its in owners.items()}
+    for mapped in tensors:
+        if apart.keys() >= set(mapped.sources):
+            for index, name in enumerate(mapped.sources):
+                if last[name] is not mapped:
+                    continue
+                if len(mapped.sources) > 1:
+                    yield name, entry_of(mapped, index, file.matrix)
+                else:
+                    read = partial(joined_entry, name, apart[name], file.matrix)
+                    yield name, Entries(mapped.restored[0], read)
+        else:
+            yield from pieces.of(mapped, file.dequantize(mapped.name))
+
+
+def _is_apart(owners: Sequence[Mapped]) -> bool:
+    """Whether what ``owners`` hold together is a tensor of all experts, or one of them one expert's."""
+    return all(m.of_entry is not None and (len(m.sources) == 1 or len(owners) == 1) for m in owners)
+
+
+#: (tensor of a file, number of a matrix) -> that, float32 or whatever its values are held in
+Matrix = Callable[[str, int], np.ndarray]
+
+
+def joined_entry(name: str, owners: Sequence[Mapped], read: Matrix, index: int) -> np.ndarray:
+    """One entry of source tensor ``name``, of each entry of which ``owners`` hold a part."""
+    found = entry_of(owners[0], index, read)
+    for mapped in owners[1:]:
+        part = entry_of(mapped, index, read)
+        found = np.where(np.isnan(part), found, part)
+    if len(owners) > 1:
+        _check_covered(name, found)
+    return found
+
+
+def entry_of(mapped: Mapped, index: int, read: Matrix) -> np.ndarray:
+    """Of the only source its entry ``index``, as far as ``mapped`` holds it; of several that source."""
+    assert mapped.of_entry is not None
+    shape = mapped.restored[index] if len(mapped.sources) > 1 else mapped.restored[0][1:]
+    return mapped.of_entry.restore(read(mapped.name, index), [shape])[0]
+
+
+def _check_same_tensors(file: GgufFile, tensors: Sequence[Mapped], source: str) -> None:
     for mapped in tensors:
         found = list(file.tensors[mapped.name].shape) if mapped.name in file.tensors else "no such tensor"
         if mapped.sources and found != list(mapped.shape):
             raise BadInput(f"{file.path}: {mapped.name}: expected shape {list(mapped.shape)}, found {found}")
     if unknown := sorted(file.tensors.keys() - {mapped.name for mapped in tensors}):
         raise BadInput(f"{file.path}: {unknown[0]}: {source} has no tensors for it; is that its source?")
-    yield from restore(tensors, file.dequantize)
 
 
 def restore(tensors: Sequence[Mapped], read: Callable[[str], np.ndarray]) -> Iterator[tuple[str, np.ndarray]]:
@@ -172,26 +237,39 @@ def restore(tensors: Sequence[Mapped], read: Callable[[str], np.ndarray]) -> Ite
 
     Sources spread over several GGUF tensors are joined. Errors: StepFailed where a piece of one is missing.
     """
-    left: dict[str, int] = {}
+    pieces = _Pieces(tensors)
     for mapped in tensors:
-        for source in mapped.sources:
-            left[source] = left.get(source, 0) + 1
-    spread = {source for source, count in left.items() if count > 1}
-    pieces: dict[str, np.ndarray] = {}
-    for mapped in tensors:
-        if not mapped.sources:
-            continue
-        for source, array in zip(mapped.sources, mapped.restore(read(mapped.name)), strict=True):
-            if source in spread:
-                if source in pieces:
-                    array = np.where(np.isnan(array), pieces[source], array)
-                left[source] -= 1
-                if left[source]:
-                    pieces[source] = array
-                    continue
-                pieces.pop(source, None)
-                if np.isnan(array).any():
-                    raise StepFailed(
-                        f"{source}: the GGUF tensors made from it do not cover all of it; please report this"
-                    )
-            yield source, array
+        if mapped.sources:
+            yield from pieces.of(mapped, read(mapped.name))
+
+
+class _Pieces:
+    """Sources of which a part has been read."""
+
+    def __init__(self, tensors: Sequence[Mapped]):
+        self._left = Counter(source for mapped in tensors for source in mapped.sources)
+        self._spread = {source for source, count in self._left.items() if count > 1}
+        self._found: dict[str, np.ndarray] = {}
+
+    def of(self, mapped: Mapped, array: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+        """Those that are whole with this tensor of the file. Errors: StepFailed where a piece is missing."""
+        for source, part in zip(mapped.sources, mapped.restore(array), strict=True):
+            if source not in self._spread:
+                yield source, part
+                continue
+            if source in self._found:
+                part = np.where(np.isnan(part), self._found[source], part)
+            self._left[source] -= 1
+            if self._left[source]:
+                self._found[source] = part
+                continue
+            self._found.pop(source, None)
+            _check_covered(source, part)
+            yield source, part
+
+
+def _check_covered(source: str, array: np.ndarray) -> None:
+    if np.isnan(array).any():
+        raise StepFailed(
+            f"{source}: the GGUF tensors made from it do not cover all of it; please report this"
+        )

@@ -7,6 +7,7 @@ that nothing is rounded on the way.
 
 from collections import Counter, OrderedDict
 from collections.abc import Iterable
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from threading import Lock
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from quantize.checkpoint.checkpoint import Checkpoint
+from quantize.checkpoint.reader import ReadEntry
 from quantize.checkpoint.safetensors_header import TensorInfo
 from quantize.checkpoint.tensors import Entry, as_written
 from quantize.dtypes import NUMPY
@@ -25,7 +27,7 @@ from quantize.gguf.families.config import Hyperparameters
 from quantize.gguf.families.decoder import Family, OneOf, Rule
 from quantize.gguf.families.from_rules import make_plan, source_names, target_name
 from quantize.gguf.families.operations import COPY
-from quantize.gguf.families.plan import KNOWN
+from quantize.gguf.families.plan import KNOWN, entry_of, joined_entry
 from quantize.gguf.to_checkpoint.keyed import Keyed, keyed_tensors
 from quantize.gguf.to_checkpoint.metadata import Metadata
 from quantize.kernels.block_types import UNQUANTIZED
@@ -82,6 +84,8 @@ class GgufTensors:
         if len(owners) > 1:
             return _joined(self._file, info, owners)
         mapped, index = owners[0]
+        if len(mapped.sources) > 1 and mapped.of_entry is not None:
+            return _kept(entry_of(mapped, index, partial(_matrix, self._file)))
         with self._lock:
             if mapped.name not in self._pieces:
                 keep = KEPT if len(mapped.sources) > 1 else 1
@@ -90,6 +94,15 @@ class GgufTensors:
                 self._pieces[mapped.name] = [_kept(p) for p in mapped.restore(_values(self._file, mapped))]
             self._pieces.move_to_end(mapped.name)
             return self._pieces[mapped.name][index]
+
+    def entries(self, info: TensorInfo) -> ReadEntry | None:
+        owners = [mapped for mapped, _ in self._owners.get(info.name, ())]
+        if not owners or any(m.of_entry is None or len(m.sources) > 1 for m in owners):
+            return None
+        if len(owners) == 1:
+            return lambda index: _kept(entry_of(owners[0], index, partial(_matrix, self._file)))
+        read = partial(joined_entry, info.name, owners, self._file.matrix)
+        return lambda index: _stored(read(index), info.dtype)
 
     def files(self, tensors: Iterable[TensorInfo]) -> list[tuple[str, Path]]:
         """Independent of the file's name, which is not part of its contents."""
@@ -103,10 +116,14 @@ def _joined(file: GgufFile, info: TensorInfo, owners: list[tuple[Mapped, int]]) 
     for mapped, index in owners:
         part = mapped.restore(file.dequantize(mapped.name).reshape(mapped.shape))[index]
         np.copyto(whole, part, where=~np.isnan(part))
-    # back to where the values came from: exact
-    if info.dtype == "BF16":
-        return _kept((whole.view(np.uint32) >> 16).astype(np.uint16))
-    return _kept(whole.astype(NUMPY[info.dtype]))
+    return _stored(whole, info.dtype)
+
+
+def _stored(values: np.ndarray, dtype: str) -> np.ndarray:
+    """Back to where the values came from: exact."""
+    if dtype == "BF16":
+        return _kept((np.ascontiguousarray(values).view(np.uint32) >> 16).astype(np.uint16))
+    return _kept(values.astype(NUMPY[dtype]))
 
 
 def _common_dtype(file: GgufFile, mapped: list[Mapped]) -> str:
@@ -186,3 +203,12 @@ def _values(file: GgufFile, mapped: Mapped) -> np.ndarray:
     if mapped.pure and kind in UNQUANTIZED:
         return np.ascontiguousarray(file.raw(mapped.name)).view(NUMPY[kind.name]).reshape(mapped.shape)
     return file.dequantize(mapped.name).reshape(mapped.shape)
+
+
+def _matrix(file: GgufFile, name: str, index: int) -> np.ndarray:
+    """``_values`` of one of a tensor's matrices, for what only moves values."""
+    kind, shape = file.tensors[name].kind, file.tensors[name].shape
+    if kind not in UNQUANTIZED:
+        return file.matrix(name, index)
+    rows = file.raw(name)[index * shape[-2] : (index + 1) * shape[-2]]
+    return np.ascontiguousarray(rows).view(NUMPY[kind.name])

@@ -106,7 +106,7 @@ def clip(weight: "torch.Tensor", blocks: "torch.Tensor", grid: Grid) -> Codes:
     """
     import torch
 
-    parts = [_clipped(part, blocks, grid) for part in weight.split(max(1, 16 * CHUNK // weight.shape[1]))]
+    parts = [_clipped(part, blocks, grid) for part in weight.split(max(1, 4 * CHUNK // weight.shape[1]))]
     codes, scales, zeros = (torch.cat(each) for each in zip(*parts, strict=True))
     return Codes(codes, scales, zeros)
 

@@ -36,6 +36,7 @@ COMMANDS = {
         "serving.command:command",
         "Write what another program (Ollama, vLLM, LM Studio ...) needs to run an artifact.",
     ),
+    "serve": ("serving.serve_command:command", "Start an artifact's own server, which speaks OpenAI's API."),
     "run": ("jobs.commands.run:run", "Run a job file: models x recipes x evaluations, resumable."),
     "plan": ("jobs.commands.plan:plan", "Estimate what a conversion or a job will cost before it starts."),
     "inspect": (

@@ -24,10 +24,19 @@ BLOCKS = ("transformer.h", "model.decoder.layers", "gpt_neox.layers", "model.lay
 
 @dataclass(frozen=True)
 class GptqFormat(PackedFormat):
+    """``version``: what is read; 2 stores zero points as they are meant, 1 less one. 1 is what is written."""
+
+    version: int = 1
+
     storage: ClassVar[str] = "gptq"
     hub_tag: ClassVar[str] = "gptq"
     along_inputs: ClassVar[bool] = True
     replaced: ClassVar[tuple[str, ...]] = ("Linear", "Conv1D")
+
+    @property
+    def less(self) -> int:
+        """What is stored of a zero point is that much less than it is."""
+        return 1 if self.version == 1 else 0
 
     @property
     def grid(self) -> Grid:
@@ -64,14 +73,16 @@ class GptqFormat(PackedFormat):
 
     def unpacked(self, tensors: dict[str, np.ndarray], grid: Grid) -> np.ndarray:
         qweight, qzeros, scales = (tensors[name] for name in ("qweight", "qzeros", "scales"))
-        return dequantize_gptq(qweight, qzeros, scales, tensors.get("g_idx"), grid.bits, grid.group_size)
+        return dequantize_gptq(
+            qweight, qzeros, scales, tensors.get("g_idx"), grid.bits, grid.group_size, self.less
+        )
 
     def codes_of(self, stored: Checkpoint, linear: Linear) -> tuple[np.ndarray, ...]:
         tensors, grid = tensors_of(stored, linear.name), self.grid_of(linear)
         codes = unpack_bits(tensors["qweight"], grid.bits)
         size = grid.group_size if grid.group_size > 0 else linear.inputs
         groups = tensors.get("g_idx", np.arange(linear.inputs) // size)
-        return codes, gptq_zeros(tensors["qzeros"], grid.bits), tensors["scales"], groups
+        return codes, gptq_zeros(tensors["qzeros"], grid.bits, self.less), tensors["scales"], groups
 
     def matrix_entries(self, linear: Linear) -> Iterator[Entry]:
         outputs, inputs, groups = linear.outputs, linear.inputs, self.groups(linear)

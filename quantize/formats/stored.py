@@ -21,6 +21,9 @@ from quantize.hf.matrices import DecoderLinears, Linear, decoder_linears
 from quantize.numerics.grids import Grid
 from quantize.terminal import printable
 
+#: what ``checkpoint_format`` calls a version of GPTQ's packing
+VERSIONS = {"gptq": 1, "gptq_v2": 2}
+
 
 @dataclass(frozen=True)
 class Stored:
@@ -45,7 +48,7 @@ def stored_packed(folder: Path, *, trust_remote_code: bool = False) -> Stored:
     said = read_told(folder, config)
     gptq = said.quant_method == "gptq"
     packing = said.checkpoint_format or said.format or "gptq"
-    if gptq and packing != "gptq":
+    if gptq and packing not in VERSIONS:
         raise Unsupported(f"{folder}: is packed as {printable(packing, 40)}, not as gptq")
     bits, group_size = said.bits, said.group_size
     symmetric = said.sym if gptq else not said.zero_point
@@ -68,7 +71,9 @@ def stored_packed(folder: Path, *, trust_remote_code: bool = False) -> Stored:
                 special[base] = grid
     tensors = {name: info for name, info in stored.tensors.items() if name.rpartition(".")[0] not in found}
     checkpoint, decoder, linears = source_of(folder, config, stored, found, tensors, trust_remote_code)
-    format = made(bits, group_size, symmetric, linears, decoder, tuple(special.items()))
+    format: PackedFormat = made(bits, group_size, symmetric, linears, decoder, tuple(special.items()))
+    if isinstance(format, GptqFormat):
+        format = replace(format, version=VERSIONS[packing])
     return Stored(folder, checkpoint, format)
 
 

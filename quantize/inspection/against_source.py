@@ -15,6 +15,7 @@ from quantize.errors import QuantwrightError
 from quantize.formats.packed import PackedFormat
 from quantize.gguf.container.reader import GgufFile
 from quantize.gguf.tokenizer.chat_templates import templates_of
+from quantize.gguf.tokenizer.metadata import tokenizer_metadata
 from quantize.gguf.tokenizer.special import gguf_name
 from quantize.hf.names import IGNORED
 from quantize.hf.needed import needed
@@ -232,6 +233,30 @@ def template_problems(reading: Reading, source: Checkpoint) -> Iterator[Problem]
     else:
         had = "is another text than its source's" if names[0] in wanted else "its source has none"
         yield Problem("wrong" if names[0] in wanted else "note", TEMPLATE, f"{name}: {had}")
+
+
+def vocabulary_problems(file: GgufFile, source: Checkpoint) -> Iterator[Problem]:
+    """Whether a token of a GGUF stands where its source has another: texts alone tell of common words."""
+    found = file.kvs.get("tokenizer.ggml.tokens")
+    try:
+        wanted = tokenizer_metadata(source).kvs["tokenizer.ggml.tokens"][0]
+    except (QuantwrightError, KeyError):
+        return
+    if not isinstance(found, list):
+        return
+    places = {token: number for number, token in enumerate(wanted)}
+    moved = [
+        (number, token)
+        for number, (token, own) in enumerate(zip(found, wanted, strict=False))
+        if token != own and token in places
+    ]
+    if moved:
+        number, token = moved[0]
+        more = f" (and {len(moved) - 1:,} more)" if len(moved) > 1 else ""
+        yield Problem(
+            "wrong", SPLITS, f"token {number} is {printable(repr(token), 60)}, which is {places[token]} in "
+            f"its source{more}: the vocabulary is in another order",
+        )  # fmt: skip
 
 
 def tokenizer_problems(folder: Path, source: Checkpoint) -> Iterator[Problem]:

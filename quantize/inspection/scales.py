@@ -7,6 +7,7 @@ import numpy as np
 
 from quantize.checkpoint.tensors import StoredTensors
 from quantize.dtypes import FLOATS
+from quantize.formats.gptq import GptqFormat
 from quantize.formats.packed import PackedFormat
 from quantize.inspection.findings import Findings
 from quantize.inspection.tensors import owner_of
@@ -65,20 +66,18 @@ def _unset(values: np.ndarray) -> str:
 
 def zero_point_faults(folder: Path, format: PackedFormat, findings: Findings) -> None:
     """Symmetric GPTQ, whose zero points are all in the middle: one off is the other version of the format."""
-    if format.storage != "gptq" or not format.symmetric:
+    if not isinstance(format, GptqFormat) or not format.symmetric:
         return
     stored = StoredTensors(folder)
     for linear in format.linears:
         grid, name = format.grid_of(linear), f"{linear.name}.qzeros"
         if name not in stored or not grid.symmetric:
             continue
-        zeros, middle = gptq_zeros(stored.raw(name), grid.bits), 1 << (grid.bits - 1)
+        zeros, middle = gptq_zeros(stored.raw(name), grid.bits, format.less), 1 << (grid.bits - 1)
         off = sorted(set(np.unique(zeros).tolist()) - {middle})
         if off and set(off) <= {middle - 1, middle + 1} and middle not in zeros:
-            findings.add(
-                OFF_BY_ONE,
-                linear.source,
-                f"zero points read as {off[0]}, those of a symmetric grid of {grid.bits} bits are {middle}: "
-                f"the file has those of GPTQ's {'v2' if off[0] > middle else 'v1 less one'} and says "
-                "gptq, which is v1",
+            why = (
+                f"zero points read as {off[0]}, those of a symmetric grid of {grid.bits} bits are {middle}; "
+                f"its config says that they are GPTQ's v{format.version}"
             )
+            findings.add(OFF_BY_ONE, linear.source, why)

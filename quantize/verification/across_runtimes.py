@@ -10,9 +10,11 @@ from pathlib import Path
 
 import numpy as np
 
+from quantize.artifact.artifact import MANIFEST, Artifact
+from quantize.artifact.file_hashes import user_hashes
 from quantize.calibration.windows import context_length
 from quantize.checkpoint.checkpoint import Checkpoint
-from quantize.errors import BadInput, QuantwrightError, Unsupported
+from quantize.errors import BadInput, QuantwrightError, Unsupported, one_line
 from quantize.gguf.container.files import find_gguf
 from quantize.hf.load import read_config, storage_format
 from quantize.inspection.against_source import (
@@ -20,6 +22,7 @@ from quantize.inspection.against_source import (
     setting_problems,
     template_problems,
     tokenizer_problems,
+    vocabulary_problems,
     weight_problems,
 )
 from quantize.inspection.description import describe
@@ -68,7 +71,7 @@ def verify_anywhere(
     storage = "gguf" if gguf else storage_format(path, read_config(path))
     checkpoint = open_checkpoint(source, trust_remote_code=run.trust_remote_code) if source else None
     report = Report(model, storage, source)
-    report.problems = _from_headers(path, checkpoint)
+    report.problems = [*_from_manifest(path), *_from_headers(path, checkpoint)]
     with temporary_folder("verify", run.scratch) as scratch:
         subject = Subject(path, gguf, storage, checkpoint, run, scratch, start or within(seconds))
         _read_weights(subject, report, say)
@@ -83,6 +86,21 @@ def verify_anywhere(
         reasons = "; ".join(f"{ran.name}: {ran.why}" for ran in report.runtimes)
         raise Unsupported(f"{model}: none of --in {','.join(asked)} runs here ({reasons})")
     return report
+
+
+def _from_manifest(path: Path) -> list[Problem]:
+    """Of an artifact of this program: whether its files are still those that it wrote."""
+    folder = path if path.is_dir() else path.parent
+    if not (folder / MANIFEST).is_file():
+        return []
+    try:
+        artifact = Artifact.load(folder)
+        if path.is_file() and path.name not in artifact.manifest.files:
+            return []
+        artifact.check_files(user_hashes().sha256)
+    except (QuantwrightError, OSError) as error:
+        return [Problem("wrong", "files are not its manifest's", printable(one_line(error), 300))]
+    return []
 
 
 def _from_headers(path: Path, source: Checkpoint | None) -> list[Problem]:
@@ -106,8 +124,8 @@ def _read_weights(subject: Subject, report: Report, say: Callable[[str], None]) 
     folder.mkdir()
     try:
         subject.reading = reading = open_reading(subject.path, subject.gguf, subject.source, subject.scratch)
-    except QuantwrightError as error:
-        report.why_not = printable(error, 300)
+    except (QuantwrightError, ValueError, KeyError, TypeError, IndexError) as error:
+        report.why_not = printable(one_line(error), 300)
         report.problems.append(Problem("note", "weights are not read here", report.why_not))
         return
     say("reading the weights")
@@ -125,14 +143,16 @@ def _read_weights(subject: Subject, report: Report, say: Callable[[str], None]) 
     report.problems += weights.problems
     subject.extra = frozenset(weights.extra)
     report.why_not = weights.unreadable
-    if reading.own is not None:
-        subject.small = reading.own.folder
+    config = reading.own or subject.source
+    subject.small = config.folder if config is not None else None
     if subject.source is None:
         return
     report.problems += setting_problems(reading, subject.source)
     report.problems += template_problems(reading, subject.source)
     if reading.gguf is None:
         report.problems += tokenizer_problems(subject.path, subject.source)
+    else:
+        report.problems += vocabulary_problems(reading.gguf, subject.source)
 
 
 def _choose_rows(subject: Subject) -> None:

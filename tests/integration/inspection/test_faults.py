@@ -1,17 +1,20 @@
 """Well-known ways in which quantized files are wrong: each is planted and found by its name and place, and
 what this program's methods make raises no alarm."""
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from gguf.quants import dequantize
 from spoiled import Arrays, edit, spoil
 
 from quantize import convert
 from quantize.artifact.artifact import Artifact
 from quantize.gguf.container.files import find_gguf
+from quantize.gguf.container.reader import read_gguf
 from quantize.inspection.against_source import (
     ROPE,
     SPLITS,
@@ -84,8 +87,6 @@ def test_no_alarm(source: Path, made: Make, short: str, needs: str, tmp_path: Pa
 
 
 def test_saved_but_not_quantized(source: Path, made: Make, tmp_path: Path) -> None:
-    import json
-
     folder = Path(shutil.copytree(source, tmp_path / "model"))
     said = json.loads((made("rtn-int4").folder / "config.json").read_text())["quantization_config"]
     edit(folder, "config.json", quantization_config=said)
@@ -126,6 +127,26 @@ def test_zero_points_of_the_other_version(
         alone = problems(folder, None, tmp_path / "b")
         assert set(alone) == {OFF_BY_ONE}
         assert f"zero points read as {8 + by}" in alone[OFF_BY_ONE]
+
+
+def test_version_2_of_gptq(source: Path, made: Make, tmp_path: Path) -> None:
+    """What GPTQModel writes as gptq_v2 is read as that; and is off by one where it is said to be v1's."""
+
+    def change(arrays: Arrays) -> None:
+        for name in [name for name in arrays if name.endswith(".qzeros")]:
+            codes = unpack_bits(np.ascontiguousarray(arrays[name].T), 4)
+            arrays[name] = np.ascontiguousarray(pack_bits(codes + 1, 4).T)
+
+    for short in ("rtn-int4", "rtn-int4:sym=false"):
+        folder = made(short).folder
+        config = json.loads((folder / "config.json").read_text())["quantization_config"]
+        newer = {**config, "checkpoint_format": "gptq_v2", "format": "gptq_v2"}
+        good = spoil(folder, tmp_path / f"{short}-good", change)
+        edit(good, "config.json", quantization_config=newer)
+        assert problems(good, source, tmp_path / f"{short}-a") == {}
+        bad = Path(shutil.copytree(folder, tmp_path / f"{short}-bad"))
+        edit(bad, "config.json", quantization_config=newer)
+        assert set(problems(bad, source, tmp_path / f"{short}-b")) == {OFF_BY_ONE}
 
 
 @pytest.mark.parametrize("short", ["bnb-nf4", "bnb-nf4:double_quant=true"])
@@ -246,11 +267,6 @@ def test_experts_of_a_gguf_that_changed_places(experts: Path, tmp_path: Path) ->
 def test_a_tied_head_that_was_quantized_twice(source: Path, made: Make, tmp_path: Path) -> None:
     """The output of a file whose embedding has four bits, made of that embedding: six bits are named, four
     are left."""
-    from gguf.quants import dequantize
-
-    from quantize.gguf.container.reader import read_gguf
-    from quantize.inspection.reading import open_reading as _  # noqa: F401 - the reader that is tested
-
     checkpoint = open_checkpoint(source)
     embedding = checkpoint.read_float32("model.embed_tokens.weight")
     quantized = convert(
@@ -405,8 +421,6 @@ def test_a_chat_template_that_is_gone(source: Path, tmp_path: Path) -> None:
 
 
 def test_a_tokenizer_whose_vocabulary_is_in_another_order(source: Path, made: Make, tmp_path: Path) -> None:
-    import json
-
     folder = Path(shutil.copytree(made("rtn-int4").folder, tmp_path / "model"))
     data = json.loads((folder / "tokenizer.json").read_text())
     vocabulary = data["model"]["vocab"]

@@ -12,11 +12,13 @@ from quantize.units import spell_size
 WIDTHS = 12
 #: parts of what the layer leaves: statistics, products that are not computed again; hidden states the rest
 STATISTICS, REPEATED = 0.4, 0.3
+#: of products of all tokens, as wide as the widest matrix and in half precision: keeping more saves no time
+MOST_REPEATED = 3
 
 
 class Budget:
-    """``every``: the matrices of each layer. ``statistics_bytes``: for Hessians at once; the others are those
-    of ``LayerPass``.
+    """``every``: the matrices of each layer; ``tokens``: of all batches. ``statistics_bytes``: for Hessians
+    at once; the others are those of ``LayerPass``.
 
     Errors: BadInput where what is allowed does not hold the largest layer, its activations and the Hessian
     of one matrix (not without ``hessians``).
@@ -28,6 +30,7 @@ class Budget:
         every: Sequence[Sequence[Linear]],
         run: RunOptions,
         batch_tokens: int,
+        tokens: int = 0,
         *,
         hessians: bool = True,
     ):
@@ -56,5 +59,6 @@ class Budget:
             )
         rest = allowed - held - least
         self.statistics_bytes = one + int(STATISTICS * rest)
-        self.repeated_bytes = int(REPEATED * rest)
-        self.state_bytes = rest - int(STATISTICS * rest) - self.repeated_bytes
+        share = int(REPEATED * rest)
+        self.repeated_bytes = min(share, 2 * MOST_REPEATED * tokens * widest)
+        self.state_bytes = rest - int(STATISTICS * rest) - share

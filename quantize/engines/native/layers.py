@@ -95,7 +95,7 @@ def quantized_layers(
     head = decoder.output if decoder.output and decoder.output.name in wanted else None
     if head:
         every.append((head,))
-    budget = Budget(checkpoint, every, run, BATCH_TOKENS)
+    budget = Budget(checkpoint, every, run, BATCH_TOKENS, rows.size)
     full_key = {
         **key,
         "version": VERSION,

@@ -3,7 +3,10 @@ them."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from quantize.errors import StepFailed
 
@@ -76,7 +79,23 @@ def to_e4m3(weight: "torch.Tensor", block: tuple[int, int], dtype: "torch.dtype"
     scales = torch.where(largest > 0, scales, 1.0)
     inside = (weight / _spread(scales, block, outputs, inputs)).clamp_(-E4M3_MAX, E4M3_MAX)
     codes = inside.to(torch.float8_e4m3fn)
-    return FloatCodes(codes.view(torch.uint8), codes.to(torch.float32), scales, block)
+    return FloatCodes(codes.view(torch.uint8), _levels(codes), scales, block)
+
+
+def _levels(codes: "torch.Tensor") -> "torch.Tensor":
+    """float32 of E4M3 ``codes``: by a table on a CPU, where torch takes them one by one."""
+    import torch
+
+    if codes.device.type != "cpu":
+        return codes.to(torch.float32)
+    return torch.from_numpy(np.take(_table(), codes.view(torch.uint8).numpy()))
+
+
+@cache
+def _table() -> np.ndarray:
+    import torch
+
+    return torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).to(torch.float32).numpy()
 
 
 def nearest_e2m1(values: "torch.Tensor") -> "torch.Tensor":

@@ -31,6 +31,23 @@ INLINE float stored(float scale)
     return __builtin_copysignf(float_of_half(half_of(size)), scale);
 }
 
+/* the same of every lane */
+INLINE vf stored_lanes(vf scales)
+{
+#if LANES == 16 || LANES == 8
+    vf size = smaller(larger(magnitude(scales), vf_of(0x1p-24f)), vf_of(65504.f));
+#if LANES == 16
+    vf held = (vf)_mm512_cvtph_ps(_mm512_cvtps_ph((__m512)size, 0));
+#else
+    vf held = (vf)_mm256_cvtph_ps(_mm256_cvtps_ph((__m256)size, 0));
+#endif
+    return (vf)((vi)held | ((vi)scales & INT32_MIN));
+#else
+    for (int lane = 0; lane < LANES; lane++) scales[lane] = stored(scales[lane]);
+    return scales;
+#endif
+}
+
 /* the sum of share * (x - value)^2 and, if asked, those of share * steps * x and share * steps^2 */
 INLINE float error_of(Group group, float scale, float zero, float top, float *products, float *squares)
 {
@@ -50,6 +67,32 @@ INLINE float error_of(Group group, float scale, float zero, float top, float *pr
     return total(error);
 }
 
+/* The errors of LANES scales at once, one a lane: each is summed over the same lanes in the same order as
+ * error_of does, so that they are its errors, bit by bit. */
+INLINE vf errors_of(Group group, const float *scales, const float *zeros, float top)
+{
+    float sums[LANES][LANES];
+    float inverses[LANES];
+    vf inverse = 1.f / load(scales);
+    memcpy(inverses, &inverse, sizeof inverses);
+    vf error[LANES];
+    for (int each = 0; each < LANES; each++) error[each] = vf_of(0);
+    for (int64_t at = 0; at < group.size; at += LANES) {
+        vf x = load_some(group.x + at, group.size - at), share = load_some(group.shares + at, group.size - at);
+        for (int each = 0; each < LANES; each++) {
+            vf lowest = vf_of(-zeros[each]), highest = vf_of(top - zeros[each]);
+            vf steps = (larger(smaller(x * inverses[each], highest), lowest) + MAGIC) - MAGIC;
+            vf off = x - steps * scales[each];
+            error[each] += share * (off * off);
+        }
+    }
+    for (int each = 0; each < LANES; each++)
+        for (int lane = 0; lane < LANES; lane++) sums[lane][each] = error[each][lane];
+    vf sum = vf_of(0);
+    for (int lane = 0; lane < LANES; lane++) sum += load(sums[lane]);
+    return sum;
+}
+
 static void search_group(Group group, const Search *search, float *best_scale, float *best_zero)
 {
     float low = 0, high = 0, top = search->top;
@@ -65,14 +108,21 @@ static void search_group(Group group, const Search *search, float *best_scale, f
         extremes = spread > above ? spread : above;
     }
     float least = __builtin_inff(), scale = 0, zero = 0;
-    for (int64_t number = 0; number < search->count; number++) {
-        float factor = search->factors[number], tried = stored(extremes * factor), middle = search->middle;
+    for (int64_t first = 0; first < search->count; first += LANES) {
+        float factors[LANES], tried[LANES], middles[LANES];
+        int64_t count = search->count - first < LANES ? search->count - first : LANES;
+        for (int64_t each = 0; each < LANES; each++) /* beyond the last, the last again */
+            factors[each] = search->factors[first + (each < count ? each : count - 1)];
+        vf factor = load(factors), scales = stored_lanes(extremes * factor), middle = vf_of(search->middle);
         if (!search->symmetric) {
-            middle = (-low * factor / tried + MAGIC) - MAGIC;
-            middle = middle < search->lowest_zero ? search->lowest_zero : middle > top ? top : middle;
+            middle = (-low * factor / scales + MAGIC) - MAGIC;
+            middle = larger(smaller(middle, vf_of(top)), vf_of(search->lowest_zero));
         }
-        float error = error_of(group, tried, middle, top, 0, 0);
-        if (error < least) least = error, scale = tried, zero = middle;
+        memcpy(tried, &scales, sizeof tried);
+        memcpy(middles, &middle, sizeof middles);
+        vf error = errors_of(group, tried, middles, top);
+        for (int64_t each = 0; each < count; each++)
+            if (error[each] < least) least = error[each], scale = tried[each], zero = middles[each];
     }
     for (int round = 0; round < search->refinements; round++) {
         float products, squares;

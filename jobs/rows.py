@@ -46,4 +46,5 @@ def artifact_subject(run: Path, name: str) -> Subject:
         parameters=manifest.source.parameters,
         loads_in=manifest.loads_in,
         notes=tuple(note.model_dump() for note in manifest.notes),
+        engine=manifest.engine,
     )

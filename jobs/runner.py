@@ -316,6 +316,8 @@ class Runner:
             self._clear(running.stage)
             self.claims.keep(step)
             self._mark_done(step, digest)
+            if not running.beside:
+                step.took(self.run_folder, record.wall_s, record.peak_rss_bytes)
             if child.node == platform.node() and not running.beside:
                 self._learn(step, record)
             self.summary.done.append(step.id)

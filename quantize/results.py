@@ -88,6 +88,9 @@ class Subject:
     loads_in: tuple[Word, ...] = ()
     notes: tuple[Note, ...] = ()
     role: Word = ""
+    engine: Word = ""  # name and version of what made it
+    made_s: Measured = None  # seconds that making and verifying it took
+    made_peak_bytes: Whole | None = None  # the most that one of its processes held meanwhile
 
 
 _RESULT, _SUBJECT = TypeAdapter(EvalResult), TypeAdapter(Subject)

@@ -55,6 +55,9 @@ def row_json(group: Group, row: Row) -> dict[str, Any]:
         "parameters": s.parameters,
         "loads_in": list(s.loads_in),
         "notes": list(s.notes),
+        "engine": s.engine,
+        "made_s": s.made_s,
+        "made_peak_bytes": s.made_peak_bytes,
     }
     for metric in NUMBERS:
         out[metric] = row.value(metric)

@@ -39,7 +39,7 @@ from reports.markdown import limit_words, task_title
 from reports.memory import find_shapes, overhead
 from reports.plots import profile_chart, scatter_plots, task_charts, tasks_of
 from reports.recommend import Advice, Limits, recommend
-from reports.rows import Comparison, Group, Row, bounds, head
+from reports.rows import Comparison, Group, Row, bounds, head, made
 from reports.svg import STYLES, css_class, marker
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -91,6 +91,7 @@ def render(comparison: Comparison, runs: Iterable[Path], version: str, remarks: 
         failures=[
             (group, row) for group, row in comparison.rows if row.subject.status != "ok" or row.failures
         ],
+        makings=[(group, made(group.rows)) for group in comparison.groups if made(group.rows)],
         noted=[(group, row) for group, row in comparison.rows if row.subject.notes],
         details=[
             (group, row, _all_results(row))

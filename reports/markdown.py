@@ -21,7 +21,7 @@ from reports.commands_used import reproduction
 from reports.format import change, number, p_value, points
 from reports.plots import tasks_of
 from reports.recommend import Advice, Limits
-from reports.rows import Comparison, Group, Row, bounds, head
+from reports.rows import Comparison, Group, Row, bounds, head, made
 
 COLUMNS = (
     SIZE_BYTES,
@@ -86,6 +86,7 @@ def report_markdown(
         for file in files:
             out += [f"![{escape(file.rpartition('/')[2].rpartition('.')[0])}]({file})", ""]
         out += task_tables(group)
+        out += makings(group)
         failed = [row for row in group.all_rows if row.subject.status != "ok" or row.failures]
         if failed:
             out += ["### Failures", ""]
@@ -197,6 +198,28 @@ def footnotes(group: Group) -> list[str]:
     if backends:
         out.append(f"Measured in {escape(', '.join(backends))}.")
     return [" ".join(out), *(f"\n> {escape(warning)}" for warning in group.warnings)]
+
+
+def makings(group: Group) -> list[str]:
+    rows = made(group.rows)
+    if not rows:
+        return []
+    lines = [
+        f"| {code(row.label)} | {escape(row.subject.engine)} | {with_interval(row, group.loss_metric)} | "
+        f"{_change(row)} | {row.subject.made_s:,.0f} | {spell_size(row.subject.made_peak_bytes or 0)} |"
+        for row in rows
+    ]
+    loss = text.heading(group.loss_metric)
+    return [
+        "### Engines",
+        "",
+        f"| Artifact | Made by | {loss} | Perplexity, change | Seconds | Peak memory |",
+        "|---|---|---:|---:|---:|---:|",
+        *lines,
+        "",
+        "Seconds of the whole conversion, verification in it, and the most that one of its processes held.",
+        "",
+    ]
 
 
 def task_title(group: Group, task: str) -> str:

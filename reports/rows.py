@@ -1,7 +1,7 @@
 """What a comparison is made of: rows with their results side by side, groups of one model, and how a result
 is read."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import PurePath
@@ -100,6 +100,12 @@ class Group:
             else (self.reference,)
         )
         return self.rows + extra + self.floors
+
+
+def made(rows: Iterable[Row]) -> list[Row]:
+    """Artifacts of which it is known what made them, and what that took; none where one engine made all."""
+    known = [row for row in rows if row.subject.engine and row.subject.made_s is not None]
+    return known if len({row.subject.engine for row in known}) > 1 else []
 
 
 @dataclass(frozen=True)

@@ -2,11 +2,11 @@
 path: seconds, the processor's seconds and the most memory that each process held.
 
 python -m benchmarks.peers.compressed_tensors WORKDIR [--weights 1.24e9] [--recipes ct-fp8-dynamic,ct-w4a16]
-                                              [--threads 2] [--llm-compressor FOLDER]
+                                              [--threads 2] [--llm-compressor]
 
 The checkpoint is one of Llama 3.2 1B's shape with random weights in bfloat16; fewer ``--weights`` are fewer
-layers. ``--llm-compressor``: a folder that holds it (an unpacked wheel; ``compressed-tensors`` is there
-already). Each process runs alone; outputs are removed.
+layers. ``--llm-compressor``: beside it, in its own environment, which is installed where it is missing. Each
+process runs alone; outputs are removed.
 """
 
 import argparse
@@ -22,6 +22,8 @@ from pathlib import Path
 import numpy as np
 
 from quantize.checkpoint.tensors import Entry, write_config, write_folder
+from quantize.engines.isolated.install import install
+from quantize.engines.isolated.known import isolated_engine
 
 HIDDEN, INNER, LAYERS, HEADS, GROUPS, VOCABULARY = 2048, 8192, 16, 32, 8, 128256
 TOKENIZER = Path(__file__).parents[2] / "demo" / "checkpoint"
@@ -74,11 +76,10 @@ def make_checkpoint(folder: Path, weights: float) -> None:
         shutil.copyfile(TOKENIZER / path, folder / path)
 
 
-def run(title: str, command: list[str], target: Path, paths: list[str]) -> None:
+def run(title: str, command: list[str], target: Path) -> None:
     """One child, its figures on stdout."""
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([*paths, os.environ.get("PYTHONPATH", "")])}
     begun = time.perf_counter()
-    child = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     assert child.stderr is not None
     words = child.stderr.read().decode(errors="replace").strip().splitlines()
     _, status, usage = os.wait4(child.pid, 0)
@@ -102,8 +103,9 @@ def main() -> None:
     parser.add_argument("--weights", type=float, default=1.24e9)
     parser.add_argument("--recipes", default="ct-fp8-dynamic,ct-w4a16")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--llm-compressor", type=Path)
+    parser.add_argument("--llm-compressor", action="store_true")
     options = parser.parse_args()
+    peer = str(install(isolated_engine("llm-compressor")).python) if options.llm_compressor else ""
     source, target = options.workdir / "source", options.workdir / "target"
     if not source.is_dir():  # by a process of its own: a child's peak counts what its parent held at the fork
         maker = get_context("spawn").Process(target=make_checkpoint, args=(source, options.weights))
@@ -111,7 +113,7 @@ def main() -> None:
         maker.join()
     for path in source.glob("*.safetensors"):  # into the system's cache, for all alike
         subprocess.run(["cat", str(path)], stdout=subprocess.DEVNULL, check=True)
-    run("copy", ["cp", "-r", str(source), str(target)], target, [])
+    run("copy", ["cp", "-r", str(source), str(target)], target)
     for recipe in options.recipes.split(","):
         ours = [
             sys.executable,
@@ -126,12 +128,12 @@ def main() -> None:
         ]
         for verify in ("none", "tensors"):
             rest = ["--threads", str(options.threads), "--verify", verify]
-            run(f"{recipe}, verify {verify}", [*ours, *rest], target, [])
-        if options.llm_compressor and recipe in SCHEMES:
+            run(f"{recipe}, verify {verify}", [*ours, *rest], target)
+        if peer and recipe in SCHEMES:
             theirs = [
-                sys.executable, "-c", THEIRS, str(source), str(target), SCHEMES[recipe], str(options.threads),
+                peer, "-I", "-c", THEIRS, str(source), str(target), SCHEMES[recipe], str(options.threads),
             ]  # fmt: skip
-            run(f"{recipe}, llm-compressor", theirs, target, [str(options.llm_compressor)])
+            run(f"{recipe}, llm-compressor", theirs, target)
 
 
 if __name__ == "__main__":

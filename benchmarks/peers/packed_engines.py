@@ -1,13 +1,14 @@
-"""GPTQ and AWQ of this program beside GPTQModel's: time, peak memory, and KL divergence from the source.
+"""GPTQ and AWQ of this program beside another engine's: time, peak memory, and KL divergence from the source.
 
-    python -m benchmarks.peers.packed_engines MODEL WORKDIR [--recipes gptq-int4,awq-int4]
+    python -m benchmarks.peers.packed_engines MODEL WORKDIR [--recipes gptq-int4,awq-int4] [--peer gptqmodel]
         [--calibration TEXT --calibration-tokens 32768] [--repeats 1] [--threads 2]
         [--text HELD_OUT --tokens 202000]
 
 Each conversion is a process of its own, without verification, the engines in turn: start, imports, reading,
 calibration and writing are in its time, for both. A first conversion by GPTQModel of a few tokens is not
 counted: it compiles kernels. With ``--text`` both artifacts of a recipe are evaluated in one run on the same
-positions. A recipe is what both engines take: ``gptq-int3:group_size=64``.
+positions. A recipe is what both engines take: ``gptq-int3:group_size=64``. ``--peer``: gptqmodel, or one of
+`quantwright env list`, which is installed where it is missing.
 """
 
 import argparse
@@ -24,21 +25,25 @@ import numpy as np
 
 from benchmarks.machine import describe_machine
 from evals.statistics import block_bootstrap, ratio_of_sums
+from quantize.engines.isolated.install import install
+from quantize.engines.isolated.known import isolated_engine
 
-ENGINES = ("native", "gptqmodel")
 PROGRAM = [sys.executable, "-m", "quantize.cli"]
 
 
 def main() -> None:
     arguments = parse()
     arguments.workdir.mkdir(parents=True, exist_ok=True)
-    if arguments.repeats:
+    engines = ("native", arguments.peer)
+    if arguments.repeats and arguments.peer == "gptqmodel":
         convert(arguments, "gptq-int4", "gptqmodel", tokens=2048, name="warm")
+    elif arguments.peer != "gptqmodel":
+        install(isolated_engine(arguments.peer))
     found: dict[str, Any] = {"machine": describe_machine(), "threads": arguments.threads, "recipes": {}}
     for recipe in arguments.recipes.split(","):
-        runs: dict[str, list[dict[str, float]]] = {engine: [] for engine in ENGINES}
+        runs: dict[str, list[dict[str, float]]] = {engine: [] for engine in engines}
         for repeat in range(arguments.repeats):
-            for engine in ENGINES if repeat % 2 == 0 else ENGINES[::-1]:
+            for engine in engines if repeat % 2 == 0 else engines[::-1]:
                 runs[engine].append(convert(arguments, recipe, engine))
                 print(recipe, engine, runs[engine][-1], file=sys.stderr, flush=True)
         found["recipes"][recipe] = {"runs": runs}
@@ -52,6 +57,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("model", type=Path)
     parser.add_argument("workdir", type=Path)
     parser.add_argument("--recipes", default="gptq-int4,awq-int4")
+    parser.add_argument("--peer", default="gptqmodel")
     parser.add_argument("--calibration", default="stdlib")
     parser.add_argument("--calibration-tokens", type=int, default=32768)
     parser.add_argument("--repeats", type=int, default=1, help="0: evaluate what a run before has left")
@@ -99,7 +105,8 @@ def convert(
 
 def divergence(arguments: argparse.Namespace, recipe: str) -> dict[str, Any]:
     """Mean divergence of both artifacts, in nats, and their ratio with its 95 % interval over chunks."""
-    folders = [str(folder(arguments, recipe, engine)) for engine in ENGINES]
+    engines = ("native", arguments.peer)
+    folders = [str(folder(arguments, recipe, engine)) for engine in engines]
     command = [
         *PROGRAM, "eval", *folders, "--reference", str(arguments.model), "--text", str(arguments.text),
         "--metrics", "divergence", "--tokens", str(arguments.tokens), "--no-floors", "--json",
@@ -112,7 +119,7 @@ def divergence(arguments: argparse.Namespace, recipe: str) -> dict[str, Any]:
     chunks = np.array([row["samples"] for row in pair]).T
     return {
         "scored": pair[0]["n"],
-        **{engine: row["value"] for engine, row in zip(ENGINES, pair, strict=True)},
+        **{engine: row["value"] for engine, row in zip(engines, pair, strict=True)},
         "ratio": pair[0]["value"] / pair[1]["value"],
         "interval": block_bootstrap(chunks, ratio_of_sums),
     }

@@ -73,6 +73,10 @@ class ConvertStep(ModelStep):
             write_subject(run, "convert", artifact_subject(run, self.name))
         return digest
 
+    def took(self, run: Path, seconds: float, peak_bytes: int) -> None:
+        subject = artifact_subject(run, self.name)
+        write_subject(run, "convert", replace(subject, made_s=seconds, made_peak_bytes=peak_bytes))
+
     def size_bytes(self, run: Path) -> int:
         return Artifact.load(run / self.output).size_bytes
 

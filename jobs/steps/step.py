@@ -100,6 +100,9 @@ class Step(ABC):
         process has put it there."""
         return True
 
+    def took(self, run: Path, seconds: float, peak_bytes: int) -> None:  # noqa: B027 - most need not know
+        """Told once it is done, what the process of this step alone has taken."""
+
     def adopt(self, run: Path) -> str | None:
         """Take what lies at the output's place for this step's, with what belongs beside it; its digest."""
         return self.digest(run)

@@ -58,7 +58,7 @@ class AwqRecipe(Recipe):
     group_size: Annotated[Literal["auto", -1, 32, 64, 128], BeforeValidator(whole)] = "auto"
     zero_point: bool = True
     search_tokens: int = Field(default=SEARCH_TOKENS, ge=128)
-    engine: Literal["native", "gptqmodel", "auto-round"] = "native"
+    engine: Literal["native", "gptqmodel", "autoawq", "auto-round"] = "native"
     iterations: int = Field(default=50, ge=1, le=2000)
 
     @model_validator(mode="after")

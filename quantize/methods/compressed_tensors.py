@@ -12,6 +12,8 @@ from quantize.calibration.windows import Calibration
 from quantize.dtypes import DENSE, STORED
 from quantize.engines.base import Conversion, Engine
 from quantize.engines.gptqmodel.awq import spread_rows
+from quantize.engines.isolated.known import isolated_label
+from quantize.engines.isolated.packed import check_isolated, write_isolated
 from quantize.engines.native import write as native
 from quantize.engines.native import write_awq
 from quantize.engines.native.compressed_tensors import NATIVE_COMPRESSED, input_scales, write_compressed
@@ -45,12 +47,14 @@ class CtRecipe(Recipe):
     """``scheme``: how weights are stored, and activations rounded. ``group_size`` and ``sym``: of w4a16 and
     w8a16; auto is 128 where it divides the inputs of every matrix, else 64, 32 or whole rows. ``by``: which
     codes, those of rounding to nearest, or of the native GPTQ or AWQ. ``ignore``: patterns (regular
-    expressions) of names of matrices that stay as they are, instead of the usual ones."""
+    expressions) of names of matrices that stay as they are, instead of the usual ones. ``engine``
+    llm-compressor: in an environment of its own, by its own scales and its GPTQ."""
 
     presets: ClassVar[dict[str, dict[str, Any]]] = {f"ct-{name}": {"scheme": name} for name in SCHEMES} | {
         "ct-w8a16": {"scheme": "w8a16", "group_size": -1}
     }
     automatic: ClassVar[dict[str, Any]] = {"group_size": 128}
+    later: ClassVar[dict[str, Any]] = {"engine": "native"}
 
     method: Literal["ct"] = "ct"
     scheme: Literal[
@@ -60,6 +64,7 @@ class CtRecipe(Recipe):
     sym: bool = True
     by: Literal["rtn", "gptq", "awq"] = "rtn"
     ignore: Patterns = USUAL
+    engine: Literal["native", "llm-compressor"] = "native"
 
     @model_validator(mode="after")
     def _fits(self) -> "CtRecipe":
@@ -69,6 +74,10 @@ class CtRecipe(Recipe):
             )
         if self.scheme not in ("w4a16", "w8a16") and self.by != "rtn":
             raise ValueError(f"by={self.by} makes codes of integers: it goes with w4a16 and w8a16")
+        # its scales of whole tensors are no powers of two, and the library rounds what it divides by them
+        if self.engine == "llm-compressor" and (self.by == "awq" or self.scheme.startswith("nvfp4")):
+            what = "by=awq" if self.by == "awq" else self.scheme
+            raise ValueError(f"{what} is not asked of llm-compressor here; use engine=native")
         if self.by == "awq" and (self.scheme != "w4a16" or self.group_size not in (AUTO, -1, 32, 64, 128)):
             raise ValueError("by=awq goes with w4a16 in groups of 32, 64, 128 or -1")
         if not self.sym and self.scheme == "w8a16":
@@ -140,7 +149,9 @@ class Ct(PackedMethod[CtRecipe]):
             scale_type=scale_type if scale_type in ("BF16", "F16", "F32") else "F32",
             folded=recipe.by == "awq",
         )
-        codes = recipe.scheme in ("w4a16", "w8a16") and held_codes(checkpoint, recipe, how.bits, ("by",))
+        codes = recipe.scheme in ("w4a16", "w8a16") and held_codes(
+            checkpoint, recipe, how.bits, ("by", "engine")
+        )
         if codes:
             assert isinstance(checkpoint.reader, HoldsCodes)
             grid = next(iter(checkpoint.reader.grids.values()))
@@ -149,7 +160,10 @@ class Ct(PackedMethod[CtRecipe]):
             size = AUTO if recipe.scheme == "w8a16" and recipe.group_size == -1 else packing.group_size
             packing = replace(packing, scale_type=grid.scale_type, skip=skip, usual=(), group_size=size)
             return TranscodedWork(held, recipe, plan_transcoding(checkpoint, packing, lowest_zero=0))
-        return CtWork(held, recipe, plan_packing(checkpoint, packing))
+        planned = plan_packing(checkpoint, packing)
+        if self.environment(recipe):
+            check_isolated(recipe.engine, checkpoint, planned.format, recipe.short)
+        return CtWork(held, recipe, planned)
 
     def open(
         self, folder: Path, dtype: str, device: str, exact: bool, trust_remote_code: bool
@@ -160,6 +174,8 @@ class Ct(PackedMethod[CtRecipe]):
 class CtWork(PackedWork[CtRecipe]):
     @property
     def engine(self) -> str:
+        if self.recipe.engine != "native":
+            return isolated_label(self.recipe.engine)
         return f"native {VERSION}" if self.recipe.calibrated else ""
 
     @property
@@ -171,6 +187,12 @@ class CtWork(PackedWork[CtRecipe]):
         assert isinstance(format, CtFormat)
         if recipe.calibrated and calibration is None:
             raise StepFailed(f"{recipe.short} needs a calibration text; give --calibration")
+        if recipe.engine != "native":
+            rows = calibration.ids if calibration else None
+            settings = {"by": recipe.by, "config": format.own_config()}
+            return write_isolated(
+                recipe.engine, self.checkpoint, format, stage, run, rows, settings, recipe.short
+            )
         if recipe.by == "rtn":
             scales: dict[str, float] = {}
             details: dict[str, Any] = {}

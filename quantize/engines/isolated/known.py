@@ -73,6 +73,22 @@ OURS = (
         torch=TORCH,
         python=">=3.11",
     ),
+    IsolatedEngine(
+        "llm-compressor",
+        HERE / "llm-compressor.lock",
+        HERE / "llm_compressor_worker.py",
+        "llmcompressor",
+        "compressed-tensors: rounded to nearest, or by GPTQ",
+        torch=TORCH,
+    ),
+    IsolatedEngine(
+        "autoawq",
+        HERE / "autoawq.lock",
+        HERE / "autoawq_worker.py",
+        "autoawq",
+        "AWQ in its GEMM format, by the last release of AutoAWQ",
+        torch=TORCH,
+    ),
 )
 ENGINES: dict[str, str | IsolatedEngine] = {engine.name: engine for engine in OURS}
 ENGINES |= {point.name: point.value for point in metadata.entry_points(group="quantwright.engines")}

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from quantize.artifact.artifact import Note
 from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.checkpoint.library_folder import library_folder
 from quantize.checkpoint.materialised import materialised
@@ -87,13 +88,13 @@ def write_isolated(
             },
         }
         response = call(environment, scratch, request, run)
-        size = _take(checkpoint, format, made, stage, environment.engine.label)
+        size, rounded = _take(checkpoint, format, made, stage, environment.engine.label)
     write_configs(checkpoint, format, stage)
     return Conversion(
         size,
         environment.engine.label,
         libraries=("numpy",),
-        notes=list(response.notes),
+        notes=[*response.notes, *rounded],
         details=_details(response, environment.engine.sha256, rows),
     )
 
@@ -120,8 +121,11 @@ def _safe(checkpoint: Checkpoint, scratch: Path) -> Iterator[Path]:
         yield safe.absolute()
 
 
-def _take(checkpoint: Checkpoint, format: PackedFormat, made: Path, stage: Path, label: str) -> int:
-    """The engine's tensors into ``stage``, one in memory at a time; bytes of tensor data."""
+def _take(
+    checkpoint: Checkpoint, format: PackedFormat, made: Path, stage: Path, label: str
+) -> tuple[int, list[Note]]:
+    """The engine's tensors into ``stage``, one in memory at a time; bytes of tensor data, and a note for each
+    that the artifact's type rounds."""
     try:
         stored = stored_tensors(made)
     except BadInput as error:
@@ -133,20 +137,24 @@ def _take(checkpoint: Checkpoint, format: PackedFormat, made: Path, stage: Path,
         for name, info in checkpoint.tensors.items()
         if name not in format.by_source
     ]
+    notes: list[Note] = []
     with PlacedFolder(stage, sorted(entries, key=lambda entry: entry.name)) as folder:
         for entry in entries:
             if entry.name in stored.tensors:
-                folder.put(entry.name, _as(stored, entry, label))
+                values, note = _as(stored, entry, label)
+                folder.put(entry.name, values)
+                notes += note
             elif entry.name in groups:
                 inputs, count = groups[entry.name]
                 folder.put(entry.name, (np.arange(inputs) // (inputs // count)).astype(np.int32))
             else:
                 raise StepFailed(f"{label}: did not write {entry.name}")
-        return folder.total_bytes
+        return folder.total_bytes, notes
 
 
-def _as(stored: Checkpoint, entry: Entry, label: str) -> np.ndarray:
-    """A tensor as the artifact holds it: floats of another type are stored in that of ``entry``."""
+def _as(stored: Checkpoint, entry: Entry, label: str) -> tuple[np.ndarray, list[Note]]:
+    """A tensor as the artifact holds it: floats of another type are stored in that of ``entry``, with a note
+    where that rounds them."""
     info = stored.tensors[entry.name]
     if tuple(info.shape) != tuple(entry.shape) or (
         info.dtype != entry.dtype and not (info.dtype in FLOATS and entry.dtype in FLOATS)
@@ -157,8 +165,13 @@ def _as(stored: Checkpoint, entry: Entry, label: str) -> np.ndarray:
         )
     array = stored.read(entry.name)
     if info.dtype == entry.dtype:
-        return array
+        return array, []
     import torch
 
-    values = torch.from_numpy(to_float32(array, info.dtype)).to(getattr(torch, TORCH[entry.dtype]))
-    return torch_bytes(values)
+    given = torch.from_numpy(to_float32(array, info.dtype))
+    values = given.to(getattr(torch, TORCH[entry.dtype]))
+    what = f"rounded from the engine's {info.dtype} to {entry.dtype}"
+    same = bool(torch.equal(values.float(), given))
+    return torch_bytes(values), [] if same else [
+        Note(tensor=entry.name, what=what, why="the artifact keeps the type of the source")
+    ]

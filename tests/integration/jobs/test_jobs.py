@@ -5,6 +5,7 @@ import contextlib
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -72,13 +73,16 @@ def run_job(job: Path, run: Path, *more: str) -> subprocess.CompletedProcess[str
 
 
 def tree(run: Path) -> dict[str, str]:
-    """What a run has made: digest of every artifact, contents of every results file but for measured
-    times."""
+    """What a run has made: digest of every artifact, contents of every results file but for measured times
+    and memory."""
     artifacts = {
         str(path.parent.relative_to(run)): Artifact.load(path.parent).digest
         for path in run.rglob("manifest.json")
     }
-    results = {path.name: path.read_text(encoding="utf-8") for path in (run / "results").glob("*.json")}
+    results = {
+        path.name: re.sub(r'"made_\w+": [\d.]+', "", path.read_text(encoding="utf-8"))
+        for path in (run / "results").glob("*.json")
+    }
     return artifacts | results
 
 
@@ -122,6 +126,11 @@ def test_a_failed_step_and_an_impossible_one_cost_their_rows_only(finished: tupl
         artifact = Artifact.load(run / "artifacts" / "checkpoint" / recipe)
         artifact.check_files()
         assert rows[recipe].digest == artifact.digest
+        assert rows[recipe].engine == artifact.manifest.engine
+    # not of those that one process made together
+    alone = [rows[recipe] for recipe in MADE if rows[recipe].made_s is not None]
+    assert alone
+    assert all((row.made_s or 0) > 0.1 and (row.made_peak_bytes or 0) > 20 << 20 for row in alone)
 
 
 def test_run_again_does_only_what_is_missing(finished: tuple[Path, Path, Any], tmp_path: Path) -> None:

@@ -44,6 +44,27 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run / "report"
 
 
+def test_engines_stand_side_by_side_where_there_are_several(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    reports.build([run])
+    assert "### Engines" not in (run / "report" / "report.md").read_text(encoding="utf-8")
+    for count, recipe in enumerate(("gptq-int4", "awq-int4")):
+        known = subject(recipe, engine=f"engine{count} 1.0", made_s=12.0 + count, made_peak_bytes=10**9)
+        write_results(results_path(run, known.name, "convert"), known, [])
+    reports.build([run])
+    markdown = (run / "report" / "report.md").read_text(encoding="utf-8")
+    lines = markdown.partition("### Engines")[2].splitlines()
+    kl = next(line.split("|") for line in lines if "`gptq-int4`" in line)
+    assert [cell.strip() for cell in (kl[2], *kl[5:7])] == ["engine0 1.0", "12", spell_size(10**9)]
+    assert "(" in kl[3]  # the interval
+    assert "(" in kl[4]
+    page = Page((run / "report" / "index.html").read_text(encoding="utf-8"))
+    assert page.unbalanced == []
+    assert {"engine0 1.0", "engine1 1.0"} <= set(page.words)
+    rows = {row["recipe"]: row for row in json.loads((run / "report" / "report.json").read_text())["rows"]}
+    assert (rows["awq-int4"]["engine"], rows["awq-int4"]["made_s"]) == ("engine1 1.0", 13.0)
+
+
 class Page(html.parser.HTMLParser):
     """Tags, attributes and text of a page."""
 

@@ -33,7 +33,7 @@ def test_a_worker_imports_its_engine_and_the_standard_library(engine: IsolatedEn
         elif isinstance(node, ast.ImportFrom):
             assert node.module
             imported.add(node.module.partition(".")[0])
-    known = {"torch", *(name.replace("-", "_").replace(".", "_") for name in engine.pins)}
+    known = {"torch", "awq", *(name.replace("-", "_").replace(".", "_") for name in engine.pins)}
     assert imported - set(sys.stdlib_module_names) <= known
 
 
@@ -60,6 +60,9 @@ def test_unknown_engines_are_named() -> None:
         ("gptq-int4:engine=auto-round,iterations=5", "auto-round"),
         ("awq-int4:engine=auto-round", "auto-round"),
         ("rtn-int4:engine=auto-round", "auto-round"),
+        ("awq-int4:engine=autoawq", "autoawq"),
+        ("ct-w4a16:by=gptq", ""),
+        ("ct-w4a16:by=gptq,engine=llm-compressor", "llm-compressor"),
     ],
 )
 def test_recipes_say_which_environment_they_need(short: str, needs: str) -> None:
@@ -76,6 +79,8 @@ def test_recipes_say_which_environment_they_need(short: str, needs: str) -> None
         ("gptq-int4:engine=auto-round,desc_act=true", "engine=auto-round has neither"),
         ("gptq-int4:engine=auto-round,refinements=1", "needs engine=native"),
         ("rtn-int4:engine=auto-round,search=false", "search needs engine=native"),
+        ("ct-w4a16:by=awq,engine=llm-compressor", "by=awq is not asked of llm-compressor"),
+        ("ct-nvfp4a16:engine=llm-compressor", "nvfp4a16 is not asked of llm-compressor"),
     ],
 )
 def test_what_an_engine_does_not_have_is_refused(short: str, why: str) -> None:

@@ -232,12 +232,7 @@ class Checkpoint:
         """One tensor in its stored dtype. Errors: StepFailed where it holds NaN or Inf."""
         import torch
 
-        raw = np.array(self.read(name))
-        tensor = (
-            torch.from_numpy(raw.view(np.int16)).view(torch.bfloat16)
-            if self.tensors[name].dtype == "BF16"
-            else torch.from_numpy(raw)
-        )
+        tensor = as_torch(self.read(name), self.tensors[name].dtype)
         if tensor.is_floating_point() and not torch.isfinite(tensor.sum(dtype=torch.float64)):
             self.read_float32(name)
         return tensor
@@ -281,6 +276,14 @@ class Checkpoint:
             lines = [f"{name} {hashes[path]}\n" for name, path in contents]
             self._digests["all"] = hashlib.sha256("".join(lines).encode()).hexdigest()
         return self._digests["all"]
+
+
+def as_torch(raw: np.ndarray, dtype: str) -> "torch.Tensor":
+    """A copy of what ``Checkpoint.read`` gives of a tensor of ``dtype``."""
+    import torch
+
+    tensor = torch.from_numpy(np.array(raw))
+    return tensor.view(torch.int16).view(torch.bfloat16) if dtype == "BF16" else tensor
 
 
 def sha256_file(path: Path) -> str:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from quantize.checkpoint.safetensors_header import StoredTensor, TensorInfo, read_raw
+from quantize.checkpoint.safetensors_header import StoredTensor, TensorInfo, entry_of, read_raw
 from quantize.checkpoint.weight_files import INDEX, read_weights
 from quantize.dtypes import BYTES, STORED, to_float32
 
@@ -46,6 +46,11 @@ class StoredTensors:
         info = self.info[name]
         return to_float32(self.raw(name), info.dtype)
 
+    def float32_entry(self, name: str, index: int) -> np.ndarray:
+        """One entry of its first axis; no other is read."""
+        info = self.info[name]
+        return to_float32(read_raw(entry_of(info, index)), info.dtype)
+
     @property
     def size_bytes(self) -> int:
         return sum(info.size_bytes for info in self.info.values())
@@ -73,7 +78,8 @@ def write_folder(
     """Write ``model.safetensors``, or shards of at most ``shard_bytes`` with an index, one tensor in memory
     at a time.
 
-    ``data(name)`` returns a contiguous array of exactly the entry's bytes. Returns the bytes of tensor data.
+    ``data(name)`` returns a contiguous array of exactly the entry's bytes, or several, one behind the other.
+    Returns the bytes of tensor data.
     The same entries and data produce the same bytes.
     """
     shards = named_shards(folder, entries, shard_bytes)
@@ -146,7 +152,15 @@ def _write_file(path: Path, ordered: list[Entry], data: Callable[[str], Any]) ->
     with open(path, "wb") as file:
         file.write(header_bytes(ordered))
         for entry in ordered:
-            file.write(entry_bytes(entry, data(entry.name)).data)
+            given = data(entry.name)
+            if not isinstance(given, Iterator):
+                file.write(entry_bytes(entry, given).data)
+                continue
+            end = file.tell() + entry.size_bytes
+            for part in given:
+                file.write(np.ascontiguousarray(part).reshape(-1).view(np.uint8).data)
+            if file.tell() != end:
+                raise AssertionError(f"{entry.name}: {file.tell() - end} bytes more than planned")
 
 
 def entry_bytes(entry: Entry, values: Any) -> np.ndarray:

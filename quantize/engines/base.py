@@ -73,15 +73,18 @@ class Computed:
     def has_source(self, name: str) -> bool:
         return name in self._sources
 
-    def differing_rows(self, name: str, values: np.ndarray) -> np.ndarray:
-        return self._differing(self._sketches[name], values, self.rounding)
+    def differing_rows(self, name: str, values: np.ndarray, first: int | None = None) -> np.ndarray:
+        """Numbers of rows of ``values``; these are the tensor, or its rows from ``first`` on."""
+        return self._differing(self._sketches[name], values, self.rounding, first)
 
-    def rows_of_another_source(self, name: str, source: np.ndarray) -> np.ndarray:
-        return self._differing(self._sources[name], source, 2.0**-40)
+    def rows_of_another_source(self, name: str, source: np.ndarray, first: int | None = None) -> np.ndarray:
+        return self._differing(self._sources[name], source, 2.0**-40, first)
 
     @staticmethod
-    def _differing(known: np.ndarray, values: np.ndarray, rounding: float) -> np.ndarray:
+    def _differing(known: np.ndarray, values: np.ndarray, rounding: float, first: int | None) -> np.ndarray:
         rows = sketch(values)
+        if first is not None:
+            known = known[first : first + len(rows)]
         if rows.shape != known.shape:
             return np.arange(1)
         return differing_rows(rows, known, values, rounding)

@@ -2,14 +2,16 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 
 from quantize.checkpoint.checkpoint import Checkpoint
+from quantize.checkpoint.entries import Entries
 from quantize.checkpoint.tensors import StoredTensors
-from quantize.dtypes import STORED
+from quantize.dtypes import FLOATS, STORED
 from quantize.formats.folder import Entry, FolderFormat, kept_entry
 
 ROUNDING = {"float32": 0.0, "float16": 2.0**-11, "bfloat16": 2.0**-8}  # of a value, by rounding it to nearest
@@ -43,3 +45,12 @@ class DenseFormat(FolderFormat):
         stored = StoredTensors(stage)
         for name in stored:
             yield name, stored.float32(name)
+
+    def by_entry(self, stage: Path, checkpoint: Checkpoint) -> Iterator[tuple[str, np.ndarray | Entries]]:
+        """``dequantize``; what has three axes, as a layer's experts have, one entry at a time."""
+        stored = StoredTensors(stage)
+        for name, info in stored.info.items():
+            if len(info.shape) == 3 and info.dtype in FLOATS:
+                yield name, Entries(info.shape, partial(stored.float32_entry, name))
+            else:
+                yield name, stored.float32(name)

@@ -5,7 +5,7 @@ import re
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,6 +13,7 @@ import numpy as np
 
 from quantize.checkpoint.checkpoint import Checkpoint, TensorInfo, read_weights
 from quantize.checkpoint.config import read_config
+from quantize.checkpoint.entries import Entries
 from quantize.dtypes import FLOATS
 from quantize.formats.folder import CONFIG_EXTRA_BYTES, Entry, FolderFormat
 from quantize.hf.matrices import DecoderLinears, Linear
@@ -177,18 +178,33 @@ class PackedFormat(FolderFormat):
     def dequantize(self, stage: Path, checkpoint: Checkpoint) -> Iterator[tuple[str, np.ndarray]]:
         """Scales that AWQ moved from a layer's inputs into the norm or layer before it stay there: single
         tensors differ from the source's by more than rounding then; the model they make up does not."""
+        for name, values in self.by_entry(stage, checkpoint):
+            yield name, values.whole() if isinstance(values, Entries) else values
+
+    def by_entry(self, stage: Path, checkpoint: Checkpoint) -> Iterator[tuple[str, np.ndarray | Entries]]:
+        """``dequantize``, experts that the source holds in one tensor one at a time."""
         stored = stored_tensors(stage)
         for name, info in checkpoint.tensors.items():
-            if name not in self.by_source:
+            linears = self.by_source.get(name)
+            if linears is None:
                 yield name, stored.read_float32(name)
-                continue
-            whole = np.empty(info.shape, np.float32)
-            for linear in self.by_source[name]:
-                linear.give(whole, self.read_matrix(stored, linear))
-            yield name, whole
+            elif len(info.shape) == 3 and all(linear.in_source.index is not None for linear in linears):
+                yield name, Entries(info.shape, partial(self._entry, stored, name, info.shape[1:]))
+            else:
+                whole = np.empty(info.shape, np.float32)
+                for linear in linears:
+                    linear.give(whole, self.read_matrix(stored, linear))
+                yield name, whole
         if self.untied:
             tensors = tensors_of(stored, self.untied.name)
             yield f"{self.untied.name}.weight", self.unpacked(tensors, self.grid_of(self.untied))
+
+    def _entry(self, stored: Checkpoint, source: str, shape: tuple[int, ...], index: int) -> np.ndarray:
+        values = np.empty(shape, np.float32)
+        for linear in self.by_source[source]:
+            if linear.in_source.index == index:
+                linear.in_entry.give(values, self.read_matrix(stored, linear))
+        return values
 
     def sources(self, checkpoint: Checkpoint) -> dict[str, list[int]]:
         """Shapes of the source's tensors that are no single matrix (outputs, inputs): what a loader of whole

@@ -76,6 +76,11 @@ class Linear:
         """The module of transformers' whose weight it is, or is part of."""
         return self.parameter.removesuffix(".weight")
 
+    @property
+    def in_entry(self) -> "Linear":
+        """As it lies in its own entry of the source's first axis, of an expert's matrix."""
+        return replace(self, in_source=replace(self.in_source, index=None))
+
     def take(self, array: np.ndarray) -> np.ndarray:
         """The source's tensor -> (outputs, inputs) float32, a copy."""
         return np.array(self.in_source.view(array), np.float32, order="C")

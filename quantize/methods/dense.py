@@ -1,10 +1,14 @@
 """The checkpoint unquantized, in one dtype: the baseline that the others are compared with."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
+import numpy as np
+
 from quantize.calibration.windows import Calibration
 from quantize.checkpoint.checkpoint import Checkpoint
+from quantize.checkpoint.entries import Entries
 from quantize.dtypes import FLOATS
 from quantize.engines.base import Conversion, Engine
 from quantize.engines.native.dense import NATIVE, write_dense
@@ -44,6 +48,10 @@ class Dense(Method[DenseRecipe]):
 
 
 class DenseWork(Work[DenseRecipe]):
+    def read_by_entry(self, stage: Path) -> Iterator[tuple[str, np.ndarray | Entries]]:
+        assert isinstance(self.format, DenseFormat)
+        return self.format.by_entry(stage, self.checkpoint)
+
     def write(self, stage: Path, run: RunOptions, calibration: Calibration | None) -> Conversion:
         assert isinstance(self.format, DenseFormat)
         return write_dense(self.checkpoint, self.recipe.dtype, stage, self.format.keeps)

@@ -4,16 +4,18 @@ packed, in groups of what size, and why others are not."""
 import math
 import re
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
+import numpy as np
 from pydantic import BeforeValidator
 
 from quantize.artifact.artifact import Note
 from quantize.calibration.windows import Calibration
 from quantize.checkpoint.checkpoint import Checkpoint
+from quantize.checkpoint.entries import Entries
 from quantize.engines.base import Conversion
 from quantize.engines.gptqmodel.load import load_packed
 from quantize.engines.isolated.known import ENGINES
@@ -145,6 +147,9 @@ class PackedWork(Work[R]):
         named = dict(format.special)
         found = {each.name: format.called(each) for each in format.linears if each.name in named}
         return {"overridden": found} if found else {}
+
+    def read_by_entry(self, stage: Path) -> Iterator[tuple[str, np.ndarray | Entries]]:
+        return self.planned.format.by_entry(stage, self.checkpoint)
 
     @abstractmethod
     def make(self, stage: Path, run: RunOptions, calibration: Calibration | None) -> Conversion:

@@ -40,8 +40,8 @@ from quantize.verification.logits import WINDOW_TOKENS, WINDOWS, fixed_rows
 from quantize.verification.named_runtimes import DISTRIBUTIONS, PROGRAMS, named, why_not
 from quantize.verification.process import Opened, Start, within
 from quantize.verification.report import Ran, Report
+from quantize.verification.spill import Spill
 from quantize.verification.subject import Subject, open_in, text_of
-from quantize.verification.weights import Spill
 
 #: seconds that one program may take
 LIMIT = 600.0

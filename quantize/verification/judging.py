@@ -14,8 +14,8 @@ from quantize.terminal import printable
 from quantize.verification.process import Opened
 from quantize.verification.reference import Comparison, Judged, Read, Reference, log_softmax, run_reference
 from quantize.verification.report import Between, Ran, Report
+from quantize.verification.spill import Spill
 from quantize.verification.subject import PROMPT_TOKENS, Subject, open_in, text_of
-from quantize.verification.weights import Spill
 
 #: a greedy step may take another token than the reference where the two are this near: nats, or this many
 #: times what the program's log-probabilities are off elsewhere

@@ -14,7 +14,7 @@ from quantize.inspection.reading import Reading
 from quantize.recipe import RunOptions
 from quantize.terminal import printable
 from quantize.verification.process import Opened, Start
-from quantize.verification.weights import Spill
+from quantize.verification.spill import Spill
 
 PROMPT_TOKENS, TEXT_TOKENS = 16, 24
 

@@ -26,6 +26,7 @@ from quantize.hf.names import IGNORED
 from quantize.methods.base import Work
 from quantize.numerics import identity
 from quantize.numerics.resemblance import Resemblance, Sums, compare
+from quantize.verification.spill import Spill
 
 
 @dataclass
@@ -35,7 +36,7 @@ class Weights:
     checks: list[Check] = field(default_factory=list)
     # read, but no tensor of the source: a tied head stored apart
     extra: set[str] = field(default_factory=set)
-    spill: "Spill | None" = None
+    spill: Spill | None = None
 
 
 def check_weights(work: Work[Any], stage: Path, conversion: Conversion, spill: Path | None) -> Weights:
@@ -111,7 +112,7 @@ class _Reading:
         if info is None or info.dtype not in FLOATS or info.shape != values.shape:
             return None
         read = self.checkpoint.entries(name)
-        if read is None or self.computed is not None or self._stored is not None:
+        if read is None:
             return None
         return Entries(info.shape, lambda index: to_float32(read(index), info.dtype))
 
@@ -119,23 +120,44 @@ class _Reading:
         """``add``, a part of the tensor in memory at a time."""
         shape = values.shape
         count, columns, size = math.prod(shape[:-1]), shape[-1], math.prod(shape[1:])
+        each, computed = count // shape[0], self.computed
+        known = computed is not None and name in computed
+        took = computed is not None and computed.has_source(name)
         sums, rows = Sums(), identity.RowIdentity(count, columns, self._rescaled)
         places = identity.feature_places(shape)
         taken = np.empty((2, len(places)), np.float32)
+        # numbers of rows, or of values
+        other: dict[str, list[np.ndarray]] = {"computed": [], "source": [], "rounded": []}
         for index, (read, own) in enumerate(zip(values, source, strict=True)):
             if not np.isfinite(read.sum(dtype=np.float64)) and not np.isfinite(read).all():
                 yield f"{name} holds NaN or Inf"
                 return
             sums.add(own, read)
-            rows.add(read.reshape(-1, columns), own.reshape(-1, columns))
-            mine = places // size == index
-            for side, array in enumerate((read, own)):
-                taken[side, mine] = array.reshape(-1)[places[mine] - index * size]
+            first = index * each
+            if computed is not None and known:
+                other["computed"].append(first + computed.differing_rows(name, read, first))
+            if self._stored is not None:
+                other["rounded"].append(index * size + _not_rounded(own, read, self._stored))
+            elif computed is not None and took:
+                other["source"].append(first + computed.rows_of_another_source(name, own, first))
+            else:
+                rows.add(read.reshape(-1, columns), own.reshape(-1, columns))
+                mine = places // size == index
+                for side, array in enumerate((read, own)):
+                    taken[side, mine] = array.reshape(-1)[places[mine] - index * size]
         self.seen.add(name)
         self._likeness[name] = sums.resemblance()
+        wrong = {kind: np.concatenate(found) for kind, found in other.items() if found}
+        if known and (problem := self._not_computed(name, wrong["computed"])):
+            yield problem
+        if self._stored is not None:
+            yield from _rounding_problem(name, wrong["rounded"])
+            return
+        if took:
+            yield from _source_problem(name, wrong["source"])
+            return
         signed = np.sign(taken) if self._rescaled else taken
         self._features.setdefault(shape, {})[name] = signed[0], signed[1]
-        each = count // shape[0]
 
         def row(of: Entries) -> identity.Row:
             return lambda i: of.entry(i // each).reshape(-1, columns)[i % each]
@@ -146,7 +168,9 @@ class _Reading:
     def _differs(self, name: str, values: np.ndarray) -> str:
         if self.computed is None or name not in self.computed:
             return ""
-        wrong = self.computed.differing_rows(name, values)
+        return self._not_computed(name, self.computed.differing_rows(name, values))
+
+    def _not_computed(self, name: str, wrong: np.ndarray) -> str:
         self._equal += not len(wrong)
         if not len(wrong):
             return ""
@@ -156,17 +180,10 @@ class _Reading:
     def _against_source(self, name: str, source: np.ndarray, values: np.ndarray) -> Iterator[str]:
         self._likeness[name] = compare(source, values)
         if self._stored is not None:
-            apart = np.abs(values - source)
-            wrong = np.flatnonzero(
-                (apart > self._stored * np.abs(source) + 2.0**-24 * (self._stored > 0)).reshape(-1)
-            )
-            if len(wrong):
-                yield f"{name}: value {wrong[0]} is not its source's, rounded"
+            yield from _rounding_problem(name, _not_rounded(source, values, self._stored))
             return
         if self.computed is not None and self.computed.has_source(name):
-            wrong = self.computed.rows_of_another_source(name, source)
-            if len(wrong):
-                yield f"{name}: row {wrong[0]} was quantized from something else than its source"
+            yield from _source_problem(name, self.computed.rows_of_another_source(name, source))
             return
         self._features.setdefault(values.shape, {})[name] = tuple(
             identity.feature(array, self._rescaled) for array in (values, source)
@@ -222,6 +239,24 @@ class _Reading:
             )
 
 
+def _not_rounded(source: np.ndarray, values: np.ndarray, rounding: float) -> np.ndarray:
+    """Numbers of values that are farther from their source than by that part of it."""
+    apart = np.abs(values - source)
+    far = apart > rounding * np.abs(source) + 2.0**-24 * (rounding > 0)
+    found: np.ndarray = np.flatnonzero(far.reshape(-1))
+    return found
+
+
+def _rounding_problem(name: str, wrong: np.ndarray) -> Iterator[str]:
+    if len(wrong):
+        yield f"{name}: value {wrong[0]} is not its source's, rounded"
+
+
+def _source_problem(name: str, wrong: np.ndarray) -> Iterator[str]:
+    if len(wrong):
+        yield f"{name}: row {wrong[0]} was quantized from something else than its source"
+
+
 def _changed_files(stage: Path, written: dict[str, str]) -> Iterator[str]:
     """Files that are not, byte for byte, what was hashed while the engine's numbers were written."""
     for name, digest in written.items():
@@ -242,36 +277,3 @@ def _other_bytes(format: Format, stage: Path, checksums: dict[str, int]) -> Iter
         if found.get(name) != checksum:
             other = next((each for each, value in found.items() if value == checksum), None)
             yield f"{name} is not what was written under that name" + (f"; {other} is" if other else "")
-
-
-class Spill:
-    """float32 arrays as raw files, mapped when read."""
-
-    def __init__(self, folder: Path):
-        self.folder = folder
-        self._shapes: dict[str, tuple[int, tuple[int, ...]]] = {}
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._shapes
-
-    def add(self, name: str, values: np.ndarray | Entries) -> np.ndarray | Entries:
-        """-> what to look at: ``Entries`` are read from here then, so that they are made once."""
-        number = len(self._shapes)
-        self._shapes[name] = (number, values.shape)
-        path = self.folder / f"{number}.f32"
-        if not isinstance(values, Entries):
-            np.ascontiguousarray(values, dtype=np.float32).tofile(path)
-            return values
-        with open(path, "wb") as file:
-            for entry in values:
-                file.write(np.ascontiguousarray(entry, dtype=np.float32).data)
-        shape = values.shape[1:]
-        size = 4 * math.prod(shape)
-        return Entries(values.shape, lambda index: np.memmap(path, np.float32, "r", index * size, shape))
-
-    def read(self, name: str) -> np.ndarray:
-        number, shape = self._shapes[name]
-        if 0 in shape:
-            return np.empty(shape, np.float32)
-        mapped: np.ndarray = np.memmap(self.folder / f"{number}.f32", np.float32, "r", shape=shape or (1,))
-        return mapped.reshape(shape)

@@ -4,6 +4,7 @@ written several at a time, each straight to its place in the artifact. The model
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, ClassVar
@@ -18,6 +19,7 @@ from quantize.checkpoint.tensors import Entry
 from quantize.dtypes import to_float32
 from quantize.engines.base import Computed, Engine
 from quantize.engines.native.budget import Budget
+from quantize.engines.native.pieces import pieces
 from quantize.engines.native.precision import arithmetic_of
 from quantize.errors import QuantwrightError, StepFailed
 from quantize.formats.compressed_tensors import BLOCK, INPUTS, CtFormat
@@ -77,37 +79,43 @@ def write_compressed(
 
         def rounded(source: str) -> None:
             linears = format.by_source[source]
-            plain = len(linears) == 1 and linears[0].in_source == Place()
-            array = None if plain else checkpoint.read_float32(source)
-            values = np.empty(0 if array is None else array.shape, np.float32)
-            for linear in linears:
-                first = whole.get(_module(linear), 1.0)
-                known = [np.empty((linear.outputs, PROJECTIONS)) for _ in range(2)]
-                ends: dict[str, int] = {}
-                taken = None if array is None else linear.take(array)
-                made = np.empty((0 if plain else linear.outputs, linear.inputs), np.float32)
-                for rows in _parts(linear, format):
-                    weight = _rows(checkpoint, source, rows) if taken is None else taken[rows]
-                    codes = _round(checkpoint, format, linear, weight, first, run)
-                    for part, tensor in format.packed_rows(codes).items():
-                        name = f"{linear.name}.{part}"
-                        ends[name] = folder.put_part(name, tensor, ends.get(name, 0))
-                    found = codes.values().cpu().numpy()
-                    if taken is None:
-                        known[0][rows], known[1][rows] = sketch(weight), sketch(found)
-                    else:
-                        made[rows] = found
-                for part, tensor in format.packed_once(linear, first).items():
-                    folder.put(f"{linear.name}.{part}", tensor)
-                if format.measured:
-                    folder.put(f"{linear.name}.{INPUTS}", np.array([inputs[linear.name]], np.float32))
-                if taken is None:
-                    computed.keep(source, *known)
-                else:
+            if len(linears) == 1 and linears[0].in_source == Place():
+                computed.keep(source, *put(linears[0], partial(_rows, checkpoint, source), None))
+                return
+            known: list[tuple[np.ndarray, np.ndarray]] = []
+            for array, inside in pieces(checkpoint, source, linears):
+                values = np.empty(array.shape, np.float32)
+                for linear in inside:
+                    made = np.empty((linear.outputs, linear.inputs), np.float32)
+                    put(linear, linear.take(array).__getitem__, made)
                     linear.give(values, made)
-            if array is not None:
-                computed.took(source, array)
-                computed.add(source, values)
+                known.append((sketch(array), sketch(values)))
+            computed.keep(source, *map(np.concatenate, zip(*known, strict=True)))
+
+        def put(
+            linear: Linear, read: Callable[[slice], np.ndarray], made: np.ndarray | None
+        ) -> tuple[np.ndarray, np.ndarray]:
+            """Round one matrix, of which ``read`` gives rows, into its place, and into ``made``; without that
+            the sketches of both are of use."""
+            first = whole.get(_module(linear), 1.0)
+            took, sketched = (np.empty((linear.outputs, PROJECTIONS)) for _ in range(2))
+            ends: dict[str, int] = {}
+            for rows in _parts(linear, format):
+                weight = read(rows)
+                codes = _round(checkpoint, format, linear, weight, first, run)
+                for part, tensor in format.packed_rows(codes).items():
+                    name = f"{linear.name}.{part}"
+                    ends[name] = folder.put_part(name, tensor, ends.get(name, 0))
+                found = codes.values().cpu().numpy()
+                if made is None:
+                    took[rows], sketched[rows] = sketch(weight), sketch(found)
+                else:
+                    made[rows] = found
+            for part, tensor in format.packed_once(linear, first).items():
+                folder.put(f"{linear.name}.{part}", tensor)
+            if format.measured:
+                folder.put(f"{linear.name}.{INPUTS}", np.array([inputs[linear.name]], np.float32))
+            return took, sketched
 
         def copied(name: str) -> None:
             folder.put(name, checkpoint.read(name))
@@ -228,11 +236,11 @@ def _tensor_scales(checkpoint: Checkpoint, format: CtFormat) -> Iterator[tuple[s
     others' weights would be wrong."""
     largest: dict[str, float] = {}
     for source, linears in format.by_source.items():
-        array = checkpoint.read_float32(source)
-        for linear in linears:
-            view = linear.in_source.view(array)
-            size = max(float(view.max(initial=0)), -float(view.min(initial=0)))
-            largest[_module(linear)] = max(largest.get(_module(linear), 0.0), size)
+        for array, inside in pieces(checkpoint, source, linears):
+            for linear in inside:
+                view = linear.in_source.view(array)
+                size = max(float(view.max(initial=0)), -float(view.min(initial=0)))
+                largest[_module(linear)] = max(largest.get(_module(linear), 0.0), size)
     for name, size in largest.items():
         yield name, tensor_scale(size)
 

@@ -1,13 +1,15 @@
 """This program's own engine: tensors streamed from the source's files, one at a time, into another dtype. No
 model is built, so any architecture passes."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 
 from quantize.artifact.artifact import Note
-from quantize.checkpoint.checkpoint import Checkpoint
+from quantize.checkpoint.checkpoint import Checkpoint, as_torch
+from quantize.checkpoint.reader import ReadEntry
 from quantize.checkpoint.tensors import Entry, torch_bytes, write_config, write_folder
 from quantize.dtypes import FLOATS, STORED
 from quantize.engines.base import Conversion, Engine
@@ -56,7 +58,7 @@ def write_dense(
         what = f"rounded from {', '.join(sorted(rounded))} to {storage}"
         notes.append(Note(tensor="*", what=what, why=f"the recipe asks for {dtype}"))
 
-    def data(name: str) -> np.ndarray:
+    def data(name: str) -> np.ndarray | Iterator[np.ndarray]:
         if checkpoint.tensors[name].dtype not in FLOATS:
             return np.array(checkpoint.read(name))
         if name in keeps:
@@ -75,8 +77,28 @@ def write_dense(
     return Conversion(weight_bytes, engine=NATIVE.label, libraries=NATIVE.libraries, notes=notes)
 
 
-def _cast(checkpoint: Checkpoint, name: str, dtype: str) -> np.ndarray:
-    """Bytes of one tensor in ``dtype``, rounded to nearest even."""
+def _cast(checkpoint: Checkpoint, name: str, dtype: str) -> np.ndarray | Iterator[np.ndarray]:
+    """Bytes of one tensor in ``dtype``, rounded to nearest even; of one that holds a layer's experts, of each
+    in turn."""
+    info = checkpoint.tensors[name]
+    read = checkpoint.entries(name) if len(info.shape) == 3 else None
+    if read is None:
+        return _cast_whole(checkpoint, name, dtype)
+    return _cast_entries(checkpoint, name, dtype, read)
+
+
+def _cast_entries(checkpoint: Checkpoint, name: str, dtype: str, read: ReadEntry) -> Iterator[np.ndarray]:
+    import torch
+
+    info = checkpoint.tensors[name]
+    for index in range(info.shape[0]):
+        cast = as_torch(read(index), info.dtype).to(getattr(torch, dtype))
+        if not torch.isfinite(cast.sum(dtype=torch.float64)):
+            _cast_whole(checkpoint, name, dtype)  # which says what is wrong, if anything
+        yield torch_bytes(cast)
+
+
+def _cast_whole(checkpoint: Checkpoint, name: str, dtype: str) -> np.ndarray:
     import torch
 
     tensor = checkpoint.read_torch(name)

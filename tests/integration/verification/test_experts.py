@@ -3,13 +3,15 @@ right or damaged, and memory follows one."""
 
 import subprocess
 import sys
-from collections.abc import Iterator
+from copy import copy
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from mixture_folder import LAYOUTS, write_empty_mixture, write_mixture
+from safetensors.torch import load_file, save_file
 
 pytest.importorskip("llama_cpp")
 
@@ -17,8 +19,7 @@ from quantize.checkpoint.entries import Entries
 from quantize.engines.base import Conversion
 from quantize.gguf.container.reader import read_gguf
 from quantize.kernels.block_types import tensor_bytes
-from quantize.methods.gguf import GgufWork
-from quantize.methods.gguf_recipe import GgufRecipe
+from quantize.methods.base import Work
 from quantize.methods.registry import parse_recipe, plan
 from quantize.process import child_environment
 from quantize.recipe import RunOptions
@@ -26,29 +27,26 @@ from quantize.sources.opening import open_checkpoint
 from quantize.verification.weights import Weights, check_weights
 
 RUN = RunOptions(threads=1, progress=False)
+RECIPES = ("gguf-q4_k_m", "gguf-f16", "rtn-int4", "ct-fp8-dynamic", "ct-nvfp4a16", "float16")
 
 
-class Whole(GgufWork):
-    """One that reads back all experts of a layer together."""
-
-    def read_by_entry(self, stage: Path) -> Iterator[tuple[str, np.ndarray | Entries]]:
-        return self.read(stage)
-
-
-def planned(folder: Path, recipe: str) -> tuple[GgufWork, Whole]:
+def planned(folder: Path, recipe: str) -> tuple[Work[Any], Work[Any]]:
+    """-> one that reads experts back one by one, and one that reads those of a layer together"""
     work = plan(open_checkpoint(folder), parse_recipe(recipe))
-    assert isinstance(work, GgufWork)
-    assert isinstance(work.recipe, GgufRecipe)
-    return work, Whole(work.held, work.recipe)
+    whole = copy(work)
+    together = {"read_by_entry": lambda self, stage: self.read(stage)}
+    whole.__class__ = type("Whole", (type(work),), together)
+    return work, whole
 
 
-def found(work: GgufWork, stage: Path, conversion: Conversion, scratch: Path) -> Weights:
+def found(work: Work[Any], stage: Path, conversion: Conversion, scratch: Path) -> Weights:
     scratch.mkdir()
     return check_weights(work, stage, conversion, scratch)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("recipe", ["gguf-q4_k_m", "gguf-f16"])
+@pytest.mark.parametrize(
+    ("recipe", "layout"), [*((recipe, LAYOUTS[1]) for recipe in RECIPES), ("gguf-q4_k_m", LAYOUTS[0])]
+)
 def test_the_same_is_found(recipe: str, layout: str, tmp_path: Path) -> None:
     write_mixture(tmp_path / "hf", layout)
     work, whole = planned(tmp_path / "hf", recipe)
@@ -57,7 +55,7 @@ def test_the_same_is_found(recipe: str, layout: str, tmp_path: Path) -> None:
     conversion = work.write(stage, RUN, None)
     by_entry = dict(work.read_by_entry(stage))
     entries = {name for name, values in by_entry.items() if isinstance(values, Entries)}
-    assert len(entries) == (4 if layout == "in one tensor" else 0)
+    assert len(entries) == (4 if layout == "in one tensor" else 0), "those of two layers"
     for name, values in work.read(stage):
         mine = by_entry.pop(name)
         assert np.array_equal(mine.whole() if isinstance(mine, Entries) else mine, values), name
@@ -92,8 +90,9 @@ FAULTS = {
 }
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize(
+    ("fault", "layout"), [*((fault, LAYOUTS[1]) for fault in FAULTS), ("two experts", LAYOUTS[0])]
+)
 def test_what_is_exchanged_is_found_alike(fault: str, layout: str, tmp_path: Path) -> None:
     """Also where no checksum tells of it."""
     write_mixture(tmp_path / "hf", layout)
@@ -113,6 +112,32 @@ def test_what_is_exchanged_is_found_alike(fault: str, layout: str, tmp_path: Pat
         assert "of its source" in one.checks[0].detail
 
 
+#: ends of the names of two tensors that are exchanged
+MATRICES = {
+    "rtn-int4": ("layers.1.mlp.experts.0.down_proj.qweight", "layers.1.mlp.experts.2.down_proj.qweight"),
+    "ct-fp8-dynamic": ("layers.0.mlp.experts.1.up_proj.weight", "layers.1.mlp.experts.1.up_proj.weight"),
+    "float16": ("layers.0.mlp.experts.down_proj", "layers.1.mlp.experts.down_proj"),
+}
+
+
+@pytest.mark.parametrize("recipe", MATRICES)
+def test_what_is_exchanged_in_a_folder_is_found_alike(recipe: str, tmp_path: Path) -> None:
+    write_mixture(tmp_path / "hf", "in one tensor")
+    work, whole = planned(tmp_path / "hf", recipe)
+    stage = tmp_path / "stage"
+    stage.mkdir()
+    conversion = work.write(stage, RUN, None)
+    path = stage / "model.safetensors"
+    tensors = load_file(path)
+    one, other = (next(name for name in tensors if name.endswith(end)) for end in MATRICES[recipe])
+    tensors[one], tensors[other] = tensors[other], tensors[one]
+    save_file(tensors, path, {"format": "pt"})
+    silent = replace(conversion, sha256={})
+    together = found(whole, stage, silent, tmp_path / "whole").checks
+    assert found(work, stage, silent, tmp_path / "one").checks == together
+    assert not together[0].passed
+
+
 MEASURED = """
 import sys
 from pathlib import Path
@@ -124,7 +149,7 @@ from quantize.verification.weights import check_weights
 
 def check(folder, out):
     Path(out).mkdir()
-    work = plan(open_checkpoint(folder), parse_recipe("gguf-q8_0"))
+    work = plan(open_checkpoint(folder), parse_recipe(sys.argv[4]))
     conversion = work.write(Path(out), RunOptions(threads=1, progress=False), None)
     before = peak_rss_bytes()
     assert check_weights(work, Path(out), conversion, None).checks[0].passed
@@ -137,10 +162,11 @@ print(check(sys.argv[3], sys.argv[2]))
 
 @pytest.mark.long
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_memory_follows_one_expert(layout: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("recipe", ["gguf-q8_0", "float16"])
+def test_memory_follows_one_expert(recipe: str, layout: str, tmp_path: Path) -> None:
     write_mixture(tmp_path / "small", layout)
     write_empty_mixture(tmp_path / "large", layout, width=1024, experts=32, hidden=1024)
-    given = [str(tmp_path / "small"), str(tmp_path / "out"), str(tmp_path / "large")]
+    given = [str(tmp_path / "small"), str(tmp_path / "out"), str(tmp_path / "large"), recipe]
     done = subprocess.run(
         [sys.executable, "-c", MEASURED, *given],
         env=child_environment(OMP_NUM_THREADS="1"),

@@ -10,7 +10,7 @@ from quantize.artifact.artifact import Manifest
 from quantize.checkpoint.kv_cache import KvShape, kv_shape
 from quantize.checkpoint.model_card import license_files, read_model_card
 from quantize.errors import QuantwrightError
-from quantize.gguf.to_checkpoint.config import to_config
+from quantize.gguf.to_checkpoint.config import ARCHITECTURES, to_config
 from quantize.hf.load import storage_format
 from quantize.inspection.opening import Looked
 from quantize.inspection.problems import (
@@ -122,7 +122,7 @@ def _gguf(looked: Looked, problems: list[Problem]) -> Description:
         *chat(f"{looked.model} {kvs.get('general.name', '')}", tokenizer, templates),
         *gguf_problems(file),
     ]
-    if architecture not in MODEL_ARCH_NAMES.values():
+    if architecture not in MODEL_ARCH_NAMES.values() and architecture not in ARCHITECTURES:
         said = printable(architecture, WORD) or "none"
         problems.append(Problem("wrong", "unknown architecture", f"llama.cpp has no {said}"))
     kind = file_type(kvs.get("general.file_type"))

@@ -33,8 +33,7 @@ from quantize.gguf.to_checkpoint.metadata import Metadata
 from quantize.kernels.block_types import UNQUANTIZED
 from quantize.terminal import printable
 
-# GGUF tensors of which the pieces are kept: gate, up and down of stacked experts come apart one expert at a
-# time
+# GGUF tensors of which the pieces are kept, where several of the checkpoint's are in one
 KEPT = 4
 
 

@@ -16,6 +16,7 @@ from family_cases import CASES as GGUF_CASES
 from family_cases import make
 from fresh import Fresh
 from packed_families import RUN, TOKENIZER, random_calibration
+from wrapper_cases import NAMES, make_wrapper
 
 from quantize.conversion import failed_message
 from quantize.engines.native.parts import discard
@@ -44,7 +45,7 @@ OTHERS = {
     "deepseek_v32": "DeepSeek-V3.2 (few tokens chosen)", "gemma3n_text": "Gemma 3n",
     "kimi_linear": "Kimi Linear", "mellum": "Mellum 2",
 }  # fmt: skip
-MODELS = (*CASES, *OTHERS)
+MODELS = (*CASES, *OTHERS, *NAMES)
 FOUR_LAYERS: dict[str, Any] = {
     "num_hidden_layers": 4, "layer_types": [*3 * ["linear_attention"], "full_attention"]
 }  # fmt: skip
@@ -119,6 +120,9 @@ class Openers:
 
 
 def make_source(model: str, folder: Path) -> Path:
+    if model in NAMES:
+        four = {"num_hidden_layers": 4} if model == "llama4" else None  # as its text model's row
+        return make_wrapper(model, folder, text_config=four)
     if model in CASES:
         return make_decoder(model, folder, **AS_PUBLISHED.get(model, {}))
     case = next(case for case in GGUF_CASES if case.name == OTHERS[model])

@@ -2,11 +2,12 @@
 tokenizer, all weights random."""
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from conftest import ROOT
-from decoder_cases import SMALL
+from decoder_cases import CASES, SMALL
 
 VISION: dict[str, Any] = {
     "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2, "depth": 2, "num_heads": 2,
@@ -30,16 +31,30 @@ WRAPPERS: dict[str, dict[str, Any]] = {
     },
     "mistral3": {"model_type": "mistral", "sliding_window": None},
 }  # fmt: skip
+FOUR_LAYERS = {"num_hidden_layers": 4, "layer_types": [*3 * ["linear_attention"], "full_attention"]}
+#: rows of the table beside those -> their model type, and settings of the text model
+MORE: dict[str, tuple[str, dict[str, Any]]] = {
+    "gemma4": ("gemma4", {**CASES["gemma4_text"], "pad_token_id": 0}),
+    "mistral3 (ministral3)": ("mistral3", {"model_type": "ministral3"}),
+    "qwen3_5": ("qwen3_5", {**CASES["qwen3_5_text"], **FOUR_LAYERS}),
+    "qwen3_5_moe": ("qwen3_5_moe", {**CASES["qwen3_5_moe_text"], **FOUR_LAYERS}),
+    "qwen3_vl_moe": ("qwen3_vl_moe", {**CASES["qwen3_moe"], **WRAPPERS["qwen3_vl"], "norm_topk_prob": True}),
+}
+#: the wrappers of the table
+NAMES = (*WRAPPERS, *MORE)
 
 
-def make_wrapper(model_type: str, folder: Path, dtype: str = "float32", **more: Any) -> Path:
-    """As transformers saves it in ``dtype``, with what a processor would read; ``more``: the outer config's
-    settings."""
+def make_wrapper(
+    name: str, folder: Path, dtype: str = "float32", text_config: Mapping[str, Any] | None = None, **more: Any
+) -> Path:
+    """``name``: of ``NAMES``. As transformers saves it in ``dtype``, with what a processor would read;
+    ``text_config``: settings over the text model's; ``more``: the outer config's."""
     import torch
     from transformers import AutoModelForImageTextToText
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-    text = {**SMALL, **WRAPPERS[model_type]}
+    model_type, own = MORE[name] if name in MORE else (name, WRAPPERS[name])
+    text = {**SMALL, **own, **(text_config or {})}
     outer = {"text_config": text, "vision_config": VISION, "tie_word_embeddings": text["tie_word_embeddings"]}
     config = CONFIG_MAPPING[model_type](**{**outer, **more})
     torch.manual_seed(7)
@@ -49,7 +64,7 @@ def make_wrapper(model_type: str, folder: Path, dtype: str = "float32", **more: 
             centre = 1.0 if parameter.ndim == 1 and model_type != "gemma3" else 0.0
             parameter.copy_(centre + 0.15 * torch.randn(parameter.shape))
     model.to(getattr(torch, dtype)).save_pretrained(folder)
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(ROOT / "demo" / "checkpoint" / name, folder / name)
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(ROOT / "demo" / "checkpoint" / file, folder / file)
     (folder / "preprocessor_config.json").write_text('{"image_processor_type": "SiglipImageProcessor"}\n')
     return folder

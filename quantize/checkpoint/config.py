@@ -257,9 +257,9 @@ def _config(config: dict[str, Any], where: str, prefix: str) -> dict[str, Any]:
                 *((rope[kind], f"{key}.{kind}") for kind in rope if isinstance(rope[kind], dict)),
             ):
                 low, high = part.get("low_freq_factor"), part.get("high_freq_factor")
-                if low is not None and high is not None and low >= high:
+                if low is not None and high is not None and low > high:
                     raise _wrong(
-                        where, f"{prefix}{name}.high_freq_factor", high, f"more than low_freq_factor, {low}"
+                        where, f"{prefix}{name}.high_freq_factor", high, f"at least low_freq_factor, {low}"
                     )
             config[key] = rope
     for key, inner in config.items():

@@ -255,7 +255,8 @@ def llama3_divisors(rope: Rope, columns: int) -> np.ndarray:
     factor, low, high = (rope.number(key) for key in ("factor", "low_freq_factor", "high_freq_factor"))
     context = float(rope.original)
     wavelength = 2 * math.pi / _frequencies(rope, columns)
-    smooth = (context / wavelength - low) / (high - low)
+    # Llama 4 has both alike: nothing lies between
+    smooth = (context / wavelength - low) / (high - low or 1.0)
     divisor = np.where(wavelength > context / low, factor, 1 / ((1 - smooth) / factor + smooth))
     return np.where(wavelength < context / high, 1.0, divisor).astype(np.float32)
 

@@ -21,6 +21,7 @@ from quantize.terminal import printable
 # (factor is read off) low, high, original context: of the models published with this scaling
 LLAMA3_KNOWN = [
     (1.0, 4.0, 8192),
+    (1.0, 1.0, 8192),
 ]
 
 #: what a config calls the number of layers that predict further tokens, where it is another name

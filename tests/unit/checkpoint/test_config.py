@@ -88,7 +88,7 @@ def test_as_people_publish_them(config: dict[str, Any]) -> None:
             {"rope_parameters": {"full_attention": {"rope_theta": -1}}},
             "rope_parameters.full_attention.rope_theta is -1",
         ),
-        ({"rope_scaling": {"low_freq_factor": 4, "high_freq_factor": 4}}, "more than low_freq_factor"),
+        ({"rope_scaling": {"low_freq_factor": 5, "high_freq_factor": 4}}, "at least low_freq_factor"),
         ({"quantization_config": "x"}, "quantization_config is 'x'"),
         ({"eos_token_id": "2"}, "eos_token_id is '2'; expected a token id"),
         ({"rms_norm_eps": float("nan")}, "rms_norm_eps is nan"),

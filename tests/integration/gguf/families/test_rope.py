@@ -38,6 +38,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "yarn, betas": {**YARN, "beta_fast": 4, "beta_slow": 0.5},
     "yarn, truncate": {**YARN, "truncate": False},
     "llama3": {**LLAMA3, "original_max_position_embeddings": TRAINED},
+    "llama3, as Llama 4": {**LLAMA3, "high_freq_factor": 1.0, "original_max_position_embeddings": TRAINED},
     "longrope": {**LONG, "original_max_position_embeddings": TRAINED},
     "longrope, factor": {**LONG, "original_max_position_embeddings": TRAINED, "factor": 2.5},
     "longrope, attention_factor": {

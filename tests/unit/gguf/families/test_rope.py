@@ -60,6 +60,10 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "llama3, original outside": ("llama", {"rope_scaling": LLAMA3, "original_max_position_embeddings": 32}),
     "llama3, original nowhere": ("llama", {"rope_scaling": LLAMA3}),
+    "llama3, as Llama 4": (
+        "llama",
+        {"rope_scaling": {**LLAMA3, "high_freq_factor": 1.0, "original_max_position_embeddings": 64}},
+    ),
     "longrope": ("llama", {"rope_scaling": {**LONG, "original_max_position_embeddings": 64}}),
     "longrope, factor": (
         "llama",

@@ -91,7 +91,8 @@ class ConvertStep(ModelStep):
         # What conversions without verification took says nothing of those with it.
         # Neither does a method that calibrates for some of its recipes only.
         rate_kind = f"convert:{self.method}" + (":imatrix" if self._importances else "")
-        rate_kind += ":gptqmodel" if getattr(self.recipe, "engine", "") == "gptqmodel" else ""
+        engine = getattr(self.recipe, "engine", "native")
+        rate_kind += "" if engine == "native" else f":{engine}"
         rate_kind += "" if job.verify == "full" else f":{job.verify}"
         work = weights / 1e6
         memory = experience.peak_bytes(rate_kind, work)

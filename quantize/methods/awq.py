@@ -91,7 +91,8 @@ class Awq(PackedMethod[AwqRecipe]):
     summary: ClassVar[str] = "AWQ weights of 4 bits in groups, calibrated; for transformers, vLLM and SGLang"
 
     def costs_of(self, recipe: Recipe) -> Costs:
-        return self.engine_costs if getattr(recipe, "engine", "native") == "gptqmodel" else self.costs
+        gptqmodel = getattr(recipe, "engine", "native") == "gptqmodel"
+        return self.engine_costs if gptqmodel else super().costs_of(recipe)
 
     def work(self, held: Held, recipe: AwqRecipe) -> PackedWork[Any]:
         if recipe.engine == "gptqmodel":

@@ -132,7 +132,8 @@ class Gptq(PackedMethod[GptqRecipe]):
     )
 
     def costs_of(self, recipe: Recipe) -> Costs:
-        return self.engine_costs if getattr(recipe, "engine", "native") == "gptqmodel" else self.costs
+        gptqmodel = getattr(recipe, "engine", "native") == "gptqmodel"
+        return self.engine_costs if gptqmodel else super().costs_of(recipe)
 
     def work(self, held: Held, recipe: GptqRecipe) -> PackedWork[Any]:
         if recipe.engine == "gptqmodel":

@@ -25,7 +25,7 @@ from quantize.formats.awq import PACKED_OUTPUTS, AwqFormat
 from quantize.formats.gptq import PACKED_ROWS, GptqFormat
 from quantize.formats.packed import PackedFormat
 from quantize.hf.matrices import DecoderLinears, Linear, decoder_linears
-from quantize.methods.base import Held, Method, R, Work
+from quantize.methods.base import Costs, Held, Method, R, Work
 from quantize.methods.overrides import Override, first_that_fits
 from quantize.recipe import AUTO, Recipe, RunOptions
 from quantize.units import spell_size
@@ -57,6 +57,18 @@ def patterns(value: Any) -> Any:
             raise ValueError(f"{pattern!r} is no regular expression: {error}") from None
     return several
 
+
+#: of engines in environments of their own, which hold the whole model
+ISOLATED = Costs(
+    start_s=45,
+    seconds=4.0,
+    base_bytes=900 << 20,
+    bench_bytes=700 << 20,
+    eval_bytes=760 << 20,
+    copies=2.0,
+    saves_twice=True,
+    reads_files=True,
+)
 
 Patterns = Annotated[tuple[str, ...], BeforeValidator(patterns)]
 GroupSize = Annotated[Literal["auto", -1, 16, 32, 64, 128, 256, 512, 1024], BeforeValidator(whole)]
@@ -119,6 +131,9 @@ class PackedMethod(Method[R]):
     def environment(self, recipe: Recipe) -> str:
         engine = getattr(recipe, "engine", "")
         return engine if engine in ENGINES else ""
+
+    def costs_of(self, recipe: Recipe) -> Costs:
+        return ISOLATED if self.environment(recipe) else self.costs
 
     def open(
         self, folder: Path, dtype: str, device: str, exact: bool, trust_remote_code: bool

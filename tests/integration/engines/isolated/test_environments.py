@@ -1,16 +1,20 @@
 """Environments of engines: real ones, made offline from a wheel that the test builds; docs/engines.md is the
 plugin that registers it."""
 
+import contextlib
 import json
 import os
+import pty
 import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 import toy_engine
 
@@ -214,3 +218,55 @@ def test_verify_and_remove(plugin: Path, tmp_path: Path) -> None:
     gone = run(plugin, tmp_path, "env", "verify", "toy")
     assert gone.returncode == 2
     assert "quantwright env install toy" in gone.stderr
+
+
+@pytest.mark.parametrize(("answer", "code"), [("n", 2), ("y", 1)])
+def test_a_person_is_asked(
+    answer: str, code: int, plugin: Path, tmp_path: Path, demo_checkpoint: Path
+) -> None:
+    """Who says yes gets an attempt, which here finds no package: exit code 1, and no artifact was begun."""
+    master, slave = pty.openpty()
+    arguments = ["convert", str(demo_checkpoint), "--to", "toy-int4", "-o", str(tmp_path / "out")]
+    environment = toy_engine.environment(plugin, tmp_path, PIP_FIND_LINKS="")
+    with subprocess.Popen([*PROGRAM, *arguments], env=environment, stdin=slave, stderr=slave) as process:
+        os.close(slave)
+        said = b""
+        while b"packages in the user's cache? [Y/n]" not in said:
+            said += os.read(master, 1024)
+        os.write(master, f"{answer}\n".encode())
+        with contextlib.suppress(OSError):  # what Linux raises where the other side is closed
+            while more := os.read(master, 1024):
+                said += more
+    os.close(master)
+    assert process.returncode == code
+    assert (
+        b"No matching distribution" if answer == "y" else b"install with: quantwright env install"
+    ) in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_engine_dies_with_who_called_it(toy: Environment, tmp_path: Path) -> None:
+    worker = tmp_path / "worker.py"
+    worker.write_text(
+        "import os, time\nopen('pid', 'w').write(str(os.getpid()))\ntime.sleep(600)\n", encoding="utf-8"
+    )
+    caller = (
+        "import sys\nfrom dataclasses import replace\nfrom pathlib import Path\nimport toy_plugin\n"
+        "from quantize.engines.isolated.call import call\n"
+        "from quantize.engines.isolated.environment import installed\n"
+        "from quantize.recipe import RunOptions\n"
+        "found = installed(toy_plugin.TOY)\nfolder = Path(sys.argv[1])\n"
+        "broken = replace(found, engine=replace(found.engine, worker=folder / 'worker.py'))\n"
+        "call(broken, folder, {}, RunOptions(threads=1))\n"
+    )
+    environment = toy_engine.environment(toy.engine.lock.parent, toy.folder.parent.parent)
+    process = subprocess.Popen([sys.executable, "-c", caller, str(tmp_path)], env=environment)
+    told = tmp_path / "pid"
+    for _ in range(600):
+        if told.is_file() and told.read_text():
+            break
+        time.sleep(0.1)
+    engine = psutil.Process(int(told.read_text()))
+    process.kill()
+    process.wait()
+    engine.wait(30)

@@ -16,7 +16,9 @@ from quantize.terminal import printable, shell
 from quantize.units import spell_size
 from reports.format import heading
 from reports.markdown import code, escape, footnotes, note_line, table, task_tables
+from reports.naming import as_converted
 from reports.rows import Group, Row, head
+from reports.use import check_it, engine_words, use
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult, ModelCard, ModelCardData
@@ -57,6 +59,7 @@ class CardOptions:
     license_name: str | None = None
     license_link: str | None = None
     quantized_by: str | None = None
+    name: str | None = None
 
 
 def check_repo_id(repo: str) -> None:
@@ -80,6 +83,12 @@ def base_model_of(artifacts: Sequence[Artifact], options: CardOptions) -> str | 
             raise BadInput(f"--base-model {options.base_model!r}: expected a Hub id, org/name")
         return options.base_model
     return artifacts[0].manifest.source.hub_id
+
+
+def _checked_against(artifacts: Sequence[Artifact], base: str | None) -> str:
+    """The source, at its revision where it has one."""
+    revision = artifacts[0].manifest.source.revision
+    return source_name(artifacts, base) + (f"@{revision}" if base and revision else "")
 
 
 def source_name(artifacts: Sequence[Artifact], base_model: str | None) -> str:
@@ -126,9 +135,10 @@ def terms_of(artifacts: Sequence[Artifact], options: CardOptions) -> Terms:
 
 
 def model_card(
-    artifacts: Sequence[Artifact], files: Files, options: CardOptions, group: Group | None
+    artifacts: Sequence[Artifact], files: Files, options: CardOptions, group: Group | None, plot: str = ""
 ) -> "ModelCard":
-    """``files``: see ``Files``. ``group``: measured numbers of exactly these artifacts."""
+    """``files``: see ``Files``. ``group``: measured numbers of exactly these artifacts; ``plot``: the file of
+    the repository that draws them."""
     from huggingface_hub import ModelCard
 
     base = base_model_of(artifacts, options)
@@ -136,7 +146,8 @@ def model_card(
     body = [f"# {escape(options.repo.partition('/')[2])}", "", *_introduction(artifacts, base), ""]
     body += ["## Files", "", *_files(files), ""]
     if group is not None:
-        body += ["## Measured", "", *table(group), "", *footnotes(group), "", *task_tables(group)]
+        picture = [f"![Size and quality of each file]({plot})", ""] if plot else []
+        body += ["## Measured", "", *picture, *table(group), "", *footnotes(group), "", *task_tables(group)]
     else:
         body += [
             "## Measured",
@@ -146,7 +157,8 @@ def model_card(
             "",
         ]
     body += [
-        *_use(artifacts, files, options),
+        *use(artifacts, list(files), options.repo),
+        *check_it(artifacts, list(files), options.repo, _checked_against(artifacts, base), base is not None),
         *_made(artifacts, base),
         *_notes(artifacts),
         *_reproduction(artifacts, base),
@@ -235,10 +247,6 @@ def _digits(value: float) -> float:
     return float(f"{value:.6g}")
 
 
-#: what opens the whole of a model that also sees
-WHOLE = "AutoModelForImageTextToText"
-
-
 def _introduction(artifacts: Sequence[Artifact], base: str | None) -> list[str]:
     source = artifacts[0].manifest.source
     name = f"[{escape(base)}](https://huggingface.co/{base})" if base else code(source_name(artifacts, base))
@@ -264,46 +272,13 @@ def _files(files: Files) -> list[str]:
     return lines
 
 
-def _use(artifacts: Sequence[Artifact], files: Files, options: CardOptions) -> list[str]:
-    out = ["## Use", ""]
-    gguf = next((path for path in files if path.endswith(".gguf")), None)
-    if gguf:
-        out += ["```sh", shell("llama-cli", "-hf", options.repo, "-hff", Path(gguf).name), "```", ""]
-    else:
-        made_as = format_of(str(artifacts[0].manifest.recipe["method"]))
-        module, name = made_as.opened_by
-        if made_as.opening_advice:
-            out += [made_as.opening_advice, ""]
-        also_sees = artifacts[0].manifest.source.architecture.endswith("ForConditionalGeneration")
-        if also_sees and module == "optimum.quanto":
-            module, name = "optimum.quanto.models.transformers_models", "QuantizedTransformersModel"
-            imports = [f"from {module} import {name}", f"from transformers import {WHOLE}, AutoTokenizer"]
-            imports += ["", "", f"class Whole({name}):", f"    auto_class = {WHOLE}", ""]
-            name = "Whole"
-        elif module == "transformers":
-            name = WHOLE if also_sees else name
-            imports = [f"from transformers import {name}, AutoTokenizer"]
-        else:
-            imports = [f"from {module} import {name}", "from transformers import AutoTokenizer"]
-        tokenizer = f"tokenizer = AutoTokenizer.from_pretrained({options.repo!r})"
-        out += [
-            "```python",
-            *imports,
-            "",
-            f"model = {name}.from_pretrained({options.repo!r})",
-            tokenizer,
-            "```",
-            "",
-        ]
-    loads = list(dict.fromkeys(name for a in artifacts for name in a.manifest.loads_in))
-    return [*out, f"Loads in {escape(', '.join(loads))}.", ""] if loads else out
-
-
 def _made(artifacts: Sequence[Artifact], base: str | None) -> list[str]:
     out = ["## How it was made and checked", ""]
     for artifact in artifacts:
         m = artifact.manifest
-        out.append(f"- {code(m.recipe_short)}: {escape(m.engine)}; artifact digest {code(artifact.digest)}.")
+        out.append(
+            f"- {code(m.recipe_short)}: {engine_words(artifact)}; artifact digest {code(artifact.digest)}."
+        )
         out.append("  " + _verification(artifact))
         if m.calibration:
             c = m.calibration
@@ -338,7 +313,7 @@ def _verification(artifact: Artifact) -> str:
         checks.append(f"{words} {'passed' if check.passed else 'FAILED'}")
     whose = (
         ""
-        if verified_here(artifact)
+        if verified_here(as_converted(artifact))
         else ", as claimed by the artifact's maker and not checked by the publisher"
     )
     runtime = escape(v.runtime or artifact.manifest.runtime)
@@ -357,8 +332,7 @@ def _notes(artifacts: Sequence[Artifact]) -> list[str]:
 def _reproduction(artifacts: Sequence[Artifact], base: str | None) -> list[str]:
     """The conversion, with the source named as the card names it."""
     lines = ["## Reproduce", "", "```sh"]
-    revision = artifacts[0].manifest.source.revision
-    source = source_name(artifacts, base) + (f"@{revision}" if base and revision else "")
+    source = _checked_against(artifacts, base)
     for artifact in artifacts:
         m = artifact.manifest
         words = ["quantwright", "convert", source, "--to", m.recipe_short, "-o", "OUT"]
@@ -379,7 +353,7 @@ def published(group: Group, artifacts: Sequence[Artifact]) -> Group | None:
     """The rows of exactly these artifacts, by digest, and the reference; None where none was measured."""
     from dataclasses import replace
 
-    wanted = {a.digest for a in artifacts}
+    wanted = {as_converted(a).digest for a in artifacts} | {a.digest for a in artifacts}
     rows: tuple[Row, ...] = tuple(
         row for row in group.rows if row.subject.digest in wanted and (row.cells or row.tasks)
     )

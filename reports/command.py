@@ -170,6 +170,7 @@ def _share(text: str | None, option: str) -> float | None:
     "--quantized-by",
     help="name of the person or organisation that quantized it  [default: the user part of --repo]",
 )
+@click.option("--name", help="the model's own name, by which GGUF files are called  [default: the source's]")
 @click.option("--private", is_flag=True, help="create the repository private")
 @click.option("--revision", help="branch to upload to, created where it does not exist  [default: main]")
 @click.option("--collection", help="title of your collection to put the repository in, created where needed")
@@ -196,6 +197,7 @@ def publish(
     license_name: str | None,
     license_link: str | None,
     quantized_by: str | None,
+    name: str | None,
     private: bool,
     revision: str | None,
     collection: str | None,
@@ -216,7 +218,7 @@ def publish(
     """
     if dry_run and out is None:
         raise BadInput("publish --dry-run: give -o DIR, the folder to write the repository to")
-    options = CardOptions(repo, base_model, license_id, license_name, license_link, quantized_by)
+    options = CardOptions(repo, base_model, license_id, license_name, license_link, quantized_by, name)
     check_repo_id(repo)
     existing = None if dry_run else read_existing(repo, revision)
     repository = prepare(

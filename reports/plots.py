@@ -1,5 +1,6 @@
 """Which charts a report has, made from a comparison; and the same charts as SVG and PNG files."""
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -188,9 +189,9 @@ def write_plots(group: Group, folder: Path, prefix: str = "") -> list[Path]:
 def write_pngs(group: Group, folder: Path, prefix: str = "") -> tuple[list[Path], str]:
     """The scatter plots as PNG, for places that show no SVG. Returns (files, remark): without matplotlib
     none, and why."""
+    plots = scatter_plots(group)
     try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
+        figures = [_figure(plot) for plot in plots]
     except ImportError:
         return (
             [],
@@ -199,13 +200,39 @@ def write_pngs(group: Group, folder: Path, prefix: str = "") -> tuple[list[Path]
         )
     folder.mkdir(parents=True, exist_ok=True)
     files = []
-    for plot in scatter_plots(group):
-        figure = Figure(figsize=(7.2, 5.2), dpi=150, layout="constrained")
-        FigureCanvasAgg(figure)
-        _draw(figure.subplots(), plot)
+    for plot, figure in zip(plots, figures, strict=True):
         files.append(folder / f"{prefix}{plot.key}.png")
         figure.savefig(files[-1], metadata={"Software": None})
     return files, ""
+
+
+#: of a repository: what draws its files
+PLOTS = ("size-quality.png", "size-quality.svg")
+
+
+def size_plot(group: Group) -> tuple[str, bytes]:
+    """Name and contents of a picture of size against loss, as PNG, which any page shows, or as SVG where
+    matplotlib is not installed; both empty where fewer than two artifacts have both numbers."""
+    plot = next((plot for plot in scatter_plots(group) if plot.key == "size"), None)
+    if plot is None:
+        return "", b""
+    drawn = io.BytesIO()
+    try:
+        figure = _figure(plot)
+    except ImportError:
+        return PLOTS[1], standalone(scatter(plot)).encode()
+    figure.savefig(drawn, format="png", metadata={"Software": None})
+    return PLOTS[0], drawn.getvalue()
+
+
+def _figure(plot: Scatter) -> Any:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.2, 5.2), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    _draw(figure.subplots(), plot)
+    return figure
 
 
 LABEL_POINTS = 8

@@ -25,6 +25,8 @@ from reports.card import (
 from reports.compare import compare
 from reports.hub import Commit, Existing, check_existing, public_manifests, with_kept_sections
 from reports.load import load
+from reports.naming import as_converted, before_naming, named, own_name
+from reports.plots import PLOTS, size_plot
 from reports.rows import Group
 
 Say = Callable[[str], None]
@@ -68,6 +70,10 @@ def prepare(
     check_repo_id(options.repo)
     artifacts = [Artifact.load(folder) for folder in folders]
     _check(artifacts, allow_unverified)
+    own = None
+    if options.name is not None or any(artifact.gguf for artifact in artifacts):
+        source = artifacts[0].manifest.source
+        own = own_name(source.name, source.hub_id, base_model_of(artifacts, options), options.name)
     terms = terms_of(artifacts, options)
     if NO_DERIVATIVES.search(terms.license or "") and not allow_no_derivatives:
         raise BadInput(
@@ -84,6 +90,7 @@ def prepare(
                 f"{artifact.folder}: verified ({artifact.verified}) "
                 "as claimed by the artifact's maker; not checked here"
             )
+    artifacts = [named(artifact, own) for artifact in artifacts]
     kept = public_manifests(existing, artifacts)
     every = [*artifacts, *kept.values()]
     files, belongs, commits = _layout(artifacts, kept, options)
@@ -93,10 +100,11 @@ def prepare(
     else:
         known = {row.subject.digest for row in group.rows} if group else set()
         for artifact in artifacts:
-            if artifact.digest not in known:
+            digest = as_converted(artifact).digest
+            if digest not in known:
                 say(
                     f"{artifact.folder}: {', '.join(map(str, runs))} has "
-                    f"no numbers for it (digest {artifact.digest[:12]})"
+                    f"no numbers for it (digest {digest[:12]})"
                 )
     if terms.license is None:
         say("the source names no licence, so the card has none: give --license")
@@ -110,7 +118,10 @@ def prepare(
             "the source is a local folder, so the card names no base "
             "model: give --base-model org/name if it is on the Hub"
         )
-    card = str(model_card(every, belongs, options, group))
+    plot, drawn = size_plot(group) if group else ("", b"")
+    if plot:
+        commits[-1].add[plot] = files[plot] = drawn
+    card = str(model_card(every, belongs, options, group, plot))
     if existing is not None:
         card = with_kept_sections(card, existing.card, options.repo)
         commits = _without_what_went(commits, existing, kept)
@@ -184,7 +195,7 @@ def _layout(
     for artifact in artifacts:
         slug, before = _slug(artifact), set(files)
         for name, entry in artifact.manifest.files.items():
-            path = artifact.folder / name
+            path = artifact.folder / before_naming(artifact, name)
             target = name
             other = files.get(target)
             there = taken[name].manifest.files[name].sha256 if name in taken else None
@@ -259,8 +270,8 @@ def _why_not_ours(folder: Path) -> str:
     """Where several artifacts share a repository, their manifests lie in a folder of it."""
     manifests = sorted((folder / "manifests").glob("*.json"))
     if not manifests:
-        return why_not_ours(folder, besides=("README.md",))
-    expected = {"README.md", "manifests", *DROPPINGS, *(path.stem for path in manifests)}
+        return why_not_ours(folder, besides=("README.md", *PLOTS))
+    expected = {"README.md", "manifests", *PLOTS, *DROPPINGS, *(path.stem for path in manifests)}
     for path in manifests:
         try:
             expected |= {name.partition("/")[0] for name in read_manifest(path).files}

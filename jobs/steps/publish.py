@@ -7,14 +7,17 @@ from pathlib import Path
 from typing import ClassVar
 
 from jobs.costs import Experience, StepCost
+from jobs.models import OpenModel
 from jobs.spec import Job, Publish, expand_recipe
 from jobs.steps.convert import ConvertStep
 from jobs.steps.measure import MeasureStep
 from jobs.steps.step import Step, printed
 from quantize.errors import BadInput
+from quantize.formats.gguf import GgufFormat
 from quantize.into_place import write_json
 from quantize.methods.registry import method as find_method
 from quantize.results import results_path
+from reports.naming import GENERIC
 
 FOLDER = Path("published")
 
@@ -94,7 +97,28 @@ def publish_steps(job: Job, steps: Sequence[Step]) -> list[PublishStep]:
         raise BadInput(
             f"publish.repo: several repositories would be named {twice}; use {{model}} and {{format}} in it"
         )
+    for (_, form), converts in groups.items():
+        if form == GgufFormat.shared_repository:
+            _check_name(converts[0].model, publish)
     return found
+
+
+def _own_name(model: OpenModel) -> str | None:
+    """By which files are called, where the source's folder says nothing: the job's name of the model."""
+    folder = Path(model.id)
+    if not folder.is_absolute() or model.adapter is not None or not GENERIC.fullmatch(folder.name):
+        return None
+    return model.name
+
+
+def _check_name(model: OpenModel, publish: Publish) -> None:
+    """Errors: BadInput where nothing says what the model is called."""
+    own = _own_name(model)
+    if own is not None and GENERIC.fullmatch(own) and not publish.base_model:
+        raise BadInput(
+            f"publish: {own!r} is not a model's name; give it one in models "
+            f"({{source: {Path(model.id).name}, name: NAME}}), or give publish.base_model"
+        )
 
 
 def _measures(step: Step, model: str) -> bool:
@@ -119,6 +143,9 @@ def _step(
     for option in ("license", "license_name", "license_link", "base_model"):
         value = getattr(publish, option)
         arguments += [f"--{option.replace('_', '-')}={value}"] if value else []
+    own = _own_name(converts[0].model) if form == GgufFormat.shared_repository else None
+    own = None if own and GENERIC.fullmatch(own) else own  # the base model's
+    arguments += [f"--name={own}"] if own else []
     arguments += ["--private"] if publish.private else []
     arguments += ["--allow-unverified"] if job.verify == "none" else []
     # What is uploaded lies in artifacts/ already; only a dry run writes the repository out.
@@ -135,7 +162,11 @@ def _step(
         upload=publish.upload,
         after=tuple(converts),
         prefers=tuple(measured),
-        inputs={"repo": repo, **publish.model_dump(exclude={"repo", "recipes"})},
+        inputs={
+            "repo": repo,
+            **publish.model_dump(exclude={"repo", "recipes"}),
+            **({"name": own} if own else {}),
+        },
         files=tuple(results_path(Path(), step.name, stage) for step in converts for stage in stages),
         packages=("quantwright", "huggingface_hub"),
     )

@@ -69,11 +69,21 @@ def _one_file(artifact: Path, subjects: dict[str, str], attestation: Path) -> tu
     return (names[0],)
 
 
+def _by_hash(paths: dict[str, Path], subjects: dict[str, str], artifact: Path) -> None:
+    """Files that are not there by their names are taken by their hashes: publishing renames some."""
+    missing = {subjects[name]: name for name, path in paths.items() if not path.is_file()}
+    others = [each for each in artifact.iterdir() if each.is_file() and each not in paths.values()]
+    for path, sha256 in sha256_files(others).items() if missing else ():
+        if sha256 in missing:
+            paths[missing[sha256]] = path
+
+
 def _folder(
     artifact: Path, subjects: dict[str, str], attestation: Path
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Every file of the statement is there; what lies beside them is nothing that a program opens."""
     paths = {name: artifact / plain_name(name, str(attestation)) for name in subjects}
+    _by_hash(paths, subjects, artifact)
     missing = [name for name, path in paths.items() if not path.is_file()]
     if missing:
         raise StepFailed(

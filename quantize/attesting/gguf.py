@@ -16,7 +16,6 @@ from quantize.checkpoint.checkpoint import Checkpoint, sha256_file
 from quantize.checkpoint.model_card import license_files
 from quantize.engines.ggml import planned
 from quantize.errors import BadInput, Unsupported
-from quantize.formats.gguf import open_gguf
 from quantize.gguf.container.chunks import Clock, Planned, chunks, make
 from quantize.gguf.container.reader import GgufFile, read_gguf
 from quantize.gguf.container.writer import Kvs
@@ -44,7 +43,7 @@ def ours(
     folder: Path, manifest: Manifest, work: GgufWork, run: RunOptions, text: Calibration | None
 ) -> Outcome:
     """``work``: the manifest's recipe, planned for the source. Errors: as ``GgufWork.write``."""
-    file = open_gguf(folder)
+    file = read_gguf(folder / min(name for name in manifest.files if name.endswith(".gguf")))
     contents, _ = work.computed(run, text)
     kvs = dict(contents.kvs)
     if f"{IMATRIX}file" in kvs and (name := manifest.details.get(f"{IMATRIX}file")):

@@ -112,7 +112,7 @@ def test_names_in_a_manifest_stay_in_its_folder(name: str, copy: Path) -> None:
         with pytest.raises(BadInput, match="plain relative path inside the folder"):
             read(copy / "gguf")
     with pytest.raises(BadInput, match="plain relative path inside the folder"):
-        prepare([copy / "gguf"], [], CardOptions("me/x"), allow_unverified=True)
+        prepare([copy / "gguf"], [], CardOptions("me/x", name="Small"), allow_unverified=True)
 
 
 def test_a_file_of_an_artifact_that_is_a_link_out_is_refused(copy: Path) -> None:
@@ -124,9 +124,9 @@ def test_a_file_of_an_artifact_that_is_a_link_out_is_refused(copy: Path) -> None
 
 
 def card_of(folder: Path, said: list[str]) -> str:
-    content = prepare([folder], [], CardOptions("me/x"), allow_unverified=True, say=said.append).files[
-        "README.md"
-    ]
+    content = prepare(
+        [folder], [], CardOptions("me/x", name="Small"), allow_unverified=True, say=said.append
+    ).files["README.md"]
     assert isinstance(content, bytes)
     return content.decode()
 

@@ -202,11 +202,12 @@ def test_a_card_of_strangers_strings_stays_text(tmp_path: Path) -> None:
         "Files",
         "Measured",
         "Use",
+        "Check it",
         "How it was made and checked",
         "Fallbacks and notes",
         "Reproduce",
     }
-    assert len([t for t in tokens if t.type == "fence"]) == 2
+    assert len([t for t in tokens if t.type == "fence"]) == 4
 
 
 def test_several_gguf_share_a_repository(tmp_path: Path) -> None:
@@ -218,6 +219,7 @@ def test_several_gguf_share_a_repository(tmp_path: Path) -> None:
         "README.md",
         "small-Q4_K_M.gguf",
         "small-Q8_0.gguf",
+        "size-quality.png",
         "manifests/gguf-q4_k_m.json",
         "manifests/gguf-q8_0.json",
     }
@@ -333,3 +335,51 @@ def test_unverified_says_so_on_the_card(tmp_path: Path) -> None:
     repository = prepare([artifact.folder], [], CardOptions("me/x"), allow_unverified=True)
     assert b"Not verified." in repository.files["README.md"]  # type: ignore[operator]
     assert json.loads(repository.files["manifest.json"])["verification"]["level"] == "none"  # type: ignore[arg-type]
+
+
+def test_the_card_has_a_picture_where_there_are_numbers(tmp_path: Path) -> None:
+    made = [make_artifact(tmp_path / r, r) for r in ("gguf-q4_k_m", "gguf-q8_0")]
+    run = run_for(tmp_path / "run", made)
+    repository = prepare([a.folder for a in made], [run], CardOptions("me/small-GGUF"))
+    picture = repository.files["size-quality.png"]
+    assert isinstance(picture, bytes)
+    assert picture.startswith(b"\x89PNG")
+    assert repository.commits[-1].add["size-quality.png"] == picture
+    card = repository.files["README.md"]
+    assert isinstance(card, bytes)
+    assert b"(size-quality.png)" in card
+    alone = prepare([made[0].folder], [], CardOptions("me/small-GGUF"))
+    assert not any(name.startswith("size-quality") for name in alone.files)
+
+
+def test_a_folder_that_is_called_checkpoint_needs_a_name(tmp_path: Path) -> None:
+    base = make_artifact(tmp_path / "tmp").manifest.source
+    source = base.model_copy(update={"id": "/home/me/checkpoint", "revision": None})
+    artifact = make_artifact(tmp_path / "q4", source=source)
+    with pytest.raises(BadInput, match="--name NAME"):
+        prepare([artifact.folder], [], CardOptions("me/x"))
+    run = run_for(tmp_path / "run", [artifact])
+    repository = prepare([artifact.folder], [run], CardOptions("me/x", name="Tiny"))
+    assert "Tiny-Q4_K_M.gguf" in repository.files
+    write_repository(repository, tmp_path / "out")
+    published = Artifact.load(tmp_path / "out")
+    published.check_files()
+    text = card_of(tmp_path / "out").text
+    assert "Tiny-Q4_K_M.gguf" in text
+    assert "0.013" in text, "measured under its first name"
+    assert f"artifact digest `{published.digest}`" in text
+    assert "not checked by the publisher" not in text
+
+
+def test_llamacpp_is_named_so_that_it_can_be_looked_up(tmp_path: Path) -> None:
+    details = {"llama.cpp": {"binding": "llama-cpp-python 0.3.36", "revision": "0c1e570-dirty"}}
+    engine = "llama.cpp 0c1e570-dirty (ggml block quantizers)"
+    text = ModelCard(
+        card_bytes(make_artifact(tmp_path / "a", details=details, engine=engine), CardOptions("me/x"), [])
+    ).text
+    assert "(https://github.com/ggml-org/llama.cpp/releases/tag/b11312)" in text
+    assert "(https://github.com/ggml-org/llama.cpp/commit/0c1e570)" in text
+    assert "dirty" not in text
+    other = {"llama.cpp": {"binding": "llama-cpp-python 9", "revision": "<b>"}}
+    text = ModelCard(card_bytes(make_artifact(tmp_path / "b", details=other), CardOptions("me/x"), [])).text
+    assert "engine 1.0" in text

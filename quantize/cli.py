@@ -37,6 +37,7 @@ COMMANDS = {
         "Write what another program (Ollama, vLLM, LM Studio ...) needs to run an artifact.",
     ),
     "serve": ("serving.serve_command:command", "Start an artifact's own server, which speaks OpenAI's API."),
+    "try": ("serving.try_command:command", "Chat with several artifacts side by side, on a local page."),
     "run": ("jobs.commands.run:run", "Run a job file: models x recipes x evaluations, resumable."),
     "plan": ("jobs.commands.plan:plan", "Estimate what a conversion or a job will cost before it starts."),
     "inspect": (

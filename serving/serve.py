@@ -43,7 +43,7 @@ def serve(
     artifact = Artifact.load(folder)
     request = Request(artifact, folder, printable(name or default_name(artifact), 200), port, context)
     server = choose(request, wanted)
-    _check_free(host, port)
+    check_free(host, port)
     say(f"{folder}: comparing its files with its manifest")
     artifact.check_files()
     arguments = [*server.arguments(request, host), *more]
@@ -100,7 +100,7 @@ def _end(process: "subprocess.Popen[bytes]") -> None:
     process.kill()
 
 
-def _check_free(host: str, port: int) -> None:
+def check_free(host: str, port: int) -> None:
     try:
         address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         with socket.socket(address[0]) as probe:

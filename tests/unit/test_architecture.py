@@ -44,6 +44,7 @@ PROGRAMS = (
     "quantize.verification.process",
     "benchmarks.worker",
     "serving.program",
+    "serving.page.child",
 )
 #: Libraries that take seconds, or hundreds of megabytes, to import: a module that imports one of these at its
 #: top may itself be imported inside functions. Everything else of ours is imported at the top, where it is

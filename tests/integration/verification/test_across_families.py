@@ -55,7 +55,7 @@ def check(model: str, spelled: str, folder: Path, openers: Openers) -> str:
 
 @pytest.mark.parametrize(
     ("model", "spelled"),
-    [("qwen3_moe", "gguf-q4_k_m"), ("phi3", "awq-int4"), ("gemma2", "bnb-nf4")],
+    [("qwen3_moe", "gguf-q4_k_m"), ("gemma2", "gguf-q4_k_m"), ("phi3", "bnb-nf4")],
 )
 def test_a_few_families(model: str, spelled: str, tmp_path: Path, openers: Openers) -> None:
     assert check(model, spelled, tmp_path, openers) == ""

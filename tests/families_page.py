@@ -4,6 +4,7 @@ import re
 from collections.abc import Mapping
 
 from family_cells import RECIPES, Cell
+from wrapper_cases import NAMES
 
 HEAD = """# Families and methods
 
@@ -25,6 +26,10 @@ comparison of logits, for the reason below, which `check` says too. A star: expe
 because transformers holds those of a layer in one parameter, and the library quantizes linear layers only;
 `check` says so beforehand. Variants within a family (rope scaling, tied heads, sliding layers), tolerances and
 what llama.cpp computes otherwise: [gguf-families.md](gguf-families.md).
+
+Of models that also see ({wrappers}) the text model is converted. Folders keep tower and projector in the source's
+dtype; a GGUF leaves them out, with a note. No rows yet: Gemma 3n's, whose tower transformers makes with timm, and Gemma
+4's, which transformers' own code does not run while its embedding is streamed: no recipe of it verifies fully.
 
 GPTQ and AWQ are opened by **transformers** (t): `from_pretrained`, with GPTQModel and optimum installed, whose
 kernels round activations to bfloat16 on a CPU. By **gptqmodel** (g): `GPTQModel.load` alone, which `eval`,
@@ -56,6 +61,7 @@ def page(rows: Mapping[str, Mapping[str, Cell]]) -> str:
         cells=sum(not cell.refused for cell in every),
         rows=len(rows),
         minutes=sum(cell.seconds for cell in every) / 60,
+        wrappers=", ".join(sorted(set(NAMES) & set(rows))),
         recipes=", ".join(f"{column} `{recipe}`" for column, recipe in RECIPES.items()),
     )
     table = f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}\n" + "".join(lines)

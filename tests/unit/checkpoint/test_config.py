@@ -188,7 +188,7 @@ def test_null_is_no_quantization(tmp_path: Path) -> None:
         (tmp_path / "config.json").write_text(json.dumps(config))
         open_checkpoint(tmp_path, tokenizer=False)
     for config in (
-        {"quantization_config": {"quant_method": "gptq"}},
+        {"quantization_config": {"quant_method": "bitsandbytes"}},
         {"text_config": {"quantization_config": {"a": 1}}},
     ):
         (tmp_path / "config.json").write_text(json.dumps(config))

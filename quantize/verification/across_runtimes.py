@@ -177,6 +177,8 @@ def _run_all(
 ) -> dict[str, Opened]:
     opened: dict[str, Opened] = {}
     format = subject.reading.format if subject.reading else None
+    reading = subject.reading
+    coarse = reading is not None and reading.format.float32_kernels(reading.stage)
     for name in asked or PROGRAMS:
         if why := why_not(
             name, subject.path, subject.gguf is not None, subject.storage, format, asked is not None
@@ -185,7 +187,7 @@ def _run_all(
             continue
         say(f"running it in {name}")
         try:
-            opened[name] = found = open_in(subject, name, exact=name == "llama.cpp")
+            opened[name] = found = open_in(subject, name, exact=not coarse)
         except Unsupported as error:
             report.runtimes.append(Ran(name, "skipped", printable(error, 300)))
             continue

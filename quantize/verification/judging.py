@@ -7,7 +7,7 @@ from functools import partial
 import numpy as np
 
 from quantize.checkpoint.checkpoint import Checkpoint
-from quantize.errors import BadInput, QuantwrightError, StepFailed, Unsupported
+from quantize.errors import BadInput, QuantwrightError, StepFailed, Unsupported, one_line
 from quantize.inspection.problems import Problem
 from quantize.inspection.reading import Reading
 from quantize.terminal import printable
@@ -24,29 +24,31 @@ NEAR_TIE, TIE_MARGIN = 0.25, 8.0
 KL_BETWEEN = 2e-2
 #: of GPTQModel, which computes all in bfloat16, and of transformers' own reader of GGUF, in float32
 KL_BFLOAT16, KL_READER = 1e-3, 1e-5
+#: what code of an architecture raises where its weights come one by one
+THEIRS = (RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError)
 
 
 def reference_of(subject: Subject, report: Report) -> Reference | None:
-    """Of the file's own config or metadata, else of the source's."""
+    """Of a folder's own config, else of the source's; of a GGUF by its source's where that is given."""
     reading, spill = subject.reading, subject.spill
     if reading is None or spill is None or report.why_not:
         return None
     table, rows = reading.format.gelu_table, subject.rows
     tries: list[tuple[Checkpoint, Read, frozenset[str]]] = []
-    if reading.own is not None and reading.gguf is not None:
-        tries.append((reading.own, reading.own.read_float32, frozenset()))
-    elif reading.own is not None:
+    if reading.own is not None and reading.gguf is None:
         tries.append((reading.own, spill.read, subject.extra))
     if subject.source is not None:
         tries.append((subject.source, partial(_completed, spill, subject.source), subject.extra))
+    if reading.own is not None and reading.gguf is not None:  # its config is made from metadata
+        tries.append((reading.own, reading.own.read_float32, frozenset()))
     why = reading.why_not_own
     for checkpoint, read, extra in tries:
         try:
             reference = Reference(checkpoint, read, rows, extra, table)
             reference.rounded(_rounding(subject, reading))
             return reference
-        except (QuantwrightError, KeyError) as error:
-            why = why or printable(error, 300)
+        except (QuantwrightError, *THEIRS) as error:
+            why = why or printable(one_line(error), 300)
     report.why_not = why
     return None
 
@@ -89,8 +91,8 @@ def _source_logits(subject: Subject, report: Report) -> np.ndarray | None:
         return run_reference(
             source, source.read_float32, subject.rows, frozenset(), None, False, lambda model: None
         )
-    except QuantwrightError as error:
-        report.problems.append(Problem("note", "the source was not run", printable(error, 300)))
+    except (QuantwrightError, *THEIRS) as error:
+        report.problems.append(Problem("note", "the source was not run", printable(one_line(error), 300)))
         return None
 
 

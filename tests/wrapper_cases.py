@@ -34,6 +34,7 @@ WRAPPERS: dict[str, dict[str, Any]] = {
 FOUR_LAYERS = {"num_hidden_layers": 4, "layer_types": [*3 * ["linear_attention"], "full_attention"]}
 #: rows of the table beside those -> their model type, and settings of the text model
 MORE: dict[str, tuple[str, dict[str, Any]]] = {
+    "gemma4": ("gemma4", {**CASES["gemma4_text"], "pad_token_id": 0}),
     "mistral3 (ministral3)": ("mistral3", {"model_type": "ministral3"}),
     "qwen3_5": ("qwen3_5", {**CASES["qwen3_5_text"], **FOUR_LAYERS}),
     "qwen3_5_moe": ("qwen3_5_moe", {**CASES["qwen3_5_moe_text"], **FOUR_LAYERS}),

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 #: modules that use the weights of those within them, which must be there with their own
 WHOLE = ("JetMoeDecoderLayer", "DbrxBlock", *MULTIPLYING_ROUTERS)
-#: model types whose code asks where the embedding's weight lies
-ASKS_EMBEDDING = ("llama4_text",)
+#: text models of which somebody's code asks where the embedding's weight lies, or reads a row of it
+ASKS_EMBEDDING = ("llama4_text", "gemma4_text")
 TRIM_BYTES = 1 << 27  # read between two returns of free memory to the system
 
 

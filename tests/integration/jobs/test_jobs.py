@@ -74,13 +74,13 @@ def run_job(job: Path, run: Path, *more: str) -> subprocess.CompletedProcess[str
 
 def tree(run: Path) -> dict[str, str]:
     """What a run has made: digest of every artifact, contents of every results file but for measured times
-    and memory."""
+    and memory (none of a type that was made together with others)."""
     artifacts = {
         str(path.parent.relative_to(run)): Artifact.load(path.parent).digest
         for path in run.rglob("manifest.json")
     }
     results = {
-        path.name: re.sub(r'"made_\w+": [\d.]+', "", path.read_text(encoding="utf-8"))
+        path.name: re.sub(r'"made_\w+": ([\d.]+|null)', "", path.read_text(encoding="utf-8"))
         for path in (run / "results").glob("*.json")
     }
     return artifacts | results

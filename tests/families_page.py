@@ -28,8 +28,7 @@ because transformers holds those of a layer in one parameter, and the library qu
 what llama.cpp computes otherwise: [gguf-families.md](gguf-families.md).
 
 Of models that also see ({wrappers}) the text model is converted. Folders keep tower and projector in the source's
-dtype; a GGUF leaves them out, with a note. No rows yet: Gemma 3n's, whose tower transformers makes with timm, and Gemma
-4's, which transformers' own code does not run while its embedding is streamed: no recipe of it verifies fully.
+dtype; a GGUF leaves them out, with a note. No row yet: Gemma 3n's, whose tower transformers makes with timm.
 
 GPTQ and AWQ are opened by **transformers** (t): `from_pretrained`, with GPTQModel and optimum installed, whose
 kernels round activations to bfloat16 on a CPU. By **gptqmodel** (g): `GPTQModel.load` alone, which `eval`,

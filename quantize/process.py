@@ -54,6 +54,11 @@ def isolated_command(program: str) -> list[str]:
     return [sys.executable, "-I", "-c", program]
 
 
+def isolated_module(module: str, *arguments: str) -> list[str]:
+    """The command line that runs ``python -m module arguments...`` in the same way."""
+    return [sys.executable, "-I", "-m", module, *arguments]
+
+
 def child_environment(**extra: str) -> dict[str, str]:
     """This environment, with the interpreter's own bin on PATH (kernels built on first use look for ninja
     there) and without the working directory on the import path (a folder of results may hold anything)."""

@@ -94,7 +94,11 @@ def _gguf_in_transformers(path: Path, run: RunOptions, small: str) -> Runtime:
 
         try:
             model: Any = AutoModelForCausalLM.from_pretrained(
-                str(path.parent), gguf_file=path.name, dtype=torch.float32, local_files_only=True
+                str(path.parent),
+                gguf_file=path.name,
+                dtype=torch.float32,
+                local_files_only=True,
+                trust_remote_code=False,
             )
         except (ValueError, KeyError, NotImplementedError, AttributeError, TypeError) as error:
             raise Unsupported(f"{path}: transformers has no reader of it: {first_line(error)}") from error

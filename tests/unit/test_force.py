@@ -112,6 +112,8 @@ def test_publish(models: Path, tmp_path: Path) -> None:
             models / "q8",
             "--repo",
             "me/x",
+            "--name",
+            "small",
             "--allow-unverified",
             "--dry-run",
             "--force",
@@ -148,7 +150,7 @@ def test_a_link_to_nothing_is_refused(command: str, models: Path, tmp_path: Path
     (tmp_path / "dangling").symlink_to(tmp_path / "nothing")
     more = {
         "convert": ["--to", "float16", "--verify", "none"],
-        "publish": ["--repo", "me/x", "--allow-unverified", "--dry-run"],
+        "publish": ["--repo", "me/x", "--name", "small", "--allow-unverified", "--dry-run"],
     }
     given = {"imatrix": models / "source", "convert": models / "source", "run": tmp_path / "job.yaml"}
     (tmp_path / "job.yaml").write_text("models: [models/source]\nrecipes: [float16]\n")

@@ -27,8 +27,8 @@ def main() -> None:
     torch.set_num_threads(request["threads"])
     torch.manual_seed(settings["seed"])
     folder = request["model"]
-    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype="auto", trust_remote_code=False)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     rows = torch.tensor(request["calibration"] or [[0, 1]])
     tuned = settings["iterations"] > 0
     rounder = AutoRound(

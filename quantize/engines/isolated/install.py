@@ -37,7 +37,7 @@ from quantize.engines.isolated.known import IsolatedEngine
 from quantize.errors import StepFailed
 from quantize.into_place import remove
 from quantize.locks import abandoned
-from quantize.process import tied_command
+from quantize.process import isolated_module, tied_command
 from quantize.progress import progress_bar
 from quantize.terminal import log, shell
 
@@ -85,8 +85,7 @@ def _make(engine: IsolatedEngine, folder: Path, installer: str, progress: bool) 
         raise StepFailed(f"{engine.name}: neither uv nor pip is here; install one of them")
     folder.mkdir(mode=0o700)
     (folder / REQUIREMENTS).write_text(_requirements(engine), encoding="utf-8")
-    bare = [sys.executable, "-I", "-m", "venv", "--without-pip", str(folder)]
-    _run(engine, folder, bare, "venv", False)
+    _run(engine, folder, isolated_module("venv", "--without-pip", str(folder)), "venv", False)
     if engine.torch:
         _borrow(folder)
     common = [
@@ -99,7 +98,7 @@ def _make(engine: IsolatedEngine, folder: Path, installer: str, progress: bool) 
         command = [uv, "pip", "install", "--python", str(python_of(folder)), *common]
         _run(engine, folder, command, "uv", progress)
     else:
-        command = [sys.executable, "-I", "-m", "pip", "install", "--ignore-installed", "--no-input"]
+        command = isolated_module("pip", "install", "--ignore-installed", "--no-input")
         command += ["--disable-pip-version-check", "--no-warn-script-location", *common]
         _run(engine, folder, [*command, "--target", str(packages_of(folder))], "pip", progress)
     problems = list(problems_of(engine, folder, thorough=False))

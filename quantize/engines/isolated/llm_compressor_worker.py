@@ -55,9 +55,9 @@ def by_gptq(request: dict[str, Any]) -> None:
 
     settings, rows = request["settings"], torch.tensor(request["calibration"])
     model = transformers.AutoModelForCausalLM.from_pretrained(
-        request["model"], dtype="auto", device_map=request["device"]
+        request["model"], dtype="auto", device_map=request["device"], trust_remote_code=False
     )
-    tokenizer = transformers.AutoTokenizer.from_pretrained(request["model"])
+    tokenizer = transformers.AutoTokenizer.from_pretrained(request["model"], trust_remote_code=False)
     group = settings["config"]["config_groups"]["group_0"]
     modifier = GPTQModifier(config_groups={"group_0": group}, ignore=settings["config"]["ignore"])
     data: Any = [{"input_ids": row[None], "attention_mask": torch.ones_like(row[None])} for row in rows]

@@ -17,6 +17,7 @@ import numpy as np
 
 from quantize.errors import BadInput, Unsupported, first_line
 from quantize.hf import load
+from quantize.hf.products import exact_products
 from quantize.methods.registry import method, stored_as
 from quantize.quiet import hush, no_warnings
 from quantize.recipe import Recipe, RunOptions
@@ -91,7 +92,8 @@ class TransformersRuntime(FolderRuntime):
         self.check_rows(rows)
         length = rows.shape[1]
         step = max(1, LOGITS_BYTES // (4 * self.vocabulary))
-        with torch.no_grad():  # not inference_mode: quanto's 4-bit weights cannot be transposed in it
+        # not inference_mode: quanto's 4-bit weights cannot be transposed in it
+        with torch.no_grad(), exact_products():
             for row in range(rows.shape[0]):
                 ids = torch.as_tensor(np.asarray(rows[row : row + 1], dtype=np.int64), device=self._device)
                 body = self._body(ids) if self._sliceable else None

@@ -3,9 +3,9 @@ the method."""
 
 import contextlib
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from quantize.artifact.artifact import (
     hash_files,
 )
 from quantize.artifact.attestation import attest
-from quantize.calibration.sources import parse_sources
+from quantize.calibration.sources import OWN, parse_sources
 from quantize.calibration.windows import Calibration, load_calibration
 from quantize.checkpoint.checkpoint import PROCESSOR_FILES, TOKENIZER_FILES, Checkpoint
 from quantize.checkpoint.library_folder import ADVICE, names_code
@@ -86,36 +86,69 @@ def convert_together(
     model: str | Path,
     wanted: Sequence[tuple[Recipe, Path]],
     *,
+    calibration: CalibrationOptions | None = None,
     run: RunOptions,
     verify: str = "full",
     force: bool = False,
     adapter: str | Path | None = None,
     keep_failed: bool = False,
-) -> Iterator[Artifact | QuantwrightError]:
-    """Convert ``model`` by several recipes, each with the folder it goes to, from one reading (their works
-    have an equal ``reading``). What became of each, in their order, as soon as it is known: the artifact that
-    ``convert`` would have made, committed, or the error.
+) -> Iterator[tuple[Path, Artifact | QuantwrightError]]:
+    """Convert ``model`` by several recipes, each with the folder it goes to, in one process: those whose
+    works have an equal ``reading`` from one reading, and all on one calibration text. What became of each,
+    with its folder, as soon as it is known: the artifact that ``convert`` would have made, committed, or the
+    error.
 
-    Errors: those before any work and those of reading, of which nothing is known to be one recipe's fault,
-    are raised.
+    Errors: those before any work are raised.
     """
     checkpoint = open_checkpoint(model, trust_remote_code=run.trust_remote_code, scratch=run.scratch)
     orders = [
-        _order(model, recipe, out, None, run, verify, force, adapter, keep_failed, checkpoint)
+        _order(model, recipe, out, calibration, run, verify, force, adapter, keep_failed, checkpoint)
         for recipe, out in wanted
     ]
-    works = [order.work for order in orders]
+    readings: dict[Hashable, list[_Order]] = {}
+    for order in orders:
+        readings.setdefault(order.out if order.work.reading is None else order.work.reading, []).append(order)
+    texts: dict[frozenset[str], Calibration] = {}
+    for together in readings.values():
+        done: set[Path] = set()
+        try:
+            text = _text(together[0], texts) if together[0].calibrated else None
+            for order, result in _made_from_one_reading(together, text):
+                done.add(order.out)
+                yield order.out, result
+        except QuantwrightError as error:  # of the reading: nothing is known to be one recipe's fault
+            yield from ((order.out, error) for order in together if order.out not in done)
+
+
+def _text(order: "_Order", known: dict[frozenset[str], Calibration]) -> Calibration:
+    """Of what is ``known``, by the tensors that an artifact holds; else loaded, and known then."""
+    held = frozenset(order.work.checkpoint.tensors)
+    if held not in known:
+        text = load_calibration(order.work.checkpoint, order.calibration, order.run)
+        sampled = any(part.place == OWN for part in parse_sources(text.record.source))
+        known[held] = replace(text, sampled_before=sampled)
+        return text
+    return known[held]
+
+
+def _made_from_one_reading(
+    orders: "Sequence[_Order]", text: Calibration | None
+) -> "Iterator[tuple[_Order, Artifact | QuantwrightError]]":
+    works, run = [order.work for order in orders], orders[0].run
     with contextlib.ExitStack() as stack:
         stages = [stack.enter_context(staging(order.out)) for order in orders]
-        written = works[0].write_together(works, stages, run)
+        if len(works) > 1:
+            written = works[0].write_together(works, stages, run)
+        else:
+            written = [works[0].write(stages[0], run, text)]
         for order, stage, conversion in zip(orders, stages, written, strict=True):
             try:
                 with disk_errors(order.out):
                     if isinstance(conversion, Exception):
                         raise conversion
-                    yield _complete(order, stage, conversion, None)
+                    yield order, _complete(order, stage, conversion, text)
             except QuantwrightError as error:
-                yield error
+                yield order, error
 
 
 @dataclass(frozen=True)

@@ -3,11 +3,13 @@ documentation strings."""
 
 import ast
 import inspect
+import sys
 import sysconfig
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from quantize.calibration.kept import kept_text
 from quantize.calibration.sources import STDLIB, Dataset, files_below
 from quantize.chat.conversations import Text, text_of_rows
 from quantize.documents import ROWS, read_document, read_rows
@@ -21,7 +23,8 @@ BLOCKS = ("body", "handlers", "orelse", "finalbody", "cases")
 
 
 def stdlib_documentation() -> str:
-    """The documentation strings of the Python standard library, read from its sources.
+    """The documentation strings of the Python standard library, read from its sources, or as an earlier run
+    that read the same files kept them in the user's cache.
 
     Without ``pydoc_data``, whose topics are the demo's held-out text, and without tests and vendored
     packages.
@@ -38,12 +41,12 @@ def stdlib_documentation() -> str:
         "ensurepip",
         "__pycache__",
     }
-    parts: list[str] = []
-    for path in sorted(root.rglob("*.py")):
-        if skipped & set(path.relative_to(root).parts):
-            continue
-        parts += documentation_strings(path)
-    return "\n\n".join(parts)
+    paths = [path for path in sorted(root.rglob("*.py")) if not skipped & set(path.relative_to(root).parts)]
+    files = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
+    return kept_text(
+        {"stdlib": sys.version, "files": files},
+        lambda: "\n\n".join(part for path in paths for part in documentation_strings(path)),
+    )
 
 
 def documentation_strings(path: Path) -> list[str]:

@@ -15,7 +15,7 @@ from quantize.conversion import convert as do_convert
 from quantize.conversion import convert_together, inputs_of
 from quantize.errors import QuantwrightError, StepFailed
 from quantize.methods.base import Work
-from quantize.methods.beside import by_reading, read_beside, spell_beside
+from quantize.methods.beside import in_one_process, read_beside, spell_beside
 from quantize.methods.gguf_recipe import GgufRecipe
 from quantize.methods.registry import parse_recipe, plan, split_recipes
 from quantize.process import run_child
@@ -76,7 +76,7 @@ STOPPED = (130, -2, 143, 129)  # exit codes of a child that was told to end
 @click.option(
     "-y", "--yes", is_flag=True, help="install engines that recipes need (`quantwright env`) without asking"
 )
-@click.option("--beside", hidden=True, help="recipes to make from the same reading (`spell_beside`)")
+@click.option("--beside", hidden=True, help="recipes to make in the same process (`spell_beside`)")
 @gguf_options
 @run_options
 def convert(
@@ -101,7 +101,8 @@ def convert(
     """Make quantized artifacts from MODEL: a local folder, or a Hub id (org/name[@revision]).
 
     With several recipes, each is made in its own process and goes to OUT/<recipe>; GGUF recipes that take
-    the same tensors share one process, which reads the model once for all of them.
+    the same tensors share one process, which reads the model once for all of them, and so do recipes that
+    this program calibrates, which share what they can.
     """
     parsed = with_options([parse_recipe(text) for text in split_recipes(recipes)], gguf)
     offer_engines(parsed, yes)
@@ -112,7 +113,7 @@ def convert(
     if len(parsed) == 1 and beside:
         wanted = [(parsed[0], out), *read_beside(beside)]
         return _convert_together(
-            model, wanted, run, verify, allow_lower_verification, force, adapter, keep_failed
+            model, wanted, options, run, verify, allow_lower_verification, force, adapter, keep_failed
         )
     if len(parsed) == 1:
         document = convert_one(model, parsed[0], out, options, run, verify, force, adapter, keep_failed)
@@ -121,12 +122,14 @@ def convert(
         if not allow_lower_verification:
             refuse_lower(document, verify)
         return 0
-    return _convert_each(model, parsed, out, options, force, run, as_json, adapter)
+    asked = "" if allow_lower_verification else verify
+    return _convert_each(model, parsed, out, options, force, run, as_json, adapter, asked)
 
 
 def _convert_together(
     model: str,
     wanted: Sequence[tuple[Recipe, Path]],
+    calibration: CalibrationOptions,
     run: RunOptions,
     verify: str,
     lower: bool,
@@ -134,26 +137,45 @@ def _convert_together(
     adapter: Path | None,
     keep_failed: bool,
 ) -> int:
-    """Make all of ``wanted`` from one reading; a line of JSON for each, when it is there. Exit code and error
+    """Make all of ``wanted`` in this process; a line of JSON for each, when it is there. Exit code and error
     are those of the first: the caller makes the others that are not there by themselves."""
-    log(f"{model} -> {', '.join(recipe.short for recipe, _ in wanted)}, read once")
+    log(f"{model} -> {', '.join(recipe.short for recipe, _ in wanted)}, in one process")
+    if any(recipe.calibrated for recipe, _ in wanted):
+        _log_calibration(calibration)
     results = convert_together(
-        model, wanted, run=run, verify=verify, force=force, adapter=adapter, keep_failed=keep_failed
+        model,
+        wanted,
+        calibration=calibration,
+        run=run,
+        verify=verify,
+        force=force,
+        adapter=adapter,
+        keep_failed=keep_failed,
     )
-    failure: QuantwrightError | None = None
-    for number, ((recipe, out), result) in enumerate(zip(wanted, results, strict=True)):
-        if isinstance(result, Artifact):
+    failures: dict[Path, QuantwrightError] = {}
+    for out, result in results:
+        try:
+            if not isinstance(result, Artifact):
+                raise result
             document = _say(result, out)
             emit_json(document)
             if not lower:
                 refuse_lower(document, verify)
-        elif number == 0:
-            failure = result
-        else:
-            log(f"{recipe.short}: {result}")
-    if failure:
-        raise failure
+        except QuantwrightError as error:
+            failures[out] = error
+    first = failures.pop(wanted[0][1], None)
+    for out, why in failures.items():
+        log(f"{out.name}: {why}")
+    if first:
+        raise first
     return 0
+
+
+def _log_calibration(calibration: CalibrationOptions) -> None:
+    log(
+        f"calibration: {calibration.source}, {calibration.tokens} tokens in "
+        f"windows of {calibration.sequence_length}, seed {calibration.seed}"
+    )
 
 
 def refuse_lower(document: dict[str, Any], verify: str) -> None:
@@ -179,10 +201,7 @@ def convert_one(
 ) -> dict[str, Any]:
     log(f"{model} -> {recipe.short}")
     if recipe.calibrated:
-        log(
-            f"calibration: {calibration.source}, {calibration.tokens} tokens in "
-            f"windows of {calibration.sequence_length}, seed {calibration.seed}"
-        )
+        _log_calibration(calibration)
     artifact = do_convert(
         model,
         recipe,
@@ -227,9 +246,11 @@ def _convert_each(
     run: RunOptions,
     as_json: bool,
     adapter: Path | None,
+    verify: str,
 ) -> int:
-    """One child process per recipe, the same command line with that recipe alone, or with those that share
-    its reading; a failure costs only its own artifact."""
+    """One child process per recipe, the same command line with that recipe alone, or with those that it
+    spares work (``in_one_process``); a failure costs only its own artifact. ``verify``: the level that each
+    must reach, if any."""
     checkpoint = open_checkpoint(model, trust_remote_code=run.trust_remote_code, scratch=run.scratch)
     problems: list[QuantwrightError] = []
     works: list[Work[Any]] = []
@@ -246,28 +267,32 @@ def _convert_each(
             log(f"quantwright: {problem}")
         raise problems[0]
     made: dict[str, dict[str, Any]] = {}
-    failed = []
-    sharing = by_reading(works)
-    # An importance matrix takes what AWQ has summed up.
-    for recipe in sorted(recipes, key=lambda each: isinstance(each, GgufRecipe) and each.calibrated):
-        if recipe.digest in made:  # beside one before
-            continue
-        beside = [(other, out / other.slug) for other in sharing.pop(recipe.digest, [])]
-        code = _child(model, recipe, out, beside, made)
-        if beside and code not in (0, 1, 2, *STOPPED):  # crashed or was killed, maybe for another's sake
+    failed: set[str] = set()
+    for first, *others in in_one_process(works):
+        beside = [(other, out / other.slug) for other in others]
+        code = _child(model, first, out, beside, made)
+        left = [each for each in (first, *others) if each.digest not in made]
+        if not beside or code in (1, 2):  # that is the first's own fault
+            failed |= {first.digest} if code else set()
+            left = [each for each in left if each is not first]
+        for recipe in left:  # maybe for another's sake
+            if code in STOPPED:
+                break
             log(f"{recipe.short}: once more, by itself")
             code = _child(model, recipe, out, [], made)
+            failed |= {recipe.digest} if code else set()
         if code in (130, -2):
             raise KeyboardInterrupt
         if code in STOPPED:  # the whole group was told to end
             return code
-        if code:
-            failed.append(recipe.short)
+    if verify:  # of one beside others, its process has told why
+        failed |= {digest for digest, document in made.items() if document["verified"] != verify}
     if as_json:
-        emit_json([made[recipe.digest] for recipe in recipes if recipe.short not in failed])
+        emit_json([made[recipe.digest] for recipe in recipes if recipe.digest not in failed])
     if failed:
+        names = [recipe.short for recipe in recipes if recipe.digest in failed]
         raise StepFailed(
-            f"{len(failed)} of {len(recipes)} recipes failed: {', '.join(failed)}; the reasons are above"
+            f"{len(names)} of {len(recipes)} recipes failed: {', '.join(names)}; the reasons are above"
         )
     return 0
 
@@ -279,7 +304,7 @@ def _child(
     beside: Sequence[tuple[Recipe, Path]],
     made: dict[str, dict[str, Any]],
 ) -> int:
-    """The exit code of a process that makes ``recipe``, and ``beside`` from the same reading; what it has
+    """The exit code of a process that makes ``recipe``, and those ``beside``; what it has
     made goes into ``made``, by the recipe's digest."""
     together = ["--beside", spell_beside(beside)] if beside else []
     done = run_child("quantize.cli", "convert", model, *_forwarded(recipe, out), *together)

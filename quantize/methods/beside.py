@@ -1,4 +1,4 @@
-"""Recipes that one process makes beside another's from the same reading of the model, on a command line that
+"""Recipes that one process makes beside another's, on a command line that
 programs write: ``convert MODEL --to A -o OUT --beside '[[B, OUT_OF_B], ...]'``."""
 
 import json
@@ -8,6 +8,7 @@ from typing import Any
 
 from quantize.errors import BadInput
 from quantize.methods.base import Work
+from quantize.methods.gguf_recipe import GgufRecipe
 from quantize.methods.registry import parse_recipe
 from quantize.recipe import Recipe
 
@@ -31,11 +32,13 @@ def read_beside(text: str) -> list[tuple[Recipe, Path]]:
         raise BadInput(f"--beside: expected [[recipe, folder], ...] as JSON: {error}") from None
 
 
-def by_reading(works: Sequence[Work[Any]]) -> dict[str, list[Recipe]]:
-    """The digest of the first recipe of each reading that several share -> the others."""
+def in_one_process(works: Sequence[Work[Any]]) -> list[list[Recipe]]:
+    """The recipes, in groups that one process makes, in its order: those of one reading, and those that this
+    program's own engines calibrate, of which an importance matrix takes what AWQ has summed up."""
     groups: dict[Hashable, dict[str, Recipe]] = {}
-    for work in works:
-        if work.reading is not None:
-            groups.setdefault(work.reading, {}).setdefault(work.recipe.digest, work.recipe)
-    shared = [list(group.values()) for group in groups.values() if len(group) > 1]
-    return {recipes[0].digest: recipes[1:] for recipes in shared}
+    for work in sorted(works, key=lambda each: isinstance(each.recipe, GgufRecipe) and each.calibrated):
+        recipe = work.recipe
+        calibrates = work.calibrated and getattr(recipe, "engine", "native") == "native"
+        shared = work.reading if work.reading is not None else ("calibrated" if calibrates else recipe.digest)
+        groups.setdefault(shared, {}).setdefault(recipe.digest, recipe)
+    return [list(group.values()) for group in groups.values()]

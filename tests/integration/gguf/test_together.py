@@ -16,9 +16,9 @@ from quantize.artifact.artifact import Artifact
 from quantize.conversion import convert
 from quantize.errors import BadInput
 from quantize.gguf.importance.file import Entry, ImportanceMatrix, write_imatrix
-from quantize.methods.beside import by_reading, read_beside, spell_beside
+from quantize.methods.beside import in_one_process, read_beside, spell_beside
 from quantize.methods.registry import parse_recipe, plan
-from quantize.recipe import RunOptions
+from quantize.recipe import CalibrationOptions, RunOptions
 from quantize.sources.opening import open_checkpoint
 
 pytest.importorskip("llama_cpp")
@@ -41,8 +41,8 @@ def command(checkpoint: Path, out: Path, *more: str) -> list[str]:
 def test_each_has_the_bytes_that_it_has_alone(checkpoint: Path, tmp_path: Path) -> None:
     done = subprocess.run(command(checkpoint, tmp_path / "out"), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stderr.count("read once") == 1
-    assert "gguf-q4_k_m, gguf-q8_0, read once" in done.stderr
+    assert done.stderr.count("in one process") == 1
+    assert "gguf-q4_k_m, gguf-q8_0, in one process" in done.stderr
     documents = json.loads(done.stdout.splitlines()[-1])
     assert [document["recipe"] for document in documents] == list(TYPES)
     for name in TYPES[:2]:
@@ -79,6 +79,33 @@ def test_a_process_that_is_killed_costs_nothing(checkpoint: Path, tmp_path: Path
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(TYPES)
 
 
+def test_calibrated_recipes_share_a_process_and_have_the_bytes_that_they_have_alone(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    recipes, text = ("gguf-q4_k_m:imatrix=auto", "awq-int4", "gptq-int4"), tmp_path / "text.txt"
+    text.write_text(" ".join(f"{number} sheep in field {number % 7}." for number in range(1500)))
+    options = ["--calibration", str(text), "--calibration-tokens", "2048", "--calibration-length", "64"]
+    arguments = command(checkpoint, tmp_path / "out", *options)
+    arguments[arguments.index("--to") + 1] = ",".join(recipes)
+    done = subprocess.run(arguments, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "awq-int4, gptq-int4, gguf-q4_k_m:imatrix=auto, in one process" in done.stderr
+    assert [document["recipe"] for document in json.loads(done.stdout.splitlines()[-1])] == list(recipes)
+    calibration = CalibrationOptions(source=str(text), tokens=2048, sequence_length=64)
+    for name in recipes:
+        recipe = parse_recipe(name)
+        together = Artifact.load(tmp_path / "out" / recipe.slug)
+        alone = convert(
+            str(checkpoint), recipe, tmp_path / f"alone-{recipe.slug}", calibration=calibration,
+            run=RunOptions(threads=2), verify="none",
+        )  # fmt: skip
+        assert together.verified == "full"
+        assert together.manifest.calibration == alone.manifest.calibration
+        assert together.manifest.files == alone.manifest.files
+    matrix = Artifact.load(tmp_path / "out" / parse_recipe(recipes[0]).slug).manifest.details["shared"]
+    assert "sums of squares" in " ".join(matrix)
+
+
 def test_recipes_go_to_the_process_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     entries = {"blk.0.attn_q.weight": Entry(np.ones((1, 256), np.float32), np.array([1]))}
@@ -101,8 +128,9 @@ def test_lossless_files_have_another_order_and_their_own_reading(checkpoint: Pat
     opened = open_checkpoint(checkpoint)
     names = ["gguf-q4_k_m", "gguf-f16", "gguf-q8_0", "bfloat16", "gguf-bf16"]
     works = [plan(opened, parse_recipe(name)) for name in names]
-    shared = by_reading(works)
-    assert {digest: [recipe.short for recipe in recipes] for digest, recipes in shared.items()} == {
-        parse_recipe("gguf-q4_k_m").digest: ["gguf-q8_0"],
-        parse_recipe("gguf-f16").digest: ["gguf-bf16"],
-    }
+    shared = in_one_process(works)
+    assert [[recipe.short for recipe in recipes] for recipes in shared] == [
+        ["gguf-q4_k_m", "gguf-q8_0"],
+        ["gguf-f16", "gguf-bf16"],
+        ["bfloat16"],
+    ]

@@ -246,9 +246,16 @@ class CtFormat(PackedFormat):
         return dequantize(tensors, types, (BLOCK, BLOCK) if self.how.block else None)
 
     def read_matrix(self, stored: Checkpoint, linear: Linear) -> np.ndarray:
+        """With a scale of the whole tensor, rounded to bfloat16, as the library unpacks it: of no consequence
+        where that scale is a power of two, as this program writes it."""
         names = {part: name for part in PARTS if (name := f"{linear.name}.{part}") in stored.tensors}
         parts = {part: stored.read(name) for part, name in names.items()}
-        return self._unpacked(parts, {part: stored.tensors[name].dtype for part, name in names.items()})
+        values = self._unpacked(parts, {part: stored.tensors[name].dtype for part, name in names.items()})
+        if self._divided:
+            import torch
+
+            values = torch.from_numpy(values).bfloat16().float().numpy()
+        return values
 
     def quantized(self, stage: Path) -> dict[str, str]:
         """A source's tensor counts once all tensors of all of its matrices are there."""

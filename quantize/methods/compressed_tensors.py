@@ -74,8 +74,8 @@ class CtRecipe(Recipe):
             )
         if self.scheme not in ("w4a16", "w8a16") and self.by != "rtn":
             raise ValueError(f"by={self.by} makes codes of integers: it goes with w4a16 and w8a16")
-        # its scales of whole tensors are no powers of two, and the library rounds what it divides by them
-        if self.engine == "llm-compressor" and (self.by == "awq" or self.scheme.startswith("nvfp4")):
+        # of these two it has AWQ that does not run on a CPU, and scales of activations by calibration
+        if self.engine == "llm-compressor" and (self.by == "awq" or self.scheme == "nvfp4"):
             what = "by=awq" if self.by == "awq" else self.scheme
             raise ValueError(f"{what} is not asked of llm-compressor here; use engine=native")
         if self.by == "awq" and (self.scheme != "w4a16" or self.group_size not in (AUTO, -1, 32, 64, 128)):

@@ -1,13 +1,16 @@
 """compressed-tensors: what is packed is read back as the numbers that were meant, by our reader and by the
 library; the config is one that the library writes."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from quantize.checkpoint.tensors import write_state
 from quantize.formats.compressed_tensors import BLOCK, SCHEMES, CtFormat
+from quantize.formats.packed import stored_tensors
 from quantize.hf.matrices import Linear
 from quantize.numerics.compressed_tensors import dequantize, dequantize_int8, dequantize_words
 from quantize.numerics.rtn import round_to_nearest
@@ -77,6 +80,26 @@ def test_the_library_unpacks_the_same(scheme: str, group: int, symmetric: bool) 
         state, QuantizationScheme.model_validate(described)
     )
     assert np.array_equal(found["weight"].float().numpy(), format.unpacked(tensors))
+
+
+def test_a_tensor_scale_that_is_no_power_of_two(tmp_path: Path) -> None:
+    """As llm-compressor chooses it: the library unpacks to bfloat16, which no longer holds every product."""
+    nvfp4 = pytest.importorskip("compressed_tensors.compressors.nvfp4.base")
+    from compressed_tensors.quantization import QuantizationScheme
+
+    format = made("nvfp4a16", 16, True)
+    tensors = format.packed(codes_of(format))
+    tensors["weight_global_scale"] = np.array([1234.567], np.float32)
+    state = {part: torch.from_numpy(array) for part, array in tensors.items()}
+    state["weight_scale"] = state["weight_scale"].view(torch.float8_e4m3fn)
+    write_state(tmp_path, {f"layer.{part}": each for part, each in state.items()})
+    described = format.own_config()["config_groups"]["group_0"]
+    theirs = nvfp4.NVFP4PackedCompressor.decompress(state, QuantizationScheme.model_validate(described))
+    mine = format.read_matrix(stored_tensors(tmp_path), LINEAR)
+    assert np.array_equal(theirs["weight"].float().numpy(), mine)
+    exact = format.unpacked(tensors)
+    assert not np.array_equal(exact, mine)
+    assert np.allclose(exact, mine, rtol=2**-8, atol=0)
 
 
 @pytest.mark.parametrize(("scheme", "group", "symmetric"), CASES)

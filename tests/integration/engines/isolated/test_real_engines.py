@@ -13,7 +13,9 @@ from quantize.recipe import CalibrationOptions, RunOptions
 
 pytestmark = pytest.mark.long
 TEXT = CalibrationOptions(source="stdlib", tokens=2048, sequence_length=128)
-BY_LLM_COMPRESSOR = ("fp8-dynamic", "fp8-block", "int8", "w8a16", "w4a16", "mxfp4a16", "mxfp4")
+BY_LLM_COMPRESSOR = (
+    "fp8-dynamic", "fp8-block", "int8", "w8a16", "w4a16", "nvfp4a16", "mxfp4a16", "mxfp4",
+)  # fmt: skip
 RUN = RunOptions(device="cpu", progress=False)
 
 

@@ -80,7 +80,7 @@ def test_recipes_say_which_environment_they_need(short: str, needs: str) -> None
         ("gptq-int4:engine=auto-round,refinements=1", "needs engine=native"),
         ("rtn-int4:engine=auto-round,search=false", "search needs engine=native"),
         ("ct-w4a16:by=awq,engine=llm-compressor", "by=awq is not asked of llm-compressor"),
-        ("ct-nvfp4a16:engine=llm-compressor", "nvfp4a16 is not asked of llm-compressor"),
+        ("ct-nvfp4:engine=llm-compressor", "nvfp4 is not asked of llm-compressor"),
     ],
 )
 def test_what_an_engine_does_not_have_is_refused(short: str, why: str) -> None:

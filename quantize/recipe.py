@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from quantize.dtypes import DENSE
 from quantize.errors import BadInput
+from quantize.packages import version
 
 AUTO = "auto"
 
@@ -146,6 +147,8 @@ class RunOptions(BaseModel):
     def resolved_device(self) -> str:
         if self.device != "auto":
             return self.device
+        if (version("torch") or "").endswith("+cpu"):  # known without the second that importing it takes
+            return "cpu"
         import torch
 
         return "cuda" if torch.cuda.is_available() else "cpu"

@@ -16,6 +16,7 @@ from quantize.dtypes import FLOATS, NUMPY, to_float32
 from quantize.formats.folder import Entry
 from quantize.formats.packed import GPTQMODEL, OWN, SOURCES, PackedFormat, stored_tensors
 from quantize.hf.matrices import Linear
+from quantize.kernels.rounded import RoundedRows
 from quantize.numerics.compressed_tensors import dequantize
 from quantize.numerics.grids import Codes, Grid
 from quantize.numerics.packing import pack_bits, pack_rows
@@ -213,6 +214,16 @@ class CtFormat(PackedFormat):
         found["weight_packed"] = pack_rows(raw, self.bits)
         if not self.symmetric:
             found["weight_zero_point"] = pack_bits(codes.zeros.cpu().numpy(), self.bits)
+        return found
+
+    def rounded_rows(self, rows: RoundedRows) -> dict[str, np.ndarray]:
+        """``packed_rows`` of what the compiled kernel made."""
+        found = {"weight_scale": rows.scales}
+        if not self.how.packed:
+            return found | {"weight": rows.codes}
+        found["weight_packed"] = rows.codes.view("<i4")
+        if not self.symmetric:
+            found["weight_zero_point"] = pack_bits(rows.zeros.astype(np.uint8), self.bits)
         return found
 
     def _packed_floats(self, codes: FloatCodes) -> dict[str, np.ndarray]:

@@ -14,13 +14,21 @@ if TYPE_CHECKING:
     import torch
 
 
-class _Search(ctypes.Structure):
+class SearchArguments(ctypes.Structure):
     """Search of quantwright.h."""
 
     _fields_ = (
         ("symmetric", ctypes.c_int), ("refinements", ctypes.c_int), ("top", ctypes.c_float),
         ("middle", ctypes.c_float), ("lowest_zero", ctypes.c_float), ("count", ctypes.c_int64),
         ("factors", ctypes.c_void_p),
+    )  # fmt: skip
+
+
+def search_arguments(grid: Grid, tried: "ctypes.Array[ctypes.c_float]") -> SearchArguments:
+    """``tried`` must live as long as what is returned."""
+    return SearchArguments(
+        grid.symmetric, REFINEMENTS, grid.top, grid.middle, grid.lowest_zero, len(tried),
+        ctypes.addressof(tried),
     )  # fmt: skip
 
 
@@ -47,10 +55,7 @@ def _compiled(library: native.Library) -> Search:
         size = grid.columns(inputs)
         held = (weight.contiguous(), shares.to(torch.float32).contiguous())
         tried = (ctypes.c_float * len(factors))(*factors)
-        asked = _Search(
-            grid.symmetric, REFINEMENTS, grid.top, grid.middle, grid.lowest_zero, len(factors),
-            ctypes.addressof(tried),
-        )  # fmt: skip
+        asked = search_arguments(grid, tried)
         found = torch.empty(outputs, inputs // size), torch.empty(outputs, inputs // size)
         pointers = [each.data_ptr() for each in (*held, *found)]
 

@@ -30,6 +30,7 @@ VARIABLE = "QUANTWRIGHT_KERNELS"
 class Library:
     functions: ctypes.CDLL
     which: int  # implementation that runs
+    rounds_rows: bool  # whether ``quantize.kernels.rounded`` has its function: builds from before have not
 
 
 @cache
@@ -63,7 +64,11 @@ def _load(asked: str | None) -> Library | str:
     functions.quantwright_columns.argtypes = [ctypes.c_int, *[long] * 4, *[pointer] * 9]
     functions.quantwright_grid.restype = None
     functions.quantwright_grid.argtypes = [ctypes.c_int, pointer, *[long] * 4, *[pointer] * 4]
-    return Library(functions, which)
+    rounds = hasattr(functions, "quantwright_rounded")
+    if rounds:
+        functions.quantwright_rounded.restype = ctypes.c_float
+        functions.quantwright_rounded.argtypes = [ctypes.c_int, *[pointer] * 2, long, *[pointer] * 6]
+    return Library(functions, which, rounds)
 
 
 def load() -> Library | str:

@@ -16,7 +16,8 @@ from quantize.engines.isolated.known import isolated_label
 from quantize.engines.isolated.packed import check_isolated, write_isolated
 from quantize.engines.native import write as native
 from quantize.engines.native import write_awq
-from quantize.engines.native.compressed_tensors import NATIVE_COMPRESSED, input_scales, write_compressed
+from quantize.engines.native.activation_scales import input_scales
+from quantize.engines.native.compressed_tensors import NATIVE_COMPRESSED, write_compressed
 from quantize.engines.native.dense import NATIVE
 from quantize.engines.native.layers import VERSION
 from quantize.engines.native.opened import load_compressed

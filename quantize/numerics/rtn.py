@@ -78,12 +78,12 @@ def find_grid(
         )
     shares = torch.ones(inputs) if importance is None else importance
     shares = shares.to(weight.device, weight.dtype)
-    scales, zeros = (search or torch_search)(weight, shares, grid, _factors(grid, points))
+    scales, zeros = (search or torch_search)(weight, shares, grid, tried_factors(grid, points))
     scales = scales.to(torch.float32)
     return scales if grid.scales == "float16" else stored_scale(scales, grid.scales), zeros.to(torch.int32)
 
 
-def _factors(grid: Grid, points: int) -> list[float]:
+def tried_factors(grid: Grid, points: int) -> list[float]:
     """Of the scale of a group's extremes, in the order in which they are tried."""
     if points == 1:
         return [1.0]

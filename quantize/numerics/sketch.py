@@ -17,10 +17,10 @@ def sketch(values: np.ndarray) -> np.ndarray:
     value, and two exchanged columns or rows.
     """
     rows = as_rows(values)
-    factors = _factors(rows.shape[1])
+    by = factors(rows.shape[1])
     found = np.empty((len(rows), PROJECTIONS))
     for part in chunks(rows):
-        found[part] = rows[part].astype(np.float64) @ factors
+        found[part] = rows[part].astype(np.float64) @ by
     return found
 
 
@@ -51,8 +51,9 @@ def chunks(rows: np.ndarray) -> list[slice]:
 
 
 @lru_cache(maxsize=64)
-def _factors(columns: int) -> np.ndarray:
+def factors(columns: int) -> np.ndarray:
+    """float64 (columns, PROJECTIONS), the same every time."""
     random = np.random.default_rng(columns)
     signs = random.integers(0, 2, (columns, PROJECTIONS)) * 2 - 1
-    factors: np.ndarray = signs * random.uniform(0.5, 1.5, (columns, PROJECTIONS))
-    return factors
+    found: np.ndarray = signs * random.uniform(0.5, 1.5, (columns, PROJECTIONS))
+    return found

@@ -4,27 +4,26 @@ written several at a time, each straight to its place in the artifact. The model
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from functools import partial
+from contextlib import nullcontext
+from functools import cache, partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from quantize.calibration.collectors import Largest
-from quantize.calibration.layer_pass import BATCH_TOKENS, LayerPass
 from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.checkpoint.placed import PlacedFolder
 from quantize.checkpoint.tensors import Entry
 from quantize.dtypes import to_float32
 from quantize.engines.base import Computed, Engine
-from quantize.engines.native.budget import Budget
 from quantize.engines.native.pieces import pieces
-from quantize.engines.native.precision import arithmetic_of
 from quantize.errors import QuantwrightError, StepFailed
 from quantize.formats.compressed_tensors import BLOCK, INPUTS, CtFormat
 from quantize.hf.matrices import Linear, Place
 from quantize.kernels.grid import grid_search
+from quantize.kernels.native import load
+from quantize.kernels.rounded import TYPES, RowRounder
 from quantize.numerics.grids import Codes
 from quantize.numerics.rtn import POINTS, round_to_nearest
 from quantize.numerics.sketch import PROJECTIONS, sketch
@@ -68,17 +67,20 @@ def write_compressed(
         if name not in format.by_source
     ]
     entries = sorted([*quantized, *kept], key=lambda entry: entry.name)
-    threads = run.resolved_threads
+    threads, makers = run.resolved_threads, _row_rounders(checkpoint, format, run)
     with (
         PlacedFolder(stage, entries) as folder,
         ThreadPoolExecutor(threads, thread_name_prefix="round") as pool,
-        one_thread_each(run),
+        one_thread_each(run) if makers is None else nullcontext(),
         progress_bar(title, len(format.by_source), "tensors", run.progress) as advance,
     ):
         whole = dict(_tensor_scales(checkpoint, format)) if format.scheme.startswith("nvfp4") else {}
 
         def rounded(source: str) -> None:
             linears = format.by_source[source]
+            if makers is not None:
+                computed.keep(source, *put_rows(linears[0], makers(source)))
+                return
             if len(linears) == 1 and linears[0].in_source == Place():
                 computed.keep(source, *put(linears[0], partial(_rows, checkpoint, source), None))
                 return
@@ -117,6 +119,24 @@ def write_compressed(
                 folder.put(f"{linear.name}.{INPUTS}", np.array([inputs[linear.name]], np.float32))
             return took, sketched
 
+        def put_rows(linear: Linear, maker: RowRounder) -> tuple[np.ndarray, np.ndarray]:
+            """``put`` by the compiled kernel, from the bits of the source's file."""
+            took, sketched = (np.empty((linear.outputs, PROJECTIONS)) for _ in range(2))
+            ends: dict[str, int] = {}
+            raw = checkpoint.read(linear.source)
+            for rows in _parts(linear, format):
+                made = maker(raw[rows])
+                if not made.fits:  # which says what is wrong
+                    weight = _rows(checkpoint, linear.source, rows)
+                    _round(checkpoint, format, linear, weight, 1.0, run)
+                for part, tensor in format.rounded_rows(made).items():
+                    name = f"{linear.name}.{part}"
+                    ends[name] = folder.put_part(name, tensor, ends.get(name, 0))
+                took[rows], sketched[rows] = made.took, made.made
+            for part, tensor in format.packed_once(linear, 1.0).items():
+                folder.put(f"{linear.name}.{part}", tensor)
+            return took, sketched
+
         def copied(name: str) -> None:
             folder.put(name, checkpoint.read(name))
 
@@ -126,47 +146,6 @@ def write_compressed(
         for done in few_at_a_time(pool, threads, [(copied, entry.name) for entry in kept]):
             done.result()
         return folder.total_bytes, computed
-
-
-def input_scales(
-    checkpoint: Checkpoint, format: CtFormat, rows: np.ndarray, run: RunOptions, title: str
-) -> tuple[dict[str, float], str]:
-    """(by matrix what scales of its activations are divided by, the arithmetic that was used).
-
-    A power of two from the largest magnitude that enters the matrix when the model runs on ``rows`` (n,
-    length); of a layer's experts one for all, because loaders take one. Errors: as of ``LayerPass`` and
-    ``Budget``; StepFailed where nothing enters a matrix.
-    """
-    assert format.decoder is not None
-    wanted = {linear.name for linear in format.linears}
-    every = [tuple(each for each in layer if each.name in wanted) for layer in format.decoder.layers]
-    arithmetic, largest = arithmetic_of(run), Largest()
-    budget = Budget(checkpoint, every, run, BATCH_TOKENS)
-    with (
-        arithmetic.used(run.threads),
-        progress_bar(f"{title}: activations", len(every), "layers", run.progress) as advance,
-    ):
-        for layer in LayerPass(
-            checkpoint,
-            rows,
-            layers=format.decoder.layer_names,
-            parameters=frozenset(linear.parameter for linear in format.linears),
-            dtype=arithmetic.dtype,
-            device=run.resolved_device,
-            state_bytes=budget.state_bytes,
-            scratch=run.scratch,
-        ):
-            layer.pass_on(largest)
-            advance(1)
-    found = {parameter: max(sizes.values()) for parameter, sizes in largest.result().items()}
-    for linear in format.linears:
-        if not found.get(linear.parameter, 0.0) < float("inf"):
-            raise StepFailed(f"{checkpoint.source}: what enters {linear.name} is NaN or Inf")
-        if linear.parameter not in found:
-            raise StepFailed(
-                f"{checkpoint.source}: no token reached {linear.name}; give more calibration text"
-            )
-    return {linear.name: tensor_scale(found[linear.parameter]) for linear in format.linears}, arithmetic.name
 
 
 def few_at_a_time(
@@ -189,6 +168,33 @@ def _parts(linear: Linear, format: CtFormat) -> Iterator[slice]:
     step = max(BLOCK, ROWS_AT_ONCE // linear.inputs // BLOCK * BLOCK)
     for start in range(0, linear.outputs, step):
         yield slice(start, min(start + step, linear.outputs))
+
+
+def _row_rounders(
+    checkpoint: Checkpoint, format: CtFormat, run: RunOptions
+) -> Callable[[str], RowRounder] | None:
+    """The compiled kernel for each of the source's tensors; None where it is not built, does not make the
+    scheme, or where a tensor of the source is not one matrix in a type that it reads. Then torch rounds."""
+    library, how = load(), format.how
+    if isinstance(library, str) or not library.rounds_rows:
+        return None
+    if how.block or how.layout.startswith(("nvfp4", "mxfp4")):
+        return None
+    whole = all(
+        len(linears) == 1 and linears[0].in_source == Place() and checkpoint.tensors[source].dtype in TYPES
+        for source, linears in format.by_source.items()
+    )
+    if not whole or run.resolved_device != "cpu":
+        return None
+
+    @cache
+    def made(dtype: str, columns: int) -> RowRounder:
+        grid = format.grid if how.kind == "int" else None
+        # stored as code - 128 where bytes are not packed
+        flip = 0 if how.packed or grid is None else 0x80
+        return RowRounder(library, dtype, columns, format.scale_type, grid, flip)
+
+    return lambda source: made(checkpoint.tensors[source].dtype, format.by_source[source][0].inputs)
 
 
 def _rows(checkpoint: Checkpoint, source: str, rows: slice) -> np.ndarray:

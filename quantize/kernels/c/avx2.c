@@ -10,9 +10,11 @@
 #define KERNEL quantize_avx2
 #define COLUMNS columns_avx2
 #define GRID grid_avx2
+#define ROUNDED rounded_avx2
 #include "blocks.h"
 #include "columns.h"
 #include "grid.h"
+#include "rounded.h"
 #ifdef __clang__
 #pragma clang attribute pop
 #endif

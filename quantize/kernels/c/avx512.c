@@ -11,9 +11,11 @@
 #define KERNEL quantize_avx512
 #define COLUMNS columns_avx512
 #define GRID grid_avx512
+#define ROUNDED rounded_avx512
 #include "blocks.h"
 #include "columns.h"
 #include "grid.h"
+#include "rounded.h"
 #ifdef __clang__
 #pragma clang attribute pop
 #endif

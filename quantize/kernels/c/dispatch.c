@@ -57,3 +57,16 @@ EXPORT void quantwright_grid(int which, const Search *search, int64_t inputs, in
     (void)which;
     run(search, inputs, size, first, last, weight, shares, scales, zeros);
 }
+
+/* As Rounded, by implementation `which`. */
+EXPORT float quantwright_rounded(int which, const Rounding *how, const void *x, int64_t rows, uint8_t *codes,
+                                 void *scales, float *zeros, double *of_x, double *of_values, float *work)
+{
+    Rounded *run = rounded_portable;
+#ifdef __x86_64__
+    if (which == AVX512) run = rounded_avx512;
+    if (which == AVX2) run = rounded_avx2;
+#endif
+    (void)which;
+    return run(how, x, rows, codes, scales, zeros, of_x, of_values, work);
+}

@@ -3,6 +3,8 @@
 #define KERNEL quantize_portable
 #define COLUMNS columns_portable
 #define GRID grid_portable
+#define ROUNDED rounded_portable
 #include "blocks.h"
 #include "columns.h"
 #include "grid.h"
+#include "rounded.h"

@@ -5,7 +5,7 @@
 
 #include <stdint.h>
 
-/* Grows with every change or addition of an exported function: the Python side refuses another. */
+/* Grows with every change of an exported function: the Python side refuses another. What is added it looks for. */
 #define QUANTWRIGHT_ABI 3
 
 /* ggml's numbers of the block types */
@@ -46,16 +46,41 @@ typedef struct {
 typedef void GridOf(const Search *search, int64_t inputs, int64_t size, int64_t first, int64_t last,
                     const float *weight, const float *shares, float *scales, float *zeros);
 
+/* Rows of a weight as compressed-tensors stores them.
+ *
+ * x (rows, columns), of `type`. `bits` 0: E4M3, one scale for each row, the largest magnitude over 448; codes
+ * (rows, columns). 4 and 8: integers in groups of `size` by `search`, codes (rows, columns * bits / 8), the first
+ * of two in the lower bits, each byte xor `flip`; zeros (rows, columns / size). scales (rows, columns / size), of
+ * `scale_type`. of_x, of_values (rows, 2), or null: products of the rows, and of what their codes mean, with
+ * `factors` (2, columns up to a whole WORK_LANES, zero there). work: three times as many floats, of which the
+ * last third is ones.
+ *
+ * Returns the largest magnitude; rows end where it is not finite, or above `limit`. */
+enum { OF_FLOAT32 = 0, OF_BFLOAT16 = 1, OF_FLOAT16 = 2 };
+#define WORK_LANES 16
+typedef struct {
+    int type, scale_type, bits, flip;
+    int64_t columns, size;
+    float limit;
+    const Search *search;
+    const double *factors;
+} Rounding;
+typedef float Rounded(const Rounding *how, const void *x, int64_t rows, uint8_t *codes, void *scales, float *zeros,
+                      double *of_x, double *of_values, float *work);
+
 Quantize quantize_portable;
 Columns columns_portable;
 GridOf grid_portable;
+Rounded rounded_portable;
 #ifdef __x86_64__
 Quantize quantize_avx2;
 Quantize quantize_avx512;
 Columns columns_avx2;
 Columns columns_avx512;
 GridOf grid_avx2;
+Rounded rounded_avx2;
 GridOf grid_avx512;
+Rounded rounded_avx512;
 #endif
 
 #endif

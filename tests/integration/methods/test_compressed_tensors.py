@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,9 +21,11 @@ from quantize.engines.native.opened import load_compressed
 from quantize.errors import BadInput, StepFailed, Unsupported
 from quantize.formats.stored_compressed import stored_compressed
 from quantize.kernels.grid import grid_search
+from quantize.kernels.native import load
 from quantize.methods.registry import parse_recipe, plan
 from quantize.numerics.rtn import round_to_nearest
 from quantize.numerics.small_floats import to_e4m3, to_nvfp4
+from quantize.process import child_environment
 from quantize.recipe import CalibrationOptions, RunOptions
 from quantize.sources.opening import open_checkpoint
 
@@ -126,6 +130,34 @@ def test_layers_that_loaders_join_share_a_tensor_scale(checkpoint: Path, tmp_pat
         }
         assert len(scales) == 1
         assert np.frexp(scales.pop())[0] == 0.5
+
+
+@pytest.mark.parametrize("short", ["ct-fp8-dynamic", "ct-int8", "ct-w4a16", "ct-w4a16:sym=false"])
+def test_what_only_rounds_imports_no_torch(short: str, checkpoint: Path, tmp_path: Path) -> None:
+    """And what the compiled kernel writes is what torch writes with the compiled search of scales."""
+    library = load()
+    if isinstance(library, str) or not library.rounds_rows:
+        pytest.skip("no compiled rounding of rows here")
+    program = (
+        "import sys; from quantize import convert; from quantize.recipe import RunOptions; "
+        f"convert({str(checkpoint)!r}, {short!r}, {str(tmp_path / 'one')!r}, verify='none', "
+        "run=RunOptions(device='cpu', progress=False, threads=2)); "
+        "print([name for name in ('torch', 'transformers') if name in sys.modules])"
+    )
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True, env=child_environment(), check=True)
+    assert done.stdout.strip() == "[]"
+    source, stored = StoredTensors(checkpoint), stored_compressed(tmp_path / "one")
+    format, file = stored.format, StoredTensors(tmp_path / "one")
+    for name, linears in format.by_source.items():
+        weight = torch.from_numpy(source.float32(name))
+        codes = (
+            to_e4m3(weight, (1, weight.shape[1]), torch.bfloat16)
+            if short == "ct-fp8-dynamic"
+            else round_to_nearest(weight, format.grid, search=grid_search())
+        )
+        for part, array in format.packed(codes).items():
+            assert np.array_equal(file.raw(f"{linears[0].name}.{part}"), array), (name, part)
 
 
 def test_threads_do_not_show(checkpoint: Path, tmp_path: Path) -> None:

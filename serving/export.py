@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from quantize.artifact.artifact import DROPPINGS, Artifact
+from quantize.artifact.of_path import require_artifact
 from quantize.errors import BadInput
 from quantize.files import parse_json, read_bytes
 from quantize.into_place import put_in_place
@@ -49,7 +50,7 @@ def export(
     """
     if binary is not None and target != "llamafile":
         raise BadInput(f"export --for {target}: --binary belongs to --for llamafile")
-    artifact = Artifact.load(folder)
+    artifact = require_artifact(folder)
     real = claim(out, force, [folder, *([binary] if binary else [])], _why_not_ours)
     named = printable(name or default_name(artifact), 200)
     say(f"{folder}: comparing its files with its manifest")

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from quantize.artifact.artifact import Artifact
+from quantize.artifact.of_path import require_artifact
 from quantize.errors import BadInput, StepFailed
 from quantize.process import CLEARING_SECONDS, child_command, child_environment
 from quantize.staging import temporary_folder
@@ -40,7 +40,7 @@ def serve(
     Errors: BadInput where the artifact does not match its manifest or the port is taken; Unsupported where
     no server for it is here; StepFailed where it cannot be started.
     """
-    artifact = Artifact.load(folder)
+    artifact = require_artifact(folder)
     request = Request(artifact, folder, printable(name or default_name(artifact), 200), port, context)
     server = choose(request, wanted)
     check_free(host, port)

@@ -6,7 +6,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from quantize.artifact.artifact import MANIFEST, Artifact, Manifest, read_manifest
+from quantize.artifact.artifact import MANIFEST, Artifact, Manifest
+from quantize.artifact.of_path import find_artifact
 from quantize.attesting import folders, gguf
 from quantize.attesting.outcome import Outcome
 from quantize.attesting.statement import statement
@@ -51,14 +52,8 @@ def artifact_of(path: Path) -> Artifact | None:
     """The artifact of ours in ``path``, a folder or its only GGUF file; None for a file of anybody's.
 
     Errors: BadInput where it is neither."""
-    folder = path if path.is_dir() else path.parent
-    if (folder / MANIFEST).is_file():
-        artifact = Artifact.load(folder)
-        if path.is_dir() or path.name in artifact.manifest.files:
-            return artifact
-    for manifest in map(read_manifest, sorted((folder / "manifests").glob("*.json"))):  # as published
-        if path.name in manifest.files and all((folder / name).is_file() for name in manifest.files):
-            return Artifact(folder, manifest)
+    if (artifact := find_artifact(path)) is not None:
+        return artifact
     if find_gguf(path) is None:
         raise BadInput(
             f"{path}: neither an artifact of quantwright (no {MANIFEST}) nor a GGUF file; only of these a "

@@ -70,9 +70,13 @@ class TransformersRuntime(FolderRuntime):
         self.vocabulary = int(text.vocab_size)
         own = int(getattr(text, "max_position_embeddings", 0) or 0)
         self.context = own or context or 1 << 20
-        self._accepts_slice = "logits_to_keep" in inspect.signature(type(self.model).forward).parameters
+        accepted = inspect.signature(type(self.model).forward).parameters
+        self._accepts_slice = "logits_to_keep" in accepted
+        self._accepts_positions = "position_ids" in accepted
+        self._cache_name = "cache_params" if "cache_params" in accepted else "past_key_values"  # Mamba's
         self._sliceable = self._accepts_slice and self.model.base_model is not self.model
         self._cache: Any = None
+        self._cached_tokens = 0
         self._compiled = False
         self._wanted_context = context
 
@@ -140,7 +144,14 @@ class TransformersRuntime(FolderRuntime):
             raise BadInput("no tokens to start from; give at least one")
         self.check_rows(rows)
         self._cache = self._static_cache() if self._compiled else None
-        return self._advance(rows)
+        self._cached_tokens = 0
+        logits = self._advance(rows)
+        if self._cache is None:  # Recurrent Gemma does not hand out the one that it makes
+            from transformers import DynamicCache
+
+            self._cache, self._cached_tokens = DynamicCache(config=self.model.config), 0
+            logits = self._advance(rows)
+        return logits
 
     def step_rows(self, tokens: np.ndarray) -> np.ndarray:
         if self._cache is None:
@@ -151,10 +162,13 @@ class TransformersRuntime(FolderRuntime):
         import torch
 
         ids = torch.as_tensor(rows, device=self._device)
-        keep = {"logits_to_keep": 1} if self._accepts_slice else {}
+        more: dict[str, Any] = {"logits_to_keep": 1} if self._accepts_slice else {}
+        before, self._cached_tokens = self._cached_tokens, self._cached_tokens + rows.shape[1]
+        if before and self._accepts_positions:  # as generate() does: Bamba counts from 0 again without them
+            more["position_ids"] = torch.arange(before, self._cached_tokens, device=self._device)[None]
         with torch.no_grad():
-            out = self._forward(input_ids=ids, past_key_values=self._cache, use_cache=True, **keep)
-        self._cache = out.past_key_values
+            out = self._forward(input_ids=ids, use_cache=True, **{self._cache_name: self._cache}, **more)
+        self._cache = getattr(out, self._cache_name, self._cache)
         return _float32(out.logits[:, -1])
 
     def tune(self, attention: str = "", compiled: bool = False) -> None:

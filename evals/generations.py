@@ -106,7 +106,7 @@ def _continue(
     runtime: Runtime, ids: Sequence[int], tokens: int, ends: frozenset[int]
 ) -> tuple[list[int], str]:
     made: list[int] = []
-    if not runtime.gives_logits:
+    if runtime.by_scores:
         made = runtime.generate(ids, tokens)
         end = next((i for i, token in enumerate(made) if token in ends), None)
         return (made, "length") if end is None else (made[:end], "end of text")

@@ -137,7 +137,7 @@ class RuntimeLM(TemplateLM):
         greedy = np.ones(len(requests), bool)
         log_probs = (
             self._scored_by_runtime(requests, greedy)
-            if not self.runtime.gives_logits
+            if self.runtime.by_scores
             else self._score(requests, greedy)
         )
         self.scored |= {
@@ -260,7 +260,7 @@ class RuntimeLM(TemplateLM):
         not."""
         made: list[int] = []
         finite = True
-        if not self.runtime.gives_logits:
+        if self.runtime.by_scores:
             whole = self.runtime.generate(ids, limit)
             made = whole[
                 : next((i + 1 for i, token in enumerate(whole) if token in self.special.ends), limit)

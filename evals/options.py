@@ -89,7 +89,7 @@ class EvalSettings(Options):
         description="measure a GGUF's weights also in the reference's runtime: 1 chunk in 80, all, or none",
     )
     runtime: Annotated[Literal["vllm"] | None, BeforeValidator(lambda value: value or None)] = Field(
-        None, description="measure the artifacts in vLLM: perplexity and tasks, no divergence"
+        None, description="measure the artifacts in vLLM, one's own or that of `env install vllm`"
     )
 
     @property

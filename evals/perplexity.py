@@ -88,7 +88,7 @@ def score(
 
     Errors: BadInput where a window exceeds the model's context or an id its vocabulary."""
     out = np.full(windows.scored, np.nan)
-    if not runtime.gives_logits:
+    if runtime.by_scores:
         for begin in range(0, len(windows.windows), WINDOWS_PER_CALL):
             part = windows.windows[begin : begin + WINDOWS_PER_CALL]
             scores = runtime.token_scores([w.tokens.tolist() for w in part], [w.first + 1 for w in part])

@@ -27,7 +27,7 @@ class Runtime(ABC):
     """One model, opened. Token ids are plain ints of the source's vocabulary."""
 
     name: ClassVar[str]
-    gives_logits: ClassVar[bool] = True  # else only ``token_scores`` and ``generate``
+    gives_logits: bool = True  # else only ``token_scores`` and ``generate``
     vocabulary: int  # columns of the logits
     context: int  # most tokens in one window
 
@@ -35,6 +35,12 @@ class Runtime(ABC):
     def shares_beginnings(self) -> bool:
         """Whether ``tree_logits`` computes what rows have in common once."""
         return False
+
+    @property
+    def by_scores(self) -> bool:
+        """Whether texts are scored by ``token_scores`` and continued by ``generate``: of a runtime that gives
+        no logits, or gives them only at a price."""
+        return not self.gives_logits
 
     @abstractmethod
     def logits(self, rows: np.ndarray, first: int, consume: Consume) -> None:

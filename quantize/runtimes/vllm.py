@@ -1,10 +1,10 @@
 """vLLM as a runtime: what it serves from a Hugging Face folder, quantized or not.
 
-It tells the log-probabilities of the text's own tokens (``prompt_logprobs``), not whole distributions:
-perplexity and tasks can be measured with it, divergence cannot.
+It runs in a process and a Python of its own (``vllm_place``, ``vllm_apart``). Texts are scored by what it
+tells of their own tokens (``prompt_logprobs``), many at a time; whole distributions, where they are wanted,
+are those that the model's head computes, one text at a time.
 """
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -13,18 +13,21 @@ import numpy as np
 
 from quantize.calibration.windows import context_length
 from quantize.checkpoint.library_folder import library_folder
-from quantize.errors import BadInput, StepFailed, Unsupported, first_line
+from quantize.errors import BadInput, QuantwrightError, StepFailed, Unsupported
 from quantize.hf.load import read_config, storage_format
 from quantize.recipe import Recipe, RunOptions
 from quantize.runtimes.base import Consume, FolderRuntime
+from quantize.runtimes.vllm_apart import VllmProcess
+from quantize.runtimes.vllm_place import needed_vllm
 from quantize.sources.hub import resolve_folder
+from quantize.staging import temporary_folder
 
-KV_CACHE_GIB = "1"  # on a CPU, where nothing else is said
+#: scales of these are stored in float16, and vLLM holds them in the model's dtype: bfloat16 rounds them
+HALF = ("gptq", "awq")
 
 
 class VllmRuntime(FolderRuntime):
     name: ClassVar[str] = "vllm"
-    gives_logits: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -35,29 +38,17 @@ class VllmRuntime(FolderRuntime):
         exact: bool = False,
         context: int = 0,
     ) -> None:
-        """Errors: Unsupported where vLLM is not installed or does not know the model; BadInput for
-        ``load_as``."""
+        """``exact``: on a processor in float32 where vLLM's kernels of the format compute in it, else in
+        float16; else as vLLM is served, but for folders that are not quantized: those in float32.
+
+        Errors: Unsupported where vLLM is not installed or does not know the model; StepFailed where it fails
+        over it; BadInput for ``load_as``."""
         if load_as is not None:
             raise BadInput(
                 f"{path}: vLLM opens what is stored; it cannot quantize while loading to {load_as.short}"
             )
-        for name, value in (
-            ("VLLM_CPU_KVCACHE_SPACE", KV_CACHE_GIB),
-            ("VLLM_LOGGING_LEVEL", "ERROR"),
-            ("VLLM_LOGGING_STREAM", "ext://sys.stderr"),
-            ("VLLM_ENABLE_V1_MULTIPROCESSING", "0"),
-            (
-                "VLLM_ALLOW_LONG_MAX_MODEL_LEN",
-                "1",
-            ),  # room for the token that must be generated after a full window
-        ):
-            os.environ.setdefault(name, value)
-        try:
-            from vllm import LLM
-        except ImportError as error:
-            raise Unsupported(
-                f"--runtime vllm: vLLM is not installed here ({error}); see docs/measuring.md"
-            ) from None
+        gpu = run.resolved_device.startswith("cuda")
+        self._place = needed_vllm("--runtime vllm", gpu)
         self.folder, _ = resolve_folder(str(path), code=run.trust_remote_code)
         config = read_config(self.folder)
         self.format = storage_format(self.folder, config)
@@ -65,92 +56,94 @@ class VllmRuntime(FolderRuntime):
             config.get("vocab_size") or (config.get("text_config") or {}).get("vocab_size") or 0
         )
         own = context_length(config)
-        self.context = own or context or 4096
-        on_cpu = not run.resolved_device.startswith("cuda")
-        self._dtype = (
-            run.dtype if run.dtype != "auto" else "float32" if on_cpu and self.format == "dense" else "auto"
-        )
-        try:
-            with library_folder(self.folder, run.trust_remote_code) as seen:
-                self._llm: Any = LLM(
-                    model=str(seen),
-                    dtype=self._dtype,
-                    max_model_len=self.context + 2,
-                    enforce_eager=True,
-                    skip_tokenizer_init=True,
-                    seed=0,
-                    trust_remote_code=run.trust_remote_code,
-                )
-        except (ValueError, RuntimeError, NotImplementedError, OSError) as error:
-            raise Unsupported(f"{path}: vLLM cannot open it: {first_line(error)}") from error
+        self.context = min(own, context) if own and context else own or context or 4096
         self._run = run
+        self._scratch = temporary_folder("vllm", run.scratch)
+        self._work = self._scratch.__enter__()
+        try:
+            self._process, self.opened = self._open(path, self._dtypes(exact, gpu), gpu)
+        except BaseException:
+            self._scratch.__exit__(None, None, None)
+            raise
+        self.gives_logits = bool(self.opened["logits"])
+
+    def _dtypes(self, exact: bool, gpu: bool) -> tuple[str, ...]:
+        """To be tried in turn."""
+        if self._run.dtype != "auto":
+            return (self._run.dtype,)
+        if exact:
+            return ("float16", "auto") if self.format in HALF else ("float32", "auto")
+        return ("float32",) if self.format == "dense" and not gpu else ("auto",)
+
+    def _open(self, path: Path | str, dtypes: Sequence[str], gpu: bool) -> tuple[VllmProcess, dict[str, Any]]:
+        """In the first of ``dtypes`` that vLLM takes, each tried by a process of its own.
+
+        Errors: those of the first."""
+        first: QuantwrightError | None = None
+        for dtype in dtypes:
+            process = VllmProcess(self._place, self._run, self._work)
+            try:
+                with library_folder(self.folder, self._run.trust_remote_code) as seen:
+                    opened = process.ask(
+                        "open",
+                        model=str(Path(seen).absolute()),
+                        dtype=dtype,
+                        context=self.context,
+                        trust_remote_code=self._run.trust_remote_code,
+                    )
+                return process, opened
+            except (Unsupported, StepFailed) as error:
+                process.close()
+                first = first or type(error)(f"{path}: {error}")
+            except BaseException:
+                process.close()
+                raise
+        assert first is not None
+        raise first
+
+    @property
+    def by_scores(self) -> bool:
+        return True
 
     def token_scores(
         self, rows: Sequence[Sequence[int]], firsts: Sequence[int]
     ) -> list[tuple[np.ndarray, np.ndarray]]:
-        from vllm import SamplingParams
-
         for row in rows:
             self.check_rows(np.asarray([row[:-1]], np.int64))
-        outputs = self._generate(
-            [list(map(int, row)) for row in rows], SamplingParams(max_tokens=1, prompt_logprobs=0, **GREEDY)
-        )
-        found = []
-        for row, first, output in zip(rows, firsts, outputs, strict=True):
-            known = [output.prompt_logprobs[i][int(row[i])] for i in range(first, len(row))]
-            found.append(
-                (
-                    np.array([k.logprob for k in known], np.float64),
-                    np.array([k.rank for k in known], np.int64),
-                )
-            )
-        return found
+        plain = [list(map(int, row)) for row in rows]
+        answer = self._process.ask("scores", rows=plain, firsts=list(map(int, firsts)))
+        return [
+            (np.array(log_probs, np.float64), np.array(ranks, np.int64))
+            for log_probs, ranks in answer["scores"]
+        ]
 
     def generate(self, ids: Sequence[int], tokens: int) -> list[int]:
-        from vllm import SamplingParams
-
-        (output,) = self._generate(
-            [list(map(int, ids))], SamplingParams(max_tokens=tokens, ignore_eos=True, **GREEDY)
-        )
-        return list(output.outputs[0].token_ids)
-
-    def _generate(self, prompts: list[list[int]], parameters: Any) -> list[Any]:
-        try:
-            outputs: list[Any] = self._llm.generate(
-                [{"prompt_token_ids": ids} for ids in prompts], parameters, use_tqdm=False
-            )
-        except (ValueError, RuntimeError) as error:
-            raise StepFailed(f"{self.folder}: vLLM failed: {first_line(error)}") from error
-        return outputs
+        return list(self._process.ask("generate", ids=list(map(int, ids)), tokens=tokens)["ids"])
 
     def logits(self, rows: np.ndarray, first: int, consume: Consume) -> None:
-        raise Unsupported("vLLM returns only the log-probabilities of the text's own tokens")
+        if not self.gives_logits:
+            raise Unsupported("this vLLM returns only the log-probabilities of the text's own tokens")
+        self.check_rows(rows)
+        for number, row in enumerate(rows):
+            consume(number, first, self._process.logits(row.tolist(), first)[:, : self.vocabulary or None])
 
     def start(self, ids: Sequence[int]) -> np.ndarray:
-        raise Unsupported("vLLM returns only the log-probabilities of the text's own tokens")
+        raise Unsupported("vLLM keeps its own cache: it continues texts whole, not token by token")
 
     def step(self, token: int) -> np.ndarray:
-        raise Unsupported("vLLM returns only the log-probabilities of the text's own tokens")
+        raise Unsupported("vLLM keeps its own cache: it continues texts whole, not token by token")
 
     def describe(self) -> dict[str, Any]:
-        import torch
-        import vllm
-
         return {
             "backend": "vllm",
-            "version": vllm.__version__,
-            "torch": torch.__version__,
+            "version": self.opened["version"],
+            "torch": self.opened["torch"],
             "format": self.format,
-            "dtype": str(self._llm.llm_engine.model_config.dtype).removeprefix("torch."),
+            "dtype": self.opened["dtype"],
             "device": self._run.resolved_device,
             "threads": self._run.resolved_threads,
         }
 
     def close(self) -> None:
-        import gc
-
-        self.__dict__.pop("_llm", None)
-        gc.collect()
-
-
-GREEDY: dict[str, Any] = {"temperature": 0.0, "detokenize": False}
+        self._process.close()
+        self._scratch.__exit__(None, None, None)

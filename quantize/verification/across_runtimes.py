@@ -195,7 +195,7 @@ def _run_all(
             report.runtimes.append(Ran(name, "failed", printable(error, 300)))
             continue
         ids = tuple(found.answer.get("generated", ()))
-        known = version(DISTRIBUTIONS[name]) or ""
+        known = str(found.about["version"]) if name == "vllm" else version(DISTRIBUTIONS[name]) or ""
         report.runtimes.append(Ran(name, "ran", version=known, ids=ids, text=text_of(subject, ids)))
         _split(subject, report, found)
     return opened

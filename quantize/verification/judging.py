@@ -24,6 +24,10 @@ NEAR_TIE, TIE_MARGIN = 0.25, 8.0
 KL_BETWEEN = 2e-2
 #: of GPTQModel, which computes all in bfloat16, and of transformers' own reader of GGUF, in float32
 KL_BFLOAT16, KL_READER = 1e-3, 1e-5
+#: of vLLM, which computes all in one dtype; in float32 as transformers' reader
+KL_VLLM = {"bfloat16": 1e-3, "float16": 1e-4}
+#: the format whose schemes say how activations are rounded
+STEPS = "compressed-tensors"
 #: what code of an architecture raises where its weights come one by one
 THEIRS = (RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError)
 
@@ -111,7 +115,7 @@ def _judged(
                 subject.rows, 0, Comparison(np.zeros((*subject.rows.shape, opened.vocabulary)), 1).add
             )
             return ran
-        kinds, tolerance, again = _allowed(subject, ran.name)
+        kinds, tolerance, again = _allowed(subject, ran.name, opened)
         found = reference.judge(opened, kinds, tolerance, again)
     except (StepFailed, BadInput, Unsupported) as error:
         return replace(ran, status="differs", why=printable(error, 300))
@@ -124,13 +128,22 @@ def _judged(
     return _greedy(subject, ran, reference, found, kinds) if found.passed else ran
 
 
-def _allowed(subject: Subject, name: str) -> tuple[dict[str, str] | None, float, Callable[[], Opened] | None]:
+def _allowed(
+    subject: Subject, name: str, opened: Opened
+) -> tuple[dict[str, str] | None, float, Callable[[], Opened] | None]:
     """How the program rounds activations, what else its logits may be off, and what opens it in float32."""
     reading = subject.reading
     assert reading is not None
+    matrices = [n for n, info in reading.base.tensors.items() if len(info.shape) == 2]
     if name == "gptqmodel":
-        names = [n for n, info in reading.base.tensors.items() if len(info.shape) == 2]
-        return dict.fromkeys(names, "bf16_io"), KL_BFLOAT16, None
+        return dict.fromkeys(matrices, "bf16_io"), KL_BFLOAT16, None
+    if name == "vllm":
+        own = reading.format.activation_types(reading.stage) if subject.storage == STEPS else None
+        dtype = str(opened.about["dtype"])
+        kinds = {n: kind.replace("_token", "_row") for n, kind in own.items()} if own else None
+        if dtype in KL_VLLM and kinds is None:
+            kinds = dict.fromkeys(matrices, "bf16_io" if dtype == "bfloat16" else "f16_io")
+        return kinds, max(KL_VLLM.get(dtype, 0.0), KL_READER), None
     if name == "transformers" and subject.gguf is not None:
         return None, KL_READER, None
     again = None

@@ -14,6 +14,7 @@ from quantize.recipe import RunOptions
 from quantize.runtimes.base import Runtime
 from quantize.runtimes.opening import open_runtime
 from quantize.runtimes.transformers import TransformersRuntime
+from quantize.runtimes.vllm_place import missing, vllm_place
 
 #: what a person types -> the package that must be there
 PROGRAMS = {
@@ -23,6 +24,8 @@ DISTRIBUTIONS = {
     "transformers": "transformers", "gptqmodel": "gptqmodel", "llama.cpp": "llama-cpp-python", "vllm": "vllm",
 }  # fmt: skip
 ALIASES = {"llamacpp": "llama.cpp", "llama-cpp": "llama.cpp", "gptq-model": "gptqmodel"}
+#: what vLLM opens by itself
+VLLM_OPENS = ("dense", "gptq", "awq", "compressed-tensors")
 #: GPTQModel computes in this, by kernels that know all numbers of bits
 ENGINE_DTYPE = "bfloat16"
 
@@ -37,6 +40,8 @@ def named(text: str) -> str:
 
 def why_not(name: str, path: Path, gguf: bool, storage: str, format: Format | None, asked: bool) -> str:
     """Why the program is not started on ``path``; "" where it is. ``asked``: by name."""
+    if name == "vllm":
+        return _why_not_vllm(gguf, storage, format, asked)
     if find_spec(PROGRAMS[name]) is None:
         return f"{PROGRAMS[name]} is not installed here"
     if name == "llama.cpp":
@@ -44,8 +49,6 @@ def why_not(name: str, path: Path, gguf: bool, storage: str, format: Format | No
     if gguf:
         if name == "gptqmodel":
             return "it opens GPTQ and AWQ folders"
-        if name == "vllm":
-            return "vLLM serves GGUF through a plugin, which is not started here"
         return "" if asked else "it opens GGUF files by a reader of its own for some families; ask by --in"
     packed = storage in ("gptq", "awq")
     if name == "gptqmodel" and not packed:
@@ -59,6 +62,17 @@ def why_not(name: str, path: Path, gguf: bool, storage: str, format: Format | No
     if name == "gptqmodel" and not known and not asked:
         return "it is not known to compute this model from such files; ask by --in"
     return ""
+
+
+def _why_not_vllm(gguf: bool, storage: str, format: Format | None, asked: bool) -> str:
+    if vllm_place() is None:
+        return missing()
+    if gguf or storage == "bitsandbytes":
+        return f"vLLM opens {'GGUF' if gguf else storage} through a plugin, which is not started here"
+    if storage not in VLLM_OPENS:
+        return f"vLLM does not open {storage}"
+    known = format is not None and "vllm" in format.loads_in
+    return "" if known or asked else "it is not known to compute this model from such files; ask by --in"
 
 
 def open_named(request: dict[str, Any]) -> Runtime:
@@ -75,12 +89,10 @@ def open_named(request: dict[str, Any]) -> Runtime:
         return TransformersRuntime(path, run, model=model)
     if name == "transformers" and gguf:
         return _gguf_in_transformers(gguf, run, request.get("small", ""))
+    if name == "vllm":  # as near to what is stored as its kernels compute
+        return open_runtime(path, run, exact=True, context=int(request.get("context", 0)), runtime="vllm")
     return open_runtime(
-        path,
-        run,
-        exact=request["exact"],
-        context=int(request.get("context", 0)) if gguf else 0,
-        runtime="vllm" if name == "vllm" else "",
+        path, run, exact=request["exact"], context=int(request.get("context", 0)) if gguf else 0
     )
 
 

@@ -79,7 +79,7 @@ def call(
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
-            env=_environment(run),
+            env=engine_environment(run),
             cwd=folder,
             start_new_session=True,
         ) as process,
@@ -103,7 +103,7 @@ def call(
     return response
 
 
-def _environment(run: RunOptions) -> dict[str, str]:
+def engine_environment(run: RunOptions) -> dict[str, str]:
     """Nothing of ours that leads to other packages, no secret, no way to the Hub."""
     leave = {*SECRETS, "PYTHONPATH", "PYTHONHOME", "PYTHONSTARTUP", "VIRTUAL_ENV", "LD_PRELOAD"}
     kept = {name: value for name, value in os.environ.items() if name not in leave}
@@ -120,7 +120,7 @@ def _wait(process: "subprocess.Popen[bytes]", words: Path, idle_seconds: float) 
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(min(_LOOK_SECONDS, idle_seconds))
             return False
-        now = (words.stat().st_size, _computed(process.pid))
+        now = (words.stat().st_size, computed_s(process.pid))
         if now[0] != before[0] or now[1] > before[1] + 0.01:
             before, since = now, time.monotonic()
         elif time.monotonic() - since > idle_seconds:
@@ -128,7 +128,7 @@ def _wait(process: "subprocess.Popen[bytes]", words: Path, idle_seconds: float) 
             return True
 
 
-def _computed(pid: int) -> float:
+def computed_s(pid: int) -> float:
     """Seconds that it and its children have computed; -1 where it is gone."""
     total = 0.0
     try:

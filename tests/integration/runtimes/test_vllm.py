@@ -1,9 +1,8 @@
 """vLLM against transformers on the same tokens. vLLM pins other libraries than this program does, so it runs
-in an environment of its own (docs/measuring.md); where it is not installed that test skips, and what is done
-with such a runtime is tested without."""
+in an environment of its own (docs/engines.md); where there is none those tests skip, and what is done with a
+runtime that scores texts is tested without."""
 
 from collections.abc import Callable, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +13,12 @@ from evals import evaluate
 from evals.perplexity import score
 from evals.protocols import parse_protocol
 from evals.windows import make_windows
+from quantize import convert
 from quantize.calibration.texts import stdlib_documentation
 from quantize.errors import Unsupported
-from quantize.recipe import RunOptions
+from quantize.recipe import CalibrationOptions, RunOptions
+from quantize.runtimes.vllm_place import vllm_place
+from quantize.verification.across_runtimes import verify_anywhere
 
 RUN = RunOptions(device="cpu", threads=1, progress=False)
 
@@ -75,15 +77,25 @@ def test_likelihoods_and_greediness_without_logits() -> None:
     assert [greedy for _, greedy in bare] == [greedy for _, greedy in full]
 
 
-def test_without_vllm_it_says_so(demo_checkpoint: Path) -> None:
-    if find_spec("vllm"):
-        pytest.skip("vLLM is installed")
+def test_without_vllm_it_says_so(
+    demo_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("QUANTWRIGHT_VLLM", raising=False)
+    monkeypatch.setenv("QUANTWRIGHT_ENVIRONMENTS", str(tmp_path))
+    if vllm_place() is not None:
+        pytest.skip("vLLM is installed beside this program")
     with pytest.raises(Unsupported, match="vLLM is not installed"):
         evaluate([demo_checkpoint], runtime="vllm", tokens=600, run=RUN)
 
 
+def vllm_here() -> None:
+    if vllm_place() is None:
+        pytest.skip("vLLM is not here: quantwright env install vllm")
+
+
+@pytest.mark.long
 def test_vllm_agrees_with_transformers(make_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
-    pytest.importorskip("vllm")
+    vllm_here()
     model = make_checkpoint()
     (tmp_path / "text.txt").write_text(stdlib_documentation()[40_000:48_000], encoding="utf-8")
     settings = {
@@ -96,12 +108,47 @@ def test_vllm_agrees_with_transformers(make_checkpoint: Callable[..., Path], tmp
         (r.protocol, r.metric): r.value
         for r in evaluate([model], prompts=["The value"], generate=6, **settings)
     }
+    alone = evaluate([model], runtime="vllm", prompts=["The value"], generate=6, **settings)
     rows = evaluate([model], reference=model, runtime="vllm", prompts=["The value"], generate=6, **settings)
-    found = {(r.protocol, r.metric): r for r in rows}
-    for key, value in plain.items():
-        assert found[key].backend == "vllm"
-        if value is not None:
-            assert found[key].value == pytest.approx(value, rel=1e-5)
-    unavailable = found["gptq-128", "kl_mean"]
-    assert unavailable.value is None
-    assert "cannot be measured" in unavailable.detail["reason"]
+    # by its scores of the text, and by its whole distributions
+    for found in ({(r.protocol, r.metric): r for r in each} for each in (alone, rows)):
+        for key, value in plain.items():
+            assert found[key].backend == "vllm"
+            if value is not None:
+                assert found[key].value == pytest.approx(value, rel=1e-5)
+    # float32 on both sides
+    assert 0 <= (found["gptq-128", "kl_mean"].value or 0) < 1e-7
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        "rtn-int4:group_size=32",
+        "gptq-int4:group_size=32",
+        "awq-int4:group_size=32",
+        "ct-w4a16",
+        "ct-int8",
+        "bfloat16",
+    ],
+)
+def test_vllm_computes_what_is_stored(
+    make_checkpoint: Callable[..., Path], tmp_path: Path, recipe: str
+) -> None:
+    """Shapes that its kernels for processors take: multiples of 32."""
+    vllm_here()
+    source = make_checkpoint(initializer_range=0.1)
+    made = convert(
+        source,
+        recipe,
+        tmp_path / "out",
+        calibration=CalibrationOptions(source="stdlib", tokens=2048, sequence_length=128),
+        verify="none",
+        run=RUN,
+    )
+    report = verify_anywhere(str(made.folder), str(source), ["vllm"], RUN)
+    (ran,) = report.runtimes
+    assert (ran.status, ran.why) == ("agrees", "")
+    assert ran.kl is not None
+    assert ran.kl <= (ran.tolerance or 0) <= 1e-2
+    assert len(ran.ids) == 24

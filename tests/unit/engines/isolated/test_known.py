@@ -33,7 +33,7 @@ def test_a_worker_imports_its_engine_and_the_standard_library(engine: IsolatedEn
         elif isinstance(node, ast.ImportFrom):
             assert node.module
             imported.add(node.module.partition(".")[0])
-    known = {"torch", "awq", *(name.replace("-", "_").replace(".", "_") for name in engine.pins)}
+    known = {"torch", "awq", "vllm", *(name.replace("-", "_").replace(".", "_") for name in engine.pins)}
     assert imported - set(sys.stdlib_module_names) <= known
 
 

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from quantize.calibration.kept_states import Keep, keep_states
 from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.errors import BadInput
 from quantize.hf.conversions import Part, parameter_parts, read_buffers
 from quantize.hf.names import MULTIPLYING_ROUTERS, empty_model
-from quantize.numerics.activations import round_activations
+from quantize.numerics.activations import on_e4m3, round_activations
 from quantize.quiet import quiet
 
 if TYPE_CHECKING:
@@ -126,6 +127,7 @@ def round_like_runtime(
     in and out).
 
     For experts that transformers keeps in one tensor: what enters and leaves them, not what is between.
+    ``kv_fp8_K_V`` of an attention module, by its name: its keys and values, with scales K and V.
     ``gelu_table``: also the input and output of a GELU, which ggml looks up in a table of float16 between -10
     and 10.
     """
@@ -136,6 +138,9 @@ def round_like_runtime(
 
     parts = parameter_parts(checkpoint, model)
     for name, module in model.named_modules():
+        if name in kinds:
+            keep_states(module, _on_scales(*map(float, kinds[name].split("_")[2:])))
+            continue
         alone = isinstance(module, torch.nn.Linear) or type(module).__name__ == "Conv1D"
         if alone or module is model.get_output_embeddings():
             part = parts.get(f"{name}.weight")
@@ -161,3 +166,7 @@ def round_like_runtime(
     for gelu in model.modules() if gelu_table else ():
         if "GELU" in type(gelu).__name__.upper() and not list(gelu.parameters()):
             gelu.register_forward_hook(lambda gelu, inputs, output: looked_up(gelu, inputs[0], output))
+
+
+def _on_scales(of_keys: float, of_values: float) -> Keep:
+    return lambda keys, values: (on_e4m3(keys, of_keys), on_e4m3(values, of_values))

@@ -26,6 +26,13 @@ from quantize.numerics.small_floats import FloatCodes
 VERSION = "0.20.0"
 #: what scales of activations of NVFP4 are divided by, stored beside a matrix
 INPUTS = "input_global_scale"
+#: last parts of the names of the scales of keys and values, beside an attention's matrices
+KEPT = ("k_scale", "v_scale")
+#: how the library describes an 8-bit cache of keys and values
+KV_FP8 = {
+    "num_bits": 8, "type": "float", "symmetric": True, "group_size": None, "strategy": "tensor",
+    "dynamic": False,
+}  # fmt: skip
 #: last parts of the names of what is stored of a weight
 PARTS = (
     "weight", "weight_packed", "weight_scale", "weight_zero_point", "weight_shape", "weight_g_idx",
@@ -83,11 +90,12 @@ ACTIVATIONS: dict[str, dict[str, Any]] = {
 class CtFormat(PackedFormat):
     """``scheme``: a name in ``SCHEMES``; ``scale_type``: safetensors' name of what scales of integers and of
     E4M3 are stored in, which is what loaders compute in. ``folded``: whether AWQ moved scales into other
-    tensors."""
+    tensors. ``kv_cache``: whether scales of a float8 cache of keys and values are stored."""
 
     scheme: str = "w4a16"
     scale_type: str = "BF16"
     folded: bool = False
+    kv_cache: bool = False
 
     storage: ClassVar[str] = "compressed-tensors"
     hub_tag: ClassVar[str] = "compressed-tensors"
@@ -127,6 +135,7 @@ class CtFormat(PackedFormat):
 
     def activation_types(self, stage: Path) -> dict[str, str] | None:
         """Where this program opens the folder, each token is rounded by itself, as vLLM does."""
+        kept = self._kept_types(stage)
         kind = self.how.activations
         if self.opener(stage) == OWN:
             kind = kind.replace("_token", "_row")
@@ -136,8 +145,44 @@ class CtFormat(PackedFormat):
                 source: float(stored.read(f"{linears[0].name}.{INPUTS}")[0])
                 for source, linears in self.by_source.items()
             }
-            return {source: f"{kind}_{scale!r}" for source, scale in scales.items()}
-        return dict.fromkeys(self.by_source, kind) if kind else None
+            return {source: f"{kind}_{scale!r}" for source, scale in scales.items()} | kept
+        return (dict.fromkeys(self.by_source, kind) if kind else {}) | kept or None
+
+    @property
+    def attentions(self) -> tuple[tuple[str, str], ...]:
+        """(decoder layer, its attention), in order, of those that hold a matrix of keys and one of values."""
+        names = {linear.parameter.rpartition(".")[0] for linear in self.decoder or ()}
+        return tuple(
+            (layer, attention)
+            for layer in (self.decoder.layer_names if self.decoder else ())
+            if {f"{(attention := f'{layer}.self_attn')}.{part}" for part in ("k_proj", "v_proj")} <= names
+        )
+
+    @property
+    def kept_states(self) -> tuple[str, ...]:
+        """Names of the scales of keys and values."""
+        each = self.attentions if self.kv_cache else ()
+        return tuple(f"{attention}.{part}" for _, attention in each for part in KEPT)
+
+    @property
+    def kept_entries(self) -> Iterator[Entry]:
+        return ((name, self.scale_type, (1,)) for name in self.kept_states)
+
+    def _kept_types(self, stage: Path) -> dict[str, str]:
+        """By attention, as ``round_like_runtime`` takes it."""
+        if not self.kv_cache:
+            return {}
+        stored = stored_tensors(stage)
+        found = {}
+        for _, attention in self.attentions:
+            scales = (float(stored.read_float32(f"{attention}.{part}")[0]) for part in KEPT)
+            found[attention] = "_".join(["kv_fp8", *map(repr, scales)])
+        return found
+
+    def entries(self, checkpoint: Checkpoint, name: str, quantized: bool) -> Iterator[Entry]:
+        yield from super().entries(checkpoint, name, quantized)
+        if quantized and name == next(iter(self.by_source)):
+            yield from self.kept_entries
 
     def matrix_entries(self, linear: Linear) -> Iterator[Entry]:
         return (
@@ -239,6 +284,12 @@ class CtFormat(PackedFormat):
         exponents = torch.frexp(codes.scales)[1] - 1 + 127
         return {**packed, "weight_scale": exponents.to(torch.uint8).cpu().numpy()}
 
+    def raw_scale(self, scale: float) -> np.ndarray:
+        """(1,), as the file holds scales."""
+        import torch
+
+        return self._raw_scales(torch.tensor([scale], dtype=torch.float32))
+
     def _raw_scales(self, scales: Any) -> np.ndarray:
         import torch
 
@@ -317,7 +368,7 @@ class CtFormat(PackedFormat):
             "format": how.layout,
             "global_compression_ratio": None,
             "ignore": [*self.left(), head, *self._beside_patterns()],
-            "kv_cache_scheme": None,
+            "kv_cache_scheme": dict(KV_FP8) if self.kv_cache else None,
             "quant_method": "compressed-tensors",
             "quantization_status": "compressed",
             "sparsity_config": {},

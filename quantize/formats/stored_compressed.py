@@ -7,7 +7,16 @@ from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.checkpoint.config import read_config
 from quantize.dtypes import FLOATS
 from quantize.errors import BadInput
-from quantize.formats.compressed_tensors import ACTIVATIONS, BLOCK, INPUTS, PARTS, SCHEMES, CtFormat
+from quantize.formats.compressed_tensors import (
+    ACTIVATIONS,
+    BLOCK,
+    INPUTS,
+    KEPT,
+    KV_FP8,
+    PARTS,
+    SCHEMES,
+    CtFormat,
+)
 from quantize.formats.packed import stored_tensors
 from quantize.formats.stored import Stored, source_of
 
@@ -29,14 +38,23 @@ def stored_compressed(folder: Path, *, trust_remote_code: bool = False) -> Store
             found[base] = shape
             scale_type = info.dtype if info.dtype in FLOATS else scale_type
     own = {f"{base}.{part}" for base in found for part in (*PARTS, INPUTS)}
+    kept = said.get("kv_cache_scheme")
+    if kept:
+        own |= {name for name in stored.tensors if name.rpartition(".")[2] in KEPT}
     tensors = {name: info for name, info in stored.tensors.items() if name not in own}
     checkpoint, decoder, linears = source_of(folder, config, stored, found, tensors, trust_remote_code)
     size = int(weights.get("group_size") or (BLOCK if SCHEMES[scheme].block else -1))
     format = CtFormat(
         SCHEMES[scheme].bits, size, bool(weights.get("symmetric", True)), linears, decoder,
-        scheme=scheme, scale_type=scale_type,
+        scheme=scheme, scale_type=scale_type, kv_cache=_is_kv_fp8(kept),
     )  # fmt: skip
     return Stored(folder, checkpoint, format)
+
+
+def _is_kv_fp8(said: Any) -> bool:
+    """Whether a ``kv_cache_scheme`` is that of this program: one scale for all keys of a layer, one for all
+    values."""
+    return isinstance(said, dict) and all(said.get(key) == value for key, value in KV_FP8.items())
 
 
 def _is_scheme(said: dict[str, Any], name: str) -> bool:

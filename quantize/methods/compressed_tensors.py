@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import model_validator
 
 from quantize.calibration.windows import Calibration
+from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.dtypes import DENSE, STORED
 from quantize.engines.base import Conversion, Engine
 from quantize.engines.gptqmodel.awq import spread_rows
@@ -16,13 +17,13 @@ from quantize.engines.isolated.known import isolated_label
 from quantize.engines.isolated.packed import check_isolated, write_isolated
 from quantize.engines.native import write as native
 from quantize.engines.native import write_awq
-from quantize.engines.native.activation_scales import input_scales
+from quantize.engines.native.activation_scales import Measured, measured_scales
 from quantize.engines.native.compressed_tensors import NATIVE_COMPRESSED, write_compressed
 from quantize.engines.native.dense import NATIVE
 from quantize.engines.native.layers import VERSION
 from quantize.engines.native.opened import load_compressed
 from quantize.engines.native.packed import write_configs
-from quantize.errors import StepFailed
+from quantize.errors import StepFailed, Unsupported
 from quantize.formats.base import Format
 from quantize.formats.codes import HoldsCodes
 from quantize.formats.compressed_tensors import SCHEMES, CtFormat, Scheme
@@ -49,13 +50,14 @@ class CtRecipe(Recipe):
     w8a16; auto is 128 where it divides the inputs of every matrix, else 64, 32 or whole rows. ``by``: which
     codes, those of rounding to nearest, or of the native GPTQ or AWQ. ``ignore``: patterns (regular
     expressions) of names of matrices that stay as they are, instead of the usual ones. ``engine``
-    llm-compressor: in an environment of its own, by its own scales and its GPTQ."""
+    llm-compressor: in an environment of its own, by its own scales and its GPTQ. ``kv_cache`` fp8: scales of
+    keys and values from calibration, for loaders that keep them in float8."""
 
     presets: ClassVar[dict[str, dict[str, Any]]] = {f"ct-{name}": {"scheme": name} for name in SCHEMES} | {
         "ct-w8a16": {"scheme": "w8a16", "group_size": -1}
     }
     automatic: ClassVar[dict[str, Any]] = {"group_size": 128}
-    later: ClassVar[dict[str, Any]] = {"engine": "native"}
+    later: ClassVar[dict[str, Any]] = {"engine": "native", "kv_cache": "none"}
 
     method: Literal["ct"] = "ct"
     scheme: Literal[
@@ -66,6 +68,7 @@ class CtRecipe(Recipe):
     by: Literal["rtn", "gptq", "awq"] = "rtn"
     ignore: Patterns = USUAL
     engine: Literal["native", "llm-compressor"] = "native"
+    kv_cache: Literal["none", "fp8"] = "none"
 
     @model_validator(mode="after")
     def _fits(self) -> "CtRecipe":
@@ -81,13 +84,15 @@ class CtRecipe(Recipe):
             raise ValueError(f"{what} is not asked of llm-compressor here; use engine=native")
         if self.by == "awq" and (self.scheme != "w4a16" or self.group_size not in (AUTO, -1, 32, 64, 128)):
             raise ValueError("by=awq goes with w4a16 in groups of 32, 64, 128 or -1")
+        if self.kv_cache != "none" and (self.by != "rtn" or self.engine != "native"):
+            raise ValueError("kv_cache=fp8 goes with by=rtn of engine=native")
         if not self.sym and self.scheme == "w8a16":
             raise ValueError("w8a16 is symmetric")
         return self
 
     @property
     def calibrated(self) -> bool:  # type: ignore[override]
-        return self.by != "rtn" or self.scheme == "nvfp4"
+        return self.by != "rtn" or self.scheme == "nvfp4" or self.kv_cache != "none"
 
 
 @dataclass(frozen=True)
@@ -95,6 +100,7 @@ class CtPacking(Packing):
     scheme: str = "w4a16"
     scale_type: str = "BF16"
     folded: bool = False
+    kv_cache: bool = False
 
     @property
     def how(self) -> Scheme:
@@ -117,6 +123,7 @@ class CtPacking(Packing):
             scheme=self.scheme,
             scale_type=self.scale_type,
             folded=self.folded,
+            kv_cache=self.kv_cache,
         )
 
 
@@ -149,9 +156,10 @@ class Ct(PackedMethod[CtRecipe]):
             scheme=recipe.scheme,
             scale_type=scale_type if scale_type in ("BF16", "F16", "F32") else "F32",
             folded=recipe.by == "awq",
+            kv_cache=recipe.kv_cache == "fp8",
         )
         codes = recipe.scheme in ("w4a16", "w8a16") and held_codes(
-            checkpoint, recipe, how.bits, ("by", "engine")
+            checkpoint, recipe, how.bits, ("by", "engine", "kv_cache")
         )
         if codes:
             assert isinstance(checkpoint.reader, HoldsCodes)
@@ -162,6 +170,8 @@ class Ct(PackedMethod[CtRecipe]):
             packing = replace(packing, scale_type=grid.scale_type, skip=skip, usual=(), group_size=size)
             return TranscodedWork(held, recipe, plan_transcoding(checkpoint, packing, lowest_zero=0))
         planned = plan_packing(checkpoint, packing)
+        if recipe.kv_cache != "none":
+            _check_kept(checkpoint, planned.format, recipe.short)
         if self.environment(recipe):
             check_isolated(recipe.engine, checkpoint, planned.format, recipe.short)
         return CtWork(held, recipe, planned)
@@ -170,6 +180,23 @@ class Ct(PackedMethod[CtRecipe]):
         self, folder: Path, dtype: str, device: str, exact: bool, trust_remote_code: bool
     ) -> "PreTrainedModel":
         return load_compressed(folder, dtype, device, trust_remote_code=trust_remote_code)
+
+
+def _check_kept(checkpoint: Checkpoint, format: PackedFormat, short: str) -> None:
+    """Errors: Unsupported where not every decoder layer has keys and values of its own in the usual place."""
+    assert isinstance(format, CtFormat)
+    assert format.decoder is not None
+    text = checkpoint.config.get("text_config") or checkpoint.config
+    there = {layer for layer, _ in format.attentions}
+    odd = next((layer for layer in format.decoder.layer_names if layer not in there), None)
+    why = f"{odd} has no self_attn with k_proj and v_proj" if odd else ""
+    mine = (linear for linear in format.decoder if ".self_attn." in linear.parameter)
+    if any(f"{linear.name}.weight" != linear.parameter for linear in mine):
+        why = "its files name attention otherwise than transformers does"
+    if text.get("num_kv_shared_layers"):
+        why = "some of its layers take the keys and values of others"
+    if why:
+        raise Unsupported(f"{checkpoint.source}: {short}: {why}; drop kv_cache")
 
 
 class CtWork(PackedWork[CtRecipe]):
@@ -195,14 +222,14 @@ class CtWork(PackedWork[CtRecipe]):
                 recipe.engine, self.checkpoint, format, stage, run, rows, settings, recipe.short
             )
         if recipe.by == "rtn":
-            scales: dict[str, float] = {}
+            measured = Measured()
             details: dict[str, Any] = {}
             if calibration is not None:
                 native.check_text(calibration)
                 rows = calibration.ids
-                scales, dtype = input_scales(self.checkpoint, format, rows, run, recipe.short)
-                details = {"compute_dtype": dtype, "calibration_tokens_used": int(rows.size)}
-            size, computed = write_compressed(self.checkpoint, format, stage, run, recipe.short, scales)
+                measured = measured_scales(self.checkpoint, format, rows, run, recipe.short)
+                details = {"compute_dtype": measured.arithmetic, "calibration_tokens_used": int(rows.size)}
+            size, computed = write_compressed(self.checkpoint, format, stage, run, recipe.short, measured)
             write_configs(self.checkpoint, format, stage)
             return Conversion(size, NATIVE.label, libraries=("torch",), computed=computed, details=details)
         assert calibration is not None

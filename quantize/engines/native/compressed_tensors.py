@@ -2,12 +2,11 @@
 written several at a time, each straight to its place in the artifact. The model is never built."""
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import nullcontext
 from functools import cache, partial
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
@@ -17,6 +16,7 @@ from quantize.checkpoint.placed import PlacedFolder
 from quantize.checkpoint.tensors import Entry
 from quantize.dtypes import to_float32
 from quantize.engines.base import Computed, Engine
+from quantize.engines.native.activation_scales import Measured
 from quantize.engines.native.pieces import pieces
 from quantize.errors import QuantwrightError, StepFailed
 from quantize.formats.compressed_tensors import BLOCK, INPUTS, CtFormat
@@ -46,6 +46,7 @@ class NativeCompressed(Engine):
 NATIVE_COMPRESSED = NativeCompressed()
 #: weights rounded at a time: 2 MB of float32, with what is made of them, stay in a core's cache
 ROWS_AT_ONCE = 1 << 19
+UNMEASURED = Measured()
 
 
 def write_compressed(
@@ -54,10 +55,10 @@ def write_compressed(
     stage: Path,
     run: RunOptions,
     title: str,
-    inputs: Mapping[str, float] = MappingProxyType({}),
+    measured: Measured = UNMEASURED,
 ) -> tuple[int, Computed]:
-    """The weights' files into ``stage``; (bytes of tensor data, what was computed). ``inputs``: what scales
-    of the activations of each matrix are divided by, of schemes that have it. Errors: StepFailed where
+    """The weights' files into ``stage``; (bytes of tensor data, what was computed). ``measured``: of
+    formats that store scales from calibration. Errors: StepFailed where
     a weight is not finite."""
     computed = Computed()
     quantized = [Entry(*each) for linear in format.linears for each in format.matrix_entries(linear)]
@@ -66,7 +67,8 @@ def write_compressed(
         for name, info in checkpoint.tensors.items()
         if name not in format.by_source
     ]
-    entries = sorted([*quantized, *kept], key=lambda entry: entry.name)
+    scales = [Entry(*each) for each in format.kept_entries]
+    entries = sorted([*quantized, *kept, *scales], key=lambda entry: entry.name)
     threads, makers = run.resolved_threads, _row_rounders(checkpoint, format, run)
     with (
         PlacedFolder(stage, entries) as folder,
@@ -116,7 +118,7 @@ def write_compressed(
             for part, tensor in format.packed_once(linear, first).items():
                 folder.put(f"{linear.name}.{part}", tensor)
             if format.measured:
-                folder.put(f"{linear.name}.{INPUTS}", np.array([inputs[linear.name]], np.float32))
+                folder.put(f"{linear.name}.{INPUTS}", np.array([measured.inputs[linear.name]], np.float32))
             return took, sketched
 
         def put_rows(linear: Linear, maker: RowRounder) -> tuple[np.ndarray, np.ndarray]:
@@ -145,6 +147,8 @@ def write_compressed(
             advance(1)
         for done in few_at_a_time(pool, threads, [(copied, entry.name) for entry in kept]):
             done.result()
+        for entry in scales:
+            folder.put(entry.name, format.raw_scale(measured.kept[entry.name]))
         return folder.total_bytes, computed
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from quantize.engines.isolated.environment import check_possible, installed, needed
+from quantize.engines.isolated.environment import check_gpu, check_possible, installed, needed
 from quantize.engines.isolated.install import found, problems_of, uninstall
 from quantize.engines.isolated.install import install as do_install
 from quantize.engines.isolated.known import ENGINES, isolated_engine
@@ -23,6 +23,7 @@ def offer_engines(recipes: Sequence[Recipe], yes: bool) -> None:
     wanted = {name: recipe for recipe in recipes if (name := method(recipe.method).environment(recipe))}
     for name, recipe in wanted.items():
         engine = isolated_engine(name)
+        check_gpu(engine, recipe.short)
         if installed(engine):
             continue
         check_possible(engine)

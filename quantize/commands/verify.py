@@ -22,7 +22,8 @@ FIELD = 400
     "programs",
     type=Commas(str),
     metavar="NAMES",
-    help="transformers, gptqmodel, llama.cpp, vllm (default: those that are known to open such a file)",
+    help="transformers, gptqmodel, llama.cpp, vllm, auto-gptq (default: those known to open such a file; "
+    "auto-gptq only by name)",
 )
 @click.option(
     "--timeout",

@@ -56,6 +56,7 @@ class GptqRecipe(Recipe):
     rounded to nearest (``rtn``) and named. gptqmodel: ``desc_act`` visits columns in the order of their
     activations, with groups of their own (slower to run); native needs no such groups. auto-round: the
     rounding of each weight is tuned by ``iterations`` of SignRound instead, in an environment of its own.
+    auto-gptq: as gptqmodel, in an environment of its own, on a CUDA GPU only.
     """
 
     presets: ClassVar[dict[str, dict[str, Any]]] = {
@@ -77,7 +78,7 @@ class GptqRecipe(Recipe):
     desc_act: bool = False
     sym: bool = True
     damp_percent: float = Field(default=0.05, gt=0, lt=1)
-    engine: Literal["native", "gptqmodel", "auto-round"] = "native"
+    engine: Literal["native", "gptqmodel", "auto-round", "auto-gptq"] = "native"
     order: Literal["activation", "none"] = "activation"
     true_sequential: bool = True
     refinements: int = Field(default=2, ge=0, le=8)
@@ -193,7 +194,12 @@ class GptqWork(PackedWork[GptqRecipe]):
                 stage,
                 run,
                 calibration.ids,
-                {"iterations": recipe.iterations, "seed": calibration.record.seed},
+                {
+                    "iterations": recipe.iterations,
+                    "seed": calibration.record.seed,
+                    "desc_act": recipe.desc_act,
+                    "damp_percent": recipe.damp_percent,
+                },
                 recipe.short,
             )
         return write_gptq(

@@ -29,7 +29,6 @@ from quantize.inspection.description import describe
 from quantize.inspection.opening import look
 from quantize.inspection.problems import Problem
 from quantize.inspection.reading import open_reading
-from quantize.packages import version
 from quantize.recipe import RunOptions
 from quantize.sources.hub import resolve_model
 from quantize.sources.opening import open_checkpoint
@@ -37,7 +36,7 @@ from quantize.staging import temporary_folder
 from quantize.terminal import printable
 from quantize.verification.judging import judge, reference_of
 from quantize.verification.logits import WINDOW_TOKENS, WINDOWS, fixed_rows
-from quantize.verification.named_runtimes import DISTRIBUTIONS, PROGRAMS, named, why_not
+from quantize.verification.named_runtimes import BY_NAME, PROGRAMS, named, version_of, why_not
 from quantize.verification.process import Opened, Start, within
 from quantize.verification.report import Ran, Report
 from quantize.verification.spill import Spill
@@ -179,7 +178,7 @@ def _run_all(
     format = subject.reading.format if subject.reading else None
     reading = subject.reading
     coarse = reading is not None and reading.format.float32_kernels(reading.stage)
-    for name in asked or PROGRAMS:
+    for name in asked or [name for name in PROGRAMS if name not in BY_NAME]:
         if why := why_not(
             name, subject.path, subject.gguf is not None, subject.storage, format, asked is not None
         ):
@@ -195,7 +194,7 @@ def _run_all(
             report.runtimes.append(Ran(name, "failed", printable(error, 300)))
             continue
         ids = tuple(found.answer.get("generated", ()))
-        known = str(found.about["version"]) if name == "vllm" else version(DISTRIBUTIONS[name]) or ""
+        known = str(found.about["version"]) if name == "vllm" else version_of(name)
         report.runtimes.append(Ran(name, "ran", version=known, ids=ids, text=text_of(subject, ids)))
         _split(subject, report, found)
     return opened

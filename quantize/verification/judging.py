@@ -11,6 +11,7 @@ from quantize.errors import BadInput, QuantwrightError, StepFailed, Unsupported,
 from quantize.inspection.problems import Problem
 from quantize.inspection.reading import Reading
 from quantize.terminal import printable
+from quantize.verification.named_runtimes import BY_NAME
 from quantize.verification.process import Opened
 from quantize.verification.reference import Comparison, Judged, Read, Reference, log_softmax, run_reference
 from quantize.verification.report import Between, Ran, Report
@@ -144,7 +145,7 @@ def _allowed(
         if dtype in KL_VLLM and kinds is None:
             kinds = dict.fromkeys(matrices, "bf16_io" if dtype == "bfloat16" else "f16_io")
         return kinds, max(KL_VLLM.get(dtype, 0.0), KL_READER), None
-    if name == "transformers" and subject.gguf is not None:
+    if name in BY_NAME or (name == "transformers" and subject.gguf is not None):  # all in float32
         return None, KL_READER, None
     again = None
     if reading.format.float32_kernels(reading.stage):

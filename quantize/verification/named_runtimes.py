@@ -5,25 +5,34 @@ from pathlib import Path
 from typing import Any
 
 from quantize.engines.gptqmodel.load import load_by_engine
+from quantize.engines.isolated.environment import installed
+from quantize.engines.isolated.known import isolated_engine
 from quantize.errors import BadInput, StepFailed, Unsupported, first_line
 from quantize.formats.base import Format
 from quantize.formats.packed import GPTQMODEL, TRANSFORMERS, PackedFormat
 from quantize.gguf.container.files import find_gguf
+from quantize.packages import version
 from quantize.quiet import quiet
 from quantize.recipe import RunOptions
 from quantize.runtimes.base import Runtime
+from quantize.runtimes.isolated import IsolatedRuntime
 from quantize.runtimes.opening import open_runtime
 from quantize.runtimes.transformers import TransformersRuntime
 from quantize.runtimes.vllm_place import missing, vllm_place
 
-#: what a person types -> the package that must be there
+#: what a person types -> the package that must be there; empty: it has an environment of its own
 PROGRAMS = {
     "transformers": "transformers", "gptqmodel": "gptqmodel", "llama.cpp": "llama_cpp", "vllm": "vllm",
+    "auto-gptq": "",
 }  # fmt: skip
+#: those that are not started unless they are asked for
+BY_NAME = ("auto-gptq",)
 DISTRIBUTIONS = {
     "transformers": "transformers", "gptqmodel": "gptqmodel", "llama.cpp": "llama-cpp-python", "vllm": "vllm",
 }  # fmt: skip
-ALIASES = {"llamacpp": "llama.cpp", "llama-cpp": "llama.cpp", "gptq-model": "gptqmodel"}
+ALIASES = {
+    "llamacpp": "llama.cpp", "llama-cpp": "llama.cpp", "gptq-model": "gptqmodel", "autogptq": "auto-gptq",
+}  # fmt: skip
 #: what vLLM opens by itself
 VLLM_OPENS = ("dense", "gptq", "awq", "compressed-tensors")
 #: GPTQModel computes in this, by kernels that know all numbers of bits
@@ -42,6 +51,11 @@ def why_not(name: str, path: Path, gguf: bool, storage: str, format: Format | No
     """Why the program is not started on ``path``; "" where it is. ``asked``: by name."""
     if name == "vllm":
         return _why_not_vllm(gguf, storage, format, asked)
+    if not PROGRAMS[name]:
+        engine = isolated_engine(name)
+        if installed(engine) is None:
+            return f"{name} is not installed; install with: {engine.install_command}"
+        return "" if storage == "gptq" else "it opens GPTQ folders"
     if find_spec(PROGRAMS[name]) is None:
         return f"{PROGRAMS[name]} is not installed here"
     if name == "llama.cpp":
@@ -62,6 +76,11 @@ def why_not(name: str, path: Path, gguf: bool, storage: str, format: Format | No
     if name == "gptqmodel" and not known and not asked:
         return "it is not known to compute this model from such files; ask by --in"
     return ""
+
+
+def version_of(name: str) -> str:
+    """Of a program that was run."""
+    return version(DISTRIBUTIONS[name]) or "" if PROGRAMS[name] else isolated_engine(name).version
 
 
 def _why_not_vllm(gguf: bool, storage: str, format: Format | None, asked: bool) -> str:
@@ -87,6 +106,8 @@ def open_named(request: dict[str, Any]) -> Runtime:
         dtype = ENGINE_DTYPE if run.dtype == "auto" else run.dtype
         model = load_by_engine(path, dtype, run.resolved_device, run.trust_remote_code)
         return TransformersRuntime(path, run, model=model)
+    if name in PROGRAMS and not PROGRAMS[name]:
+        return IsolatedRuntime(name, path, run)
     if name == "transformers" and gguf:
         return _gguf_in_transformers(gguf, run, request.get("small", ""))
     if name == "vllm":  # as near to what is stored as its kernels compute

@@ -91,6 +91,18 @@ def check_possible(engine: IsolatedEngine) -> None:
         )
 
 
+def check_gpu(engine: IsolatedEngine, what: str) -> None:
+    """Errors: Unsupported where ``what`` is made on a CUDA GPU only, and there is none."""
+    if engine.gpu:
+        import torch
+
+        if not torch.cuda.is_available():
+            raise Unsupported(
+                f"{what}: {engine.label} quantizes on a CUDA GPU only, and there is none here; "
+                "use engine=native, or a machine that has one"
+            )
+
+
 def torch_at_hand() -> str:
     return metadata.version("torch")
 

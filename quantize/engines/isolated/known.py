@@ -24,7 +24,7 @@ class IsolatedEngine:
     x86-64. ``worker``: the script that the environment's Python runs; it imports the standard library and its
     engine only. ``distribution``: the one of the pins that computes. ``torch``: the versions it takes (a
     specifier); empty where it takes none: the environment then has no torch. ``python``: likewise.
-    ``gpu``: whether it makes nothing without one."""
+    ``gpu``: whether it quantizes nothing without one of CUDA."""
 
     name: str
     lock: Path
@@ -97,6 +97,15 @@ OURS = (
         "vLLM for processors: opens artifacts (`verify --in vllm`, `eval --runtime vllm`, `serve`)",
         torch=TORCH,
         python=">=3.11",
+    ),
+    IsolatedEngine(
+        "auto-gptq",
+        HERE / "auto-gptq.lock",
+        HERE / "auto_gptq_worker.py",
+        "auto_gptq",
+        "GPTQ by the last release of AutoGPTQ; and what it reads of GPTQ folders, for verify --in auto-gptq",
+        torch=TORCH,
+        gpu=True,
     ),
 )
 ENGINES: dict[str, str | IsolatedEngine] = {engine.name: engine for engine in OURS}

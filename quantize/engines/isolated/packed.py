@@ -20,7 +20,7 @@ from quantize.checkpoint.tensors import Entry, torch_bytes
 from quantize.dtypes import FLOATS, TORCH, to_float32
 from quantize.engines.base import Conversion
 from quantize.engines.isolated.call import Response, call
-from quantize.engines.isolated.environment import needed
+from quantize.engines.isolated.environment import check_gpu, needed
 from quantize.engines.isolated.known import isolated_engine
 from quantize.engines.native.packed import write_configs
 from quantize.errors import BadInput, StepFailed, Unsupported
@@ -41,6 +41,7 @@ def check_isolated(name: str, checkpoint: Checkpoint, format: PackedFormat, shor
             "or use engine=native"
         )
     engine = isolated_engine(name)
+    check_gpu(engine, short)
     for linear in format.linears:
         if linear.module != "Linear" or linear.source != f"{linear.name}.weight":
             raise Unsupported(

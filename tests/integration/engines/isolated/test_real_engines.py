@@ -10,6 +10,7 @@ from quantize.engines.isolated.environment import installed
 from quantize.engines.isolated.known import isolated_engine
 from quantize.methods.registry import method, parse_recipe
 from quantize.recipe import CalibrationOptions, RunOptions
+from quantize.verification.across_runtimes import verify_anywhere
 
 pytestmark = pytest.mark.long
 TEXT = CalibrationOptions(source="stdlib", tokens=2048, sequence_length=128)
@@ -17,6 +18,19 @@ BY_LLM_COMPRESSOR = (
     "fp8-dynamic", "fp8-block", "int8", "w8a16", "w4a16", "nvfp4a16", "mxfp4a16", "mxfp4",
 )  # fmt: skip
 RUN = RunOptions(device="cpu", progress=False)
+
+
+def test_auto_gptq_reads_what_is_written(demo_checkpoint: Path, tmp_path: Path) -> None:
+    """The loader that defined the format: its logits, in float32, are those of this program's reading."""
+    if installed(isolated_engine("auto-gptq")) is None:
+        pytest.skip(f"auto-gptq is not installed: {isolated_engine('auto-gptq').install_command}")
+    convert(demo_checkpoint, "rtn-int4", tmp_path / "out", verify="none", run=RUN)
+    report = verify_anywhere(str(tmp_path / "out"), str(demo_checkpoint), ["auto-gptq"], RUN)
+    (ran,) = report.runtimes
+    assert (ran.status, ran.version) == ("agrees", "0.7.1")
+    assert ran.kl is not None
+    assert ran.kl < 1e-6
+    assert len(ran.ids) == 24
 
 
 @pytest.mark.parametrize(

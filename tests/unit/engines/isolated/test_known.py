@@ -3,13 +3,17 @@
 import ast
 import re
 import sys
+from pathlib import Path
 
 import pytest
+import torch
 
+from quantize.commands.env import offer_engines
 from quantize.engines.isolated.environment import place_of
 from quantize.engines.isolated.known import OURS, IsolatedEngine, isolated_engine
-from quantize.errors import BadInput
+from quantize.errors import BadInput, Unsupported
 from quantize.methods.registry import method, parse_recipe
+from quantize.verification.named_runtimes import named, why_not
 
 BY_NAME = pytest.mark.parametrize("engine", OURS, ids=lambda engine: engine.name)
 
@@ -47,6 +51,26 @@ def test_the_key_holds_what_decides(monkeypatch: pytest.MonkeyPatch, tmp_path) -
     assert place_of(engine) != here
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_what_needs_a_gpu_is_refused_before_anything_is_installed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("QUANTWRIGHT_ENVIRONMENTS", str(tmp_path))
+    recipe = parse_recipe("gptq-int4:engine=auto-gptq")
+    with pytest.raises(Unsupported, match=r"auto_gptq 0\.7\.1 quantizes on a CUDA GPU only"):
+        offer_engines([recipe], yes=True)
+    assert not list(tmp_path.iterdir())
+
+
+def test_verify_names_the_command_that_installs_a_program(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("QUANTWRIGHT_ENVIRONMENTS", str(tmp_path))
+    assert named("AutoGPTQ") == "auto-gptq"
+    why = why_not("auto-gptq", tmp_path, False, "gptq", None, True)
+    assert why == "auto-gptq is not installed; install with: quantwright env install auto-gptq"
+
+
 def test_unknown_engines_are_named() -> None:
     with pytest.raises(BadInput, match="did you mean auto-round"):
         isolated_engine("auto-rond")
@@ -61,6 +85,7 @@ def test_unknown_engines_are_named() -> None:
         ("awq-int4:engine=auto-round", "auto-round"),
         ("rtn-int4:engine=auto-round", "auto-round"),
         ("awq-int4:engine=autoawq", "autoawq"),
+        ("gptq-int4:engine=auto-gptq", "auto-gptq"),
         ("ct-w4a16:by=gptq", ""),
         ("ct-w4a16:by=gptq,engine=llm-compressor", "llm-compressor"),
     ],
@@ -77,6 +102,7 @@ def test_recipes_say_which_environment_they_need(short: str, needs: str) -> None
         ("gptq-int4:iterations=5", "iterations needs engine=auto-round"),
         ("awq-int4:iterations=5", "iterations needs engine=auto-round"),
         ("gptq-int4:engine=auto-round,desc_act=true", "engine=auto-round has neither"),
+        ("gptq-int4:engine=auto-gptq,iterations=5", "iterations needs engine=auto-round"),
         ("gptq-int4:engine=auto-round,refinements=1", "needs engine=native"),
         ("rtn-int4:engine=auto-round,search=false", "search needs engine=native"),
         ("ct-w4a16:by=awq,engine=llm-compressor", "by=awq is not asked of llm-compressor"),

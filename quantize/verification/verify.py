@@ -69,7 +69,9 @@ def verify(
     if level == "none":
         return Verification(level="none")
     checks: list[Check] = []
-    made, format = _Made(work, stage, conversion, run, start), work.format
+    # the dtype is that of the conversion: an artifact is held against its weights in one that rounds less
+    made = _Made(work, stage, conversion, run.model_copy(update={"dtype": "auto"}), start)
+    format = work.format
     with _scratch(stage, run) as scratch:
         checks.append(_types(work, stage, conversion.notes))
         if format.hf_folder:

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from quantize import convert
 from quantize.calibration.windows import load_calibration
 from quantize.methods.base import Work
 from quantize.methods.registry import parse_recipe, plan
@@ -82,3 +83,17 @@ def test_asked_for_float32_they_give_the_files_logits(
     assert not passes(Coarse(slow, 0.1), lambda: Coarse(slow, 0.01))  # 5e-5
     assert not passes(Coarse(slow, 1.0), lambda: slow)  # 0.5: wrong, not coarse
     assert KL_SLOW_KERNELS < 0.01**2 / 2
+
+
+def test_the_dtype_of_a_conversion_is_not_that_of_its_verification(
+    make_checkpoint: Callable[..., Path], tmp_path: Path
+) -> None:
+    """What bfloat16 rounds, kernels that are asked for float32 would seem to have wrong."""
+    run = CPU.model_copy(update={"dtype": "bfloat16"})
+    text = CalibrationOptions(tokens=512, sequence_length=64)
+    made = convert(
+        make_checkpoint(), "awq-int4:group_size=32", tmp_path / "out", run=run, calibration=text
+    ).manifest
+    assert made.details["compute_dtype"] == "bfloat16"
+    opened = next(check.detail for check in made.verification.checks if check.name == "opens")
+    assert "float32" in opened

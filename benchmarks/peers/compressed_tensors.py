@@ -1,12 +1,13 @@
-"""compressed-tensors without calibration, beside copying the checkpoint and llm-compressor's own data-free
-path: seconds, the processor's seconds and the most memory that each process held.
+"""compressed-tensors without calibration, beside copying the checkpoint, llm-compressor's own data-free path
+and auto-round's rounding to nearest: seconds, the processor's seconds and the most memory of each process.
 
 python -m benchmarks.peers.compressed_tensors WORKDIR [--weights 1.24e9] [--recipes ct-fp8-dynamic,ct-w4a16]
-                                              [--threads 2] [--llm-compressor]
+                                              [--threads 2] [--repeats 1] [--verify none,tensors]
 
 The checkpoint is one of Llama 3.2 1B's shape with random weights in bfloat16; fewer ``--weights`` are fewer
-layers. ``--llm-compressor``: beside it, in its own environment, which is installed where it is missing. Each
-process runs alone; outputs are removed.
+layers. The others run in environments of their own where ``quantwright env install`` made them; else a line
+says so. Each process runs alone, all in turn, ``--repeats`` times; outputs are removed. The floor is one
+SHA-256 of every byte that is read and of as many as are written, which manifests hold.
 """
 
 import argparse
@@ -22,7 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from quantize.checkpoint.tensors import Entry, write_config, write_folder
-from quantize.engines.isolated.install import install
+from quantize.engines.isolated.environment import installed
 from quantize.engines.isolated.known import isolated_engine
 
 HIDDEN, INNER, LAYERS, HEADS, GROUPS, VOCABULARY = 2048, 8192, 16, 32, 8, 128256
@@ -38,6 +39,29 @@ from llmcompressor import model_free_ptq
 source, target, scheme, workers = sys.argv[1:]
 model_free_ptq(source, target, scheme=scheme, ignore=["lm_head", "re:.*embed_tokens.*"],
 max_workers=int(workers), device="cpu")
+"""
+ROUNDS = """
+import sys
+import torch, transformers
+from auto_round import AutoRound
+source, target, threads = sys.argv[1:]
+torch.set_num_threads(int(threads))
+model = transformers.AutoModelForCausalLM.from_pretrained(source, dtype="auto", trust_remote_code=False)
+tokenizer = transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+AutoRound(model, tokenizer, scheme="W4A16", iters=0, disable_opt_rtn=True, device_map="cpu",
+          enable_torch_compile=False).quantize_and_save(target, format="auto_round")
+"""
+HASHES = """
+import hashlib, sys
+digest, files = hashlib.sha256(), sys.argv[2:]
+for path in files:
+    with open(path, "rb") as file:
+        hashlib.file_digest(file, "sha256")
+left = int(sys.argv[1])
+with open(files[0], "rb") as file:
+    while left > 0 and (block := file.read(min(left, 1 << 18))):
+        digest.update(block)
+        left -= len(block)
 """
 
 
@@ -76,8 +100,8 @@ def make_checkpoint(folder: Path, weights: float) -> None:
         shutil.copyfile(TOKENIZER / path, folder / path)
 
 
-def run(title: str, command: list[str], target: Path) -> None:
-    """One child, its figures on stdout."""
+def run(title: str, command: list[str], target: Path) -> int:
+    """One child, its figures on stdout; the bytes of its output."""
     begun = time.perf_counter()
     child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     assert child.stderr is not None
@@ -93,6 +117,7 @@ def run(title: str, command: list[str], target: Path) -> None:
         figures["failed"] = (words or ["no word"])[-1][:300]
     print(json.dumps(figures), flush=True)
     shutil.rmtree(target, ignore_errors=True)
+    return size
 
 
 def main() -> None:
@@ -103,9 +128,13 @@ def main() -> None:
     parser.add_argument("--weights", type=float, default=1.24e9)
     parser.add_argument("--recipes", default="ct-fp8-dynamic,ct-w4a16")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--llm-compressor", action="store_true")
+    parser.add_argument("--repeats", type=int, default=1)
+    parser.add_argument("--verify", default="none,tensors", help="levels, one conversion each")
     options = parser.parse_args()
-    peer = str(install(isolated_engine("llm-compressor")).python) if options.llm_compressor else ""
+    peers = {name: installed(isolated_engine(name)) for name in ("llm-compressor", "auto-round")}
+    for name, environment in peers.items():
+        if environment is None:
+            print(json.dumps({"what": name, "skipped": f"quantwright env install {name}"}), flush=True)
     source, target = options.workdir / "source", options.workdir / "target"
     if not source.is_dir():  # by a process of its own: a child's peak counts what its parent held at the fork
         maker = get_context("spawn").Process(target=make_checkpoint, args=(source, options.weights))
@@ -113,27 +142,23 @@ def main() -> None:
         maker.join()
     for path in source.glob("*.safetensors"):  # into the system's cache, for all alike
         subprocess.run(["cat", str(path)], stdout=subprocess.DEVNULL, check=True)
-    run("copy", ["cp", "-r", str(source), str(target)], target)
-    for recipe in options.recipes.split(","):
-        ours = [
-            sys.executable,
-            "-m",
-            "quantize.cli",
-            "convert",
-            str(source),
-            "--to",
-            recipe,
-            "-o",
-            str(target),
-        ]
-        for verify in ("none", "tensors"):
-            rest = ["--threads", str(options.threads), "--verify", verify]
-            run(f"{recipe}, verify {verify}", [*ours, *rest], target)
-        if peer and recipe in SCHEMES:
-            theirs = [
-                peer, "-I", "-c", THEIRS, str(source), str(target), SCHEMES[recipe], str(options.threads),
-            ]  # fmt: skip
-            run(f"{recipe}, llm-compressor", theirs, target)
+    for _ in range(options.repeats):
+        run("copy", ["cp", "-r", str(source), str(target)], target)
+        for recipe in options.recipes.split(","):
+            size = 0
+            ours = [sys.executable, "-m", "quantize.cli", "convert", str(source), "--to", recipe]
+            for verify in options.verify.split(","):
+                rest = ["-o", str(target), "--threads", str(options.threads), "--verify", verify]
+                size = run(f"{recipe}, verify {verify}", [*ours, *rest], target)
+            files = map(str, source.glob("*.safetensors"))
+            run(f"{recipe}, floor", [sys.executable, "-I", "-c", HASHES, str(size), *files], target)
+            theirs = [str(source), str(target)]
+            if (peer := peers["llm-compressor"]) and recipe in SCHEMES:
+                theirs += [SCHEMES[recipe], str(options.threads)]
+                run(f"{recipe}, llm-compressor", [str(peer.python), "-I", "-c", THEIRS, *theirs], target)
+            if (peer := peers["auto-round"]) and recipe == "ct-w4a16":
+                theirs = [str(source), str(target), str(options.threads)]
+                run(f"{recipe}, auto-round", [str(peer.python), "-I", "-c", ROUNDS, *theirs], target)
 
 
 if __name__ == "__main__":

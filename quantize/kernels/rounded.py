@@ -88,7 +88,7 @@ class RowRounder:
         scales = np.empty((rows, self._groups), self._scales)
         zeros = np.empty((rows, self._groups) if self._grid else (0, 0), np.float32)
         took, made = np.empty((rows, PROJECTIONS)), np.empty((rows, PROJECTIONS))
-        work = np.ones((3, self._padded), np.float32)
+        work = np.empty((2, self._padded), np.float32)
         largest = self._library.functions.quantwright_rounded(
             self._library.which, ctypes.addressof(self._asked), held.ctypes.data, rows, codes.ctypes.data,
             scales.ctypes.data, zeros.ctypes.data, took.ctypes.data, made.ctypes.data, work.ctypes.data,

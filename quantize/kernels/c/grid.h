@@ -5,7 +5,7 @@
 #include "lanes.h"
 
 typedef struct {
-    const float *x, *shares;
+    const float *x, *shares; /* no shares: all are 1 */
     int64_t size;
 } Group;
 
@@ -15,6 +15,11 @@ INLINE vf load_some(const float *from, int64_t count)
     vf found = vf_of(0);
     memcpy(&found, from, sizeof(float) * (size_t)(count < LANES ? count : LANES));
     return found;
+}
+
+INLINE vf shares_of(Group group, int64_t at)
+{
+    return group.shares ? load_some(group.shares + at, group.size - at) : vf_of(1);
 }
 
 INLINE float total(vf a)
@@ -54,7 +59,7 @@ INLINE float error_of(Group group, float scale, float zero, float top, float *pr
     vf error = vf_of(0), product = vf_of(0), square = vf_of(0), inverse = vf_of(1 / scale);
     vf lowest = vf_of(-zero), highest = vf_of(top - zero);
     for (int64_t at = 0; at < group.size; at += LANES) {
-        vf x = load_some(group.x + at, group.size - at), share = load_some(group.shares + at, group.size - at);
+        vf x = load_some(group.x + at, group.size - at), share = shares_of(group, at);
         vf steps = (larger(smaller(x * inverse, highest), lowest) + MAGIC) - MAGIC;
         vf off = x - steps * scale;
         error += share * (off * off);
@@ -78,7 +83,7 @@ INLINE vf errors_of(Group group, const float *scales, const float *zeros, float 
     vf error[LANES];
     for (int each = 0; each < LANES; each++) error[each] = vf_of(0);
     for (int64_t at = 0; at < group.size; at += LANES) {
-        vf x = load_some(group.x + at, group.size - at), share = load_some(group.shares + at, group.size - at);
+        vf x = load_some(group.x + at, group.size - at), share = shares_of(group, at);
         for (int each = 0; each < LANES; each++) {
             vf lowest = vf_of(-zeros[each]), highest = vf_of(top - zeros[each]);
             vf steps = (larger(smaller(x * inverses[each], highest), lowest) + MAGIC) - MAGIC;
@@ -93,7 +98,42 @@ INLINE vf errors_of(Group group, const float *scales, const float *zeros, float 
     return sum;
 }
 
-static void search_group(Group group, const Search *search, float *best_scale, float *best_zero)
+/* The same where scales come in pairs, the second the first's negative, all zero points are half of top + 1, and
+ * shares are 1. What a pair's weights round to differs at the two ends only: -scale is scale with the codes
+ * between 1 - zero and zero instead of -zero and zero - 1. */
+INLINE vf errors_of_pairs(Group group, const float *scales, float zero)
+{
+    float sums[LANES][LANES], inverses[LANES];
+    vf inverse = 1.f / load(scales);
+    memcpy(inverses, &inverse, sizeof inverses);
+    vf error[LANES], most = vf_of(zero), least = vf_of(-zero), below = vf_of(zero - 1), above = vf_of(1 - zero);
+    for (int each = 0; each < LANES; each++) error[each] = vf_of(0);
+    for (int64_t at = 0; at < group.size; at += LANES) {
+        vf x = load_some(group.x + at, group.size - at);
+        for (int each = 0; each < LANES; each += 2) {
+            vf steps = (larger(smaller(x * inverses[each], most), least) + MAGIC) - MAGIC;
+            vf first = x - smaller(steps, below) * scales[each], second = x - larger(steps, above) * scales[each];
+            error[each] += first * first;
+            error[each + 1] += second * second;
+        }
+    }
+    for (int each = 0; each < LANES; each++)
+        for (int lane = 0; lane < LANES; lane++) sums[lane][each] = error[each][lane];
+    vf sum = vf_of(0);
+    for (int lane = 0; lane < LANES; lane++) sum += load(sums[lane]);
+    return sum;
+}
+
+/* whether each scale of a search is tried with both signs, the positive one first */
+static int in_pairs(const Search *search)
+{
+    if (!search->symmetric || search->count % 2) return 0;
+    for (int64_t each = 0; each < search->count; each += 2)
+        if (!(search->factors[each] > 0) || search->factors[each + 1] != -search->factors[each]) return 0;
+    return 1;
+}
+
+static void search_group(Group group, const Search *search, int pairs, float *best_scale, float *best_zero)
 {
     float low = 0, high = 0, top = search->top;
     for (int64_t at = 0; at < group.size; at++) {
@@ -120,7 +160,7 @@ static void search_group(Group group, const Search *search, float *best_scale, f
         }
         memcpy(tried, &scales, sizeof tried);
         memcpy(middles, &middle, sizeof middles);
-        vf error = errors_of(group, tried, middles, top);
+        vf error = pairs ? errors_of_pairs(group, tried, search->middle) : errors_of(group, tried, middles, top);
         for (int64_t each = 0; each < count; each++)
             if (error[each] < least) least = error[each], scale = tried[each], zero = middles[each];
     }
@@ -142,6 +182,6 @@ void GRID(const Search *search, int64_t inputs, int64_t size, int64_t first, int
     for (int64_t row = first; row < last; row++)
         for (int64_t group = 0; group < groups; group++) {
             Group here = {weight + row * inputs + group * size, shares + group * size, size};
-            search_group(here, search, scales + row * groups + group, zeros + row * groups + group);
+            search_group(here, search, 0, scales + row * groups + group, zeros + row * groups + group);
         }
 }

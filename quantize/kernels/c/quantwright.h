@@ -52,8 +52,7 @@ typedef void GridOf(const Search *search, int64_t inputs, int64_t size, int64_t 
  * (rows, columns). 4 and 8: integers in groups of `size` by `search`, codes (rows, columns * bits / 8), the first
  * of two in the lower bits, each byte xor `flip`; zeros (rows, columns / size). scales (rows, columns / size), of
  * `scale_type`. of_x, of_values (rows, 2), or null: products of the rows, and of what their codes mean, with
- * `factors` (2, columns up to a whole WORK_LANES, zero there). work: three times as many floats, of which the
- * last third is ones.
+ * `factors` (2, columns up to a whole WORK_LANES, zero there). work: twice as many floats.
  *
  * Returns the largest magnitude; rows end where it is not finite, or above `limit`. */
 enum { OF_FLOAT32 = 0, OF_BFLOAT16 = 1, OF_FLOAT16 = 2 };

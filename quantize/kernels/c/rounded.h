@@ -145,7 +145,7 @@ float ROUNDED(const Rounding *how, const void *x, int64_t rows, uint8_t *codes, 
     int64_t padded = (columns + WORK_LANES - 1) / WORK_LANES * WORK_LANES;
     size_t width = how->type == OF_FLOAT32 ? 4 : 2;
     float *row = work, *values = work + padded, largest = 0;
-    const float *ones = work + 2 * padded; /* of integers: shares of the search */
+    int pairs = how->bits && in_pairs(how->search);
     memset(work, 0, 2 * sizeof(float) * (size_t)padded);
     for (int64_t each = 0; each < rows; each++) {
         uint32_t bits = widened(how->type, (const uint8_t *)x + (size_t)(each * columns) * width, columns, row);
@@ -163,9 +163,9 @@ float ROUNDED(const Rounding *how, const void *x, int64_t rows, uint8_t *codes, 
             uint8_t *to = codes + each * columns * how->bits / 8;
             for (int64_t group = 0; group < groups; group++) {
                 int64_t at = each * groups + group;
-                Group here = {row + group * size, ones + group * size, size};
+                Group here = {row + group * size, 0, size};
                 float scale, zero;
-                search_group(here, how->search, &scale, &zero);
+                search_group(here, how->search, pairs, &scale, &zero);
                 zeros[at] = zero;
                 scale = held_scale(how->scale_type, scale, scales, at);
                 integer_group(here.x, size, how->bits, scale, zero, how->search->top, how->flip,

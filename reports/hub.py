@@ -240,12 +240,24 @@ def upload_errors(repo: str) -> Iterator[None]:
     except Exception as error:
         # huggingface_hub lets through what its HTTP library raises, and which library that is differs by
         # version; a transfer that broke off is a RuntimeError of its own.
+        if _of_xet(error):
+            refused = re.search(r"\(([1-5]\d\d [A-Za-z ]+)\)", str(error))  # its address may hold a secret
+            raise StepFailed(
+                f"{repo}: the Hub's Xet storage did not take the files "
+                f"({refused[1] if refused else type(error).__name__}); run again, what was sent is not sent "
+                "twice, or set HF_HUB_DISABLE_XET=1 to send them another way"
+            ) from error
         if not _of_transfer(error):
             raise
         raise StepFailed(
             f"{repo}: the Hub cannot be reached ({type(error).__name__}); run again, what was sent is not "
             "sent twice"
         ) from error
+
+
+def _of_xet(error: Exception) -> bool:
+    """hf_xet raises errors of its own and Python's."""
+    return isinstance(error, ConnectionError | TimeoutError) or type(error).__module__ == "hf_xet"
 
 
 def _of_transfer(error: BaseException | None) -> bool:

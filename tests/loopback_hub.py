@@ -6,12 +6,15 @@ import json
 import re
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote
+
+from loopback_xet import Store
 
 NEW = "0" * 40
 
@@ -41,7 +44,8 @@ class Repository:
 class LoopbackHub(ThreadingHTTPServer):
     """``asked``: (method, path, range) of every request. ``cut_after``: bytes after which the connection of
     the next answers breaks off, one entry each. ``statuses``: what the next requests for files are refused
-    with."""
+    with. ``xet``: whether large files go through Xet; ``cas_status``: what its storage refuses uploads with,
+    ``cas_tokens``: what it was shown."""
 
     daemon_threads = True
 
@@ -62,6 +66,9 @@ class LoopbackHub(ThreadingHTTPServer):
         self.cut_uploads = 0
         self.before_commit: Callable[[], None] = lambda: None
         self.sent_bytes = 0
+        self.xet: Store | None = None
+        self.cas_status = 0
+        self.cas_tokens: set[str] = set()
 
     @property
     def url(self) -> str:
@@ -82,7 +89,8 @@ class LoopbackHub(ThreadingHTTPServer):
             "HF_HOME": str(home),
             "HF_HUB_CACHE": str(home / "hub"),  # goes before HF_HOME, and what other tests import sets it
             "HF_HUB_DISABLE_TELEMETRY": "1",
-            "HF_HUB_DISABLE_XET": "1",
+            "HF_HUB_DISABLE_XET": "0" if self.xet else "1",
+            "HF_XET_CACHE": str(home / "xet"),
             "NO_PROXY": "*",
             "no_proxy": "*",
         }
@@ -146,6 +154,10 @@ class _Handler(BaseHTTPRequestHandler):
             self._tree(match[1], match[2])
         elif match := re.fullmatch(r"/api/collections/(.+)", path):
             self.json(self._collection(match[1], match[1]))
+        elif hub.xet and (match := re.fullmatch(r"/api/models/.+/xet-(read|write)-token/.+", path)):
+            self._xet_token(match[1])
+        elif hub.xet and re.match(r"/v\d/|/xorbs/", path):
+            self._xet_read(hub.xet, path)
         elif match := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
             self._file(match[1], match[2], match[3])
         else:
@@ -174,6 +186,10 @@ class _Handler(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         hub.asked.append(("POST", path, ""))
         token = self.headers.get("Authorization", "").removeprefix("Bearer ")
+        if hub.xet and path.startswith("/v"):
+            hub.cas_tokens.add(token)
+            self._xet_write(hub.xet, path, body)
+            return
         hub.tokens.add(token)
         if path == "/api/validate-yaml":
             good = json.loads(body)["content"].startswith("---\n") and not hub.card_errors
@@ -204,6 +220,40 @@ class _Handler(BaseHTTPRequestHandler):
             if status == 200:
                 hub.collections[match[1]].append(item)
             self.json(self._collection(match[1], match[1]), status)
+        else:
+            self.json({"error": "not found"}, 404)
+
+    def _xet_token(self, scope: str) -> None:
+        token, expires = f"xet-{scope}", str(int(time.time()) + 900)
+        headers = {"X_Xet_Cas_Url": self.server.url, "X_Xet_Access_Token": token}
+        said = {"casUrl": self.server.url, "accessToken": token, "exp": int(expires)}
+        self.json(said, **headers, X_Xet_Token_Expiration=expires)
+
+    def _xet_read(self, store: Store, path: str) -> None:
+        if path.startswith("/xorbs/"):
+            self._body(store.xorbs[path.removeprefix("/xorbs/")])
+        elif (match := re.fullmatch(r"/v1/reconstructions/(\w+)", path)) and match[1] in store.files:
+            asked = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+            wanted = (int(asked[1]), int(asked[2])) if asked else None
+            found = store.reconstruction(match[1], wanted, f"{self.server.url}/xorbs/")
+            self.json(found or {"error": "range"}, 200 if found else 416)
+        else:
+            self.json({"error": "not found"}, 404)
+
+    def _xet_write(self, store: Store, path: str, body: bytes) -> None:
+        if self.server.cas_status:
+            self.json({"error": "not now"}, self.server.cas_status)
+        elif match := re.fullmatch(r"/v1/xorbs/default/(\w+)", path):
+            there = match[1] in store.xorbs
+            store.xorbs[match[1]] = body
+            self.json({"was_inserted": not there})
+        elif path == "/v1/shards":
+            try:
+                self.server.objects.update(store.add_shard(body))
+            except ValueError as error:
+                self.json({"error": str(error)}, 400)
+                return
+            self.json({"result": 1})
         else:
             self.json({"error": "not found"}, 404)
 
@@ -303,7 +353,15 @@ class _Handler(BaseHTTPRequestHandler):
             return
         body = files[path]
         about = {"X_Repo_Commit": commit, "ETag": f'"{hashlib.sha256(body).hexdigest()}"'}
-        asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", "")) if hub.ranges else None
+        if hub.xet and (name := hub.xet.hashes.get(_sha256(body))):
+            about["X_Xet_Hash"] = name
+            about["X_Xet_Refresh_Route"] = f"{hub.url}/api/models/_/xet-read-token/{commit}"
+        self._body(body, **about)
+
+    def _body(self, body: bytes, **about: str) -> None:
+        """The part that is asked for."""
+        ranges = self.server.ranges
+        asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", "")) if ranges else None
         if asked is None:
             self.answer(body, **about)
             return

@@ -17,15 +17,15 @@ from quantize.artifact.attestation import attest
 from quantize.staging import staging
 
 
-def make_artifact(folder: Path, recipe: str = "gguf-q4_k_m", **changes: Any) -> Artifact:
-    """A committed folder with a few bytes for weights: publishing looks at manifest, names and hashes
-    only."""
+def make_artifact(folder: Path, recipe: str = "gguf-q4_k_m", more: bytes = b"", **changes: Any) -> Artifact:
+    """A committed folder with a few bytes for weights, and ``more``: publishing looks at manifest, names and
+    hashes only."""
     method = recipe.partition("-")[0]
     with staging(folder) as stage:
         if method == "gguf":
-            (stage / f"small-{recipe[5:].upper()}.gguf").write_bytes(b"GGUF" + recipe.encode())
+            (stage / f"small-{recipe[5:].upper()}.gguf").write_bytes(b"GGUF" + recipe.encode() + more)
         else:
-            (stage / "model.safetensors").write_bytes(recipe.encode())
+            (stage / "model.safetensors").write_bytes(recipe.encode() + more)
             (stage / "config.json").write_text("{}")
         fields: dict[str, Any] = {
             "recipe": {"method": method}, "recipe_short": recipe,

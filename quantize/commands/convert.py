@@ -1,6 +1,7 @@
 """``quantwright convert``."""
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -308,11 +309,13 @@ def _child(
     made goes into ``made``, by the recipe's digest."""
     together = ["--beside", spell_beside(beside)] if beside else []
     done = run_child("quantize.cli", "convert", model, *_forwarded(recipe, out), *together)
-    folders = {str(out / recipe.slug): recipe, **{str(folder): other for other, folder in beside}}
+    folders = {
+        os.path.realpath(folder): each for each, folder in ((recipe, out / recipe.slug), *beside)
+    }  # one of several is named by its whole path
     for line in done.stdout.splitlines():
         if line.startswith("{"):
             document = json.loads(line)
-            made[folders[document["artifact"]].digest] = document
+            made[folders[os.path.realpath(document["artifact"])].digest] = document
         else:
             say(line)
     return done.returncode

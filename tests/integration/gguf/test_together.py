@@ -39,7 +39,8 @@ def command(checkpoint: Path, out: Path, *more: str) -> list[str]:
 
 
 def test_each_has_the_bytes_that_it_has_alone(checkpoint: Path, tmp_path: Path) -> None:
-    done = subprocess.run(command(checkpoint, tmp_path / "out"), capture_output=True, text=True, check=False)
+    words = command(checkpoint, Path("out"))  # where it is typed
+    done = subprocess.run(words, capture_output=True, text=True, check=False, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("in one process") == 1
     assert "gguf-q4_k_m, gguf-q8_0, in one process" in done.stderr

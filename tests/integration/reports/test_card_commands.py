@@ -1,13 +1,12 @@
 """The commands on a published card do what they say, with the files that the Hub gives back."""
 
 import json
-import os
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hub_person import Person
 from loopback_hub import LoopbackHub, running
 
 from quantize import convert
@@ -22,26 +21,6 @@ TEXT = CalibrationOptions(source="stdlib", tokens=512, sequence_length=128)
 def hub() -> Iterator[LoopbackHub]:
     with running() as server:
         yield server
-
-
-class Person:
-    """Somebody with a cache of its own, who types commands."""
-
-    def __init__(self, hub: LoopbackHub, home: Path):
-        self.home = home
-        home.mkdir()
-        self.environment = {**os.environ, **hub.environment(home / "hf"), "HF_TOKEN": "hf_x"}
-        self.environment |= {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-
-    def types(self, *command: str) -> str:
-        done = subprocess.run(
-            command, capture_output=True, text=True, cwd=self.home, env=self.environment, timeout=400
-        )
-        assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout}\n{done.stderr}"
-        return done.stdout
-
-    def quantwright(self, *words: object) -> str:
-        return self.types(sys.executable, "-m", "quantize.cli", *map(str, words))
 
 
 def published(hub: LoopbackHub, person: Person, source: Path, out: Path, *recipes: str) -> str:
@@ -79,8 +58,7 @@ def test_gguf_files(hub: LoopbackHub, demo_checkpoint: Path, tmp_path: Path) -> 
     assert all(len(text.strip()) > 20 for text in texts)
     check = next(block for block in blocks(card, "sh") if "hf download" in block).splitlines()
     folder = reader.home / "DIR"
-    code = "import huggingface_hub as h; h.snapshot_download('me/small', local_dir='DIR')"
-    reader.types(sys.executable, "-c", code)
+    reader.pulls("me/small", reader.home / "DIR")
     (words,) = [line.split() for line in check if " attest " in line]
     assert words[:3] == ["quantwright", "attest", "DIR/Small-4.2M-Q4_K_M.gguf"]
     said = reader.quantwright(*words[1:-1], demo_checkpoint, "-o", "statement.json", "--threads", 1, "--json")
@@ -103,8 +81,7 @@ def test_folders(hub: LoopbackHub, demo_checkpoint: Path, tmp_path: Path, recipe
     texts = executed(reader, card)
     assert len(texts) == 1 + (needs == "gptqmodel")
     assert all(len(text.strip()) > 20 for text in texts)
-    code = "import huggingface_hub as h; h.snapshot_download('me/small', local_dir='DIR')"
-    reader.types(sys.executable, "-c", code)
+    reader.pulls("me/small", reader.home / "DIR")
     Artifact.load(reader.home / "DIR").check_files()
     reader.quantwright("attest", "DIR", "--source", demo_checkpoint, "-o", "statement.json")
     reader.quantwright("verify", "DIR", "--attestation", "statement.json")

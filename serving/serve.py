@@ -47,7 +47,6 @@ def serve(
     say(f"{folder}: comparing its files with its manifest")
     artifact.check_files()
     arguments = [*server.arguments(request, host), *more]
-    program = [server.program] if server.module else ["serving.program", server.program]
     url = f"http://{host}:{port}/v1"
     say(f"{server.name}: {shell(server.program, *arguments)}")
     with (
@@ -55,8 +54,9 @@ def serve(
         # the artifact lies here: nothing is asked of the Hub, and no other model is listed or loaded. Without
         # a cache folder transformers' /v1/models fails.
         subprocess.Popen(
-            child_command(*program, *arguments),
-            env=child_environment(HF_HUB_OFFLINE="1", HF_HUB_CACHE=str(cache)),
+            child_command(*server.command, *arguments),
+            # vLLM would otherwise report its use
+            env=child_environment(HF_HUB_OFFLINE="1", HF_HUB_CACHE=str(cache), VLLM_NO_USAGE_STATS="1"),
         ) as process,
     ):
         try:

@@ -1,20 +1,25 @@
 """Which server opens an artifact here, and the command that starts it. None of them is ours."""
 
+import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from quantize.errors import Unsupported
 from quantize.packages import importable, install_command
+from quantize.runtimes.vllm_place import ELSEWHERE, missing, needed_vllm, vllm_place
 from serving.target import Request
 from serving.vllm import VLLM, served
+
+#: the build for processors is another distribution, under whose name vLLM's own program does not start
+VLLM_SERVER = "vllm.entrypoints.openai.api_server"
 
 
 @dataclass(frozen=True)
 class Server:
     """``opens``: whether it opens the artifact. ``missing``: what it needs and is not here, or "".
-    ``program``: on PATH, or with ``module`` a module of Python's. ``arguments``: from the request and the
-    address. ``answers``: a path that answers 200 once it is ready."""
+    ``program``: on PATH, or with ``module`` a module of Python's, or what ``start`` says. ``arguments``: from
+    the request and the address. ``answers``: a path that answers 200 once it is ready."""
 
     name: str
     opens: Callable[[Request], bool]
@@ -23,6 +28,14 @@ class Server:
     arguments: Callable[[Request, str], list[str]]
     module: bool = False
     answers: str = "/health"
+    start: Callable[[], tuple[str, ...]] | None = None
+
+    @property
+    def command(self) -> tuple[str, ...]:
+        """Arguments of ``child_command`` that start it, before its own."""
+        if self.start is not None:
+            return ("serving.program", *self.start())
+        return (self.program,) if self.module else ("serving.program", self.program)
 
 
 def _needs(*modules: str, package: str) -> Callable[[], str]:
@@ -61,8 +74,20 @@ def _llama_cpp_python(request: Request, host: str) -> list[str]:
 
 def _vllm(request: Request, host: str) -> list[str]:
     flags, _ = served(VLLM, request)
-    arguments = ["serve", str(request.artifact.folder.resolve()), *flags]
+    words = ["serve"] if _vllm_program() == VLLM.start[:1] else ["--model"]
+    arguments = [*words, str(request.artifact.folder.resolve()), *flags]
     return [*arguments, "--host", host, "--port", str(request.port)]
+
+
+def _vllm_program() -> tuple[str, ...]:
+    """Where it is on the path, the program itself, unless the person names another."""
+    if shutil.which("vllm") and ELSEWHERE not in os.environ:
+        return VLLM.start[:1]
+    return (str(needed_vllm("serve").python), "-I", "-m", VLLM_SERVER)
+
+
+def _vllm_missing() -> str:
+    return "" if vllm_place() else missing()
 
 
 def _transformers(request: Request, host: str) -> list[str]:
@@ -85,7 +110,7 @@ SERVERS = (
         module=True,
         answers="/v1/models",
     ),
-    Server("vllm", _loads_in("vllm"), _on_path("vllm", "vLLM with its program on PATH"), "vllm", _vllm),
+    Server("vllm", _loads_in("vllm"), _vllm_missing, "vllm", _vllm, start=_vllm_program),
     Server(
         "transformers",
         _loads_in("transformers"),

@@ -21,6 +21,9 @@ PACKED_ROWS = {2: 16, 3: 32, 4: 8, 8: 4}
 #: lists of decoder layers that optimum looks for, in this order; another must be named
 BLOCKS = ("transformer.h", "model.decoder.layers", "gpt_neox.layers", "model.layers")
 
+#: what vLLM joins, by its names
+JOINED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
+
 
 @dataclass(frozen=True)
 class GptqFormat(PackedFormat):
@@ -120,20 +123,36 @@ class GptqFormat(PackedFormat):
         rules: dict[str, dict[str, Any]] = {}
         ends: dict[str, set[Grid]] = {}
         layer = re.compile(rf"(?:{'|'.join(re.escape(name) for name in self.decoder.layer_names)})\.(.+)")
-        for linear in self.linears:
-            for name in {linear.name, linear.layer if linear.module else linear.name}:
-                match = layer.fullmatch(name)
-                ends.setdefault(match[1] if match else name, set()).add(self.grid_of(linear))
-        for linear in self.linears:
-            grid = self.grid_of(linear)
-            for name in sorted({linear.name, linear.layer if linear.module else linear.name}):
-                match = layer.fullmatch(name)
-                alike = match is not None and len(ends[match[1]]) == 1
-                rule = rf".*\.{re.escape(match[1])}$" if match and alike else f"{re.escape(name)}$"
-                if grid != self.grid:
-                    said = {"bits": grid.bits, "group_size": grid.group_size, "sym": grid.symmetric}
-                    rules[f"+:{rule}"] = said
+        grids = [
+            (name, self.grid_of(linear))
+            for linear in self.linears
+            for name in sorted({linear.name, linear.layer if linear.module else linear.name})
+        ]
+        grids += self._joined()
+        for name, grid in grids:
+            match = layer.fullmatch(name)
+            ends.setdefault(match[1] if match else name, set()).add(grid)
+        for name, grid in grids:
+            match = layer.fullmatch(name)
+            alike = match is not None and len(ends[match[1]]) == 1
+            rule = rf".*\.{re.escape(match[1])}$" if match and alike else f"{re.escape(name)}$"
+            if grid != self.grid:
+                said = {"bits": grid.bits, "group_size": grid.group_size, "sym": grid.symmetric}
+                rules[f"+:{rule}"] = said
         return rules
+
+    def _joined(self) -> list[tuple[str, Grid]]:
+        """Matrices of one grid that vLLM computes as one, by its name, which its rules must fit; of other
+        grids it cannot."""
+        grids = {linear.name: self.grid_of(linear) for linear in self.linears if linear.module}
+        found = []
+        for joined, parts in JOINED.items():
+            for name in grids:
+                stem, _, part = name.rpartition(".")
+                members = {grids.get(f"{stem}.{each}") for each in parts}
+                if part == parts[0] and len(members) == 1:
+                    found.append((f"{stem}.{joined}", grids[name]))
+        return found
 
     def _places(self) -> dict[str, Any]:
         if self.decoder is None or not self.decoder.layer_names:

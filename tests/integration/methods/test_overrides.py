@@ -45,6 +45,9 @@ def test_mixed_bits(tmp_path: Path) -> None:
     assert len(read) == 12
     config = json.loads((folder / "config.json").read_text())["quantization_config"]
     assert (config["bits"], config["group_size"], config["sym"]) == (4, 32, True)
+    # vLLM computes q, k and v as one matrix, and asks for the rule by its name; up_proj is left out here
+    assert config["dynamic"][r"+:.*\.self_attn\.qkv_proj$"] == {"bits": 2, "group_size": 16, "sym": False}
+    assert not [rule for rule in config["dynamic"] if "gate_up_proj" in rule]
     whole = dict(stored.whole())
     theirs = as_gptqmodel_reads(folder)
     assert theirs.keys() == read.keys()

@@ -126,6 +126,7 @@ def test_vllm_agrees_with_transformers(make_checkpoint: Callable[..., Path], tmp
     [
         "rtn-int4:group_size=32",
         "gptq-int4:group_size=32",
+        "gptq-int4:group_size=128,overrides=self_attn.[qkv]_proj=g32;down_proj=g64",
         "awq-int4:group_size=32",
         "ct-w4a16",
         "ct-int8",

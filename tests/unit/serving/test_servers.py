@@ -61,11 +61,27 @@ def test_a_gguf_is_served_by_llama_server(
 
 
 def test_vllm_serves_with_the_flags_of_the_format(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("QUANTWRIGHT_VLLM", raising=False)
     record = install(tmp_path / "bin", "vllm", monkeypatch, LEAVE)
     artifact = make_artifact(tmp_path / "a", "gptq-int4", loads_in=("vllm",))
     serve(artifact.folder, port=free_port())
     assert json.loads(record.read_text())[:4] == [
         "serve", str(artifact.folder), "--served-model-name", "small-gptq-int4",
+    ]  # fmt: skip
+
+
+def test_vllm_of_another_python_is_started_as_its_module(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The program on the path is passed over where the person names another."""
+    install(tmp_path / "path", "vllm", monkeypatch, "import os; os._exit(9)")
+    record = install(tmp_path / "own", "python", monkeypatch, LEAVE)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'path'}:/usr/bin:/bin")
+    monkeypatch.setenv("QUANTWRIGHT_VLLM", str(tmp_path / "own"))
+    artifact = make_artifact(tmp_path / "a", "gptq-int4", loads_in=("vllm",))
+    serve(artifact.folder, port=free_port())
+    assert json.loads(record.read_text())[:5] == [
+        "-I", "-m", "vllm.entrypoints.openai.api_server", "--model", str(artifact.folder),
     ]  # fmt: skip
 
 
@@ -80,6 +96,8 @@ def test_what_no_server_opens_and_what_is_missing_is_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("QUANTWRIGHT_ENVIRONMENTS", str(tmp_path / "environments"))
+    monkeypatch.delenv("QUANTWRIGHT_VLLM", raising=False)
     vllm = make_artifact(tmp_path / "v", "gptq-int4", loads_in=("vllm",))
     with pytest.raises(Unsupported, match="no server for it is here; needed: for vllm"):
         serve(vllm.folder)

@@ -23,6 +23,8 @@ def main() -> None:
     imported = time.monotonic()
     torch.set_num_threads(request["threads"])
     settings, rows, cpu = request["settings"], request["calibration"], request["device"] == "cpu"
+    if cpu:
+        search_on_copies()
     try:
         model = AutoAWQForCausalLM.from_pretrained(
             str(older(Path(request["model"]), Path(request["stage"]).with_name("older"))),
@@ -54,6 +56,26 @@ def main() -> None:
     response["details"] = {"compute_dtype": "float32" if cpu else "float16"}
     with open(sys.argv[2], "w", encoding="utf-8") as file:
         json.dump(response, file)
+
+
+def search_on_copies() -> None:
+    """AutoAWQ 0.2.9 keeps a module's weights while it tries scales on them as ``v.cpu()``, which is a copy of
+    what lies on a GPU only: on a CPU the first trial's scales stay in the weights."""
+    from awq.quantize.quantizer import AwqQuantizer
+
+    search = AwqQuantizer._compute_best_scale
+
+    def careful(
+        self: Any, x: Any, w_mean: Any, x_mean: Any, module2inspect: Any, *args: Any, **kwargs: Any
+    ) -> Any:
+        held = module2inspect.state_dict
+        module2inspect.state_dict = lambda: {name: value.clone() for name, value in held().items()}
+        try:
+            return search(self, x, w_mean, x_mean, module2inspect, *args, **kwargs)
+        finally:
+            del module2inspect.state_dict
+
+    AwqQuantizer._compute_best_scale = careful
 
 
 def older(folder: Path, target: Path) -> Path:

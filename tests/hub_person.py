@@ -42,7 +42,7 @@ class Person:
 
     def _run(self, command: Sequence[str]) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            command, capture_output=True, text=True, cwd=self.home, env=self.environment, timeout=400
+            command, capture_output=True, text=True, cwd=self.home, env=self.environment, timeout=1200
         )
 
     def pulls(self, repo: str, folder: Path) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from quantize.artifact.artifact import DROPPINGS, MANIFEST
+from quantize.attesting.bundle import SUFFIX, is_bundle, verified
 from quantize.attesting.envelope import read_envelope, read_public_key, signer
 from quantize.attesting.folders import BESIDE
 from quantize.attesting.statement import read_statement
@@ -20,21 +21,41 @@ PUBLISHED = ("manifests", "size-quality.png", "size-quality.svg")
 
 @dataclass(frozen=True)
 class Checked:
-    """``signed_by``: id of the key that was given and fits; "" where none was given. ``signed``: whether
-    there is a signature at all."""
+    """``signed_by``: id of the key that was given and fits, or the identity of a bundle, which ``issuer``
+    vouches for; "" where none was given. ``signed``: whether there is a signature at all."""
 
     files: tuple[str, ...]
     predicate: dict[str, Any]
     signed: bool
     signed_by: str
     beside: tuple[str, ...]
+    issuer: str = ""
 
 
-def check(attestation: Path, artifact: Path, public_key: Path | None) -> Checked:
+def check(
+    attestation: Path,
+    artifact: Path,
+    public_key: Path | None,
+    identity: str | None = None,
+    issuer: str | None = None,
+) -> Checked:
     """Errors: BadInput where the attestation cannot be read, or there is nothing to check; StepFailed where
-    the signature is not by that key, or the files are not those that were attested."""
+    the signature is not by that key or identity, or the files are not those that were attested."""
     values, envelope = read_envelope(attestation)
-    signed_by = ""
+    signed_by, bundled = "", is_bundle(values)
+    if bundled and public_key is not None:
+        raise BadInput(
+            f"--public-key {public_key}: {attestation} is a sigstore bundle, signed by an identity; give "
+            "--identity and --issuer in its place"
+        )
+    if bundled:
+        values = verified(values, attestation, identity, issuer)
+        signed_by = str(identity)
+    elif identity is not None or issuer is not None:
+        raise BadInput(
+            f"{'--issuer' if identity is None else '--identity'}: {attestation} is not a sigstore bundle; "
+            "leave it out, or check with --public-key"
+        )
     if public_key is not None:
         key = read_public_key(public_key)
         if envelope is None:
@@ -54,7 +75,9 @@ def check(attestation: Path, artifact: Path, public_key: Path | None) -> Checked
         files, beside = _folder(artifact, subjects, attestation)
     else:
         raise BadInput(f"{artifact}: no such file or folder; give the artifact that was attested")
-    return Checked(files, statement.predicate, envelope is not None, signed_by, beside)
+    signed = bundled or envelope is not None
+    vouched = str(issuer) if bundled else ""
+    return Checked(files, statement.predicate, signed, signed_by, beside, vouched)
 
 
 def _one_file(artifact: Path, subjects: dict[str, str], attestation: Path) -> tuple[str, ...]:
@@ -104,7 +127,9 @@ def _folder(
         for path in artifact.iterdir()
         if path.name not in {name.partition("/")[0] for name in subjects} and path.resolve() not in attested
     )
-    unknown = [name for name in beside if name not in harmless and not name.endswith(".intoto.json")]
+    unknown = [
+        name for name in beside if name not in harmless and not name.endswith((".intoto.json", SUFFIX))
+    ]
     if unknown:
         raise StepFailed(
             f"{artifact}: holds {printable(unknown[0], 200)}, which {attestation} does not cover; remove it, "

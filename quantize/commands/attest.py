@@ -7,6 +7,8 @@ import click
 
 from quantize.attesting.attest import Given, artifact_of, local
 from quantize.attesting.attest import attest as made_again
+from quantize.attesting.bundle import SUFFIX as BUNDLE
+from quantize.attesting.bundle import need_sigstore, sign
 from quantize.attesting.check import check
 from quantize.attesting.envelope import read_private_key, signed
 from quantize.attesting.outcome import Outcome
@@ -28,10 +30,15 @@ LISTED = 20
     "-o",
     "--out",
     type=click.Path(path_type=Path),
-    help=f"the statement's file; must not exist  [default: ARTIFACT{SUFFIX}]",
+    help=f"the statement's file; must not exist  [default: ARTIFACT{SUFFIX}, with --sigstore {BUNDLE}]",
 )
 @click.option(
     "--key", type=click.Path(path_type=Path), help="sign with this ed25519 private key (PEM, no password)"
+)
+@click.option(
+    "--sigstore",
+    is_flag=True,
+    help="sign by an identity (of the CI's surroundings, or by a browser), which sigstore's log makes public",
 )
 @click.option(
     "--imatrix", type=click.Path(path_type=Path), help="importance matrix that a GGUF file was made with"
@@ -54,6 +61,7 @@ def attest(
     source: str,
     out: Path | None,
     key: Path | None,
+    sigstore: bool,
     imatrix: Path | None,
     calibration: str | None,
     adapter: Path | None,
@@ -71,9 +79,15 @@ def attest(
     and the exit code is 1. `quantwright verify ARTIFACT --attestation FILE` checks a statement.
     """
     path = local(artifact)
-    place = out or path.with_name(f"{path.resolve().name}{SUFFIX}")
-    if place.exists() and not force:
-        raise BadInput(f"{place}: already exists; choose another -o, or pass --force to replace it")
+    if sigstore and key is not None:
+        raise BadInput(f"--key {key}: signs in place of --sigstore; give one of them")
+    if sigstore:
+        need_sigstore()
+    place = out or path.with_name(f"{path.resolve().name}{BUNDLE if sigstore else SUFFIX}")
+    unsigned = place.with_name(f"{place.name.removesuffix(BUNDLE)}{SUFFIX}")
+    for each in (place, unsigned) if sigstore else (place,):
+        if each.exists() and not force:
+            raise BadInput(f"{each}: already exists; choose another -o, or pass --force to replace it")
     private = read_private_key(key) if key is not None else None
     ours = artifact_of(path)
     recorded = ours.manifest.run.get("threads") if ours is not None else None
@@ -90,25 +104,45 @@ def attest(
     outcome = found.outcome
     _print(outcome)
     good = outcome.weights_follow and (weights_only or not outcome.telling)
+    failed = _signed_by_identity(found.document, place, unsigned) if good and sigstore else None
+    written = place if failed is None else unsigned
+    signs = failed is None and (sigstore or private is not None)
     document = {
         "artifact": str(path), "equal": good, "recipe": outcome.recipe, "files": outcome.files,
         "whole": outcome.whole, "tensors": outcome.tensors,
         "differing": [each.document() for each in outcome.differing],
         "files_differ": [printable(each, 300) for each in outcome.files_differ],
         "metadata": [each.document() for each in outcome.metadata], "remarks": outcome.remarks,
-        "statement": str(place) if good else None, "signed": good and private is not None,
+        "statement": str(written) if good else None, "signed": good and signs,
     }  # fmt: skip
     if good:
-        if private is None:
-            write_json(place, found.document)
-        else:
-            write_json(place, signed(found.document, private))
-        say(f"{place}: {'signed' if private else 'not signed; --key signs it'}")
+        if not sigstore:
+            write_json(place, found.document if private is None else signed(found.document, private))
+        ways = "" if sigstore else "; --key or --sigstore signs it"
+        say(f"{written}: {'signed' if signs else f'not signed{ways}'}")
     if as_json:
         emit_json(document)
     if not good:
         raise StepFailed(_why(path, source, outcome))
+    if failed is not None:
+        raise StepFailed(
+            f"{failed}; the statement is kept, not signed, in {unsigned}; --force does all of it again"
+        )
     return 0
+
+
+def _signed_by_identity(document: dict[str, Any], place: Path, unsigned: Path) -> StepFailed | None:
+    """Why it is not signed; whatever happens, hours of work are not lost."""
+    try:
+        bundle = sign(document)
+    except BaseException as error:
+        write_json(unsigned, document)
+        if not isinstance(error, StepFailed):
+            log(f"{unsigned}: the statement is kept, not signed")
+            raise
+        return error
+    write_json(place, bundle)
+    return None
 
 
 def _print(outcome: Outcome) -> None:
@@ -145,17 +179,21 @@ def _why(path: Path, source: str, outcome: Outcome) -> str:
     return f"{path}: {what} (listed above); no statement was written"
 
 
-def check_attestation(artifact: str, attestation: Path, public_key: Path | None) -> dict[str, Any]:
+def check_attestation(
+    artifact: str, attestation: Path, public_key: Path | None, identity: str | None, issuer: str | None
+) -> dict[str, Any]:
     """Tell what was found; the same as a document. Errors: BadInput, StepFailed as of ``check``."""
     path = local(artifact)
-    found = check(attestation, path, public_key)
+    found = check(attestation, path, public_key, identity, issuer)
     source = found.predicate.get("source")
     name = printable(source.get("name", ""), 200) if isinstance(source, dict) else ""
     say(
         f"{path}: {len(found.files)} files are those that {attestation} attests, made from "
         f"{name or 'its source'}"
     )
-    if found.signed_by:
+    if found.issuer:
+        say(f"signed by {printable(found.signed_by, 200)}, as {printable(found.issuer, 200)} says")
+    elif found.signed_by:
         say(f"signed by the key {found.signed_by}")
     elif found.signed:
         say("signed; whose signature that is was not checked: give --public-key")
@@ -165,6 +203,6 @@ def check_attestation(artifact: str, attestation: Path, public_key: Path | None)
         say(f"not covered: {printable(', '.join(found.beside), 300)}")
     return {
         "artifact": str(path), "files": list(found.files), "signed": found.signed,
-        "signed_by": found.signed_by or None, "not_covered": list(found.beside),
-        "predicate": found.predicate,
+        "signed_by": found.signed_by or None, "issuer": found.issuer or None,
+        "not_covered": list(found.beside), "predicate": found.predicate,
     }  # fmt: skip

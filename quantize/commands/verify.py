@@ -46,6 +46,8 @@ FIELD = 400
 @click.option(
     "--public-key", type=click.Path(path_type=Path), help="the key (PEM) that must have signed the statement"
 )
+@click.option("--identity", metavar="EMAIL_OR_URI", help="who must have signed the sigstore bundle")
+@click.option("--issuer", metavar="URL", help="of the OIDC provider that must vouch for --identity")
 @run_options
 def verify(
     artifact: str,
@@ -55,6 +57,8 @@ def verify(
     scratch: Path | None,
     attestation: Path | None,
     public_key: Path | None,
+    identity: str | None,
+    issuer: str | None,
     run: RunOptions,
     as_json: bool,
 ) -> int:
@@ -65,9 +69,15 @@ def verify(
     by this program's own reader, against the source's and against the other runtimes'; its greedy text step
     by step. Exit code 0: all agree; 1: something differs or looks wrong; 2: bad input.
     """
-    if public_key is not None and attestation is None:
-        raise BadInput(f"--public-key {public_key}: checks a statement; give --attestation too")
-    attested = check_attestation(artifact, attestation, public_key) if attestation is not None else None
+    signers = {"--public-key": public_key, "--identity": identity, "--issuer": issuer}
+    for name, given in signers.items() if attestation is None else ():
+        if given is not None:
+            raise BadInput(f"{name} {given}: checks a statement; give --attestation too")
+    attested = (
+        check_attestation(artifact, attestation, public_key, identity, issuer)
+        if attestation is not None
+        else None
+    )
     if attested is not None and source is None and programs is None:
         if as_json:
             emit_json(attested)

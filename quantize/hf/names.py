@@ -183,6 +183,18 @@ def linear_layers(model: "PreTrainedModel") -> tuple[Linears, tuple[str, ...], L
     return linear, beside, others
 
 
+def own_linear_layers(model: "PreTrainedModel") -> frozenset[str]:
+    """Names of linear layers of a class of the model's own (Falcon's), which transformers leaves where it
+    puts bitsandbytes' layers."""
+    import torch
+
+    return frozenset(
+        name
+        for name, each in model.named_modules()
+        if isinstance(each, torch.nn.Linear) and type(each) is not torch.nn.Linear
+    )
+
+
 def router_layers(model: "torch.nn.Module") -> frozenset[str]:
     """Linear layers that also choose experts (PhiMoE's), or whose weight a router multiplies with by itself:
     a library that puts its own layer in their place would break the model."""

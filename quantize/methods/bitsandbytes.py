@@ -20,6 +20,7 @@ from quantize.hf.load import (
     torch_dtype,
 )
 from quantize.hf.loaded import experts_kept, loaded
+from quantize.hf.names import empty_model, own_linear_layers
 from quantize.methods.base import Costs, Held, Method, Work
 from quantize.recipe import Recipe, RunOptions
 
@@ -80,7 +81,8 @@ class BitsAndBytes(Method[BnbRecipe]):
                 "leave vision=true out"
             )
         linear = {**layers.linear, **(layers.linear_beside if recipe.vision else {})}
-        names = set(linear) - {layers.head} - layers.uses.direct - found.again
+        own = own_linear_layers(empty_model(checkpoint, buffers=False))
+        names = set(linear) - {layers.head} - layers.uses.direct - found.again - own
         if not names:
             raise Unsupported(
                 f"{checkpoint.source}: {checkpoint.architecture} has no linear layers for bitsandbytes "

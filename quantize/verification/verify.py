@@ -159,6 +159,8 @@ def _types(work: Work[Any], stage: Path, notes: list[Note]) -> Check:
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         return Check(name="types", passed=False, detail=f"{missing[0]}{more} should be quantized but is not")
+    if expected and not found:
+        return Check(name="types", passed=False, detail="nothing is quantized")
     wrong = sorted(name for name, kind in found.items() if name in expected and not work.format.fits(kind))
     if wrong:
         return Check(name="types", passed=False, detail=f"{wrong[0]} is stored as {found[wrong[0]]}")

@@ -11,9 +11,15 @@ from click.testing import CliRunner
 
 from jobs.load import load_job
 from jobs.plan import build_plan
-from quantize.artifact.artifact import MANIFEST, Artifact
+from quantize.artifact.artifact import MANIFEST, Artifact, Note
 from quantize.cli import cli
+from quantize.conversion import failed_message
+from quantize.engines.base import Conversion
 from quantize.errors import QuantwrightError
+from quantize.methods.registry import parse_recipe, plan
+from quantize.recipe import RunOptions
+from quantize.sources.opening import open_checkpoint
+from quantize.verification.verify import verify
 
 pytest.importorskip("llama_cpp")
 
@@ -109,3 +115,14 @@ def test_what_fails_is_kept_where_it_is_asked_for(demo_checkpoint: Path, tmp_pat
         record = json.loads((tmp_path / name / "verification.json").read_text())
         assert any(not check["passed"] for check in record["checks"])
     assert not (tmp_path / "out").exists()
+
+
+def test_an_artifact_of_which_nothing_is_quantized_does_not_verify(
+    make_checkpoint: Callable[..., Path], tmp_path: Path
+) -> None:
+    """However well each tensor that stayed is explained."""
+    source = make_checkpoint()
+    work = plan(open_checkpoint(source), parse_recipe("gptq-int4"))
+    notes = [Note(tensor=name, what="kept", why="the engine left it") for name in work.expected]
+    found = verify(work, source, Conversion(0, "an engine", notes=notes), RunOptions(device="cpu"), "tensors")
+    assert failed_message(found) == "types: nothing is quantized"

@@ -64,7 +64,7 @@ _HF_PARTS = (
      r"[\w.]*", "embedding"),
     (r"(.*\.)?(lm_head|embed_out)\.|output\.", "head"),
     (r".*(experts?|block_sparse_moe|router|mlp\.gate\.|shared_mlp)", "experts"),
-    (r".*(norm|\bln_|\.ln)", "norms"),
+    (r"(.*\.)?(\w*norm\w*|ln_?\w*)(\.\w+)?$", "norms"),  # not what lies in DBRX's norm_attn_norm
     (r".*(attn|attention|mixer|mamba|ssm|conv|[qkvo]_proj|qkv)", "attention"),
     (r".*(mlp|ffn|feed_forward|fc\d?|gate_proj|up_proj|down_proj|dense_)", "mlp"),
 )  # fmt: skip

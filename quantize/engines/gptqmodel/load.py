@@ -14,6 +14,7 @@ from quantize.formats.packed import GPTQMODEL, TRANSFORMERS
 from quantize.formats.stored import Stored, stored_packed
 from quantize.hf.extensions import ensure_kernel_environment, keep_hub_caches
 from quantize.hf.load import load_model, torch_dtype
+from quantize.hf.names import renaming
 from quantize.hf.refusals import reason
 from quantize.packages import install_command
 from quantize.quiet import quiet
@@ -71,8 +72,8 @@ def load_unpacked(stored: Stored, dtype: str, device: str, trust: bool) -> "PreT
 
 
 def load_by_engine(folder: Path, dtype: str, device: str, trust: bool) -> "PreTrainedModel":
-    """Errors: Unsupported without GPTQModel; StepFailed where it fails; BadInput where a parameter has no
-    weights."""
+    """Errors: Unsupported without GPTQModel, and where it takes names of the file for missing that
+    transformers renames; StepFailed where it fails; BadInput where a parameter has no weights."""
     with quiet():
         try:
             from gptqmodel import GPTQModel
@@ -101,6 +102,11 @@ def load_by_engine(folder: Path, dtype: str, device: str, trust: bool) -> "PreTr
     if missing := sorted(
         name for name in needed if name not in stored and name.rpartition(".")[0] + ".qweight" not in stored
     ):
+        place = renaming(model)
+        if old := next((name for name in stored if name != missing[0] == place(name)), None):
+            raise Unsupported(
+                f"{folder}: GPTQModel looks for {missing[0]}, in the file it is {old}; transformers opens it"
+            )
         raise BadInput(f"{folder}: holds no weights for {missing[0]}; fetch the whole checkpoint")
     loaded: PreTrainedModel = model.eval()
     return loaded

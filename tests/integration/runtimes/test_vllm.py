@@ -151,5 +151,6 @@ def test_vllm_computes_what_is_stored(
     (ran,) = report.runtimes
     assert (ran.status, ran.why) == ("agrees", "")
     assert ran.kl is not None
-    assert ran.kl <= (ran.tolerance or 0) <= 1e-2
+    # rounding activations to 8 bits moves this random model by .0028, and four times that is allowed
+    assert ran.kl <= (ran.tolerance or 0) <= (2e-2 if recipe == "ct-int8" else 1e-2)
     assert len(ran.ids) == 24

@@ -1,9 +1,9 @@
 """What a benchmark can be asked: the options of ``quantwright bench``, the keys of a job's ``benchmark:``,
 and the input of the measuring process."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import BeforeValidator, Field, field_validator
 
 from quantize.options import Options, Spelled, Text
 
@@ -27,6 +27,9 @@ class BenchSettings(Options):
     )
     compile: bool = Field(
         False, description="use torch.compile; the first call, which compiles, is not counted"
+    )
+    runtime: Annotated[Literal["vllm"] | None, BeforeValidator(lambda value: value or None)] = Field(
+        None, description="measure in vLLM, one's own or that of `env install vllm`"
     )
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.in_vllm import measure_in_vllm
 from benchmarks.options import BenchSettings
 from quantize.errors import QuantwrightError
 from quantize.gguf.container.files import find_gguf
@@ -29,13 +30,15 @@ def measure(spec: dict[str, Any]) -> dict[str, Any]:
     """Raw samples. Times are in seconds, memory in bytes."""
     started = time.perf_counter()
     run = RunOptions.model_validate(spec["run"])
+    options = BenchSettings.model_validate(spec["options"])
+    if options.runtime == "vllm":
+        return measure_in_vllm(Path(spec["path"]), run, options, spec.get("load_as", ""))
     if run.threads:
         os.environ.setdefault("OMP_NUM_THREADS", str(run.threads))
     _import_engine(Path(spec["path"]))
     imported = time.perf_counter()
     rss_before = _rss()
     load_as = parse_recipe(spec["load_as"]) if spec.get("load_as") else None
-    options = BenchSettings.model_validate(spec["options"])
     needed = max(options.prefill, max(options.depths) + options.decode)
     # A model whose context is unknown until it is open: ask for no more than it has.
     limit = spec.get("context") or needed

@@ -119,8 +119,8 @@ class Evaluate(EvalSettings):
 
 
 class Benchmark(BenchSettings):
-    """``quantwright bench``, of every artifact and model. ``compile`` goes for what runs in torch: llama.cpp
-    has nothing to compile."""
+    """``quantwright bench``, of every artifact and model. ``compile`` and ``runtime`` go for what runs in
+    torch: llama.cpp has nothing to compile, and opens GGUF files in any case."""
 
 
 class Publish(Strict):

@@ -32,6 +32,34 @@ class Model:
         return self.table[hidden]
 
 
+class Engine:
+    """Tokens of all rows a step, each given out by the call after the one that made it."""
+
+    def __init__(self, model_config):
+        self.model_config, self.rows, self.made = model_config, {}, []
+        cache = Made(kv_cache_memory_bytes=1 << 20)
+        self.vllm_config = Made(device_config=Made(device_type="toy"), cache_config=cache)
+
+    def add_request(self, name, prompt, parameters):
+        assert name not in self.rows
+        self.rows[name] = (list(prompt["prompt_token_ids"]), parameters.max_tokens, [])
+
+    def has_unfinished_requests(self):
+        return bool(self.rows or self.made)
+
+    def step(self):
+        if self.made:
+            made, self.made = self.made, []
+            return made
+        room = 2 if os.environ.get("TOY_VLLM") == "crowded" else None
+        for name, (ids, wanted, new) in list(self.rows.items())[:room]:
+            new.append(int(Model.table[(ids + new)[-1] % VOCABULARY].argmax()))
+            self.made.append(Made(outputs=[Made(token_ids=list(new))]))
+            if len(new) == wanted:
+                del self.rows[name]
+        return []
+
+
 class LLM:
     """It takes prompts in pieces, as vLLM does with long ones."""
 
@@ -49,7 +77,7 @@ class LLM:
             time.sleep(60)
         self.model, self.scale = Model(), 2.0 if how == "lies" else 1.0
         dtype = getattr(torch, "bfloat16" if dtype == "auto" else dtype)
-        self.llm_engine = Made(model_config=Made(dtype=dtype, quantization=None))
+        self.llm_engine = Engine(Made(dtype=dtype, quantization=None))
 
     def apply_model(self, work):
         return [work(self.model)]

@@ -35,7 +35,11 @@ def bench_step(job: Job, model: OpenModel, made: ConvertStep | None) -> BenchSte
     assert benchmark is not None
     name = model.artifact_name(recipe) if recipe else model.id
     in_torch = not (recipe and require(recipe).format.runtime == "llamacpp")
-    options = BenchOptions.of(**benchmark.model_dump() | {"compile": benchmark.compile and in_torch})
+    asked = benchmark.model_dump()
+    mine = {"compile": benchmark.compile and in_torch, "runtime": benchmark.runtime if in_torch else None}
+    options = BenchOptions.of(**asked | mine)
+    if benchmark.runtime is None:
+        del asked["runtime"]  # as keys were before there was a choice
     return BenchStep(
         arguments=("bench", name, *options.arguments(), *run_arguments(job, model), "--json"),
         output=results_path(Path(), name, "bench"),
@@ -44,7 +48,7 @@ def bench_step(job: Job, model: OpenModel, made: ConvertStep | None) -> BenchSte
         recipe=recipe,
         made=made,
         after=(made,) if made else (),
-        inputs={**benchmark.model_dump(), **run_inputs(job)},
+        inputs={**asked, **run_inputs(job)},
         sources=() if recipe else model.sources,
         packages=runtime_packages(recipe),
     )

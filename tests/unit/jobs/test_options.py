@@ -53,6 +53,7 @@ def steps(folder: Path, demo: Path, text: str) -> dict[str, Step]:
         ("bench", "depths: [0, 64]", {"depths": [0, 64]}),
         ("bench", "attention: eager", {"attention": "eager"}),
         ("bench", "compile: true", {"compile": True}),
+        ("bench", "runtime: vllm", {"runtime": "vllm"}),
     ],
 )
 def test_a_key_becomes_the_option_and_changes_the_step(
@@ -73,7 +74,7 @@ def test_a_key_becomes_the_option_and_changes_the_step(
             had.add(name.rpartition(":")[2])
     # Each where it means something.
     only = {
-        "runtime": {"quanto-int8"},
+        "runtime": {"quanto-int8"} | ({"reference"} if kind == "bench" else set()),
         "weights_only": {"gguf-q4_k_m"},
         "compile": {"quanto-int8", "reference"},
     }

@@ -25,6 +25,7 @@ from quantize.calibration.spill import Spill, tensors_in
 from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.errors import StepFailed, Unsupported
 from quantize.hf.names import empty_model
+from quantize.hf.products import float32_attention
 from quantize.hf.wrappers import text_model
 from quantize.quiet import no_warnings
 from quantize.staging import temporary_folder
@@ -140,7 +141,7 @@ class LayerPass:
         for number, forward in enumerate(forwards):
             spill.get(number)
             call = calls[number]
-            with no_warnings(), layer.repeating(number, keeps=False):
+            with no_warnings(), float32_attention(), layer.repeating(number, keeps=False):
                 output = layer.module.forward(*call.args, **call.kwargs)
             layer.memory.drop(number)
             self._check_finite(layer.name, output)
@@ -213,7 +214,7 @@ class Layer:
         self._spill.get(0)
         try:
             args, kwargs = _copied(self._calls[0].args, True), _copied(self._calls[0].kwargs, True)
-            with torch.no_grad(), no_warnings():
+            with torch.no_grad(), no_warnings(), float32_attention():
                 return self.module.forward(*args, **kwargs)
         finally:
             self._spill.leave(0)
@@ -294,6 +295,7 @@ class Layer:
             with (
                 torch.no_grad(),
                 no_warnings(),
+                float32_attention(),
                 watching(parameter_finder(self.parameters), see),
                 self.repeating(number, keeps=trace is None, first=first),
             ):

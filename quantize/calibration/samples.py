@@ -27,6 +27,7 @@ from quantize.checkpoint.tokenizer import SourceTokenizer
 from quantize.dtypes import dense
 from quantize.errors import BadInput, StepFailed
 from quantize.hf.load import load_model
+from quantize.hf.products import multiplies_bfloat16
 from quantize.progress import progress_bar
 from quantize.quiet import quiet
 from quantize.recipe import RunOptions
@@ -240,9 +241,7 @@ def _dtype(checkpoint: Checkpoint, run: RunOptions) -> str:
     """What is asked for; else bfloat16 where the weights are that and the processor has its instructions."""
     if run.dtype != "auto":
         return run.dtype
-    import torch
-
     stored = dense(checkpoint.dtype, "float32")
     if run.resolved_device != "cpu":
         return stored
-    return "bfloat16" if stored == "bfloat16" and torch.cpu._is_avx512_bf16_supported() else "float32"
+    return "bfloat16" if stored == "bfloat16" and multiplies_bfloat16() else "float32"

@@ -1,5 +1,6 @@
 """``quantwright convert``."""
 
+import gc
 import json
 import os
 from collections.abc import Sequence
@@ -105,6 +106,8 @@ def convert(
     the same tensors share one process, which reads the model once for all of them, and so do recipes that
     this program calibrates, which share what they can.
     """
+    # read by torch at its first tensor: half of the page faults of a calibrated conversion, in large pages
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     parsed = with_options([parse_recipe(text) for text in split_recipes(recipes)], gguf)
     offer_engines(parsed, yes)
     run = run.model_copy(update={"allow_tokenizer_mismatch": "allow_tokenizer_mismatch" in gguf})
@@ -164,6 +167,8 @@ def _convert_together(
                 refuse_lower(document, verify)
         except QuantwrightError as error:
             failures[out] = error
+        gc.collect()
+        gc.freeze()  # what libraries have made: later collections, a quarter of a second each, pass it over
     first = failures.pop(wanted[0][1], None)
     for out, why in failures.items():
         log(f"{out.name}: {why}")

@@ -49,7 +49,8 @@ def imatrix(
 ) -> int:
     """Compute the importance matrix of MODEL over a text, in llama.cpp's format, for `convert --imatrix`.
 
-    The model runs in float32 (bfloat16 on an accelerator), a layer at a time. `convert --to
+    The model runs in float32, or in bfloat16 where its weights are that and the processor multiplies it, a
+    layer at a time. `convert --to
     gguf-q4_k_m:imatrix=auto` does the same on its own calibration text.
     """
     texts = (part.path() for part in parse_sources(text))

@@ -30,7 +30,9 @@ VARIABLE = "QUANTWRIGHT_KERNELS"
 class Library:
     functions: ctypes.CDLL
     which: int  # implementation that runs
-    rounds_rows: bool  # whether ``quantize.kernels.rounded`` has its function: builds from before have not
+    # whether ``quantize.kernels.rounded`` and ``scaled`` have their functions: builds from before have not
+    rounds_rows: bool
+    scales_columns: bool
 
 
 @cache
@@ -68,7 +70,11 @@ def _load(asked: str | None) -> Library | str:
     if rounds:
         functions.quantwright_rounded.restype = ctypes.c_float
         functions.quantwright_rounded.argtypes = [ctypes.c_int, *[pointer] * 2, long, *[pointer] * 6]
-    return Library(functions, which, rounds)
+    scales = hasattr(functions, "quantwright_scaled")
+    if scales:
+        functions.quantwright_scaled.restype = None
+        functions.quantwright_scaled.argtypes = [ctypes.c_int, pointer, *[long] * 5, *[pointer] * 3]
+    return Library(functions, which, rounds, scales)
 
 
 def load() -> Library | str:

@@ -10,7 +10,7 @@ candidates that the weights' own magnitudes go into are those of llm-awq's "duo 
 groups is theirs, one for each ours.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,10 @@ from quantize.numerics.grids import Codes, Grid, steps, stored_scale
 
 if TYPE_CHECKING:
     import torch
+
+#: weights (o, i), scales of their columns (k, i) -> (k, i): over all rows, the squares of what rounding
+#: changes of the scaled weights, with the grid's scale of each group's extremes
+ColumnErrors = Callable[["torch.Tensor", "torch.Tensor", Grid], "torch.Tensor"]
 
 #: exponents of the inputs' magnitudes, and of the weights', that are tried
 INPUT_EXPONENTS = tuple(step / 10 for step in range(1, 11))
@@ -54,11 +58,34 @@ class Scales:
     plain: float
 
 
+def torch_column_errors(weight: "torch.Tensor", scales: "torch.Tensor", grid: Grid) -> "torch.Tensor":
+    """``ColumnErrors`` on any device."""
+    import torch
+
+    size = grid.columns(weight.shape[1])
+    sums = torch.zeros(len(scales), weight.shape[1] // size, size, device=weight.device)
+    for sum_, each in zip(sums, scales, strict=True):
+        for part in weight.split(max(1, CHUNK // weight.shape[1])):
+            scaled = (part * each).unflatten(1, (-1, size))
+            low, high = scaled.aminmax(dim=2, keepdim=True)
+            low, high = low.clamp_max_(0), high.clamp_min_(0)
+            if grid.symmetric:
+                step = stored_scale(torch.maximum(-low, high) * 2 / grid.top)
+                zero = torch.full_like(step, grid.middle)
+            else:
+                step = stored_scale((high - low) / grid.top)
+                zero = (-low / step).round_().clamp_(grid.lowest_zero, grid.top)
+            whole = steps(scaled, 1 / step, -zero, grid.top - zero)
+            sum_ += whole.mul_(step).sub_(scaled).square_().sum(0)
+    return sums.flatten(1)
+
+
 def search_scales(
     matrices: Sequence[Sharing],
     grid: Grid,
     origin: "torch.Tensor | None" = None,
     rows: int = ROWS,
+    column_errors: ColumnErrors = torch_column_errors,
 ) -> Scales:
     """The best candidate of each group of columns (of all groups that ``origin`` ties together).
 
@@ -76,24 +103,23 @@ def search_scales(
     inputs = torch.stack([each.squares for each in matrices]).sum(0).sqrt().to(torch.float32)
     relative = torch.stack([_relative(each.weight, size).sum(0) for each in looked]).sum(0)
 
-    def error(scales: "torch.Tensor", some: "Sequence[Sharing]") -> "torch.Tensor":
-        total = torch.zeros(width // size, device=scales.device)
+    def errors(scales: "torch.Tensor", some: "Sequence[Sharing]") -> "torch.Tensor":
+        """(k, g) of scales (k, i)."""
+        total = torch.zeros(len(scales), width // size, device=scales.device)
         for each in some:
-            total += _group_errors(each.weight, each.squares, grid, scales)
+            weighted = column_errors(each.weight, scales, grid) * (each.squares / scales.square())
+            total += weighted.to(scales.dtype).unflatten(1, (-1, size)).sum(2)
         return _together(total, groups)
 
     candidates = torch.stack(list(_candidates(inputs, relative, origin, size, groups)))
-    order = torch.stack([error(scales, first) for scales in candidates]).argsort(dim=0, stable=True)
-    best = torch.ones(width, device=inputs.device)
-    plain = least = error(best, looked)
-    for choice in order[:SECOND]:
-        scales = candidates.gather(0, choice.repeat_interleave(size)[None])[0]
-        found = error(scales, looked)
-        better = found < least
-        least = torch.where(better, found, least)
-        best = torch.where(better.repeat_interleave(size), scales, best)
+    order = errors(candidates, first).argsort(dim=0, stable=True)
+    plain = torch.ones(1, width, device=inputs.device)
+    second = torch.cat([plain, candidates.gather(0, order[:SECOND].repeat_interleave(size, 1))])
+    found = errors(second, looked)
+    choice = found.argsort(dim=0, stable=True)[:1]
+    least, best = found.gather(0, choice)[0], second.gather(0, choice.repeat_interleave(size, 1))[0]
     count = torch.bincount(groups, minlength=len(groups))[groups]
-    return Scales(best, float((least / count).sum()), float((plain / count).sum()))
+    return Scales(best, float((least / count).sum()), float((found[0] / count).sum()))
 
 
 def clip(weight: "torch.Tensor", blocks: "torch.Tensor", grid: Grid) -> Codes:
@@ -121,13 +147,15 @@ def _clipped(
     low, high = values.aminmax(dim=2, keepdim=True)
     low, high = low.clamp_max(0), high.clamp_min(0)
     extremes = torch.maximum(-low, high) * 2 if grid.symmetric else high - low
-    best = torch.full_like(extremes, torch.inf), extremes, low, values
+    best = torch.full_like(extremes, torch.inf), extremes, low
+
+    def rounded(step: "torch.Tensor", zero: "torch.Tensor") -> "torch.Tensor":
+        return steps(values, 1 / step, -zero, grid.top - zero)
 
     def tried(step: "torch.Tensor", zero: "torch.Tensor", best: Any) -> Any:
         step = stored_scale(step, grid.scales)
-        whole = steps(values, 1 / step, -zero, grid.top - zero)
-        change = whole * step - values
-        found = (torch.bmm(change, blocks) * change).sum(2, keepdim=True), step, zero, whole
+        change = rounded(step, zero).mul_(step).sub_(values)
+        found = torch.bmm(change, blocks).mul_(change).sum(2, keepdim=True), step, zero
         better = found[0] < best[0]
         return tuple(torch.where(better, new, old) for new, old in zip(found, best, strict=True))
 
@@ -140,13 +168,14 @@ def _clipped(
             zero = (-low * share / step).round_().clamp_(grid.lowest_zero, grid.top)
         best = tried(step, zero, best)
     for _ in range(REFINEMENTS):
-        _, step, zero, whole = best
+        _, step, zero = best
+        whole = rounded(step, zero)
         weighted = torch.bmm(whole, blocks)
         squares = (weighted * whole).sum(2, keepdim=True)
         fitted = (weighted * values).sum(2, keepdim=True) / torch.where(squares > 0, squares, 1)
         best = tried(torch.where((squares > 0) & (fitted > 0), fitted, step), zero, best)
-    _, step, zero, whole = best
-    codes = (whole + zero).to(torch.uint8).transpose(0, 1).flatten(1)
+    _, step, zero = best
+    codes = (rounded(step, zero) + zero).to(torch.uint8).transpose(0, 1).flatten(1)
     return codes, step[..., 0].T.contiguous(), zero[..., 0].T.to(torch.int32).contiguous()
 
 
@@ -163,29 +192,6 @@ def _relative(weight: "torch.Tensor", size: int) -> "torch.Tensor":
     """(o, i): magnitudes as shares of the largest of their group."""
     grouped = weight.abs().unflatten(1, (-1, size))
     return (grouped / grouped.amax(2, keepdim=True).clamp_min(1e-12)).flatten(1)
-
-
-def _group_errors(
-    weight: "torch.Tensor", squares: "torch.Tensor", grid: Grid, scales: "torch.Tensor"
-) -> "torch.Tensor":
-    """(g,): what rounding costs in each group of columns, over all rows; scales from the extremes."""
-    import torch
-
-    size = grid.columns(len(scales))
-    sums = torch.zeros(len(scales) // size, size, device=scales.device)
-    for part in weight.split(max(1, CHUNK // len(scales))):
-        scaled = (part * scales).unflatten(1, (-1, size))
-        low, high = scaled.aminmax(dim=2, keepdim=True)
-        low, high = low.clamp_max_(0), high.clamp_min_(0)
-        if grid.symmetric:
-            step = stored_scale(torch.maximum(-low, high) * 2 / grid.top)
-            zero = torch.full_like(step, grid.middle)
-        else:
-            step = stored_scale((high - low) / grid.top)
-            zero = (-low / step).round_().clamp_(grid.lowest_zero, grid.top)
-        whole = steps(scaled, 1 / step, -zero, grid.top - zero)
-        sums += whole.mul_(step).sub_(scaled).square_().sum(0)
-    return (sums.flatten() * (squares / scales.square())).to(scales.dtype).unflatten(0, (-1, size)).sum(1)
 
 
 def _candidates(
@@ -243,7 +249,7 @@ def _tied_groups(
 
 
 def _together(values: "torch.Tensor", groups: "torch.Tensor") -> "torch.Tensor":
-    """(g,): the sum of ``values`` (g,) over all groups of one number."""
+    """(..., g): the sum of ``values`` (..., g) over all groups of one number."""
     import torch
 
-    return torch.zeros_like(values).index_add_(0, groups, values)[groups]
+    return torch.zeros_like(values).index_add_(-1, groups, values)[..., groups]

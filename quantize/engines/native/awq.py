@@ -15,6 +15,7 @@ from quantize.calibration.folding import Fold, apply_fold
 from quantize.calibration.layer_pass import Layer
 from quantize.engines.native.parts import Part
 from quantize.hf.matrices import Linear
+from quantize.kernels.scaled import column_errors
 from quantize.numerics.awq import Sharing, clip, search_scales
 from quantize.numerics.grids import Grid
 from quantize.numerics.rtn import round_to_nearest
@@ -106,7 +107,7 @@ def _solve(layer: Layer, linears: Sequence[Linear], statistics: _Statistics, set
             ]
             sharing = [
                 Sharing(
-                    linear.held(before[linear.parameter]),
+                    linear.held(before[linear.parameter]).float(),
                     moment.sums.diagonal(dim1=1, dim2=2).flatten(),
                 )
                 for linear in mine
@@ -114,7 +115,7 @@ def _solve(layer: Layer, linears: Sequence[Linear], statistics: _Statistics, set
             ]
             if not sharing:
                 continue
-            found = search_scales(sharing, settings.grid, fold.origin)
+            found = search_scales(sharing, settings.grid, fold.origin, column_errors=column_errors())
             scales = _storable(fold, found.values, changed, settings.stored)
             apply_fold(fold, scales, changed, matrix)
             columns |= {(linear.parameter, linear.matrix): scales for linear in mine}

@@ -67,7 +67,7 @@ def own_imatrix(
 
     Errors: BadInput where ``run`` allows too little memory; see ``compute_imatrix``.
     """
-    ids, arithmetic = with_first_token(checkpoint, calibration.ids), arithmetic_of(run)
+    ids, arithmetic = with_first_token(checkpoint, calibration.ids), arithmetic_of(run, checkpoint)
     first, rest = _in_order(ids)
     whole = moments_key(checkpoint, np.concatenate([first, rest]), run, arithmetic)
     moments, shared = kept_moments(whole), ids.size

@@ -53,7 +53,7 @@ def write_awq(
     sources = _single(checkpoint)
     folds = _folds(checkpoint, format, rows, run, sources)
     stored = {name: TORCH[checkpoint.tensors[source].dtype] for name, source in sources.items()}
-    arithmetic, squares = arithmetic_of(run), SecondMoments()
+    arithmetic, squares = arithmetic_of(run, checkpoint), SecondMoments()
     with quantized_layers(
         checkpoint,
         format.decoder,

@@ -11,9 +11,11 @@
 #define COLUMNS columns_avx2
 #define GRID grid_avx2
 #define ROUNDED rounded_avx2
+#define SCALED scaled_avx2
 #include "blocks.h"
 #include "columns.h"
 #include "grid.h"
+#include "scaled.h"
 #include "rounded.h"
 #ifdef __clang__
 #pragma clang attribute pop

@@ -12,9 +12,11 @@
 #define COLUMNS columns_avx512
 #define GRID grid_avx512
 #define ROUNDED rounded_avx512
+#define SCALED scaled_avx512
 #include "blocks.h"
 #include "columns.h"
 #include "grid.h"
+#include "scaled.h"
 #include "rounded.h"
 #ifdef __clang__
 #pragma clang attribute pop

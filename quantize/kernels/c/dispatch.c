@@ -70,3 +70,16 @@ EXPORT float quantwright_rounded(int which, const Rounding *how, const void *x, 
     (void)which;
     return run(how, x, rows, codes, scales, zeros, of_x, of_values, work);
 }
+
+/* As Scaled, by implementation `which`. */
+EXPORT void quantwright_scaled(int which, const Search *grid, int64_t rows, int64_t inputs, int64_t size,
+                               int64_t first, int64_t last, const float *weight, const float *scales, float *sums)
+{
+    Scaled *run = scaled_portable;
+#ifdef __x86_64__
+    if (which == AVX512) run = scaled_avx512;
+    if (which == AVX2) run = scaled_avx2;
+#endif
+    (void)which;
+    run(grid, rows, inputs, size, first, last, weight, scales, sums);
+}

@@ -4,7 +4,9 @@
 #define COLUMNS columns_portable
 #define GRID grid_portable
 #define ROUNDED rounded_portable
+#define SCALED scaled_portable
 #include "blocks.h"
 #include "columns.h"
 #include "grid.h"
+#include "scaled.h"
 #include "rounded.h"

@@ -46,6 +46,14 @@ typedef struct {
 typedef void GridOf(const Search *search, int64_t inputs, int64_t size, int64_t first, int64_t last,
                     const float *weight, const float *shares, float *scales, float *zeros);
 
+/* What rounding changes of weights whose columns are multiplied by scales, for the candidates first .. last - 1.
+ *
+ * weight (rows, inputs), scales (candidates, inputs) -> sums (candidates, inputs): over the rows in their order, the
+ * squares of value - scaled weight. Groups of `size` have the scale of their extremes, in half precision; of `grid`,
+ * refinements and factors are not used. */
+typedef void Scaled(const Search *grid, int64_t rows, int64_t inputs, int64_t size, int64_t first, int64_t last,
+                    const float *weight, const float *scales, float *sums);
+
 /* Rows of a weight as compressed-tensors stores them.
  *
  * x (rows, columns), of `type`. `bits` 0: E4M3, one scale for each row, the largest magnitude over 448; codes
@@ -71,6 +79,7 @@ Quantize quantize_portable;
 Columns columns_portable;
 GridOf grid_portable;
 Rounded rounded_portable;
+Scaled scaled_portable;
 #ifdef __x86_64__
 Quantize quantize_avx2;
 Quantize quantize_avx512;
@@ -80,6 +89,8 @@ GridOf grid_avx2;
 Rounded rounded_avx2;
 GridOf grid_avx512;
 Rounded rounded_avx512;
+Scaled scaled_avx2;
+Scaled scaled_avx512;
 #endif
 
 #endif

@@ -62,6 +62,18 @@ def test_sound_artifacts_pass(short: str, artifacts: dict[str, Artifact]) -> Non
     assert 0.001 < (checks["weight error"].value or 0) < 0.2
 
 
+def test_the_distance_is_the_same_whether_the_source_s_logits_are_kept(
+    source: Path, artifacts: dict[str, Artifact], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("quantize.verification.logits.KEPT_BYTES", 0)
+    again = convert(source, "bnb-nf4", tmp_path / "again", run=CPU)
+    kept, streamed = (
+        {check.name: check.value for check in each.manifest.verification.checks}
+        for each in (artifacts["bnb-nf4"], again)
+    )
+    assert kept == streamed
+
+
 def rewrite(folder: Path, change: Callable[[dict[str, np.ndarray]], None]) -> None:
     """Read every tensor of ``folder`` as raw arrays, change them, write them back."""
     stored = StoredTensors(folder)

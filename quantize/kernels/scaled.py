@@ -1,0 +1,57 @@
+"""The compiled errors of rounding scaled columns (``quantize.numerics.awq``), where they were built."""
+
+import ctypes
+from functools import cache
+from typing import TYPE_CHECKING
+
+from quantize.kernels import native
+from quantize.kernels.grid import search_arguments
+from quantize.kernels.threads import over_rows
+from quantize.numerics.awq import ColumnErrors, torch_column_errors
+from quantize.numerics.grids import Grid
+
+if TYPE_CHECKING:
+    import torch
+
+
+def column_errors() -> ColumnErrors:
+    """The compiled sums, or torch's where there are none: ``column_errors`` of ``search_scales``.
+
+    They are torch's but for the order in which rows are added. What is not float32 on the CPU goes to torch
+    in any case. Errors: BadInput as of ``native.load``.
+    """
+    library = native.load()
+    if isinstance(library, str) or not library.scales_columns:
+        return torch_column_errors
+    return _compiled(library)
+
+
+@cache
+def _compiled(library: native.Library) -> ColumnErrors:
+    import torch
+
+    def errors(weight: "torch.Tensor", scales: "torch.Tensor", grid: Grid) -> "torch.Tensor":
+        given = (weight, scales)
+        if not all(each.dtype == torch.float32 and each.device.type == "cpu" for each in given):
+            return torch_column_errors(weight, scales, grid)
+        held = [each.contiguous() for each in given]
+        (rows, inputs), asked = weight.shape, search_arguments(grid, (ctypes.c_float * 0)())
+        sums = torch.empty_like(held[1])
+        pointers = [each.data_ptr() for each in (*held, sums)]
+
+        def part(first: int, last: int) -> None:
+            library.functions.quantwright_scaled(
+                library.which,
+                ctypes.addressof(asked),
+                rows,
+                inputs,
+                grid.columns(inputs),
+                first,
+                last,
+                *pointers,
+            )
+
+        over_rows(part, len(scales), 1)
+        return sums
+
+    return errors

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from quantize.checkpoint.templates import folder_templates
 from quantize.errors import Unsupported
+from quantize.formats.gptq_in_vllm import refused_by_vllm
 from quantize.terminal import printable, shell
 from serving.target import Exported, Request, gguf_context, whole
 
@@ -85,6 +86,13 @@ def served(program: Program, request: Request) -> tuple[list[str], list[str]]:
     method = manifest.recipe["method"]
     flags, notes = ["--served-model-name", request.name], []
     gguf = request.artifact.gguf is not None
+    quantization = {} if gguf else _quantization(request.config)
+    if program is VLLM and (why := refused_by_vllm(quantization)):
+        raise Unsupported(
+            f"{request.artifact.folder}: is {manifest.recipe_short}, which vLLM 0.32 refuses ({why}; seen on "
+            "a processor, read in its code for GPUs): convert the source with --to gptq-int4, awq-int4 or "
+            "ct-w4a16 and export that"
+        )
     if not gguf and program.runtime not in manifest.loads_in:
         raise Unsupported(
             f"{request.artifact.folder}: is {manifest.recipe_short}, which {program.name} does not open: "
@@ -107,11 +115,17 @@ def served(program: Program, request: Request) -> tuple[list[str], list[str]]:
         config = request.config
         length = whole(config.get("max_position_embeddings"))
         templated = _has_template(request)
-        kind = _kind(config)
+        kind = str(quantization.get("quant_method") or "dense")
         if kind == "bitsandbytes" and program is SGLANG:
             flags += ["--load-format", "bitsandbytes"]
-        if kind == "gptq" and _bits(config) in (2, 3):  # no Marlin kernel: the plain one computes in float16
+        bits = whole(quantization.get("bits"))
+        if kind == "gptq" and bits in (2, 3):  # no Marlin kernel: the plain one computes in float16
             flags += ["--dtype", "float16"]
+        if program is VLLM and kind == "gptq" and bits == 8:
+            notes.append(
+                "vLLM 0.32 refuses GPTQ of 8 bits on a processor (Marlin does not support weight_bits = "
+                "uint8b128); on a GPU its code takes them, which was read and not run"
+            )
     if program is VLLM and kind in VLLM_PLUGINS:
         plugin = VLLM_PLUGINS[kind]
         notes.append(f"vLLM 0.24 and later open {kind} through a plugin only: pip install {plugin}")
@@ -130,15 +144,9 @@ def served(program: Program, request: Request) -> tuple[list[str], list[str]]:
     return flags, notes
 
 
-def _kind(config: dict[str, object]) -> str:
+def _quantization(config: dict[str, object]) -> dict[str, object]:
     quantization = config.get("quantization_config")
-    kind = quantization.get("quant_method") if isinstance(quantization, dict) else None
-    return str(kind) if kind else "dense"
-
-
-def _bits(config: dict[str, object]) -> int | None:
-    quantization = config.get("quantization_config")
-    return whole(quantization.get("bits")) if isinstance(quantization, dict) else None
+    return quantization if isinstance(quantization, dict) else {}
 
 
 def _has_template(request: Request) -> bool:

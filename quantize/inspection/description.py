@@ -189,7 +189,7 @@ def _folder(looked: Looked, problems: list[Problem]) -> Description:
         context=kv.context if kv else None,
         kv=kv,
         license=None,
-        opened_by=loads_in(storage),
+        opened_by=loads_in(storage, scheme),
         problems=problems,
     )
 

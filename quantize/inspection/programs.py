@@ -9,6 +9,7 @@ from typing import Any
 from gguf import LlamaFileType
 
 from quantize.checkpoint.kv_cache import KvShape, kv_shape
+from quantize.formats.gptq_in_vllm import refused_by_vllm
 from quantize.methods.registry import METHODS, method
 
 MODEL_TYPE = re.compile(r"[\w.-]+")
@@ -35,13 +36,14 @@ def file_type(value: Any) -> str:
         return ""
 
 
-def loads_in(storage: str) -> tuple[str, ...]:
+def loads_in(storage: str, scheme: Any) -> tuple[str, ...]:
+    """``scheme``: what config.json says of the quantization."""
     if storage == "dense":
         return method("dense").format.loads_in
     for name in METHODS:
         form = method(name).format
         if form.storage == storage:
-            return form.loads_in
+            return tuple(name for name in form.loads_in if name != "vllm" or not refused_by_vllm(scheme))
     return OTHERS.get(storage, ())
 
 

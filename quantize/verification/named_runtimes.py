@@ -9,8 +9,10 @@ from quantize.engines.isolated.environment import installed
 from quantize.engines.isolated.known import isolated_engine
 from quantize.errors import BadInput, StepFailed, Unsupported, first_line
 from quantize.formats.base import Format
+from quantize.formats.gptq_in_vllm import refused_by_vllm
 from quantize.formats.packed import GPTQMODEL, TRANSFORMERS, PackedFormat
 from quantize.gguf.container.files import find_gguf
+from quantize.hf.load import read_config
 from quantize.packages import version
 from quantize.quiet import quiet
 from quantize.recipe import RunOptions
@@ -50,7 +52,7 @@ def named(text: str) -> str:
 def why_not(name: str, path: Path, gguf: bool, storage: str, format: Format | None, asked: bool) -> str:
     """Why the program is not started on ``path``; "" where it is. ``asked``: by name."""
     if name == "vllm":
-        return _why_not_vllm(gguf, storage, format, asked)
+        return _why_not_vllm(path, gguf, storage, format, asked)
     if not PROGRAMS[name]:
         engine = isolated_engine(name)
         if installed(engine) is None:
@@ -83,13 +85,16 @@ def version_of(name: str) -> str:
     return version(DISTRIBUTIONS[name]) or "" if PROGRAMS[name] else isolated_engine(name).version
 
 
-def _why_not_vllm(gguf: bool, storage: str, format: Format | None, asked: bool) -> str:
+def _why_not_vllm(path: Path, gguf: bool, storage: str, format: Format | None, asked: bool) -> str:
     if vllm_place() is None:
         return missing()
     if gguf or storage == "bitsandbytes":
         return f"vLLM opens {'GGUF' if gguf else storage} through a plugin, which is not started here"
     if storage not in VLLM_OPENS:
         return f"vLLM does not open {storage}"
+    refused = refused_by_vllm(read_config(path).get("quantization_config"))
+    if refused and not asked:
+        return f"vLLM 0.32 refuses it: {refused}; ask another vLLM by --in"
     known = format is not None and "vllm" in format.loads_in
     return "" if known or asked else "it is not known to compute this model from such files; ask by --in"
 

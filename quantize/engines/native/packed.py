@@ -8,6 +8,8 @@ from typing import Any
 from quantize.artifact.artifact import Note
 from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.checkpoint.tensors import write_config
+from quantize.files import read_json
+from quantize.formats.gptq_in_vllm import refused_by_vllm
 from quantize.formats.packed import GPTQMODEL, OWN, PackedFormat
 from quantize.hf.names import untied
 
@@ -36,7 +38,16 @@ def write_configs(
 
 
 def openers(format: PackedFormat, stage: Path) -> tuple[tuple[str, ...], list[Note]]:
-    """(programs that open what was written, none where all do that usually do; the note that says so)."""
+    """(programs that open what was written, none where all do that usually do; the notes that say so)."""
+    opened, notes = _openers(format, stage)
+    why = refused_by_vllm(read_json(stage / "config.json").get("quantization_config"))
+    others = tuple(name for name in opened or format.loads_in if name != "vllm")
+    if not why or others == opened:
+        return opened, notes
+    return others, [*notes, Note(tensor="*", what="vLLM 0.32 does not open it", why=f"it says: {why}")]
+
+
+def _openers(format: PackedFormat, stage: Path) -> tuple[tuple[str, ...], list[Note]]:
     who, others = format.opener(stage), format.experts_openers(stage)
     if not format.as_transformers_reads:
         why = "transformers' own loader knows one number of bits, group size and kind of zero point for all"

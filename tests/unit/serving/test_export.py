@@ -164,6 +164,19 @@ def test_vllm_refuses_what_it_does_not_open(tmp_path: Path) -> None:
             export(artifact.folder, target, tmp_path / "out")
 
 
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [({"desc_act": True}, "desc_act=True"), ({"bits": 3}, "bits=3"), ({"sym": False}, "sym=False")],
+)
+def test_vllm_refuses_gptq_that_it_no_longer_opens(change: dict[str, Any], word: str, tmp_path: Path) -> None:
+    quantization = {"quant_method": "gptq", "bits": 4, "group_size": 128, "sym": True, **change}
+    artifact = folder_artifact(tmp_path / "a", config={"quantization_config": quantization})
+    with pytest.raises(Unsupported, match=rf"vLLM 0.32 refuses \(.*{word}"):
+        export(artifact.folder, "vllm", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    export(artifact.folder, "sglang", tmp_path / "out")
+
+
 def arguments_of(out: Path, **environment: str) -> list[str]:
     """What serve.sh starts, by the shell itself: programs of these names that print what they are given."""
     tools = out.parent / "tools"
@@ -208,7 +221,8 @@ def test_names_stay_in_their_quotes(target: str, name: str, tmp_path: Path) -> N
     ("target", "config", "flags", "word"),
     [
         ("vllm", {"quant_method": "gptq", "bits": 4}, ["--dtype", "auto"], ""),
-        ("vllm", {"quant_method": "gptq", "bits": 3}, ["--dtype", "float16"], ""),
+        ("vllm", {"quant_method": "gptq", "bits": 8}, ["--dtype", "auto"], "8 bits on a processor"),
+        ("sglang", {"quant_method": "gptq", "bits": 3}, ["--dtype", "float16"], ""),
         ("vllm", {"quant_method": "compressed-tensors"}, ["--dtype", "auto"], ""),
         ("vllm", {"quant_method": "bitsandbytes"}, ["--dtype", "auto"], "vllm-bnb-plugin"),
         ("sglang", {"quant_method": "bitsandbytes"}, ["--load-format", "bitsandbytes"], ""),

@@ -15,6 +15,7 @@ from quantize.calibration.windows import Calibration, load_calibration
 from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.conversion import convert
 from quantize.engines.ggml import GGML
+from quantize.engines.native.precision import arithmetic_of
 from quantize.errors import BadInput, Unsupported
 from quantize.files import typed_path
 from quantize.gguf.container.files import find_gguf
@@ -81,6 +82,7 @@ def attest(path: Path, source: str, given: Given, run: RunOptions) -> Attested:
     work = plan(merged, recipe)
     options, text = _calibration(work, manifest, given, run)
     remarks = _remarks(manifest, opened)
+    here = arithmetic_of(run, opened).name  # of an importance matrix
     if isinstance(work, GgufWork):
         outcome = gguf.ours(artifact.folder, manifest, work, run, text)
     else:
@@ -95,6 +97,10 @@ def attest(path: Path, source: str, given: Given, run: RunOptions) -> Attested:
                 adapter=given.adapter,
             )
             outcome = folders.compared(artifact.folder, manifest, made, work)
+            here = _computed_in(made.manifest)
+    there = _computed_in(manifest)
+    if there and there != here:
+        remarks.append(f"calibrated in {printable(there, 80)}, here in {here}")
     outcome.remarks += remarks
     engine = require(recipe).engine.label
     return Attested(outcome, statement(outcome, opened, manifest, engine, _versions(manifest.libraries)))
@@ -179,6 +185,12 @@ def _remarks(manifest: Manifest, opened: Checkpoint) -> list[str]:
         if version != there[name]:
             out.append(f"made with {name} {printable(there[name], 40)}, here it is {version or 'absent'}")
     return out
+
+
+def _computed_in(manifest: Manifest) -> str:
+    """What the model ran in over the calibration text, where it did."""
+    own = manifest.details.get("imatrix")
+    return str(manifest.details.get("compute_dtype") or (own or {}).get("compute_dtype") or "")
 
 
 def _versions(names: Any) -> dict[str, str]:

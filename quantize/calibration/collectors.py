@@ -239,17 +239,24 @@ class BlockMoments(Collector[Blocks]):
         self._size, self._only = size, only
         self._sums: dict[str, dict[int, torch.Tensor]] = {}
         self._counts: dict[str, dict[int, int]] = {}
+        self._last: tuple[torch.Tensor, int, torch.Tensor] | None = None
+
+    def _of(self, inputs: "torch.Tensor") -> "torch.Tensor":
+        """Computed once for matrices that take the same inputs one after the other."""
+        if self._last is None or self._last[0] is not inputs or self._last[1] != inputs._version:
+            rows = inputs.reshape(-1, inputs.shape[-1]).float()
+            size = self._size if self._size > 0 else rows.shape[1]
+            grouped = rows.unflatten(1, (-1, size)).transpose(0, 1)
+            self._last = inputs, inputs._version, grouped.transpose(1, 2) @ grouped
+        return self._last[2]
 
     def add(self, name: str, inputs: "torch.Tensor", matrix: int = 0) -> None:
         if name not in self._only:
             return
-        rows = inputs.reshape(-1, inputs.shape[-1]).float()
-        size = self._size if self._size > 0 else rows.shape[1]
-        grouped = rows.unflatten(1, (-1, size)).transpose(0, 1)
-        sums = grouped.transpose(1, 2) @ grouped
+        sums = self._of(inputs)
         mine, counts = self._sums.setdefault(name, {}), self._counts.setdefault(name, {})
-        mine[matrix] = mine[matrix].add_(sums) if matrix in mine else sums
-        counts[matrix] = counts.get(matrix, 0) + len(rows)
+        mine[matrix] = mine[matrix] + sums if matrix in mine else sums
+        counts[matrix] = counts.get(matrix, 0) + inputs.numel() // inputs.shape[-1]
 
     def result(self) -> dict[str, dict[int, Blocks]]:
         return {

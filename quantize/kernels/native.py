@@ -70,10 +70,14 @@ def _load(asked: str | None) -> Library | str:
     if rounds:
         functions.quantwright_rounded.restype = ctypes.c_float
         functions.quantwright_rounded.argtypes = [ctypes.c_int, *[pointer] * 2, long, *[pointer] * 6]
-    scales = hasattr(functions, "quantwright_scaled")
+    scales = hasattr(functions, "quantwright_change")
     if scales:
         functions.quantwright_scaled.restype = None
         functions.quantwright_scaled.argtypes = [ctypes.c_int, pointer, *[long] * 5, *[pointer] * 3]
+        functions.quantwright_change.restype = None
+        functions.quantwright_change.argtypes = [
+            ctypes.c_int, *[long] * 3, ctypes.c_float, *[pointer] * 4,
+        ]  # fmt: skip
     return Library(functions, which, rounds, scales)
 
 

@@ -1,4 +1,4 @@
-"""The compiled errors of rounding scaled columns (``quantize.numerics.awq``), where they were built."""
+"""What rounding changes, compiled for ``quantize.numerics.awq``, where it was built."""
 
 import ctypes
 from functools import cache
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from quantize.kernels import native
 from quantize.kernels.grid import search_arguments
 from quantize.kernels.threads import over_rows
-from quantize.numerics.awq import ColumnErrors, torch_column_errors
+from quantize.numerics.awq import Change, ColumnErrors, torch_change, torch_column_errors
 from quantize.numerics.grids import Grid
 
 if TYPE_CHECKING:
@@ -55,3 +55,36 @@ def _compiled(library: native.Library) -> ColumnErrors:
         return sums
 
     return errors
+
+
+def rounding_change() -> Change:
+    """The compiled change, or torch's where there is none: ``change`` of ``clip``. Both are equal bit by bit.
+    Errors: BadInput as of ``native.load``."""
+    library = native.load()
+    if isinstance(library, str) or not library.scales_columns:
+        return torch_change
+    return _compiled_change(library)
+
+
+@cache
+def _compiled_change(library: native.Library) -> Change:
+    import torch
+
+    def change(
+        values: "torch.Tensor", step: "torch.Tensor", zero: "torch.Tensor", top: float
+    ) -> "torch.Tensor":
+        given = (values, step, zero)
+        if not all(each.dtype == torch.float32 and each.device.type == "cpu" for each in given):
+            return torch_change(values, step, zero, top)
+        held = [each.contiguous() for each in given]
+        out = torch.empty_like(held[0])
+        pointers = [each.data_ptr() for each in (*held, out)]
+        size = values.shape[-1]
+
+        def part(first: int, last: int) -> None:
+            library.functions.quantwright_change(library.which, size, first, last, top, *pointers)
+
+        over_rows(part, values.numel() // size, 64)
+        return out
+
+    return change

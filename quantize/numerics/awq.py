@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 #: changes of the scaled weights, with the grid's scale of each group's extremes
 ColumnErrors = Callable[["torch.Tensor", "torch.Tensor", Grid], "torch.Tensor"]
 
+#: weights (..., i), scales and zero points (..., 1), the largest code -> what rounding adds to each weight
+Change = Callable[["torch.Tensor", "torch.Tensor", "torch.Tensor", float], "torch.Tensor"]
+
 #: exponents of the inputs' magnitudes, and of the weights', that are tried
 INPUT_EXPONENTS = tuple(step / 10 for step in range(1, 11))
 WEIGHT_EXPONENTS = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -122,7 +125,14 @@ def search_scales(
     return Scales(best, float((least / count).sum()), float((found[0] / count).sum()))
 
 
-def clip(weight: "torch.Tensor", blocks: "torch.Tensor", grid: Grid) -> Codes:
+def torch_change(
+    values: "torch.Tensor", step: "torch.Tensor", zero: "torch.Tensor", top: float
+) -> "torch.Tensor":
+    """``Change`` on any device."""
+    return _rounded(values, step, zero, top).mul_(step).sub_(values)
+
+
+def clip(weight: "torch.Tensor", blocks: "torch.Tensor", grid: Grid, change: Change = torch_change) -> Codes:
     """Codes of ``weight`` (o, i) on the range of each group of each row that makes d M d^T least, d what
     rounding changes and M the group's ``blocks`` (g, size, size), X^T X of its inputs, to any scale.
 
@@ -132,13 +142,15 @@ def clip(weight: "torch.Tensor", blocks: "torch.Tensor", grid: Grid) -> Codes:
     """
     import torch
 
-    parts = [_clipped(part, blocks, grid) for part in weight.split(max(1, 4 * CHUNK // weight.shape[1]))]
+    parts = [
+        _clipped(part, blocks, grid, change) for part in weight.split(max(1, 4 * CHUNK // weight.shape[1]))
+    ]
     codes, scales, zeros = (torch.cat(each) for each in zip(*parts, strict=True))
     return Codes(codes, scales, zeros)
 
 
 def _clipped(
-    weight: "torch.Tensor", blocks: "torch.Tensor", grid: Grid
+    weight: "torch.Tensor", blocks: "torch.Tensor", grid: Grid, change: Change
 ) -> "tuple[torch.Tensor, torch.Tensor, torch.Tensor]":
     """(codes (o, i), scales (o, g), zeros (o, g)); groups come first in between."""
     import torch
@@ -149,13 +161,10 @@ def _clipped(
     extremes = torch.maximum(-low, high) * 2 if grid.symmetric else high - low
     best = torch.full_like(extremes, torch.inf), extremes, low
 
-    def rounded(step: "torch.Tensor", zero: "torch.Tensor") -> "torch.Tensor":
-        return steps(values, 1 / step, -zero, grid.top - zero)
-
     def tried(step: "torch.Tensor", zero: "torch.Tensor", best: Any) -> Any:
         step = stored_scale(step, grid.scales)
-        change = rounded(step, zero).mul_(step).sub_(values)
-        found = torch.bmm(change, blocks).mul_(change).sum(2, keepdim=True), step, zero
+        added = change(values, step, zero, grid.top)
+        found = torch.bmm(added, blocks).mul_(added).sum(2, keepdim=True), step, zero
         better = found[0] < best[0]
         return tuple(torch.where(better, new, old) for new, old in zip(found, best, strict=True))
 
@@ -169,14 +178,20 @@ def _clipped(
         best = tried(step, zero, best)
     for _ in range(REFINEMENTS):
         _, step, zero = best
-        whole = rounded(step, zero)
+        whole = _rounded(values, step, zero, grid.top)
         weighted = torch.bmm(whole, blocks)
         squares = (weighted * whole).sum(2, keepdim=True)
         fitted = (weighted * values).sum(2, keepdim=True) / torch.where(squares > 0, squares, 1)
         best = tried(torch.where((squares > 0) & (fitted > 0), fitted, step), zero, best)
     _, step, zero = best
-    codes = (rounded(step, zero) + zero).to(torch.uint8).transpose(0, 1).flatten(1)
+    codes = (_rounded(values, step, zero, grid.top) + zero).to(torch.uint8).transpose(0, 1).flatten(1)
     return codes, step[..., 0].T.contiguous(), zero[..., 0].T.to(torch.int32).contiguous()
+
+
+def _rounded(
+    values: "torch.Tensor", step: "torch.Tensor", zero: "torch.Tensor", top: float
+) -> "torch.Tensor":
+    return steps(values, 1 / step, -zero, top - zero)
 
 
 def _thinned(each: Sharing, share: float) -> Sharing:

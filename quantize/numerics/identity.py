@@ -51,13 +51,11 @@ def misplaced(read: np.ndarray, source: np.ndarray) -> Iterator[tuple[int, int]]
     features of n tensors of one shape."""
     if read.shape[-1] < FEWEST:
         return
-    norms, theirs = _squares(source), _squares(read)
+    norms = _squares(source)
     for begin in range(0, len(read), 1024):
-        part = slice(begin, begin + 1024)
-        squares = theirs[part, None] + norms[None, :] - 2.0 * (read[part] @ source.T).astype(np.float64)
-        for i in range(begin, begin + len(squares)):
-            j = _other(squares[i - begin], i, norms)
-            if j is not None and _nearer(read[i], source[i], source[j]):
+        part = read[begin : begin + 1024]
+        for i, j in _others(part, np.arange(begin, begin + len(part)), source, norms):
+            if _nearer(read[i], source[i], source[j]):
                 yield i, j
 
 
@@ -113,25 +111,23 @@ class RowIdentity:
         squares_b[~large] = np.inf  # nobody's
         step = max(1, min(256, ROWS_AT_ONCE // len(fewer)))
         for begin in range(0, len(looked), step):
-            block = few[begin : begin + step]
-            products = (block @ fewer.T).astype(np.float64)
-            squares = _squares(block)[:, None] + squares_b[None, :] - 2.0 * products
-            for row, i in zip(squares, looked[begin : begin + step], strict=True):
-                j = _other(row, int(i), squares_b)
-                if j is None:
-                    continue
-                full = (_signed(x, self.rescaled) for x in (read(int(i)), source(int(i)), source(j)))
+            for i, j in _others(few[begin : begin + step], looked[begin : begin + step], fewer, squares_b):
+                full = (_signed(x, self.rescaled) for x in (read(i), source(i), source(j)))
                 if _nearer(*full):
-                    return int(i), j
+                    return i, j
         return None
 
 
-def _other(squares: np.ndarray, own: int, norms: np.ndarray) -> int | None:
-    """The nearest source, where that is another than ``own`` by so much that it is worth a closer look."""
-    nearest = int(squares.argmin())
-    if nearest == own or squares[own] <= SAME**2 * norms[own] or squares[nearest] * NEARER > squares[own]:
-        return None
-    return nearest
+def _others(
+    read: np.ndarray, own: np.ndarray, source: np.ndarray, norms: np.ndarray
+) -> Iterator[tuple[int, int]]:
+    """(i, j) where of the rows ``read``, whose numbers are ``own``, i is nearer to row j of ``source`` than
+    to its own, by so much that it is worth a closer look. ``norms``: the squares of ``source``'s rows."""
+    apart = (read @ source.T) * -2.0 + norms  # float64; the squares of the rows of ``read`` are missing
+    nearest = apart.argmin(1)
+    mine, least = (apart[np.arange(len(read)), those] + _squares(read) for those in (own, nearest))
+    worth = (nearest != own) & (mine > SAME**2 * norms[own]) & (least * NEARER <= mine)
+    yield from zip(own[worth].tolist(), nearest[worth].tolist(), strict=True)
 
 
 def _nearer(read: np.ndarray, own: np.ndarray, other: np.ndarray) -> bool:

@@ -15,7 +15,7 @@ from quantize.calibration.folding import Fold, apply_fold
 from quantize.calibration.layer_pass import Layer
 from quantize.engines.native.parts import Part
 from quantize.hf.matrices import Linear
-from quantize.kernels.scaled import column_errors
+from quantize.kernels.scaled import column_errors, rounding_change
 from quantize.numerics.awq import Sharing, clip, search_scales
 from quantize.numerics.grids import Grid
 from quantize.numerics.rtn import round_to_nearest
@@ -129,7 +129,7 @@ def _solve(layer: Layer, linears: Sequence[Linear], statistics: _Statistics, set
             if (linear.parameter, linear.matrix) in columns:
                 scales = columns[linear.parameter, linear.matrix].unflatten(0, (-1, blocks.shape[1]))
                 blocks = blocks / scales[:, :, None] / scales[:, None, :]
-            part.codes[linear.name] = clip(weight, blocks, settings.grid)
+            part.codes[linear.name] = clip(weight, blocks, settings.grid, rounding_change())
         part.notes += _notes(linear, moment, tokens)
     quantized = {linear.parameter for linear in linears}
     part.changed = {name: values for name, values in changed.items() if name not in quantized}

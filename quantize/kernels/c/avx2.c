@@ -12,6 +12,7 @@
 #define GRID grid_avx2
 #define ROUNDED rounded_avx2
 #define SCALED scaled_avx2
+#define CHANGE change_avx2
 #include "blocks.h"
 #include "columns.h"
 #include "grid.h"

@@ -13,6 +13,7 @@
 #define GRID grid_avx512
 #define ROUNDED rounded_avx512
 #define SCALED scaled_avx512
+#define CHANGE change_avx512
 #include "blocks.h"
 #include "columns.h"
 #include "grid.h"

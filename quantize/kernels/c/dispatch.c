@@ -83,3 +83,16 @@ EXPORT void quantwright_scaled(int which, const Search *grid, int64_t rows, int6
     (void)which;
     run(grid, rows, inputs, size, first, last, weight, scales, sums);
 }
+
+/* As Change, by implementation `which`. */
+EXPORT void quantwright_change(int which, int64_t size, int64_t first, int64_t last, float top, const float *x,
+                               const float *scales, const float *zeros, float *out)
+{
+    Change *run = change_portable;
+#ifdef __x86_64__
+    if (which == AVX512) run = change_avx512;
+    if (which == AVX2) run = change_avx2;
+#endif
+    (void)which;
+    run(size, first, last, top, x, scales, zeros, out);
+}

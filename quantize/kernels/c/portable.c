@@ -5,6 +5,7 @@
 #define GRID grid_portable
 #define ROUNDED rounded_portable
 #define SCALED scaled_portable
+#define CHANGE change_portable
 #include "blocks.h"
 #include "columns.h"
 #include "grid.h"

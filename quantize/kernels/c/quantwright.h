@@ -54,6 +54,11 @@ typedef void GridOf(const Search *search, int64_t inputs, int64_t size, int64_t 
 typedef void Scaled(const Search *grid, int64_t rows, int64_t inputs, int64_t size, int64_t first, int64_t last,
                     const float *weight, const float *scales, float *sums);
 
+/* out (rows, size): scale * the whole number nearest to x / scale, between -zero and top - zero, less x; scales and
+ * zeros (rows), rows first .. last - 1. */
+typedef void Change(int64_t size, int64_t first, int64_t last, float top, const float *x, const float *scales,
+                    const float *zeros, float *out);
+
 /* Rows of a weight as compressed-tensors stores them.
  *
  * x (rows, columns), of `type`. `bits` 0: E4M3, one scale for each row, the largest magnitude over 448; codes
@@ -80,6 +85,7 @@ Columns columns_portable;
 GridOf grid_portable;
 Rounded rounded_portable;
 Scaled scaled_portable;
+Change change_portable;
 #ifdef __x86_64__
 Quantize quantize_avx2;
 Quantize quantize_avx512;
@@ -91,6 +97,8 @@ GridOf grid_avx512;
 Rounded rounded_avx512;
 Scaled scaled_avx2;
 Scaled scaled_avx512;
+Change change_avx2;
+Change change_avx512;
 #endif
 
 #endif

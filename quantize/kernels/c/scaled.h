@@ -1,4 +1,4 @@
-/* What rounding costs once columns are multiplied by scales, as quantize/numerics/awq.py tries them; for one width of
+/* What rounding changes, and costs once columns are multiplied by scales, as quantize/numerics/awq.py tries it; for one width of
  * vectors, included after grid.h by avx512.c, avx2.c and portable.c. */
 
 INLINE float least_of(vf a)
@@ -53,5 +53,26 @@ void SCALED(const Search *grid, int64_t rows, int64_t inputs, int64_t size, int6
                     scaled_group(0, grid, size, weight + row * inputs + at, here + at, found + at);
                 else
                     scaled_group(1, grid, size, weight + row * inputs + at, here + at, found + at);
+    }
+}
+
+void CHANGE(int64_t size, int64_t first, int64_t last, float top, const float *x, const float *scales,
+            const float *zeros, float *out)
+{
+    for (int64_t row = first; row < last; row++) {
+        const float *from = x + row * size;
+        float *to = out + row * size;
+        vf scale = vf_of(scales[row]), inverse = vf_of(1 / scales[row]);
+        vf lowest = vf_of(-zeros[row]), highest = vf_of(top - zeros[row]);
+        for (int64_t at = 0; at < size; at += LANES) {
+            int whole = size - at >= LANES;
+            vf value = whole ? load(from + at) : load_some(from + at, size - at);
+            vf steps = (larger(smaller(value * inverse, highest), lowest) + MAGIC) - MAGIC;
+            vf added = steps * scale - value;
+            if (whole)
+                memcpy(to + at, &added, sizeof added);
+            else
+                memcpy(to + at, &added, sizeof(float) * (size_t)(size - at));
+        }
     }
 }

@@ -11,7 +11,7 @@ import pytest
 from attesting import attest, change, change_gguf, change_stored, verify
 
 from quantize import convert
-from quantize.artifact.artifact import Artifact
+from quantize.artifact.artifact import MANIFEST, Artifact
 from quantize.errors import BadInput, StepFailed, Unsupported
 from quantize.gguf.container.reader import read_gguf
 
@@ -148,6 +148,22 @@ def test_a_split_file_and_another_source(
     found = attest(artifact.folder, other, "-o", tmp_path / "other.json")
     assert "blk.0.ffn_up.weight" in {each["tensor"] for each in found["differing"]}
     assert any("not the source that the manifest names" in each for each in found["remarks"])
+
+
+@pytest.mark.parametrize("short", [CALIBRATED[0], "gguf-q4_k_m"])
+def test_what_it_was_calibrated_in_is_said_where_that_is_another(
+    made: Make, source: Path, tmp_path: Path, short: str
+) -> None:
+    folder = copied(made(short), tmp_path / "copy")
+    manifest = json.loads((folder / MANIFEST).read_text())
+    if "imatrix" in manifest["details"]:
+        manifest["details"]["imatrix"]["compute_dtype"] = "float8"
+    (folder / MANIFEST).write_text(json.dumps(manifest))
+    found = attest(folder, source, "-o", tmp_path / "statement.json")
+    assert found["equal"], found
+    assert any("calibrated in float8, here in" in each for each in found["remarks"]) == (
+        short != "gguf-q4_k_m"
+    )
 
 
 def test_signed_and_checked(made: Make, source: Path, keys: Keys, tmp_path: Path) -> None:

@@ -1,12 +1,12 @@
-"""The compiled errors of rounding scaled columns against torch's."""
+"""What rounding changes, compiled, against torch."""
 
 import pytest
 
 torch = pytest.importorskip("torch")
 
 from quantize.kernels.native import Library  # noqa: E402
-from quantize.kernels.scaled import column_errors  # noqa: E402
-from quantize.numerics.awq import ColumnErrors, torch_column_errors  # noqa: E402
+from quantize.kernels.scaled import column_errors, rounding_change  # noqa: E402
+from quantize.numerics.awq import ColumnErrors, torch_change, torch_column_errors  # noqa: E402
 from quantize.numerics.grids import Grid  # noqa: E402
 
 GRIDS = [Grid(4, 32, False), Grid(4, 16, True), Grid(3, -1, False, 1), Grid(8, 12, False), Grid(2, -1, True)]
@@ -53,3 +53,21 @@ def test_what_it_does_not_take_goes_to_torch(compiled: ColumnErrors) -> None:
     weight, scales = problem()
     found = compiled(weight.double(), scales.double(), Grid(4, 32, True))
     assert found.shape == scales.shape
+
+
+@pytest.mark.parametrize("size", [1, 12, 64, 100])
+@pytest.mark.parametrize("threads", [1, 3])
+def test_the_change_is_torch_s_bit_by_bit(library: Library, size: int, threads: int) -> None:
+    change = rounding_change()
+    assert change is not torch_change
+    random = torch.Generator().manual_seed(size)
+    values = torch.randn(3, 130, size, generator=random)
+    values[0, :4] = torch.tensor([0.0, 0.25, 3e4, -3e4])[:, None]
+    step = (torch.rand(3, 130, 1, generator=random) + 0.01).half().float()
+    zero = torch.randint(0, 16, (3, 130, 1), generator=random).float()
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        assert torch.equal(change(values, step, zero, 15), torch_change(values, step, zero, 15))
+    finally:
+        torch.set_num_threads(before)

@@ -57,6 +57,11 @@ def _load(asked: str | None) -> Library | str:
     which = best if asked is None else IMPLEMENTATIONS.index(asked)
     if which > best:
         raise BadInput(f"${VARIABLE} is {asked}; this processor has {IMPLEMENTATIONS[best]} at most")
+    return declared(functions, which)
+
+
+def declared(functions: ctypes.CDLL, which: int) -> Library:
+    """Tells ctypes what the functions take."""
     pointer, long = ctypes.c_void_p, ctypes.c_int64
     functions.quantwright_quantize.restype = long
     functions.quantwright_quantize.argtypes = [

@@ -44,7 +44,10 @@ static uint32_t widened(int kind, const void *from, int64_t count, float *to)
             memcpy(&values, (const float *)from + at, sizeof(float) * (size_t)left);
         } else if (kind == OF_BFLOAT16) {
             vs halves = {0};
-            memcpy(&halves, (const uint16_t *)from + at, sizeof(uint16_t) * (size_t)left);
+            if (left == LANES) /* a length that is known: no call */
+                memcpy(&halves, (const uint16_t *)from + at, sizeof halves);
+            else
+                memcpy(&halves, (const uint16_t *)from + at, sizeof(uint16_t) * (size_t)left);
             values = (vf)(__builtin_convertvector(halves, vi) << 16);
         } else {
             for (int64_t lane = 0; lane < left; lane++)
@@ -90,33 +93,43 @@ static void e4m3_row(const float *x, int64_t count, float scale, uint8_t *codes,
     }
 }
 
-/* A group of integers, packed if they are of 4 bits; `count` even then. `flip` is put over each byte. */
+/* `count` integers, at most 16, packed if they are of 4 bits; `count` even then. `flip` is put over each byte. */
+INLINE void integers(const float *x, int64_t count, int bits, float scale, float zero, float top, int flip,
+                     uint8_t *codes, float *values)
+{
+    vi found[16 / LANES];
+    vf inverse = vf_of(1 / scale), lowest = vf_of(-zero), highest = vf_of(top - zero);
+    for (int part = 0; part < 16 / LANES; part++) {
+        int64_t left = count - part * LANES < LANES ? count - part * LANES : LANES;
+        vf some = load_some(x + part * LANES, left > 0 ? left : 0);
+        vf steps = (larger(smaller(some * inverse, highest), lowest) + MAGIC) - MAGIC, value = steps * scale;
+        if (left > 0) memcpy(values + part * LANES, &value, sizeof(float) * (size_t)left);
+        found[part] = __builtin_convertvector(steps + zero, vi) ^ flip;
+    }
+    uint8_t bytes[16];
+    store_bytes(found, bytes);
+    if (bits == 4) {
+        typedef uint16_t pairs __attribute__((vector_size(16)));
+        typedef uint8_t halves __attribute__((vector_size(8)));
+        pairs both;
+        memcpy(&both, bytes, sizeof both);
+        halves packed = __builtin_convertvector(both | both >> 4, halves);
+        memcpy(bytes, &packed, sizeof packed);
+    }
+    memcpy(codes, bytes, (size_t)(count * bits / 8));
+}
+
 static void integer_group(const float *x, int64_t count, int bits, float scale, float zero, float top, int flip,
                           uint8_t *codes, float *values)
 {
-    uint8_t bytes[16];
-    vf inverse = vf_of(1 / scale), lowest = vf_of(-zero), highest = vf_of(top - zero);
-    for (int64_t at = 0; at < count; at += 16) {
-        vi found[16 / LANES];
-        int64_t left = count - at < 16 ? count - at : 16;
-        for (int part = 0; part < 16 / LANES; part++) {
-            vf some = load_some(x + at + part * LANES, left - part * LANES > 0 ? left - part * LANES : 0);
-            vf steps = (larger(smaller(some * inverse, highest), lowest) + MAGIC) - MAGIC;
-            vf value = steps * scale;
-            int64_t mine = left - part * LANES < LANES ? left - part * LANES : LANES;
-            if (mine > 0) memcpy(values + at + part * LANES, &value, sizeof(float) * (size_t)mine);
-            found[part] = __builtin_convertvector(steps + zero, vi) ^ flip;
-        }
-        store_bytes(found, bytes);
-        if (bits == 8) {
-            memcpy(codes + at, bytes, (size_t)left);
-        } else {
-            uint8_t pairs[8];
-            for (int pair = 0; pair < 8; pair++)
-                pairs[pair] = (uint8_t)(bytes[2 * pair] | bytes[2 * pair + 1] << 4);
-            memcpy(codes + at / 2, pairs, (size_t)left / 2);
-        }
-    }
+    int64_t at = 0;
+    for (; at + 16 <= count; at += 16) /* lengths are known here */
+        if (bits == 4)
+            integers(x + at, 16, 4, scale, zero, top, flip, codes + at / 2, values + at);
+        else
+            integers(x + at, 16, 8, scale, zero, top, flip, codes + at, values + at);
+    if (at < count)
+        integers(x + at, count - at, bits, scale, zero, top, flip, codes + at * bits / 8, values + at);
 }
 
 /* The projections of x and of values on both rows of `factors` (2, whole vectors), which is zero beyond `count`. */
@@ -145,7 +158,7 @@ float ROUNDED(const Rounding *how, const void *x, int64_t rows, uint8_t *codes, 
     int64_t padded = (columns + WORK_LANES - 1) / WORK_LANES * WORK_LANES;
     size_t width = how->type == OF_FLOAT32 ? 4 : 2;
     float *row = work, *values = work + padded, largest = 0;
-    int pairs = how->bits && in_pairs(how->search);
+    int pairs = how->bits && in_pairs(how->search), falling = how->bits && falls(how->search);
     memset(work, 0, 2 * sizeof(float) * (size_t)padded);
     for (int64_t each = 0; each < rows; each++) {
         uint32_t bits = widened(how->type, (const uint8_t *)x + (size_t)(each * columns) * width, columns, row);
@@ -161,15 +174,18 @@ float ROUNDED(const Rounding *how, const void *x, int64_t rows, uint8_t *codes, 
             e4m3_row(row, columns, scale, codes + each * columns, values);
         } else {
             uint8_t *to = codes + each * columns * how->bits / 8;
-            for (int64_t group = 0; group < groups; group++) {
-                int64_t at = each * groups + group;
-                Group here = {row + group * size, 0, size};
-                float scale, zero;
-                search_group(here, how->search, pairs, &scale, &zero);
-                zeros[at] = zero;
-                scale = held_scale(how->scale_type, scale, scales, at);
-                integer_group(here.x, size, how->bits, scale, zero, how->search->top, how->flip,
-                              to + group * size * how->bits / 8, values + group * size);
+            for (int64_t first = 0; first < groups; first += LANES) {
+                int count = groups - first < LANES ? (int)(groups - first) : LANES;
+                Group here = {row + first * size, 0, size};
+                float found[LANES], middles[LANES];
+                search_groups(here, count, how->search, pairs, falling, found, middles);
+                for (int next = 0; next < count; next++) {
+                    int64_t group = first + next, at = each * groups + group;
+                    float scale = held_scale(how->scale_type, found[next], scales, at);
+                    zeros[at] = middles[next];
+                    integer_group(row + group * size, size, how->bits, scale, zeros[at], how->search->top,
+                                  how->flip, to + group * size * how->bits / 8, values + group * size);
+                }
             }
         }
         if (of_x) projected(row, values, padded, how->factors, of_x + 2 * each, of_values + 2 * each);

@@ -43,6 +43,35 @@ for name in sys.argv[2].split(","):
                 for at in (x, out, w):
                     libc.free(at)
                 done += 1
+
+# numpy's buffers are the sanitizers' too
+from quantize.kernels.grid import search_arguments
+from quantize.kernels.native import declared
+from quantize.kernels.rounded import TYPES, RowRounder
+from quantize.numerics.grids import Grid
+from quantize.numerics.rtn import tried_factors
+
+random = np.random.default_rng(0)
+for which in range(library.quantwright_best() + 1):
+    ours = declared(library, which)
+    for columns, size in ((96, -1), (96, 24), (2432, 64), (250, -1), (250, 10)):
+        weight = random.normal(0, 1, (3, columns)).astype(np.float32)
+        for bits, symmetric, positive in ((4, True, False), (4, False, False), (8, True, True)):
+            grid = Grid(bits, size, symmetric, positive=positive)
+            tried = tried_factors(grid, 24)
+            held = (ctypes.c_float * len(tried))(*tried)
+            asked = search_arguments(grid, held)
+            scales, zeros = (np.empty((3, columns // grid.columns(columns)), np.float32) for _ in range(2))
+            shares = np.ones(columns, np.float32)
+            library.quantwright_grid(
+                which, ctypes.addressof(asked), columns, grid.columns(columns), 0, 3,
+                *(each.ctypes.data for each in (weight, shares, scales, zeros)))
+            done += 1
+        for dtype, (_, kind) in TYPES.items():
+            raw = weight if dtype == "F32" else (weight.view(np.uint32) >> 16).astype(kind) & 0xBFFF
+            for grid in (grid, Grid(4, size, True), Grid(4, size, False), None):
+                assert RowRounder(ours, dtype, columns, "BF16", grid)(raw).fits
+                done += 1
 print(done)
 """
 
@@ -68,10 +97,10 @@ def test_no_kernel_reads_beside_its_rows_or_does_what_c_leaves_open(tmp_path: Pa
             **os.environ,
             "LD_PRELOAD": asan,
             "ASAN_OPTIONS": "detect_leaks=0",
-            "PYTHONPATH": str(ROOT / "tests"),
+            "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]),
         },
         capture_output=True,
         text=True,
     )
     assert ran.returncode == 0, ran.stderr[-3000:]
-    assert int(ran.stdout) >= 12 * 17 * 6
+    assert int(ran.stdout) >= 12 * 17 * 6 + 5 * 15

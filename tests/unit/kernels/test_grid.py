@@ -7,7 +7,7 @@ torch = pytest.importorskip("torch")
 from quantize.kernels.grid import grid_search  # noqa: E402
 from quantize.kernels.native import VARIABLE, Library  # noqa: E402
 from quantize.numerics.grids import Grid  # noqa: E402
-from quantize.numerics.rtn import Search, round_to_nearest, torch_search  # noqa: E402
+from quantize.numerics.rtn import Search, round_to_nearest, torch_search, tried_factors  # noqa: E402
 
 GRIDS = [
     Grid(bits, size, symmetric, lowest)
@@ -53,6 +53,21 @@ def test_it_finds_what_torch_finds(compiled: Search, grid: Grid, inputs: int, si
     assert torch.equal(
         compiled(weight, importance, grid, [1.0])[0], torch_search(weight, importance, grid, [1.0])[0]
     )
+
+
+@pytest.mark.parametrize(
+    "grid", [Grid(4, 128, True), Grid(8, -1, True, positive=True), Grid(2, 48, True)], ids=str
+)
+def test_what_is_not_tried_would_not_have_won(compiled: Search, grid: Grid) -> None:
+    """Scales are tried from the largest down as long as a smaller one can still win; upwards all are, and of
+    two signs that are equally good the other one first."""
+    random = torch.Generator().manual_seed(7)
+    weight = torch.cat([torch.randn(40, 384, generator=random), torch.rand(40, 384, generator=random) - 0.5])
+    weight[::3] **= 3
+    shares = torch.rand(384, generator=random)
+    factors = tried_factors(grid, 24)
+    down, up = (compiled(weight, shares, grid, each) for each in (factors, factors[::-1]))
+    assert torch.equal(down[0].abs(), up[0].abs())
 
 
 @pytest.mark.parametrize("threads", [1, 3])

@@ -36,7 +36,7 @@ class BenchSettings(Options):
 class BenchOptions(BenchSettings):
     """And how models are opened and fetched, which in a job the runner says."""
 
-    load_as: Text | None = Field(None, description="quantize while loading (quanto and bnb recipes)")
+    load_as: Text | None = Field(None, description="quantize while loading (quanto, bnb and torchao recipes)")
     prune: bool = Field(
         False, description="delete each downloaded file of a GGUF repository before the next download"
     )

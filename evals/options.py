@@ -114,7 +114,7 @@ class EvalOptions(EvalSettings):
         "(default: the source, if it is found, else the largest)",
     )
     load_as: Text | dict[str, Any] | Recipe | None = Field(
-        None, description="quantize the model while loading (quanto and bnb recipes)"
+        None, description="quantize the model while loading (quanto, bnb and torchao recipes)"
     )
     cache: Annotated[FileName | None, Spelled(path="folder")] = Field(
         None, description="where the reference's logits are kept (default: OUT/cache)"

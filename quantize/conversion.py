@@ -3,7 +3,7 @@ the method."""
 
 import contextlib
 import shutil
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from importlib import metadata
@@ -57,6 +57,7 @@ def convert(
     force: bool = False,
     adapter: str | Path | None = None,
     keep_failed: bool = False,
+    calibrating: Callable[[CalibrationOptions], None] = lambda options: None,
 ) -> Artifact:
     """Convert ``model`` by the recipe ``to`` into the new folder ``out``, verify it, commit it.
 
@@ -69,7 +70,8 @@ def convert(
 
     ``full`` reaches ``tensors`` where transformers does not have the source's architecture: the artifact's
     own level says so, and a note why. ``keep_failed``: what does not verify is kept beside ``out``, with
-    ``verification.json`` instead of a manifest, under a name that ends in ``.failed``.
+    ``verification.json`` instead of a manifest, under a name that ends in ``.failed``. ``calibrating`` is
+    told before a calibration text is read, where one is.
 
     Errors: BadInput or Unsupported before any work, BadInput where another process was faster; StepFailed
     when work fails or the artifact does not verify. In every other case nothing is left under ``out``, nor
@@ -77,7 +79,7 @@ def convert(
     """
     run = run or RunOptions()
     order = _order(model, to, Path(out), calibration, run, verify, force, adapter, keep_failed)
-    text = load_calibration(order.work.checkpoint, order.calibration, run) if order.calibrated else None
+    text = _text(order, {}, calibrating) if order.calibrated else None
     with staging(order.out) as stage:
         return _complete(order, stage, order.work.write(stage, run, text), text)
 
@@ -92,6 +94,7 @@ def convert_together(
     force: bool = False,
     adapter: str | Path | None = None,
     keep_failed: bool = False,
+    calibrating: Callable[[CalibrationOptions], None] = lambda options: None,
 ) -> Iterator[tuple[Path, Artifact | QuantwrightError]]:
     """Convert ``model`` by several recipes, each with the folder it goes to, in one process: those whose
     works have an equal ``reading`` from one reading, and all on one calibration text. What became of each,
@@ -112,7 +115,7 @@ def convert_together(
     for together in readings.values():
         done: set[Path] = set()
         try:
-            text = _text(together[0], texts) if together[0].calibrated else None
+            text = _text(together[0], texts, calibrating) if together[0].calibrated else None
             for order, result in _made_from_one_reading(together, text):
                 done.add(order.out)
                 yield order.out, result
@@ -120,9 +123,15 @@ def convert_together(
             yield from ((order.out, error) for order in together if order.out not in done)
 
 
-def _text(order: "_Order", known: dict[frozenset[str], Calibration]) -> Calibration:
+def _text(
+    order: "_Order",
+    known: dict[frozenset[str], Calibration],
+    calibrating: Callable[[CalibrationOptions], None],
+) -> Calibration:
     """Of what is ``known``, by the tensors that an artifact holds; else loaded, and known then."""
     held = frozenset(order.work.checkpoint.tensors)
+    if not known:
+        calibrating(order.calibration)
     if held not in known:
         text = load_calibration(order.work.checkpoint, order.calibration, order.run)
         sampled = any(part.place == OWN for part in parse_sources(text.record.source))

@@ -29,6 +29,7 @@ AXES = {SIZE_BYTES: True, TG_TOKENS_PER_S: False, PP_TOKENS_PER_S: False, PEAK_M
 FAMILIES = (
     ("ct-", "compressed-tensors"), ("compressed-tensors", "compressed-tensors"), ("gguf", "GGUF"),
     ("gptq", "GPTQ"), ("awq", "AWQ"), ("quanto", "quanto"), ("bnb", "bitsandbytes"),
+    ("torchao", "torchao"),
 )  # fmt: skip
 UNQUANTIZED = (*DENSE, "dense", "reference", "source")
 

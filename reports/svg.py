@@ -16,6 +16,7 @@ STYLES: dict[str, tuple[str, str, str]] = {
     "quanto": ("up", "#a8518a", "#e08cc3"),
     "compressed-tensors": ("star", "#b02a45", "#f2758a"),
     "bitsandbytes": ("down", "#8a6d00", "#e0c040"),
+    "torchao": ("right", "#5b55b8", "#a09bf0"),
     "unquantized": ("cross", "#5c6470", "#a5adba"),
     "other": ("hexagon", "#5c6470", "#a5adba"),
 }
@@ -25,6 +26,7 @@ _MARKERS = {
     "diamond": "M0 -6.6L6.6 0L0 6.6L-6.6 0z",
     "up": "M0 -6.2L6 4.6H-6z",
     "down": "M0 6.2L6 -4.6H-6z",
+    "right": "M6.2 0L-4.6 6V-6z",
     "star": "M0 -6.6L1.7 -2.3L6.3 -2L2.7 0.9L3.9 5.3L0 2.9L-3.9 5.3L-2.7 0.9L-6.3 -2L-1.7 -2.3z",
     "cross": "M-5.5 -2h3.5v-3.5h4v3.5h3.5v4h-3.5v3.5h-4v-3.5h-3.5z",
     "hexagon": "M-5.6 0L-2.8 -5h5.6L5.6 0L2.8 5h-5.6z",

@@ -71,6 +71,7 @@ AS_PUBLISHED: dict[str, dict[str, Any]] = {
 LIBRARIES = {
     "quanto": ("optimum.quanto",),
     "bnb": ("accelerate", "bitsandbytes", "transformers.integrations.bitsandbytes"),
+    "torchao": ("accelerate", "transformers.quantizers.quantizer_torchao"),
 }
 PACKED = ("accelerate", "gptqmodel", "optimum.gptq")
 

@@ -59,21 +59,33 @@ def read_safetensors_header(path: Path) -> dict[str, StoredTensor]:
     Errors: BadInput where the file cannot be read, is truncated, or its header is not one that the format
     allows.
     """
+    size, header, start = _parsed(path)
+    header.pop("__metadata__", None)
+    tensors = {name: _tensor(path, name, entry, start, size) for name, entry in header.items()}
+    _check_order(path, tensors, start, size)
+    return tensors
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """What one safetensors file says of itself. Errors: as of ``read_safetensors_header``."""
+    metadata: dict[str, str] = _parsed(path)[1].get("__metadata__") or {}
+    return metadata
+
+
+def _parsed(path: Path) -> tuple[int, dict[str, Any], int]:
+    """-> (size of the file, its header, where the data begin)"""
     size, raw = _header_bytes(path)
     header = parse_json(raw, f"{path}: its safetensors header", MAX_HEADER_ITEMS)
     if not isinstance(header, dict):
         raise BadInput(f"{path}: its safetensors header is not an object; fetch the file again")
-    metadata = header.pop("__metadata__", None)
+    metadata = header.get("__metadata__")
     if metadata is not None and not (
         isinstance(metadata, dict) and all(isinstance(value, str) for value in metadata.values())
     ):
         raise BadInput(
             f"{path}: __metadata__ of its safetensors header is not a map of texts; fetch the file again"
         )
-    start = 8 + len(raw)
-    tensors = {name: _tensor(path, name, entry, start, size) for name, entry in header.items()}
-    _check_order(path, tensors, start, size)
-    return tensors
+    return size, header, 8 + len(raw)
 
 
 def entry_of(info: StoredTensor, index: int) -> StoredTensor:

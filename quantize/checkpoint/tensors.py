@@ -5,9 +5,10 @@ The readers that verify artifacts use it, so that they share nothing with the li
 
 import json
 import struct
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -73,18 +74,23 @@ class Entry:
 
 
 def write_folder(
-    folder: Path, entries: Iterable[Entry], data: Callable[[str], Any], shard_bytes: int = SHARD_BYTES
+    folder: Path,
+    entries: Iterable[Entry],
+    data: Callable[[str], Any],
+    shard_bytes: int = SHARD_BYTES,
+    metadata: Mapping[str, str] = MappingProxyType({}),
 ) -> int:
     """Write ``model.safetensors``, or shards of at most ``shard_bytes`` with an index, one tensor in memory
     at a time.
 
     ``data(name)`` returns a contiguous array of exactly the entry's bytes, or several, one behind the other.
+    ``metadata``: what every file says of itself, beside its format.
     Returns the bytes of tensor data.
     The same entries and data produce the same bytes.
     """
     shards = named_shards(folder, entries, shard_bytes)
     for path, shard in shards.items():
-        _write_file(path, shard, data)
+        _write_file(path, shard, data, metadata)
     return sum(entry.size_bytes for shard in shards.values() for entry in shard)
 
 
@@ -132,9 +138,9 @@ def _in_shards(entries: Iterable[Entry], shard_bytes: int) -> list[list[Entry]]:
     ]
 
 
-def header_bytes(ordered: list[Entry]) -> bytes:
+def header_bytes(ordered: list[Entry], metadata: Mapping[str, str] = MappingProxyType({})) -> bytes:
     """What a file begins with whose data are those of ``ordered``, one after the other."""
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    header: dict[str, Any] = {"__metadata__": {**metadata, "format": "pt"}}
     offset = 0
     for entry in ordered:
         header[entry.name] = {
@@ -148,9 +154,11 @@ def header_bytes(ordered: list[Entry]) -> bytes:
     return struct.pack("<Q", len(encoded)) + encoded
 
 
-def _write_file(path: Path, ordered: list[Entry], data: Callable[[str], Any]) -> None:
+def _write_file(
+    path: Path, ordered: list[Entry], data: Callable[[str], Any], metadata: Mapping[str, str]
+) -> None:
     with open(path, "wb") as file:
-        file.write(header_bytes(ordered))
+        file.write(header_bytes(ordered, metadata))
         for entry in ordered:
             given = data(entry.name)
             if not isinstance(given, Iterator):
@@ -184,13 +192,19 @@ def torch_bytes(tensor: "torch.Tensor") -> np.ndarray:
     return raw
 
 
-def write_state(folder: Path, state: "dict[str, torch.Tensor]", shard_bytes: int = SHARD_BYTES) -> int:
+def write_state(
+    folder: Path,
+    state: "dict[str, torch.Tensor]",
+    shard_bytes: int = SHARD_BYTES,
+    metadata: Mapping[str, str] = MappingProxyType({}),
+) -> int:
     """``write_folder`` of a state dict, names in order."""
     return write_folder(
         folder,
         [torch_entry(n, state[n]) for n in sorted(state)],
         lambda name: torch_bytes(state[name]),
         shard_bytes,
+        metadata,
     )
 
 

@@ -144,8 +144,6 @@ def _convert_together(
     """Make all of ``wanted`` in this process; a line of JSON for each, when it is there. Exit code and error
     are those of the first: the caller makes the others that are not there by themselves."""
     log(f"{model} -> {', '.join(recipe.short for recipe, _ in wanted)}, in one process")
-    if any(recipe.calibrated for recipe, _ in wanted):
-        _log_calibration(calibration)
     results = convert_together(
         model,
         wanted,
@@ -155,6 +153,7 @@ def _convert_together(
         force=force,
         adapter=adapter,
         keep_failed=keep_failed,
+        calibrating=_log_calibration,
     )
     failures: dict[Path, QuantwrightError] = {}
     for out, result in results:
@@ -206,8 +205,6 @@ def convert_one(
     keep_failed: bool = False,
 ) -> dict[str, Any]:
     log(f"{model} -> {recipe.short}")
-    if recipe.calibrated:
-        _log_calibration(calibration)
     artifact = do_convert(
         model,
         recipe,
@@ -218,6 +215,7 @@ def convert_one(
         force=force,
         adapter=adapter,
         keep_failed=keep_failed,
+        calibrating=_log_calibration,
     )
     return _say(artifact, out)
 

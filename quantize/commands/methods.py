@@ -103,6 +103,7 @@ PACKAGES = {
     "optimum": "gptq",
     "optimum-quanto": "quanto",
     "bitsandbytes": "bnb",
+    "torchao": "torchao",
     "compressed-tensors": "compressed-tensors",
     "lm-eval": "tasks",
     "datasets": "tasks",

@@ -19,18 +19,17 @@ from quantize.checkpoint.materialised import materialised
 from quantize.checkpoint.tensors import write_config, write_state
 from quantize.dtypes import dense
 from quantize.engines.base import Computed, Conversion, Engine
+from quantize.engines.in_memory import add_computed, stored_again
 from quantize.errors import StepFailed
 from quantize.formats.bitsandbytes import BLOCK
 from quantize.hf.load import dequantize_flat, head_name, load_model, model_without_weights, torch_dtype
 from quantize.hf.loaded import (
     ROUTER,
-    Loaded,
     beside_notes,
     experts_note,
     keep_dtypes,
     loaded,
     singly_noted,
-    sources_again,
 )
 from quantize.hf.names import kept_notes, linear_layers, renamed_again, router_layers
 from quantize.hf.watched import linear_uses
@@ -90,12 +89,13 @@ def write(checkpoint: Checkpoint, stage: Path, run: RunOptions, settings: Settin
         weights_done = frozenset(f"{name}.weight" for name in done)
         keep_dtypes(model, checkpoint, found.beside(weights_done))
         quantization = json.loads(json.dumps(model.config.quantization_config.to_dict(), default=str))
-        computed = _computed(model, found, checkpoint)
+        computed = Computed()
+        add_computed(computed, model, found, checkpoint, _exact)
         state = model.state_dict()
     if layers.tied:
         state.pop(f"{layers.head}.weight", None)
     if found.merged:
-        state = _stored(state, found, done, checkpoint)
+        state = stored_again(state, found, done, checkpoint)
     config = {key: value for key, value in checkpoint.config.items() if key != "torch_dtype"}
     weight_bytes = write_state(stage, state)
     write_config(stage, {**config, "dtype": dtype, "quantization_config": quantization})
@@ -199,55 +199,18 @@ def _kernel_notes(tensor: str, outputs: int, inputs: int) -> list[Note]:
     return notes
 
 
-def _stored(
-    state: "dict[str, torch.Tensor]", found: Loaded, done: set[str], checkpoint: Checkpoint
-) -> "dict[str, torch.Tensor]":
-    """``state`` with what was not quantized under the checkpoint's names and in its shapes, as the library's
-    save_pretrained writes it and other programs read it; a quantized weight cannot be taken apart."""
-    import torch
-
-    quantized = found.sources(done)
-    kept = {n: part for n, part in found.parts.items() if n in state and not quantized & set(part.sources)}
-    dtypes = {source: state[name].dtype for name, part in kept.items() for source in part.sources}
-
-    def bits(name: str) -> np.ndarray:
-        tensor = state[name].cpu()
-        array: np.ndarray = (tensor.view(torch.int16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
-        return array
-
-    stored = {name: tensor for name, tensor in state.items() if name not in kept}
-    for source, array in sources_again(kept, checkpoint, bits):
-        stored[source] = torch.from_numpy(np.ascontiguousarray(array)).view(dtypes[source])
-    return stored
-
-
-def _computed(model: "PreTrainedModel", found: Loaded, checkpoint: Checkpoint) -> Computed:
-    """The library's own dequantization of every weight, in float32."""
+def _exact(weight: Any) -> "torch.Tensor":
+    """The library's own dequantization of a weight, in float32."""
     import bitsandbytes as bnb
     import torch
 
-    parameters = dict(model.named_parameters(remove_duplicate=False))
-
-    def values(name: str) -> np.ndarray:
-        weight: Any = parameters[name]
-        with torch.no_grad():
-            if isinstance(weight, bnb.nn.Params4bit) and weight.quant_state is not None:
-                state = copy.copy(weight.quant_state)
-                state.dtype = torch.float32
-                exact = dequantize_flat(weight.data, state)
-            elif isinstance(weight, bnb.nn.Int8Params) and weight.dtype == torch.int8:
-                exact = bnb.functional.int8_vectorwise_dequant(weight.data, weight.SCB.float())
-            else:
-                exact = weight.data
-            array: np.ndarray = exact.float().cpu().numpy()
-        return array
-
-    head = f"{found.layers.head}.weight" if found.layers.tied else ""
-    parts = {name: part for name, part in found.parts.items() if name in parameters and name != head}
-    computed = Computed()
-    for source, array in sources_again(parts, checkpoint, values):
-        computed.add(source, array)
-    return computed
+    if isinstance(weight, bnb.nn.Params4bit) and weight.quant_state is not None:
+        state = copy.copy(weight.quant_state)
+        state.dtype = torch.float32
+        return dequantize_flat(weight.data, state)
+    if isinstance(weight, bnb.nn.Int8Params) and weight.dtype == torch.int8:
+        return bnb.functional.int8_vectorwise_dequant(weight.data, weight.SCB.float())
+    return weight.data
 
 
 def _check_float16(checkpoint: Checkpoint, names: set[str]) -> None:

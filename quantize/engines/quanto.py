@@ -12,8 +12,9 @@ from quantize.artifact.artifact import Note
 from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.checkpoint.materialised import materialised
 from quantize.checkpoint.tensors import write_config, write_state
-from quantize.dtypes import TORCH, dense
+from quantize.dtypes import dense
 from quantize.engines.base import Computed, Conversion, Engine
+from quantize.engines.in_memory import took
 from quantize.formats.quanto import GROUP
 from quantize.hf.extensions import ensure_kernel_environment
 from quantize.hf.load import QUANTO_MAP, head_name, load_model
@@ -27,7 +28,7 @@ from quantize.hf.loaded import (
     singly_noted,
     sources_again,
 )
-from quantize.hf.names import Layers, kept_notes, router_layers, untied
+from quantize.hf.names import kept_notes, router_layers, untied
 from quantize.hf.wrappers import beside_text
 from quantize.quiet import quiet
 from quantize.recipe import RunOptions
@@ -70,7 +71,7 @@ def write(checkpoint: Checkpoint, stage: Path, run: RunOptions, weights: str, lm
     with materialised(checkpoint, run.scratch) as folder:
         computed = Computed()
         model = quantize_in_memory(
-            folder, weights, lm_head, dtype, run, lambda model: _took(computed, model, layers, checkpoint)
+            folder, weights, lm_head, dtype, run, lambda model: took(computed, model, layers, checkpoint)
         )
     keep_dtypes(model, checkpoint, found.beside())
     with quiet():
@@ -137,13 +138,13 @@ def quantize_in_memory(
     lm_head: bool,
     dtype: str,
     run: RunOptions,
-    took: Callable[["PreTrainedModel"], None] = lambda model: None,
+    taking: Callable[["PreTrainedModel"], None] = lambda model: None,
 ) -> "PreTrainedModel":
-    """Loaded in ``dtype``, quantized, frozen. optimum-quanto computes its scales in that dtype. ``took``
+    """Loaded in ``dtype``, quantized, frozen. optimum-quanto computes its scales in that dtype. ``taking``
     gets the model before anything is quantized."""
     ensure_kernel_environment()
     model = load_model(folder, dtype, run.resolved_device, trust_remote_code=run.trust_remote_code)
-    took(model)
+    taking(model)
     with quiet():
         import torch
         from optimum.quanto import QuantizedModelForCausalLM
@@ -202,17 +203,6 @@ def quanto_in(parameter: Any, dtype: Any) -> Any:
             w.qtype, w.axis, w._group_size, w.size(), w.stride(), w._data, w._scale.to(dtype), shift
         )
     return parameter.data.to(dtype)
-
-
-def _took(computed: Computed, model: "PreTrainedModel", layers: Layers, checkpoint: Checkpoint) -> None:
-    """What of the model is about to be quantized, where loading did not round it."""
-    for name, parameter in model.named_parameters():
-        source = layers.source.get(name)
-        info = checkpoint.tensors.get(source) if source is not None else None
-        if source is None or info is None or parameter.shape != info.shape:
-            continue
-        if TORCH.get(info.dtype) == str(parameter.dtype).removeprefix("torch."):
-            computed.took(source, parameter.detach().float().cpu().numpy())
 
 
 def _add_computed(

@@ -14,7 +14,7 @@ from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.checkpoint.tensors import StoredTensors
 from quantize.errors import StepFailed
 from quantize.formats.folder import Entry, FolderFormat, kept_entry, loaded_dtype
-from quantize.hf.loaded import as_loaded, loaded, sources_again
+from quantize.hf.loaded import as_loaded, loaded, stored_sources
 from quantize.numerics.bitsandbytes import (
     CODEBOOKS,
     dequantize_absmax,
@@ -84,16 +84,6 @@ class BnbFormat(FolderFormat):
     def dequantize(self, stage: Path, checkpoint: Checkpoint) -> Iterator[tuple[str, np.ndarray]]:
         """Errors: StepFailed where a folder's own codebook is not the one its type means."""
         stored, found = StoredTensors(stage), loaded(checkpoint)
-        head = f"{found.layers.head}.weight" if found.layers.tied else ""
-        parts, apart = {}, dict[str, None]()
-        for name, part in found.parts.items():
-            if name == head:
-                continue
-            # a name of the files whose tensor transformers changes is that of the files
-            if name in stored and (part.make is None or name not in part.sources):
-                parts[name] = part
-            else:
-                apart |= dict.fromkeys(part.sources)
 
         def values(name: str) -> np.ndarray:
             kind = next((k for k in ("nf4", "fp4") if f"{name}{STATE}{k}" in stored), None)
@@ -104,9 +94,7 @@ class BnbFormat(FolderFormat):
                 return dequantize_int8_rows(stored.raw(name), scales)
             return stored.float32(name)
 
-        yield from sources_again(parts, checkpoint, values)
-        for source in apart:
-            yield source, stored.float32(source)
+        yield from stored_sources(found, checkpoint, stored.__contains__, values)
 
 
 def _read_4bit(stored: StoredTensors, name: str, kind: str) -> np.ndarray:

@@ -275,6 +275,22 @@ def bitsandbytes_compute_in(model: "torch.nn.Module", dtype: "torch.dtype", exac
                 module.forward = partial(_forward_flat, module)  # type: ignore[method-assign]
 
 
+def torchao_compute_in(model: "torch.nn.Module", dtype: "torch.dtype") -> None:
+    """Unquantized parameters in ``dtype``, and quantized ones as if made of it: where a scale belongs to a
+    group, torchao unpacks to the dtype that the file names, and rounds to it."""
+    import torch
+    from torchao.quantization import Int8Tensor
+
+    for module in model.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            if isinstance(parameter.data, Int8Tensor):
+                w: Any = parameter.data
+                exact = Int8Tensor(w.qdata, w.scale, w.block_size, dtype, zero_point=w.zero_point)
+                setattr(module, name, torch.nn.Parameter(exact, requires_grad=False))
+            elif parameter.is_floating_point():
+                parameter.data = parameter.data.to(dtype)
+
+
 def dequantize_flat(packed: "torch.Tensor", state: Any) -> "torch.Tensor":
     """A weight in bitsandbytes' 4 bits, by its own kernel, as one long row.
 

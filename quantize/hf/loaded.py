@@ -158,6 +158,29 @@ def sources_again(
             yield from _traced([(parts[name], values(name)) for name in names], shapes)
 
 
+def stored_sources(
+    found: Loaded,
+    checkpoint: Checkpoint,
+    stored: Callable[[str], bool],
+    values: Callable[[str], np.ndarray],
+) -> Iterator[tuple[str, np.ndarray]]:
+    """(the checkpoint's name, array of its shape) of every tensor of a folder that holds quantized parameters
+    under transformers' names and the rest under the checkpoint's. ``stored``: whether it holds that name."""
+    head = f"{found.layers.head}.weight" if found.layers.tied else ""
+    parts, apart = {}, dict[str, None]()
+    for name, part in found.parts.items():
+        if name == head:
+            continue
+        # a name of the files whose tensor transformers changes is that of the files
+        if stored(name) and (part.make is None or name not in part.sources):
+            parts[name] = part
+        else:
+            apart |= dict.fromkeys(part.sources)
+    yield from sources_again(parts, checkpoint, values)
+    for source in apart:
+        yield source, values(source)
+
+
 def _unstacked(
     part: Part, shapes: Mapping[str, tuple[int, ...]], values: np.ndarray
 ) -> Iterator[tuple[str, np.ndarray]]:

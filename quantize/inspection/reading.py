@@ -20,6 +20,7 @@ from quantize.formats.packed import PackedFormat, stored_tensors
 from quantize.formats.quanto import QuantoFormat
 from quantize.formats.stored import stored_packed
 from quantize.formats.stored_compressed import stored_compressed
+from quantize.formats.torchao import QDATA, TorchAoFormat
 from quantize.gguf.container.reader import GgufFile, read_gguf
 from quantize.gguf.families.base import FamilyPlan
 from quantize.gguf.families.plan import plan as family_plan
@@ -78,7 +79,7 @@ def open_reading(path: Path, gguf: Path | None, source: Checkpoint | None, scrat
     if storage in ("gptq", "awq"):
         packed = stored_packed(path)
         return Reading(storage, packed.checkpoint, packed.checkpoint, packed.format, path)
-    if storage in ("bitsandbytes", "quanto"):
+    if storage in ("bitsandbytes", "quanto", "torchao"):
         return _library(path, storage, source)
     if storage == "compressed-tensors":
         try:
@@ -156,13 +157,15 @@ def _gguf(path: Path, source: Checkpoint | None, scratch: Path) -> Reading:
 
 
 def _library(path: Path, storage: str, source: Checkpoint | None) -> Reading:
-    """What bitsandbytes and optimum-quanto store, by the tensors of its source, or by what the file's own
-    headers and config say of them."""
+    """What bitsandbytes, torchao and optimum-quanto store, by the tensors of its source, or by what the
+    file's own headers and config say of them."""
     config = {k: v for k, v in read_config(path).items() if k != "quantization_config"}
     base = needed(source)[0] if source is not None else _from_headers(path, storage, config)
     own = replace(base, folder=path, source=str(path), config=config) if source is not None else base
     if storage == "bitsandbytes":
         return Reading(storage, base, own, BnbFormat("nf4"), path)  # which reads what the file says
+    if storage == "torchao":
+        return Reading(storage, base, own, TorchAoFormat(), path)  # as well
     found = QuantoFormat("int8").quantized(path)
     return Reading(storage, base, own, QuantoFormat(next(iter(found.values()), "int8").split()[0]), path)
 
@@ -181,7 +184,8 @@ def _from_headers(path: Path, storage: str, config: dict[str, object]) -> Checkp
             elif weight == name and not name.endswith(("._scale", "._shift", "input_scale", "output_scale")):
                 tensors[name] = info
         return replace(plain, tensors=tensors)
-    own = (".absmax", ".quant_map", ".nested_absmax", ".nested_quant_map", ".SCB", ".weight_format")
+    own = (".absmax", ".quant_map", ".nested_absmax", ".nested_quant_map", ".SCB", ".weight_format",
+           "._weight_scale", "._weight_zero_point")  # fmt: skip
     for name, info in stored.info.items():
         if name.endswith(own) or STATE in name:
             continue
@@ -191,6 +195,7 @@ def _from_headers(path: Path, storage: str, config: dict[str, object]) -> Checkp
             said = parse_json(bytes(stored.raw(state)), f"{path}: {state}")
             shape = tuple(int(axis) for axis in said["shape"])
         kept = info.dtype if info.dtype in FLOATS else dtype
+        name = name.replace(QDATA, ".weight")
         tensors[name] = TensorInfo(name, shape, kept)
     return Checkpoint(path, str(path), None, dict(config), tensors)
 

@@ -34,6 +34,7 @@ def scale_faults(folder: Path, findings: Findings) -> None:
         if not owner or not name.endswith(SCALES) or name.endswith(OF_ACTIVATIONS):
             continue
         weight = owner.removesuffix(".qweight").removesuffix(".weight_packed").removesuffix("._data")
+        weight = weight.removesuffix("._weight_qdata")
         weight = weight if weight.endswith("weight") or weight == owner else f"{weight}.weight"
         if name.endswith(".absmax") and len(info.shape) == 2:
             findings.add(

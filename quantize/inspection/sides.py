@@ -16,6 +16,7 @@ from quantize.formats.base import Format
 from quantize.formats.bitsandbytes import BnbFormat
 from quantize.formats.quanto import QuantoFormat
 from quantize.formats.stored import stored_packed
+from quantize.formats.torchao import TorchAoFormat
 from quantize.gguf.container.files import find_gguf
 from quantize.gguf.container.reader import GgufFile, read_gguf
 from quantize.gguf.to_checkpoint.config import to_config
@@ -123,7 +124,7 @@ def _open(model: str, path: Path, file: Path | None) -> Side | None:
         return _converted_back(model, file)
     config = read_config(path)
     storage = storage_format(path, config)
-    if storage in ("bitsandbytes", "quanto"):
+    if storage in ("bitsandbytes", "quanto", "torchao"):
         return None
     kinds = {w.name: w.type for w in folder_weights(read_weights(path)[0], config)}
     if storage in ("gptq", "awq"):
@@ -169,7 +170,10 @@ def _with_source(model: str, path: Path, other: Side | None) -> Side:
     config = read_config(path)
     kinds = {w.name: w.type for w in folder_weights(read_weights(path)[0], config)}
     format: Format = BnbFormat("nf4")  # which reads what the file says
-    if storage_format(path, config) == "quanto":
+    storage = storage_format(path, config)
+    if storage == "torchao":
+        format = TorchAoFormat()
+    elif storage == "quanto":
         found = QuantoFormat("int8").quantized(path)
         format = QuantoFormat(next(iter(found.values()), "int8").split()[0])
     return _Streamed(model, kinds, (), path, config, format=format, artifact=path, source=other.checkpoint)

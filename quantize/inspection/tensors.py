@@ -39,6 +39,7 @@ _BELONGS: tuple[tuple[str, tuple[str, ...]], ...] = (
         ".quant_state.bitsandbytes__fp4", "_scale_inv", "_scale",
     )),
     *((ending, ("._data", "._data._data")) for ending in ("._scale", "._shift")),
+    *((ending, ("._weight_qdata",)) for ending in ("._weight_scale", "._weight_zero_point")),
     *((ending, (".weight._data", ".weight._data._data")) for ending in (".input_scale", ".output_scale")),
     ("_scales", ("_blocks",)),
 )  # fmt: skip
@@ -48,6 +49,7 @@ _PACKED = (
     (".weight_packed", ".weight"),
     ("._data._data", ""),
     ("._data", ""),
+    ("._weight_qdata", ".weight"),
     ("_blocks", ""),
 )
 _GGUF_PARTS = (
@@ -149,6 +151,10 @@ def _kind(
         return f"int{bits} g{info.shape[1]}", scales.parameters * info.shape[1]
     if name.endswith("._data"):
         return {"I8": "int8"}.get(info.dtype, info.dtype), count
+    if name.endswith("._weight_qdata") and info.dtype == "I8":
+        scales = beside.get(f"{name.removesuffix('qdata')}scale")
+        groups = scales.shape[-1] if scales is not None and len(scales.shape) == 2 else 1
+        return "int8" + (f" g{info.shape[-1] // groups}" if groups > 1 else ""), count
     if name.endswith("_blocks") and info.dtype == "U8" and beside:
         return "mxfp4", 2 * count
     if info.dtype == "U8" and f"{name}.absmax" in beside:

@@ -194,5 +194,6 @@ class Method(ABC, Generic[R]):
         """The plain checkpoint ``folder`` as ``recipe`` would quantize it, ready to run; nothing is saved.
         ``exact`` asks for the most exact arithmetic. Errors: BadInput where the recipe needs a conversion."""
         raise BadInput(
-            f"{recipe.short}: only quanto and bnb recipes can be quantized while loading; convert it first"
+            f"{recipe.short}: only quanto, bnb and torchao recipes can be quantized while loading; "
+            "convert it first"
         )

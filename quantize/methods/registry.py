@@ -26,6 +26,7 @@ METHODS: dict[str, str] = {
     "ct": "quantize.methods.compressed_tensors:Ct",
     "quanto": "quantize.methods.quanto:Quanto",
     "bnb": "quantize.methods.bitsandbytes:BitsAndBytes",
+    "torchao": "quantize.methods.torchao:TorchAo",
 }
 METHODS |= {point.name: point.value for point in metadata.entry_points(group="quantwright.methods")}
 

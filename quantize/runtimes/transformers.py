@@ -1,4 +1,4 @@
-"""transformers as a runtime: dense, GPTQ, AWQ, quanto, bitsandbytes and compressed-tensors folders;
+"""transformers as a runtime: dense, GPTQ, AWQ, quanto, bitsandbytes, torchao and compressed-tensors folders;
 on-the-fly quantization.
 
 Arithmetic. On a CPU everything is computed in float32, whatever dtype the folder names: the baseline then has
@@ -220,7 +220,7 @@ class TransformersRuntime(FolderRuntime):
         }
 
     def _kernels(self) -> str:
-        """Class names of the layers (and of quanto's weights) that hold quantized weights."""
+        """Class names of the layers (and of quanto's and torchao's weights) that hold quantized weights."""
         names = set()
         for module in self.model.modules():
             weight = getattr(module, "weight", None)
@@ -228,6 +228,8 @@ class TransformersRuntime(FolderRuntime):
                 names.add(type(module).__name__)
             elif type(module).__module__.startswith("optimum.quanto") and weight is not None:
                 names.add(type(weight.data if type(weight).__name__ == "Parameter" else weight).__name__)
+            elif type(weight).__module__.startswith("torchao."):
+                names.add(type(weight).__name__)
         return ", ".join(sorted(names))
 
     def close(self) -> None:

@@ -64,6 +64,7 @@ def test_a_model_is_equal_to_itself_whatever_holds_it(
         ("ct-nvfp4a16", "", "fp4 g16", 0.05, 0.15),
         ("quanto-int8", "optimum.quanto", "int8", 0.002, 0.02),
         ("bnb-nf4", "bitsandbytes", "nf4", 0.05, 0.15),
+        ("torchao-int8", "torchao", "int8", 0.002, 0.02),
         ("rtn-int4:format=awq", "", "int4 g128", 0.05, 0.15),
     ],
 )

@@ -69,6 +69,7 @@ GOOD = [
     ("quanto-int8:lm_head=true", "optimum.quanto"),
     ("bnb-nf4", "bitsandbytes"),
     ("bnb-int8", "bitsandbytes"),
+    ("torchao-int8:group_size=32", "torchao"),
     ("ct-w4a16", ""),
     ("ct-nvfp4a16", ""),
     ("ct-mxfp4a16", ""),

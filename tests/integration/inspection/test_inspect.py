@@ -36,6 +36,8 @@ from quantize.inspection.opening import look
         ("quanto-int4", "int4 g128", "optimum.quanto"),
         ("bnb-nf4:double_quant=true", "nf4 double", "bitsandbytes"),
         ("bnb-int8", "int8", "bitsandbytes"),
+        ("torchao-int8", "int8", "torchao"),
+        ("torchao-int8:group_size=64", "int8 g64", "torchao"),
     ],
 )
 def test_of_what_we_make_as_much_is_found_as_the_manifest_says(

@@ -12,7 +12,7 @@ from quantize.methods.registry import METHODS, method, parse_recipe, presets
 
 # One recipe of each family goes through the whole conversion here; the others have tests of their own beside
 # their method.
-FAMILIES = ["bfloat16", "gguf-q4_k_m", "quanto-int8", "bnb-nf4", "ct-fp8-dynamic"]
+FAMILIES = ["bfloat16", "gguf-q4_k_m", "quanto-int8", "bnb-nf4", "torchao-int8", "ct-fp8-dynamic"]
 CALIBRATED = ["gptq-int4", "awq-int4"]
 
 

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from quantize import convert
+from quantize.cli import cli
 from quantize.errors import BadInput, Unsupported
 from quantize.formats.stored import Stored, stored_packed
 from quantize.formats.stored_compressed import stored_compressed
@@ -91,6 +92,21 @@ def test_every_weight_is_the_same(
     assert meant.keys() == found.keys()
     for name, values in meant.items():
         assert np.array_equal(values.view(np.int32), found[name].view(np.int32)), name
+
+
+def test_no_text_is_spoken_of_where_none_is_read(
+    original: Path, made: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert not convert_command(made("rtn-int4"), "gptq-int4", tmp_path / "one")
+    assert "calibration" not in capsys.readouterr().err
+    options = ["--calibration-tokens", "128", "--calibration-length", "32"]
+    assert not convert_command(original, "gptq-int4", tmp_path / "two", *options)
+    assert "calibration: auto, 128 tokens in windows of 32, seed 0\n" in capsys.readouterr().err
+
+
+def convert_command(source: Path, short: str, out: Path, *options: str) -> int:
+    arguments = ["convert", str(source), "--to", short, "-o", str(out), "--verify", "none", *options]
+    return int(cli.main(arguments, standalone_mode=False) or 0)
 
 
 def test_there_and_back(made: Callable[[str], Path], tmp_path: Path) -> None:

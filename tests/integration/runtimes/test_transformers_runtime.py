@@ -136,7 +136,9 @@ def test_nan_logits_are_handed_on(tmp_path: Path) -> None:
         assert np.isnan(gather(runtime, ROWS)).all()
 
 
-@pytest.mark.parametrize("short", ["quanto-int8", "quanto-int4", "quanto-float8", "bnb-nf4", "bnb-int8"])
+@pytest.mark.parametrize(
+    "short", ["quanto-int8", "quanto-int4", "quanto-float8", "bnb-nf4", "bnb-int8", "torchao-int8"]
+)
 def test_quantized_on_the_fly_equals_converted(
     short: str, make_checkpoint: Callable[..., Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -159,7 +161,7 @@ def test_quantized_on_the_fly_equals_converted(
 
 def test_only_some_recipes_can_be_loaded_as(tmp_path: Path) -> None:
     folder = tiny(tmp_path / "m", "llama")
-    with pytest.raises(BadInput, match="only quanto and bnb"):
+    with pytest.raises(BadInput, match="only quanto, bnb and torchao"):
         open_runtime(folder, CPU, load_as=parse_recipe("gguf-q8_0"))
     (folder / "quanto_qmap.json").write_text("{}")
     with pytest.raises(BadInput, match="already stored as quanto"):

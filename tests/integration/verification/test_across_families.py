@@ -13,10 +13,19 @@ from quantize.methods.registry import parse_recipe, plan
 from quantize.sources.opening import open_checkpoint
 from quantize.verification.across_runtimes import verify_anywhere
 
-for library in ("gptqmodel", "optimum.quanto", "bitsandbytes", "llama_cpp"):
+for library in ("gptqmodel", "optimum.quanto", "bitsandbytes", "torchao", "llama_cpp"):
     pytest.importorskip(library)
 pytestmark = pytest.mark.filterwarnings("ignore")  # transformers' remarks on odd little configs
-RECIPES = ("gguf-q4_k_m", "gptq-int4", "awq-int4", "quanto-int8", "bnb-nf4", "bnb-int8", "ct-w4a16")
+RECIPES = (
+    "gguf-q4_k_m",
+    "gptq-int4",
+    "awq-int4",
+    "quanto-int8",
+    "bnb-nf4",
+    "bnb-int8",
+    "torchao-int8",
+    "ct-w4a16",
+)
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +68,7 @@ def check(model: str, spelled: str, folder: Path, openers: Openers) -> str:
         ("qwen3_moe", "gguf-q4_k_m"),
         ("gemma2", "gguf-q4_k_m"),
         ("phi3", "bnb-nf4"),
+        ("qwen3_moe", "torchao-int8"),
         ("granite", "gptq-int4"),  # gptqmodel's bfloat16 moves it more than its matrices tell
         ("gpt_neox", "awq-int4"),  # whose head gptqmodel looks for under another name
         ("dbrx", "ct-w4a16"),  # attention within what is called a norm

@@ -13,6 +13,7 @@ import pytest
 from quantize import Artifact, Checkpoint, convert
 from quantize.artifact.artifact import Check, Verification
 from quantize.checkpoint.checkpoint import sha256_file
+from quantize.checkpoint.safetensors_header import read_metadata
 from quantize.checkpoint.tensors import Entry, StoredTensors, write_folder
 from quantize.engines.base import Computed, Conversion
 from quantize.formats.base import KL_FLOAT32
@@ -23,7 +24,7 @@ from quantize.verification.verify import verify
 from quantize.verification.weights import check_weights
 
 CPU = RunOptions(device="cpu")
-RECIPES = ["quanto-int8", "quanto-int4", "bnb-nf4", "bnb-nf4:double_quant=true", "bnb-int8"]
+RECIPES = ["quanto-int8", "quanto-int4", "bnb-nf4", "bnb-nf4:double_quant=true", "bnb-int8", "torchao-int8"]
 LAYER = "model.layers.0.mlp.up_proj.weight"
 OTHER = "model.layers.0.mlp.gate_proj.weight"
 
@@ -80,7 +81,8 @@ def rewrite(folder: Path, change: Callable[[dict[str, np.ndarray]], None]) -> No
     arrays = {name: np.array(stored.raw(name)) for name in stored}
     change(arrays)
     entries = [Entry(name, info.dtype, arrays[name].shape) for name, info in stored.info.items()]
-    write_folder(folder, entries, lambda name: arrays[name])
+    metadata = read_metadata(folder / "model.safetensors")
+    write_folder(folder, entries, lambda name: arrays[name], metadata=metadata)
 
 
 def bfloat16_times(raw: np.ndarray, factor: float) -> np.ndarray:
@@ -121,7 +123,7 @@ def swap(arrays: dict[str, np.ndarray]) -> None:
 def lose_row(arrays: dict[str, np.ndarray]) -> None:
     for name in parts(arrays, LAYER):
         raw = arrays[name]
-        if name.endswith(("weight._data", "weight")) and raw.dtype == np.int8:
+        if name.endswith(("weight._data", "weight", "._weight_qdata")) and raw.dtype == np.int8:
             raw[7] = 0
         elif name.endswith(("weight._scale", "weight._shift")) or (
             name.endswith(".absmax") and raw.dtype == np.float32

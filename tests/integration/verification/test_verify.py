@@ -201,7 +201,9 @@ def turn_rows(arrays: dict[str, np.ndarray]) -> None:
 
 
 def scale_of_the_neighbour(arrays: dict[str, np.ndarray]) -> None:
-    name = next(n for n in parts(arrays, LAYER) if n.endswith(("weight._scale", ".absmax", "SCB")))
+    name = next(
+        n for n in parts(arrays, LAYER) if n.endswith(("weight._scale", "_weight_scale", ".absmax", "SCB"))
+    )
     scales = arrays[name].reshape(-1)
     first = int(np.flatnonzero(scales[1:] != scales[:-1])[0])
     scales[first] = scales[first + 1]

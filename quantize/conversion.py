@@ -32,6 +32,7 @@ from quantize.engines.base import Conversion
 from quantize.engines.native.parts import discard
 from quantize.errors import BadInput, QuantwrightError, StepFailed
 from quantize.files import typed_path
+from quantize.formats.packed import PackedFormat
 from quantize.methods.base import Work
 from quantize.methods.registry import parse_recipe, require
 from quantize.recipe import CalibrationOptions, Recipe, RunOptions
@@ -40,6 +41,7 @@ from quantize.sources.merged import merge_adapter
 from quantize.sources.opening import open_checkpoint
 from quantize.staging import staging
 from quantize.terminal import printable
+from quantize.verification.process import KeptProcess, Start, new_process
 from quantize.verification.verify import verify
 
 FAILED = "verification.json"  # in the place of a manifest
@@ -112,15 +114,16 @@ def convert_together(
     for order in orders:
         readings.setdefault(order.out if order.work.reading is None else order.work.reading, []).append(order)
     texts: dict[frozenset[str], Calibration] = {}
-    for together in readings.values():
-        done: set[Path] = set()
-        try:
-            text = _text(together[0], texts, calibrating) if together[0].calibrated else None
-            for order, result in _made_from_one_reading(together, text):
-                done.add(order.out)
-                yield order.out, result
-        except QuantwrightError as error:  # of the reading: nothing is known to be one recipe's fault
-            yield from ((order.out, error) for order in together if order.out not in done)
+    with contextlib.closing(KeptProcess()) as kept:
+        for together in readings.values():
+            done: set[Path] = set()
+            try:
+                text = _text(together[0], texts, calibrating) if together[0].calibrated else None
+                for order, result in _made_from_one_reading(together, text, kept):
+                    done.add(order.out)
+                    yield order.out, result
+            except QuantwrightError as error:  # of the reading: nothing is known to be one recipe's fault
+                yield from ((order.out, error) for order in together if order.out not in done)
 
 
 def _text(
@@ -141,7 +144,7 @@ def _text(
 
 
 def _made_from_one_reading(
-    orders: "Sequence[_Order]", text: Calibration | None
+    orders: "Sequence[_Order]", text: Calibration | None, kept: Start
 ) -> "Iterator[tuple[_Order, Artifact | QuantwrightError]]":
     works, run = [order.work for order in orders], orders[0].run
     with contextlib.ExitStack() as stack:
@@ -155,7 +158,8 @@ def _made_from_one_reading(
                 with disk_errors(order.out):
                     if isinstance(conversion, Exception):
                         raise conversion
-                    yield order, _complete(order, stage, conversion, text)
+                    start = kept if isinstance(order.work.format, PackedFormat) else new_process
+                    yield order, _complete(order, stage, conversion, text, start)
             except QuantwrightError as error:
                 yield order, error
 
@@ -214,15 +218,22 @@ def _order(
     return _Order(work, out, inputs, calibration, card, merged, run, verify, force, keep_failed)
 
 
-def _complete(order: _Order, stage: Path, conversion: Conversion, text: Calibration | None) -> Artifact:
-    """What was written into ``stage``, verified and committed. ``text``: what it was calibrated with."""
+def _complete(
+    order: _Order,
+    stage: Path,
+    conversion: Conversion,
+    text: Calibration | None,
+    start: Start = new_process,
+) -> Artifact:
+    """What was written into ``stage``, verified and committed. ``text``: what it was calibrated with;
+    ``start``: see ``verify``."""
     work, recipe, checkpoint, out = order.work, order.work.recipe, order.work.checkpoint, order.out
     conversion.notes += work.held.left_out
     if work.format.hf_folder:
         _copy_companions(checkpoint, stage)
     for path in license_files(checkpoint.folder):
         shutil.copyfile(path, stage / path.name)
-    verification = _verify(work, stage, conversion, order.run, order.verify)
+    verification = _verify(work, stage, conversion, order.run, order.verify, start)
     if failure := failed_message(verification):
         kept = _keep(stage, out, verification) if order.keep_failed else None
         where = f"the output is kept in {kept}" if kept else "nothing was written (--keep-failed keeps it)"
@@ -264,12 +275,12 @@ def _copy_companions(checkpoint: Checkpoint, stage: Path) -> None:
 
 
 def _verify(
-    work: Work[Any], stage: Path, conversion: Conversion, run: RunOptions, level: str
+    work: Work[Any], stage: Path, conversion: Conversion, run: RunOptions, level: str, start: Start
 ) -> Verification:
     if level == "none":
         return Verification(level="none")
 
-    verification = verify(work, stage, conversion, run, level)
+    verification = verify(work, stage, conversion, run, level, start)
     if verification.level != level and verification.passed:
         what = f"verification reaches only {verification.level!r}"
         conversion.notes.append(Note(tensor="*", what=what, why=verification.why_lower))

@@ -1,7 +1,9 @@
 """An artifact is opened in a process that has imported what a stranger's would; experts that transformers
 keeps in one tensor."""
 
+import contextlib
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +12,11 @@ import torch
 
 from quantize import convert
 from quantize.artifact.artifact import Artifact
-from quantize.errors import StepFailed
+from quantize.errors import BadInput, StepFailed
 from quantize.recipe import CalibrationOptions, RunOptions
 from quantize.runtimes.opening import open_runtime
 from quantize.sources.opening import open_checkpoint
-from quantize.verification.process import Opened
+from quantize.verification.process import KeptProcess, Opened
 
 pytest.importorskip("gptqmodel")
 
@@ -114,3 +116,35 @@ def test_stacked_experts_are_the_sources_own(experts: Path) -> None:
         ours = streamed_model(checkpoint, checkpoint.read_float32)(ids).logits
         theirs = AutoModelForCausalLM.from_pretrained(experts, dtype=torch.float32)(ids).logits
     torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+
+
+def test_one_process_for_several_folders(make_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+    """Each is answered as by a process of its own, one that cannot be opened too, and after the end of it."""
+    source = make_checkpoint(num_hidden_layers=1)
+    made = {
+        short: convert(source, short, tmp_path / str(number), run=CPU, verify="none").folder
+        for number, short in enumerate(("rtn-int4", "rtn-int4:format=awq"))
+    }
+    empty = tmp_path / "empty"
+    empty.mkdir()
+
+    def logits(folder: Path, name: str, **start: KeptProcess) -> np.ndarray:
+        (tmp_path / name).mkdir()
+        opened, kept = Opened(folder, CPU, ROWS, tmp_path / name, **start), []
+        opened.logits(ROWS, 0, lambda row, first, part: kept.append(np.array(part)))
+        return np.concatenate(kept)
+
+    with contextlib.closing(KeptProcess()) as start:
+        for short, folder in made.items():
+            assert np.array_equal(
+                logits(folder, f"kept {short}", start=start), logits(folder, f"own {short}")
+            )
+        first = start._process
+        with pytest.raises(BadInput, match=r"config\.json"):
+            logits(empty, "kept empty", start=start)
+        assert start._process is first
+        assert first is not None
+        first.kill()
+        assert logits(made["rtn-int4"], "killed", start=start).shape == (32, 4096)
+        assert logits(made["rtn-int4"], "again", start=start).shape == (32, 4096)
+        assert start._process not in (None, first)

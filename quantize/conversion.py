@@ -82,6 +82,7 @@ def convert(
     run = run or RunOptions()
     order = _order(model, to, Path(out), calibration, run, verify, force, adapter, keep_failed)
     text = _text(order, {}, calibrating) if order.calibrated else None
+    _begin_digest(order)
     with staging(order.out) as stage:
         return _complete(order, stage, order.work.write(stage, run, text), text)
 
@@ -149,6 +150,7 @@ def _made_from_one_reading(
     works, run = [order.work for order in orders], orders[0].run
     with contextlib.ExitStack() as stack:
         stages = [stack.enter_context(staging(order.out)) for order in orders]
+        _begin_digest(orders[0])
         if len(works) > 1:
             written = works[0].write_together(works, stages, run)
         else:
@@ -162,6 +164,12 @@ def _made_from_one_reading(
                     yield order, _complete(order, stage, conversion, text, start)
             except QuantwrightError as error:
                 yield order, error
+
+
+def _begin_digest(order: "_Order") -> None:
+    """Where cores are left over: of what is only rounded, hashing the source takes as long as all else."""
+    if order.run.resolved_threads > 1 and not order.calibrated:
+        order.work.held.whole.begin_digest()
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,12 @@ checkpoint is executed: no pickle, no remote code.
 import hashlib
 import os
 import re
-from collections.abc import Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path, PurePath
+from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -80,7 +81,7 @@ class Checkpoint:
     usual_files: bool = True
     reader: TensorReader = field(default=IN_FILES, repr=False, compare=False)
     quantized: str = ""
-    _digests: dict[str, str] = field(default_factory=dict, repr=False, compare=False)
+    _digests: "list[Future[str]]" = field(default_factory=list, repr=False, compare=False)
 
     @classmethod
     def open(
@@ -270,12 +271,22 @@ class Checkpoint:
     @property
     def digest(self) -> str:
         """sha256 over ``contents()``: two folders with the same bytes are the same source."""
-        if "all" not in self._digests:
-            contents = self.contents()
-            hashes = sha256_files({path for _, path in contents})
-            lines = [f"{name} {hashes[path]}\n" for name, path in contents]
-            self._digests["all"] = hashlib.sha256("".join(lines).encode()).hexdigest()
-        return self._digests["all"]
+        if not self._digests:
+            self._digests.append(Future())
+            _answer(self._digests[0], self._digest)
+        return self._digests[0].result()
+
+    def begin_digest(self) -> None:
+        """Take ``digest`` in a thread, beside what this process does next; who asks for it waits for that."""
+        if not self._digests:
+            self._digests.append(Future())
+            Thread(target=_answer, args=(self._digests[0], self._digest), daemon=True).start()
+
+    def _digest(self) -> str:
+        contents = self.contents()
+        hashes = sha256_files({path for _, path in contents})
+        lines = [f"{name} {hashes[path]}\n" for name, path in contents]
+        return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def as_torch(raw: np.ndarray, dtype: str) -> "torch.Tensor":
@@ -293,6 +304,13 @@ def sha256_file(path: Path) -> str:
             if hasattr(hashlib, "file_digest")
             else _sha256_loop(file)
         )
+
+
+def _answer(future: "Future[str]", make: Callable[[], str]) -> None:
+    try:
+        future.set_result(make())
+    except Exception as error:  # raised again where it is asked for
+        future.set_exception(error)
 
 
 def sha256_files(paths: Iterable[Path]) -> dict[Path, str]:

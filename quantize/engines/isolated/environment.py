@@ -130,6 +130,8 @@ def installed(engine: IsolatedEngine) -> Environment | None:
 def finished(engine: IsolatedEngine, folder: Path) -> Environment | None:
     if not (folder / MARKER).is_file() or not os.access(python_of(folder), os.X_OK):
         return None
+    if any(link.is_symlink() and not link.exists() for link in (folder / BORROWED).glob("*")):
+        return None  # what it borrowed was removed
     try:
         said = read_json(folder / MARKER)
         return Environment(engine, folder, dict(said["versions"]), str(said["torch"]))

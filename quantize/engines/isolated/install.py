@@ -135,7 +135,7 @@ def _borrow(folder: Path) -> None:
     place.mkdir()
     for name, path in borrowed():
         if not (place / name).exists():
-            (place / name).symlink_to(path)
+            (place / name).symlink_to(path.resolve())  # by another way than today's, it is there tomorrow
     (packages_of(folder) / "quantwright_borrowed.pth").write_text(f"{place}\n", encoding="utf-8")
 
 
@@ -214,6 +214,8 @@ for found in metadata.distributions():
         continue
     for file in found.files or ():
         if file.hash is None or file.hash.mode != "sha256" or file.parts[0] == "..":
+            continue
+        if file.suffix == ".pyc":  # numpy's wheel brings one, which Python makes again
             continue
         try:
             digest = hashlib.sha256(file.locate().read_bytes()).digest()

@@ -20,7 +20,14 @@ import toy_engine
 
 from quantize.artifact.artifact import Artifact
 from quantize.engines.isolated.call import call
-from quantize.engines.isolated.environment import MARKER, Environment, alone_in, installed, place_of
+from quantize.engines.isolated.environment import (
+    BORROWED,
+    MARKER,
+    Environment,
+    alone_in,
+    installed,
+    place_of,
+)
 from quantize.engines.isolated.install import install
 from quantize.engines.isolated.known import ENGINES, isolated_engine
 from quantize.errors import StepFailed, Unsupported
@@ -204,6 +211,22 @@ def test_a_killed_installation_leaves_nothing(how: signal.Signals, plugin: Path,
     again = run(plugin, tmp_path, "env", "install", "toy", "--installer", "pip")
     assert again.returncode == 0, again.stderr
     assert (folders(tmp_path)[0] / MARKER).exists()
+
+
+def test_what_was_borrowed_and_is_gone_is_no_environment(plugin: Path, tmp_path: Path) -> None:
+    """As where this program's own environment, whose torch it links, was removed and made again elsewhere."""
+    assert run(plugin, tmp_path, "env", "install", "toy", "--installer", "pip").returncode == 0
+    (folder,) = folders(tmp_path)
+    with open(next(folder.rglob("RECORD")), "a") as record:
+        record.write("__pycache__/made_again.cpython-311.pyc,sha256=AAAA,4\n")
+    assert run(plugin, tmp_path, "env", "verify", "toy").returncode == 0
+    (folder / BORROWED).mkdir(exist_ok=True)
+    (folder / BORROWED / "torch").symlink_to(tmp_path / "gone")
+    lost = run(plugin, tmp_path, "env", "verify", "toy")
+    assert lost.returncode == 2
+    assert "quantwright env install toy" in lost.stderr
+    assert run(plugin, tmp_path, "env", "install", "toy", "--installer", "pip").returncode == 0
+    assert run(plugin, tmp_path, "env", "verify", "toy").returncode == 0
 
 
 def test_verify_and_remove(plugin: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@ it so."""
 
 import click
 
+from quantize.formats.gptq_in_vllm import refused_by_vllm
 from quantize.kernels import llamacpp, native
 from quantize.methods.registry import METHODS, method, parse_recipe
 from quantize.packages import install_command, version
@@ -20,7 +21,7 @@ def methods(as_json: bool) -> None:
     document = []
     for name in METHODS:
         found = method(name)
-        engine, loads_in = found.engine, found.format.loads_in
+        engine, storage = found.engine, getattr(found.format, "storage", "")
         missing = list(engine.probe().missing)
         needs = ", ".join(distribution for distribution, _ in engine.needs) or "nothing more"
         install = install_command(engine.extra, missing) if missing else None
@@ -28,6 +29,8 @@ def methods(as_json: bool) -> None:
         for short in found.recipe_class.presets:
             recipe = parse_recipe(short)
             calibrated = " + calibration text" if recipe.calibrated else ""
+            refused = refused_by_vllm({"quant_method": storage, **recipe.canonical})
+            loads_in = [each for each in found.format.loads_in if each != "vllm" or not refused]
             table.add_row(short, needs + calibrated, state, ", ".join(loads_in))
             document.append(
                 {
@@ -40,7 +43,7 @@ def methods(as_json: bool) -> None:
                     "install": install,
                     "calibrated": recipe.calibrated,
                     "parameters": recipe.canonical,
-                    "loads_in": list(loads_in),
+                    "loads_in": loads_in,
                 }
             )
     console().print(table)

@@ -20,21 +20,18 @@ def column_errors() -> ColumnErrors:
     They are torch's but for the order in which rows are added. What is not float32 on the CPU goes to torch
     in any case. Errors: BadInput as of ``native.load``.
     """
-    library = native.load()
-    if isinstance(library, str) or not library.scales_columns:
-        return torch_column_errors
-    return _compiled(library)
+    library = _library()
+    return _compiled_errors(library) if library else torch_column_errors
 
 
 @cache
-def _compiled(library: native.Library) -> ColumnErrors:
+def _compiled_errors(library: native.Library) -> ColumnErrors:
     import torch
 
     def errors(weight: "torch.Tensor", scales: "torch.Tensor", grid: Grid) -> "torch.Tensor":
-        given = (weight, scales)
-        if not all(each.dtype == torch.float32 and each.device.type == "cpu" for each in given):
+        if not _fits(weight, scales):
             return torch_column_errors(weight, scales, grid)
-        held = [each.contiguous() for each in given]
+        held = [each.contiguous() for each in (weight, scales)]
         (rows, inputs), asked = weight.shape, search_arguments(grid, (ctypes.c_float * 0)())
         sums = torch.empty_like(held[1])
         pointers = [each.data_ptr() for each in (*held, sums)]
@@ -60,10 +57,8 @@ def _compiled(library: native.Library) -> ColumnErrors:
 def rounding_change() -> Change:
     """The compiled change, or torch's where there is none: ``change`` of ``clip``. Both are equal bit by bit.
     Errors: BadInput as of ``native.load``."""
-    library = native.load()
-    if isinstance(library, str) or not library.scales_columns:
-        return torch_change
-    return _compiled_change(library)
+    library = _library()
+    return _compiled_change(library) if library else torch_change
 
 
 @cache
@@ -73,10 +68,9 @@ def _compiled_change(library: native.Library) -> Change:
     def change(
         values: "torch.Tensor", step: "torch.Tensor", zero: "torch.Tensor", top: float
     ) -> "torch.Tensor":
-        given = (values, step, zero)
-        if not all(each.dtype == torch.float32 and each.device.type == "cpu" for each in given):
+        if not _fits(values, step, zero):
             return torch_change(values, step, zero, top)
-        held = [each.contiguous() for each in given]
+        held = [each.contiguous() for each in (values, step, zero)]
         out = torch.empty_like(held[0])
         pointers = [each.data_ptr() for each in (*held, out)]
         size = values.shape[-1]
@@ -88,3 +82,14 @@ def _compiled_change(library: native.Library) -> Change:
         return out
 
     return change
+
+
+def _library() -> native.Library | None:
+    library = native.load()
+    return None if isinstance(library, str) or not library.scales_columns else library
+
+
+def _fits(*given: "torch.Tensor") -> bool:
+    import torch
+
+    return all(each.dtype == torch.float32 and each.device.type == "cpu" for each in given)

@@ -1,9 +1,11 @@
 """Which GPTQ folders vLLM 0.32 refuses: each was tried there (docs/methods/gptq.md)."""
 
+import json
 from typing import Any
 
 import pytest
 
+from quantize.cli import cli
 from quantize.formats.gptq_in_vllm import refused_by_vllm
 
 ORDERED, OTHER = "activation ordering", "Unsupported quantization config: bits="
@@ -38,3 +40,12 @@ def test_what_it_refuses(change: dict[str, Any], word: str) -> None:
 @pytest.mark.parametrize("nothing", [None, [], "gptq", {}])
 def test_what_is_no_config(nothing: Any) -> None:
     assert refused_by_vllm(nothing) == ""
+
+
+def test_methods_names_it_for_what_it_opens(capsys: pytest.CaptureFixture[str]) -> None:
+    assert not cli.main(["methods", "--json"], standalone_mode=False)
+    document = json.loads(capsys.readouterr().out.splitlines()[-1])
+    opening = {each["recipe"] for each in document if "vllm" in each["loads_in"]}
+    gptq = {f"gptq-int{bits}" for bits in (2, 3, 4, 8)}
+    assert opening & gptq == {"gptq-int4", "gptq-int8"}
+    assert "awq-int4" in opening

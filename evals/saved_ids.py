@@ -8,8 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from quantize.checkpoint.checkpoint import TOKENIZER_FILES, sha256_files
+from quantize.checkpoint.checkpoint import TOKENIZER_FILES
 from quantize.checkpoint.tokenizer import SourceTokenizer
+from quantize.hashes import sha256_files
 from quantize.into_place import put_in_place
 from quantize.staging import held_folder
 

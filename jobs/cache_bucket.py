@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 
 from jobs.bucket import Bucket, BucketError, is_url
 from jobs.cache import SUMS, Damaged, SharedCache, clear, format_sums, parse_sums
-from quantize.checkpoint.checkpoint import sha256_file, sha256_files
+from quantize.hashes import sha256_file, sha256_files
 
 
 class BucketCache:

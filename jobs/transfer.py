@@ -12,9 +12,9 @@ from typing import Any
 
 from jobs.bucket import Bucket, BucketError
 from quantize.artifact.artifact import MANIFEST, Artifact, commit
-from quantize.checkpoint.checkpoint import sha256_file, sha256_files
 from quantize.errors import BadInput
 from quantize.files import plain_name, read_json
+from quantize.hashes import sha256_file, sha256_files
 from quantize.into_place import put_file, put_unless_there
 from quantize.results import results_path
 

@@ -8,8 +8,8 @@ import tempfile
 from collections.abc import Container, Iterator
 from pathlib import Path
 
-from quantize.checkpoint.checkpoint import sha256_files
 from quantize.errors import StepFailed
+from quantize.hashes import sha256_files
 from quantize.staging import held_folder
 
 LOG = "log"

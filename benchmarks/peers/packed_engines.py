@@ -64,6 +64,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--text", type=Path, help="held-out text for the divergence")
     parser.add_argument("--tokens", type=int, default=202_000, help="of the text; half of them are scored")
+    parser.add_argument(
+        "--cache-limit", default="16GiB", help="disk for the source's logits, kept for every recipe"
+    )
     return parser.parse_args()
 
 
@@ -111,6 +114,7 @@ def divergence(arguments: argparse.Namespace, recipe: str) -> dict[str, Any]:
         *PROGRAM, "eval", *folders, "--reference", str(arguments.model), "--text", str(arguments.text),
         "--metrics", "divergence", "--tokens", str(arguments.tokens), "--no-floors", "--json",
         "--threads", str(arguments.threads),
+        "--cache", str(arguments.workdir / "cache"), "--cache-limit", arguments.cache_limit,
     ]  # fmt: skip
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     rows = json.loads(done.stdout.strip().splitlines()[-1])

@@ -8,9 +8,9 @@ from jobs.steps.convert import ConvertStep
 from jobs.steps.step import ModelStep
 from jobs.transfer import artifact_files
 from quantize.artifact.artifact import MANIFEST
-from quantize.checkpoint.checkpoint import sha256_file
 from quantize.errors import BadInput
 from quantize.files import read_json
+from quantize.hashes import sha256_file
 from quantize.into_place import put_file
 from quantize.methods.registry import method as find_method
 from quantize.methods.registry import require

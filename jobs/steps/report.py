@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from jobs.steps.step import Step, printed
-from quantize.checkpoint.checkpoint import sha256_file
+from quantize.hashes import sha256_file
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

@@ -17,9 +17,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from quantize.checkpoint.checkpoint import sha256_file, sha256_files
 from quantize.errors import BadInput
 from quantize.files import inside, parse_json, plain_name, read_bytes
+from quantize.hashes import sha256_file, sha256_files
 from quantize.into_place import put_in_place
 from quantize.staging import claim
 from quantize.terminal import printable

@@ -8,9 +8,10 @@ from functools import cache
 from pathlib import Path, PurePath
 from typing import Any
 
-from quantize.checkpoint.checkpoint import Checkpoint, sha256_file
+from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.errors import StepFailed
 from quantize.files import user_cache
+from quantize.hashes import sha256_file
 from quantize.into_place import write_json
 
 MOST = 10_000  # files remembered

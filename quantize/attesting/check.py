@@ -9,10 +9,10 @@ from quantize.attesting.bundle import SUFFIX, is_bundle, verified
 from quantize.attesting.envelope import read_envelope, read_public_key, signer
 from quantize.attesting.folders import BESIDE
 from quantize.attesting.statement import read_statement
-from quantize.checkpoint.checkpoint import sha256_files
 from quantize.checkpoint.model_card import license_files
 from quantize.errors import BadInput, StepFailed
 from quantize.files import plain_name
+from quantize.hashes import sha256_files
 from quantize.terminal import printable
 
 #: in a published repository, beside the files that a program opens

@@ -8,10 +8,10 @@ import numpy as np
 from quantize.artifact.artifact import DROPPINGS, MANIFEST, Artifact, Manifest
 from quantize.attesting.metadata import config_metadata
 from quantize.attesting.outcome import Outcome, TensorDifference
-from quantize.checkpoint.checkpoint import sha256_file
 from quantize.checkpoint.tensors import StoredTensors
 from quantize.errors import QuantwrightError
 from quantize.files import files_inside
+from quantize.hashes import sha256_file
 from quantize.methods.base import Work
 
 WEIGHTS = (".safetensors", ".safetensors.index.json")

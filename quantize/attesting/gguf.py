@@ -12,7 +12,7 @@ from quantize.attesting.blocks import block_difference, derive, part_names, rows
 from quantize.attesting.metadata import gguf_metadata
 from quantize.attesting.outcome import Outcome
 from quantize.calibration.windows import Calibration
-from quantize.checkpoint.checkpoint import Checkpoint, sha256_file
+from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.checkpoint.model_card import license_files
 from quantize.engines.ggml import planned
 from quantize.errors import BadInput, Unsupported
@@ -23,6 +23,7 @@ from quantize.gguf.families.base import Mapped
 from quantize.gguf.importance.file import ImportanceMatrix, read_imatrix
 from quantize.gguf.importance.use import WEIGHTED, importances
 from quantize.gguf.mixture import Choice, ModelShape, Spec, choose_types, lossless_type
+from quantize.hashes import sha256_file
 from quantize.kernels.block_types import FILE_TYPES, UNQUANTIZED, Type
 from quantize.kernels.chosen import CHOSEN
 from quantize.methods.gguf import GgufWork

@@ -9,8 +9,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from quantize.artifact.artifact import Manifest, Sha256
 from quantize.attesting.outcome import Outcome
-from quantize.checkpoint.checkpoint import Checkpoint, sha256_files
+from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.errors import BadInput
+from quantize.hashes import sha256_files
 from quantize.terminal import printable
 
 TYPE = "https://in-toto.io/Statement/v1"

@@ -6,10 +6,9 @@ checkpoint is executed: no pickle, no remote code.
 """
 
 import hashlib
-import os
 import re
-from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path, PurePath
@@ -27,6 +26,7 @@ from quantize.checkpoint.weight_files import is_adapter_beside, read_weights
 from quantize.dtypes import FLOATS, to_float32
 from quantize.errors import BadInput, StepFailed, Unsupported
 from quantize.files import TEMPLATES, check_links, inside
+from quantize.hashes import sha256_files
 from quantize.terminal import printable
 
 if TYPE_CHECKING:
@@ -297,34 +297,11 @@ def as_torch(raw: np.ndarray, dtype: str) -> "torch.Tensor":
     return tensor.view(torch.int16).view(torch.bfloat16) if dtype == "BF16" else tensor
 
 
-def sha256_file(path: Path) -> str:
-    with open(path, "rb") as file:
-        return (
-            hashlib.file_digest(file, "sha256").hexdigest()
-            if hasattr(hashlib, "file_digest")
-            else _sha256_loop(file)
-        )
-
-
 def _answer(future: "Future[str]", make: Callable[[], str]) -> None:
     try:
         future.set_result(make())
     except Exception as error:  # raised again where it is asked for
         future.set_exception(error)
-
-
-def sha256_files(paths: Iterable[Path]) -> dict[Path, str]:
-    """Several at a time, in the order given: hashing is the longest part of a conversion that only copies."""
-    paths = list(paths)
-    with ThreadPoolExecutor(min(8, len(os.sched_getaffinity(0)))) as pool:
-        return dict(zip(paths, pool.map(sha256_file, paths), strict=True))
-
-
-def _sha256_loop(file: Any) -> str:
-    digest = hashlib.sha256()
-    while block := file.read(1 << 20):
-        digest.update(block)
-    return digest.hexdigest()
 
 
 def _check_types(model: str, tensors: Mapping[str, TensorInfo]) -> None:

@@ -122,7 +122,9 @@ def _in_shards(entries: Iterable[Entry], shard_bytes: int) -> list[list[Entry]]:
 
     The format allows no gaps, and kernels that work in the mapped file need alignment: torch's int8 kernel
     for CPUs, which optimum-quanto calls, ends the process at a weight that does not lie at a multiple of 16.
-    So tensors of whole lines come first, then by width, as the safetensors library orders them.
+    So tensors of whole lines come first, by name, so that a layer lies together and who writes or reads
+    layer by layer goes through the file once; then the others by width, as the safetensors library orders
+    all.
     """
     shards: list[list[Entry]] = [[]]
     size = 0
@@ -132,10 +134,12 @@ def _in_shards(entries: Iterable[Entry], shard_bytes: int) -> list[list[Entry]]:
             size = 0
         shards[-1].append(entry)
         size += entry.size_bytes
-    return [
-        sorted(shard, key=lambda e: (e.size_bytes % ALIGNMENT != 0, -BYTES[e.dtype], e.name))
-        for shard in shards
-    ]
+    return [sorted(shard, key=_place) for shard in shards]
+
+
+def _place(entry: Entry) -> tuple[bool, int, str]:
+    loose = entry.size_bytes % ALIGNMENT != 0
+    return loose, -BYTES[entry.dtype] if loose else 0, entry.name
 
 
 def header_bytes(ordered: list[Entry], metadata: Mapping[str, str] = MappingProxyType({})) -> bytes:

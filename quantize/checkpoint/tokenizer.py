@@ -10,11 +10,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from quantize.checkpoint.checkpoint import sha256_file
 from quantize.checkpoint.library_folder import library_folder
 from quantize.checkpoint.tokenizer_added import add_declared, added_to_pieces
 from quantize.checkpoint.tokenizer_files import library, read_definition, read_if_there, token_id
 from quantize.errors import BadInput
+from quantize.hashes import sha256_file
 
 SENTENCEPIECE_FILES = ("tokenizer.model", "spiece.model")
 

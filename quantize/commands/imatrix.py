@@ -7,12 +7,12 @@ import click
 
 from quantize.calibration.sources import parse_sources
 from quantize.calibration.windows import load_calibration
-from quantize.checkpoint.checkpoint import sha256_file
 from quantize.commands.options import run_options
 from quantize.engines.native.importance import own_imatrix
 from quantize.errors import BadInput
 from quantize.files import typed_path
 from quantize.gguf.importance.file import read_imatrix, write_imatrix
+from quantize.hashes import sha256_file
 from quantize.recipe import CalibrationOptions, RunOptions
 from quantize.sources.opening import open_checkpoint
 from quantize.staging import follow, keep_inputs

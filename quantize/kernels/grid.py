@@ -1,14 +1,13 @@
 """The compiled search of scales and zero points (``quantize.numerics.rtn``), where it was built."""
 
 import ctypes
-from collections.abc import Sequence
 from functools import cache
 from typing import TYPE_CHECKING
 
 from quantize.kernels import native
 from quantize.kernels.threads import over_rows
 from quantize.numerics.grids import Grid
-from quantize.numerics.rtn import REFINEMENTS, Search, torch_search
+from quantize.numerics.rtn import REFINEMENTS, Search, Tried, torch_search
 
 if TYPE_CHECKING:
     import torch
@@ -19,16 +18,16 @@ class SearchArguments(ctypes.Structure):
 
     _fields_ = (
         ("symmetric", ctypes.c_int), ("refinements", ctypes.c_int), ("top", ctypes.c_float),
-        ("middle", ctypes.c_float), ("lowest_zero", ctypes.c_float), ("count", ctypes.c_int64),
-        ("factors", ctypes.c_void_p),
+        ("middle", ctypes.c_float), ("lowest_zero", ctypes.c_float), ("half", ctypes.c_float),
+        ("count", ctypes.c_int64), ("factors", ctypes.POINTER(ctypes.c_float)),
     )  # fmt: skip
 
 
-def search_arguments(grid: Grid, tried: "ctypes.Array[ctypes.c_float]") -> SearchArguments:
-    """``tried`` must live as long as what is returned."""
+def search_arguments(grid: Grid, tried: Tried) -> SearchArguments:
+    count = len(tried.factors)
     return SearchArguments(
-        grid.symmetric, REFINEMENTS, grid.top, grid.middle, grid.lowest_zero, len(tried),
-        ctypes.addressof(tried),
+        grid.symmetric, REFINEMENTS, grid.top, grid.middle, grid.lowest_zero, tried.half, count,
+        (ctypes.c_float * count)(*tried.factors),
     )  # fmt: skip
 
 
@@ -47,14 +46,13 @@ def _compiled(library: native.Library) -> Search:
     import torch
 
     def search(
-        weight: "torch.Tensor", shares: "torch.Tensor", grid: Grid, factors: Sequence[float]
+        weight: "torch.Tensor", shares: "torch.Tensor", grid: Grid, tried: Tried
     ) -> "tuple[torch.Tensor, torch.Tensor]":
-        if weight.dtype != torch.float32 or weight.device.type != "cpu" or len(factors) == 1:
-            return torch_search(weight, shares, grid, factors)
+        if weight.dtype != torch.float32 or weight.device.type != "cpu" or len(tried.factors) == 1:
+            return torch_search(weight, shares, grid, tried)
         outputs, inputs = weight.shape
         size = grid.columns(inputs)
         held = (weight.contiguous(), shares.to(torch.float32).contiguous())
-        tried = (ctypes.c_float * len(factors))(*factors)
         asked = search_arguments(grid, tried)
         found = torch.empty(outputs, inputs // size), torch.empty(outputs, inputs // size)
         pointers = [each.data_ptr() for each in (*held, *found)]

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from quantize.kernels import native
-from quantize.kernels.grid import SearchArguments, search_arguments
+from quantize.kernels.grid import search_arguments
 from quantize.numerics.grids import LARGEST_SCALE, Grid
-from quantize.numerics.rtn import POINTS, tried_factors
+from quantize.numerics.rtn import tried
 from quantize.numerics.sketch import PROJECTIONS, factors
 
 #: OF_FLOAT32 and so on of quantwright.h, by safetensors' names, and what numpy holds each in
@@ -69,9 +69,7 @@ class RowRounder:
         self._padded = -(-columns // WORK_LANES) * WORK_LANES
         self._by = np.zeros((PROJECTIONS, self._padded))
         self._by[:, :columns] = factors(columns).T
-        tried = tried_factors(grid, POINTS) if grid else []
-        self._tried = (ctypes.c_float * len(tried))(*tried)
-        self._search: SearchArguments | None = search_arguments(grid, self._tried) if grid else None
+        self._search = search_arguments(grid, tried(grid)) if grid else None
         self._limit = LARGEST_SCALE * grid.top / 2 if grid else float(np.finfo(np.float32).max)
         self._asked = _Rounding(
             TYPES[dtype][0], TYPES[scale_type][0], grid.bits if grid else 0, flip, columns, size, self._limit,

@@ -9,6 +9,7 @@ from quantize.kernels.grid import search_arguments
 from quantize.kernels.threads import over_rows
 from quantize.numerics.awq import Change, ColumnErrors, torch_change, torch_column_errors
 from quantize.numerics.grids import Grid
+from quantize.numerics.rtn import Tried
 
 if TYPE_CHECKING:
     import torch
@@ -32,7 +33,7 @@ def _compiled_errors(library: native.Library) -> ColumnErrors:
         if not _fits(weight, scales):
             return torch_column_errors(weight, scales, grid)
         held = [each.contiguous() for each in (weight, scales)]
-        (rows, inputs), asked = weight.shape, search_arguments(grid, (ctypes.c_float * 0)())
+        (rows, inputs), asked = weight.shape, search_arguments(grid, Tried(()))
         sums = torch.empty_like(held[1])
         pointers = [each.data_ptr() for each in (*held, sums)]
 

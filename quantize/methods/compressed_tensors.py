@@ -229,9 +229,18 @@ class CtWork(PackedWork[CtRecipe]):
                 rows = calibration.ids
                 measured = measured_scales(self.checkpoint, format, rows, run, recipe.short)
                 details = {"compute_dtype": measured.arithmetic, "calibration_tokens_used": int(rows.size)}
-            size, computed = write_compressed(self.checkpoint, format, stage, run, recipe.short, measured)
+            size, computed, hashed = write_compressed(
+                self.checkpoint, format, stage, run, recipe.short, measured
+            )
             write_configs(self.checkpoint, format, stage)
-            return Conversion(size, NATIVE.label, libraries=("torch",), computed=computed, details=details)
+            return Conversion(
+                size,
+                NATIVE.label,
+                libraries=("torch",),
+                computed=computed,
+                details=details,
+                sha256=hashed,
+            )
         assert calibration is not None
         if recipe.by == "awq":
             rows = spread_rows(calibration.ids, AwqRecipe().search_tokens)

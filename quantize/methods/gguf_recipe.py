@@ -6,9 +6,9 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from quantize.checkpoint.checkpoint import sha256_file
 from quantize.errors import BadInput
 from quantize.gguf.importance.file import ImportanceMatrix, read_imatrix
+from quantize.hashes import sha256_file
 from quantize.kernels.block_types import FILE_TYPES, TENSOR_TYPES
 from quantize.recipe import AUTO, Recipe
 

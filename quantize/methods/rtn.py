@@ -20,7 +20,6 @@ from quantize.formats.base import Format
 from quantize.formats.gptq import GptqFormat
 from quantize.methods.base import Costs, Held
 from quantize.methods.packed import GroupSize, PackedMethod, PackedWork, Packing, plan_packing, whole
-from quantize.numerics.rtn import POINTS
 from quantize.recipe import AUTO, Recipe, RunOptions
 
 
@@ -98,7 +97,7 @@ class RtnWork(PackedWork[RtnRecipe]):
                 {"iterations": 0, "seed": 0},
                 self.recipe.short,
             )
-        points = POINTS if self.recipe.search else 1
+        points = None if self.recipe.search else 1
         weight_bytes, computed = write_rounded(
             self.checkpoint, self.planned.format, stage, run, title=self.recipe.short, points=points
         )

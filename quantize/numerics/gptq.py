@@ -17,7 +17,7 @@ from quantize.errors import StepFailed
 from quantize.numerics.columns import BLOCK, Block, Levels, torch_block, visit
 from quantize.numerics.grids import Codes, Grid
 from quantize.numerics.refine import refined
-from quantize.numerics.rtn import POINTS, Search, find_grid, torch_search
+from quantize.numerics.rtn import Search, find_grid, torch_search
 
 if TYPE_CHECKING:
     import torch
@@ -47,7 +47,7 @@ def solve(
     *,
     order: Literal["activation", "none"] = "activation",
     damping: float = DAMPING,
-    points: int = POINTS,
+    points: int | None = None,
     refinements: int = REFINEMENTS,
     block: int = BLOCK,
     run: Block = torch_block,

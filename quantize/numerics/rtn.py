@@ -1,6 +1,7 @@
 """Round to nearest: the scale and zero point of every group by search, then each weight by itself."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from quantize.errors import StepFailed
@@ -9,25 +10,35 @@ from quantize.numerics.grids import LARGEST_SCALE, Codes, Grid, steps, stored_sc
 if TYPE_CHECKING:
     import torch
 
-#: scales tried for a group, from the one that clips nothing to a share, by bits, of the one that spans the
-#: extremes
-POINTS, NARROWEST = 24, {2: 0.4, 3: 0.4, 4: 0.5, 8: 0.8}
+#: by bits, scales tried for a group, from the one that clips nothing to a share of the one that spans the
+#: extremes; then those halfway to the neighbours of the best, which is as good as twice as many
+POINTS = {2: 12, 3: 12, 4: 12, 8: 24}
+NARROWEST = {2: 0.4, 3: 0.4, 4: 0.5, 8: 0.8}
 #: least-squares steps that start from the best of these
 REFINEMENTS = 2
 #: weights searched at a time, to bound memory
 CHUNK = 1 << 22
 
-#: (weight (o, i), shares (i,), grid, factors) -> scales and zero points (o, g), as of ``torch_search``
-Search = Callable[
-    ["torch.Tensor", "torch.Tensor", Grid, Sequence[float]], "tuple[torch.Tensor, torch.Tensor]"
-]
+
+@dataclass(frozen=True)
+class Tried:
+    """``factors`` of the scale of a group's extremes, in the order in which they are tried, negative ones for
+    symmetric grids only; then the best, larger and smaller by ``half``, where that is not 0. Several are
+    followed by ``REFINEMENTS``, one is taken."""
+
+    factors: tuple[float, ...]
+    half: float = 0.0
+
+
+#: (weight (o, i), shares (i,), grid, what to try) -> scales and zero points (o, g), as of ``torch_search``
+Search = Callable[["torch.Tensor", "torch.Tensor", Grid, Tried], "tuple[torch.Tensor, torch.Tensor]"]
 
 
 def round_to_nearest(
     weight: "torch.Tensor",
     grid: Grid,
     importance: "torch.Tensor | None" = None,
-    points: int = POINTS,
+    points: int | None = None,
     search: "Search | None" = None,
 ) -> Codes:
     """``weight`` (o, i) float on the grid that ``find_grid`` gives, each weight to the nearest code."""
@@ -49,14 +60,15 @@ def find_grid(
     weight: "torch.Tensor",
     grid: Grid,
     importance: "torch.Tensor | None" = None,
-    points: int = POINTS,
+    points: int | None = None,
     search: "Search | None" = None,
 ) -> "tuple[torch.Tensor, torch.Tensor]":
     """Scales (o, g) float32 that ``grid.scales`` holds, and zero points (o, g) int32, for ``weight`` (o, i).
 
-    ``points`` 1: from the extremes of each group (0 among them). More: that many scales, in equal steps from
-    the one that clips nothing to a share of the extremes' (``NARROWEST``), and for symmetric grids their
-    negatives, then ``REFINEMENTS`` steps of least squares for the scale with the codes held fixed; the least
+    ``points`` 1: from the extremes of each group (0 among them). More (None: ``POINTS``): that many scales,
+    in equal steps from the one that clips nothing to a share of the extremes' (``NARROWEST``), and for
+    symmetric grids their negatives; the best of them, half a step larger and smaller; then ``REFINEMENTS``
+    steps of least squares for the scale with the codes held fixed. The least
     sum of importance * (weight - value)**2 wins, where values are those of the scale as float16 holds it. For
     bfloat16 the winner is rounded.
     ``importance`` (i,), not negative; None: ones. ``search`` does it; None: ``torch_search``.
@@ -78,26 +90,27 @@ def find_grid(
         )
     shares = torch.ones(inputs) if importance is None else importance
     shares = shares.to(weight.device, weight.dtype)
-    scales, zeros = (search or torch_search)(weight, shares, grid, tried_factors(grid, points))
+    scales, zeros = (search or torch_search)(weight, shares, grid, tried(grid, points))
     scales = scales.to(torch.float32)
     return scales if grid.scales == "float16" else stored_scale(scales, grid.scales), zeros.to(torch.int32)
 
 
-def tried_factors(grid: Grid, points: int) -> list[float]:
-    """Of the scale of a group's extremes, in the order in which they are tried."""
+def tried(grid: Grid, points: int | None = None) -> Tried:
+    """See ``find_grid``."""
+    points = points or POINTS[grid.bits]
     if points == 1:
-        return [1.0]
+        return Tried((1.0,))
     widest = grid.top / 2 / (grid.middle - 1) if grid.symmetric else grid.top / (grid.top - 1)
-    sizes = [widest + (NARROWEST[grid.bits] - widest) * step / (points - 1) for step in range(points)]
-    both = grid.symmetric and not grid.positive
-    return [sign * size for size in sizes for sign in ((1, -1) if both else (1,))]
+    step = (widest - NARROWEST[grid.bits]) / (points - 1)
+    signs = (1, -1) if grid.symmetric and not grid.positive else (1,)
+    sizes = (widest - step * number for number in range(points))
+    return Tried(tuple(sign * size for size in sizes for sign in signs), step / 2)
 
 
 def torch_search(
-    weight: "torch.Tensor", shares: "torch.Tensor", grid: Grid, factors: Sequence[float]
+    weight: "torch.Tensor", shares: "torch.Tensor", grid: Grid, tried: Tried
 ) -> "tuple[torch.Tensor, torch.Tensor]":
-    """See ``find_grid``; ``factors``: of the scale of a group's extremes, negative ones for symmetric grids
-    only. Several are tried with ``REFINEMENTS``, one is taken."""
+    """See ``find_grid``."""
     import torch
 
     outputs, inputs = weight.shape
@@ -108,12 +121,12 @@ def torch_search(
     shares = shares.reshape(-1, size)
     for start in range(0, outputs, rows):
         part = slice(start, start + rows)
-        scales[part], zeros[part] = _search(weight[part].unflatten(1, (-1, size)), shares, grid, factors)
+        scales[part], zeros[part] = _search(weight[part].unflatten(1, (-1, size)), shares, grid, tried)
     return scales, zeros
 
 
 def _search(
-    groups: "torch.Tensor", shares: "torch.Tensor", grid: Grid, factors: Sequence[float]
+    groups: "torch.Tensor", shares: "torch.Tensor", grid: Grid, tried: Tried
 ) -> "tuple[torch.Tensor, torch.Tensor]":
     """Scales and zero points (o, g) for ``groups`` (o, g, size), errors weighted by ``shares`` (g, size)."""
     import torch
@@ -125,7 +138,7 @@ def _search(
         extremes = torch.maximum((high - low) / grid.top, high / (grid.top - grid.lowest_zero))
     middle = torch.full_like(extremes, grid.middle)
 
-    def zero_points(scale: "torch.Tensor", factor: float) -> "torch.Tensor":
+    def zero_points(scale: "torch.Tensor", factor: "torch.Tensor") -> "torch.Tensor":
         if grid.symmetric:
             return middle
         return (-low * factor / scale).round_().clamp_(grid.lowest_zero, grid.top)
@@ -133,23 +146,34 @@ def _search(
     def nearest(scale: "torch.Tensor", zero: "torch.Tensor") -> "torch.Tensor":
         return steps(groups, 1 / scale[..., None], -zero[..., None], grid.top - zero[..., None])
 
-    best = stored_scale(extremes)
-    zero = zero_points(best, 1)
-    least = torch.full_like(best, torch.inf)
-    for factor in factors:
-        scale = stored_scale(extremes * factor)
-        candidate = zero_points(scale, factor)
-        error = nearest(scale, candidate).mul_(-scale[..., None]).add_(groups).square_().mul_(shares).sum(-1)
+    def error_of(scale: "torch.Tensor", zero: "torch.Tensor") -> "torch.Tensor":
+        return nearest(scale, zero).mul_(-scale[..., None]).add_(groups).square_().mul_(shares).sum(-1)
+
+    factor, best = torch.ones_like(extremes), stored_scale(extremes)
+    zero, least = zero_points(best, factor), torch.full_like(best, torch.inf)
+
+    def attempt(candidate: "torch.Tensor") -> None:
+        nonlocal factor, best, zero, least
+        scale = stored_scale(extremes * candidate)
+        middles = zero_points(scale, candidate)
+        error = error_of(scale, middles)
         better = error < least
-        least = torch.where(better, error, least)
-        best, zero = torch.where(better, scale, best), torch.where(better, candidate, zero)
-    for _ in range(REFINEMENTS if len(factors) > 1 else 0):
+        least, factor = torch.where(better, error, least), torch.where(better, candidate, factor)
+        best, zero = torch.where(better, scale, best), torch.where(better, middles, zero)
+
+    for each in tried.factors:
+        attempt(torch.full_like(extremes, each))
+    if tried.half:
+        found = factor
+        for half in (tried.half, -tried.half):
+            attempt(found + torch.copysign(torch.full_like(found, half), found * half))
+    for _ in range(REFINEMENTS if len(tried.factors) > 1 else 0):
         whole = nearest(best, zero)
         weighted = whole * shares
         squares = (weighted * whole).sum(-1)
         scale = (weighted * groups).sum(-1) / torch.where(squares > 0, squares, 1)
         scale = stored_scale(torch.where(squares > 0, scale, best))
-        error = nearest(scale, zero).mul_(-scale[..., None]).add_(groups).square_().mul_(shares).sum(-1)
+        error = error_of(scale, zero)
         better = error < least
         least, best = torch.where(better, error, least), torch.where(better, scale, best)
     return best, zero

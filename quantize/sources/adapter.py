@@ -13,11 +13,12 @@ from pathlib import Path
 import numpy as np
 
 from quantize.artifact.artifact import AdapterRecord
-from quantize.checkpoint.checkpoint import Checkpoint, sha256_file
+from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.checkpoint.safetensors_header import StoredTensor, TensorInfo, read_safetensors_header
 from quantize.dtypes import FLOATS, NUMPY, to_float32
 from quantize.errors import BadInput, StepFailed, Unsupported
 from quantize.files import inside, typed_path
+from quantize.hashes import sha256_file
 from quantize.hf.loaded import loaded
 from quantize.sources.adapter_config import CONFIG, LoraConfig, read_adapter_config
 from quantize.terminal import printable

@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 
 from quantize.artifact.artifact import Check
-from quantize.checkpoint.checkpoint import sha256_file
 from quantize.checkpoint.entries import Entries
 from quantize.dtypes import FLOATS, to_float32
 from quantize.engines.base import Computed, Conversion
 from quantize.errors import QuantwrightError
 from quantize.formats.base import Format
+from quantize.hashes import sha256_file
 from quantize.hf.names import IGNORED
 from quantize.methods.base import Work
 from quantize.numerics import identity

@@ -25,7 +25,7 @@ from quantize.kernels.grid import grid_search
 from quantize.kernels.native import load
 from quantize.kernels.rounded import TYPES, RowRounder
 from quantize.numerics.grids import Codes
-from quantize.numerics.rtn import POINTS, round_to_nearest
+from quantize.numerics.rtn import round_to_nearest
 from quantize.numerics.sketch import PROJECTIONS, sketch
 from quantize.numerics.small_floats import FloatCodes, tensor_scale, to_e4m3, to_mxfp4, to_nvfp4
 from quantize.progress import progress_bar
@@ -56,9 +56,9 @@ def write_compressed(
     run: RunOptions,
     title: str,
     measured: Measured = UNMEASURED,
-) -> tuple[int, Computed]:
-    """The weights' files into ``stage``; (bytes of tensor data, what was computed). ``measured``: of
-    formats that store scales from calibration. Errors: StepFailed where
+) -> tuple[int, Computed, dict[str, str]]:
+    """The weights' files into ``stage``; (bytes of tensor data, what was computed, SHA-256 of files that were
+    hashed meanwhile). ``measured``: of formats that store scales from calibration. Errors: StepFailed where
     a weight is not finite."""
     computed = Computed()
     quantized = [Entry(*each) for linear in format.linears for each in format.matrix_entries(linear)]
@@ -71,10 +71,10 @@ def write_compressed(
     entries = sorted([*quantized, *kept, *scales], key=lambda entry: entry.name)
     threads, makers = run.resolved_threads, _row_rounders(checkpoint, format, run)
     with (
-        PlacedFolder(stage, entries) as folder,
+        PlacedFolder(stage, entries, hashing=threads > 1) as folder,
         ThreadPoolExecutor(threads, thread_name_prefix="round") as pool,
         one_thread_each(run) if makers is None else nullcontext(),
-        progress_bar(title, len(format.by_source), "tensors", run.progress) as advance,
+        progress_bar(title, len(format.by_source) + len(kept), "tensors", run.progress) as advance,
     ):
         whole = dict(_tensor_scales(checkpoint, format)) if format.scheme.startswith("nvfp4") else {}
 
@@ -142,14 +142,18 @@ def write_compressed(
         def copied(name: str) -> None:
             folder.put(name, checkpoint.read(name))
 
-        for done in few_at_a_time(pool, threads, [(rounded, name) for name in format.by_source]):
-            done.result()
-            advance(1)
-        for done in few_at_a_time(pool, threads, [(copied, entry.name) for entry in kept]):
-            done.result()
         for entry in scales:
             folder.put(entry.name, format.raw_scale(measured.kept[entry.name]))
-        return folder.total_bytes, computed
+        # in the order of the files, which are hashed meanwhile
+        source_of = {entry.name: entry.name for entry in kept}
+        for source, linears in format.by_source.items():
+            source_of |= {name: source for each in linears for name, _, _ in format.matrix_entries(each)}
+        sources = dict.fromkeys(source_of[name] for name in folder.names if name in source_of)
+        work = [(rounded if name in format.by_source else copied, name) for name in sources]
+        for done in few_at_a_time(pool, threads, work):
+            done.result()
+            advance(1)
+    return folder.total_bytes, computed, folder.sha256
 
 
 def few_at_a_time(
@@ -219,7 +223,7 @@ def _round(
     how = format.how
     try:
         if how.kind == "int":
-            return round_to_nearest(weight, format.grid, points=POINTS, search=grid_search())
+            return round_to_nearest(weight, format.grid, search=grid_search())
         if how.layout.startswith("nvfp4"):
             return to_nvfp4(weight, whole)
         if how.layout.startswith("mxfp4"):

@@ -11,11 +11,12 @@ from quantize.calibration.importance import Computed, importance_matrix, source_
 from quantize.calibration.kept_moments import keep_moments, kept_moments
 from quantize.calibration.layer_pass import BATCH_TOKENS, batch_rows
 from quantize.calibration.windows import Calibration, spread
-from quantize.checkpoint.checkpoint import Checkpoint, sha256_file
+from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.engines.native.budget import Budget
 from quantize.engines.native.layers import pass_key
 from quantize.engines.native.precision import Arithmetic, arithmetic_of
 from quantize.gguf.importance.file import write_imatrix
+from quantize.hashes import sha256_file
 from quantize.hf.matrices import decoder_linears
 from quantize.progress import progress_bar
 from quantize.recipe import RunOptions

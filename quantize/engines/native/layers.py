@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     import torch
 
 #: raised whenever the same inputs give other bytes, as steps of jobs are done again then
-VERSION = 1
+VERSION = 2
 #: makes a layer's part: the layer, the matrices of it that are to be quantized, bytes that statistics may
 #: take. What it returns is already written into the layer.
 Solve = Callable[[Layer, "tuple[Linear, ...]", int], Part]

@@ -20,11 +20,11 @@ from quantize.staging import held_folder
 
 
 def write_rounded(
-    checkpoint: Checkpoint, format: PackedFormat, stage: Path, run: RunOptions, title: str, points: int
+    checkpoint: Checkpoint, format: PackedFormat, stage: Path, run: RunOptions, title: str, points: int | None
 ) -> tuple[int, Computed]:
     """The weights' files into ``stage``; (bytes of tensor data, what was computed).
 
-    ``points``: scales that are tried for each group. Errors: StepFailed where a weight is not finite.
+    ``points``: as ``find_grid``. Errors: StepFailed where a weight is not finite.
     """
     import torch
 

@@ -245,8 +245,8 @@ INLINE void search_groups(Group group, int count, const Search *search, int pair
     for (int64_t first = 0; first < search->count; first += LANES, number += LANES) {
         float factors[LANES], tried[LANES], middles[LANES];
         int64_t last = search->count - 1 - first;
-        for (int lane = 0; lane < LANES; lane++) /* beyond the last, the last again */
-            factors[lane] = search->factors[first + (lane < last ? lane : last)];
+        for (int lane = 0; lane < LANES; lane++) /* beyond the last, the last again; of pairs both */
+            factors[lane] = search->factors[first + (lane <= last ? lane : pairs ? last - (~lane & 1) : last)];
         int bounded = falling && first && first % SCALES_AT_ONCE == 0;
         if (bounded) {
             vf end = magnitude(stored_lanes(extremes * factors[0])) * search->middle;
@@ -286,6 +286,23 @@ INLINE void search_groups(Group group, int count, const Search *search, int pair
     scale = choose(winner >= 0, scale, vf_of(0)), zero = choose(winner >= 0, zero, vf_of(0));
     memcpy(zeros, &zero, sizeof zero);
 
+    if (search->half != 0) {
+        vf found = factor, sign = choose(found < 0, vf_of(-1), vf_of(1));
+        for (float half = search->half; half; half = half > 0 ? -half : 0) { /* first larger, then smaller */
+            factor = found + sign * half;
+            vf tried = stored_lanes(extremes * factor), middle = vf_of(search->middle);
+            if (!search->symmetric) middle = zeros_of(search, -low * factor / tried);
+            memcpy(scales, &tried, sizeof tried);
+            memcpy(sizes, &middle, sizeof middle);
+            for (int each = 0; each < count; each++)
+                rows[each] = error_of(nth(group, each), scales[each], sizes[each], top);
+            vf error = totals(rows);
+            vi better = error < least;
+            least = choose(better, error, least);
+            scale = choose(better, tried, scale), zero = choose(better, middle, zero);
+        }
+        memcpy(zeros, &zero, sizeof zero);
+    }
     for (int round = 0; round < search->refinements; round++) {
         memcpy(scales, &scale, sizeof scale);
         for (int each = 0; each < count; each++)

@@ -39,7 +39,7 @@ typedef void Columns(int64_t columns, int64_t outputs, int64_t first, int64_t la
  * times, the scale of least squares. The least sum of share * (weight - value)^2 wins, the first of equals. */
 typedef struct {
     int symmetric, refinements;
-    float top, middle, lowest_zero;
+    float top, middle, lowest_zero, half;
     int64_t count;
     const float *factors;
 } Search;

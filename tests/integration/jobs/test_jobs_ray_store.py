@@ -272,7 +272,7 @@ def test_a_node_that_lacks_what_the_driver_has_refuses(
     assert "has another" in run_order(order(local={str(text): "0" * 64})).refused
     assert "has another" in run_order(order(local={str(model): "0" * 64})).refused
     assert "no config.json" in run_order(order(local={str(tmp_path): "0" * 64})).refused
-    from quantize.checkpoint.checkpoint import sha256_file
+    from quantize.hashes import sha256_file
     from quantize.sources.opening import open_checkpoint
 
     good = {str(text): sha256_file(text), str(model): open_checkpoint(model).digest}
@@ -290,7 +290,7 @@ def test_files_of_a_killed_worker_are_cleared_away(own_node: Path, s3: Any) -> N
 
 
 def test_a_damaged_object_is_deleted_and_sent_again(own_node: Path, tmp_path: Path, s3: Any) -> None:
-    from quantize.checkpoint.checkpoint import sha256_file
+    from quantize.hashes import sha256_file
 
     (tmp_path / "file").write_bytes(bytes(range(256)))
     inputs = {"file": sha256_file(tmp_path / "file")}

@@ -49,7 +49,7 @@ from quantize.kernels.grid import search_arguments
 from quantize.kernels.native import declared
 from quantize.kernels.rounded import TYPES, RowRounder
 from quantize.numerics.grids import Grid
-from quantize.numerics.rtn import tried_factors
+from quantize.numerics.rtn import tried
 
 random = np.random.default_rng(0)
 for which in range(library.quantwright_best() + 1):
@@ -58,9 +58,7 @@ for which in range(library.quantwright_best() + 1):
         weight = random.normal(0, 1, (3, columns)).astype(np.float32)
         for bits, symmetric, positive in ((4, True, False), (4, False, False), (8, True, True)):
             grid = Grid(bits, size, symmetric, positive=positive)
-            tried = tried_factors(grid, 24)
-            held = (ctypes.c_float * len(tried))(*tried)
-            asked = search_arguments(grid, held)
+            asked = search_arguments(grid, tried(grid))
             scales, zeros = (np.empty((3, columns // grid.columns(columns)), np.float32) for _ in range(2))
             shares = np.ones(columns, np.float32)
             library.quantwright_grid(

@@ -13,7 +13,7 @@ import pytest
 from hub_person import Person
 from loopback_hub import LoopbackHub, running
 
-from quantize.checkpoint.checkpoint import sha256_file
+from quantize.hashes import sha256_file
 
 for library in ("gptqmodel", "optimum.quanto", "bitsandbytes", "llama_cpp"):
     pytest.importorskip(library)

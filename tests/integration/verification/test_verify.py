@@ -12,11 +12,11 @@ import pytest
 
 from quantize import Artifact, Checkpoint, convert
 from quantize.artifact.artifact import Check, Verification
-from quantize.checkpoint.checkpoint import sha256_file
 from quantize.checkpoint.safetensors_header import read_metadata
 from quantize.checkpoint.tensors import Entry, StoredTensors, write_folder
 from quantize.engines.base import Computed, Conversion
 from quantize.formats.base import KL_FLOAT32
+from quantize.hashes import sha256_file
 from quantize.methods.registry import parse_recipe, plan
 from quantize.recipe import RunOptions
 from quantize.sources.opening import open_checkpoint

@@ -1,5 +1,7 @@
 """Tensors written in any order make the files that ``write_folder`` makes."""
 
+import hashlib
+import os
 from pathlib import Path
 
 import numpy as np
@@ -19,13 +21,15 @@ def values(name: str) -> np.ndarray:
     return np.random.default_rng(len(name)).integers(0, 256, entry.size_bytes, np.uint8)
 
 
+@pytest.mark.parametrize("hashing", [False, True])
 @pytest.mark.parametrize("shard_bytes", [10**9, 600])
-def test_the_same_files(tmp_path: Path, shard_bytes: int) -> None:
+def test_the_same_files(tmp_path: Path, shard_bytes: int, hashing: bool) -> None:
     for name in ("whole", "placed"):
         (tmp_path / name).mkdir()
     total = write_folder(tmp_path / "whole", ENTRIES, values, shard_bytes)
-    with PlacedFolder(tmp_path / "placed", ENTRIES, shard_bytes) as folder:
+    with PlacedFolder(tmp_path / "placed", ENTRIES, shard_bytes, hashing=hashing) as folder:
         assert folder.total_bytes == total
+        assert sorted(folder.names) == sorted(entry.name for entry in ENTRIES)
         for entry in reversed(ENTRIES):
             folder.put(entry.name, values(entry.name))
     files = sorted(path.name for path in (tmp_path / "whole").iterdir())
@@ -33,6 +37,42 @@ def test_the_same_files(tmp_path: Path, shard_bytes: int) -> None:
     assert len(files) == (1 if shard_bytes > 600 else 4)
     for name in files:
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "placed" / name).read_bytes()
+        digest = hashlib.sha256((tmp_path / "whole" / name).read_bytes()).hexdigest()
+        assert folder.sha256.get(name, digest) == digest
+    assert not folder.sha256 or hashing
+
+
+def test_a_file_is_hashed_as_it_grows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In parts, as they become whole; what was put further on counts when the gap before it is filled."""
+    monkeypatch.setattr("quantize.hashes.READ_AT_ONCE", 1 << 16)
+    rows = np.random.default_rng(0).integers(0, 256, (64, 10_007), np.uint8)
+    entries = [Entry(name, "U8", rows.shape) for name in "abc"]
+    with PlacedFolder(tmp_path, entries, hashing=True) as folder:
+        folder.put("c", rows)
+        for name in "ab":
+            end = 0
+            for row in rows:
+                end = folder.put_part(name, row, end)
+            assert end == rows.size
+    (name,) = os.listdir(tmp_path)
+    assert folder.sha256 == {name: hashlib.sha256((tmp_path / name).read_bytes()).hexdigest()}
+
+
+def test_what_stays_unfinished_has_no_hash(tmp_path: Path) -> None:
+    folder = PlacedFolder(tmp_path, ENTRIES, hashing=True)
+    with pytest.raises(KeyError), folder:
+        folder.put("another", values("c"))
+    assert folder.sha256 == {}
+
+
+def test_a_layer_lies_together(tmp_path: Path) -> None:
+    """Whole lines in the order of their names, whatever their types; then what is not, by width."""
+    kinds = {"1.a": ("U8", 64), "1.b": ("BF16", 32), "1.c": ("I64", 2), "2.a": ("U8", 128), "2.b": ("F16", 3)}
+    entries = [Entry(name, kind, (size,)) for name, (kind, size) in kinds.items()]
+    with PlacedFolder(tmp_path, entries) as folder:
+        for entry in entries:
+            folder.put(entry.name, np.zeros(entry.size_bytes, np.uint8))
+    assert folder.names == ["1.a", "1.b", "2.a", "1.c", "2.b"]
 
 
 def test_what_is_missing_or_of_another_size_is_noticed(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ torch = pytest.importorskip("torch")
 from quantize.kernels.grid import grid_search  # noqa: E402
 from quantize.kernels.native import VARIABLE, Library  # noqa: E402
 from quantize.numerics.grids import Grid  # noqa: E402
-from quantize.numerics.rtn import Search, round_to_nearest, torch_search, tried_factors  # noqa: E402
+from quantize.numerics.rtn import Search, Tried, round_to_nearest, torch_search, tried  # noqa: E402
 
 GRIDS = [
     Grid(bits, size, symmetric, lowest)
@@ -51,7 +51,8 @@ def test_it_finds_what_torch_finds(compiled: Search, grid: Grid, inputs: int, si
     assert float(same.float().mean()) > 0.98
     assert torch.equal(found.scales, found.scales.half().float())
     assert torch.equal(
-        compiled(weight, importance, grid, [1.0])[0], torch_search(weight, importance, grid, [1.0])[0]
+        compiled(weight, importance, grid, tried(grid, 1))[0],
+        torch_search(weight, importance, grid, tried(grid, 1))[0],
     )
 
 
@@ -65,21 +66,21 @@ def test_what_is_not_tried_would_not_have_won(compiled: Search, grid: Grid) -> N
     weight = torch.cat([torch.randn(40, 384, generator=random), torch.rand(40, 384, generator=random) - 0.5])
     weight[::3] **= 3
     shares = torch.rand(384, generator=random)
-    factors = tried_factors(grid, 24)
-    down, up = (compiled(weight, shares, grid, each) for each in (factors, factors[::-1]))
+    factors = tried(grid, 24).factors
+    down, up = (compiled(weight, shares, grid, Tried(each)) for each in (factors, factors[::-1]))
     assert torch.equal(down[0].abs(), up[0].abs())
 
 
 @pytest.mark.parametrize("threads", [1, 3])
 def test_threads_do_not_show(compiled: Search, threads: int) -> None:
     weight = torch.randn(100, 48, generator=torch.Generator().manual_seed(1))
-    before = torch.get_num_threads()
+    grid, few, before = Grid(4, 16, True), Tried((1.0, 0.9, -0.9), 0.05), torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        found = compiled(weight, torch.ones(48), Grid(4, 16, True), [1.0, 0.9, -0.9])
+        found = compiled(weight, torch.ones(48), grid, few)
     finally:
         torch.set_num_threads(before)
-    alone = [compiled(row[None], torch.ones(48), Grid(4, 16, True), [1.0, 0.9, -0.9]) for row in weight]
+    alone = [compiled(row[None], torch.ones(48), grid, few) for row in weight]
     assert torch.equal(found[0], torch.cat([scales for scales, _ in alone]))
 
 
@@ -87,8 +88,8 @@ def test_float64_goes_to_torch(compiled: Search) -> None:
     weight = torch.randn(4, 32, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     grid, shares = Grid(3, 16, False), torch.ones(32, dtype=torch.float64)
     for found, want in zip(
-        compiled(weight, shares, grid, [1.1, 0.9]),
-        torch_search(weight, shares, grid, [1.1, 0.9]),
+        compiled(weight, shares, grid, Tried((1.1, 0.9), 0.1)),
+        torch_search(weight, shares, grid, Tried((1.1, 0.9), 0.1)),
         strict=True,
     ):
         assert found.dtype == torch.float64

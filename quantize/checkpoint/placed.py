@@ -50,6 +50,7 @@ class PlacedFolder:
                 self.total_bytes += entry.size_bytes
             file.size = offset
         self._missing = set(self._places)
+        self._failed: OSError | None = None
         self._hashing = Thread(target=self._hash, daemon=True) if hashing else None
         if self._hashing:
             self._hashing.start()
@@ -66,15 +67,20 @@ class PlacedFolder:
             self._hashing.join()
         for file in self._files:
             os.close(file.number)
+        if kind is None and self._failed:
+            raise self._failed
         if kind is None and self._missing:
             raise AssertionError(f"{min(self._missing)} was not written")
 
     def _hash(self) -> None:
         """File after file. Those that are not begun by the end are left: several at a time are faster."""
-        for file in self._files:
-            if file.ended or (digest := file.digest()) is None:
-                return
-            self.sha256[file.path.name] = digest
+        try:
+            for file in self._files:
+                if file.ended or (digest := file.digest()) is None:
+                    return
+                self.sha256[file.path.name] = digest
+        except OSError as error:  # what the system says once it may not say again
+            self._failed = error
 
     def put(self, name: str, values: Any) -> None:
         """``values``: a contiguous array of exactly the entry's bytes."""
@@ -126,17 +132,21 @@ class _File:
 
     def digest(self) -> str | None:
         """SHA-256, taken as the file grows, while the disk writes what was hashed; None where it ends before
-        it is whole."""
+        it is whole. Errors: OSError."""
         digest, done = sha256(), 0
         with ThreadPoolExecutor(1) as pool:
             writing: Future[None] | None = None
             while done < self.size:
                 end = self._grown(done)
-                if end == done:
+                if end == done or update_from(digest, self.number, done, end) < end:
                     return None
-                done = update_from(digest, self.number, done, end)
+                done = end
                 if writing is None or writing.done():
+                    if writing is not None:
+                        writing.result()
                     writing = pool.submit(os.fdatasync, self.number)
+            if writing is not None:
+                writing.result()
         return digest.hexdigest()
 
     def _grown(self, known: int) -> int:

@@ -1,5 +1,6 @@
 """Tensors written in any order make the files that ``write_folder`` makes."""
 
+import errno
 import hashlib
 import os
 from pathlib import Path
@@ -63,6 +64,18 @@ def test_what_stays_unfinished_has_no_hash(tmp_path: Path) -> None:
     with pytest.raises(KeyError), folder:
         folder.put("another", values("c"))
     assert folder.sha256 == {}
+
+
+def test_what_the_disk_refuses_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the one call that hears of it: a later one may be told that all is well."""
+
+    def full(file: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fdatasync", full)
+    with pytest.raises(OSError, match="No space"), PlacedFolder(tmp_path, ENTRIES, hashing=True) as folder:
+        for entry in ENTRIES:
+            folder.put(entry.name, values(entry.name))
 
 
 def test_a_layer_lies_together(tmp_path: Path) -> None:

@@ -72,10 +72,14 @@ def test_what_the_disk_refuses_is_said(tmp_path: Path, monkeypatch: pytest.Monke
     def full(file: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
+    def write() -> None:
+        with PlacedFolder(tmp_path, ENTRIES, hashing=True) as folder:
+            for entry in ENTRIES:
+                folder.put(entry.name, values(entry.name))
+
     monkeypatch.setattr(os, "fdatasync", full)
-    with pytest.raises(OSError, match="No space"), PlacedFolder(tmp_path, ENTRIES, hashing=True) as folder:
-        for entry in ENTRIES:
-            folder.put(entry.name, values(entry.name))
+    with pytest.raises(OSError, match="No space"):
+        write()
 
 
 def test_a_layer_lies_together(tmp_path: Path) -> None:

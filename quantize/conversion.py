@@ -4,35 +4,30 @@ the method."""
 import contextlib
 import shutil
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from quantize.artifact.artifact import (
     AdapterRecord,
     Artifact,
-    Manifest,
     Note,
-    Source,
     Verification,
     claim_output,
     commit,
-    hash_files,
 )
 from quantize.artifact.attestation import attest
 from quantize.calibration.sources import OWN, parse_sources
 from quantize.calibration.windows import Calibration, load_calibration
 from quantize.checkpoint.checkpoint import PROCESSOR_FILES, TOKENIZER_FILES, Checkpoint
-from quantize.checkpoint.library_folder import ADVICE, names_code
-from quantize.checkpoint.model_card import CARD, ModelCard, license_files, read_model_card
+from quantize.checkpoint.model_card import ModelCard, license_files, read_model_card
 from quantize.disk_errors import disk_errors
 from quantize.engines.base import Conversion
 from quantize.engines.native.parts import discard
 from quantize.errors import BadInput, QuantwrightError, StepFailed
 from quantize.files import typed_path
 from quantize.formats.packed import PackedFormat
+from quantize.manifest_of import manifest_of
 from quantize.methods.base import Work
 from quantize.methods.registry import parse_recipe, require
 from quantize.recipe import CalibrationOptions, Recipe, RunOptions
@@ -40,7 +35,6 @@ from quantize.sources.adapter import adapter_record
 from quantize.sources.merged import merge_adapter
 from quantize.sources.opening import open_checkpoint
 from quantize.staging import staging
-from quantize.terminal import printable
 from quantize.verification.process import KeptProcess, Start, new_process
 from quantize.verification.verify import verify
 
@@ -246,7 +240,7 @@ def _complete(
         kept = _keep(stage, out, verification) if order.keep_failed else None
         where = f"the output is kept in {kept}" if kept else "nothing was written (--keep-failed keeps it)"
         raise StepFailed(f"{checkpoint.source} to {recipe.short}: verification failed at {failure}; {where}")
-    manifest = _manifest(order, stage, conversion, text, verification)
+    manifest = manifest_of(work, order.run, order.card, order.merged, stage, conversion, text, verification)
     if order.force:  # what lies there may have changed since
         claim_output(out, order.force, order.inputs)
     artifact = commit(stage, out, manifest, order.force)
@@ -317,91 +311,3 @@ def _keep(stage: Path, out: Path, verification: Verification) -> Path:
         path.rename(kept / path.name)
     (kept / FAILED).write_text(verification.model_dump_json(indent=2) + "\n", encoding="utf-8")
     return kept
-
-
-def _manifest(
-    order: _Order,
-    stage: Path,
-    conversion: Conversion,
-    calibration: Calibration | None,
-    verification: Verification,
-) -> Manifest:
-    work, run, card = order.work, order.run, order.card
-    recipe, checkpoint, whole = work.recipe, work.checkpoint, work.held.whole
-    device = run.resolved_device if require(recipe).engine.on_device else "cpu"
-    parameters = checkpoint.parameters
-    # of a conversion that little more than copies, hashing is the longest part
-    with ThreadPoolExecutor(1) as pool:
-        source_digest = pool.submit(lambda: whole.digest)
-        files = hash_files(stage, conversion.sha256)
-    libraries = {name: metadata.version(name) for name in sorted({"numpy", *conversion.libraries})}
-    shared = list(conversion.shared)
-    if calibration and calibration.sampled_before:
-        shared.insert(0, "samples of the model itself: drawn by an earlier conversion")
-    return Manifest(
-        recipe=recipe.canonical,
-        recipe_short=recipe.short,
-        recipe_digest=recipe.digest,
-        source=Source(
-            id=checkpoint.source,
-            revision=checkpoint.revision,
-            digest=source_digest.result(),
-            dtype=checkpoint.dtype,
-            architecture=checkpoint.architecture,
-            model_type=checkpoint.model_type,
-            parameters=parameters,
-            license=card.license,
-            license_name=card.license_name,
-            license_link=card.license_link,
-            languages=card.languages,
-            tags=card.tags,
-            remote_code=checkpoint.trust_remote_code,
-            quantized=checkpoint.quantized,
-        ),
-        tool={"name": "quantwright", "version": metadata.version("quantwright")},
-        engine=conversion.engine,
-        libraries=libraries,
-        calibration=calibration.record if calibration else None,
-        adapter=order.merged,
-        run={"device": device, "threads": run.resolved_threads},
-        files=files,
-        weight_bytes=conversion.weight_bytes,
-        bits_per_weight=8 * conversion.weight_bytes / parameters,
-        notes=(
-            *conversion.notes,
-            *(calibration.notes if calibration else ()),
-            *(Note(tensor=CARD, what=what, why=why) for what, why in card.remarks),
-            *_left_alone(checkpoint),
-            *_rounded_before(checkpoint.quantized),
-        ),
-        details=conversion.details | ({"shared": shared} if shared else {}),
-        runtime=work.format.runtime,
-        loads_in=conversion.loads_in or work.format.loads_in,
-        verification=verification,
-    )
-
-
-def _rounded_before(quantized: str) -> list[Note]:
-    """``quantized``: the tensors of a source that was quantized before, "12 of Q4_K"."""
-    why = (
-        "the source is quantized already, and its rounding "
-        "stays; convert the original checkpoint if there is one"
-    )
-    return (
-        [Note(tensor="*", what=f"rounded before this conversion: {quantized}", why=why)] if quantized else []
-    )
-
-
-def _left_alone(checkpoint: Checkpoint) -> list[Note]:
-    """A note for every file of tensors beside the model's own, and for what names code, where it is not
-    trusted."""
-    code = (
-        []
-        if checkpoint.trust_remote_code
-        else [what for what in names_code(checkpoint.folder) if ": " in what]
-    )
-    read = ", ".join(checkpoint.weight_files[:3])
-    return [
-        Note(tensor="*", what=f"not used: {printable(name, 200)}", why=f"the model's weights are in {read}")
-        for name in checkpoint.left_alone
-    ] + [Note(tensor="*", what=f"not used: {printable(what, 200)}", why=ADVICE) for what in code]

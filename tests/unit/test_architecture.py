@@ -26,7 +26,7 @@ LAYERS = (
     ("inspection",),
     ("runtimes",),
     ("verification",),
-    ("conversion",),
+    ("conversion", "manifest_of"),
     ("attesting",),
     ("commands",),
     ("evals",),

@@ -36,6 +36,7 @@ from quantize.methods.base import Costs, Held
 from quantize.methods.gptq import GptqRecipe
 from quantize.methods.packed import GroupSize, PackedMethod, PackedWork, Packing, Patterns, plan_packing
 from quantize.methods.transcoding import TranscodedWork, held_codes, plan_transcoding
+from quantize.numerics.rtn import VERSION as ROUNDING
 from quantize.recipe import AUTO, Recipe, RunOptions
 
 if TYPE_CHECKING:
@@ -204,7 +205,9 @@ class CtWork(PackedWork[CtRecipe]):
     def engine(self) -> str:
         if self.recipe.engine != "native":
             return isolated_label(self.recipe.engine)
-        return f"native {VERSION}" if self.recipe.calibrated else ""
+        if self.recipe.calibrated:
+            return f"native {VERSION}"
+        return f"rounding {ROUNDING}" if SCHEMES[self.recipe.scheme].kind == "int" else ""
 
     @property
     def chosen(self) -> str:

@@ -20,6 +20,7 @@ from quantize.formats.base import Format
 from quantize.formats.gptq import GptqFormat
 from quantize.methods.base import Costs, Held
 from quantize.methods.packed import GroupSize, PackedMethod, PackedWork, Packing, plan_packing, whole
+from quantize.numerics.rtn import VERSION
 from quantize.recipe import AUTO, Recipe, RunOptions
 
 
@@ -83,7 +84,8 @@ class Rtn(PackedMethod[RtnRecipe]):
 class RtnWork(PackedWork[RtnRecipe]):
     @property
     def engine(self) -> str:
-        return isolated_label(self.recipe.engine)
+        native = self.recipe.engine == "native"
+        return f"rounding {VERSION}" if native else isolated_label(self.recipe.engine)
 
     def make(self, stage: Path, run: RunOptions, calibration: Calibration | None) -> Conversion:
         if self.recipe.engine != "native":

@@ -10,6 +10,8 @@ from quantize.numerics.grids import LARGEST_SCALE, Codes, Grid, steps, stored_sc
 if TYPE_CHECKING:
     import torch
 
+#: raised whenever the same weights give other codes, as steps of jobs are done again then
+VERSION = 2
 #: by bits, scales tried for a group, from the one that clips nothing to a share of the one that spans the
 #: extremes; then those halfway to the neighbours of the best, which is as good as twice as many
 POINTS = {2: 12, 3: 12, 4: 12, 8: 24}

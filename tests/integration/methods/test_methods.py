@@ -8,7 +8,10 @@ import pytest
 
 from quantize import Artifact, convert
 from quantize.artifact.artifact import MANIFEST
-from quantize.methods.registry import METHODS, method, parse_recipe, presets
+from quantize.engines.native.layers import VERSION
+from quantize.methods.registry import METHODS, method, parse_recipe, plan, presets
+from quantize.numerics.rtn import VERSION as ROUNDING
+from quantize.sources.opening import open_checkpoint
 
 # One recipe of each family goes through the whole conversion here; the others have tests of their own beside
 # their method.
@@ -61,6 +64,18 @@ def test_same_checkpoint_and_recipe_give_the_same_bytes(short: str, checkpoint: 
     second = convert(checkpoint, short, tmp_path / "two", verify="none")
     assert first.manifest.files == second.manifest.files
     assert first.digest == second.digest
+
+
+@pytest.mark.parametrize(
+    ("short", "engine"),
+    [
+        ("rtn-int4", f"rounding {ROUNDING}"), ("ct-w4a16", f"rounding {ROUNDING}"),
+        ("gptq-int4", f"native {VERSION}"), ("ct-w4a16:by=gptq", f"native {VERSION}"), ("ct-fp8-dynamic", ""),
+    ],
+)  # fmt: skip
+def test_a_step_of_a_job_knows_what_makes_its_codes(short: str, engine: str, checkpoint: Path) -> None:
+    """A job makes again what other arithmetic would make otherwise."""
+    assert plan(open_checkpoint(checkpoint), parse_recipe(short)).engine == engine
 
 
 def test_a_damaged_file_is_noticed(checkpoint: Path, tmp_path: Path) -> None:

@@ -3,7 +3,7 @@ threads, each at its place: the bytes are those of ``write_folder``, without a s
 
 import os
 from collections.abc import Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 from pathlib import Path
 from threading import Condition, Thread
@@ -15,6 +15,7 @@ import numpy as np
 from quantize.checkpoint.tensors import SHARD_BYTES, Entry, entry_bytes, header_bytes, named_shards
 from quantize.hashes import update_from
 
+#: so that who hashes a large tensor's file need not wait until it is all there
 WRITTEN_AT_ONCE = 1 << 24
 
 
@@ -135,18 +136,16 @@ class _File:
         it is whole. Errors: OSError."""
         digest, done = sha256(), 0
         with ThreadPoolExecutor(1) as pool:
-            writing: Future[None] | None = None
+            writing = pool.submit(os.fdatasync, self.number)
             while done < self.size:
                 end = self._grown(done)
                 if end == done or update_from(digest, self.number, done, end) < end:
                     return None
                 done = end
-                if writing is None or writing.done():
-                    if writing is not None:
-                        writing.result()
+                if writing.done():
+                    writing.result()
                     writing = pool.submit(os.fdatasync, self.number)
-            if writing is not None:
-                writing.result()
+            writing.result()
         return digest.hexdigest()
 
     def _grown(self, known: int) -> int:

@@ -70,8 +70,8 @@ def find_grid(
     ``points`` 1: from the extremes of each group (0 among them). More (None: ``POINTS``): that many scales,
     in equal steps from the one that clips nothing to a share of the extremes' (``NARROWEST``), and for
     symmetric grids their negatives; the best of them, half a step larger and smaller; then ``REFINEMENTS``
-    steps of least squares for the scale with the codes held fixed. The least
-    sum of importance * (weight - value)**2 wins, where values are those of the scale as float16 holds it. For
+    steps of least squares for the scale with the codes held fixed. The least sum of
+    importance * (weight - value)**2 wins, where values are those of the scale as float16 holds it. For
     bfloat16 the winner is rounded.
     ``importance`` (i,), not negative; None: ones. ``search`` does it; None: ``torch_search``.
 

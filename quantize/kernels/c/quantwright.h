@@ -36,7 +36,8 @@ typedef void Columns(int64_t columns, int64_t outputs, int64_t first, int64_t la
  *
  * weight (rows, inputs), shares (inputs), scales and zeros (rows, inputs / size). Tried are `factors` times the
  * scale of a group's extremes (negative ones only if symmetric), rounded to half precision; then the best factor,
- * larger and smaller by `half`, unless that is 0; then, `refinements` times, the scale of least squares. The least sum of share * (weight - value)^2 wins, the first of equals. */
+ * larger and smaller by `half`, unless that is 0; then, `refinements` times, the scale of least squares. The least
+ * sum of share * (weight - value)^2 wins, the first of equals. */
 typedef struct {
     int symmetric, refinements;
     float top, middle, lowest_zero, half;

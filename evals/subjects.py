@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from quantize.artifact.artifact import MANIFEST, Artifact, Manifest
-from quantize.artifact.file_hashes import user_hashes
 from quantize.checkpoint.checkpoint import (
     TOKENIZER_FILES,
     VOCABULARY_FILES,
@@ -20,6 +19,7 @@ from quantize.checkpoint.checkpoint import (
 )
 from quantize.dtypes import dense
 from quantize.errors import BadInput, QuantwrightError
+from quantize.file_hashes import user_hashes
 from quantize.files import check_links, typed_path
 from quantize.gguf.container.files import find_gguf, is_gguf
 from quantize.gguf.container.reader import read_gguf

@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 
 from jobs.steps.step import Step
-from quantize.artifact.file_hashes import FileHashes
+from quantize.file_hashes import user_hashes
 from quantize.packages import version as installed_version
 
 
@@ -21,14 +21,14 @@ def version(distribution: str) -> str:
     return installed_version(distribution) or "absent"
 
 
-def step_key(step: Step, run: Path, digests: Mapping[str, str], hashes: FileHashes) -> str:
+def step_key(step: Step, run: Path, digests: Mapping[str, str]) -> str:
     """``digests``: step id -> digest of the output, of all in ``after``."""
     content = {
         "format": 1,
         "kind": step.kind,
         "inputs": step.inputs,
-        "files": [[path.name, hashes.sha256(run / path)] for path in step.files],
-        "sources": [hashes.checkpoint(source) for source in step.sources],
+        "files": [[path.name, user_hashes().sha256(run / path)] for path in step.files],
+        "sources": [source.digest_now() for source in step.sources],
         "after": [digests[made.id] for made in step.after],
         "packages": {name: version(name) for name in sorted(set(step.packages))},
     }

@@ -26,7 +26,6 @@ from jobs.ray_step import Carrier, RayStep
 from jobs.ray_task import Ended, Order, local_digest, run_order
 from jobs.spec import Job
 from jobs.steps.step import ModelStep, Step
-from quantize.artifact.file_hashes import FileHashes
 from quantize.errors import BadInput
 from quantize.units import spell_size
 
@@ -172,8 +171,6 @@ class OnRay(Executor):
         """Of an order: nothing that names the run folder, and what of other folders the node must have
         itself."""
         assert self.bucket is not None
-        # as the step's key has just been computed from
-        hashes = FileHashes(self.run / "cache" / "hashes.json")
         models = [checkpoint.source for checkpoint in step.sources]
         local = [
             *(path for path in step.files if path.is_absolute()),
@@ -187,7 +184,7 @@ class OnRay(Executor):
             "environment": _environment(FORWARDED + FORWARDED_STORE),
             "store": self.bucket.url,
             "begun": f"begun/{uuid.uuid4().hex}",
-            "local": {str(path): local_digest(path, hashes) for path in local},
+            "local": {str(path): local_digest(path) for path in local},
         }
 
     def _placed(self, step: Step) -> dict[str, Any]:

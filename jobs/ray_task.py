@@ -18,9 +18,9 @@ from jobs.bucket import Bucket, BucketError
 from jobs.child import Child
 from jobs.keys import version
 from jobs.transfer import pull, push
-from jobs.work_folder import LOG, new_files, work_folder, work_root
-from quantize.artifact.file_hashes import FileHashes
+from jobs.work_folder import LOG, new_files, work_folder
 from quantize.errors import QuantwrightError, StepFailed
+from quantize.file_hashes import user_hashes
 from quantize.sources.opening import open_checkpoint
 
 #: How long to wait for an earlier process of the same step, on a node that was lost, to let go: a file server
@@ -102,10 +102,9 @@ def _problem(order: Order) -> str:
                 f"{wanted}; install the same versions everywhere"
             )
     if order.local:
-        hashes = FileHashes(work_root() / "hashes.json")
         for name, wanted in order.local.items():
             try:
-                found = local_digest(Path(name), hashes)
+                found = local_digest(Path(name))
             except (QuantwrightError, OSError) as error:
                 return f"has no usable {name} ({error}); copy the driver's there"
             if found != wanted:
@@ -113,13 +112,13 @@ def _problem(order: Order) -> str:
     return ""
 
 
-def local_digest(path: Path, hashes: FileHashes) -> str:
+def local_digest(path: Path) -> str:
     """Of a file, or of a checkpoint's folder. Errors: OSError, QuantwrightError where it is not there or not
     usable."""
     if path.is_dir():
         # headers only: nothing of it is executed
-        return hashes.checkpoint(open_checkpoint(path, trust_remote_code=True))
-    return hashes.sha256(path)
+        return open_checkpoint(path, trust_remote_code=True).digest_now()
+    return user_hashes().sha256(path)
 
 
 def _in_run_folder(order: Order, node: str) -> Ended:

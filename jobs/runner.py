@@ -31,7 +31,6 @@ from jobs.rows import write_row
 from jobs.spec import Job
 from jobs.steps.step import Step
 from jobs.summary import Summary
-from quantize.artifact.file_hashes import FileHashes
 from quantize.disk_errors import disk_error
 from quantize.errors import BadInput, QuantwrightError
 from quantize.units import spell_size, spell_time
@@ -77,7 +76,6 @@ class Runner:
         self.costs = costs or {}
         self.executor = executor or Here(job, self.run_folder, self.costs)
         self.records = Records(self.run_folder)
-        self.hashes = FileHashes(self.run_folder / "cache" / "hashes.json")
         self.summary = Summary()
         self.digests: dict[str, str] = {}  # of steps that are done
         self.ended: set[str] = set()
@@ -194,7 +192,7 @@ class Runner:
     def _begin(self, step: Step) -> bool:
         """False where another run is making the same, for which it waits."""
         try:
-            key = step_key(step, self.run_folder, self.digests, self.hashes)
+            key = step_key(step, self.run_folder, self.digests)
         except OSError as error:
             self._give_up(step, Record(step.id, ""), f"{error.filename}: {error.strerror}")
             return True
@@ -284,7 +282,7 @@ class Runner:
             if tried or other.reading != step.reading or not self._is_ready(other):
                 continue
             try:
-                key = step_key(other, self.run_folder, self.digests, self.hashes)
+                key = step_key(other, self.run_folder, self.digests)
             except OSError:
                 continue
             if self.outputs.committed(other, key, self.records.read(other.slug)) is None:

@@ -3,11 +3,14 @@ and auto-round's rounding to nearest: seconds, the processor's seconds and the m
 
 python -m benchmarks.peers.compressed_tensors WORKDIR [--weights 1.24e9] [--recipes ct-fp8-dynamic,ct-w4a16]
                                               [--threads 2] [--repeats 1] [--verify none,tensors]
+                                              [--cold]
 
 The checkpoint is one of Llama 3.2 1B's shape with random weights in bfloat16; fewer ``--weights`` are fewer
 layers. The others run in environments of their own where ``quantwright env install`` made them; else a line
 says so. Each process runs alone, all in turn, ``--repeats`` times; outputs are removed. The floor is one
-SHA-256 of every byte that is read and of as many as are written, which manifests hold.
+SHA-256 of every byte that is read and of as many as are written, which manifests hold. Two copies: what `cp`
+leaves may still be in memory only; `on the disk` says that it waits for the disk, as an artifact does. Each
+conversion is made twice: of a source that is hashed then, and of one whose hashes are remembered.
 """
 
 import argparse
@@ -100,6 +103,14 @@ def make_checkpoint(folder: Path, weights: float) -> None:
         shutil.copyfile(TOKENIZER / path, folder / path)
 
 
+def forget(source: Path) -> None:
+    """The system's cache loses the files: they are read from the disk next."""
+    for path in source.iterdir():
+        with open(path, "rb") as file:
+            os.fsync(file.fileno())
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
 def run(title: str, command: list[str], target: Path) -> int:
     """One child, its figures on stdout; the bytes of its output."""
     begun = time.perf_counter()
@@ -130,6 +141,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--verify", default="none,tensors", help="levels, one conversion each")
+    parser.add_argument("--cold", action="store_true", help="the source comes from the disk in every run")
     options = parser.parse_args()
     peers = {name: installed(isolated_engine(name)) for name in ("llm-compressor", "auto-round")}
     for name, environment in peers.items():
@@ -142,23 +154,36 @@ def main() -> None:
         maker.join()
     for path in source.glob("*.safetensors"):  # into the system's cache, for all alike
         subprocess.run(["cat", str(path)], stdout=subprocess.DEVNULL, check=True)
+
+    cache = options.workdir / "cache"
+    os.environ["XDG_CACHE_HOME"] = str(cache.absolute())
+    hashes = cache / "quantwright" / "hashes.json"
+
+    def measure(title: str, command: list[str]) -> int:
+        if options.cold:
+            forget(source)
+        return run(title, command, target)
+
+    places = [str(source), str(target)]
     for _ in range(options.repeats):
-        run("copy", ["cp", "-r", str(source), str(target)], target)
+        measure("copy", ["cp", "-r", *places])
+        measure("copy, on the disk", ["sh", "-c", 'cp -r "$0" "$1" && sync "$1"/*', *places])
         for recipe in options.recipes.split(","):
             size = 0
             ours = [sys.executable, "-m", "quantize.cli", "convert", str(source), "--to", recipe]
             for verify in options.verify.split(","):
                 rest = ["-o", str(target), "--threads", str(options.threads), "--verify", verify]
-                size = run(f"{recipe}, verify {verify}", [*ours, *rest], target)
+                hashes.unlink(missing_ok=True)
+                for known in ("", ", source hashed before"):
+                    size = measure(f"{recipe}, verify {verify}{known}", [*ours, *rest])
             files = map(str, source.glob("*.safetensors"))
-            run(f"{recipe}, floor", [sys.executable, "-I", "-c", HASHES, str(size), *files], target)
-            theirs = [str(source), str(target)]
+            measure(f"{recipe}, floor", [sys.executable, "-I", "-c", HASHES, str(size), *files])
             if (peer := peers["llm-compressor"]) and recipe in SCHEMES:
-                theirs += [SCHEMES[recipe], str(options.threads)]
-                run(f"{recipe}, llm-compressor", [str(peer.python), "-I", "-c", THEIRS, *theirs], target)
+                theirs = [*places, SCHEMES[recipe], str(options.threads)]
+                measure(f"{recipe}, llm-compressor", [str(peer.python), "-I", "-c", THEIRS, *theirs])
             if (peer := peers["auto-round"]) and recipe == "ct-w4a16":
-                theirs = [str(source), str(target), str(options.threads)]
-                run(f"{recipe}, auto-round", [str(peer.python), "-I", "-c", ROUNDS, *theirs], target)
+                theirs = [*places, str(options.threads)]
+                measure(f"{recipe}, auto-round", [str(peer.python), "-I", "-c", ROUNDS, *theirs])
 
 
 if __name__ == "__main__":

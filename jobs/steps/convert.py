@@ -18,9 +18,9 @@ from jobs.spec import Job
 from jobs.steps.step import ModelStep, Step
 from jobs.texts import Texts
 from quantize.artifact.artifact import Artifact
-from quantize.artifact.file_hashes import user_hashes
 from quantize.calibration.sources import parse_sources, spell_sources
 from quantize.checkpoint.reader import IN_FILES
+from quantize.file_hashes import user_hashes
 from quantize.methods.base import Costs, Work
 from quantize.methods.beside import spell_beside
 from quantize.methods.gguf import IMATRIX_COSTS

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from quantize.artifact.artifact import Manifest, Sha256
 from quantize.attesting.outcome import Outcome
-from quantize.checkpoint.checkpoint import Checkpoint
+from quantize.checkpoint.checkpoint import Checkpoint, content_digest
 from quantize.errors import BadInput
 from quantize.hashes import sha256_files
 from quantize.terminal import printable
@@ -56,7 +56,7 @@ def statement(
     source: dict[str, Any] = {
         "name": printable(checkpoint.source if checkpoint.revision else checkpoint.name, 300),
         "revision": checkpoint.revision,
-        "digest": checkpoint.digest,
+        "digest": content_digest(contents, hashes),
         "files": [{"name": name, "digest": {"sha256": hashes[path]}} for name, path in contents],
     }
     predicate: dict[str, Any] = {

@@ -7,7 +7,7 @@ checkpoint is executed: no pickle, no remote code.
 
 import hashlib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -25,6 +25,7 @@ from quantize.checkpoint.templates import DEFAULT, folder_templates
 from quantize.checkpoint.weight_files import is_adapter_beside, read_weights
 from quantize.dtypes import FLOATS, to_float32
 from quantize.errors import BadInput, StepFailed, Unsupported
+from quantize.file_hashes import user_hashes
 from quantize.files import TEMPLATES, check_links, inside
 from quantize.hashes import sha256_files
 from quantize.terminal import printable
@@ -270,23 +271,29 @@ class Checkpoint:
 
     @property
     def digest(self) -> str:
-        """sha256 over ``contents()``: two folders with the same bytes are the same source."""
+        """``content_digest`` as it was when it was asked for first."""
         if not self._digests:
             self._digests.append(Future())
-            _answer(self._digests[0], self._digest)
+            _answer(self._digests[0], self.digest_now)
         return self._digests[0].result()
 
     def begin_digest(self) -> None:
         """Take ``digest`` in a thread, beside what this process does next; who asks for it waits for that."""
         if not self._digests:
             self._digests.append(Future())
-            Thread(target=_answer, args=(self._digests[0], self._digest), daemon=True).start()
+            Thread(target=_answer, args=(self._digests[0], self.digest_now), daemon=True).start()
 
-    def _digest(self) -> str:
+    def digest_now(self) -> str:
+        """``content_digest`` of the files as they are. What was hashed before and has not changed since is
+        not read again (``FileHashes``)."""
         contents = self.contents()
-        hashes = sha256_files({path for _, path in contents})
-        lines = [f"{name} {hashes[path]}\n" for name, path in contents]
-        return hashlib.sha256("".join(lines).encode()).hexdigest()
+        return content_digest(contents, sha256_files({path for _, path in contents}, user_hashes().sha256))
+
+
+def content_digest(contents: Iterable[tuple[str, Path]], hashes: Mapping[Path, str]) -> str:
+    """sha256 over ``Checkpoint.contents()``, each file's name and sha256: two folders with the same bytes are
+    the same source."""
+    return hashlib.sha256("".join(f"{name} {hashes[path]}\n" for name, path in contents).encode()).hexdigest()
 
 
 def as_torch(raw: np.ndarray, dtype: str) -> "torch.Tensor":

@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 
 from quantize.artifact.artifact import MANIFEST, Artifact
-from quantize.artifact.file_hashes import user_hashes
 from quantize.calibration.windows import context_length
 from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.errors import BadInput, QuantwrightError, Unsupported, one_line
+from quantize.file_hashes import user_hashes
 from quantize.gguf.container.files import find_gguf
 from quantize.hf.load import read_config, storage_format
 from quantize.inspection.against_source import (

@@ -1,6 +1,7 @@
 """What a manifest says is held against the bytes before anything is measured, and what others claim is told
 as their claim."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -16,10 +17,11 @@ from jobs.spec import Model
 from jobs.steps.convert import ConvertStep
 from quantize.artifact.artifact import Artifact
 from quantize.artifact.attestation import verified_here
-from quantize.artifact.file_hashes import FileHashes
 from quantize.conversion import convert
 from quantize.errors import BadInput
+from quantize.file_hashes import FileHashes, user_hashes
 from quantize.methods.registry import parse_recipe
+from quantize.sources.opening import open_checkpoint
 from reports.card import CardOptions
 from reports.publish import prepare
 
@@ -97,6 +99,24 @@ def test_hashes_are_remembered_until_a_file_changes(tmp_path: Path) -> None:
     assert FileHashes(memory).sha256(path) != first
     memory.write_text('{"a": "[["')
     assert FileHashes(memory).sha256(path) != first
+
+
+def test_a_source_that_changes_under_its_old_times_has_another_digest(copy: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "source"
+    shutil.copytree(copy / "float32", folder)
+    weights = folder / "model.safetensors"
+    time.sleep(2.1)
+    source = open_checkpoint(folder)
+    first = source.digest_now()
+    memory = user_hashes().memory
+    assert memory
+    known = json.loads(memory.read_text())
+    assert known[str(weights)]["sha256"] == hashlib.sha256(weights.read_bytes()).hexdigest()
+    status = weights.stat()
+    flip(weights)
+    os.utime(weights, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert source.digest_now() != first
+    assert open_checkpoint(folder).digest == source.digest_now()
 
 
 NAMES = ["../../.bashrc", "/etc/passwd", "a/../../b", "..", "a\\b"]

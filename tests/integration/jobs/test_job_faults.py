@@ -16,6 +16,7 @@ from job_runs import standing_step
 
 from jobs.child import Child
 from jobs.records import Records
+from quantize.files import user_cache
 from quantize.results import read_results
 
 JOB = "models: [checkpoint]\nrecipes: [gguf-f16]\nverify: none\nreport: false\nresources: {threads: 1}\n"
@@ -165,7 +166,7 @@ def test_damaged_records_and_odd_clocks_change_nothing(job: Path, tmp_path: Path
     assert json.loads(status.stdout.splitlines()[-1])["steps"][0]["status"] == "done"
     # A crash of the machine may leave half a record: the step is then done again, and only that.
     (run / "steps" / "convert.checkpoint.gguf-f16.json").write_text('{"id": "conv')
-    (run / "cache" / "hashes.json").write_text("{")
+    (user_cache() / "hashes.json").write_text("{")
     again = quantwright("run", job, "-o", run)
     assert again.returncode == 0
     assert "1 done" in again.stderr

@@ -5,10 +5,9 @@ import json
 import threading
 import time
 from functools import cache
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any
 
-from quantize.checkpoint.checkpoint import Checkpoint
 from quantize.errors import StepFailed
 from quantize.files import user_cache
 from quantize.hashes import sha256_file
@@ -36,21 +35,13 @@ class FileHashes:
         entry = self._known.get(str(path))
         if isinstance(entry, dict) and entry.get("signature") == signature:
             return str(entry["sha256"])
+        settled = time.time_ns() - status.st_ctime_ns > SETTLED_NS
         digest = sha256_file(path)
-        if time.time_ns() - status.st_ctime_ns > SETTLED_NS:
+        if settled:
             with self._lock:
                 self._known[str(path)] = {"signature": signature, "sha256": digest}
                 self._save()
         return digest
-
-    def checkpoint(self, checkpoint: Checkpoint) -> str:
-        """Its digest, as ``Checkpoint.digest`` defines it."""
-        import hashlib
-
-        whole = hashlib.sha256()
-        for name, path in checkpoint.contents():
-            whole.update(f"{PurePath(name).name} {self.sha256(path)}\n".encode())
-        return whole.hexdigest()
 
     def _read(self) -> dict[str, Any]:
         try:

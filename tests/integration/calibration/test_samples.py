@@ -8,11 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.processors import TemplateProcessing
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from quantize.calibration import samples
 from quantize.calibration.samples import LONGEST_REQUEST, Row, Script, own_samples, sample
 from quantize.calibration.windows import Calibration, load_calibration
+from quantize.chat.special_ids import of_source
 from quantize.checkpoint.tokenizer import SourceTokenizer
 from quantize.errors import StepFailed
 from quantize.recipe import CalibrationOptions, RunOptions
@@ -67,13 +71,14 @@ def test_the_cache_changes_nothing(model: LlamaForCausalLM) -> None:
 
 
 def test_another_text_begins_where_one_ends(model: LlamaForCausalLM) -> None:
-    ids = sample(model, [Row(Script(((3, 4),), frozenset(range(8)))) for _ in range(16)], 48, seed=3)
+    ends = frozenset(range(8)) - {3}
+    ids = sample(model, [Row(Script(((3, 4),), ends)) for _ in range(16)], 48, seed=3)
     assert (ids[:, :2] == [3, 4]).all()
     ended = 0
     for row in ids:
         place = 2
         while place < 48:
-            if row[place] < 8:
+            if row[place] in ends:
                 ended += 1
                 assert list(row[place + 1 : place + 3]) == [3, 4][: 48 - place - 1]
                 place += 2
@@ -107,6 +112,46 @@ def test_turns() -> None:
     gives(9, 3)
     says(9)
     gives(1, 2)
+    row = Row(Script(((1, 2),), frozenset({1, 9})))
+    gives(1, 2)
+    says(9)
+    gives(1, 2)
+    says(1)  # ends a text, and begins the next
+    gives(2)
+    says(5)
+
+
+def tokenizer_with(folder: Path, bos: str, before: list[str], added: list[str]) -> SourceTokenizer:
+    """BOS is called ``bos`` and ``before`` stands before every text."""
+    folder.mkdir()
+    vocabulary = {text: number for number, text in enumerate(["a", *added])}
+    made = Tokenizer(WordLevel(vocabulary, unk_token="a"))
+    made.add_special_tokens(added)
+    if before:
+        made.post_processor = TemplateProcessing(
+            single=[*before, "$A"], special_tokens=[(text, vocabulary[text]) for text in before]
+        )
+    made.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"bos_token": bos}))
+    return SourceTokenizer.open(folder)
+
+
+@pytest.mark.parametrize(
+    ("bos", "before", "begins"),
+    [
+        ("<s>", ["<s>"], ["<s>"]),  # as Llama and Gemma
+        ("<s>", ["[gMASK]", "<sop>"], ["[gMASK]", "<sop>"]),  # as GLM-4
+        ("<|im_start|>", [], ["<|endoftext|>"]),  # as SmolLM2-Instruct
+    ],
+)
+def test_how_a_text_begins(bos: str, before: list[str], begins: list[str], tmp_path: Path) -> None:
+    added = ["<s>", "[gMASK]", "<sop>", "<|im_start|>", "<|endoftext|>"]
+    tokenizer = tokenizer_with(tmp_path / "all", bos, before, added)
+    found = samples.beginning(tokenizer, of_source(tokenizer, []))
+    assert [tokenizer.piece(number) for number in found] == begins
+    if not before:
+        few = tokenizer_with(tmp_path / "few", bos, before, added[:-1])
+        assert samples.beginning(few, of_source(few, [])) == (few.id_of(bos),)
 
 
 def test_samples_of_a_checkpoint(demo_checkpoint: Path, cache: Path) -> None:
@@ -184,6 +229,8 @@ def test_what_cannot_be_sampled(demo_checkpoint: Path, tmp_path: Path, model: Ll
         values = json.loads((folder / name).read_text())
         kept = {key: value for key, value in values.items() if not key.startswith(("bos", "eos"))}
         (folder / name).write_text(json.dumps(kept))
+    tokens = (folder / "tokenizer.json").read_text()
+    (folder / "tokenizer.json").write_text(tokens.replace("<|endoftext|>", "<|nothing|>"))
     with pytest.raises(StepFailed, match="names no token that begins a text; give --calibration a text"):
         own_samples(open_checkpoint(folder), 2, 32, 0, CPU)
     broken = LlamaForCausalLM(model.config).eval()

@@ -39,8 +39,8 @@ if TYPE_CHECKING:
 
 #: raised whenever the same model gives other samples
 VERSION = 3
-#: names of tokens that stand between documents in training
-SEPARATORS = ("<|endoftext|>", "<|end_of_text|>")
+#: the token that stands between documents in training, where it has this name
+SEPARATOR = "<|endoftext|>"
 #: rows that are sampled side by side
 BATCH = 64
 #: share of rows that are conversations, where the model has a chat template
@@ -120,8 +120,7 @@ def own_samples(
     tokenizer = SourceTokenizer.open(checkpoint.folder)
     special = of_source(tokenizer, [checkpoint.folder])
     begins = beginning(tokenizer, special)
-    separators = {tokenizer.added_tokens.get(name) for name in SEPARATORS}
-    free = Script((begins,), special.ends | {number for number in begins if number in separators})
+    free = Script((begins,), special.ends | ({*begins} & {tokenizer.added_tokens.get(SEPARATOR)}))
     talk, said = _conversation(checkpoint, tokenizer, special, begins)
     talks = round(rows * CONVERSATIONS) if talk else 0
     scripts = [talk] * talks + [free] * (rows - talks) if talk else [free] * rows
@@ -222,8 +221,7 @@ def beginning(tokenizer: SourceTokenizer, special: SpecialIds) -> tuple[int, ...
     places = (i for i in range(len(whole)) if whole[i : i + len(text)] == text)
     if before := whole[: next(places, 0)]:
         return tuple(before)
-    known = (tokenizer.added_tokens.get(name) for name in SEPARATORS)
-    first = next((number for number in known if number is not None), special.prefix)
+    first = tokenizer.added_tokens.get(SEPARATOR, special.prefix)
     return () if first is None else (first,)
 
 

@@ -18,7 +18,8 @@ from jobs.spec import Job
 from jobs.steps.step import ModelStep, Step
 from jobs.texts import Texts
 from quantize.artifact.artifact import Artifact
-from quantize.calibration.sources import parse_sources, spell_sources
+from quantize.calibration.samples import VERSION
+from quantize.calibration.sources import AUTO, OWN, parse_sources, spell_sources
 from quantize.checkpoint.reader import IN_FILES
 from quantize.file_hashes import user_hashes
 from quantize.methods.base import Costs, Work
@@ -151,6 +152,8 @@ def convert_step(job: Job, model: OpenModel, work: Work[Any], texts: Texts) -> C
         if len(parts) > 1 or not parts[0].path():
             named = [part if part.path() is None else replace(part, place="") for part in parts]
             inputs["calibration_source"] = spell_sources(tuple(named))
+        if any(part.place in (OWN, AUTO) for part in parts):
+            inputs["samples"] = VERSION
     if model.adapter:
         arguments += ["--adapter", str(model.adapter)]
         inputs["adapter"] = model.adapter.name

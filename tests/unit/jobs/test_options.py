@@ -14,6 +14,7 @@ from jobs.load import load_job
 from jobs.plan import build_plan
 from jobs.spec import Benchmark, Evaluate
 from jobs.steps.step import Step
+from quantize.calibration.samples import VERSION
 from quantize.errors import BadInput
 
 HEAD = "recipes: [gguf-q4_k_m, quanto-int8]\nreport: false\n"
@@ -129,3 +130,16 @@ def test_the_keys_that_init_comments_are_keys(tmp_path: Path) -> None:
     more = TEMPLATE.format(name="job.yaml").split("# more: ")[1].splitlines()[0]
     path.write_text(f"models: [a]\nbenchmark: {more}\n", encoding="utf-8")
     assert load_job(path).benchmark is not None
+
+
+@pytest.mark.parametrize(
+    ("source", "known"), [("auto", True), ("self*0.5,stdlib*0.5", True), ("stdlib", False)]
+)
+def test_a_step_that_calibrates_on_samples_knows_how_they_are_drawn(
+    tmp_path: Path, demo_checkpoint: Path, source: str, known: bool
+) -> None:
+    """A job makes again what other samples would make otherwise."""
+    path = tmp_path / "job.yaml"
+    path.write_text(f'models: [{demo_checkpoint}]\nrecipes: [gptq-int4]\ncalibration: "{source}"\n')
+    (step,) = (each for each in build_plan(load_job(path), tmp_path).steps if each.kind == "convert")
+    assert step.inputs.get("samples") == (VERSION if known else None)

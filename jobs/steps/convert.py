@@ -18,7 +18,7 @@ from jobs.spec import Job
 from jobs.steps.step import ModelStep, Step
 from jobs.texts import Texts
 from quantize.artifact.artifact import Artifact
-from quantize.calibration.samples import VERSION
+from quantize.calibration.samples import VERSION as SAMPLING
 from quantize.calibration.sources import AUTO, OWN, parse_sources, spell_sources
 from quantize.checkpoint.reader import IN_FILES
 from quantize.file_hashes import user_hashes
@@ -153,7 +153,7 @@ def convert_step(job: Job, model: OpenModel, work: Work[Any], texts: Texts) -> C
             named = [part if part.path() is None else replace(part, place="") for part in parts]
             inputs["calibration_source"] = spell_sources(tuple(named))
         if any(part.place in (OWN, AUTO) for part in parts):
-            inputs["samples"] = VERSION
+            inputs["samples"] = SAMPLING
     if model.adapter:
         arguments += ["--adapter", str(model.adapter)]
         inputs["adapter"] = model.adapter.name

@@ -26,6 +26,7 @@ from quantize.checkpoint.templates import DEFAULT, folder_templates
 from quantize.checkpoint.tokenizer import SourceTokenizer
 from quantize.dtypes import dense
 from quantize.errors import BadInput, StepFailed
+from quantize.gguf.tokenizer.special import added_around
 from quantize.hf.load import load_model
 from quantize.hf.products import multiplies_bfloat16
 from quantize.progress import progress_bar
@@ -217,9 +218,8 @@ def sample(
 def beginning(tokenizer: SourceTokenizer, special: SpecialIds) -> tuple[int, ...]:
     """What the tokenizer puts before a text. Where that is nothing, what stood between documents in training:
     BOS may begin a turn of a conversation (``<|im_start|>`` of SmolLM2-Instruct), and EOS end one."""
-    text, whole = (tokenizer.encode("a", add_special=add) for add in (False, True))
-    places = (i for i in range(len(whole)) if whole[i : i + len(text)] == text)
-    if before := whole[: next(places, 0)]:
+    before, _ = added_around(tokenizer)
+    if before:
         return tuple(before)
     first = tokenizer.added_tokens.get(SEPARATOR, special.prefix)
     return () if first is None else (first,)

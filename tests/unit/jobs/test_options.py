@@ -14,7 +14,7 @@ from jobs.load import load_job
 from jobs.plan import build_plan
 from jobs.spec import Benchmark, Evaluate
 from jobs.steps.step import Step
-from quantize.calibration.samples import VERSION
+from quantize.calibration.samples import VERSION as SAMPLING
 from quantize.errors import BadInput
 
 HEAD = "recipes: [gguf-q4_k_m, quanto-int8]\nreport: false\n"
@@ -142,4 +142,4 @@ def test_a_step_that_calibrates_on_samples_knows_how_they_are_drawn(
     path = tmp_path / "job.yaml"
     path.write_text(f'models: [{demo_checkpoint}]\nrecipes: [gptq-int4]\ncalibration: "{source}"\n')
     (step,) = (each for each in build_plan(load_job(path), tmp_path).steps if each.kind == "convert")
-    assert step.inputs.get("samples") == (VERSION if known else None)
+    assert step.inputs.get("samples") == (SAMPLING if known else None)
